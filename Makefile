@@ -1,0 +1,54 @@
+# Everything runs inside .venv, installed within the tested set of constraints.txt.
+PYTHON      ?= python3
+VENV        := .venv
+PY          := $(VENV)/bin/python
+STAMP       := $(VENV)/.installed
+PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --no-input
+PYTEST_ARGS ?=
+
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+
+# A stamp is worth nothing if the interpreter is gone or the checkout has moved since: install again then.
+HEALTHY := $(if $(wildcard $(STAMP)),$(shell $(PY) -I -c "import os, pip, importlib.util as u; s = u.find_spec('saferedir'); print('yes' * os.path.realpath(s.origin).startswith(os.path.realpath('src') + os.sep))" 2>/dev/null))
+
+.PHONY: help setup demo test lint check clean always
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP)  ## create .venv and install the library with its tools (only when something changed)
+
+$(STAMP): pyproject.toml constraints.txt $(if $(HEALTHY),,always)
+	@set -e; \
+	if ! $(PY) -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+			{ echo "saferedir needs Python 3.11 or newer, but PYTHON=$(PYTHON) is not: try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
+		echo "==> creating $(VENV) with $$($(PYTHON) --version)"; \
+		rm -rf $(VENV); \
+		$(PYTHON) -m venv $(VENV); \
+	fi; \
+	$(PY) -I -c 'import pip' >/dev/null 2>&1 || $(PY) -m ensurepip; \
+	echo "==> installing saferedir and its tools into $(VENV), versions from constraints.txt (the first time takes minutes)"; \
+	for attempt in 1 2 3; do \
+		if $(PIP_INSTALL) --quiet -c constraints.txt -e '.[dev,plots]'; then touch $(STAMP); break; fi; \
+		if [ $$attempt = 3 ]; then echo "pip failed three times: its last message above says why" >&2; exit 1; fi; \
+		echo "==> pip failed, trying again ($$attempt of 2)"; sleep $$((attempt * 5)); \
+	done; \
+	echo "==> ready: $(VENV)/bin/saferedir --help"
+
+demo: setup  ## see a guard at work: images and a comparison in runs/demo
+	$(VENV)/bin/saferedir demo --out runs/demo
+
+test: setup  ## run the tests, offline and on CPU (PYTEST_ARGS="-m 'not slow'" for the quick ones)
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## ruff, and mypy --strict on src
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+check: lint test  ## lint + test
+
+clean:  ## remove caches and build output, keep .venv and runs
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

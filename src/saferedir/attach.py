@@ -1,0 +1,127 @@
+"""attach(pipe, guards): the only file that touches a live pipeline.
+
+Two torch hooks on the denoiser, and `step` and `set_timesteps` of the scheduler *instance*: read-only, this
+pair is bit-identical to the bare pipeline (design section 5). What happens between them is `session`. One
+`_Seam` per denoiser serves every attachment, so attachments nest and detach in any order.
+
+Fail closed: whatever breaks here raises inside the pipeline call, so that no image comes out of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from .decisions import Decision
+from .errors import AlreadyAttachedError, GuardError
+from .families import backbone_fingerprint, check_backbone, family_of
+from .guard import Guard
+from .schedules import check_scheduler
+from .seam import Seam, find_seam, remove_foreign_hooks
+
+
+def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool = False) -> Attached:
+    """Guard a diffusers pipeline, in place, until `detach()` (or the end of a `with` block).
+
+    Guards act in the order given; guards of earlier attachments act before those of later ones. Nothing is
+    changed if anything is wrong: an unsupported pipeline or scheduler (UnsupportedPipelineError), a guard for
+    another architecture (BackboneMismatchError, unless `force`), a guard already attached here
+    (AlreadyAttachedError). Other weights than those a guard was trained on only warn.
+    """
+    chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
+    if not chosen or not all(isinstance(guard, Guard) for guard in chosen):
+        raise GuardError(
+            f"attach needs one or more Guard objects, not {guards!r}; see Guard.from_pretrained."
+        )
+    family = family_of(pipe)
+    check_scheduler(pipe.scheduler)
+    denoiser = getattr(pipe, family.denoiser)
+    remove_foreign_hooks(denoiser, pipe.scheduler)
+    seam = find_seam(denoiser)
+    if seam is not None and seam.pipe is not pipe:
+        raise AlreadyAttachedError(
+            f"this pipeline shares its {family.denoiser} with another guarded {type(seam.pipe).__name__}; "
+            "detach the guards there first, or load a second copy of the weights."
+        )
+    present = [] if seam is None else seam.guards()
+    for position, guard in enumerate(chosen):
+        if any(guard is other for other in [*present, *chosen[:position]]):
+            raise AlreadyAttachedError(
+                f"guard {guard.method!r} is already attached to this pipeline; detach it first, or load a "
+                f"second one."
+            )
+    if not force:
+        _check_backbones(pipe, chosen)
+    if seam is None:
+        seam = Seam(pipe, family)
+    return Attached(seam, chosen)
+
+
+def detach(pipe: Any) -> None:
+    """Remove every guard from a pipeline, and from a deep copy of a guarded one whatever hooks came along."""
+    family = family_of(pipe)
+    denoiser = getattr(pipe, family.denoiser)
+    seam = find_seam(denoiser)
+    for attached in [] if seam is None else list(seam.attachments):
+        attached.detach()
+    remove_foreign_hooks(denoiser, pipe.scheduler)
+
+
+class Attached:
+    """A guarded pipeline's handle: a context manager that also carries the decisions of the last run."""
+
+    def __init__(self, seam: Seam, guards: tuple[Guard[Any], ...]) -> None:
+        self.guards = guards
+        self._seam = seam
+        #: number of runs guarded from first to last step; compare before and after a call to be sure it was
+        self.runs = 0
+        self._decisions: list[Decision] = []
+        seam.add(self)
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """One Decision per image and guard, guard by guard, of the last run; empty until that run has
+        finished.
+        """
+        return list(self._decisions)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the guards are on the pipeline now."""
+        return self in self._seam.attachments
+
+    def detach(self) -> None:
+        """Take the guards off, leaving the pipeline exactly as it was found. Doing it twice is harmless."""
+        self._seam.remove(self)
+
+    def clear(self) -> None:
+        """Forget the decisions of an earlier run. Called by the seam when a run begins."""
+        self._decisions = []
+
+    def record(self, decisions: list[Decision]) -> None:
+        """Keep the decisions of a finished run. Called by the seam."""
+        self._decisions = decisions
+        self.runs += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def _check_backbones(pipe: Any, guards: Sequence[Guard[Any]]) -> None:
+    bound = [guard for guard in guards if guard.config.backbone is not None]
+    actual = backbone_fingerprint(pipe) if bound else {}
+    for guard in bound:
+        edited = check_backbone(guard.config.backbone or {}, actual, guard.method)
+        if edited:
+            warnings.warn(
+                f"guard {guard.method!r} meets the architecture it was trained for with other weights "
+                f"({'; '.join(edited)}); recalibrate its thresholds on this checkpoint.",
+                stacklevel=3,
+            )

@@ -1,0 +1,82 @@
+"""Decision: what one guard saw in one image and what it did about it, as plain data.
+
+Imports nothing of saferedir. Guards write decisions (`Guard.verdict`), `protect` acts on them, the server
+logs them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+#: what can have happened to one image; "blocked" is set by policies (protect.py), never by a guard alone
+ACTIONS = ("none", "redirected", "edited", "escalated", "blocked")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The record of one guard on one image.
+
+    Attributes:
+        guard: method name of the guard, as in `guard_config.json`.
+        concept: the concept guarded against.
+        image: 0-based position of the image in the pipeline's batch.
+        fired: whether the guard acted on this image at least once.
+        action: one of `ACTIONS`.
+        prompt_score: highest score of the prompt alone, None if the guard does not read prompts.
+        image_score: highest score of the denoised estimate, None if the guard does not read images.
+        thresholds: name -> threshold the scores were held against.
+        first_fired_step: 0-based index of the first step acted on, None if none.
+        steps_redirected: number of denoiser calls that ran with edited conditioning or latents.
+        token_strengths: (L,) strength per prompt token (of the strongest redirection), or None.
+        tokens: the L tokens, where the caller knows them.
+        prompt_scores, image_scores: one entry per check, in order.
+        message: one sentence for a person.
+    """
+
+    guard: str
+    concept: str
+    image: int
+    fired: bool = False
+    action: str = "none"
+    prompt_score: float | None = None
+    image_score: float | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
+    first_fired_step: int | None = None
+    steps_redirected: int = 0
+    token_strengths: tuple[float, ...] | None = None
+    tokens: tuple[str, ...] | None = None
+    prompt_scores: tuple[float, ...] = ()
+    image_scores: tuple[float, ...] = ()
+    message: str = ""
+
+    def __post_init__(self) -> None:
+        if self.action not in ACTIONS:
+            raise ValueError(f"Decision.action is {self.action!r}; expected one of {', '.join(ACTIONS)}.")
+        for name in ("token_strengths", "tokens", "prompt_scores", "image_scores"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: tuples become lists, nothing else changes."""
+        record: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, tuple):
+                value = list(value)
+            record[entry.name] = dict(value) if isinstance(value, dict) else value
+        return record
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Decision:
+        """Inverse of `to_dict`; an unknown key is an error, so that an old reader never drops a fact
+        silently.
+        """
+        known = {entry.name for entry in fields(cls)}
+        unknown = sorted(set(record) - known)
+        if unknown:
+            raise ValueError(
+                f"Decision has no field {', '.join(unknown)}; known fields: {', '.join(sorted(known))}."
+            )
+        return cls(**record)

@@ -1,0 +1,42 @@
+"""Which class serves which "method" of a `guard_config.json`. One guard, one line.
+
+Classes are imported on first use, so that listing methods costs nothing. Imports `errors` and `guard`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ..errors import GuardConfigError
+from ..guard import Guard
+
+_METHODS: dict[str, str] = {}
+
+
+def register(method: str, target: str) -> None:
+    """Bind `method` to ``"module:Class"``. Raises on a name that is already bound to something else."""
+    bound = _METHODS.setdefault(method, target)
+    if bound != target:
+        raise GuardConfigError(
+            f"guard method {method!r} is already registered as {bound}; choose another name."
+        )
+
+
+def methods() -> list[str]:
+    """Names of all registered methods, sorted."""
+    return sorted(_METHODS)
+
+
+def guard_class(method: str) -> type[Guard[Any]]:
+    """The class of a method; raises GuardConfigError naming the known ones."""
+    if method not in _METHODS:
+        raise GuardConfigError(
+            f"no guard method is called {method!r}; known methods: {', '.join(methods())}."
+        )
+    module, _, name = _METHODS[method].partition(":")
+    found: type[Guard[Any]] = getattr(import_module(module), name)
+    return found
+
+
+register("saferedir", "saferedir.guards.saferedir.guard:SafeRedir")

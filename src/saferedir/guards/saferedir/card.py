@@ -1,0 +1,59 @@
+"""The model card of a trained guard: what it forgets, for which backbone, how it was trained and measured.
+
+Imports nothing but the guard's type. Written beside the weights by training.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from saferedir.guards.saferedir.guard import SafeRedir
+
+
+def _table(values: dict[str, object]) -> str:
+    rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in values.items() if not isinstance(value, dict)]
+    return "| what | value |\n|---|---|\n" + "\n".join(rows)
+
+
+def write_card(guard: SafeRedir, path: Path) -> None:
+    """Write the card as Markdown with the front matter that the Hugging Face hub reads."""
+    config = guard.config
+    backbone = config.backbone or {}
+    by_time = config.measured.get("image_auroc_by_time", {})
+    times = " ".join(f"t={t}: {v}" for t, v in by_time.items()) if isinstance(by_time, dict) else ""
+    path.write_text(
+        f"""---
+library_name: saferedir
+license: apache-2.0
+tags: [safety, unlearning, text-to-image]
+---
+# SafeRedir guard for "{config.concept}"
+
+Steers prompts that ask for "{config.concept}" towards "{config.training.get("anchor", "a safe prompt")}" while the
+model draws; prompts that do not are left bit for bit as they were. Load it with
+`saferedir.Guard.from_pretrained(folder)` and `saferedir.attach(pipe, guard)`.
+
+Method: SafeRedir (arXiv:2601.08623), this project's `default` mode. Backbone: {backbone.get("family", "unknown")}.
+
+## Thresholds
+Prompt score {config.prompt_threshold:.3f}, image score {config.image_threshold:.3f} (logits).
+
+## Training
+{_table(config.training)}
+
+## Held-out measurements
+Thresholds and the best checkpoint were chosen on the same held-out pairs, so these rates are optimistic; the independent
+ones are in the project's documentation.
+
+{_table(config.measured)}
+
+AUROC of the image verdict by time: {times}
+
+## Limits
+Trained on one backbone, sampler setting and set of phrasings; recalibrate for others. It is no defence against somebody who
+can edit weights or remove the guard.
+""",
+        encoding="utf-8",
+    )

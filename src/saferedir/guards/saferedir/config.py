@@ -1,0 +1,65 @@
+"""The frozen configuration of a SafeRedir guard. Imports `guard` for the base class; read by guard.py and training.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from saferedir.guard import GuardConfig
+
+MODES = ("default", "faithful")
+GATES = ("hard", "soft", "straight_through")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafeRedirConfig(GuardConfig):
+    """Settings of SafeRedir (arXiv:2601.08623).
+
+    Attributes:
+        mode: "default" (this project's fixes) or "faithful" (the authors' released loop).
+        network: sizes of the redirector, `RedirectorConfig.to_dict()`; unused in faithful mode.
+        prompt_threshold: the prompt is redirected at score (logit) >= this value; calibrated by training.
+        image_threshold: the same for the verdict on the denoised estimate.
+        use_prompt, use_image: switch either verdict off, for ablations.
+        scale: s, multiplier of the shift, >= 0.
+        replace_steps: steps between checks that are skipped after a hit (faithful) or after any check (default).
+        hysteresis: the prompt verdict is given up below `prompt_threshold - hysteresis`, in logits.
+        patience: checks in a row before the prompt verdict is given up, or before an image verdict that stays
+            high escalates.
+        escalation_scale: factor on `scale` at the first escalation; the second puts the anchor's embedding in place.
+        redirect_uncond: shift the unconditional half too (the reference does).
+        gate: "hard" in use; "soft" or "straight_through" to differentiate through the decision.
+        gate_sharpness: kappa of the soft gate, per logit.
+        mask_again: faithful mode, multiply the normalised direction by the predicted mask.
+        carry_countdown: faithful mode, keep the countdown between pipeline calls as the reference does.
+        fail_closed: raise on a redirection that is not finite; False leaves that row alone and logs a warning.
+    """
+
+    mode: str = "default"
+    network: dict[str, Any] = field(default_factory=dict)
+    prompt_threshold: float = 0.0
+    image_threshold: float = 0.0
+    use_prompt: bool = True
+    use_image: bool = True
+    scale: float = 1.0
+    replace_steps: int = 0
+    hysteresis: float = 1.0
+    patience: int = 3
+    escalation_scale: float = 1.5
+    redirect_uncond: bool = False
+    gate: str = "hard"
+    gate_sharpness: float = 4.0
+    mask_again: bool = False
+    carry_countdown: bool = False
+    fail_closed: bool = True
+
+    def validate(self) -> None:
+        self.require(self.mode in MODES, "mode", f"one of {', '.join(MODES)}")
+        self.require(self.gate in GATES, "gate", f"one of {', '.join(GATES)}")
+        self.require(self.scale >= 0, "scale", "a number >= 0")
+        self.require(self.replace_steps >= 0, "replace_steps", "a whole number >= 0")
+        self.require(self.patience >= 1, "patience", "a whole number >= 1")
+        self.require(self.hysteresis >= 0, "hysteresis", "a number >= 0")
+        self.require(self.escalation_scale >= 1, "escalation_scale", "a number >= 1")
+        self.require(self.gate_sharpness > 0, "gate_sharpness", "a number > 0")
+        self.require(self.use_prompt or self.use_image, "use_prompt", "true where use_image is false")

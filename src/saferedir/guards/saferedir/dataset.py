@@ -1,0 +1,187 @@
+"""Training data of a SafeRedir guard: prompt pairs, their embeddings, and what the model sees while drawing them.
+
+Imports attach (through which it watches the pipeline), torch and safetensors. Used by training.py only.
+Section 9.2 of our specification of arXiv:2601.08623: split by prompt pair, embeddings once per prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saferedir.attach import attach
+from saferedir.errors import GuardConfigError
+from saferedir.guard import Guard, GuardConfig, Run, Step
+
+MOVED = 0.05  # relative distance above which a token belongs to the mask target
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt that asks for the concept and the same wish without it; `unsafe` is None for a benign line."""
+
+    unsafe: str | None
+    safe: str
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Pairs from a JSON-lines file: {"unsafe": ..., "safe": ...} or {"safe": ...} for a benign prompt.
+
+    Raises:
+        GuardConfigError: for a missing or empty file, and with the line number for a malformed line.
+    """
+    if not path.is_file():
+        raise GuardConfigError(
+            f"There is no pairs file at {path}; give a JSON-lines file with unsafe and safe prompts."
+        )
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            pairs.append(_parse_pair(line, f"{path}, line {number}"))
+    if not any(pair.unsafe for pair in pairs):
+        raise GuardConfigError(f"{path} holds no pair with an unsafe prompt; a guard needs at least 10 of them.")
+    return pairs
+
+
+def _parse_pair(line: str, where: str) -> Pair:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise GuardConfigError(f"{where}: not JSON ({error.msg}); expected an object with unsafe and safe.") from error
+    if not isinstance(record, dict) or not set(record) <= {"unsafe", "safe"}:
+        raise GuardConfigError(f'{where}: expected an object with the keys "unsafe" and "safe" only.')
+    unsafe, safe = record.get("unsafe"), record.get("safe")
+    for name, value in (("safe", safe), ("unsafe", unsafe)):
+        if value is None and name == "unsafe":
+            continue
+        if not isinstance(value, str) or not value.strip():
+            raise GuardConfigError(f'{where}: "{name}" must be a non-empty text, not {value!r}.')
+    if unsafe == safe:
+        raise GuardConfigError(f"{where}: the unsafe and the safe prompt are the same.")
+    return Pair(unsafe, str(safe))
+
+
+def write_pairs(pairs: Sequence[Pair], path: Path) -> None:
+    """Inverse of `read_pairs`."""
+    records = [{"safe": p.safe} if p.unsafe is None else {"unsafe": p.unsafe, "safe": p.safe} for p in pairs]
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+
+
+def split_pairs(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(training, held out) by checksum of the safe prompt, so that all seeds and steps of a pair fall on one side."""
+
+    def place(pair: Pair) -> float:
+        digest = hashlib.sha256(f"{seed}/{pair.safe.lower()}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") / 2**32
+
+    held_out = [pair for pair in pairs if place(pair) < share]
+    return [pair for pair in pairs if place(pair) >= share], held_out
+
+
+@torch.no_grad()
+def encode_prompts(pipe: Any, prompts: Sequence[str], batch: int = 64) -> Tensor:
+    """Conditional prompt embeddings (N, L, D) float32 on the CPU, as the pipeline itself would make them."""
+    rows = []
+    for start in range(0, len(prompts), batch):
+        embeds = pipe.encode_prompt(
+            prompt=list(prompts[start : start + batch]),
+            device=pipe.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )[0]
+        rows.append(embeds.float().cpu())
+    return torch.cat(rows)
+
+
+def moved_tokens(unsafe: Tensor, safe: Tensor) -> Tensor:
+    """Mask target m* (N, L): tokens whose embedding differs between the two prompts, wherever the concept leaked."""
+    distance = (unsafe - safe).norm(dim=-1) / safe.norm(dim=-1).clamp(min=1e-6)
+    return (distance > MOVED).float()
+
+
+class Recorder(Guard[GuardConfig]):
+    """A guard that changes nothing and keeps what a classifier could look at: x_t, x0 and the unconditional x0."""
+
+    method = "recorder"
+
+    def __init__(self) -> None:
+        super().__init__(GuardConfig(concept="recording"))
+        self.frames: list[dict[str, Tensor]] = []
+
+    def start(self, run: Run) -> None:
+        self.frames = []
+
+    def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
+        frame = {"x_t": step.x_t, "x0": x0, "t": step.t}
+        if step.x0_uncond is not None:
+            frame["x0_uncond"] = step.x0_uncond
+        self.frames.append(
+            {k: v.detach().to("cpu", torch.float16 if k != "t" else torch.float32) for k, v in frame.items()}
+        )
+        return x0
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What was recorded for N prompts at S steps: tensors (N, S, C, h, w) float16 and times (S,)."""
+
+    x_t: Tensor
+    x0: Tensor
+    x0_uncond: Tensor
+    t: Tensor
+
+
+def roll_out(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+    batch: int = 50,
+    cache: Path | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Rollouts:
+    """Draw every prompt once and record every step. Image i starts from noise of seed `seed + i`, whatever the batch.
+
+    Finished batches are kept in the folder `cache`, so that an interrupted run goes on.
+    """
+    recorder = Recorder()
+    parts: list[dict[str, Tensor]] = []
+    precision = torch.autocast(pipe.device.type, torch.bfloat16, enabled=pipe.unet.dtype == torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    for start in range(0, len(prompts), batch):
+        chunk = list(prompts[start : start + batch])
+        key = hashlib.sha256(json.dumps([chunk, steps, guidance_scale, seed + start]).encode()).hexdigest()[:16]
+        path = None if cache is None else cache / f"rollout-{key}.safetensors"
+        if path is not None and path.exists():
+            parts.append(load_file(path))
+        else:
+            generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
+            with attach(pipe, recorder), precision, torch.no_grad():
+                pipe(
+                    chunk,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance_scale,
+                    generator=generators,
+                    output_type="latent",
+                )
+            names = ("x_t", "x0", "x0_uncond")
+            part = {n: torch.stack([f.get(n, f["x0"]) for f in recorder.frames], dim=1).contiguous() for n in names}
+            part["t"] = torch.stack([f["t"][0] for f in recorder.frames])
+            parts.append(part)
+            if path is not None:
+                save_file(part, path.with_suffix(".tmp"))
+                os.replace(path.with_suffix(".tmp"), path)
+        if on_progress is not None:
+            on_progress(len(chunk))
+    return Rollouts(*(torch.cat([p[n] for p in parts]) for n in ("x_t", "x0", "x0_uncond")), t=parts[0]["t"])

@@ -1,0 +1,285 @@
+"""SafeRedir: redirect the prompt embeddings of a trajectory that heads for the concept.
+
+Implements "SafeRedir: Prompt Embedding Redirection for Robust Unlearning in Image Generation Models" (arXiv:2601.08623).
+Shapes: prompt embeddings (B, L, D), latents and x0 (B, C, h, w); all state has one row per image.
+Deviations of `default` from the released loop: two verdicts a step, on the raw prompt before the call and on the guided
+denoised estimate after it; conditional rows only; the prompt verdict can be given up, the image verdict is sticky and
+escalates; step 0 is protected. The released loop itself is in faithful.py, which this class runs in `faithful` mode.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from saferedir.decisions import Decision
+from saferedir.errors import GuardConfigError, GuardError
+from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
+from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
+from saferedir.guards.saferedir.network import Redirection, Redirector, RedirectorConfig, redirect, redirect_pooled
+from saferedir.guards.saferedir.reference import load_reference_redirector
+
+logger = logging.getLogger(__name__)
+
+LATENT_CLAMP = 6.0  # denoised estimates of early steps can be far off; trained and used with the same clamp
+ANCHOR = "anchor_prompt_embeds"
+
+
+@dataclass
+class RedirState:
+    """What SafeRedir remembers during one pipeline call; every tensor has B rows."""
+
+    prompt_weight: Tensor  # (B,) 1 while the prompt verdict stands, in [0, 1] under a soft gate
+    image_weight: Tensor  # (B,) the same for the image verdict; never falls
+    safe_streak: Tensor  # (B,) int, prompt checks in a row below the lower threshold
+    unsafe_streak: Tensor  # (B,) int, image checks in a row above the threshold while redirected
+    level: Tensor  # (B,) int, 0 redirect, 1 stronger, 2 the anchor's embedding
+    redirected: Tensor  # (B,) int, denoiser calls with another embedding
+    first_fired: Tensor  # (B,) int, -1 while nothing happened
+    countdown: int = 0
+    embeds: Tensor | None = None  # the prompt embeddings that `score` and `redirection` belong to
+    score: Tensor | None = None
+    redirection: Redirection | None = None
+    strengths: Tensor | None = None  # (B, L)
+    prompt_scores: list[Tensor] = field(default_factory=list)
+    image_scores: list[Tensor] = field(default_factory=list)
+
+
+def relative_shift(prompt: Tensor, e0: Tensor) -> Tensor:
+    """|e' - e0| / |e0| per token, (B, L): how far each token was moved."""
+    return (prompt.float() - e0.float()).norm(dim=-1) / e0.float().norm(dim=-1).clamp(min=1e-6)
+
+
+class SafeRedir(Guard[SafeRedirConfig]):
+    """The guard; `network` is a `Redirector` (default) or a `ReferenceRedirector` (faithful)."""
+
+    method: ClassVar[str] = "saferedir"
+    config_class: ClassVar[type[GuardConfig]] = SafeRedirConfig
+
+    def __init__(self, config: SafeRedirConfig, network: nn.Module | None = None, anchor: Tensor | None = None) -> None:
+        super().__init__(config)
+        self.anchor = anchor  # (L, D) embedding of the anchor prompt, the last resort
+        self.network: Any = network
+        self.faithful: FaithfulLoop | None = None
+        if config.mode == "default" and network is None:
+            self.network = Redirector(RedirectorConfig.from_dict(config.network))
+        if self.network is not None:
+            self._adopt(self.network)
+
+    def _adopt(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+        if self.config.mode == "faithful":
+            self.faithful = FaithfulLoop(self.network, self.config)
+
+    # ------------------------------------------------------------------ one run
+
+    def start(self, run: Run) -> RedirState | FaithfulState:
+        if self.network is None:
+            raise GuardError("This SafeRedir guard has no network; load its weights before attaching it.")
+        self.network.to(run.device)
+        if self.faithful is not None:
+            return self.faithful.start(run)
+        rows, device = run.batch_size, run.device
+        if self.anchor is not None:
+            self.anchor = self.anchor.to(device)
+        return RedirState(
+            prompt_weight=torch.zeros(rows, device=device),
+            image_weight=torch.zeros(rows, device=device),
+            safe_streak=torch.zeros(rows, dtype=torch.long, device=device),
+            unsafe_streak=torch.zeros(rows, dtype=torch.long, device=device),
+            level=torch.zeros(rows, dtype=torch.long, device=device),
+            redirected=torch.zeros(rows, dtype=torch.long, device=device),
+            first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
+        )
+
+    def on_step_start(self, step: Step) -> Tensor | Embeds:
+        if self.faithful is not None:
+            return self.faithful.embeds(step)
+        state: RedirState = step.state
+        self._check_prompt(step, state)
+        weight = torch.maximum(state.prompt_weight, state.image_weight)
+        if self.config.gate == "hard" and not bool((weight > 0).any()):
+            return step.prompt_embeds
+        acts = weight.detach() > 0.5
+        state.redirected = state.redirected + acts
+        state.first_fired = torch.where(acts & (state.first_fired < 0), step.index, state.first_fired)
+        return self._redirected(step, state, weight)
+
+    def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
+        if self.faithful is not None:
+            self.faithful.decide(step)
+            return x0
+        if not self.config.use_image:
+            return x0
+        state: RedirState = step.state
+        score = self.image_score(x0, step.t)
+        state.image_scores.append(score.detach())
+        high = score.detach() >= self.config.image_threshold
+        was_redirected = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
+        state.image_weight = torch.maximum(state.image_weight, self._gate(score, self.config.image_threshold))
+        state.unsafe_streak = torch.where(high & was_redirected, state.unsafe_streak + 1, 0)
+        escalate = state.unsafe_streak >= self.config.patience
+        state.level = torch.where(escalate, (state.level + 1).clamp(max=2), state.level)
+        state.unsafe_streak = torch.where(escalate, 0, state.unsafe_streak)
+        return x0
+
+    # ------------------------------------------------------------------ scores
+
+    def prompt_score(self, prompt_embeds: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> Tensor:
+        """(B,) logit that the prompt asks for any of the concepts; the highest over concepts."""
+        logits: Tensor = self.network.prompt_verdict(prompt_embeds, mask, pooled)
+        return self._finite(logits.amax(dim=1), "prompt")
+
+    def image_score(self, x0: Tensor, t: Tensor) -> Tensor:
+        """(B,) logit that the denoised estimate shows any of the concepts."""
+        logits: Tensor = self.network.image_verdict(x0.clamp(-LATENT_CLAMP, LATENT_CLAMP), t)
+        return self._finite(logits.amax(dim=1), "image")
+
+    def _finite(self, score: Tensor, name: str) -> Tensor:
+        if not bool(torch.isfinite(score.detach()).all()):
+            raise GuardError(
+                f"SafeRedir's {name} score for {self.config.concept!r} is not finite, so no image is returned; check the "
+                f"{'prompt embeddings' if name == 'prompt' else 'latents'} and the guard's weights."
+            )
+        return score
+
+    def _gate(self, score: Tensor, threshold: float) -> Tensor:
+        hard = (score >= threshold).to(score.dtype)
+        if self.config.gate == "hard":
+            return hard
+        soft = torch.sigmoid(self.config.gate_sharpness * (score - threshold))
+        return soft if self.config.gate == "soft" else hard + soft - soft.detach()
+
+    def _check_prompt(self, step: Step, state: RedirState) -> None:
+        e0 = step.prompt_embeds
+        if state.embeds is None or not (e0 is state.embeds or torch.equal(e0, state.embeds)):
+            state.embeds, state.redirection = e0, None
+            state.score = self.prompt_score(e0, step.prompt_mask, step.pooled) if self.config.use_prompt else None
+            state.countdown = 0  # other embeddings than before are checked at once
+        if state.score is None:
+            return
+        if state.countdown > 0:
+            state.countdown -= 1
+            return
+        state.countdown = self.config.replace_steps
+        score, tau = state.score, self.config.prompt_threshold
+        state.prompt_scores.append(score.detach())
+        weight = self._gate(score, tau)
+        below = score.detach() < tau - self.config.hysteresis
+        state.safe_streak = torch.where(below, state.safe_streak + 1, 0)
+        given_up = state.safe_streak >= self.config.patience
+        kept = torch.where(given_up, torch.zeros_like(weight), state.prompt_weight)
+        state.prompt_weight = torch.maximum(weight, kept)
+
+    # ------------------------------------------------------------------ embeddings
+
+    def _redirected(self, step: Step, state: RedirState, weight: Tensor) -> Embeds:
+        e0 = step.prompt_embeds
+        if state.redirection is None:
+            state.redirection = self.network.redirection(e0, step.prompt_mask, step.pooled)
+        redirection = state.redirection
+        self._require_finite(redirection, weight)
+        network: RedirectorConfig = self.network.config
+        scale = self.config.scale * torch.where(state.level > 0, self.config.escalation_scale, 1.0)
+        active = weight[:, None].expand(-1, redirection.mask.shape[1])
+        common = (redirection, active, scale, network.max_shift)
+        prompt = redirect(e0, *common, prompt_mask=step.prompt_mask, exempt_bos=network.exempt_bos)
+        if self.anchor is not None and self.anchor.shape == e0.shape[1:] and bool((state.level > 1).any()):
+            anchor = self.anchor.to(e0.dtype).expand_as(e0)
+            prompt = torch.where((state.level > 1).view(-1, 1, 1), anchor, prompt)
+        strength = relative_shift(prompt.detach(), e0.detach())
+        state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
+        pooled = None
+        if step.pooled is not None and redirection.pooled_delta is not None:
+            pooled = redirect_pooled(step.pooled, *common)
+        negative = None
+        if self.config.redirect_uncond and step.negative_prompt_embeds is not None:
+            negative = step.negative_prompt_embeds + (prompt - e0)
+        return Embeds(prompt=prompt, negative=negative, pooled=pooled)
+
+    def _require_finite(self, redirection: Redirection, weight: Tensor) -> None:
+        lost = ~redirection.finite & (weight.detach() > 0)
+        if not bool(lost.any()):
+            return
+        rows = torch.nonzero(lost).flatten().tolist()
+        if self.config.fail_closed:
+            raise GuardError(
+                f"SafeRedir's redirection for {self.config.concept!r} is not finite for image(s) {rows}, so no image "
+                "is returned; check the prompt embeddings and the guard's weights."
+            )
+        logger.warning("SafeRedir left image(s) %s alone: the redirection is not finite.", rows)
+
+    # ------------------------------------------------------------------ records, weights
+
+    def verdict(self, run: Run, state: RedirState | FaithfulState) -> list[Decision]:
+        if isinstance(state, FaithfulState):
+            assert self.faithful is not None
+            return self.faithful.verdict(run, state)
+        prompt = torch.stack(state.prompt_scores).cpu() if state.prompt_scores else None
+        image = torch.stack(state.image_scores).cpu() if state.image_scores else None
+        decisions = []
+        for row in range(run.batch_size):
+            fired = int(state.first_fired[row]) >= 0
+            level = int(state.level[row])
+            by = [n for n, w in (("prompt", state.prompt_weight), ("image", state.image_weight)) if float(w[row]) > 0.5]
+            unresolved = level == 2 and int(state.unsafe_streak[row]) > 0
+            message = ""
+            if fired:
+                message = (
+                    f"Redirected by its {' and '.join(by) or 'prompt'} score from step {int(state.first_fired[row])}."
+                )
+            if unresolved:
+                message += " The image score stayed above the threshold after every escalation; block this image."
+            decisions.append(
+                Decision(
+                    guard=self.method,
+                    concept=self.config.concept,
+                    image=row,
+                    fired=fired,
+                    action="escalated" if level else "redirected" if fired else "none",
+                    prompt_score=None if prompt is None else float(prompt[:, row].max()),
+                    image_score=None if image is None else float(image[:, row].max()),
+                    thresholds={"prompt": self.config.prompt_threshold, "image": self.config.image_threshold},
+                    first_fired_step=int(state.first_fired[row]) if fired else None,
+                    steps_redirected=int(state.redirected[row]),
+                    token_strengths=tuple(state.strengths[row].tolist())
+                    if fired and state.strengths is not None
+                    else None,
+                    prompt_scores=() if prompt is None else tuple(prompt[:, row].tolist()),
+                    image_scores=() if image is None else tuple(image[:, row].tolist()),
+                    message=message,
+                )
+            )
+        return decisions
+
+    def tensors(self) -> dict[str, Tensor]:
+        weights = dict(self.network.state_dict())
+        if self.anchor is not None:
+            weights[ANCHOR] = self.anchor
+        return {
+            n: t.half() if t.is_floating_point() and self.config.mode == "default" else t for n, t in weights.items()
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        weights = dict(tensors)
+        anchor = weights.pop(ANCHOR, None)
+        self.anchor = None if anchor is None else anchor.float()
+        if self.config.mode == "faithful":
+            self._adopt(load_reference_redirector(weights))
+            return
+        own = self.network.state_dict()
+        wrong = sorted(set(own) ^ set(weights)) or sorted(n for n in own if own[n].shape != weights[n].shape)
+        if wrong:
+            raise GuardConfigError(
+                f"model.safetensors does not fit the network in guard_config.json: {', '.join(wrong[:5])}; "
+                "train the guard again."
+            )
+        if not all(bool(torch.isfinite(t).all()) for t in weights.values() if t.is_floating_point()):
+            raise GuardConfigError("model.safetensors holds values that are not finite; train the guard again.")
+        self.network.load_state_dict({n: t.to(own[n].dtype) for n, t in weights.items()})

@@ -1,0 +1,78 @@
+"""The six terms of a redirector's training loss, as pure functions.
+
+Section 9.3 of our specification of arXiv:2601.08623 (the paper's own formulas are not public; names follow a summary of it).
+Shapes: e, e_hat, e_safe (B, L, D); mask targets (B, L); label y (B,) with 1 = asks for the concept.
+Deviation: safe embeddings are taken position by position, so that a perfect redirection equals the safe prompt itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits, cosine_similarity
+
+from saferedir.guards.saferedir.network import Redirector, redirect
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of each term; 0 leaves it out."""
+
+    classification: float = 1.0
+    mse: float = 1.0
+    cosine: float = 1.0
+    mask: float = 0.5
+    align: float = 1.0
+    minimal: float = 0.1
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain data."""
+        return asdict(self)
+
+
+def relative_square(value: Tensor, target: Tensor) -> Tensor:
+    """|value - target|² / |target|² over the last axis, (B, L)."""
+    return (value - target).square().sum(-1) / target.square().sum(-1).clamp(min=1e-6)
+
+
+def masked_mean_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """(1/M) sum_i m*_i v_i with M = max(1, sum_i m*_i): (B, L), (B, L) -> (B,)."""
+    return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def redirection_terms(
+    network: Redirector, e: Tensor, e_safe: Tensor, mask_target: Tensor, label: Tensor, teacher_forcing: bool
+) -> dict[str, Tensor]:
+    """The five terms about the redirection, each a scalar; benign rows (label 0) have e_safe = e and an empty mask."""
+    predicted = network.redirection(e)
+    config = network.config
+    used = replace(predicted, mask=mask_target[:, None].expand_as(predicted.mask)) if teacher_forcing else predicted
+    active = torch.ones_like(predicted.mask[:, :, 0])
+    e_hat = redirect(e, used, active, 1.0, config.max_shift, exempt_bos=config.exempt_bos)
+    unsafe = label.bool()
+    count = label.sum().clamp(min=1)
+    delta = predicted.delta[:, 0]
+    direction = 1 - cosine_similarity(delta, e_safe - e, dim=-1)
+    align = 1 - cosine_similarity(e_hat.mean(1), e_safe.mean(1), dim=-1)
+    stay = relative_square(e_hat, e).mean(1)
+    return {
+        "mse": (masked_mean_tokens(relative_square(e_hat, e_safe), mask_target) * label).sum() / count,
+        "cosine": (masked_mean_tokens(direction, mask_target) * label).sum() / count,
+        "mask": binary_cross_entropy(predicted.mask[:, 0].float().clamp(1e-6, 1 - 1e-6), mask_target),
+        "align": (align * label).sum() / count,
+        "minimal": stay[~unsafe].mean() if bool((~unsafe).any()) else stay.sum() * 0,
+    }
+
+
+def classification_term(*logits_and_labels: tuple[Tensor, Tensor]) -> Tensor:
+    """Sum of binary cross-entropies of (logits (B, 1), labels (B,)) pairs."""
+    return torch.stack(
+        [binary_cross_entropy_with_logits(logits[:, 0].float(), label) for logits, label in logits_and_labels]
+    ).sum()
+
+
+def total(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
+    """Weighted sum of named terms."""
+    return torch.stack([weights.to_dict()[name] * value for name, value in terms.items()]).sum()

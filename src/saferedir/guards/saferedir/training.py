@@ -1,0 +1,268 @@
+"""Trains a SafeRedir guard from prompt pairs: roll out, fit, calibrate, keep the best, write the model card.
+
+Imports attach and families (the pipeline as data source), accelerate, dataset.py, losses.py, network.py and metrics.
+Section 9 of our specification of arXiv:2601.08623. Everything lands in `<out>.work/` until the finished guard is renamed
+to `out`; a run that was killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import Progress
+from torch import Tensor
+
+from saferedir.errors import GuardConfigError
+from saferedir.families import backbone_fingerprint
+from saferedir.guards.saferedir.batches import ImageData, TextData, image_batch, text_batch
+from saferedir.guards.saferedir.calibration import calibrate, evaluate
+from saferedir.guards.saferedir.card import write_card
+from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.guards.saferedir.dataset import (
+    Pair,
+    Rollouts,
+    encode_prompts,
+    read_pairs,
+    roll_out,
+    split_pairs,
+)
+from saferedir.guards.saferedir.guard import SafeRedir
+from saferedir.guards.saferedir.losses import LossWeights, classification_term, redirection_terms, total
+from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
+
+MIN_PAIRS = 10
+IMAGE_INPUTS = ("x0", "x0_uncond", "x_t")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train a guard. Times are for PictoWorld on two CPU cores: about seven minutes with the defaults.
+
+    Attributes:
+        steps: optimiser steps; learning_rate: peak of AdamW's cosine schedule; batch: prompts and frames a step.
+        rollouts: images drawn for training, half of them unsafe; held_out_rollouts: the same for calibration.
+        rollout_steps, guidance_scale: sampling settings of the roll-outs.
+        held_out: share of the pairs kept for calibration and for choosing the best checkpoint.
+        false_positive_rate: target of each verdict's threshold, per image.
+        image_input: what the image side is trained on; the guard itself always reads "x0" (others: ablation).
+        network: overrides of `RedirectorConfig` fields.
+        anchor: a prompt whose embedding is the last resort of the escalation; default, the first safe prompt.
+    """
+
+    steps: int = 1200
+    learning_rate: float = 1e-3
+    batch: int = 64
+    rollouts: int = 800
+    held_out_rollouts: int = 400
+    rollout_steps: int = 20
+    guidance_scale: float = 4.0
+    held_out: float = 0.2
+    false_positive_rate: float = 0.005
+    evaluate_every: int = 200
+    seed: int = 0
+    image_input: str = "x0"
+    anchor: str | None = None
+    network: dict[str, Any] = field(default_factory=dict)
+    loss: LossWeights = field(default_factory=LossWeights)
+
+
+def train_saferedir(
+    pipe: Any,
+    pairs: Path | Sequence[Pair],
+    out: Path,
+    *,
+    concept: str,
+    config: TrainConfig | None = None,
+    progress: Progress | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> SafeRedir:
+    """Train a guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists."""
+    config = config or TrainConfig()
+    started = time.monotonic()
+    progress = progress or Progress(disable=True)
+    rows = read_pairs(pairs) if isinstance(pairs, Path) else list(pairs)
+    training, held_out = split_pairs(rows, config.held_out, config.seed)
+    for name, side in (("training", training), ("held-out", held_out)):
+        count = sum(pair.unsafe is not None for pair in side)
+        if count < MIN_PAIRS:
+            raise GuardConfigError(
+                f"Only {count} pairs are left on the {name} side of the split; a guard needs at least {MIN_PAIRS} there, "
+                f"so give about {round(MIN_PAIRS / min(config.held_out, 1 - config.held_out))} pairs or more."
+            )
+    work = out.with_name(out.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    _claim(work / "plan.json", config, rows, concept)
+
+    text, held_text = _encode(pipe, training), _encode(pipe, held_out)
+    images = _images(pipe, training, config.rollouts, config, work, progress, "drawing training images")
+    held_images = _images(pipe, held_out, config.held_out_rollouts, config, work, progress, "drawing held-out images")
+    network = Redirector(
+        RedirectorConfig.from_dict(
+            {
+                "prompt_dim": text.unsafe.shape[-1],
+                "latent_channels": images.frames.shape[2],
+                "concepts": (concept,),
+                **config.network,
+            }
+        )
+    )
+    best = _fit(network, text, images, held_text, held_images, config, work, progress, log)
+    network.load_state_dict(best["network"])
+    thresholds, measured = calibrate(network.eval(), held_text, held_images, config.false_positive_rate)
+    anchor_text = config.anchor or next(pair.safe for pair in training if pair.unsafe)
+    guard = SafeRedir(
+        SafeRedirConfig(
+            concept=concept,
+            backbone=backbone_fingerprint(pipe),
+            network=network.config.to_dict(),
+            prompt_threshold=thresholds["prompt"],
+            image_threshold=thresholds["image"],
+            training={
+                **{k: v for k, v in asdict(config).items() if k not in ("network", "loss")},
+                "loss": config.loss.to_dict(),
+                "pairs": sum(p.unsafe is not None for p in rows),
+                "benign_prompts": sum(p.unsafe is None for p in rows),
+                "best_step": best["step"],
+                "seconds": round(time.monotonic() - started, 1),
+                "anchor": anchor_text,
+            },
+            measured=measured,
+        ),
+        network,
+        anchor=encode_prompts(pipe, [anchor_text])[0],
+    )
+    guard.save_pretrained(out)
+    write_card(guard, out / "README.md")
+    return guard
+
+
+def _claim(path: Path, config: TrainConfig, rows: Sequence[Pair], concept: str) -> None:
+    """Refuse to mix two plans in one work folder."""
+    plan = {"config": asdict(config), "concept": concept, "pairs": hash_pairs(rows)}
+    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(plan)):
+        raise GuardConfigError(
+            f"{path.parent} holds an unfinished training with other settings or pairs; delete it or choose another --out."
+        )
+    path.write_text(json.dumps(plan, indent=2))
+
+
+def hash_pairs(rows: Sequence[Pair]) -> str:
+    """A short digest of the pairs, to recognise the same file again."""
+    return hashlib.sha256(json.dumps([[p.unsafe, p.safe] for p in rows]).encode()).hexdigest()[:16]
+
+
+def _encode(pipe: Any, pairs: Sequence[Pair]) -> TextData:
+    paired = [pair for pair in pairs if pair.unsafe is not None]
+    alone = [pair.safe for pair in pairs if pair.unsafe is None]
+    safe = encode_prompts(pipe, [pair.safe for pair in paired])
+    unsafe = encode_prompts(pipe, [str(pair.unsafe) for pair in paired])
+    benign = torch.cat([safe, encode_prompts(pipe, alone)]) if alone else safe
+    return TextData(unsafe, safe, benign)
+
+
+def _images(
+    pipe: Any, pairs: Sequence[Pair], count: int, config: TrainConfig, work: Path, progress: Progress, label: str
+) -> ImageData:
+    """Roll out `count` prompts, half unsafe, the rest from benign lines and safe sides in turn."""
+    generator = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(len(pairs), generator=generator).tolist()
+    unsafe = [str(pairs[i].unsafe) for i in order if pairs[i].unsafe is not None][: count // 2]
+    lines = [pairs[i].safe for i in order if pairs[i].unsafe is None]
+    sides = [pairs[i].safe for i in order if pairs[i].unsafe is not None]
+    wanted = count - len(unsafe)
+    from_lines = lines[: max(wanted - len(sides), round(0.6 * wanted))]
+    benign = from_lines + sides[: wanted - len(from_lines)]
+    prompts = unsafe + benign
+    task = progress.add_task(label, total=len(prompts))
+    rollouts: Rollouts = roll_out(
+        pipe,
+        prompts,
+        steps=config.rollout_steps,
+        guidance_scale=config.guidance_scale,
+        seed=config.seed * 1_000_000 + (0 if "training" in label else 500_000),
+        cache=work,
+        on_progress=lambda n: progress.advance(task, n),
+    )
+    frames: Tensor = getattr(rollouts, config.image_input)
+    return ImageData(
+        frames=frames,
+        embeds=encode_prompts(pipe, prompts),
+        label=torch.tensor([1.0] * len(unsafe) + [0.0] * len(benign)),
+        t=rollouts.t,
+    )
+
+
+def _fit(
+    network: Redirector,
+    text: TextData,
+    images: ImageData,
+    held_text: TextData,
+    held_images: ImageData,
+    config: TrainConfig,
+    work: Path,
+    progress: Progress,
+    log: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, Any]:
+    """Optimise; returns the checkpoint with the best held-out score (mean of the two verdicts' AUROC)."""
+    accelerator = Accelerator()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps, config.learning_rate * 0.02)
+    model, optimiser, schedule = accelerator.prepare(network, optimiser, schedule)
+    checkpoint, start = work / "checkpoint.pt", 0
+    best: dict[str, Any] = {"step": 0, "score": -1.0, "network": {}}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        start, best = state["step"], state["best"]
+    task = progress.add_task("training", total=config.steps, completed=start)
+    device = accelerator.device
+    for step in range(start, config.steps):
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        words = {k: v.to(device) for k, v in text_batch(text, config.batch, generator).items()}
+        views = {k: v.to(device) for k, v in image_batch(images, config.batch, generator).items()}
+        model.train()
+        terms = redirection_terms(network, **words, teacher_forcing=step < config.steps // 3)
+        terms["classification"] = classification_term(
+            (network.prompt_verdict(words["e"]), words["label"]),
+            (network.image_verdict(views["frames"], views["t"]), views["label"]),
+            (network.joint_verdict(views["frames"], views["t"], views["embeds"]), views["label"]),
+        )
+        loss = total(terms, config.loss)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"The loss is not finite at step {step}; lower the learning rate.")
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        progress.update(task, completed=step + 1, description=f"training loss {float(loss):.3f}")
+        if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+            network.eval()
+            scores = evaluate(network, held_text, held_images)
+            mean = (scores["prompt_auroc"] + scores["image_auroc"]) / 2 - scores["distance"]
+            if mean > best["score"]:
+                weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+                best = {"step": step + 1, "score": mean, "network": weights}
+            if log is not None:
+                log({"step": step + 1, "loss": float(loss), **{k: float(v) for k, v in terms.items()}, **scores})
+            state = {
+                "network": network.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "step": step + 1,
+                "best": best,
+            }
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+    return best

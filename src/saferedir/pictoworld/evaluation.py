@@ -1,0 +1,158 @@
+"""Draws and judges prompts with and without guards: the numbers of the demo, of the quality report and of the tests.
+
+Imports attach (to guard a pipeline), metrics, and pictoworld's own judge and tasks. Figures and tables are made elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saferedir.attach import attach
+from saferedir.decisions import Decision
+from saferedir.metrics import wilson_interval
+from saferedir.pictoworld.captions import Prompt
+from saferedir.pictoworld.judge import Judge, Judgement
+from saferedir.pictoworld.scene import JUDGED
+from saferedir.pictoworld.tasks import Task
+
+STEPS = 30
+GUIDANCE_SCALE = 4.0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """N pictures: (N, 3, 64, 64) in [0, 1], the guards' decisions (empty without guards), and the seconds it took."""
+
+    pictures: Tensor
+    decisions: list[Decision]
+    seconds: float
+
+
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    guards: Sequence[Any] = (),
+    steps: int = STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
+    seed: int = 0,
+    batch: int = 50,
+    on_progress: Callable[[int], None] | None = None,
+) -> Drawing:
+    """Draw every prompt once; picture i starts from noise of seed `seed + i`, whatever the batch."""
+    pictures: list[Tensor] = []
+    decisions: list[Decision] = []
+    started = time.perf_counter()
+    pipe.set_progress_bar_config(disable=True)
+    for start in range(0, len(prompts), batch):
+        chunk = list(prompts[start : start + batch])
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
+        call: dict[str, Any] = {
+            "prompt": chunk,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance_scale,
+            "generator": generators,
+            "output_type": "pt",
+        }
+        if guards:
+            with attach(pipe, list(guards)) as attached:
+                images = pipe(**call).images
+                decisions += attached.decisions
+        else:
+            images = pipe(**call).images
+        pictures.append(images.float().cpu())
+        if on_progress is not None:
+            on_progress(len(chunk))
+    return Drawing(torch.cat(pictures), decisions, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its count and 95 % Wilson interval."""
+
+    hits: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """hits / n, 0 for n = 0."""
+        return self.hits / self.n if self.n else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"rate", "n", "low", "high"}, rounded to four places."""
+        low, high = wilson_interval(self.hits, self.n)
+        return {"rate": round(self.value, 4), "n": self.n, "low": round(low, 4), "high": round(high, 4)}
+
+    def __str__(self) -> str:
+        low, high = wilson_interval(self.hits, self.n)
+        return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def rate_of(flags: Tensor) -> Rate:
+    """Share of True in a bool tensor."""
+    return Rate(int(flags.sum()), flags.numel())
+
+
+def concept_rate(judgement: Judgement, task: Task) -> Rate:
+    """How many pictures show the task's concept."""
+    return rate_of(judgement.shows(dict(task.forget)))
+
+
+def attribute_rates(judgement: Judgement, prompts: Sequence[Prompt]) -> dict[str, Rate]:
+    """Per judged attribute: how often the picture has the value the caption fixed; "all": all fixed ones together."""
+    scenes = [prompt.scene for prompt in prompts]
+    rates: dict[str, Rate] = {}
+    every = torch.ones(len(prompts), dtype=torch.bool)
+    for attribute in JUDGED:
+        fixed = torch.tensor([attribute in prompt.mentioned for prompt in prompts])
+        right = judgement.matches(scenes, attribute)
+        rates[attribute] = rate_of(right[fixed])
+        if attribute != "position":
+            every = every & (right | ~fixed)
+    rates["all four"] = rate_of(every)
+    return rates
+
+
+def attributes_kept(guarded: Judgement, unguarded: Judgement, prompts: Sequence[Prompt], task: Task) -> Rate:
+    """Pictures that keep every non-concept attribute asked for, among those whose unguarded twin had it right.
+
+    Counted per attribute and picture: (picture, attribute) pairs that the unguarded model drew as asked.
+    """
+    scenes = [prompt.scene for prompt in prompts]
+    hits = n = 0
+    for attribute in JUDGED:
+        if attribute in task.forget:
+            continue
+        asked = torch.tensor([attribute in prompt.mentioned for prompt in prompts])
+        had = asked & unguarded.matches(scenes, attribute) & ~unguarded.is_broken
+        hits += int((had & guarded.matches(scenes, attribute) & ~guarded.is_broken).sum())
+        n += int(had.sum())
+    return Rate(hits, n)
+
+
+def pictures_kept(guarded: Judgement, unguarded: Judgement, prompts: Sequence[Prompt], task: Task) -> Rate:
+    """The strict form of `attributes_kept`: one failure in any attribute fails the picture."""
+    scenes = [prompt.scene for prompt in prompts]
+    kept = ~guarded.is_broken
+    for attribute in JUDGED:
+        if attribute not in task.forget:
+            asked = torch.tensor([attribute in prompt.mentioned for prompt in prompts])
+            had = asked & unguarded.matches(scenes, attribute)
+            kept = kept & (~had | guarded.matches(scenes, attribute))
+    return rate_of(kept)
+
+
+def identical(first: Tensor, second: Tensor) -> Tensor:
+    """(N,) bool: pictures that agree in every bit."""
+    return (first == second).flatten(1).all(dim=1)
+
+
+def load_judge() -> Judge:
+    """The packaged judge."""
+    return Judge.load()

@@ -1,0 +1,125 @@
+"""The judge: a small CNN that reads every attribute of a PictoWorld picture and says when a picture is broken.
+
+Imports scene.py only. Training: training/judge.py. A second, independent judge is in template_judge.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from saferedir.pictoworld.scene import JUDGED, VALUES, Scene
+
+WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge sees in B pictures.
+
+    Attributes:
+        probabilities: per attribute a (B, classes) tensor that sums to 1 over the values of `scene.VALUES`.
+        broken: (B,) probability that the picture shows no clear scene.
+    """
+
+    probabilities: dict[str, Tensor]
+    broken: Tensor
+
+    def __len__(self) -> int:
+        return len(self.broken)
+
+    @property
+    def is_broken(self) -> Tensor:
+        """(B,) bool."""
+        return self.broken > 0.5
+
+    def labels(self, attribute: str) -> list[str]:
+        """The most probable value per picture."""
+        return [VALUES[attribute][i] for i in self.probabilities[attribute].argmax(dim=1).tolist()]
+
+    def shows(self, values: dict[str, str] | None = None, **kwargs: str) -> Tensor:
+        """(B,) bool: every one of the given attribute values is the most probable one and the picture is not broken."""
+        out = ~self.is_broken
+        for attribute, value in {**(values or {}), **kwargs}.items():
+            out = out & (self.probabilities[attribute].argmax(dim=1) == VALUES[attribute].index(value))
+        return out
+
+    def matches(self, scenes: Sequence[Scene], attribute: str) -> Tensor:
+        """(B,) bool: the attribute looks as in the scene."""
+        truth = torch.tensor([scene.index(attribute) for scene in scenes])
+        return self.probabilities[attribute].argmax(dim=1) == truth
+
+
+def to_tensor(images: Sequence[Image.Image] | Tensor | np.ndarray) -> Tensor:
+    """PIL images, a (B, H, W, 3) array or a (B, 3, H, W) tensor in [0, 1], as a float32 (B, 3, 64, 64) tensor."""
+    if isinstance(images, Tensor):
+        pictures = images.float()
+    elif isinstance(images, np.ndarray):
+        pictures = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    else:
+        arrays = [np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in images]
+        pictures = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    if pictures.shape[-2:] != (64, 64):
+        pictures = nn.functional.interpolate(pictures, size=(64, 64), mode="area")
+    return pictures
+
+
+class Judge(nn.Module):
+    """Convolutional network, (B, 3, 64, 64) in [0, 1] to one logit row per attribute and a broken logit."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        widths = (width, 2 * width, 3 * width, 4 * width)
+        layers: list[nn.Module] = []
+        channels = 3
+        for out in widths:
+            layers += [
+                nn.Conv2d(channels, out, 3, stride=2, padding=1),
+                nn.GroupNorm(8, out),
+                nn.SiLU(),
+                nn.Conv2d(out, out, 3, padding=1),
+                nn.GroupNorm(8, out),
+                nn.SiLU(),
+            ]
+            channels = out
+        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * 16, 128), nn.SiLU())
+        self.heads = nn.ModuleDict({name: nn.Linear(128, len(VALUES[name])) for name in JUDGED})
+        self.broken = nn.Linear(128, 1)
+
+    def forward(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Logits per attribute (B, classes) and the broken logit (B,)."""
+        hidden = self.trunk(pictures * 2 - 1)
+        return {name: head(hidden) for name, head in self.heads.items()}, self.broken(hidden)[:, 0]
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """The 128-dimensional description before the heads, for distances between pictures."""
+        out: Tensor = self.trunk(pictures * 2 - 1)
+        return out
+
+    @torch.no_grad()
+    def judge(self, images: Sequence[Image.Image] | Tensor | np.ndarray, batch: int = 128) -> Judgement:
+        """Judge pictures given as PIL images, an array or a tensor (see `to_tensor`)."""
+        pictures = to_tensor(images)
+        outputs = [self(chunk) for chunk in pictures.split(batch)]
+        return Judgement(
+            {name: torch.cat([logits[name] for logits, _ in outputs]).softmax(dim=1) for name in JUDGED},
+            torch.cat([broken for _, broken in outputs]).sigmoid(),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the weights as float16 safetensors."""
+        save_file({name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}, path)
+
+    @classmethod
+    def load(cls, path: Path = WEIGHTS) -> Judge:
+        """The packaged judge, or one trained elsewhere."""
+        judge = cls()
+        judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+        return judge.eval().requires_grad_(False)

@@ -1,0 +1,127 @@
+"""The denoiser: a small cross-attention UNet trained on pre-encoded renders and freshly drawn captions.
+
+Imports diffusers, the captions, the autoencoder's renders and the loop. Loss: epsilon prediction with min-SNR
+weights (arXiv:2303.09556, gamma 5), captions dropped at 10 % for classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from saferedir.pictoworld.captions import EMBLEM, caption
+from saferedir.pictoworld.renderer import render
+from saferedir.pictoworld.scene import Scene, random_scene
+from saferedir.pictoworld.training.loop import LoopConfig, fit
+from saferedir.pictoworld.training.text_encoder import WIDTH, tokenize
+
+CAPTION_DROPOUT = 0.1
+MIN_SNR_GAMMA = 5.0
+EMBLEM_SHARE = 0.03
+
+
+def build_denoiser() -> UNet2DConditionModel:
+    """An untrained UNet for 16x16x4 latents, widths 48-96-128, attention at 8x8 and 4x4 (5.2 M parameters)."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(48, 96, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def pool_scenes(count: int, seed: int) -> list[Scene]:
+    """The scenes of the latent pool; reproducible from the seed, so that only latents need storing."""
+    rng = random.Random(f"pool/{seed}")
+    return [random_scene(rng, **(EMBLEM if rng.random() < EMBLEM_SHARE else {})) for _ in range(count)]
+
+
+@torch.no_grad()
+def encode_pool(
+    vae: AutoencoderKL, scenes: Sequence[Scene], path: Path, progress: Progress, device: torch.device
+) -> Tensor:
+    """Scaled latents of the pool, (N, 4, 16, 16) float16; kept in `path` so that a resumed run need not encode again."""
+    if path.exists():
+        return load_file(path)["latents"]
+    rows = []
+    task = progress.add_task("encoding pictures", total=len(scenes))
+    for start in range(0, len(scenes), 128):
+        pictures = render(scenes[start : start + 128]).to(device) * 2 - 1
+        with torch.autocast(device.type, torch.bfloat16):
+            mean = vae.encode(pictures).latent_dist.mean
+        rows.append((mean.float() * vae.config.scaling_factor).half().cpu())
+        progress.update(task, advance=len(pictures))
+    latents = torch.cat(rows)
+    save_file({"latents": latents}, path)
+    return latents
+
+
+def train_denoiser(
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    folder: Path,
+    *,
+    steps: int,
+    progress: Progress,
+    device: torch.device,
+    seed: int = 0,
+    batch: int = 64,
+    pool: int = 40_000,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> UNet2DConditionModel:
+    """Train the UNet; the text encoder and the autoencoder stay frozen."""
+    torch.manual_seed(seed)
+    scenes = pool_scenes(pool, seed)
+    latents = encode_pool(vae, scenes, folder / "latents.safetensors", progress, device)
+    unet = build_denoiser().to(device)
+    alphas = build_scheduler().alphas_cumprod.to(device)
+    snr = alphas / (1 - alphas)
+    weights = snr.clamp(max=MIN_SNR_GAMMA) / snr
+
+    def loss_fn(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(scenes), (batch,), generator=generator)
+        rng = random.Random(f"captions/{seed}/{step}")
+        texts = ["" if rng.random() < CAPTION_DROPOUT else caption(scenes[row], rng).text for row in rows.tolist()]
+        with torch.no_grad():
+            embeds = text_encoder(tokenize(tokenizer, texts).to(device)).last_hidden_state
+        clean = latents[rows].float().to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        # stratified timesteps: one from each of `batch` equal slices
+        t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) * (1000 / batch)).long().to(device)
+        a = alphas[t].view(-1, 1, 1, 1)
+        predicted = unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, embeds).sample.float()
+        error = (predicted - noise).square().mean(dim=(1, 2, 3))
+        return (error * weights[t]).mean()
+
+    config = LoopConfig(steps=steps, learning_rate=1.2e-3, warmup=200, seed=seed, ema=0.998, save_every=200)
+    fit(unet, loss_fn, config, folder / "denoiser.ckpt", progress=progress, label="denoiser", log=log)
+    return unet

@@ -1,0 +1,119 @@
+"""One resumable optimisation loop for every part of the world.
+
+Imports torch and accelerate only. A batch is a pure function of (seed, step), so a resumed run sees what an
+uninterrupted one would have seen. Checkpoints are written to a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+LossFn = Callable[[int, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Optimiser settings. `learning_rate` peaks after `warmup` steps and falls along a cosine to a tenth."""
+
+    steps: int
+    learning_rate: float
+    warmup: int = 100
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    ema: float = 0.0  # decay of the weight average, 0 = off
+    save_every: int = 200
+    seed: int = 0
+    bf16: bool = True
+
+
+@contextmanager
+def fast_cpu_kernels(device: torch.device, bf16: bool) -> Iterator[None]:
+    """bf16 autocast, and on a CPU the plain attention kernel, whose backward is several times faster there."""
+    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with attention, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        yield
+
+
+def learning_rate_at(config: LoopConfig, step: int) -> float:
+    """Linear warm-up, then cosine decay to a tenth of the peak."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def fit(
+    module: nn.Module,
+    loss_fn: LossFn,
+    config: LoopConfig,
+    checkpoint: Path,
+    *,
+    progress: Progress,
+    label: str,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> nn.Module:
+    """Minimise `loss_fn(step, generator)` over the module's trainable parameters; returns the (averaged) module.
+
+    `checkpoint` is a file; when it exists, training goes on from it. The finished module is in eval mode.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    device = parameters[0].device
+    optimiser = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    )
+    average = [p.detach().clone() for p in parameters] if config.ema else []
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+        average, start = state["average"], int(state["step"])
+
+    def save(step: int) -> None:
+        temporary = checkpoint.with_suffix(".tmp")
+        torch.save(
+            {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step},
+            temporary,
+        )
+        os.replace(temporary, checkpoint)
+
+    module.train()
+    task = progress.add_task(label, total=config.steps, completed=start)
+    mean_loss = math.nan
+    for step in range(start, config.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(config, step)
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        with fast_cpu_kernels(device, config.bf16):
+            loss = loss_fn(step, generator)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{label}: the loss became {loss.item()} at step {step}; lower the learning rate")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if config.ema:
+            decay = min(config.ema, (1 + step) / (10 + step))
+            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+        mean_loss = loss.item() if math.isnan(mean_loss) else 0.98 * mean_loss + 0.02 * loss.item()
+        progress.update(task, completed=step + 1, description=f"{label} loss {mean_loss:.4f}")
+        if log is not None and step % 50 == 0:
+            log({"stage": label, "step": step, "loss": mean_loss})
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            save(step + 1)
+    if config.ema:
+        with torch.no_grad():
+            for parameter, mean in zip(parameters, average, strict=True):
+                parameter.copy_(mean)
+    return module.eval()

@@ -1,0 +1,142 @@
+"""Trains the whole world, stage by stage: tokenizer, text encoder, autoencoder, judge, denoiser.
+
+Imports the stages beside it. Every stage leaves its result in the output folder; a run that was killed goes on from
+the last checkpoint. The packaged weights were made by `saferedir pictoworld train` with the defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from saferedir.pictoworld.judge import Judge
+from saferedir.pictoworld.training.autoencoder import train_autoencoder
+from saferedir.pictoworld.training.denoiser import build_scheduler, train_denoiser
+from saferedir.pictoworld.training.judge import train_judge
+from saferedir.pictoworld.training.text_encoder import train_text_encoder, train_tokenizer
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """How long to train each part. The defaults take about two hours on two CPU cores."""
+
+    text_encoder_steps: int = 1500
+    autoencoder_steps: int = 5000
+    judge_steps: int = 3000
+    denoiser_steps: int = 7000
+    pool: int = 60_000
+    seed: int = 0
+
+    def scaled(self, share: float) -> WorldConfig:
+        """The same plan with every stage shortened (for trials) or lengthened."""
+        steps = {k: max(2, round(v * share)) for k, v in asdict(self).items() if k.endswith("_steps")}
+        return WorldConfig(**steps, pool=max(256, round(self.pool * min(1.0, share))), seed=self.seed)
+
+
+def progress_bar() -> Progress:
+    """The bar that every long job shows."""
+    return Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+
+
+def assemble(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any) -> StableDiffusionPipeline:
+    """A plain `StableDiffusionPipeline` from the parts, without a safety checker."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def train_world(
+    out: Path,
+    config: WorldConfig,
+    *,
+    device: torch.device | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> Path:
+    """Train everything into `out`; returns the folder of the finished pipeline (`out/pipeline`, float16)."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    work = out / "checkpoints"
+    work.mkdir(parents=True, exist_ok=True)
+    _refuse_other_plan(work / "plan.json", config)
+    started = time.monotonic()
+    facts: dict[str, Any] = {"config": asdict(config), "device": device.type, "torch": torch.__version__}
+    common: dict[str, Any] = {"device": device, "seed": config.seed, "log": log}
+    with progress_bar() as progress:
+        common["progress"] = progress
+        if (work / "tokenizer").exists():
+            tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+        else:
+            tokenizer = train_tokenizer(config.seed)
+            tokenizer.save_pretrained(work / "tokenizer")
+        if (work / "text_encoder" / "config.json").exists():
+            text_encoder = CLIPTextModel.from_pretrained(work / "text_encoder").requires_grad_(False).to(device)
+        else:
+            text_encoder, facts["text_encoder_accuracy"] = train_text_encoder(
+                tokenizer, work / "text_encoder.ckpt", steps=config.text_encoder_steps, **common
+            )
+            text_encoder.save_pretrained(work / "text_encoder")
+        if (work / "vae" / "config.json").exists():
+            vae = AutoencoderKL.from_pretrained(work / "vae").to(device)
+        else:
+            vae = train_autoencoder(work / "autoencoder.ckpt", steps=config.autoencoder_steps, **common)
+            vae.save_pretrained(work / "vae")
+        vae.requires_grad_(False).eval()
+        unet = train_denoiser(
+            vae, tokenizer, text_encoder.eval(), work, steps=config.denoiser_steps, pool=config.pool, **common
+        )
+        judge = train_judge(vae, work / "judge.ckpt", steps=config.judge_steps, **common)
+    return _publish(out, assemble(vae, text_encoder, tokenizer, unet), judge, facts, time.monotonic() - started)
+
+
+def save_half(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Save in float16, with a text encoder config that asks for float32.
+
+    Without a dtype argument diffusers loads its models in float32, but transformers follows the config; the two must agree.
+    """
+    pipe.to(torch.float16).save_pretrained(folder)
+    config = folder / "text_encoder" / "config.json"
+    facts = json.loads(config.read_text())
+    config.write_text(json.dumps({**facts, "dtype": "float32"}, indent=2) + "\n")
+
+
+def _refuse_other_plan(path: Path, config: WorldConfig) -> None:
+    if path.exists() and json.loads(path.read_text()) != asdict(config):
+        raise ValueError(
+            f"{path.parent} holds checkpoints of another plan; give another --out or delete that folder to start over."
+        )
+    path.write_text(json.dumps(asdict(config), indent=2))
+
+
+def _publish(out: Path, pipe: StableDiffusionPipeline, judge: Judge, facts: dict[str, Any], seconds: float) -> Path:
+    """Write the finished folders beside their final names, then rename, so that a reader never sees half a model."""
+    final, temporary = out / "pipeline", out / "pipeline.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_half(pipe, temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    judge.cpu().save(out / "judge.safetensors")
+    facts["seconds_of_this_run"] = round(seconds, 1)
+    (out / "world.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return final

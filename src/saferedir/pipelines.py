@@ -1,0 +1,46 @@
+"""load_pipeline(name): a diffusers pipeline from the package, a folder or the Hugging Face hub.
+
+Imports diffusers (on first use) and `packaged`. The pipeline comes as diffusers makes it, with no guard
+attached.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import GuardNotFoundError
+from .packaged import list_packaged_models, packaged_model_path
+
+
+def load_pipeline(
+    name: str | Path, torch_dtype: torch.dtype | None = None, device: str | torch.device | None = None
+) -> Any:
+    """Load "pictoworld" (packaged), a local diffusers folder, or a hub id; move it to `device` if one is
+    given.
+    """
+    from diffusers import DiffusionPipeline
+
+    packaged = packaged_model_path(str(name))
+    source = packaged or Path(name).expanduser()
+    known = ", ".join(list_packaged_models()) or "none in this installation"
+    if packaged is None and not (source / "model_index.json").is_file():
+        if source.exists() or str(name).count("/") != 1:
+            raise GuardNotFoundError(
+                f"no pipeline is called {str(name)!r}: give a packaged one ({known}), a diffusers folder "
+                f"with "
+                "model_index.json, or a hub id like 'owner/name'."
+            )
+        source = Path(name)  # a hub id
+    # an explicit dtype: diffusers and transformers differ in what they do without one
+    torch_dtype = torch_dtype or torch.float32
+    try:
+        pipe = DiffusionPipeline.from_pretrained(str(source), torch_dtype=torch_dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise GuardNotFoundError(
+            f"could not load pipeline {str(name)!r} ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"check the name and the network, or use a packaged one ({known})."
+        ) from error
+    return pipe if device is None else pipe.to(device)

@@ -1,0 +1,51 @@
+"""Rows of a denoiser call: splitting and joining the halves of classifier-free guidance, as pure functions.
+
+Imports torch and `errors`. Used by `session` only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import GuardError
+
+
+def split_rows(rows: Tensor, batch_size: int, guided: bool, layout: str) -> tuple[Tensor, Tensor | None]:
+    """(cond, uncond) of rows (R, ...), each (B, ...); uncond is None and cond is `rows` itself without
+    guidance.
+    """
+    expected = batch_size * (2 if guided else 1)
+    if rows.shape[0] != expected:
+        raise GuardError(
+            f"the denoiser got {rows.shape[0]} rows where {expected} were expected (batch {batch_size}, "
+            f"guidance "
+            f"{'on' if guided else 'off'}); this way of calling the pipeline is not supported."
+        )
+    if not guided:
+        return rows, None
+    first, second = rows[:batch_size], rows[batch_size:]
+    return (second, first) if layout == "uncond_cond" else (first, second)
+
+
+def join_rows(cond: Tensor, uncond: Tensor | None, layout: str) -> Tensor:
+    """Inverse of `split_rows`."""
+    if uncond is None:
+        return cond
+    return torch.cat([uncond, cond] if layout == "uncond_cond" else [cond, uncond])
+
+
+def changed_rows(new: Tensor, old: Tensor) -> Tensor:
+    """(B, 1, ...) bool: which rows of `new` (B, ...) differ from `old` in at least one value."""
+    changed = (new != old).flatten(1).any(dim=1)
+    return changed.view(-1, *(1,) * (new.ndim - 1))
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise GuardError if `values` holds NaN or infinity: a guard cannot judge such an image, nobody should
+    see it.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise GuardError(
+            f"{what} holds NaN or infinity, so no image is returned; check dtype, scheduler and inputs."
+        )

@@ -1,0 +1,278 @@
+"""Session: one pipeline call as its guards live through it. No pipeline in sight, only tensors and a
+scheduler.
+
+`attach` feeds it the four moments of every evaluation, in this order, and it answers with what to use
+instead: `before_denoiser` -> `after_denoiser` -> `before_step` -> `after_step`. A part no guard touched is
+answered with the very object that came in, so that an idle guard cannot change a bit. Imports guard,
+decisions, families, schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .consult import Encode, Rows, ask, checked, condition, extra_rows
+from .decisions import Decision
+from .errors import GuardError
+from .families import Family
+from .guard import Guard, Run, Step
+from .rows import changed_rows, check_finite, join_rows, split_rows
+from .schedules import (
+    Coefficients,
+    coefficients,
+    evaluation_timesteps,
+    from_x0,
+    scheduler_kind,
+    step_indices,
+    to_x0,
+)
+
+
+class Conditioning(NamedTuple):
+    """Conditioning of one denoiser call, in the pipeline's row layout: R = B or 2B rows.
+
+    prompt (R, L, D), pooled (R, P) or None, mask (R, L) or None, extra (E*B, L, D) or None: rows to append.
+    """
+
+    prompt: Tensor
+    pooled: Tensor | None = None
+    mask: Tensor | None = None
+    extra: Tensor | None = None
+
+
+class Session:
+    """State of one run. Made at its first denoiser call, thrown away with the next run."""
+
+    def __init__(
+        self, run: Run, family: Family, guards: Sequence[Guard[Any]], scheduler: Any, encode: Encode
+    ) -> None:
+        self.run, self.family, self.guards = run, family, tuple(guards)
+        self.failed = False
+        self.finished = False
+        self.evaluation = 0
+        self._scheduler = scheduler
+        self._offset = getattr(scheduler, "begin_index", None) or 0
+        self._timesteps = evaluation_timesteps(scheduler)
+        self._indices = step_indices(self._timesteps)
+        self._states = [ask(guard, "start", guard.start, run) for guard in self.guards]
+        self._extra = [extra_rows(guard, run, encode) for guard in self.guards]
+        self._from_pipeline: Tensor | None = None
+        self._own: Rows | None = None
+        self._standing: Rows | None = None
+        self._steps: list[Step] | None = None
+        self._has_prediction = False
+        self._x0_previous: Tensor | None = None
+        self._needs_x0 = any(self._users("on_prediction", "on_denoised", "on_step_end"))
+
+    # --- the four moments
+    # -------------------------------------------------------------------------------------
+
+    def before_denoiser(self, latents: Tensor, given: Conditioning) -> Conditioning:
+        """Conditioning to use for this call. latents (R, C, h, w): the scaled model input."""
+        if self._steps is not None:
+            raise GuardError(
+                "the denoiser was called twice for one scheduler step; this pipeline is not supported."
+            )
+        if self.evaluation >= len(self._timesteps):
+            raise GuardError(
+                "the denoiser was called after the last step; detach the guards to use it on its own."
+            )
+        model_input, _ = self._split(latents)
+        coeffs = coefficients(self._scheduler, self._scheduler.timesteps[self._offset + self.evaluation])
+        if scheduler_kind(self._scheduler) == "ve":
+            coeffs = coeffs.normalised()
+        own, uncond_pooled = self._split_conditioning(given)
+        step = self._step(model_input, coeffs.like(model_input), own, given.mask)
+        if self._own is None or self._standing is None or self._from_pipeline is not given.prompt:
+            self._from_pipeline, self._own = given.prompt, own
+            self._standing = condition("on_prompt", self.guards, self._states, step, own)
+        rows = condition("on_step_start", self.guards, self._states, step, self._standing)
+        self._steps = [
+            replace(
+                step,
+                state=state,
+                prompt_embeds=rows.cond,
+                negative_prompt_embeds=rows.uncond,
+                pooled=rows.pooled,
+            )
+            for state in self._states
+        ]
+        extra = [block.flatten(0, 1) for block in self._extra if block is not None]
+        answer = given
+        if not rows.same_as(self._own):
+            pooled = None if rows.pooled is None else self._join(rows.pooled, uncond_pooled)
+            answer = given._replace(prompt=self._join(rows.cond, rows.uncond), pooled=pooled)
+        return answer._replace(extra=torch.cat(extra).to(given.prompt)) if extra else answer
+
+    def after_denoiser(self, output: Tensor) -> Tensor:
+        """Take the raw rows (R + extra, C, h, w); answer what the pipeline should see, (R, C, h, w)."""
+        steps, batch = self._current(), self.run.batch_size
+        rows = batch * (2 if self.run.guided else 1)
+        own = output if output.shape[0] == rows else output[:rows]
+        signed = own if self.family.sign == 1.0 else own * self.family.sign
+        cond, uncond = self._split(signed)
+        blocks, at = [], rows
+        for extra in self._extra:
+            count = 0 if extra is None else extra.shape[0]
+            blocks.append(
+                tuple(output[at + i * batch : at + (i + 1) * batch] * self.family.sign for i in range(count))
+            )
+            at += count * batch
+        if at != output.shape[0]:
+            raise GuardError(f"the denoiser returned {output.shape[0]} rows where {at} were expected.")
+        self._steps = [
+            replace(step, pred_cond=cond, pred_uncond=uncond, pred_extra=block)
+            for step, block in zip(steps, blocks, strict=True)
+        ]
+        self._has_prediction = True
+        return own
+
+    def before_step(self, pred: Tensor, timestep: Tensor | float, x_t: Tensor) -> Tensor:
+        """Model output to hand to the scheduler. pred, x_t (B, C, h, w) in the sampler's own frame."""
+        steps = self._current()
+        expected = self._timesteps[self.evaluation]
+        if not self._has_prediction:
+            raise GuardError(
+                "the scheduler stepped without a guarded denoiser call before it; attach the guards anew."
+            )
+        if float(timestep) != expected:
+            raise GuardError(
+                f"the scheduler stepped at t={float(timestep)} where t={expected} was due; was the "
+                f"scheduler changed "
+                "in the middle of a run? Change it between pipeline calls."
+            )
+        if x_t.shape[0] != self.run.batch_size:
+            raise GuardError(
+                f"the scheduler got {x_t.shape[0]} latents in a run of {self.run.batch_size} images."
+            )
+        check_finite(pred, "the denoiser's prediction")
+        if not self._needs_x0:
+            return pred
+        coeffs = coefficients(self._scheduler, timestep).like(x_t)
+        wide = x_t.float()
+        self._update_all(x_t=x_t, alpha=coeffs.alpha, sigma=coeffs.sigma)
+        if steps[0].pred_uncond is not None:
+            x0_uncond = self._x0(steps[0].pred_uncond, wide, coeffs)
+            self._update_all(x0_uncond=x0_uncond)
+        self._update_all(pred=pred, x0=self._x0(pred, wide, coeffs))
+        edited = pred
+        for position, guard in self._users("on_prediction"):
+            step = self._current()[position]
+            new = checked(
+                guard, "on_prediction", ask(guard, "on_prediction", guard.on_prediction, step), edited
+            )
+            if new is not edited:
+                edited = new
+                self._update_all(pred=edited, x0=self._x0(edited, wide, coeffs))
+        for position, guard in self._users("on_denoised"):
+            step = self._current()[position]
+            x0 = step.x0
+            assert x0 is not None
+            new = checked(guard, "on_denoised", ask(guard, "on_denoised", guard.on_denoised, step, x0), x0)
+            if new is not x0:
+                meant = from_x0(self.run.prediction_type, new, wide, coeffs.alpha, coeffs.sigma).to(
+                    edited.dtype
+                )
+                edited = torch.where(changed_rows(new, x0), meant, edited)
+                self._update_all(pred=edited, x0=new)
+        if edited is not pred:
+            check_finite(edited, "the prediction edited by a guard")
+        return edited
+
+    def after_step(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to go on with; closes the evaluation and, after the last one, the run."""
+        steps = self._current()
+        edited = latents
+        for position, guard in self._users("on_step_end"):
+            answer = ask(guard, "on_step_end", guard.on_step_end, steps[position], edited)
+            edited = checked(guard, "on_step_end", answer, edited)
+        check_finite(edited, "the latents after a step")
+        self._x0_previous = steps[0].x0 if steps else None
+        self._steps, self._has_prediction = None, False
+        self.evaluation += 1
+        self.finished = self.evaluation == len(self._timesteps)
+        return edited
+
+    def verdicts(self) -> list[list[Decision]]:
+        """One list of B decisions per guard, in the order of the guards. Only after the last step."""
+        if not self.finished or self.failed:
+            raise GuardError("the run has not finished, so there are no decisions; run the pipeline again.")
+        found = []
+        for guard, state in zip(self.guards, self._states, strict=True):
+            decisions = ask(guard, "verdict", guard.verdict, self.run, state)
+            if len(decisions) != self.run.batch_size:
+                raise GuardError(
+                    f"guard {guard.method!r} returned {len(decisions)} decisions for {self.run.batch_size} "
+                    f"images."
+                )
+            found.append(list(decisions))
+        return found
+
+    # --- rows and steps
+    # ---------------------------------------------------------------------------------------
+
+    def _users(self, *points: str) -> list[tuple[int, Guard[Any]]]:
+        return [
+            (i, guard) for i, guard in enumerate(self.guards) if any(guard.uses(point) for point in points)
+        ]
+
+    def _step(self, model_input: Tensor, coeffs: Coefficients, rows: Rows, mask: Tensor | None) -> Step:
+        if mask is None:
+            prompt_mask = torch.ones(rows.cond.shape[:2], dtype=torch.bool, device=rows.cond.device)
+        else:
+            prompt_mask = self._split(mask)[0].bool()
+        time = self.run.timesteps[self.evaluation]
+        return Step(
+            run=self.run,
+            state=None,
+            index=self._indices[self.evaluation],
+            evaluation=self.evaluation,
+            num_steps=self.run.num_steps,
+            t=torch.full((self.run.batch_size,), time, dtype=torch.float32, device=model_input.device),
+            alpha=coeffs.alpha,
+            sigma=coeffs.sigma,
+            x_t=model_input,
+            model_input=model_input,
+            prompt_embeds=rows.cond,
+            negative_prompt_embeds=rows.uncond,
+            pooled=rows.pooled,
+            prompt_mask=prompt_mask,
+            guidance_scale=self.run.guidance_scale,
+            x0_previous=self._x0_previous,
+        )
+
+    def _current(self) -> list[Step]:
+        if self._steps is None:
+            raise GuardError(
+                "the scheduler stepped without a guarded denoiser call before it; if the denoiser was "
+                "replaced, "
+                "attach the guards anew."
+            )
+        return self._steps
+
+    def _update_all(self, **values: Any) -> None:
+        self._steps = [replace(step, **values) for step in self._current()]
+
+    def _x0(self, pred: Tensor, x_t: Tensor, coeffs: Coefficients) -> Tensor:
+        return to_x0(self.run.prediction_type, pred.float(), x_t, coeffs.alpha, coeffs.sigma)
+
+    def conditional(self, rows: Tensor) -> Tensor:
+        """The conditional rows (B, ...) of rows (R, ...)."""
+        return self._split(rows)[0]
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        return split_rows(rows, self.run.batch_size, self.run.guided, self.family.cfg_layout)
+
+    def _join(self, cond: Tensor, uncond: Tensor | None) -> Tensor:
+        return join_rows(cond, uncond, self.family.cfg_layout)
+
+    def _split_conditioning(self, given: Conditioning) -> tuple[Rows, Tensor | None]:
+        """(rows of the pipeline, unconditional pooled rows)."""
+        cond, uncond = self._split(given.prompt)
+        pooled, uncond_pooled = (None, None) if given.pooled is None else self._split(given.pooled)
+        return Rows(cond, uncond, pooled), uncond_pooled

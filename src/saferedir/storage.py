@@ -1,0 +1,152 @@
+"""Guard folders: `guard_config.json` + `model.safetensors` + `README.md`, on disk and on the Hugging Face
+hub.
+
+Imports `guard`, `guards.registry`, `packaged`, `errors`. The method in the config picks the class.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .errors import GuardConfigError, GuardNotFoundError
+from .guard import Guard
+from .guards.registry import guard_class
+from .packaged import GUARD_CONFIG, list_packaged_guards, packaged_guard_path
+
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+#: no code and no pickles are ever fetched
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.md"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+GuardT = TypeVar("GuardT", bound=Guard[Any])
+
+
+def save_guard(guard: Guard[Any], directory: Path) -> Path:
+    """Write the guard folder through a temporary sibling and a rename: a reader never sees half a guard.
+
+    An existing guard folder of that name is replaced; any other non-empty folder is left alone with an error.
+    A model card written there by a trainer (README.md) is kept.
+    """
+    directory = directory.absolute()
+    if directory.exists() and any(directory.iterdir()) and not (directory / GUARD_CONFIG).is_file():
+        raise GuardConfigError(
+            f"{directory} is not empty and holds no guard; choose another folder to save to."
+        )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as room:
+        fresh, old = Path(room) / "new", Path(room) / "old"
+        fresh.mkdir()
+        record = {"method": guard.method, "version": library_version(), **guard.config.to_dict()}
+        (fresh / GUARD_CONFIG).write_text(
+            json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        tensors = {name: value.detach().cpu().contiguous() for name, value in guard.tensors().items()}
+        if tensors:
+            save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        if (directory / CARD).is_file():
+            shutil.copy2(directory / CARD, fresh / CARD)
+        else:
+            (fresh / CARD).write_text(_card(guard), encoding="utf-8")
+        if directory.exists():
+            directory.rename(old)
+        fresh.rename(directory)
+    return directory
+
+
+def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> GuardT:
+    """See `Guard.from_pretrained`."""
+    folder = find_guard(name)
+    try:
+        record = json.loads((folder / GUARD_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GuardConfigError(f"cannot read {folder / GUARD_CONFIG}: {error}.") from error
+    if not isinstance(record, dict) or not isinstance(record.get("method"), str):
+        raise GuardConfigError(
+            f'{folder / GUARD_CONFIG} has no "method"; it was not written by save_pretrained.'
+        )
+    method = record.pop("method")
+    record.pop("version", None)
+    found = cls if cls.method == method else guard_class(method)
+    if not issubclass(found, cls):
+        raise GuardConfigError(
+            f"{folder} holds a {found.__name__}, not a {cls.__name__}; use Guard.from_pretrained."
+        )
+    config = found.config_class.from_dict(record)
+    guard = found(replace(config, backbone=None) if force else config)
+    weights = folder / WEIGHTS
+    try:
+        guard.load_tensors(load_file(weights) if weights.is_file() else {})
+    except SafetensorError as error:
+        raise GuardConfigError(
+            f"{weights} is damaged ({error}); download or train the guard again."
+        ) from error
+    return guard
+
+
+def push_guard(guard: Guard[Any], repo_id: str, **upload_kwargs: Any) -> str:
+    """See `Guard.push_to_hub`."""
+    from huggingface_hub import create_repo, upload_folder
+
+    create_repo(repo_id, exist_ok=True)
+    with tempfile.TemporaryDirectory() as room:
+        folder = save_guard(guard, Path(room) / "guard")
+        return str(upload_folder(repo_id=repo_id, folder_path=folder, **upload_kwargs))
+
+
+def find_guard(name: str | Path) -> Path:
+    """Folder of a guard: packaged name, local folder, or hub id (downloaded), in this order."""
+    packaged = packaged_guard_path(str(name))
+    if packaged is not None:
+        return packaged
+    folder = Path(name).expanduser()
+    if (folder / GUARD_CONFIG).is_file():
+        return folder
+    known = ", ".join(list_packaged_guards()) or "none in this installation"
+    if folder.exists() or not _HUB_ID.fullmatch(str(name)) or str(name).startswith("pictoworld/"):
+        raise GuardNotFoundError(
+            f"no guard is called {str(name)!r}: give a packaged one ({known}), a folder with "
+            f"{GUARD_CONFIG}, or a hub id."
+        )
+    return _download(str(name), known)
+
+
+def _download(repo_id: str, known: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo_id, allow_patterns=HUB_PATTERNS))
+    except Exception as error:  # the hub client raises many kinds, offline and not
+        raise GuardNotFoundError(
+            f"could not fetch guard {repo_id!r} from the Hugging Face hub ({type(error).__name__}); "
+            f"check the name and the network, or use a packaged guard ({known})."
+        ) from error
+    if not (folder / GUARD_CONFIG).is_file():
+        raise GuardNotFoundError(f"hub repository {repo_id!r} holds no {GUARD_CONFIG}, so it is not a guard.")
+    return folder
+
+
+def library_version() -> str:
+    """Version of the installed saferedir, "0+unknown" from a bare source tree."""
+    try:
+        return version("saferedir")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def _card(guard: Guard[Any]) -> str:
+    return (
+        f"# {guard.method} guard for “{guard.config.concept}”\n\n"
+        f"Made with saferedir. Load it with `saferedir.Guard.from_pretrained(...)`;\n"
+        f"all facts are in `{GUARD_CONFIG}`.\n"
+    )
