@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from saferedir.pictoworld.phrases import EMBLEM_PHRASES, Phrase, choose_phrase
 from saferedir.pictoworld.scene import Scene, random_scene
 
-MAX_CHARACTERS = 100  # about 30 tokens; longer sentences are drawn again
+MAX_CHARACTERS = 84  # about 30 tokens; longer sentences are drawn again
 OPENINGS = (
     "",
     "",

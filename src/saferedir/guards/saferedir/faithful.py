@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
+from saferedir.errors import GuardError
 from saferedir.guard import Embeds, Run, Step
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.reference import apply_reference_shift, reference_shift
@@ -25,7 +26,9 @@ class FaithfulState:
     countdown: Tensor  # (B,) int
     redirected: Tensor  # (B,) int, denoiser calls made with a shifted embedding
     first_fired: Tensor  # (B,) int, -1 while nothing fired
-    cond: Tensor | None = None  # e, conditional half (B, L, D)
+    e0: Tensor | None = None  # what the pipeline passed, conditional half (B, L, D)
+    e0_uncond: Tensor | None = None
+    cond: Tensor | None = None  # e, conditional half
     uncond: Tensor | None = None
     scores: list[Tensor] = field(default_factory=list)
     checked: list[Tensor] = field(default_factory=list)
@@ -59,7 +62,8 @@ class FaithfulLoop:
     def embeds(self, step: Step) -> Tensor | Embeds:
         """The current e; untouched until a check has fired."""
         state: FaithfulState = step.state
-        if state.cond is None:
+        state.e0, state.e0_uncond = step.prompt_embeds, step.negative_prompt_embeds
+        if state.cond is None or not bool((state.first_fired >= 0).any()):
             return step.prompt_embeds
         state.redirected = state.redirected + (state.first_fired >= 0)
         fired = (state.first_fired >= 0).view(-1, 1, 1)
@@ -75,7 +79,9 @@ class FaithfulLoop:
         due = state.countdown <= 0
         state.countdown = (state.countdown - 1).clamp(min=0)
         if bool(due.any()):
-            e0, negative = step.prompt_embeds, step.negative_prompt_embeds
+            e0, negative = state.e0, state.e0_uncond
+            if e0 is None:
+                raise GuardError("SafeRedir was asked for a verdict before it saw a denoiser call; attach it anew.")
             current = e0 if state.cond is None else state.cond
             out = self.network(step.model_input.float(), current.float(), step.t)
             score = out.logits[:, 1] - out.logits[:, 0]

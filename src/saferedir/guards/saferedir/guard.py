@@ -227,7 +227,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
         for row in range(run.batch_size):
             fired = int(state.first_fired[row]) >= 0
             level = int(state.level[row])
-            by = [n for n, w in (("prompt", state.prompt_weight), ("image", state.image_weight)) if float(w[row]) > 0.5]
+            weights = {"prompt": state.prompt_weight, "image": state.image_weight}
+            by = [name for name, weight in weights.items() if weight[row].item() > 0.5]
             unresolved = level == 2 and int(state.unsafe_streak[row]) > 0
             message = ""
             if fired:

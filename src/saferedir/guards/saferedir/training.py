@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -105,16 +106,10 @@ def train_saferedir(
     text, held_text = _encode(pipe, training), _encode(pipe, held_out)
     images = _images(pipe, training, config.rollouts, config, work, progress, "drawing training images")
     held_images = _images(pipe, held_out, config.held_out_rollouts, config, work, progress, "drawing held-out images")
-    network = Redirector(
-        RedirectorConfig.from_dict(
-            {
-                "prompt_dim": text.unsafe.shape[-1],
-                "latent_channels": images.frames.shape[2],
-                "concepts": (concept,),
-                **config.network,
-            }
-        )
-    )
+    sizes = {"prompt_dim": text.unsafe.shape[-1], "latent_channels": images.frames.shape[2], "concepts": (concept,)}
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        network = Redirector(RedirectorConfig.from_dict({**sizes, **config.network}))
     best = _fit(network, text, images, held_text, held_images, config, work, progress, log)
     network.load_state_dict(best["network"])
     thresholds, measured = calibrate(network.eval(), held_text, held_images, config.false_positive_rate)
@@ -142,6 +137,7 @@ def train_saferedir(
     )
     guard.save_pretrained(out)
     write_card(guard, out / "README.md")
+    shutil.rmtree(work)
     return guard
 
 
@@ -246,7 +242,7 @@ def _fit(
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
-        progress.update(task, completed=step + 1, description=f"training loss {float(loss):.3f}")
+        progress.update(task, completed=step + 1, description=f"training loss {loss.item():.3f}")
         if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
             network.eval()
             scores = evaluate(network, held_text, held_images)
@@ -255,7 +251,7 @@ def _fit(
                 weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
                 best = {"step": step + 1, "score": mean, "network": weights}
             if log is not None:
-                log({"step": step + 1, "loss": float(loss), **{k: float(v) for k, v in terms.items()}, **scores})
+                log({"step": step + 1, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}, **scores})
             state = {
                 "network": network.state_dict(),
                 "optimiser": optimiser.state_dict(),
