@@ -269,7 +269,7 @@ def block_of(run: TaskRun, tokenizer: Any) -> Block:
     words = " ".join(run.task.forget[name] for name in ("colour", "style", "shape") if name in run.task.forget)
     ground = f" on {run.task.forget['background']}" if "background" in run.task.forget else ""
     return Block(
-        title=f"{run.task.name}: {run.task.kind}",
+        title=f"{run.task.name} ({run.task.kind})",
         subtitle=f"must not appear: {words}{ground}",
         examples=tuple(example_of(run, row, tokenizer) for row in [*forget, *near, *other]),
     )

@@ -100,15 +100,11 @@ def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, example: Example, y: int
             draw.text((x, y + PICTURE + 9 + 16 * number), line, SOFT, _font(13))
     x = COLUMNS[3]
     draw.text((x, y + 4), fit(example.verdict, _font(15), BARS_WIDTH), QUIET, _font(15))
-    draw.text(
-        (x, y + 24), fit(example.outcome, _font(15), BARS_WIDTH), GOOD if example.went_well else BAD, _font(15)
-    )
+    draw.text((x, y + 24), fit(example.outcome, _font(15), BARS_WIDTH), GOOD if example.went_well else BAD, _font(15))
     _bars(draw, x, y + 52, example.words, strongest, ROW - 64)
 
 
-def _bars(
-    draw: ImageDraw.ImageDraw, x0: int, y0: int, words: Words, strongest: float, height: int
-) -> None:
+def _bars(draw: ImageDraw.ImageDraw, x0: int, y0: int, words: Words, strongest: float, height: int) -> None:
     """Words in reading order, each under a bar as tall and as red as its strength."""
     font, number_font = _font(14), _font(11)
     lines: list[list[tuple[str, float, int]]] = [[]]
@@ -137,7 +133,7 @@ def _bars(
 
 
 def _legend(draw: ImageDraw.ImageDraw, x: int, y: int, strongest: float) -> None:
-    text = "bar over a word: how far its embedding was moved, as a share of its own length"
+    text = "bar over a word: how strongly the guard moved its embedding (1 = by its own length)"
     draw.text((x, y), text, INK, _font(15))
     x += round(_font(15).getlength(text)) + 16
     for step in range(60):
@@ -166,9 +162,7 @@ def token_words(tokenizer: Any, prompt: str, strengths: Sequence[float] | None) 
 
     Strengths are per token, as in `Decision.token_strengths`; None gives 0 everywhere.
     """
-    ids = tokenizer(
-        prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True
-    ).input_ids
+    ids = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids
     values = [0.0] * len(ids) if strengths is None else [float(s) for s in strengths]
     pieces = tokenizer.convert_ids_to_tokens(ids)
     last = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)

@@ -34,9 +34,7 @@ def library_version() -> str:
 
 
 @contextmanager
-def staged_output(
-    out: Path, *, marker: str = SUMMARY, needs: int = 32 * MEGABYTE
-) -> Iterator[tuple[Path, Path]]:
+def staged_output(out: Path, *, marker: str = SUMMARY, needs: int = 32 * MEGABYTE) -> Iterator[tuple[Path, Path]]:
     """Yields (folder to write to now, its final place); the rename happens when the block ends without an error.
 
     The block must write the JSON object `marker`; who made it and which files belong to it are added there, so that
@@ -47,8 +45,8 @@ def staged_output(
     created = _make_parents(out.parent, out)
     room: Path | None = None
     try:
-        check_space(out.parent, needs)
         room = _make_room(out)
+        check_space(out.parent, needs)
         fresh, old = room / "new", room / "old"
         fresh.mkdir()
         yield fresh, out
@@ -81,9 +79,7 @@ def refuse_foreign_folder(out: Path, marker: str = SUMMARY) -> None:
         return
     files = _own_files(out / marker)
     if files is None:
-        raise OutputError(
-            f"{out} is not empty and holds no earlier result of saferedir; choose another --out."
-        )
+        raise OutputError(f"{out} is not empty and holds no earlier result of saferedir; choose another --out.")
     present = {
         path.relative_to(out).as_posix()
         for path in out.rglob("*")

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import LATENT_SHAPE, PROMPT_WIDTH, make_pipeline
 from torch import Tensor
 
 from saferedir import Guard, GuardError, attach
 from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig
 from saferedir.guards.saferedir.network import Redirection
 from saferedir.guards.saferedir.reference import RedirectorOutput
-from tests.conftest import LATENT_SHAPE, PROMPT_WIDTH, make_pipeline
 
 STEPS = 50
 NETWORK = {"prompt_dim": PROMPT_WIDTH, "latent_channels": 4, "concepts": ["thing"], "width": 32, "heads": 2, "hidden": 32}

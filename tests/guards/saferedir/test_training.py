@@ -8,15 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import make_pipeline
 
 from saferedir import Guard, GuardError, attach
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir import training as training_module
 from saferedir.guards.saferedir.calibration import margin_threshold
-from saferedir.guards.saferedir.dataset import Pair, encode_prompts, moved_tokens, read_pairs, roll_out, split_pairs, write_pairs
+from saferedir.guards.saferedir.dataset import (
+    Pair,
+    encode_prompts,
+    moved_tokens,
+    read_pairs,
+    roll_out,
+    split_pairs,
+    write_pairs,
+)
 from saferedir.guards.saferedir.losses import LossWeights, redirection_terms, total
 from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
-from tests.conftest import make_pipeline
 
 WORDS = [f"{a}{b}" for a in "abcdefgh" for b in "klmnop"]
 PAIRS = [Pair(f"{w} x", f"{w} o") for w in WORDS] + [Pair(None, f"{w} b") for w in WORDS]

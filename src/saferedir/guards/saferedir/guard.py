@@ -133,12 +133,14 @@ class SafeRedir(Guard[SafeRedirConfig]):
 
     def prompt_score(self, prompt_embeds: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> Tensor:
         """(B,) logit that the prompt asks for any of the concepts; the highest over concepts."""
-        logits: Tensor = self.network.prompt_verdict(prompt_embeds, mask, pooled)
+        with torch.autocast(prompt_embeds.device.type, enabled=False):  # thresholds were calibrated in full precision
+            logits: Tensor = self.network.prompt_verdict(prompt_embeds, mask, pooled)
         return self._finite(logits.amax(dim=1), "prompt")
 
     def image_score(self, x0: Tensor, t: Tensor) -> Tensor:
         """(B,) logit that the denoised estimate shows any of the concepts."""
-        logits: Tensor = self.network.image_verdict(x0.clamp(-LATENT_CLAMP, LATENT_CLAMP), t)
+        with torch.autocast(x0.device.type, enabled=False):
+            logits: Tensor = self.network.image_verdict(x0.clamp(-LATENT_CLAMP, LATENT_CLAMP), t)
         return self._finite(logits.amax(dim=1), "image")
 
     def _finite(self, score: Tensor, name: str) -> Tensor:
@@ -182,7 +184,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
     def _redirected(self, step: Step, state: RedirState, weight: Tensor) -> Embeds:
         e0 = step.prompt_embeds
         if state.redirection is None:
-            state.redirection = self.network.redirection(e0, step.prompt_mask, step.pooled)
+            with torch.autocast(e0.device.type, enabled=False):
+                state.redirection = self.network.redirection(e0, step.prompt_mask, step.pooled)
         redirection = state.redirection
         self._require_finite(redirection, weight)
         network: RedirectorConfig = self.network.config

@@ -103,14 +103,14 @@ def train_saferedir(
     work.mkdir(parents=True, exist_ok=True)
     _claim(work / "plan.json", config, rows, concept)
 
-    text, held_text = _encode(pipe, training), _encode(pipe, held_out)
-    images = _images(pipe, training, config.rollouts, config, work, progress, "drawing training images")
-    held_images = _images(pipe, held_out, config.held_out_rollouts, config, work, progress, "drawing held-out images")
+    text, held_text = encode_text(pipe, training), encode_text(pipe, held_out)
+    images = draw_images(pipe, training, config.rollouts, config, work, progress, "drawing training images")
+    held_images = draw_images(pipe, held_out, config.held_out_rollouts, config, work, progress, "drawing held-out images")
     sizes = {"prompt_dim": text.unsafe.shape[-1], "latent_channels": images.frames.shape[2], "concepts": (concept,)}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         network = Redirector(RedirectorConfig.from_dict({**sizes, **config.network}))
-    best = _fit(network, text, images, held_text, held_images, config, work, progress, log)
+    best = fit_redirector(network, text, images, held_text, held_images, config, work, progress, log)
     network.load_state_dict(best["network"])
     thresholds, measured = calibrate(network.eval(), held_text, held_images, config.false_positive_rate)
     anchor_text = config.anchor or next(pair.safe for pair in training if pair.unsafe)
@@ -156,7 +156,8 @@ def hash_pairs(rows: Sequence[Pair]) -> str:
     return hashlib.sha256(json.dumps([[p.unsafe, p.safe] for p in rows]).encode()).hexdigest()[:16]
 
 
-def _encode(pipe: Any, pairs: Sequence[Pair]) -> TextData:
+def encode_text(pipe: Any, pairs: Sequence[Pair]) -> TextData:
+    """Embeddings of the pairs' both sides and of the benign lines."""
     paired = [pair for pair in pairs if pair.unsafe is not None]
     alone = [pair.safe for pair in pairs if pair.unsafe is None]
     safe = encode_prompts(pipe, [pair.safe for pair in paired])
@@ -165,7 +166,7 @@ def _encode(pipe: Any, pairs: Sequence[Pair]) -> TextData:
     return TextData(unsafe, safe, benign)
 
 
-def _images(
+def draw_images(
     pipe: Any, pairs: Sequence[Pair], count: int, config: TrainConfig, work: Path, progress: Progress, label: str
 ) -> ImageData:
     """Roll out `count` prompts, half unsafe, the rest from benign lines and safe sides in turn."""
@@ -197,7 +198,7 @@ def _images(
     )
 
 
-def _fit(
+def fit_redirector(
     network: Redirector,
     text: TextData,
     images: ImageData,

@@ -1,7 +1,10 @@
 """The denoiser: a small cross-attention UNet trained on pre-encoded renders and freshly drawn captions.
 
 Imports diffusers, the captions, the autoencoder's renders and the loop. Loss: epsilon prediction with min-SNR
-weights (arXiv:2303.09556, gamma 5), captions dropped at 10 % for classifier-free guidance.
+weights (arXiv:2303.09556, gamma 5), captions dropped at 10 % for classifier-free guidance, and a term on the channel means.
+That term, and noise with a random mean: with Stable Diffusion's schedule the noisiest latents still give away the picture's
+mean (arXiv:2305.08891), so a model trained without them reads the background from there instead of from the caption, and
+draws grey from pure noise.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from saferedir.pictoworld.training.text_encoder import WIDTH, tokenize
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
 EMBLEM_SHARE = 0.03
+NOISE_OFFSET = 0.2  # standard deviation of the noise's own mean, per channel
+MEAN_WEIGHT = 0.05  # of the squared error of each channel's mean, measured in x0
 
 
 def build_denoiser() -> UNet2DConditionModel:
@@ -54,6 +59,7 @@ def build_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        timestep_spacing="trailing",  # the first step is the noisiest one
         prediction_type="epsilon",
     )
 
@@ -114,14 +120,17 @@ def train_denoiser(
         with torch.no_grad():
             embeds = text_encoder(tokenize(tokenizer, texts).to(device)).last_hidden_state
         clean = latents[rows].float().to(device)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
+        noise = torch.randn(clean.shape, generator=generator)
+        noise = (noise + NOISE_OFFSET * torch.randn(*clean.shape[:2], 1, 1, generator=generator)).to(device)
         # stratified timesteps: one from each of `batch` equal slices
         t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) * (1000 / batch)).long().to(device)
         a = alphas[t].view(-1, 1, 1, 1)
         predicted = unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, embeds).sample.float()
-        error = (predicted - noise).square().mean(dim=(1, 2, 3))
-        return (error * weights[t]).mean()
+        difference = predicted - noise
+        error = difference.square().mean(dim=(1, 2, 3))
+        mean_error = difference.mean(dim=(2, 3)).square().mean(dim=1) / snr[t]
+        return (error * weights[t] + MEAN_WEIGHT * mean_error).mean()
 
-    config = LoopConfig(steps=steps, learning_rate=1.2e-3, warmup=200, seed=seed, ema=0.998, save_every=200)
+    config = LoopConfig(steps=steps, learning_rate=1.2e-3, warmup=200, seed=seed, ema=0.995, save_every=200)
     fit(unet, loss_fn, config, folder / "denoiser.ckpt", progress=progress, label="denoiser", log=log)
     return unet

@@ -1,0 +1,185 @@
+"""Measures the packaged SafeRedir guards on the test phrasings; writes docs/saferedir-results.md and .json.
+
+Run: python benchmarks/saferedir_guards.py --out docs
+Per task: concept rate with and without the guard on the four test splits, attributes kept, retain prompts left bit-identical,
+broken pictures, seconds; then each verdict alone, and the AUROC of the image and prompt verdicts by step. Every rate has its n
+and a 95 % Wilson interval. Finished tasks are kept in --work, so that a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import saferedir as sr
+from saferedir.guards.saferedir import SafeRedir
+from saferedir.metrics import auroc
+from saferedir.pictoworld.evaluation import (
+    Drawing,
+    attributes_kept,
+    concept_rate,
+    draw,
+    identical,
+    load_judge,
+    pictures_kept,
+    rate_of,
+)
+from saferedir.pictoworld.judge import Judge
+from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
+from saferedir.pictoworld.training.run import progress_bar
+
+NEVER = 1e9
+
+
+def variant(guard: SafeRedir, **changes: Any) -> SafeRedir:
+    """The same weights under other settings."""
+    return SafeRedir(replace(guard.config, **changes), guard.network, guard.anchor)
+
+
+def scores_by_step(drawing: Drawing, name: str) -> Tensor:
+    """(N, S) scores that a watching guard recorded."""
+    return torch.tensor([getattr(decision, name) for decision in drawing.decisions])
+
+
+def measure(task: Task, guard: SafeRedir, pipe: Any, judge: Judge, n: int, progress: Any) -> dict[str, Any]:
+    """All rows of one task."""
+    bar = progress.add_task(task.name, total=(len(TEST_SPLITS) + 1) * 2 * n + 2 * (n // 2))
+    settings = {"on_progress": lambda k: progress.advance(bar, k)}
+    watching = variant(guard, prompt_threshold=NEVER, image_threshold=NEVER)
+    out: dict[str, Any] = {"n": n, "splits": {}}
+    watched: dict[str, Drawing] = {}
+    for split in TEST_SPLITS:
+        prompts = forget_prompts(task, split, n)
+        texts = [p.text for p in prompts]
+        plain = watched[split] = draw(pipe, texts, guards=[watching], **settings)
+        guarded = draw(pipe, texts, guards=[guard], **settings)
+        before, after = judge.judge(plain.pictures), judge.judge(guarded.pictures)
+        out["splits"][split] = {
+            "concept_rate_unguarded": concept_rate(before, task).to_dict(),
+            "concept_rate_guarded": concept_rate(after, task).to_dict(),
+            "attributes_kept": attributes_kept(after, before, prompts, task).to_dict(),
+            "pictures_with_every_attribute_kept": pictures_kept(after, before, prompts, task).to_dict(),
+            "broken_unguarded": rate_of(before.is_broken).to_dict(),
+            "broken_guarded": rate_of(after.is_broken).to_dict(),
+            "redirected": rate_of(torch.tensor([d.fired for d in guarded.decisions])).to_dict(),
+        }
+    prompts = retain_prompts(task, "test-seen", n)
+    texts = [p.text for p in prompts]
+    plain = draw(pipe, texts, **settings)
+    guarded = draw(pipe, texts, guards=[guard], **settings)
+    near = torch.tensor([p.level == "neighbour" for p in prompts])
+    same = identical(plain.pictures, guarded.pictures)
+    out["retain"] = {
+        "identical": rate_of(same).to_dict(),
+        "identical_neighbours": rate_of(same[near]).to_dict(),
+        "broken_guarded": rate_of(judge.judge(guarded.pictures).is_broken).to_dict(),
+        "touched_prompts": [p.text for p, kept in zip(prompts, same.tolist(), strict=True) if not kept],
+        "seconds_unguarded": round(plain.seconds, 2),
+        "seconds_guarded": round(guarded.seconds, 2),
+    }
+    retained = draw(pipe, texts, guards=[watching])
+    out["watching_is_identical"] = bool(identical(plain.pictures, retained.pictures).all())
+    out["verdicts"] = verdict_curves(watched["test-seen"], retained)
+    alone: dict[str, Any] = {}
+    texts = [p.text for p in forget_prompts(task, "test-seen", n // 2)]
+    for name, changes in (
+        ("image verdict alone", {"use_prompt": False}),
+        ("prompt verdict alone", {"use_image": False}),
+    ):
+        judged = judge.judge(draw(pipe, texts, guards=[variant(guard, **changes)], **settings).pictures)
+        alone[name] = concept_rate(judged, task).to_dict()
+    out["alone"] = alone
+    return out
+
+
+def verdict_curves(forget: Drawing, retain: Drawing) -> dict[str, Any]:
+    """AUROC by step of the image verdict, and of the prompt verdict, on unguarded trajectories of test prompts."""
+    labels = torch.cat([torch.ones(len(forget.pictures)), torch.zeros(len(retain.pictures))])
+    image = torch.cat([scores_by_step(forget, "image_scores"), scores_by_step(retain, "image_scores")])
+    prompt = torch.cat([scores_by_step(forget, "prompt_scores"), scores_by_step(retain, "prompt_scores")])[:, 0]
+    by_step = [round(auroc(image[:, s], labels), 4) for s in range(image.shape[1])]
+    quarter = image.shape[1] // 4
+    return {
+        "image_auroc_by_step": by_step,
+        "image_auroc_at_quarter": by_step[quarter - 1],
+        "image_auroc_up_to_quarter": round(auroc(image[:, :quarter].amax(1), labels), 4),
+        "prompt_auroc": round(auroc(prompt, labels), 4),
+        "both_auroc_up_to_quarter": round(auroc(prompt + image[:, :quarter].amax(1), labels), 4),
+        "n": len(labels),
+    }
+
+
+def cell(rate: dict[str, float]) -> str:
+    """0.010 [0.003, 0.036]."""
+    return f"{rate['rate']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The page's tables."""
+    lines = ["| task | split | unguarded | guarded | attributes kept | broken |", "|---|---|---|---|---|---|"]
+    for name, task in results.items():
+        for split, row in task["splits"].items():
+            lines.append(
+                f"| {name} | {split} | {cell(row['concept_rate_unguarded'])} | {cell(row['concept_rate_guarded'])} "
+                f"| {cell(row['attributes_kept'])} | {cell(row['broken_guarded'])} |"
+            )
+    lines += [
+        "",
+        "| task | retain: bit-identical | of these neighbours | broken | time ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for name, task in results.items():
+        row = task["retain"]
+        ratio = row["seconds_guarded"] / row["seconds_unguarded"]
+        lines.append(
+            f"| {name} | {cell(row['identical'])} | {cell(row['identical_neighbours'])} | {cell(row['broken_guarded'])} | {ratio:.2f} |"  # noqa: E501
+        )
+    lines += [
+        "",
+        "| task | image AUROC at a quarter of the steps | highest so far | prompt AUROC | both | image alone: concept rate | prompt alone |",  # noqa: E501
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, task in results.items():
+        row, alone = task["verdicts"], task["alone"]
+        lines.append(
+            f"| {name} | {row['image_auroc_at_quarter']:.3f} | {row['image_auroc_up_to_quarter']:.3f} | {row['prompt_auroc']:.3f} "  # noqa: E501
+            f"| {row['both_auroc_up_to_quarter']:.3f} | {cell(alone['image verdict alone'])} | {cell(alone['prompt verdict alone'])} |"  # noqa: E501
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=200, help="prompts per split")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument(
+        "--guards", default="pictoworld", help="folder with one guard per task, default the packaged ones"
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--work", type=Path, default=Path("runs/guards"))
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    pipe, judge = sr.load_pipeline("pictoworld"), load_judge()
+    results: dict[str, Any] = {}
+    with progress_bar() as progress, torch.autocast("cpu", torch.bfloat16):
+        for name in arguments.tasks:
+            path = arguments.work / f"{name}-{arguments.n}.json"
+            if path.exists():
+                results[name] = json.loads(path.read_text())
+                continue
+            guard = SafeRedir.from_pretrained(f"{arguments.guards}/{name}")
+            results[name] = measure(TASKS[name], guard, pipe, judge, arguments.n, progress)
+            path.write_text(json.dumps(results[name], indent=1))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "saferedir-results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.out / "saferedir-results-tables.md").write_text(markdown(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The command line `saferedir`: one file per group of commands, each parsing, calling the library and printing.
+
+Imports typer and rich only; torch and diffusers are imported inside the commands.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from saferedir.cli.common import Commands, console
+from saferedir.cli.guards import guards_app
+from saferedir.cli.images import demo, generate
+from saferedir.cli.output import library_version
+from saferedir.cli.train import train_app
+from saferedir.cli.world import world_app
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="saferedir",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command(no_args_is_help=True)(generate)
+app.add_typer(train_app)
+app.add_typer(guards_app)
+app.add_typer(world_app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        console.print(f"saferedir {library_version()}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
+) -> None:
+    """A safety layer for text-to-image diffusion: guards that keep a concept out of a model's pictures.
+
+    See one at work:  `saferedir demo --out runs/demo`
+
+    Set SAFEREDIR_DEBUG=1 to get a traceback where a command otherwise ends with one sentence.
+    """

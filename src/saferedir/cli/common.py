@@ -1,0 +1,167 @@
+"""What the commands share: the console, sentences for errors, quiet loading of models and guards, progress bars.
+
+Imports of torch, diffusers and our own heavy modules happen inside the functions, so that `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "float16", "bfloat16")
+DEBUG = "SAFEREDIR_DEBUG"
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class Commands(TyperGroup):
+    """The top of all commands: an error that a person can act on becomes one sentence and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
+        except Exception as error:
+            sentence = None if os.environ.get(DEBUG) == "1" else explain(error)
+            if sentence is None:
+                raise
+            errors.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+            raise typer.Exit(1) from None
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+    """Our own warnings as one sentence; those of other libraries are for developers."""
+    if os.environ.get(DEBUG) == "1" or category is UserWarning and "saferedir" in Path(filename).parts:
+        errors.print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+
+
+def explain(error: Exception) -> str | None:
+    """One sentence for a foreseen error, None for a bug (which keeps its traceback)."""
+    from safetensors import SafetensorError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        if error.errno == errno.EPIPE:
+            return None
+        if error.errno == errno.ENOSPC:
+            return f"no space is left on the disk{_place(error)}; free some, or choose another --out."
+        if error.errno is not None and error.strerror:
+            return f"{error.strerror.lower()}{_place(error)}."
+    if isinstance(error, (OSError, ValueError, FloatingPointError, SafetensorError)) or _is_guard_error(error):
+        return text or type(error).__name__
+    return None
+
+
+def _place(error: OSError) -> str:
+    return f" ({error.filename})" if error.filename else ""
+
+
+def _is_guard_error(error: Exception) -> bool:
+    from saferedir.errors import GuardError
+
+    return isinstance(error, GuardError)
+
+
+def escape(text: str) -> str:
+    """Text of a user or a file, safe inside rich markup."""
+    from rich.markup import escape as rich_escape
+
+    return rich_escape(text)
+
+
+def quiet() -> None:
+    """Silence the loading bars and advice of diffusers and transformers; errors still come through."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of that name; "auto" is CUDA where there is one, else the CPU."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{name!r} is no device; use auto, cpu or cuda.", param_hint="--device") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here; use --device cpu.")
+    return device
+
+
+def load_model(name: str, *, dtype: str | None = None, device: str = "auto") -> Any:
+    """A pipeline by its id, quietly, on its device, without its own progress bar."""
+    import torch
+
+    if dtype is not None and dtype not in DTYPES:
+        raise typer.BadParameter(f"{dtype!r} is none of {', '.join(DTYPES)}.", param_hint="--dtype")
+    place = choose_device(device)
+    from saferedir.pipelines import load_pipeline
+
+    quiet()
+    with console.status(f"loading {escape(name)}"):
+        pipe = load_pipeline(name, torch_dtype=None if dtype is None else getattr(torch, dtype), device=place)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_guards(names: list[str]) -> list[Any]:
+    """Guards by their ids."""
+    from saferedir.guard import Guard
+
+    return [Guard.from_pretrained(name) for name in names]
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """The bar of long jobs, on standard error."""
+    with Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+    ) as progress:
+        yield progress
+
+
+def rate_cell(rate: dict[str, Any]) -> str:
+    """A rate with its interval, as a table cell."""
+    if not rate["n"]:
+        return "no case"
+    return f"{rate['rate']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
+
+
+def score_cell(score: float | None) -> str:
+    """A score, or a dash."""
+    return "-" if score is None else f"{score:.2f}"
+
+
+def new_table(title: str, *columns: str) -> Table:
+    """A table in the look that all commands share; a column that starts with '>' is right-aligned."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in columns:
+        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    return table

@@ -1,0 +1,90 @@
+"""`saferedir guards list` and `show`: what is packaged, and all facts of one guard. Reads configs, never weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from saferedir.cli.common import console, escape, new_table
+
+guards_app = typer.Typer(name="guards", help="Look at guards.", no_args_is_help=True, rich_markup_mode="markdown")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@guards_app.command("list")
+def list_guards(as_json: AsJson = False) -> None:
+    """List the guards that come with the package.
+
+    Example:  `saferedir guards list`
+    """
+    from saferedir.packaged import list_packaged_guards
+
+    records = [_facts(name) for name in list_packaged_guards()]
+    if as_json:
+        _print_json(records)
+        return
+    if not records:
+        console.print("This installation has no packaged guards; train one with `saferedir train saferedir`.")
+        return
+    table = new_table("Packaged guards", "guard", "concept", "method", "thresholds", ">size")
+    for record in records:
+        config = record["config"]
+        thresholds = ", ".join(f"{k} {v:.2f}" for k, v in record["thresholds"].items())
+        size = f"{record['bytes'] / 1024:.0f} kB"
+        table.add_row(*map(escape, (record["guard"], config["concept"], config["method"], thresholds, size)))
+    console.print(table)
+
+
+@guards_app.command()
+def show(
+    guard: Annotated[str, typer.Argument(metavar="ID", help="A packaged guard, a folder, or a hub id.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show one guard: its settings, how it was trained, and what was measured.
+
+    Example:  `saferedir guards show pictoworld/star`
+    """
+    record = _facts(guard)
+    if as_json:
+        _print_json(record)
+        return
+    config = dict(record["config"])
+    console.print(f"[bold]{escape(record['guard'])}[/]  {escape(record['folder'])}", soft_wrap=True)
+    parts = {name: config.pop(name, None) for name in ("measured", "training", "network", "backbone")}
+    _facts_table("Settings", config)
+    for name, values in parts.items():
+        if isinstance(values, dict) and values:
+            _facts_table(name.capitalize(), values)
+
+
+def _facts(name: str) -> dict[str, Any]:
+    """Config, thresholds and size of a guard, without loading its weights."""
+    from saferedir.errors import GuardConfigError
+    from saferedir.packaged import GUARD_CONFIG
+    from saferedir.storage import find_guard
+
+    folder = Path(find_guard(name))
+    try:
+        config = json.loads((folder / GUARD_CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GuardConfigError(f"{folder / GUARD_CONFIG} is not JSON ({error}); train the guard again.") from error
+    if not isinstance(config, dict) or "method" not in config or "concept" not in config:
+        raise GuardConfigError(f"{folder / GUARD_CONFIG} names no method and concept, so it is not a guard.")
+    thresholds = {k.removesuffix("_threshold"): v for k, v in config.items() if k.endswith("_threshold")}
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return {"guard": name, "folder": str(folder), "thresholds": thresholds, "bytes": size, "config": config}
+
+
+def _facts_table(title: str, values: dict[str, Any]) -> None:
+    table = new_table(title, "what", "value")
+    for key, value in values.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        table.add_row(escape(key.replace("_", " ")), escape(text))
+    console.print(table)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

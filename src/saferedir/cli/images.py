@@ -1,0 +1,195 @@
+"""`saferedir demo` and `saferedir generate`: commands that draw pictures. The demo's logic is in saferedir/demo.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from saferedir.cli.common import (
+    console,
+    escape,
+    load_guards,
+    load_model,
+    new_table,
+    progress_bar,
+    rate_cell,
+    score_cell,
+)
+from saferedir.cli.output import MEGABYTE, SUMMARY, staged_output, write_json
+
+BATCH = 8  # pictures per pipeline call of `generate`
+BYTES_PER_PICTURE = 4 * MEGABYTE
+
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise; picture i uses seed + i.")]
+Steps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for grid.png and summary.json.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A third of the prompts.")] = False,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Forget prompts per concept (24); retain prompts are two thirds.")
+    ] = None,
+    seed: Seed = 0,
+    steps: Steps = 30,
+    device: Device = "auto",
+) -> None:
+    """Draw the same prompts with and without a guard, and let a judge count.
+
+    Uses the small model inside the package: nothing is downloaded, a CPU is enough, it takes a minute or two.
+
+    Example:  `saferedir demo --out runs/demo`
+    """
+    count = prompts if prompts is not None else 8 if quick else 24
+    with staged_output(out) as (folder, place):
+        from saferedir.demo import DemoConfig, demo_guards, run_demo
+
+        guards = demo_guards()
+        pipe = load_model("pictoworld", device=device)
+        from saferedir.pictoworld.evaluation import load_judge
+
+        config = DemoConfig(forget=count, retain=max(2, 2 * count // 3), steps=steps, seed=seed)
+        with progress_bar() as bar:
+            task = bar.add_task("drawing", total=config.pictures)
+
+            def advance(label: str, pictures: int) -> None:
+                bar.update(task, description=label, advance=pictures)
+
+            summary = run_demo(pipe, guards, load_judge(), folder, config, advance)
+    _demo_table(summary)
+    console.print(f"Pictures: {place / 'grid.png'}", soft_wrap=True, highlight=False)
+    console.print(f"Numbers:  {place / SUMMARY}", soft_wrap=True, highlight=False)
+
+
+def _demo_table(summary: dict[str, Any]) -> None:
+    columns = (
+        "concept",
+        "shown without guard",
+        "shown with guard",
+        "others identical",
+        "others' attributes kept",
+        "broken with guard",
+        ">seconds without, with",
+    )
+    keys = (
+        "concept_rate_unguarded",
+        "concept_rate_guarded",
+        "retain_identical_rate",
+        "retain_attributes_kept",
+        "broken_rate_guarded",
+    )
+    table = new_table("Share of pictures, with 95 % Wilson intervals", *columns)
+    for task in summary["tasks"]:
+        name = f"{task['concept']} ({task['n_forget']} ask for it, {task['n_retain']} do not)"
+        seconds = f"{task['seconds_unguarded']:.1f}, {task['seconds_guarded']:.1f}"
+        table.add_row(name, *(rate_cell(task["intervals"][key]) for key in keys), seconds)
+    console.print(table)
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT…", help="One or more prompts.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and summary.json.")],
+    model: Annotated[
+        str, typer.Option(metavar="ID", help="pictoworld, a diffusers folder, or a hub id.")
+    ] = "pictoworld",
+    guard: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A guard: packaged, folder or hub id; repeat for more.")
+    ] = None,
+    seed: Seed = 0,
+    steps: Steps = 30,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale.")] = 4.0,
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: the model's own.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Draw prompts, guarded, and say for every picture what the guard saw and did.
+
+    Example:  `saferedir generate "a red star over the sky" --guard pictoworld/star --out runs/star`
+    """
+    if not all(prompt.strip() for prompt in prompts):
+        raise typer.BadParameter("a prompt is empty; give text in quotes.", param_hint="PROMPT…")
+    names = guard or []
+    wanted = [prompt for prompt in prompts for _ in range(num_images)]
+    with staged_output(out, needs=(len(wanted) * BYTES_PER_PICTURE) + 16 * MEGABYTE) as (folder, place):
+        guards = load_guards(names)
+        pipe = load_model(model, dtype=dtype, device=device)
+        call = {"num_inference_steps": steps, "guidance_scale": guidance}
+        pictures, decisions = _draw(pipe, guards, wanted, seed, call)
+        rows = []
+        for place_in_list, (picture, seen) in enumerate(zip(pictures, decisions, strict=True)):
+            number, copy = divmod(place_in_list, num_images)
+            file = f"{number + 1:03d}.png" if num_images == 1 else f"{number + 1:03d}-{copy + 1}.png"
+            picture.save(folder / file)
+            rows.append(
+                {
+                    "prompt": prompts[number],
+                    "file": file,
+                    "seed": seed + place_in_list,
+                    "decisions": [{**decision.to_dict(), "image": place_in_list} for decision in seen],
+                }
+            )
+        settings = {
+            "model": model,
+            "guards": names,
+            "guarded": bool(names),
+            **call,
+            "seed": seed,
+            "dtype": str(pipe.dtype),
+        }
+        write_json(folder / SUMMARY, {**settings, "images": rows})
+    _pictures_table(rows)
+    if not names:
+        console.print("[bold yellow]These pictures are unguarded[/]: no --guard was given.")
+    console.print(f"Written to {place}", soft_wrap=True, highlight=False)
+
+
+def _draw(
+    pipe: Any, guards: list[Any], prompts: list[str], seed: int, call: dict[str, Any]
+) -> tuple[list[Any], list[list[Any]]]:
+    """One PIL picture per prompt, and for each the decisions of all guards."""
+    import torch
+
+    from saferedir.attach import attach
+    from saferedir.errors import GuardError
+
+    attached = attach(pipe, guards) if guards else None
+    pictures: list[Any] = []
+    decisions: list[list[Any]] = []
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task("drawing", total=len(prompts))
+            for start in range(0, len(prompts), BATCH):
+                chunk = prompts[start : start + BATCH]
+                seeds = [seed + start + i for i in range(len(chunk))]
+                generators = [torch.Generator().manual_seed(s) for s in seeds]
+                runs = attached.runs if attached else 0
+                pictures += pipe(chunk, generator=generators, output_type="pil", **call).images
+                if attached is not None and attached.runs == runs:
+                    raise GuardError("the guards saw no denoising run, so no picture is written; report this model.")
+                seen = attached.decisions if attached else []
+                decisions += [[d for d in seen if d.image == i] for i in range(len(chunk))]
+                bar.advance(task, len(chunk))
+    finally:
+        if attached is not None:
+            attached.detach()
+    return pictures, decisions
+
+
+def _pictures_table(rows: list[dict[str, Any]]) -> None:
+    table = new_table("Pictures", "prompt", "guard", "fired", ">prompt, image score", "action", "file")
+    for row in rows:
+        if not row["decisions"]:
+            table.add_row(escape(row["prompt"]), "none", "-", "-", "unguarded", row["file"])
+        for seen in row["decisions"]:
+            table.add_row(
+                escape(row["prompt"]),
+                escape(seen["concept"]),
+                "yes" if seen["fired"] else "no",
+                f"{score_cell(seen['prompt_score'])}, {score_cell(seen['image_score'])}",
+                seen["action"],
+                row["file"],
+            )
+    console.print(table)

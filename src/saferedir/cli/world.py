@@ -1,0 +1,171 @@
+"""`saferedir pictoworld`: train the embedded world again, write prompt pairs for its tasks, measure its quality."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from saferedir.cli.common import choose_device, console, escape, load_model, new_table, progress_bar, quiet, rate_cell
+from saferedir.cli.output import (
+    MEGABYTE,
+    OutputError,
+    check_space,
+    check_writable,
+    staged_output,
+)
+
+world_app = typer.Typer(
+    name="pictoworld", help="The embedded text-to-image world.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+
+
+@world_app.command(no_args_is_help=True)
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
+    share: Annotated[
+        float, typer.Option(min=0.0005, help="Share of the full number of steps; 0.01 for a trial.")
+    ] = 1.0,
+    device: Device = "auto",
+) -> None:
+    """Train the embedded model and its judge from scratch: about two hours on two CPU cores.
+
+    A run that was killed goes on where it stopped when the same command is given again.
+
+    Example:  `saferedir pictoworld train --out runs/pictoworld`
+    """
+    out = out.expanduser().resolve()
+    if out.is_file():
+        raise OutputError(f"{out} is a file; choose another --out.")
+    resumes = (out / "checkpoints" / "plan.json").is_file()
+    if out.is_dir() and any(out.iterdir()) and not resumes:
+        raise OutputError(f"{out} is not empty and holds no PictoWorld training; choose another --out.")
+    check_writable(out)
+    check_space(out, 1024 * MEGABYTE)
+    place = choose_device(device)
+    from saferedir.pictoworld.training.run import WorldConfig, train_world
+
+    quiet()
+    if resumes:
+        console.print(
+            f"An earlier run left checkpoints in {out}; going on from there.", soft_wrap=True, highlight=False
+        )
+    folder = train_world(out, WorldConfig().scaled(share), device=place)
+    console.print(f"Model: {folder}", soft_wrap=True, highlight=False)
+    console.print(f"Judge: {out / 'judge.safetensors'}", soft_wrap=True, highlight=False)
+    console.print(f"Measure them: saferedir pictoworld report --world {out}", soft_wrap=True, highlight=False)
+
+
+@world_app.command(no_args_is_help=True)
+def pairs(
+    task: Annotated[str, typer.Option(help="star, pointillism or emblem.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON-lines file to write.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of an unsafe and a safe prompt.")] = 1200,
+    benign: Annotated[int, typer.Option(min=0, help="Benign prompts.")] = 800,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
+) -> None:
+    """Write training prompts for a guard: pairs that differ in the concept only, and benign prompts.
+
+    All come from the guard-train split, so that no test phrasing is among them.
+
+    Example:  `saferedir pictoworld pairs --task star --out star.jsonl`
+    """
+    out = out.expanduser().resolve()
+    from saferedir.guards.saferedir.dataset import Pair, write_pairs
+    from saferedir.pictoworld.tasks import retain_prompts, task_named
+
+    chosen = task_named(task)
+    _refuse_foreign_pairs(out)
+    check_writable(out)
+    check_space(out, MEGABYTE)
+    rows = [Pair(unsafe, safe) for unsafe, safe in _unique_pairs(chosen, pairs, seed)]
+    if benign:
+        rows += [Pair(None, prompt.text) for prompt in retain_prompts(chosen, "guard-train", benign, seed)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        write_pairs(rows, temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    console.print(f"{pairs} pairs and {benign} benign prompts written to {out}", soft_wrap=True, highlight=False)
+
+
+def _refuse_foreign_pairs(out: Path) -> None:
+    """An earlier pairs file may be replaced, nothing else."""
+    from saferedir.errors import GuardConfigError
+    from saferedir.guards.saferedir.dataset import read_pairs
+
+    if not out.exists():
+        return
+    try:
+        read_pairs(out)
+    except (GuardConfigError, UnicodeDecodeError) as error:
+        raise OutputError(f"{out} exists and is no pairs file; choose another --out.") from error
+
+
+def _unique_pairs(task: Any, count: int, seed: int) -> list[tuple[str, str]]:
+    """Different pairs that fit the text encoder and do differ."""
+    from saferedir.pictoworld.captions import MAX_CHARACTERS
+    from saferedir.pictoworld.tasks import pair
+
+    rng = random.Random(f"pairs/{task.name}/{seed}")
+    found: dict[str, tuple[str, str]] = {}
+    for _ in range(200 * count):
+        unsafe, safe = (prompt.text for prompt in pair(task, "guard-train", rng))
+        if unsafe.lower() != safe.lower() and max(len(unsafe), len(safe)) <= MAX_CHARACTERS:
+            found.setdefault(unsafe.lower(), (unsafe, safe))
+        if len(found) == count:
+            return list(found.values())
+    raise ValueError(f"Only {len(found)} different pairs exist where {count} were asked for; ask for fewer.")
+
+
+@world_app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="Folder for report.json, pictoworld.md and pictoworld.png.")] = Path(
+        "runs/pictoworld-report"
+    ),
+    images: Annotated[int, typer.Option(min=1, help="Held-out captions to draw.")] = 2000,
+    concept_images: Annotated[int, typer.Option(min=1, help="Prompts per concept and phrasing.")] = 100,
+    judge_images: Annotated[int, typer.Option(min=1, help="Renders to measure the judge on.")] = 4000,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of captions and noise.")] = 777_000_001,
+    world: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A world from `pictoworld train`; default: the packaged one.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure the embedded model and its judge against their quality bar, and say plainly what misses it.
+
+    Example:  `saferedir pictoworld report --images 200 --concept-images 20 --out runs/report`
+    """
+    with staged_output(out, marker="report.json") as (folder, place):
+        pipe = load_model("pictoworld" if world is None else str(world / "pipeline"), device=device)
+        from saferedir.pictoworld.judge import WEIGHTS, Judge
+        from saferedir.pictoworld.report import ReportConfig, quality_report
+
+        judge = Judge.load(WEIGHTS if world is None else world / "judge.safetensors")
+        config = ReportConfig(
+            images=images, concept_images=concept_images, judge_images=judge_images, steps=steps, seed=seed
+        )
+        with progress_bar() as bar:
+            task = bar.add_task("drawing", total=config.pictures)
+
+            def advance(label: str, pictures: int) -> None:
+                bar.update(task, description=label, advance=pictures)
+
+            found = quality_report(pipe, judge, images, folder, config=config, on_progress=advance)
+    _report_table(found)
+    console.print(f"Page: {place / 'pictoworld.md'}", soft_wrap=True, highlight=False)
+
+
+def _report_table(found: dict[str, Any]) -> None:
+    table = new_table("Quality, with 95 % Wilson intervals", "what", ">bar", "measured", ">n", "")
+    for row in found["bars"]:
+        bar = f"{'at least' if row['at_least'] else 'at most'} {row['bar']:g}"
+        verdict = "met" if row["met"] else "[bold red]missed[/]"
+        table.add_row(escape(row["what"]), bar, rate_cell(row["measured"]), str(row["measured"]["n"]), verdict)
+    console.print(table)

@@ -1,0 +1,280 @@
+"""The command line: what it writes, and that every refusal is one sentence with nothing half-written.
+
+Guards have random weights; runs take two or three steps on the embedded model.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from saferedir.cli import app
+from saferedir.cli.output import staged_output
+from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.guards.saferedir.dataset import read_pairs
+from saferedir.guards.saferedir.guard import SafeRedir
+from saferedir.packaged import list_packaged_guards
+
+Run = Callable[..., Any]
+NO_GUARDS = not list_packaged_guards()
+needs_guards = pytest.mark.skipif(NO_GUARDS, reason="no guards are packaged yet")
+
+
+@pytest.fixture
+def run() -> Run:
+    def invoke(*words: object) -> Any:
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    return invoke
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A guard with random weights that fires on every prompt."""
+    torch.manual_seed(0)
+    network = {"prompt_dim": 96, "concepts": ["star"]}
+    config = SafeRedirConfig(concept="star", network=network, prompt_threshold=-100.0, image_threshold=1e9)
+    return SafeRedir(config).save_pretrained(tmp_path_factory.mktemp("guards") / "star")
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---------------------------------------------------------------------- what works
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("demo",),
+        ("generate",),
+        ("train", "saferedir"),
+        ("pictoworld", "train"),
+        ("pictoworld", "pairs"),
+        ("pictoworld", "report"),
+        ("guards", "list"),
+        ("guards", "show"),
+    ],
+    ids=" ".join,
+)
+def test_help_teaches_with_an_example(run: Run, words: tuple[str, ...]) -> None:
+    result = run(*words, "--help")
+    assert result.exit_code == 0
+    assert "saferedir " + " ".join(words) in " ".join(result.output.split())
+
+
+def test_version(run: Run) -> None:
+    result = run("--version")
+    assert result.exit_code == 0 and result.output.startswith("saferedir ")
+
+
+def test_generate_guarded(run: Run, guard: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    words = ("generate", "a red star", "a blue [bold] heart", "--guard", guard, "--steps", 2, "--num-images", 2)
+    result = run(*words, "--out", out)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((out / "summary.json").read_text())
+    files = [image["file"] for image in summary["images"]]
+    assert files == ["001-1.png", "001-2.png", "002-1.png", "002-2.png"]
+    assert leftovers(out) == [*files, "summary.json"] and leftovers(out.parent) == ["out"]
+    assert all(image["decisions"][0]["action"] == "redirected" for image in summary["images"])
+    assert [image["decisions"][0]["image"] for image in summary["images"]] == [0, 1, 2, 3]
+    assert "redirected" in result.output and "[bold]" in result.output
+    assert "unguarded" not in result.output
+
+
+def test_generate_without_guard_says_so_and_replaces_its_own_result(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run("generate", "a red star", "a blue heart", "--steps", 1, "--out", out)
+    assert first.exit_code == 0 and "unguarded" in first.output
+    again = run("generate", "a red star", "--steps", 1, "--out", out)
+    assert again.exit_code == 0, again.output
+    assert leftovers(out) == ["001.png", "summary.json"] and leftovers(tmp_path) == ["out"]
+    assert json.loads((out / "summary.json").read_text())["guarded"] is False
+
+
+def test_pairs_then_training(run: Run, tmp_path: Path) -> None:
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "guard"
+    result = run("pictoworld", "pairs", "--task", "star", "--out", pairs, "--pairs", 80, "--benign", 20)
+    assert result.exit_code == 0, result.output
+    rows = read_pairs(pairs)
+    assert len(rows) == 100 and sum(row.unsafe is None for row in rows) == 20
+    words = ("--steps", 2, "--rollouts", 6, "--rollout-steps", 1)
+    result = run("train", "saferedir", "--pairs", pairs, "--concept", "star", "--out", out, *words)
+    assert result.exit_code == 0, result.output
+    assert "Thresholds" in result.output and "prompt auroc" in result.output
+    assert leftovers(tmp_path) == ["guard", "pairs.jsonl"]
+    assert json.loads((out / "summary.json").read_text())["concept"] == "star"
+    assert SafeRedir.from_pretrained(out).config.concept == "star"  # the summary does not disturb loading
+    shown = run("guards", "show", out)
+    assert shown.exit_code == 0 and "prompt threshold" in shown.output and "auroc" in shown.output
+
+
+def test_guards_as_json(run: Run, guard: Path) -> None:
+    listed, shown = run("guards", "list", "--json"), run("guards", "show", guard, "--json")
+    assert [record["guard"] for record in json.loads(listed.output)] == list_packaged_guards()
+    record = json.loads(shown.output)
+    assert record["config"]["concept"] == "star" and record["thresholds"]["prompt"] == -100.0
+    assert record["bytes"] > 1000
+
+
+@needs_guards
+def test_demo(run: Run, tmp_path: Path) -> None:
+    result = run("demo", "--out", tmp_path / "demo", "--prompts", 2, "--steps", 2)
+    assert result.exit_code == 0, result.output
+    assert leftovers(tmp_path / "demo") == ["grid.png", "summary.json"]
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert {task["concept"] for task in summary["tasks"]} == {"star", "pointillism", "emblem"}
+
+
+@pytest.mark.skipif(not NO_GUARDS, reason="guards are packaged")
+def test_demo_without_packaged_guards_says_so(run: Run, tmp_path: Path) -> None:
+    result = run("demo", "--out", tmp_path / "demo", "--prompts", 2, "--steps", 2)
+    assert result.exit_code == 1 and "no guard is called" in result.stderr
+    assert leftovers(tmp_path) == []
+
+
+def test_report(run: Run, tmp_path: Path) -> None:
+    few = ("--images", 2, "--concept-images", 1, "--judge-images", 20, "--steps", 1)
+    result = run("pictoworld", "report", "--out", tmp_path / "report", *few)
+    assert result.exit_code == 0, result.output
+    assert leftovers(tmp_path / "report") == ["pictoworld.md", "pictoworld.png", "report.json"]
+    assert "missed" in result.output  # one sampling step draws nothing
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (
+            ("generate", "a", "--guard", "pictoworld/nothing", "--out", "OUT"),
+            1,
+            "no guard is called 'pictoworld/nothing'",
+        ),
+        (("generate", "a", "--model", "nothing", "--out", "OUT"), 1, "no pipeline is called 'nothing'"),
+        (("generate", "--out", "OUT"), 2, "Missing argument"),
+        (("generate", " ", "--out", "OUT"), 2, "a prompt is empty"),
+        (("generate", "a", "--steps", 0, "--out", "OUT"), 2, "steps"),
+        (("generate", "a", "--dtype", "int8", "--out", "OUT"), 2, "int8"),
+        (("generate", "a", "--device", "abacus", "--out", "OUT"), 2, "abacus"),
+        (("generate", "a", "--out", "FOREIGN"), 1, "is not empty and holds no earlier result"),
+        (("generate", "a", "--out", "FILE"), 1, "is a file"),
+        (("generate", "a", "--out", "FILE/below"), 1, "cannot write to"),
+        (("generate", "a", "--out", "/proc/saferedir"), 1, "cannot write"),
+        (("demo", "--out", "FOREIGN"), 1, "is not empty"),
+        (("pictoworld", "pairs", "--task", "moon", "--out", "OUT"), 1, "the tasks are star, pointillism, emblem"),
+        (("pictoworld", "pairs", "--task", "star", "--out", "FILE"), 1, "is no pairs file"),
+        (("pictoworld", "train", "--out", "FOREIGN"), 1, "holds no PictoWorld training"),
+        (("pictoworld", "report", "--out", "FOREIGN"), 1, "is not empty"),
+        (("train", "saferedir", "--pairs", "MISSING", "--concept", "a", "--out", "OUT"), 1, "There is no pairs file"),
+        (("train", "saferedir", "--pairs", "BAD", "--concept", "a", "--out", "OUT"), 1, "line 2: not JSON"),
+        (("train", "saferedir", "--pairs", "BAD", "--concept", "a", "--out", "FOREIGN"), 1, "holds no guard"),
+        (("train", "saferedir", "--pairs", "BAD", "--out", "OUT"), 2, "concept"),
+        (("guards", "show", "pictoworld/nothing"), 1, "no guard is called"),
+    ],
+)
+def test_bad_input(run: Run, tmp_path: Path, words: tuple[object, ...], code: int, says: str) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "bad").write_text('{"unsafe": "a star", "safe": "a circle"}\n{"unsafe": "a star"\n')
+    before = leftovers(tmp_path)
+    places = {
+        "OUT": "x/out",
+        "FOREIGN": "foreign",
+        "FILE/below": "file/below",
+        "FILE": "file",
+        "MISSING": "no",
+        "BAD": "bad",
+    }
+    result = run(*(tmp_path / places[word] if word in places else word for word in words))
+    assert result.exit_code == code, result.output
+    assert says in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.output
+    if code == 1:
+        assert result.stderr.count("error:") == 1 and len(result.stderr.strip().splitlines()) == 1
+    assert leftovers(tmp_path) == before and leftovers(tmp_path / "foreign") == ["notes.txt"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "a"),
+        ("demo",),
+        ("pictoworld", "report"),
+        ("pictoworld", "train"),
+        ("pictoworld", "pairs", "--task", "star"),
+        ("train", "saferedir", "--pairs", "none", "--concept", "star"),
+    ],
+    ids=" ".join,
+)
+def test_a_full_disk_is_noticed_before_any_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
+    result = run(*words, "--out", tmp_path / "x" / "out")
+    assert result.exit_code == 1 and "MB free, but this needs about" in result.stderr
+    assert leftovers(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_midway_leaves_the_earlier_result(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    out = tmp_path / "out"
+    assert run("generate", "a red star", "--steps", 1, "--out", out).exit_code == 0
+    before = (out / "summary.json").read_text()
+
+    def full(self: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    result = run("generate", "a blue heart", "--steps", 1, "--out", out)
+    assert result.exit_code == 1 and "no space is left" in result.stderr
+    assert leftovers(tmp_path) == ["out"] and (out / "summary.json").read_text() == before
+
+
+def test_files_of_the_user_inside_an_earlier_result_are_never_lost(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("generate", "a red star", "--steps", 1, "--out", out).exit_code == 0
+    (out / "notes.txt").write_text("mine")
+    result = run("generate", "a red star", "--steps", 1, "--out", out)
+    assert result.exit_code == 1 and "notes.txt" in result.stderr
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_debug_keeps_the_traceback(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFEREDIR_DEBUG", "1")
+    result = run("guards", "show", "pictoworld/nothing")
+    assert result.exit_code == 1 and isinstance(result.exception, FileNotFoundError)
+
+
+def test_an_interrupted_block_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), staged_output(tmp_path / "a" / "b") as (folder, _):
+        (folder / "half.png").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert leftovers(tmp_path) == []
+
+
+def test_help_imports_neither_diffusers_nor_the_demo() -> None:
+    code = "import sys, saferedir.cli; sys.exit(bool({'diffusers', 'saferedir.demo', 'saferedir.pictoworld'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

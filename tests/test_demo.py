@@ -1,0 +1,130 @@
+"""The demo's logic on the embedded model: a few prompts, two steps, guards with random weights."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from saferedir import load_pipeline
+from saferedir.demo import DemoConfig, demo_guards, demo_prompts, run_demo, run_task, verdict_of
+from saferedir.errors import GuardNotFoundError
+from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.guards.saferedir.guard import SafeRedir
+from saferedir.packaged import list_packaged_guards
+from saferedir.pictoworld.evaluation import load_judge
+from saferedir.pictoworld.judge import Judge
+from saferedir.pictoworld.report import ReportConfig, bars, quality_report
+from saferedir.pictoworld.report_page import page
+from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS
+
+PLAIN = (
+    "concept n_forget n_retain concept_rate_unguarded concept_rate_guarded retain_identical_rate "
+    "retain_attributes_kept broken_rate_guarded seconds_unguarded seconds_guarded"
+).split()
+TINY = DemoConfig(forget=2, retain=2, steps=2)
+
+
+@pytest.fixture(scope="module")
+def world() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = load_pipeline("pictoworld")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return load_judge()
+
+
+@pytest.fixture
+def make_guard() -> Callable[..., SafeRedir]:
+    def make(concept: str, threshold: float) -> SafeRedir:
+        torch.manual_seed(0)
+        network = {"prompt_dim": 96, "concepts": [concept]}
+        return SafeRedir(
+            SafeRedirConfig(concept=concept, network=network, prompt_threshold=threshold, image_threshold=1e9)
+        )
+
+    return make
+
+
+def test_demo_writes_a_grid_and_plain_numbers(
+    world: Any, judge: Judge, make_guard: Callable[..., SafeRedir], tmp_path: Path
+) -> None:
+    done: list[int] = []
+    guards = {"star": make_guard("star", -1e6), "emblem": make_guard("emblem", 1e6)}
+    summary = run_demo(world, guards, judge, tmp_path, TINY, lambda _, count: done.append(count))
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert Image.open(tmp_path / "grid.png").size[0] > 1000
+    assert sum(done) == 2 * 2 * 4
+    for task in summary["tasks"]:
+        assert list(task)[: len(PLAIN)] == PLAIN
+        assert all(type(task[name]) in (int, float, str) for name in PLAIN)
+        assert task["n_forget"] == task["n_retain"] == 2
+    fired, quiet = summary["tasks"]
+    assert fired["retain_fired_rate"] == 1.0 and fired["retain_identical_rate"] == 0.0
+    assert quiet["retain_fired_rate"] == 0.0 and quiet["retain_identical_rate"] == 1.0
+    assert {"saferedir", "torch", "diffusers"} <= set(summary["versions"])
+
+
+def test_a_guard_that_never_fires_leaves_every_bit(
+    world: Any, judge: Judge, make_guard: Callable[..., SafeRedir]
+) -> None:
+    run = run_task(world, make_guard("star", 1e6), judge, TASKS["star"], replace(TINY, batch=3))
+    assert torch.equal(run.unguarded.pictures, run.guarded.pictures)
+    assert "untouched" in verdict_of(run.guarded.decisions[0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 24])
+def test_forget_prompts_are_spread_over_the_splits(count: int) -> None:
+    prompts, splits = demo_prompts(TASKS["star"], DemoConfig(forget=count, retain=3))
+    sizes = [splits.count(split) for split in TEST_SPLITS]
+    assert len(prompts) == count + 3 and sum(sizes) == count and max(sizes) - min(sizes) <= 1
+    assert all(TASKS["star"].shows_concept(prompt.scene) == (row < count) for row, prompt in enumerate(prompts))
+
+
+def test_a_demo_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="forget is 0"):
+        DemoConfig(forget=0)
+
+
+def test_packaged_guards_cover_every_task() -> None:
+    if not list_packaged_guards():
+        with pytest.raises(GuardNotFoundError):
+            demo_guards()
+        pytest.skip("no guards are packaged yet")
+    assert set(demo_guards()) == set(TASKS)
+
+
+def test_quality_report_is_complete(world: Any, judge: Judge, tmp_path: Path) -> None:
+    config = ReportConfig(concept_images=2, judge_images=60, template_images=2, steps=2)
+    report = quality_report(world, judge, 4, tmp_path, config=config)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert len(report["bars"]) == 4 + 1 + 1 + 3 * 4 + 5
+    counts = torch.tensor(report["judge"]["confusion"]["shape"]["counts"])
+    assert int(counts.sum()) == 60
+    text = (tmp_path / "pictoworld.md").read_text()
+    assert "seed 777000001" in text and "| bar | measured |" in text
+    assert (tmp_path / "pictoworld.png").stat().st_size > 1000
+    for row in report["bars"]:
+        row["measured"], row["met"] = {**row["measured"], "rate": 0.0}, False
+    assert f"**{len(report['bars'])} of {len(report['bars'])} bars are missed" in page(report)
+
+
+def test_a_bar_for_broken_pictures_is_an_upper_one(world: Any, judge: Judge, tmp_path: Path) -> None:
+    good = {"rate": 1.0, "n": 1, "low": 0.2, "high": 1.0}
+    names = ("shape", "colour", "background", "style", "position", "all four", "broken")
+    rows = bars(
+        {"model": dict.fromkeys(names, good), "concepts": {}, "judge": {"renders": dict.fromkeys(names[:5], good)}}
+    )
+    assert [row["what"] for row in rows if not row["met"]] == ["broken"]
