@@ -32,9 +32,10 @@ from saferedir.guards.saferedir.losses import LossWeights
 from saferedir.guards.saferedir.network import Redirection
 from saferedir.guards.saferedir.training import TrainConfig, draw_images, encode_text, fit_redirector
 from saferedir.metrics import auroc
-from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, draw, load_judge, rate_of
+from saferedir.pictoworld.evaluation import Drawing, attributes_kept, concept_rate, draw, load_judge, rate_of
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, pair, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
+from saferedir.precision import fast_precision
 
 LOSS_VARIANTS = {
     "all six terms": LossWeights(),
@@ -84,7 +85,7 @@ class Study:
         self.held_images = {name: self.frames(self.held_pairs, name, "held-out") for name in ("x_t", "x0_uncond", "x0")}
         self.prompts = forget_prompts(task, "guard-validation", images)
         self.texts = [p.text for p in self.prompts]
-        self.plain = draw(pipe, self.texts)
+        self.plain = self.draw()
         self.plain_judged = self.judge.judge(self.plain.pictures)
 
     def frames(self, pairs: list[Pair], name: str, side: str) -> Any:
@@ -107,9 +108,14 @@ class Study:
         model.load_state_dict(best["network"])
         return model.eval()
 
-    def redirect_rates(self, guard: SafeRedir, negative: bool = False) -> dict[str, Any]:
+    def draw(self, *guards: SafeRedir) -> Drawing:
+        """The forget prompts, with or without a guard."""
+        with fast_precision(self.pipe.device):
+            return draw(self.pipe, self.texts, guards=guards)
+
+    def redirect_rates(self, guard: SafeRedir) -> dict[str, Any]:
         """Concept rate, attributes kept and broken rate with the guard always on."""
-        judged = self.judge.judge(draw(self.pipe, self.texts, guards=[guard]).pictures)
+        judged = self.judge.judge(self.draw(guard).pictures)
         return {
             "concept_rate": concept_rate(judged, self.task).to_dict(),
             "attributes_kept": attributes_kept(judged, self.plain_judged, self.prompts, self.task).to_dict(),
@@ -238,7 +244,7 @@ def main() -> None:
     started = time.perf_counter()
     pipe = sr.load_pipeline("pictoworld")
     results: dict[str, Any] = {}
-    with progress_bar() as progress, torch.autocast("cpu", torch.bfloat16, enabled=False):
+    with progress_bar() as progress:
         study = Study(TASKS[arguments.task], pipe, arguments.images, arguments.steps, arguments.work, progress)
         results["unguarded"] = concept_rate(study.plain_judged, study.task).to_dict()
         for name, question in (

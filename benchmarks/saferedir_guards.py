@@ -33,6 +33,7 @@ from saferedir.pictoworld.evaluation import (
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
+from saferedir.precision import fast_precision
 
 NEVER = 1e9
 
@@ -167,7 +168,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     pipe, judge = sr.load_pipeline("pictoworld"), load_judge()
     results: dict[str, Any] = {}
-    with progress_bar() as progress, torch.autocast("cpu", torch.bfloat16):
+    with progress_bar() as progress, fast_precision(pipe.device):
         for name in arguments.tasks:
             path = arguments.work / f"{name}-{arguments.n}.json"
             if path.exists():

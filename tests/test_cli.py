@@ -131,13 +131,24 @@ def test_guards_as_json(run: Run, guard: Path) -> None:
     assert record["bytes"] > 1000
 
 
-@needs_guards
-def test_demo(run: Run, tmp_path: Path) -> None:
-    result = run("demo", "--out", tmp_path / "demo", "--prompts", 2, "--steps", 2)
+def check_demo(run: Run, out: Path) -> None:
+    result = run("demo", "--out", out, "--prompts", 2, "--steps", 2)
     assert result.exit_code == 0, result.output
-    assert leftovers(tmp_path / "demo") == ["grid.png", "summary.json"]
-    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert leftovers(out) == ["grid.png", "summary.json"]
+    summary = json.loads((out / "summary.json").read_text())
     assert {task["concept"] for task in summary["tasks"]} == {"star", "pointillism", "emblem"}
+    assert "shown, with guard" in result.output
+
+
+def test_demo_with_random_guards(run: Run, guard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = {name: SafeRedir.from_pretrained(guard) for name in ("star", "pointillism", "emblem")}
+    monkeypatch.setattr("saferedir.demo.demo_guards", lambda: loaded)
+    check_demo(run, tmp_path / "demo")
+
+
+@needs_guards
+def test_demo_with_the_packaged_guards(run: Run, tmp_path: Path) -> None:
+    check_demo(run, tmp_path / "demo")
 
 
 @pytest.mark.skipif(not NO_GUARDS, reason="guards are packaged")

@@ -16,7 +16,7 @@ from .packaged import list_packaged_models, packaged_model_path
 
 
 def load_pipeline(
-    name: str | Path, torch_dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    name: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None
 ) -> Any:
     """Load "pictoworld" (packaged), a local diffusers folder, or a hub id; move it to `device` if one is
     given.
@@ -35,9 +35,9 @@ def load_pipeline(
             )
         source = Path(name)  # a hub id
     # an explicit dtype: diffusers and transformers differ in what they do without one
-    torch_dtype = torch_dtype or torch.float32
+    dtype = dtype or torch.float32
     try:
-        pipe = DiffusionPipeline.from_pretrained(str(source), torch_dtype=torch_dtype, use_safetensors=True)
+        pipe = DiffusionPipeline.from_pretrained(str(source), dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise GuardNotFoundError(
             f"could not load pipeline {str(name)!r} ({type(error).__name__}: {str(error).splitlines()[0]}); "

@@ -128,7 +128,8 @@ def test_splits_share_no_prompt_no_scene_and_no_concept_phrasing(name: str) -> N
     task = TASKS[name]
     train = forget_prompts(task, "guard-train", 300)
     train_texts = {p.text.lower() for p in train}
-    train_phrases = {p.phrases[a].text for p in train for a in task.forget if a in p.phrases and p.phrases[a].level != "canonical"}
+    said = [p.phrases[a] for p in train for a in task.forget if a in p.phrases]
+    train_phrases = {phrase.text for phrase in said if phrase.level != "canonical"}
     for split in TEST_SPLITS:
         test = forget_prompts(task, split, 200)
         assert all(task.shows_concept(p.scene) for p in test)

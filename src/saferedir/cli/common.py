@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -45,9 +45,16 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from None
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Our own warnings as one sentence; those of other libraries are for developers."""
-    if os.environ.get(DEBUG) == "1" or category is UserWarning and "saferedir" in Path(filename).parts:
+    if os.environ.get(DEBUG) == "1" or (category is UserWarning and "saferedir" in Path(filename).parts):
         errors.print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
 
 
@@ -121,7 +128,7 @@ def load_model(name: str, *, dtype: str | None = None, device: str = "auto") -> 
 
     quiet()
     with console.status(f"loading {escape(name)}"):
-        pipe = load_pipeline(name, torch_dtype=None if dtype is None else getattr(torch, dtype), device=place)
+        pipe = load_pipeline(name, dtype=None if dtype is None else getattr(torch, dtype), device=place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -152,6 +159,13 @@ def rate_cell(rate: dict[str, Any]) -> str:
     if not rate["n"]:
         return "no case"
     return f"{rate['rate']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
+
+
+def percent_cell(rate: dict[str, Any]) -> str:
+    """The same in whole per cent, for narrow tables."""
+    if not rate["n"]:
+        return "no case"
+    return f"{100 * rate['rate']:.0f} % ({100 * rate['low']:.0f} to {100 * rate['high']:.0f})"
 
 
 def score_cell(score: float | None) -> str:

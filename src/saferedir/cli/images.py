@@ -13,8 +13,8 @@ from saferedir.cli.common import (
     load_guards,
     load_model,
     new_table,
+    percent_cell,
     progress_bar,
-    rate_cell,
     score_cell,
 )
 from saferedir.cli.output import MEGABYTE, SUMMARY, staged_output, write_json
@@ -65,27 +65,25 @@ def demo(
 
 
 def _demo_table(summary: dict[str, Any]) -> None:
-    columns = (
-        "concept",
-        "shown without guard",
-        "shown with guard",
-        "others identical",
-        "others' attributes kept",
-        "broken with guard",
-        ">seconds without, with",
-    )
-    keys = (
-        "concept_rate_unguarded",
-        "concept_rate_guarded",
-        "retain_identical_rate",
-        "retain_attributes_kept",
-        "broken_rate_guarded",
-    )
-    table = new_table("Share of pictures, with 95 % Wilson intervals", *columns)
-    for task in summary["tasks"]:
-        name = f"{task['concept']} ({task['n_forget']} ask for it, {task['n_retain']} do not)"
-        seconds = f"{task['seconds_unguarded']:.1f}, {task['seconds_guarded']:.1f}"
-        table.add_row(name, *(rate_cell(task["intervals"][key]) for key in keys), seconds)
+    """Measures down, concepts across: it fits a terminal of 80 columns."""
+    measures = {
+        "shown, without guard": "concept_rate_unguarded",
+        "shown, with guard": "concept_rate_guarded",
+        "broken, with guard": "broken_rate_guarded",
+        "others: identical": "retain_identical_rate",
+        "others: attributes kept": "retain_attributes_kept",
+    }
+    tasks = summary["tasks"]
+    title = "Per cent of pictures, with 95 % Wilson intervals"
+    table = new_table(title, "", *(f">{task['concept']}" for task in tasks))
+    table.columns[0].no_wrap = True
+    counts = [f"{task['n_forget']} + {task['n_retain']}" for task in tasks]
+    table.add_row("asking + other prompts", *counts, end_section=True)
+    for label, key in measures.items():
+        table.add_row(label, *(percent_cell(task["intervals"][key]) for task in tasks))
+    table.add_section()
+    for label, key in (("seconds, without guard", "seconds_unguarded"), ("seconds, with guard", "seconds_guarded")):
+        table.add_row(label, *(f"{task[key]:.1f}" for task in tasks))
     console.print(table)
 
 

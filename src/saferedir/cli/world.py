@@ -46,9 +46,9 @@ def train(
     check_writable(out)
     check_space(out, 1024 * MEGABYTE)
     place = choose_device(device)
+    quiet()
     from saferedir.pictoworld.training.run import WorldConfig, train_world
 
-    quiet()
     if resumes:
         console.print(
             f"An earlier run left checkpoints in {out}; going on from there.", soft_wrap=True, highlight=False
@@ -165,7 +165,7 @@ def report(
 def _report_table(found: dict[str, Any]) -> None:
     table = new_table("Quality, with 95 % Wilson intervals", "what", ">bar", "measured", ">n", "")
     for row in found["bars"]:
-        bar = f"{'at least' if row['at_least'] else 'at most'} {row['bar']:g}"
+        bar = f"{'≥' if row['at_least'] else '≤'} {row['bar']:g}"
         verdict = "met" if row["met"] else "[bold red]missed[/]"
         table.add_row(escape(row["what"]), bar, rate_cell(row["measured"]), str(row["measured"]["n"]), verdict)
     console.print(table)

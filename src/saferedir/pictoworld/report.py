@@ -20,12 +20,12 @@ from saferedir.figures import sample_sheet
 from saferedir.pictoworld.captions import Prompt, corpus_prompt
 from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, Rate, attribute_rates, concept_rate, draw, rate_of
 from saferedir.pictoworld.judge import Judge, Judgement
-from saferedir.pictoworld.precision import fast_precision, precision_name
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.report_page import page
 from saferedir.pictoworld.scene import JUDGED, VALUES, Scene, random_scene
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, forget_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
+from saferedir.precision import fast_precision, precision_name
 
 ATTRIBUTE_BAR, ALL_BAR, BROKEN_BAR, JUDGE_BAR = 0.97, 0.92, 0.01, 0.995
 CONCEPT_BARS = {"test-seen": 0.95, "test-synonym": 0.95, "test-implicit": 0.90, "test-noisy": 0.80}
@@ -208,7 +208,7 @@ def bars(report: dict[str, Any]) -> list[dict[str, Any]]:
         ("all four together", ALL_BAR, report["model"]["all four"], True),
         ("broken", BROKEN_BAR, report["model"]["broken"], False),
         *(
-            (f"{task} drawn, {split}", CONCEPT_BARS[split], rate, True)
+            (f"{task} drawn, {split.removeprefix('test-')}", CONCEPT_BARS[split], rate, True)
             for task, rates in report["concepts"].items()
             for split, rate in rates.items()
         ),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 PHRASING = {
-    "test-seen": "canonical and seen synonyms",
-    "test-synonym": "held-out synonyms",
-    "test-implicit": "implicit descriptions",
-    "test-noisy": "noisy spellings",
+    "seen": "canonical and seen synonyms",
+    "synonym": "held-out synonyms",
+    "implicit": "implicit descriptions",
+    "noisy": "noisy spellings",
 }
 
 
@@ -28,7 +28,7 @@ def page(report: dict[str, Any]) -> str:
     verdict = (
         "Every bar is met."
         if not missed
-        else f"**{len(missed)} of {len(report['bars'])} bars are missed:** {', '.join(row['what'] for row in missed)}."
+        else f"**{len(missed)} of {len(report['bars'])} bars are missed:** {'; '.join(row['what'] for row in missed)}."
     )
     rows = [
         [r["what"], bar_text(r), rate_text(r["measured"]), "met" if r["met"] else "**missed**"] for r in report["bars"]
@@ -54,7 +54,7 @@ def page(report: dict[str, Any]) -> str:
         "![Samples: the first captions, not selected](pictoworld.png)",
         "## Bars",
         table(["what", "bar", "measured", ""], rows),
-        "Phrasings: " + "; ".join(f"`{split}` = {text}" for split, text in PHRASING.items()) + ".",
+        "Phrasings: " + "; ".join(f"{name} = {text}" for name, text in PHRASING.items()) + ".",
         f"Position, for which no bar is set: {rate_text(report['model']['position'])}.",
         "## The judge",
         table(["attribute", "held-out renders", "autoencoder round trips", "agrees with the template judge"], judged),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "crescent")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
@@ -62,22 +62,6 @@ class Scene:
         """Position of the attribute's value in `VALUES[attribute]`."""
         return VALUES[attribute].index(self.value(attribute))
 
-    def with_values(self, rng: random.Random, **values: str) -> Scene:
-        """The same scene with some attributes replaced; geometry is drawn again only where it must change."""
-        scene = replace(self, **values)
-        if "position" in values or "size" in values:
-            scene = replace(scene, **_geometry(rng, scene.position, scene.size))
-        return scene
-
-
-def _geometry(rng: random.Random, position: str, size: str) -> dict[str, float]:
-    x, y = CENTRE_OF_POSITION[position]
-    return {
-        "radius": rng.uniform(*RADIUS_OF_SIZE[size]),
-        "cx": x + rng.uniform(-1.5, 1.5),
-        "cy": y + rng.uniform(-1.5, 1.5),
-    }
-
 
 def random_scene(rng: random.Random, **fixed: str) -> Scene:
     """A scene with independent attributes; half of all scenes are flat, 40 % are centred, 60 % of medium size."""
@@ -90,4 +74,6 @@ def random_scene(rng: random.Random, **fixed: str) -> Scene:
         "size": "medium" if rng.random() < 0.6 else rng.choice(("small", "large")),
     }
     drawn.update(fixed)
-    return Scene(**drawn, **_geometry(rng, drawn["position"], drawn["size"]))  # type: ignore[arg-type]
+    x, y = CENTRE_OF_POSITION[drawn["position"]]
+    radius = rng.uniform(*RADIUS_OF_SIZE[drawn["size"]])
+    return Scene(**drawn, radius=radius, cx=x + rng.uniform(-1.5, 1.5), cy=y + rng.uniform(-1.5, 1.5))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from saferedir.pictoworld.captions import EMBLEM, Prompt, caption, scene_part, sentence
 from saferedir.pictoworld.phrases import LEXICON, Phrase, choose_phrase
@@ -147,7 +148,7 @@ def _anchor_phrase(attribute: str, value: str, replaced: Phrase | None, rng: ran
 def pair(task: Task, split: str, rng: random.Random) -> tuple[Prompt, Prompt]:
     """A forget prompt and the same sentence with the anchor in place of the concept (same order, same words else)."""
     unsafe = _forget_prompt(task, split, rng)
-    safe_scene = replace(unsafe.scene, **task.anchor)
+    safe_scene = replace(unsafe.scene, **dict[str, Any](task.anchor))
     phrases = dict(unsafe.phrases)
     for attribute, value in task.anchor.items():
         phrases[attribute] = _anchor_phrase(attribute, value, phrases.get(attribute), rng)

@@ -33,9 +33,9 @@ def _scene(shape: str, style: str, position: str, radius: float, dx: float, dy: 
 
 def _objectness(pictures: Tensor, ground: Tensor) -> Tensor:
     """Distance of every pixel from the background colour, (B, 4096), zero mean and unit norm."""
-    flat = (pictures - ground[:, :, None, None]).norm(dim=1).flatten(1)
+    flat = torch.linalg.vector_norm(pictures - ground[:, :, None, None], dim=1).flatten(1)
     centred = flat - flat.mean(dim=1, keepdim=True)
-    return centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    return centred / torch.linalg.vector_norm(centred, dim=1, keepdim=True).clamp(min=1e-6)
 
 
 class TemplateJudge:

@@ -87,9 +87,9 @@ def pipe() -> Any:
     return pipe
 
 
-@pytest.mark.parametrize(("replace_steps", "checks"), [(2, list(range(0, 50, 3))), (1, list(range(0, 50, 2))), (0, list(range(50)))])
-def test_p9_faithful_checks_at_the_released_steps(pipe: Any, replace_steps: int, checks: list[int]) -> None:
-    network = ScriptedReference()
+@pytest.mark.parametrize("replace_steps", [2, 1, 0])
+def test_p9_faithful_checks_at_the_released_steps(pipe: Any, replace_steps: int) -> None:
+    network, checks = ScriptedReference(), range(0, STEPS, replace_steps + 1)
     with attach(pipe, faithful(network, replace_steps=replace_steps)):
         call(pipe, ["a"], steps=STEPS)
     times = pipe.scheduler.timesteps.tolist()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from saferedir.attach import attach
 from saferedir.errors import GuardConfigError
 from saferedir.guard import Guard, GuardConfig, Run, Step
+from saferedir.precision import fast_precision
 
 MOVED = 0.05  # relative distance above which a token belongs to the mask target
 
@@ -104,8 +106,8 @@ def encode_prompts(pipe: Any, prompts: Sequence[str], batch: int = 64) -> Tensor
 
 def moved_tokens(unsafe: Tensor, safe: Tensor) -> Tensor:
     """Mask target m* (N, L): tokens whose embedding differs between the two prompts, wherever the concept leaked."""
-    distance = (unsafe - safe).norm(dim=-1) / safe.norm(dim=-1).clamp(min=1e-6)
-    return (distance > MOVED).float()
+    moved, length = torch.linalg.vector_norm(torch.stack([unsafe - safe, safe]), dim=-1)
+    return (moved / length.clamp(min=1e-6) > MOVED).float()
 
 
 class Recorder(Guard[GuardConfig]):
@@ -157,7 +159,7 @@ def roll_out(
     """
     recorder = Recorder()
     parts: list[dict[str, Tensor]] = []
-    precision = torch.autocast(pipe.device.type, torch.bfloat16, enabled=pipe.unet.dtype == torch.float32)
+    precision = fast_precision(pipe.device) if pipe.dtype == torch.float32 else nullcontext()
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(prompts), batch):
         chunk = list(prompts[start : start + batch])
@@ -184,4 +186,5 @@ def roll_out(
                 os.replace(path.with_suffix(".tmp"), path)
         if on_progress is not None:
             on_progress(len(chunk))
-    return Rollouts(*(torch.cat([p[n] for p in parts]) for n in ("x_t", "x0", "x0_uncond")), t=parts[0]["t"])
+    x_t, x0, x0_uncond = (torch.cat([part[name] for part in parts]) for name in ("x_t", "x0", "x0_uncond"))
+    return Rollouts(x_t, x0, x0_uncond, t=parts[0]["t"])

@@ -53,7 +53,8 @@ class RedirState:
 
 def relative_shift(prompt: Tensor, e0: Tensor) -> Tensor:
     """|e' - e0| / |e0| per token, (B, L): how far each token was moved."""
-    return (prompt.float() - e0.float()).norm(dim=-1) / e0.float().norm(dim=-1).clamp(min=1e-6)
+    moved, length = torch.linalg.vector_norm(torch.stack([prompt - e0, e0]).float(), dim=-1)
+    return moved / length.clamp(min=1e-6)
 
 
 class SafeRedir(Guard[SafeRedirConfig]):

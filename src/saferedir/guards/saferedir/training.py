@@ -59,16 +59,16 @@ class TrainConfig:
         anchor: a prompt whose embedding is the last resort of the escalation; default, the first safe prompt.
     """
 
-    steps: int = 1200
+    steps: int = 900
     learning_rate: float = 1e-3
     batch: int = 64
-    rollouts: int = 800
-    held_out_rollouts: int = 400
+    rollouts: int = 640
+    held_out_rollouts: int = 420
     rollout_steps: int = 20
     guidance_scale: float = 4.0
     held_out: float = 0.2
     false_positive_rate: float = 0.005
-    evaluate_every: int = 200
+    evaluate_every: int = 150
     seed: int = 0
     image_input: str = "x0"
     anchor: str | None = None

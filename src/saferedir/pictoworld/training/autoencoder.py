@@ -76,7 +76,8 @@ def train_autoencoder(
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
         error = decoded - pictures
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        return (weight * (error.abs() + error.square())).mean() + KL_WEIGHT * kl
+        loss: Tensor = (weight * (error.abs() + error.square())).mean() + KL_WEIGHT * kl
+        return loss
 
     config = LoopConfig(steps=steps, learning_rate=2e-3, seed=seed, ema=0.995, weight_decay=0.0)
     fit(vae, loss_fn, config, checkpoint, progress=progress, label="autoencoder", log=log)

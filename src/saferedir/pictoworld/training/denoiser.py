@@ -129,7 +129,8 @@ def train_denoiser(
         difference = predicted - noise
         error = difference.square().mean(dim=(1, 2, 3))
         mean_error = difference.mean(dim=(2, 3)).square().mean(dim=1) / snr[t]
-        return (error * weights[t] + MEAN_WEIGHT * mean_error).mean()
+        loss: Tensor = (error * weights[t] + MEAN_WEIGHT * mean_error).mean()
+        return loss
 
     config = LoopConfig(steps=steps, learning_rate=1.2e-3, warmup=200, seed=seed, ema=0.995, save_every=200)
     fit(unet, loss_fn, config, folder / "denoiser.ckpt", progress=progress, label="denoiser", log=log)

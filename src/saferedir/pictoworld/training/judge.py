@@ -70,7 +70,7 @@ def train_judge(
     progress: Progress,
     device: torch.device,
     seed: int = 0,
-    batch: int = 96,
+    batch: int = 64,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Judge:
     """Train the judge; a third of each batch is broken, a third of the rest went through the autoencoder."""

@@ -31,10 +31,10 @@ class WorldConfig:
     """How long to train each part. The defaults take about two hours on two CPU cores."""
 
     text_encoder_steps: int = 1500
-    autoencoder_steps: int = 5000
-    judge_steps: int = 3000
-    denoiser_steps: int = 7000
-    pool: int = 60_000
+    autoencoder_steps: int = 4800
+    judge_steps: int = 1800
+    denoiser_steps: int = 5000
+    pool: int = 40_000
     seed: int = 0
 
     def scaled(self, share: float) -> WorldConfig:
