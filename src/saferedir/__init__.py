@@ -2,9 +2,9 @@
 else.
 """
 
-from .attach import Attached, attach
-from .decisions import Decision
-from .errors import (
+from saferedir.attach import Attached, attach
+from saferedir.decisions import Decision
+from saferedir.errors import (
     AlreadyAttachedError,
     BackboneMismatchError,
     GuardConfigError,
@@ -12,9 +12,9 @@ from .errors import (
     GuardNotFoundError,
     UnsupportedPipelineError,
 )
-from .guard import Guard
-from .pipelines import load_pipeline
-from .storage import library_version
+from saferedir.guard import Guard
+from saferedir.pipelines import load_pipeline
+from saferedir.storage import library_version
 
 __version__ = library_version()
 

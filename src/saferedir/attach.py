@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from .decisions import Decision
-from .errors import AlreadyAttachedError, GuardError
-from .families import backbone_fingerprint, check_backbone, family_of
-from .guard import Guard
-from .schedules import check_scheduler
-from .seam import Seam, find_seam, remove_foreign_hooks
+from saferedir.decisions import Decision
+from saferedir.errors import AlreadyAttachedError, GuardError
+from saferedir.families import backbone_fingerprint, check_backbone, family_of
+from saferedir.guard import Guard
+from saferedir.schedules import check_scheduler
+from saferedir.seam.hooks import Seam, find_seam, remove_foreign_hooks
 
 
 def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool = False) -> Attached:
@@ -32,9 +32,7 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     if not chosen or not all(isinstance(guard, Guard) for guard in chosen):
-        raise GuardError(
-            f"attach needs one or more Guard objects, not {guards!r}; see Guard.from_pretrained."
-        )
+        raise GuardError(f"attach needs one or more Guard objects, not {guards!r}; see Guard.from_pretrained.")
     family = family_of(pipe)
     check_scheduler(pipe.scheduler)
     denoiser = getattr(pipe, family.denoiser)
@@ -49,8 +47,7 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
     for position, guard in enumerate(chosen):
         if any(guard is other for other in [*present, *chosen[:position]]):
             raise AlreadyAttachedError(
-                f"guard {guard.method!r} is already attached to this pipeline; detach it first, or load a "
-                f"second one."
+                f"guard {guard.method!r} is already attached to this pipeline; detach it first, or load a second one."
             )
     if not force:
         _check_backbones(pipe, chosen)

@@ -76,7 +76,5 @@ class Decision:
         known = {entry.name for entry in fields(cls)}
         unknown = sorted(set(record) - known)
         if unknown:
-            raise ValueError(
-                f"Decision has no field {', '.join(unknown)}; known fields: {', '.join(sorted(known))}."
-            )
+            raise ValueError(f"Decision has no field {', '.join(unknown)}; known fields: {', '.join(sorted(known))}.")
         return cls(**record)

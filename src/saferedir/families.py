@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .errors import BackboneMismatchError, UnsupportedPipelineError
-from .schedules import prediction_type
+from saferedir.errors import BackboneMismatchError, UnsupportedPipelineError
+from saferedir.schedules import prediction_type
 
 CfgLayout = Literal["uncond_cond", "cond_uncond"]
 
@@ -100,9 +100,7 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
             "latent_channels": denoiser.config.get("in_channels"),
             "prediction_type": prediction_type(pipe.scheduler),
             "shapes": _short_hash(
-                "".join(
-                    f"{name}{tuple(value.shape)}" for name, value in _own_parameters(denoiser).items()
-                ).encode()
+                "".join(f"{name}{tuple(value.shape)}" for name, value in _own_parameters(denoiser).items()).encode()
             ),
         },
         "weights": {name: _weights_hash(module) for name, module in modules.items() if module is not None},
@@ -117,9 +115,7 @@ def compare_backbone(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> 
     for part in ("architecture", "weights"):
         ours, theirs = expected.get(part, {}), actual.get(part, {})
         shared = [key for key in ours if key in theirs and None not in (ours[key], theirs[key])]
-        parts.append(
-            [f"{key} is {theirs[key]!r}, not {ours[key]!r}" for key in shared if ours[key] != theirs[key]]
-        )
+        parts.append([f"{key} is {theirs[key]!r}, not {ours[key]!r}" for key in shared if ours[key] != theirs[key]])
     return parts[0], parts[1]
 
 
@@ -143,11 +139,7 @@ def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Parameters by name, sorted, without adapters (LoRA layers added by peft do not change the
     architecture).
     """
-    found = {
-        name.replace(".base_layer", ""): value
-        for name, value in module.named_parameters()
-        if "lora_" not in name
-    }
+    found = {name.replace(".base_layer", ""): value for name, value in module.named_parameters() if "lora_" not in name}
     return dict(sorted(found.items()))
 
 
@@ -163,9 +155,7 @@ def _weights_hash(module: nn.Module, per_tensor: int = 8) -> str | None:
     if not samples:
         return None
     values = torch.cat(samples)
-    values = torch.where(
-        values.abs() < 1e-4, torch.zeros_like(values), values
-    )  # float16 subnormals are unreliable
+    values = torch.where(values.abs() < 1e-4, torch.zeros_like(values), values)  # float16 subnormals are unreliable
     return _short_hash(values.numpy().astype("<f4").tobytes())
 
 

@@ -25,8 +25,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
-from .decisions import Decision
-from .errors import GuardConfigError
+from saferedir.decisions import Decision
+from saferedir.errors import GuardConfigError
 
 
 class Embeds(NamedTuple):
@@ -73,9 +73,7 @@ class GuardConfig:
     def require(self, holds: bool, name: str, expected: str) -> None:
         """Raise a GuardConfigError naming field, value and expectation unless `holds`."""
         if not holds:
-            raise GuardConfigError(
-                f"{type(self).__name__}.{name} is {getattr(self, name)!r}; expected {expected}."
-            )
+            raise GuardConfigError(f"{type(self).__name__}.{name} is {getattr(self, name)!r}; expected {expected}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -221,8 +219,7 @@ class Guard(Generic[ConfigT]):
     def verdict(self, run: Run, state: Any) -> list[Decision]:
         """One Decision per image, in batch order, once the last step is done."""
         return [
-            Decision(guard=self.method, concept=self.config.concept, image=image)
-            for image in range(run.batch_size)
+            Decision(guard=self.method, concept=self.config.concept, image=image) for image in range(run.batch_size)
         ]
 
     def uses(self, point: str) -> bool:
@@ -236,13 +233,11 @@ class Guard(Generic[ConfigT]):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the weights `tensors` returned, checking names and shapes."""
         if tensors:
-            raise GuardConfigError(
-                f"guard {self.method!r} has no weights, but {len(tensors)} tensors were found."
-            )
+            raise GuardConfigError(f"guard {self.method!r} has no weights, but {len(tensors)} tensors were found.")
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write `guard_config.json`, `model.safetensors` (if any) and `README.md`; all or nothing."""
-        from .storage import save_guard
+        from saferedir.storage import save_guard
 
         return save_guard(self, Path(directory))
 
@@ -253,12 +248,12 @@ class Guard(Generic[ConfigT]):
         The class comes from the config's "method"; calling this on a subclass insists on that subclass. With
         `force` the guard is not bound to the backbone it was trained for.
         """
-        from .storage import load_guard
+        from saferedir.storage import load_guard
 
         return load_guard(cls, name, force=force)
 
     def push_to_hub(self, repo_id: str, **upload_kwargs: Any) -> str:
         """Upload the guard folder to the Hugging Face hub; returns the commit URL."""
-        from .storage import push_guard
+        from saferedir.storage import push_guard
 
         return push_guard(self, repo_id, **upload_kwargs)

@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 
-from .errors import GuardNotFoundError
-from .packaged import list_packaged_models, packaged_model_path
+from saferedir.errors import GuardNotFoundError
+from saferedir.packaged import list_packaged_models, packaged_model_path
 
 
-def load_pipeline(
-    name: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None
-) -> Any:
+def load_pipeline(name: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Any:
     """Load "pictoworld" (packaged), a local diffusers folder, or a hub id; move it to `device` if one is
     given.
     """

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import UnsupportedPipelineError
+from saferedir.errors import UnsupportedPipelineError
 
 #: scheduler class name -> kind; subclasses inherit the row of the first base class listed here
 SCHEDULER_KINDS: dict[str, str] = {
@@ -72,9 +72,7 @@ class Coefficients(NamedTuple):
     def like(self, latents: Tensor) -> Coefficients:
         """The same numbers as (B, 1, ...) on the device of `latents` (B, ...)."""
         shape = (latents.shape[0],) + (1,) * (latents.ndim - 1)
-        return Coefficients(
-            self.alpha.to(latents.device).expand(shape), self.sigma.to(latents.device).expand(shape)
-        )
+        return Coefficients(self.alpha.to(latents.device).expand(shape), self.sigma.to(latents.device).expand(shape))
 
     def normalised(self) -> Coefficients:
         """Divided by sqrt(alpha^2 + sigma^2): the frame of the scaled model input of VE schedulers."""
@@ -176,9 +174,7 @@ def to_x0(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) 
     if kind == "v_prediction":
         n = (alpha**2 + sigma**2).sqrt()
         return (alpha / n) * (x_t / n) - (sigma / n) * output
-    raise UnsupportedPipelineError(
-        f"prediction type {kind!r} is not supported; see schedules.PREDICTION_TYPES."
-    )
+    raise UnsupportedPipelineError(f"prediction type {kind!r} is not supported; see schedules.PREDICTION_TYPES.")
 
 
 def from_x0(kind: str, x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -192,9 +188,7 @@ def from_x0(kind: str, x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) ->
     if kind == "v_prediction":
         n = (alpha**2 + sigma**2).sqrt()
         return ((alpha / n) * (x_t / n) - x0) * (n / sigma)
-    raise UnsupportedPipelineError(
-        f"prediction type {kind!r} is not supported; see schedules.PREDICTION_TYPES."
-    )
+    raise UnsupportedPipelineError(f"prediction type {kind!r} is not supported; see schedules.PREDICTION_TYPES.")
 
 
 def to_epsilon(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

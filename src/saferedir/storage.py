@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .errors import GuardConfigError, GuardNotFoundError
-from .guard import Guard
-from .guards.registry import guard_class
-from .packaged import GUARD_CONFIG, list_packaged_guards, packaged_guard_path
+from saferedir.errors import GuardConfigError, GuardNotFoundError
+from saferedir.guard import Guard
+from saferedir.guards.registry import guard_class
+from saferedir.packaged import GUARD_CONFIG, list_packaged_guards, packaged_guard_path
 
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
@@ -40,17 +40,13 @@ def save_guard(guard: Guard[Any], directory: Path) -> Path:
     """
     directory = directory.absolute()
     if directory.exists() and any(directory.iterdir()) and not (directory / GUARD_CONFIG).is_file():
-        raise GuardConfigError(
-            f"{directory} is not empty and holds no guard; choose another folder to save to."
-        )
+        raise GuardConfigError(f"{directory} is not empty and holds no guard; choose another folder to save to.")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as room:
         fresh, old = Path(room) / "new", Path(room) / "old"
         fresh.mkdir()
         record = {"method": guard.method, "version": library_version(), **guard.config.to_dict()}
-        (fresh / GUARD_CONFIG).write_text(
-            json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        (fresh / GUARD_CONFIG).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         tensors = {name: value.detach().cpu().contiguous() for name, value in guard.tensors().items()}
         if tensors:
             save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
@@ -72,25 +68,19 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
     except (OSError, ValueError) as error:
         raise GuardConfigError(f"cannot read {folder / GUARD_CONFIG}: {error}.") from error
     if not isinstance(record, dict) or not isinstance(record.get("method"), str):
-        raise GuardConfigError(
-            f'{folder / GUARD_CONFIG} has no "method"; it was not written by save_pretrained.'
-        )
+        raise GuardConfigError(f'{folder / GUARD_CONFIG} has no "method"; it was not written by save_pretrained.')
     method = record.pop("method")
     record.pop("version", None)
     found = cls if cls.method == method else guard_class(method)
     if not issubclass(found, cls):
-        raise GuardConfigError(
-            f"{folder} holds a {found.__name__}, not a {cls.__name__}; use Guard.from_pretrained."
-        )
+        raise GuardConfigError(f"{folder} holds a {found.__name__}, not a {cls.__name__}; use Guard.from_pretrained.")
     config = found.config_class.from_dict(record)
     guard = found(replace(config, backbone=None) if force else config)
     weights = folder / WEIGHTS
     try:
         guard.load_tensors(load_file(weights) if weights.is_file() else {})
     except SafetensorError as error:
-        raise GuardConfigError(
-            f"{weights} is damaged ({error}); download or train the guard again."
-        ) from error
+        raise GuardConfigError(f"{weights} is damaged ({error}); download or train the guard again.") from error
     return guard
 
 

@@ -39,8 +39,10 @@ def saferedir(
     model: Annotated[
         str, typer.Option(metavar="ID", help="pictoworld, a diffusers folder, or a hub id.")
     ] = "pictoworld",
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1200,
-    rollouts: Annotated[int, typer.Option(min=4, help="Pictures drawn for training; half as many are held out.")] = 800,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 900,
+    rollouts: Annotated[
+        int, typer.Option(min=4, help="Pictures drawn for training; two thirds as many are held out.")
+    ] = 640,
     rollout_steps: Annotated[int, typer.Option(min=1, help="Sampling steps of those pictures.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
     anchor: Annotated[
@@ -66,7 +68,7 @@ def saferedir(
 
     rows = read_pairs(pairs)
     pipe = load_model(model, dtype=dtype, device=device)
-    held_out = max(2, rollouts // 2)
+    held_out = max(2, round(0.65 * rollouts))
     config = TrainConfig(
         steps=steps,
         rollouts=rollouts,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from ..errors import GuardConfigError
-from ..guard import Guard
+from saferedir.errors import GuardConfigError
+from saferedir.guard import Guard
 
 _METHODS: dict[str, str] = {}
 
@@ -18,9 +18,7 @@ def register(method: str, target: str) -> None:
     """Bind `method` to ``"module:Class"``. Raises on a name that is already bound to something else."""
     bound = _METHODS.setdefault(method, target)
     if bound != target:
-        raise GuardConfigError(
-            f"guard method {method!r} is already registered as {bound}; choose another name."
-        )
+        raise GuardConfigError(f"guard method {method!r} is already registered as {bound}; choose another name.")
 
 
 def methods() -> list[str]:
@@ -31,9 +29,7 @@ def methods() -> list[str]:
 def guard_class(method: str) -> type[Guard[Any]]:
     """The class of a method; raises GuardConfigError naming the known ones."""
     if method not in _METHODS:
-        raise GuardConfigError(
-            f"no guard method is called {method!r}; known methods: {', '.join(methods())}."
-        )
+        raise GuardConfigError(f"no guard method is called {method!r}; known methods: {', '.join(methods())}.")
     module, _, name = _METHODS[method].partition(":")
     found: type[Guard[Any]] = getattr(import_module(module), name)
     return found

@@ -3,10 +3,10 @@
 `reference.py` runs published checkpoints, `network.py` holds the network that our trainer trains.
 """
 
-from .config import SafeRedirConfig
-from .guard import SafeRedir
-from .network import Redirector, RedirectorConfig
-from .reference import ReferenceRedirector, load_reference_redirector
+from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.guards.saferedir.guard import SafeRedir
+from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
+from saferedir.guards.saferedir.reference import ReferenceRedirector, load_reference_redirector
 
 __all__ = [
     "Redirector",

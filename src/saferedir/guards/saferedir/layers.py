@@ -117,14 +117,10 @@ class LatentEncoder(nn.Module):
     The reference pools by the mean alone; the maximum keeps a small object in a large latent visible.
     """
 
-    def __init__(
-        self, channels: int, widths: tuple[int, ...], strides: tuple[int, ...], out_dim: int
-    ) -> None:
+    def __init__(self, channels: int, widths: tuple[int, ...], strides: tuple[int, ...], out_dim: int) -> None:
         super().__init__()
         sizes = (channels, *widths)
-        self.blocks = nn.Sequential(
-            *(ResidualBlock(*io) for io in zip(sizes[:-1], sizes[1:], strides, strict=True))
-        )
+        self.blocks = nn.Sequential(*(ResidualBlock(*io) for io in zip(sizes[:-1], sizes[1:], strides, strict=True)))
         self.out = nn.Sequential(nn.Linear(2 * widths[-1], out_dim), nn.SiLU())
 
     def forward(self, latent: Tensor) -> Tensor:

@@ -16,10 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .layers import AttentionPool, CrossAttention, LatentEncoder, TransformerLayer, masked_mean
-from .redirect import Redirection, redirect, redirect_pooled
-from .redirector_config import RedirectorConfig
-from .reference import batch_timestep, sinusoid
+from saferedir.guards.saferedir.layers import (
+    AttentionPool,
+    CrossAttention,
+    LatentEncoder,
+    TransformerLayer,
+    masked_mean,
+)
+from saferedir.guards.saferedir.redirect import Redirection, redirect, redirect_pooled
+from saferedir.guards.saferedir.redirector_config import RedirectorConfig
+from saferedir.guards.saferedir.reference import batch_timestep, sinusoid
 
 __all__ = [
     "Redirection",
@@ -91,12 +97,8 @@ class Redirector(nn.Module):
         self.prompt_pool = AttentionPool(dim, width, config.heads, POOL_QUERIES)
         self.prompt_trunk = _mlp(POOL_QUERIES * width + dim + pooled, hidden)
 
-        self.latent_encoder = LatentEncoder(
-            config.latent_channels, config.latent_widths, config.latent_strides, hidden
-        )
-        self.t_encoder = nn.Sequential(
-            nn.Linear(2 * config.t_dim, config.t_dim), nn.SiLU(), nn.LayerNorm(config.t_dim)
-        )
+        self.latent_encoder = LatentEncoder(config.latent_channels, config.latent_widths, config.latent_strides, hidden)
+        self.t_encoder = nn.Sequential(nn.Linear(2 * config.t_dim, config.t_dim), nn.SiLU(), nn.LayerNorm(config.t_dim))
         self.image_trunk = _mlp(joint, hidden)
 
         self.cross_attention = CrossAttention(joint, dim, width, config.heads)
@@ -142,9 +144,7 @@ class Redirector(nn.Module):
         joint = None
         if self.config.latent_aware_delta:
             if latent is None or timestep is None:
-                raise ValueError(
-                    "This redirector has latent_aware_delta=True: redirection needs latent and timestep."
-                )
+                raise ValueError("This redirector has latent_aware_delta=True: redirection needs latent and timestep.")
             joint = self.joint_feature(latent, timestep)
         return self._redirection(joint, *self._text(prompt_embeds, prompt_mask, pooled))
 
@@ -194,9 +194,7 @@ class Redirector(nn.Module):
             return tokens, mask, []
         if pooled is None or pooled.shape != (prompt_embeds.shape[0], self.config.pooled_dim):
             found = None if pooled is None else tuple(pooled.shape)
-            raise ValueError(
-                f"pooled is {found}, expected ({prompt_embeds.shape[0]}, {self.config.pooled_dim})."
-            )
+            raise ValueError(f"pooled is {found}, expected ({prompt_embeds.shape[0]}, {self.config.pooled_dim}).")
         return tokens, mask, [self.pooled_norm(pooled.to(dtype))]
 
     def _scores(self, name: str, features: Tensor) -> Tensor:
@@ -209,9 +207,7 @@ class Redirector(nn.Module):
     def _image_logits(self, joint: Tensor) -> Tensor:
         return self._scores("image_score", self.image_trunk(joint))
 
-    def _joint_logits(
-        self, joint: Tensor, tokens: Tensor, mask: Tensor | None, pooled: list[Tensor]
-    ) -> Tensor:
+    def _joint_logits(self, joint: Tensor, tokens: Tensor, mask: Tensor | None, pooled: list[Tensor]) -> Tensor:
         context = self.cross_attention(joint, tokens, mask)
         features = torch.cat([joint, context, masked_mean(tokens, mask), *pooled], dim=-1)
         return self._scores("joint_score", self.joint_trunk(features))

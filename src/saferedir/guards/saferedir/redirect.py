@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .reference import finite_rows
+from saferedir.guards.saferedir.reference import finite_rows
 
 SMALLEST_DELTA = 1e-6
 
@@ -73,20 +73,14 @@ def redirect_pooled(
     if delta is None or alpha is None:
         raise ValueError("This redirection has no pooled part: its redirector was built with pooled_dim=0.")
     finite = redirection.finite
-    return _moved(pooled[:, None], delta[:, :, None], alpha[:, :, None], active, scale, max_shift, finite)[
-        :, 0
-    ]
+    return _moved(pooled[:, None], delta[:, :, None], alpha[:, :, None], active, scale, max_shift, finite)[:, 0]
 
 
 def _movable(e0: Tensor, prompt_mask: Tensor | None, exempt_bos: bool) -> Tensor | None:
     """(B, L) bool: tokens that may move, or None for all."""
     if prompt_mask is None and not exempt_bos:
         return None
-    real = (
-        torch.ones(e0.shape[:2], dtype=torch.bool, device=e0.device)
-        if prompt_mask is None
-        else prompt_mask.bool()
-    )
+    real = torch.ones(e0.shape[:2], dtype=torch.bool, device=e0.device) if prompt_mask is None else prompt_mask.bool()
     return real & (real.cumsum(dim=1) > 1) if exempt_bos else real
 
 

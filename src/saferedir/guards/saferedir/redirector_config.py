@@ -62,9 +62,7 @@ class RedirectorConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: tuples as lists."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RedirectorConfig":

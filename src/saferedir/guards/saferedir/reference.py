@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .reference_state import (
+from saferedir.guards.saferedir.reference_state import (
     MASK_HEADS,
     ReferenceSizes,
     StateDictError,
@@ -167,9 +167,7 @@ class ReferenceRedirector(nn.Module):
             nn.Linear(s.classifier_hidden, CLASSES),
         )  # fmt: skip
         token_in = joint + (3 if s.token_specific else 1) * dim
-        self.token_proj = nn.Sequential(
-            nn.Linear(token_in, s.token_hidden), nn.ReLU(), nn.Linear(s.token_hidden, dim)
-        )
+        self.token_proj = nn.Sequential(nn.Linear(token_in, s.token_hidden), nn.ReLU(), nn.Linear(s.token_hidden, dim))
         self.delta_head = DeltaHead(dim, s.rank)
         self.gate_linear = nn.Linear(dim, 1)
         self.mask_predictor = MaskPredictor(dim, s.mask_hidden)
@@ -188,8 +186,7 @@ class ReferenceRedirector(nn.Module):
         if embeds.shape != (latent.shape[0], self.sizes.seq_len, self.sizes.prompt_dim):
             expected = (latent.shape[0], self.sizes.seq_len, self.sizes.prompt_dim)
             raise ValueError(
-                f"prompt_embeds has shape {tuple(prompt_embeds.shape)},"
-                f" expected a conditional part of {expected}."
+                f"prompt_embeds has shape {tuple(prompt_embeds.shape)}, expected a conditional part of {expected}."
             )
         t = batch_timestep(timestep, latent.shape[0], latent.device)
         time = sinusoid(t, self.sizes.sinusoid_dim).to(embeds.dtype)
@@ -259,9 +256,7 @@ def reference_shift(delta: Tensor, alpha: Tensor, e0: Tensor, mask: Tensor | Non
     """
     batch, rows = delta.shape[0], e0.shape[0]
     if rows not in (batch, 2 * batch):
-        raise ValueError(
-            f"e0 has {rows} rows, expected {batch} or {2 * batch} for a delta of {batch} samples."
-        )
+        raise ValueError(f"e0 has {rows} rows, expected {batch} or {2 * batch} for a delta of {batch} samples.")
     work = torch.promote_types(delta.dtype, torch.float32)
     strength = (alpha if mask is None else alpha * mask[..., None]).to(work)
     finite = finite_rows(delta, strength)[:, None, None]

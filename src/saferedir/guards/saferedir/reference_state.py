@@ -60,9 +60,7 @@ def read_state_dict(path: Path) -> Mapping[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if isinstance(state, Mapping):
                 return state
-            raise StateDictError(
-                f"{path} holds a {type(state).__name__}, expected a plain state dict of tensors."
-            )
+            raise StateDictError(f"{path} holds a {type(state).__name__}, expected a plain state dict of tensors.")
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StateDictError(f"{path} cannot be read as a state dict of plain tensors: {reason}") from error
@@ -114,30 +112,19 @@ def infer_sizes(state: Mapping[str, Tensor]) -> ReferenceSizes:
     sizes = ReferenceSizes(
         prompt_dim=prompt_dim,
         seq_len=size(("pos_embed", 1)),
-        latent_channels=size(
-            ("latent_encoder.0.conv.0.weight", 1), ("latent_encoder.0.downsample.weight", 1)
-        ),
+        latent_channels=size(("latent_encoder.0.conv.0.weight", 1), ("latent_encoder.0.downsample.weight", 1)),
         latent_widths=tuple(
-            size(
-                *(
-                    (f"latent_encoder.{i}.conv.{name}", 0)
-                    for name in ("0.bias", "1.weight", "3.bias", "4.bias")
-                )
-            )
+            size(*((f"latent_encoder.{i}.conv.{name}", 0) for name in ("0.bias", "1.weight", "3.bias", "4.bias")))
             for i in blocks
         ),
         latent_dim=size((f"{linear}.bias", 0), (f"{linear}.weight", 0)),
         sinusoid_dim=size(("t_encoder.0.weight", 1)),
         t_dim=size(("t_encoder.0.bias", 0), ("t_encoder.2.weight", 0), ("t_encoder.2.bias", 0)),
         cross_heads=len(heads),
-        classifier_hidden=size(
-            ("classifier.0.bias", 0), ("classifier.0.weight", 0), ("classifier.3.weight", 1)
-        ),
+        classifier_hidden=size(("classifier.0.bias", 0), ("classifier.0.weight", 0), ("classifier.3.weight", 1)),
         token_hidden=size(("token_proj.0.bias", 0), ("token_proj.0.weight", 0), ("token_proj.2.weight", 1)),
         rank=size(("delta_head.down.weight", 0), ("delta_head.up.weight", 1)),
-        mask_hidden=size(
-            *((f"mask_predictor.predictor.{name}", 0) for name in ("0.bias", "2.weight", "2.bias"))
-        ),
+        mask_hidden=size(*((f"mask_predictor.predictor.{name}", 0) for name in ("0.bias", "2.weight", "2.bias"))),
         alpha_hidden=size(
             ("alpha_predictor.net.0.bias", 0),
             ("alpha_predictor.net.0.weight", 0),
@@ -145,9 +132,7 @@ def infer_sizes(state: Mapping[str, Tensor]) -> ReferenceSizes:
         ),
     )
     if sizes.sinusoid_dim % 2:
-        raise StateDictError(
-            f"t_encoder.0.weight reads {sizes.sinusoid_dim} sinusoids, expected an even number."
-        )
+        raise StateDictError(f"t_encoder.0.weight reads {sizes.sinusoid_dim} sinusoids, expected an even number.")
     if prompt_dim % MASK_HEADS:
         raise StateDictError(
             f"gate_linear.weight is {prompt_dim} wide, which does not divide into the {MASK_HEADS} heads of"
@@ -161,9 +146,7 @@ def _size(state: Mapping[str, Tensor], witnesses: Iterable[tuple[str, int]]) -> 
     seen = {key: state[key].shape[axis] for key, axis in witnesses if key in state and state[key].ndim > axis}
     votes = Counter(seen.values()).most_common(2)
     if not votes:
-        raise StateDictError(
-            f"Not a reference redirector: the state dict lacks {_listed(k for k, _ in witnesses)}."
-        )
+        raise StateDictError(f"Not a reference redirector: the state dict lacks {_listed(k for k, _ in witnesses)}.")
     if len(votes) == 2 and votes[0][1] == votes[1][1]:
         raise StateDictError(f"Not a reference redirector: these shapes disagree: {_shapes(state, seen)}.")
     if votes[0][0] == 0:

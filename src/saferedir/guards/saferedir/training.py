@@ -105,7 +105,9 @@ def train_saferedir(
 
     text, held_text = encode_text(pipe, training), encode_text(pipe, held_out)
     images = draw_images(pipe, training, config.rollouts, config, work, progress, "drawing training images")
-    held_images = draw_images(pipe, held_out, config.held_out_rollouts, config, work, progress, "drawing held-out images")
+    held_images = draw_images(
+        pipe, held_out, config.held_out_rollouts, config, work, progress, "drawing held-out images"
+    )
     sizes = {"prompt_dim": text.unsafe.shape[-1], "latent_channels": images.frames.shape[2], "concepts": (concept,)}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)

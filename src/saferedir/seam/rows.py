@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import GuardError
+from saferedir.errors import GuardError
 
 
 def split_rows(rows: Tensor, batch_size: int, guided: bool, layout: str) -> tuple[Tensor, Tensor | None]:
@@ -46,6 +46,4 @@ def check_finite(values: Tensor, what: str) -> None:
     see it.
     """
     if not bool(torch.isfinite(values).all()):
-        raise GuardError(
-            f"{what} holds NaN or infinity, so no image is returned; check dtype, scheduler and inputs."
-        )
+        raise GuardError(f"{what} holds NaN or infinity, so no image is returned; check dtype, scheduler and inputs.")

@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import GuardError
-from .families import Family
-from .session import Conditioning
+from saferedir.errors import GuardError
+from saferedir.families import Family
+from saferedir.seam.session import Conditioning
 
 
-def read_call(
-    family: Family, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Tensor, Conditioning]:
+def read_call(family: Family, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Conditioning]:
     """(latents (R, C, h, w), conditioning) of a denoiser call."""
     return _get(family.latents_arg, args, kwargs), Conditioning(
         prompt=_get(family.prompt_arg, args, kwargs),
@@ -65,9 +63,7 @@ def _get(where: tuple[int, str], args: tuple[Any, ...], kwargs: Mapping[str, Any
     position, name = where
     value = kwargs.get(name, args[position] if position < len(args) else None)
     if not isinstance(value, Tensor):
-        raise GuardError(
-            f"the denoiser was called without {name!r}; this way of calling it is not supported."
-        )
+        raise GuardError(f"the denoiser was called without {name!r}; this way of calling it is not supported.")
     return value
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from .errors import GuardError
-from .guard import Embeds, Guard, Run, Step
+from saferedir.errors import GuardError
+from saferedir.guard import Embeds, Guard, Run, Step
 
 T = TypeVar("T")
 #: texts -> embeddings (E, L, D), by the pipeline's own text encoder
@@ -41,14 +41,11 @@ def ask(guard: Guard[Any], point: str, method: Callable[..., T], *arguments: Any
         raise
     except Exception as error:
         raise GuardError(
-            f"guard {guard.method!r} failed in {point} ({type(error).__name__}: {error}); no image is "
-            f"returned."
+            f"guard {guard.method!r} failed in {point} ({type(error).__name__}: {error}); no image is returned."
         ) from error
 
 
-def condition(
-    point: str, guards: Sequence[Guard[Any]], states: Sequence[Any], step: Step, rows: Rows
-) -> Rows:
+def condition(point: str, guards: Sequence[Guard[Any]], states: Sequence[Any], step: Step, rows: Rows) -> Rows:
     """Pass conditioning rows through one point ("on_prompt", "on_step_start") of every guard that has it, in
     order.
     """
@@ -85,9 +82,7 @@ def checked(guard: Guard[Any], point: str, new: object, old: Tensor) -> Tensor:
         return old
     if not isinstance(new, Tensor) or new.shape != old.shape:
         got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-        raise GuardError(
-            f"guard {guard.method!r} returned {got} from {point}; expected a tensor {tuple(old.shape)}."
-        )
+        raise GuardError(f"guard {guard.method!r} returned {got} from {point}; expected a tensor {tuple(old.shape)}.")
     return new.to(device=old.device, dtype=old.dtype)
 
 

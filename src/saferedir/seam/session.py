@@ -16,13 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .consult import Encode, Rows, ask, checked, condition, extra_rows
-from .decisions import Decision
-from .errors import GuardError
-from .families import Family
-from .guard import Guard, Run, Step
-from .rows import changed_rows, check_finite, join_rows, split_rows
-from .schedules import (
+from saferedir.decisions import Decision
+from saferedir.errors import GuardError
+from saferedir.families import Family
+from saferedir.guard import Guard, Run, Step
+from saferedir.schedules import (
     Coefficients,
     coefficients,
     evaluation_timesteps,
@@ -31,6 +29,8 @@ from .schedules import (
     step_indices,
     to_x0,
 )
+from saferedir.seam.consult import Encode, Rows, ask, checked, condition, extra_rows
+from saferedir.seam.rows import changed_rows, check_finite, join_rows, split_rows
 
 
 class Conditioning(NamedTuple):
@@ -48,9 +48,7 @@ class Conditioning(NamedTuple):
 class Session:
     """State of one run. Made at its first denoiser call, thrown away with the next run."""
 
-    def __init__(
-        self, run: Run, family: Family, guards: Sequence[Guard[Any]], scheduler: Any, encode: Encode
-    ) -> None:
+    def __init__(self, run: Run, family: Family, guards: Sequence[Guard[Any]], scheduler: Any, encode: Encode) -> None:
         self.run, self.family, self.guards = run, family, tuple(guards)
         self.failed = False
         self.finished = False
@@ -75,13 +73,9 @@ class Session:
     def before_denoiser(self, latents: Tensor, given: Conditioning) -> Conditioning:
         """Conditioning to use for this call. latents (R, C, h, w): the scaled model input."""
         if self._steps is not None:
-            raise GuardError(
-                "the denoiser was called twice for one scheduler step; this pipeline is not supported."
-            )
+            raise GuardError("the denoiser was called twice for one scheduler step; this pipeline is not supported.")
         if self.evaluation >= len(self._timesteps):
-            raise GuardError(
-                "the denoiser was called after the last step; detach the guards to use it on its own."
-            )
+            raise GuardError("the denoiser was called after the last step; detach the guards to use it on its own.")
         model_input, _ = self._split(latents)
         coeffs = coefficients(self._scheduler, self._scheduler.timesteps[self._offset + self.evaluation])
         if scheduler_kind(self._scheduler) == "ve":
@@ -119,9 +113,7 @@ class Session:
         blocks, at = [], rows
         for extra in self._extra:
             count = 0 if extra is None else extra.shape[0]
-            blocks.append(
-                tuple(output[at + i * batch : at + (i + 1) * batch] * self.family.sign for i in range(count))
-            )
+            blocks.append(tuple(output[at + i * batch : at + (i + 1) * batch] * self.family.sign for i in range(count)))
             at += count * batch
         if at != output.shape[0]:
             raise GuardError(f"the denoiser returned {output.shape[0]} rows where {at} were expected.")
@@ -137,9 +129,7 @@ class Session:
         steps = self._current()
         expected = self._timesteps[self.evaluation]
         if not self._has_prediction:
-            raise GuardError(
-                "the scheduler stepped without a guarded denoiser call before it; attach the guards anew."
-            )
+            raise GuardError("the scheduler stepped without a guarded denoiser call before it; attach the guards anew.")
         if float(timestep) != expected:
             raise GuardError(
                 f"the scheduler stepped at t={float(timestep)} where t={expected} was due; was the "
@@ -147,9 +137,7 @@ class Session:
                 "in the middle of a run? Change it between pipeline calls."
             )
         if x_t.shape[0] != self.run.batch_size:
-            raise GuardError(
-                f"the scheduler got {x_t.shape[0]} latents in a run of {self.run.batch_size} images."
-            )
+            raise GuardError(f"the scheduler got {x_t.shape[0]} latents in a run of {self.run.batch_size} images.")
         check_finite(pred, "the denoiser's prediction")
         if not self._needs_x0:
             return pred
@@ -163,9 +151,7 @@ class Session:
         edited = pred
         for position, guard in self._users("on_prediction"):
             step = self._current()[position]
-            new = checked(
-                guard, "on_prediction", ask(guard, "on_prediction", guard.on_prediction, step), edited
-            )
+            new = checked(guard, "on_prediction", ask(guard, "on_prediction", guard.on_prediction, step), edited)
             if new is not edited:
                 edited = new
                 self._update_all(pred=edited, x0=self._x0(edited, wide, coeffs))
@@ -175,9 +161,7 @@ class Session:
             assert x0 is not None
             new = checked(guard, "on_denoised", ask(guard, "on_denoised", guard.on_denoised, step, x0), x0)
             if new is not x0:
-                meant = from_x0(self.run.prediction_type, new, wide, coeffs.alpha, coeffs.sigma).to(
-                    edited.dtype
-                )
+                meant = from_x0(self.run.prediction_type, new, wide, coeffs.alpha, coeffs.sigma).to(edited.dtype)
                 edited = torch.where(changed_rows(new, x0), meant, edited)
                 self._update_all(pred=edited, x0=new)
         if edited is not pred:
@@ -207,8 +191,7 @@ class Session:
             decisions = ask(guard, "verdict", guard.verdict, self.run, state)
             if len(decisions) != self.run.batch_size:
                 raise GuardError(
-                    f"guard {guard.method!r} returned {len(decisions)} decisions for {self.run.batch_size} "
-                    f"images."
+                    f"guard {guard.method!r} returned {len(decisions)} decisions for {self.run.batch_size} images."
                 )
             found.append(list(decisions))
         return found
@@ -217,9 +200,7 @@ class Session:
     # ---------------------------------------------------------------------------------------
 
     def _users(self, *points: str) -> list[tuple[int, Guard[Any]]]:
-        return [
-            (i, guard) for i, guard in enumerate(self.guards) if any(guard.uses(point) for point in points)
-        ]
+        return [(i, guard) for i, guard in enumerate(self.guards) if any(guard.uses(point) for point in points)]
 
     def _step(self, model_input: Tensor, coeffs: Coefficients, rows: Rows, mask: Tensor | None) -> Step:
         if mask is None:

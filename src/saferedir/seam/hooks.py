@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .denoiser_call import read_call, write_call
-from .errors import GuardError
-from .families import Family
-from .guard import Guard, Run
-from .schedules import check_scheduler, evaluation_timesteps, prediction_type, step_indices, training_time
-from .session import Session
+from saferedir.errors import GuardError
+from saferedir.families import Family
+from saferedir.guard import Guard, Run
+from saferedir.schedules import check_scheduler, evaluation_timesteps, prediction_type, step_indices, training_time
+from saferedir.seam.denoiser_call import read_call, write_call
+from saferedir.seam.session import Session
 
 if TYPE_CHECKING:
-    from .attach import Attached
+    from saferedir.attach import Attached
 
 _MARK = "saferedir_seam"
 _WRAPPED = ("step", "set_timesteps")
@@ -205,9 +205,7 @@ class Seam:
         timesteps = evaluation_timesteps(self.scheduler)
         rows = latents.shape[0]
         if not timesteps or rows % (2 if guided else 1):
-            raise GuardError(
-                f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, guidance {guided}."
-            )
+            raise GuardError(f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, guidance {guided}.")
         run = Run(
             batch_size=rows // (2 if guided else 1),
             num_steps=step_indices(timesteps)[-1] + 1,
@@ -235,9 +233,7 @@ class Seam:
         self._check_thread()
         session = self._session
         if self.pipe.scheduler is not self.scheduler:
-            raise GuardError(
-                "the pipeline's scheduler was replaced in the middle of a run; replace it between calls."
-            )
+            raise GuardError("the pipeline's scheduler was replaced in the middle of a run; replace it between calls.")
         if session is None and self._is_due:
             raise GuardError(
                 f"the scheduler stepped without a guarded denoiser call before it; if "
@@ -245,9 +241,7 @@ class Seam:
                 "replaced, detach and attach the guards again."
             )
         if session is None or session.finished:
-            raise GuardError(
-                "the denoiser or scheduler was used outside a pipeline call; detach the guards first."
-            )
+            raise GuardError("the denoiser or scheduler was used outside a pipeline call; detach the guards first.")
         if session.failed:
             raise GuardError("this run has already failed or lost a guard; call the pipeline again.")
         return session
@@ -267,9 +261,7 @@ class Seam:
         for attached in self.attachments:
             if any(guard.enabled and id(guard) not in verdicts for guard in attached.guards):
                 continue  # attached in the middle of this run: it guards from the next one on
-            attached.record(
-                [decision for guard in attached.guards for decision in verdicts.get(id(guard), [])]
-            )
+            attached.record([decision for guard in attached.guards for decision in verdicts.get(id(guard), [])])
 
     @contextmanager
     def _failing_closed(self) -> Iterator[None]:
@@ -289,9 +281,7 @@ class Seam:
                 "or free it with saferedir.attach.detach(pipe)."
             )
         if getattr(self.pipe, name) is not module:
-            raise GuardError(
-                f"{name} of the guarded pipeline was replaced; detach and attach the guards again."
-            )
+            raise GuardError(f"{name} of the guarded pipeline was replaced; detach and attach the guards again.")
 
 
 def _wrapper(seam: Seam, moment: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,5 @@
+"""The inside of `attach`: hooks on one live pipeline (hooks.py), one run as its guards live it (session.py), calls into guards
+(consult.py), rows of guidance (rows.py) and the denoiser's arguments (denoiser_call.py).
+
+Private to attach.py; imports guard, decisions, families, schedules and errors. Start at hooks.py.
+"""
