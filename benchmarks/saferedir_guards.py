@@ -36,6 +36,16 @@ from saferedir.pictoworld.training.run import progress_bar
 from saferedir.precision import fast_precision
 
 NEVER = 1e9
+HEAD = """# SafeRedir on PictoWorld: results
+
+Made by `python benchmarks/saferedir_guards.py --out docs` with the packaged model, judge and guards: {n} prompts a
+row, 30 DDIM steps, guidance 4, the same noise with and without the guard; each rate with its 95 % Wilson interval.
+The guards trained on `guard-train` prompts only; phrasings and scenes of the test splits were in no training or
+calibration. "Attributes kept": of all (picture, attribute) pairs outside the concept that the caption fixes and the
+unguarded model drew as asked, those that the guarded picture still has. AUROCs are over test-seen forget prompts
+against retain prompts on unguarded trajectories; "alone" switches the other verdict off.
+
+"""
 
 
 def variant(guard: SafeRedir, **changes: Any) -> SafeRedir:
@@ -179,7 +189,7 @@ def main() -> None:
             path.write_text(json.dumps(results[name], indent=1))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "saferedir-results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (arguments.out / "saferedir-results-tables.md").write_text(markdown(results))
+    (arguments.out / "saferedir-results.md").write_text(HEAD.format(n=arguments.n) + markdown(results))
 
 
 if __name__ == "__main__":
