@@ -80,7 +80,7 @@ class Study:
         self.train_pairs = make_pairs(task, "guard-train", 800, 500)
         self.held_pairs = make_pairs(task, "guard-validation", 200, 300)
         self.text, self.held_text = encode_text(pipe, self.train_pairs), encode_text(pipe, self.held_pairs)
-        self.config = TrainConfig(steps=steps, rollouts=480, held_out_rollouts=240, evaluate_every=steps)
+        self.config = TrainConfig(steps=steps, rollouts=300, held_out_rollouts=200, evaluate_every=steps)
         self.images = {name: self.frames(self.train_pairs, name, "training") for name in ("x_t", "x0_uncond", "x0")}
         self.held_images = {name: self.frames(self.held_pairs, name, "held-out") for name in ("x_t", "x0_uncond", "x0")}
         self.prompts = forget_prompts(task, "guard-validation", images)

@@ -38,12 +38,13 @@ from saferedir.precision import fast_precision
 NEVER = 1e9
 HEAD = """# SafeRedir on PictoWorld: results
 
-Made by `python benchmarks/saferedir_guards.py --out docs` with the packaged model, judge and guards: {n} prompts a
-row, 30 DDIM steps, guidance 4, the same noise with and without the guard; each rate with its 95 % Wilson interval.
-The guards trained on `guard-train` prompts only; phrasings and scenes of the test splits were in no training or
-calibration. "Attributes kept": of all (picture, attribute) pairs outside the concept that the caption fixes and the
-unguarded model drew as asked, those that the guarded picture still has. AUROCs are over test-seen forget prompts
-against retain prompts on unguarded trajectories; "alone" switches the other verdict off.
+Made by `python benchmarks/saferedir_guards.py --out docs` with the packaged model, judge and guards: {n} prompts for
+test-seen and retain, half as many for the other rows, 30 DDIM steps, guidance 4, the same noise with and without the
+guard; each rate with its 95 % Wilson interval. The guards trained on `guard-train` prompts only; phrasings and scenes
+of the test splits were in no training or calibration. "Attributes kept": of all (picture, attribute) pairs outside
+the concept that the caption fixes and the unguarded model drew as asked, those that the guarded picture still has.
+AUROCs are over test-seen forget prompts against retain prompts on unguarded trajectories; "alone" switches the other
+verdict off.
 
 """
 
@@ -60,13 +61,14 @@ def scores_by_step(drawing: Drawing, name: str) -> Tensor:
 
 def measure(task: Task, guard: SafeRedir, pipe: Any, judge: Judge, n: int, progress: Any) -> dict[str, Any]:
     """All rows of one task."""
-    bar = progress.add_task(task.name, total=(len(TEST_SPLITS) + 1) * 2 * n + 2 * (n // 2))
+    others = max(1, n // 2)
+    bar = progress.add_task(task.name, total=4 * n + 2 * 3 * others + 2 * others)
     settings = {"on_progress": lambda k: progress.advance(bar, k)}
     watching = variant(guard, prompt_threshold=NEVER, image_threshold=NEVER)
     out: dict[str, Any] = {"n": n, "splits": {}}
     watched: dict[str, Drawing] = {}
     for split in TEST_SPLITS:
-        prompts = forget_prompts(task, split, n)
+        prompts = forget_prompts(task, split, n if split == "test-seen" else others)
         texts = [p.text for p in prompts]
         plain = watched[split] = draw(pipe, texts, guards=[watching], **settings)
         guarded = draw(pipe, texts, guards=[guard], **settings)
@@ -82,7 +84,7 @@ def measure(task: Task, guard: SafeRedir, pipe: Any, judge: Judge, n: int, progr
         }
     prompts = retain_prompts(task, "test-seen", n)
     texts = [p.text for p in prompts]
-    plain = draw(pipe, texts, **settings)
+    plain = draw(pipe, texts, guards=[watching], **settings)
     guarded = draw(pipe, texts, guards=[guard], **settings)
     near = torch.tensor([p.level == "neighbour" for p in prompts])
     same = identical(plain.pictures, guarded.pictures)
@@ -94,11 +96,11 @@ def measure(task: Task, guard: SafeRedir, pipe: Any, judge: Judge, n: int, progr
         "seconds_unguarded": round(plain.seconds, 2),
         "seconds_guarded": round(guarded.seconds, 2),
     }
-    retained = draw(pipe, texts, guards=[watching])
-    out["watching_is_identical"] = bool(identical(plain.pictures, retained.pictures).all())
-    out["verdicts"] = verdict_curves(watched["test-seen"], retained)
+    unwatched = draw(pipe, texts[:50])  # the first batch again with nothing attached at all
+    out["watching_is_identical"] = bool(identical(plain.pictures[:50], unwatched.pictures).all())
+    out["verdicts"] = verdict_curves(watched["test-seen"], plain)
     alone: dict[str, Any] = {}
-    texts = [p.text for p in forget_prompts(task, "test-seen", n // 2)]
+    texts = [p.text for p in forget_prompts(task, "test-seen", others)]
     for name, changes in (
         ("image verdict alone", {"use_prompt": False}),
         ("prompt verdict alone", {"use_image": False}),
@@ -167,7 +169,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=200, help="prompts per split")
+    parser.add_argument("--n", type=int, default=200, help="prompts of test-seen and retain; the other splits get half")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument(
         "--guards", default="pictoworld", help="folder with one guard per task, default the packaged ones"
