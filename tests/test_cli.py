@@ -27,8 +27,6 @@ from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.packaged import list_packaged_guards
 
 Run = Callable[..., Any]
-NO_GUARDS = not list_packaged_guards()
-needs_guards = pytest.mark.skipif(NO_GUARDS, reason="no guards are packaged yet")
 
 
 @pytest.fixture
@@ -146,13 +144,12 @@ def test_demo_with_random_guards(run: Run, guard: Path, tmp_path: Path, monkeypa
     check_demo(run, tmp_path / "demo")
 
 
-@needs_guards
 def test_demo_with_the_packaged_guards(run: Run, tmp_path: Path) -> None:
     check_demo(run, tmp_path / "demo")
 
 
-@pytest.mark.skipif(not NO_GUARDS, reason="guards are packaged")
-def test_demo_without_packaged_guards_says_so(run: Run, tmp_path: Path) -> None:
+def test_demo_without_packaged_guards_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saferedir.storage.packaged_guard_path", lambda name: None)
     result = run("demo", "--out", tmp_path / "demo", "--prompts", 2, "--steps", 2)
     assert result.exit_code == 1 and "no guard is called" in result.stderr
     assert leftovers(tmp_path) == []

@@ -31,11 +31,11 @@ tags: [safety, unlearning, text-to-image]
 ---
 # SafeRedir guard for "{config.concept}"
 
-Steers prompts that ask for "{config.concept}" towards "{config.training.get("anchor", "a safe prompt")}" while the
-model draws; prompts that do not are left bit for bit as they were. Load it with
-`saferedir.Guard.from_pretrained(folder)` and `saferedir.attach(pipe, guard)`.
+Steers prompts that ask for "{config.concept}" to the same wish without it while the model draws; prompts that do not
+ask for it are left bit for bit as they were. Last resort: the embedding of "{config.training.get("anchor", "")}".
+Load it with `saferedir.Guard.from_pretrained(folder)` and `saferedir.attach(pipe, guard)`.
 
-Method: SafeRedir (arXiv:2601.08623), this project's `default` mode. Backbone: {backbone.get("family", "unknown")}.
+Method: SafeRedir (arXiv:2601.08623), this project's `default` mode. Backbone: {backbone.get("architecture", {}).get("family", "any")}.
 
 ## Thresholds
 Prompt score {config.prompt_threshold:.3f}, image score {config.image_threshold:.3f} (logits).

@@ -1,0 +1,97 @@
+"""What ships inside the package: the model loads without our code, the judge judges, each guard does its job.
+
+Small samples with wide bounds, to notice a broken package; the measured rates are in docs/.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import saferedir as sr
+from saferedir.packaged import list_packaged_guards, packaged_model_path
+from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, draw, identical, load_judge
+from saferedir.pictoworld.judge import WEIGHTS, Judge
+from saferedir.pictoworld.renderer import render
+from saferedir.pictoworld.scene import JUDGED
+from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, forget_prompts, retain_prompts
+from saferedir.pictoworld.training.autoencoder import random_scenes
+
+MODEL = packaged_model_path("pictoworld")
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return sr.load_pipeline("pictoworld")
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return load_judge()
+
+
+def test_the_model_and_its_judge_are_small_and_only_safetensors() -> None:
+    assert MODEL is not None
+    files = [path for path in (*Path(MODEL).rglob("*"), WEIGHTS) if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 16_000_000
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
+
+
+def test_diffusers_loads_the_model_with_no_code_of_ours_in_between() -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(str(MODEL))
+    assert {type(getattr(pipe, name)).__name__ for name in ("vae", "unet", "text_encoder", "scheduler")} == {
+        "AutoencoderKL", "UNet2DConditionModel", "CLIPTextModel", "DDIMScheduler",
+    }  # fmt: skip
+    assert pipe.scheduler.config.prediction_type == "epsilon"
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a red star", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_the_judge_reads_renders_and_calls_noise_broken(judge: Judge) -> None:
+    scenes = random_scenes(256, seed=-77)
+    judgement = judge.judge(render(scenes))
+    for attribute in JUDGED:
+        assert judgement.matches(scenes, attribute).float().mean() >= 0.98, attribute
+    assert judgement.is_broken.float().mean() <= 0.02
+    generator = torch.Generator().manual_seed(0)
+    assert judge.judge(torch.rand(16, 3, 64, 64, generator=generator)).is_broken.all()
+
+
+def test_every_task_has_a_packaged_guard() -> None:
+    assert list_packaged_guards() == sorted(f"pictoworld/{name}" for name in TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_packaged_guard_removes_its_concept_and_leaves_the_rest(name: str, pipe: Any, judge: Judge) -> None:
+    task, guard = TASKS[name], sr.Guard.from_pretrained(f"pictoworld/{name}")
+    forget = [prompt for split in TEST_SPLITS for prompt in forget_prompts(task, split, 4, seed=99)]
+    retain = retain_prompts(task, "test-seen", 8, seed=99)
+    texts = [prompt.text for prompt in forget + retain]
+    plain, guarded = draw(pipe, texts, steps=20), draw(pipe, texts, guards=[guard], steps=20)
+    before, after = (judge.judge(drawing.pictures[: len(forget)]) for drawing in (plain, guarded))
+    assert concept_rate(before, task).value >= 0.7
+    assert concept_rate(after, task).value <= 0.15
+    assert attributes_kept(after, before, forget, task).value >= 0.8
+    assert identical(plain.pictures, guarded.pictures)[len(forget) :].float().mean() >= 0.85
+    assert len(guarded.decisions) == len(texts)
+
+
+def test_a_packaged_guard_refuses_another_architecture(pipe: Any) -> None:
+    from tests.conftest import make_pipeline
+
+    with pytest.raises(sr.BackboneMismatchError):
+        sr.attach(make_pipeline(), sr.Guard.from_pretrained("pictoworld/star"))
+
+
+def test_decisions_are_plain_data(pipe: Any) -> None:
+    import json
+
+    with sr.attach(pipe, sr.Guard.from_pretrained("pictoworld/star")) as attached:
+        pipe(["a red star over the sky"], num_inference_steps=4)
+        record = attached.decisions[0].to_dict()
+    assert json.loads(json.dumps(record)) == record
+    assert record["fired"] and record["prompt_score"] > record["thresholds"]["prompt"]
