@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import LATENT_SHAPE, SCHEDULERS, generate, make_pipeline, make_scheduler, make_unet
 from torch import Tensor
 
 import saferedir as sr
-from conftest import LATENT_SHAPE, SCHEDULERS, generate, make_pipeline, make_scheduler, make_unet
 from saferedir.attach import detach
 from saferedir.families import backbone_fingerprint
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step

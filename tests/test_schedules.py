@@ -5,8 +5,8 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
+from tests.conftest import SCHEDULERS, make_scheduler
 
-from conftest import SCHEDULERS, make_scheduler
 from saferedir.errors import UnsupportedPipelineError
 from saferedir.schedules import (
     check_scheduler,
