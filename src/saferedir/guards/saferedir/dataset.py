@@ -106,8 +106,8 @@ def encode_prompts(pipe: Any, prompts: Sequence[str], batch: int = 64) -> Tensor
 
 def moved_tokens(unsafe: Tensor, safe: Tensor) -> Tensor:
     """Mask target m* (N, L): tokens whose embedding differs between the two prompts, wherever the concept leaked."""
-    moved, length = torch.linalg.vector_norm(torch.stack([unsafe - safe, safe]), dim=-1)
-    return (moved / length.clamp(min=1e-6) > MOVED).float()
+    lengths: Tensor = torch.linalg.vector_norm(torch.stack([unsafe - safe, safe]), dim=-1)
+    return (lengths[0] / lengths[1].clamp(min=1e-6) > MOVED).float()
 
 
 class Recorder(Guard[GuardConfig]):

@@ -53,8 +53,8 @@ class RedirState:
 
 def relative_shift(prompt: Tensor, e0: Tensor) -> Tensor:
     """|e' - e0| / |e0| per token, (B, L): how far each token was moved."""
-    moved, length = torch.linalg.vector_norm(torch.stack([prompt - e0, e0]).float(), dim=-1)
-    return moved / length.clamp(min=1e-6)
+    lengths: Tensor = torch.linalg.vector_norm(torch.stack([prompt - e0, e0]).float(), dim=-1)
+    return lengths[0] / lengths[1].clamp(min=1e-6)
 
 
 class SafeRedir(Guard[SafeRedirConfig]):
