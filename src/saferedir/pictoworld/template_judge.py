@@ -35,8 +35,8 @@ def _objectness(pictures: Tensor, ground: Tensor) -> Tensor:
     """Distance of every pixel from the background colour, (B, 4096), zero mean and unit norm."""
     flat = torch.linalg.vector_norm(pictures - ground[:, :, None, None], dim=1).flatten(1)
     centred = flat - flat.mean(dim=1, keepdim=True)
-    length: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True).clamp(min=1e-6)
-    return centred / length
+    unit: Tensor = centred / torch.linalg.vector_norm(centred, dim=1, keepdim=True).clamp(min=1e-6)
+    return unit
 
 
 class TemplateJudge:
