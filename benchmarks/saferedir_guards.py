@@ -2,7 +2,7 @@
 
 Run: python benchmarks/saferedir_guards.py --out docs
 Per task: concept rate with and without the guard on the four test splits, attributes kept, retain prompts left bit-identical,
-broken pictures, seconds; then each verdict alone, and the AUROC of the image and prompt verdicts by step. Every rate has its n
+broken pictures; then each verdict alone, and the AUROC of the image and prompt verdicts by step. Every rate has its n
 and a 95 % Wilson interval. Finished tasks are kept in --work, so that a killed run goes on.
 """
 
@@ -93,8 +93,6 @@ def measure(task: Task, guard: SafeRedir, pipe: Any, judge: Judge, n: int, progr
         "identical_neighbours": rate_of(same[near]).to_dict(),
         "broken_guarded": rate_of(judge.judge(guarded.pictures).is_broken).to_dict(),
         "touched_prompts": [p.text for p, kept in zip(prompts, same.tolist(), strict=True) if not kept],
-        "seconds_unguarded": round(plain.seconds, 2),
-        "seconds_guarded": round(guarded.seconds, 2),
     }
     unwatched = draw(pipe, texts[:50])  # the first batch again with nothing attached at all
     out["watching_is_identical"] = bool(identical(plain.pictures[:50], unwatched.pictures).all())
@@ -144,14 +142,13 @@ def markdown(results: dict[str, Any]) -> str:
             )
     lines += [
         "",
-        "| task | retain: bit-identical | of these neighbours | broken | time ratio |",
-        "|---|---|---|---|---|",
+        "| task | retain: bit-identical | of these neighbours | broken |",
+        "|---|---|---|---|",
     ]
     for name, task in results.items():
         row = task["retain"]
-        ratio = row["seconds_guarded"] / row["seconds_unguarded"]
         lines.append(
-            f"| {name} | {cell(row['identical'])} | {cell(row['identical_neighbours'])} | {cell(row['broken_guarded'])} | {ratio:.2f} |"  # noqa: E501
+            f"| {name} | {cell(row['identical'])} | {cell(row['identical_neighbours'])} | {cell(row['broken_guarded'])} |"
         )
     lines += [
         "",
