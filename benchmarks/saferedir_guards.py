@@ -42,9 +42,9 @@ Made by `python benchmarks/saferedir_guards.py --out docs` with the packaged mod
 test-seen and retain, half as many for the other rows, 30 DDIM steps, guidance 4, the same noise with and without the
 guard; each rate with its 95 % Wilson interval. The guards trained on `guard-train` prompts only; phrasings and scenes
 of the test splits were in no training or calibration. "Attributes kept": of all (picture, attribute) pairs outside
-the concept that the caption fixes and the unguarded model drew as asked, those that the guarded picture still has.
-AUROCs are over test-seen forget prompts against retain prompts on unguarded trajectories; "alone" switches the other
-verdict off.
+the concept that the caption fixes and the unguarded model drew as asked, those that the guarded picture still has; a
+picture counts as kept only if all of them are. AUROCs are over test-seen forget prompts against retain prompts on
+unguarded trajectories; "alone" switches the other verdict off.
 
 """
 
@@ -133,12 +133,16 @@ def cell(rate: dict[str, float]) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """The page's tables."""
-    lines = ["| task | split | unguarded | guarded | attributes kept | broken |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| task | split | unguarded | guarded | attributes kept | pictures with all kept | broken |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, task in results.items():
         for split, row in task["splits"].items():
             lines.append(
                 f"| {name} | {split} | {cell(row['concept_rate_unguarded'])} | {cell(row['concept_rate_guarded'])} "
-                f"| {cell(row['attributes_kept'])} | {cell(row['broken_guarded'])} |"
+                f"| {cell(row['attributes_kept'])} | {cell(row['pictures_with_every_attribute_kept'])} "
+                f"| {cell(row['broken_guarded'])} |"
             )
     lines += [
         "",

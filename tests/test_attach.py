@@ -412,3 +412,30 @@ def test_copies_of_float16_weights_share_a_fingerprint() -> None:
     prints.append(backbone_fingerprint(half.to(torch.float32)))
     prints.append(backbone_fingerprint(half.to(torch.bfloat16)))
     assert prints[0] == prints[1] == prints[2]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_detaching_in_the_middle_of_a_run_fails_it(pipe: Any, count: int) -> None:
+    """From a callback; whether it was the last attachment or not, no unguarded image comes out, and nothing is left."""
+    attachments = [sr.attach(pipe, Watcher()) for _ in range(count)]
+
+    def callback(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        attachments[0].detach()
+        return {}
+
+    with pytest.raises(sr.GuardError):
+        generate(pipe, callback_on_step_end=callback)
+    for attached in attachments:
+        attached.detach()
+    assert not pipe.unet._forward_pre_hooks and not pipe.unet._forward_hooks
+    assert "step" not in pipe.scheduler.__dict__ and "set_timesteps" not in pipe.scheduler.__dict__
+    generate(pipe)
+
+
+def test_an_exception_inside_the_block_leaves_no_tripwire(pipe: Any) -> None:
+    def callback(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), sr.attach(pipe, Watcher()):
+        generate(pipe, callback_on_step_end=callback)
+    assert not pipe.unet._forward_pre_hooks and "step" not in pipe.scheduler.__dict__

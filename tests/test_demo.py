@@ -17,6 +17,7 @@ from saferedir import load_pipeline
 from saferedir.demo import DemoConfig, demo_guards, demo_prompts, run_demo, run_task, verdict_of
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
+from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 from saferedir.pictoworld.evaluation import load_judge
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.report import ReportConfig, bars, quality_report
@@ -50,7 +51,8 @@ def make_guard() -> Callable[..., SafeRedir]:
         torch.manual_seed(0)
         network = {"prompt_dim": 96, "concepts": [concept]}
         return SafeRedir(
-            SafeRedirConfig(concept=concept, network=network, prompt_threshold=threshold, image_threshold=1e9)
+            SafeRedirConfig(concept=concept, network=network, prompt_threshold=threshold, image_threshold=1e9),
+            Redirector(RedirectorConfig.from_dict(network)),
         )
 
     return make

@@ -62,12 +62,13 @@ def test_a_guard_folder_round_trips(tmp_path: Path) -> None:
     assert Scale.from_pretrained(folder, force=True).config.backbone is None
 
 
-def test_saving_again_replaces_the_guard_and_keeps_its_card(tmp_path: Path) -> None:
+def test_saving_again_replaces_guard_and_card_and_keeps_other_files(tmp_path: Path) -> None:
     Scale(ScaleConfig(concept="star")).save_pretrained(tmp_path / "star")
-    (tmp_path / "star" / "README.md").write_text("by the trainer")
+    (tmp_path / "star" / "notes.txt").write_text("mine")
     Scale(ScaleConfig(concept="moon")).save_pretrained(tmp_path / "star")
     assert Guard.from_pretrained(tmp_path / "star").config.concept == "moon"
-    assert (tmp_path / "star" / "README.md").read_text() == "by the trainer"
+    assert "moon" in (tmp_path / "star" / "README.md").read_text()
+    assert (tmp_path / "star" / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["star"]
 
 
@@ -145,3 +146,12 @@ def test_packaged_guards_are_found_by_name() -> None:
 def test_unknown_pipelines_are_one_sentence(name: str) -> None:
     with pytest.raises(sr.GuardNotFoundError, match="packaged one"):
         sr.load_pipeline(name)
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity"])
+def test_a_config_with_a_number_nothing_can_be_decided_by_is_refused(tmp_path: Path, constant: str) -> None:
+    folder = Scale(ScaleConfig(concept="star")).save_pretrained(tmp_path / "star")
+    config = folder / "guard_config.json"
+    config.write_text(config.read_text().replace('"strength": 1.0', f'"strength": {constant}').replace("1.0", constant))
+    with pytest.raises(sr.GuardConfigError, match="no number a guard can decide by"):
+        Guard.from_pretrained(folder)

@@ -90,7 +90,10 @@ class Attached:
         return self in self._seam.attachments
 
     def detach(self) -> None:
-        """Take the guards off, leaving the pipeline exactly as it was found. Doing it twice is harmless."""
+        """Take the guards off, leaving the pipeline exactly as it was found. Doing it twice is harmless.
+
+        In the middle of a run (from a callback, or another thread) that run fails rather than go on unguarded.
+        """
         self._seam.remove(self)
 
     def clear(self) -> None:
@@ -108,7 +111,7 @@ class Attached:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.detach()
+        self._seam.remove(self, aborted=kind is not None)
 
 
 def _check_backbones(pipe: Any, guards: Sequence[Guard[Any]]) -> None:

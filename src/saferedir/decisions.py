@@ -27,6 +27,7 @@ class Decision:
         image_score: highest score of the denoised estimate, None if the guard does not read images.
         thresholds: name -> threshold the scores were held against.
         first_fired_step: 0-based index of the first step acted on, None if none.
+        unresolved: whether the concept still seemed to be there at the end: do not show this image.
         steps_redirected: number of denoiser calls that ran with edited conditioning or latents.
         token_strengths: (L,) strength per prompt token (of the strongest redirection), or None.
         tokens: the L tokens, where the caller knows them.
@@ -43,6 +44,7 @@ class Decision:
     image_score: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
     first_fired_step: int | None = None
+    unresolved: bool = False
     steps_redirected: int = 0
     token_strengths: tuple[float, ...] | None = None
     tokens: tuple[str, ...] | None = None

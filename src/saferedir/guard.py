@@ -235,6 +235,13 @@ class Guard(Generic[ConfigT]):
         if tensors:
             raise GuardConfigError(f"guard {self.method!r} has no weights, but {len(tensors)} tensors were found.")
 
+    def card(self) -> str:
+        """The model card, Markdown, that is saved beside the weights."""
+        return (
+            f"# {self.method} guard for “{self.config.concept}”\n\nMade with saferedir. Load it with "
+            "`saferedir.Guard.from_pretrained(...)`; all facts are in `guard_config.json`.\n"
+        )
+
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write `guard_config.json`, `model.safetensors` (if any) and `README.md`; all or nothing."""
         from saferedir.storage import save_guard

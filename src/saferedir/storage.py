@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +35,7 @@ def save_guard(guard: Guard[Any], directory: Path) -> Path:
     """Write the guard folder through a temporary sibling and a rename: a reader never sees half a guard.
 
     An existing guard folder of that name is replaced; any other non-empty folder is left alone with an error.
-    A model card written there by a trainer (README.md) is kept.
+    Other files in a replaced guard folder stay.
     """
     directory = directory.absolute()
     if directory.exists() and any(directory.iterdir()) and not (directory / GUARD_CONFIG).is_file():
@@ -50,13 +49,19 @@ def save_guard(guard: Guard[Any], directory: Path) -> Path:
         tensors = {name: value.detach().cpu().contiguous() for name, value in guard.tensors().items()}
         if tensors:
             save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
-        if (directory / CARD).is_file():
-            shutil.copy2(directory / CARD, fresh / CARD)
-        else:
-            (fresh / CARD).write_text(_card(guard), encoding="utf-8")
+        (fresh / CARD).write_text(guard.card(), encoding="utf-8")
         if directory.exists():
             directory.rename(old)
-        fresh.rename(directory)
+        try:
+            fresh.rename(directory)
+        except OSError:
+            if old.exists():
+                old.rename(directory)
+            raise
+        if old.exists():  # whatever else the owner keeps there stays
+            for entry in old.iterdir():
+                if entry.name not in (GUARD_CONFIG, WEIGHTS, CARD):
+                    entry.rename(directory / entry.name)
     return directory
 
 
@@ -64,7 +69,7 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
     """See `Guard.from_pretrained`."""
     folder = find_guard(name)
     try:
-        record = json.loads((folder / GUARD_CONFIG).read_text(encoding="utf-8"))
+        record = json.loads((folder / GUARD_CONFIG).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError) as error:
         raise GuardConfigError(f"cannot read {folder / GUARD_CONFIG}: {error}.") from error
     if not isinstance(record, dict) or not isinstance(record.get("method"), str):
@@ -82,6 +87,10 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
     except SafetensorError as error:
         raise GuardConfigError(f"{weights} is damaged ({error}); download or train the guard again.") from error
     return guard
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number a guard can decide by")
 
 
 def push_guard(guard: Guard[Any], repo_id: str, **upload_kwargs: Any) -> str:
@@ -132,11 +141,3 @@ def library_version() -> str:
         return version("saferedir")
     except PackageNotFoundError:
         return "0+unknown"
-
-
-def _card(guard: Guard[Any]) -> str:
-    return (
-        f"# {guard.method} guard for “{guard.config.concept}”\n\n"
-        f"Made with saferedir. Load it with `saferedir.Guard.from_pretrained(...)`;\n"
-        f"all facts are in `{GUARD_CONFIG}`.\n"
-    )

@@ -120,10 +120,7 @@ def attribute_rates(judgement: Judgement, prompts: Sequence[Prompt]) -> dict[str
 
 
 def attributes_kept(guarded: Judgement, unguarded: Judgement, prompts: Sequence[Prompt], task: Task) -> Rate:
-    """Pictures that keep every non-concept attribute asked for, among those whose unguarded twin had it right.
-
-    Counted per attribute and picture: (picture, attribute) pairs that the unguarded model drew as asked.
-    """
+    """(Picture, attribute) pairs outside the concept, asked for and right in the unguarded picture, that are still right."""
     scenes = [prompt.scene for prompt in prompts]
     hits = n = 0
     for attribute in JUDGED:

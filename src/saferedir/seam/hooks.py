@@ -53,6 +53,8 @@ class Seam:
         self._is_due = False
         self._owner: int | None = None
         self._is_contested = False
+        #: the last guard left in the middle of a run; its next moment raises
+        self._is_tripped = False
         self._handles: list[Any] = []
         self._wrappers: dict[str, MethodType] = {}
         self._found: dict[str, Any] = {}
@@ -67,24 +69,43 @@ class Seam:
     def add(self, attached: Attached) -> None:
         """Take an attachment in; the first one installs the hooks."""
         if not self.attachments:
+            self._uninstall()  # a tripwire may be left
             self._install()
         self.attachments.append(attached)
 
-    def remove(self, attached: Attached) -> None:
-        """Let an attachment go; the last one removes the hooks. A run in progress loses its protection and
-        fails.
+    def remove(self, attached: Attached, *, aborted: bool = False) -> None:
+        """Let an attachment go; the last one removes the hooks. A run in progress loses its protection and fails.
+
+        For that the hooks stay as a tripwire until the run has failed or another one begins, unless the caller knows
+        that the run was `aborted` by an exception.
         """
         if attached not in self.attachments:
             return
         self.attachments.remove(attached)
-        if self._session is not None and not self._session.finished:
-            self._session.failed = True
-        if not self.attachments:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = []
-            self._unwrap_scheduler()
-            self._session, self._is_due = None, False
+        session = self._session
+        is_running = session is not None and not session.finished and not session.failed
+        if session is not None and not session.finished:
+            session.failed = True
+        if self.attachments:
+            return
+        if is_running and not aborted:
+            self._is_tripped = True
+        else:
+            self._uninstall()
+
+    def _uninstall(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._unwrap_scheduler()
+        self._session, self._is_due, self._is_tripped = None, False, False
+
+    def _check_tripwire(self) -> None:
+        if self._is_tripped:
+            self._uninstall()
+            raise GuardError(
+                "the guards were detached in the middle of this run, so it cannot go on; call the pipeline again."
+            )
 
     # --- hooks
     # ------------------------------------------------------------------------------------------------
@@ -134,10 +155,14 @@ class Seam:
     # ----------------------------------------------------------------------------------------------
 
     def _set_timesteps(self, scheduler: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._begin()
+        if self._is_tripped:
+            self._uninstall()
+        else:
+            self._begin()
         return original(*args, **kwargs)
 
     def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._check_tripwire()
         self._check_module(module)
         self._check_thread()
         if self.pipe.scheduler is not self.scheduler:  # replaced since: its set_timesteps went unseen
@@ -170,6 +195,7 @@ class Seam:
         self, scheduler: Any, original: Callable[..., Any], model_output: Any, timestep: Any, sample: Any,
         *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
+        self._check_tripwire()
         session = self._active()
         with self._failing_closed():
             pred = session.before_step(model_output, timestep, sample)

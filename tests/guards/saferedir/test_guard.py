@@ -155,17 +155,56 @@ def test_p10_image_verdicts_are_sticky_and_act_from_the_next_step(pipe: Any) -> 
     assert attached.decisions[0].steps_redirected == 9
 
 
-def test_an_image_verdict_that_stays_high_escalates_to_the_anchor(pipe: Any) -> None:
+@pytest.mark.parametrize("steps", [7, 8, 9, 10, 11, 12])
+def test_an_image_verdict_that_stays_high_escalates_to_the_anchor_and_stays_unresolved(pipe: Any, steps: int) -> None:
     network = ScriptedNetwork(image=lambda x0, t: [5.0] * len(x0))
     anchor = torch.full((77, PROMPT_WIDTH), 0.25)
-    seen = []
-    pipe.unet.register_forward_pre_hook(lambda m, a, k: seen.append(k["encoder_hidden_states"]), with_kwargs=True)
+    seen: list[Tensor] = []
     with attach(pipe, SafeRedir(config(patience=2), network, anchor=anchor)) as attached:
         pipe.unet.register_forward_pre_hook(lambda m, a, k: seen.append(k["encoder_hidden_states"]), with_kwargs=True)
-        call(pipe, ["a"], steps=10)
+        call(pipe, ["a"], steps=steps)
     assert torch.equal(seen[-1][-1], anchor)
     assert attached.decisions[0].action == "escalated"
-    assert "block this image" in attached.decisions[0].message
+    assert attached.decisions[0].unresolved and "block this image" in attached.decisions[0].message
+
+
+def test_an_image_verdict_of_the_last_step_is_told_although_nothing_was_redirected(pipe: Any) -> None:
+    network = ScriptedNetwork(image=lambda x0, t: [5.0 if float(t[0]) < 100 else -5.0] * len(x0))
+    with attach(pipe, SafeRedir(config(), network)) as attached:
+        call(pipe, ["a"], steps=10)
+    decision = attached.decisions[0]
+    assert not decision.fired and decision.unresolved and "block this image" in decision.message
+
+
+def test_embeddings_written_in_place_are_scored_again(pipe: Any) -> None:
+    network = ScriptedNetwork(prompt=lambda e: 5.0 if float(e.abs().sum()) == 0 else -5.0)
+
+    def callback(pipe: Any, step: int, t: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        if step == 1:
+            values["prompt_embeds"].zero_()
+        return {}
+
+    with attach(pipe, SafeRedir(config(use_image=False), network)) as attached:
+        call(pipe, ["a"], steps=4, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    assert attached.decisions[0].prompt_scores == (-5.0, -5.0, 5.0, 5.0)
+    assert attached.decisions[0].first_fired_step == 2
+
+
+def test_a_guard_without_weights_refuses_to_run(pipe: Any) -> None:
+    with attach(pipe, SafeRedir(config())), pytest.raises(GuardError, match="no weights"):
+        call(pipe, ["a"])
+
+
+def test_a_network_of_several_concepts_is_refused() -> None:
+    network = Redirector(RedirectorConfig.from_dict({**NETWORK, "concepts": ["a", "b"]}))
+    with pytest.raises(GuardError, match="one concept"):
+        SafeRedir(config(), network)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1.0", True])
+def test_thresholds_must_be_finite_numbers(value: Any) -> None:
+    with pytest.raises(GuardError, match="finite number"):
+        config(prompt_threshold=value)
 
 
 def test_p11_the_unconditional_half_is_never_touched(pipe: Any) -> None:

@@ -1,15 +1,11 @@
 """The model card of a trained guard: what it forgets, for which backbone, how it was trained and measured.
 
-Imports nothing but the guard's type. Written beside the weights by training.py.
+Imports the config only. Saved beside the weights with every guard.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from saferedir.guards.saferedir.guard import SafeRedir
+from saferedir.guards.saferedir.config import SafeRedirConfig
 
 
 def _table(values: dict[str, object]) -> str:
@@ -17,14 +13,13 @@ def _table(values: dict[str, object]) -> str:
     return "| what | value |\n|---|---|\n" + "\n".join(rows)
 
 
-def write_card(guard: SafeRedir, path: Path) -> None:
-    """Write the card as Markdown with the front matter that the Hugging Face hub reads."""
-    config = guard.config
+def model_card(config: SafeRedirConfig) -> str:
+    """The card as Markdown with the front matter that the Hugging Face hub reads."""
     backbone = config.backbone or {}
+    family = backbone.get("architecture", {}).get("family", "any")
     by_time = config.measured.get("image_auroc_by_time", {})
     times = " ".join(f"t={t}: {v}" for t, v in by_time.items()) if isinstance(by_time, dict) else ""
-    path.write_text(
-        f"""---
+    return f"""---
 library_name: saferedir
 license: apache-2.0
 tags: [safety, unlearning, text-to-image]
@@ -35,10 +30,11 @@ Steers prompts that ask for "{config.concept}" to the same wish without it while
 ask for it are left bit for bit as they were. Last resort: the embedding of "{config.training.get("anchor", "")}".
 Load it with `saferedir.Guard.from_pretrained(folder)` and `saferedir.attach(pipe, guard)`.
 
-Method: SafeRedir (arXiv:2601.08623), this project's `default` mode. Backbone: {backbone.get("architecture", {}).get("family", "any")}.
+Method: SafeRedir (arXiv:2601.08623), this project's `default` mode. Backbone: {family}.
 
 ## Thresholds
-Prompt score {config.prompt_threshold:.3f}, image score {config.image_threshold:.3f} (logits).
+Prompt score {config.prompt_threshold:.3f}, image score {config.image_threshold:.3f} (logits): the conformal threshold of held-out
+benign prompts, moved towards the unsafe ones where the two separate.
 
 ## Training
 {_table(config.training)}
@@ -54,6 +50,4 @@ AUROC of the image verdict by time: {times}
 ## Limits
 Trained on one backbone, sampler setting and set of phrasings; recalibrate for others. It is no defence against somebody who
 can edit weights or remove the guard.
-""",
-        encoding="utf-8",
-    )
+"""

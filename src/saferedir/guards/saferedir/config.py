@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from saferedir.guard import GuardConfig
@@ -22,7 +23,7 @@ class SafeRedirConfig(GuardConfig):
         image_threshold: the same for the verdict on the denoised estimate.
         use_prompt, use_image: switch either verdict off, for ablations.
         scale: s, multiplier of the shift, >= 0.
-        replace_steps: steps between checks that are skipped after a hit (faithful) or after any check (default).
+        replace_steps: steps skipped after a hit (faithful) or after every check of either verdict (default).
         hysteresis: the prompt verdict is given up below `prompt_threshold - hysteresis`, in logits.
         patience: checks in a row before the prompt verdict is given up, or before an image verdict that stays
             high escalates.
@@ -54,6 +55,11 @@ class SafeRedirConfig(GuardConfig):
     fail_closed: bool = True
 
     def validate(self) -> None:
+        for entry in fields(self):
+            if entry.type in ("float", "int"):
+                value = getattr(self, entry.name)
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                self.require(is_number and math.isfinite(value), entry.name, "a finite number")
         self.require(self.mode in MODES, "mode", f"one of {', '.join(MODES)}")
         self.require(self.gate in GATES, "gate", f"one of {', '.join(GATES)}")
         self.require(self.scale >= 0, "scale", "a number >= 0")

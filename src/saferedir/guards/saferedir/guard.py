@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
+from saferedir.guards.saferedir.card import model_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
 from saferedir.guards.saferedir.network import Redirection, Redirector, RedirectorConfig, redirect, redirect_pooled
@@ -42,8 +43,10 @@ class RedirState:
     level: Tensor  # (B,) int, 0 redirect, 1 stronger, 2 the anchor's embedding
     redirected: Tensor  # (B,) int, denoiser calls with another embedding
     first_fired: Tensor  # (B,) int, -1 while nothing happened
+    is_high: Tensor  # (B,) bool, whether the last image check was at or above the threshold
     countdown: int = 0
-    embeds: Tensor | None = None  # the prompt embeddings that `score` and `redirection` belong to
+    image_countdown: int = 0
+    embeds: Tensor | None = None  # copy of the prompt embeddings that `score` and `redirection` belong to
     score: Tensor | None = None
     redirection: Redirection | None = None
     strengths: Tensor | None = None  # (B, L)
@@ -67,11 +70,17 @@ class SafeRedir(Guard[SafeRedirConfig]):
         super().__init__(config)
         self.anchor = anchor  # (L, D) embedding of the anchor prompt, the last resort
         self.network: Any = network
+        self._has_weights = network is not None
         self.faithful: FaithfulLoop | None = None
         if config.mode == "default" and network is None:
             self.network = Redirector(RedirectorConfig.from_dict(config.network))
         if self.network is not None:
             self._adopt(self.network)
+        if config.mode == "default" and len(self.network.config.concepts) != 1:
+            raise GuardConfigError(
+                f"A SafeRedir guard serves one concept, but its network has {len(self.network.config.concepts)}; "
+                "attach one guard for each concept instead."
+            )
 
     def _adopt(self, network: nn.Module) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -81,8 +90,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
     # ------------------------------------------------------------------ one run
 
     def start(self, run: Run) -> RedirState | FaithfulState:
-        if self.network is None:
-            raise GuardError("This SafeRedir guard has no network; load its weights before attaching it.")
+        if self.network is None or not self._has_weights:
+            raise GuardError("This SafeRedir guard has no weights; use Guard.from_pretrained or pass a network.")
         self.network.to(run.device)
         if self.faithful is not None:
             return self.faithful.start(run)
@@ -97,6 +106,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             level=torch.zeros(rows, dtype=torch.long, device=device),
             redirected=torch.zeros(rows, dtype=torch.long, device=device),
             first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
+            is_high=torch.zeros(rows, dtype=torch.bool, device=device),
         )
 
     def on_step_start(self, step: Step) -> Tensor | Embeds:
@@ -119,9 +129,13 @@ class SafeRedir(Guard[SafeRedirConfig]):
         if not self.config.use_image:
             return x0
         state: RedirState = step.state
+        if state.image_countdown > 0:
+            state.image_countdown -= 1
+            return x0
+        state.image_countdown = self.config.replace_steps
         score = self.image_score(x0, step.t)
         state.image_scores.append(score.detach())
-        high = score.detach() >= self.config.image_threshold
+        high = state.is_high = score.detach() >= self.config.image_threshold
         was_redirected = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
         state.image_weight = torch.maximum(state.image_weight, self._gate(score, self.config.image_threshold))
         state.unsafe_streak = torch.where(high & was_redirected, state.unsafe_streak + 1, 0)
@@ -161,8 +175,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
 
     def _check_prompt(self, step: Step, state: RedirState) -> None:
         e0 = step.prompt_embeds
-        if state.embeds is None or not (e0 is state.embeds or torch.equal(e0, state.embeds)):
-            state.embeds, state.redirection = e0, None
+        if state.embeds is None or not torch.equal(e0, state.embeds):  # a copy: callers may write in place
+            state.embeds, state.redirection = e0.detach().clone(), None
             state.score = self.prompt_score(e0, step.prompt_mask, step.pooled) if self.config.use_prompt else None
             state.countdown = 0  # other embeddings than before are checked at once
         if state.score is None:
@@ -233,14 +247,16 @@ class SafeRedir(Guard[SafeRedirConfig]):
             level = int(state.level[row])
             weights = {"prompt": state.prompt_weight, "image": state.image_weight}
             by = [name for name, weight in weights.items() if weight[row].item() > 0.5]
-            unresolved = level == 2 and int(state.unsafe_streak[row]) > 0
+            unresolved = bool(state.is_high[row])
             message = ""
             if fired:
                 message = (
                     f"Redirected by its {' and '.join(by) or 'prompt'} score from step {int(state.first_fired[row])}."
                 )
             if unresolved:
-                message += " The image score stayed above the threshold after every escalation; block this image."
+                message = (
+                    f"{message} The image score was still above its threshold at the end; block this image.".strip()
+                )
             decisions.append(
                 Decision(
                     guard=self.method,
@@ -253,6 +269,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
                     thresholds={"prompt": self.config.prompt_threshold, "image": self.config.image_threshold},
                     first_fired_step=int(state.first_fired[row]) if fired else None,
                     steps_redirected=int(state.redirected[row]),
+                    unresolved=unresolved,
                     token_strengths=tuple(state.strengths[row].tolist())
                     if fired and state.strengths is not None
                     else None,
@@ -262,6 +279,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
                 )
             )
         return decisions
+
+    def card(self) -> str:
+        return model_card(self.config)
 
     def tensors(self) -> dict[str, Tensor]:
         weights = dict(self.network.state_dict())
@@ -277,6 +297,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         self.anchor = None if anchor is None else anchor.float()
         if self.config.mode == "faithful":
             self._adopt(load_reference_redirector(weights))
+            self._has_weights = True
             return
         own = self.network.state_dict()
         wrong = sorted(set(own) ^ set(weights)) or sorted(n for n in own if own[n].shape != weights[n].shape)
@@ -287,4 +308,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             )
         if not all(bool(torch.isfinite(t).all()) for t in weights.values() if t.is_floating_point()):
             raise GuardConfigError("model.safetensors holds values that are not finite; train the guard again.")
+        if anchor is not None and (anchor.ndim != 2 or anchor.shape[1] != self.network.config.prompt_dim):
+            raise GuardConfigError(f"{ANCHOR} has shape {tuple(anchor.shape)}; train the guard again.")
         self.network.load_state_dict({n: t.to(own[n].dtype) for n, t in weights.items()})
+        self._has_weights = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -26,7 +27,6 @@ from saferedir.errors import GuardConfigError
 from saferedir.families import backbone_fingerprint
 from saferedir.guards.saferedir.batches import ImageData, TextData, image_batch, text_batch
 from saferedir.guards.saferedir.calibration import calibrate, evaluate
-from saferedir.guards.saferedir.card import write_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.dataset import (
     Pair,
@@ -101,7 +101,7 @@ def train_saferedir(
             )
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    _claim(work / "plan.json", config, rows, concept)
+    _claim(work / "plan.json", config, rows, concept, pipe)
 
     text, held_text = encode_text(pipe, training), encode_text(pipe, held_out)
     images = draw_images(pipe, training, config.rollouts, config, work, progress, "drawing training images")
@@ -112,7 +112,9 @@ def train_saferedir(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         network = Redirector(RedirectorConfig.from_dict({**sizes, **config.network}))
-    best = fit_redirector(network, text, images, held_text, held_images, config, work, progress, log)
+    best = fit_redirector(
+        network, text, images, held_text, held_images, config, work, progress, log, on_cpu=pipe.device.type == "cpu"
+    )
     network.load_state_dict(best["network"])
     thresholds, measured = calibrate(network.eval(), held_text, held_images, config.false_positive_rate)
     anchor_text = config.anchor or next(pair.safe for pair in training if pair.unsafe)
@@ -138,17 +140,24 @@ def train_saferedir(
         anchor=encode_prompts(pipe, [anchor_text])[0],
     )
     guard.save_pretrained(out)
-    write_card(guard, out / "README.md")
     shutil.rmtree(work)
     return guard
 
 
-def _claim(path: Path, config: TrainConfig, rows: Sequence[Pair], concept: str) -> None:
-    """Refuse to mix two plans in one work folder."""
-    plan = {"config": asdict(config), "concept": concept, "pairs": hash_pairs(rows)}
+def _claim(path: Path, config: TrainConfig, rows: Sequence[Pair], concept: str, pipe: Any) -> None:
+    """Refuse to mix two plans, or two models, in one work folder."""
+    plan = {
+        "config": asdict(config),
+        "concept": concept,
+        "pairs": hash_pairs(rows),
+        "backbone": backbone_fingerprint(pipe),
+        "scheduler": {"class": type(pipe.scheduler).__name__, **{k: str(v) for k, v in pipe.scheduler.config.items()}},
+        "dtype": str(pipe.dtype),
+    }
     if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(plan)):
         raise GuardConfigError(
-            f"{path.parent} holds an unfinished training with other settings or pairs; delete it or choose another --out."
+            f"{path.parent} holds an unfinished training with another model, other settings or pairs; "
+            "delete it or choose another --out."
         )
     path.write_text(json.dumps(plan, indent=2))
 
@@ -210,14 +219,16 @@ def fit_redirector(
     work: Path,
     progress: Progress,
     log: Callable[[dict[str, Any]], None] | None,
+    *,
+    on_cpu: bool = False,
 ) -> dict[str, Any]:
-    """Optimise; returns the checkpoint with the best held-out score (mean of the two verdicts' AUROC)."""
-    accelerator = Accelerator()
+    """Optimise; returns the checkpoint with the best held-out score: mean AUROC of the two verdicts - distance left."""
+    accelerator = Accelerator(cpu=on_cpu)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps, config.learning_rate * 0.02)
     model, optimiser, schedule = accelerator.prepare(network, optimiser, schedule)
     checkpoint, start = work / "checkpoint.pt", 0
-    best: dict[str, Any] = {"step": 0, "score": -1.0, "network": {}}
+    best: dict[str, Any] = {"step": 0, "score": -math.inf, "network": {}}
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         network.load_state_dict(state["network"])
@@ -249,6 +260,11 @@ def fit_redirector(
         if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
             network.eval()
             scores = evaluate(network, held_text, held_images)
+            network.to(device)
+            if not all(math.isfinite(value) for value in scores.values()):
+                raise GuardConfigError(
+                    f"The held-out side cannot be evaluated ({scores}); give more pairs and benign prompts, or more roll-outs."
+                )
             mean = (scores["prompt_auroc"] + scores["image_auroc"]) / 2 - scores["distance"]
             if mean > best["score"]:
                 weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
