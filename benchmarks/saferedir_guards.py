@@ -9,6 +9,7 @@ and a 95 % Wilson interval. Finished tasks are kept in --work, so that a killed 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.metrics import auroc
+from saferedir.packaged import packaged_model_path
 from saferedir.pictoworld.evaluation import (
     Drawing,
     attributes_kept,
@@ -30,12 +32,14 @@ from saferedir.pictoworld.evaluation import (
     pictures_kept,
     rate_of,
 )
-from saferedir.pictoworld.judge import Judge
+from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
-from saferedir.precision import fast_precision
+from saferedir.precision import fast_precision, precision_name
+from saferedir.storage import find_guard
 
 NEVER = 1e9
+MODEL_FILES = [path for path in (packaged_model_path("pictoworld"), WEIGHTS) if path is not None]
 HEAD = """# SafeRedir on PictoWorld: results
 
 Made by `python benchmarks/saferedir_guards.py --out docs` with the packaged model, judge and guards: {n} prompts for
@@ -47,6 +51,15 @@ picture counts as kept only if all of them are. AUROCs are over test-seen forget
 unguarded trajectories; "alone" switches the other verdict off.
 
 """
+
+
+def weights_digest(places: list[Path]) -> str:
+    """Checksum of every safetensors file below the places: numbers are kept for these very weights only."""
+    digest = hashlib.sha256()
+    for place in places:
+        for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def variant(guard: SafeRedir, **changes: Any) -> SafeRedir:
@@ -183,12 +196,16 @@ def main() -> None:
     results: dict[str, Any] = {}
     with progress_bar() as progress, fast_precision(pipe.device):
         for name in arguments.tasks:
-            path = arguments.work / f"{name}-{arguments.n}.json"
+            folder = find_guard(f"{arguments.guards}/{name}")
+            digest = weights_digest([folder, *MODEL_FILES])
+            path = arguments.work / f"{name}-{arguments.n}-{digest}.json"
             if path.exists():
                 results[name] = json.loads(path.read_text())
                 continue
-            guard = SafeRedir.from_pretrained(f"{arguments.guards}/{name}")
-            results[name] = measure(TASKS[name], guard, pipe, judge, arguments.n, progress)
+            guard = SafeRedir.from_pretrained(folder)
+            results[name] = {"weights": digest, "precision": precision_name(pipe.device)} | measure(
+                TASKS[name], guard, pipe, judge, arguments.n, progress
+            )
             path.write_text(json.dumps(results[name], indent=1))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "saferedir-results.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -1,8 +1,8 @@
-"""attach(pipe, guards): the only file that touches a live pipeline.
+"""attach(pipe, guards): guard a live pipeline. With its folder seam/, the only code that touches one.
 
 Two torch hooks on the denoiser, and `step` and `set_timesteps` of the scheduler *instance*: read-only, this
-pair is bit-identical to the bare pipeline (design section 5). What happens between them is `session`. One
-`_Seam` per denoiser serves every attachment, so attachments nest and detach in any order.
+pair is bit-identical to the bare pipeline. The hooks are in seam/hooks.py, one run in seam/session.py. One
+`Seam` per denoiser serves every attachment, so attachments nest and detach in any order.
 
 Fail closed: whatever breaks here raises inside the pipeline call, so that no image comes out of it.
 """

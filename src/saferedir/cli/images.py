@@ -100,7 +100,7 @@ def generate(
     steps: Steps = 30,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale.")] = 4.0,
     num_images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: the model's own.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
     device: Device = "auto",
 ) -> None:
     """Draw prompts, guarded, and say for every picture what the guard saw and did.
@@ -187,7 +187,12 @@ def _pictures_table(rows: list[dict[str, Any]]) -> None:
                 escape(seen["concept"]),
                 "yes" if seen["fired"] else "no",
                 f"{score_cell(seen['prompt_score'])}, {score_cell(seen['image_score'])}",
-                seen["action"],
+                f"{seen['action']}, [bold red]unresolved[/]" if seen["unresolved"] else seen["action"],
                 row["file"],
             )
     console.print(table)
+    unresolved = [row["file"] for row in rows if any(seen["unresolved"] for seen in row["decisions"])]
+    if unresolved:
+        console.print(
+            f"[bold red]Do not show {', '.join(unresolved)}[/]: a guard's image score was above its threshold to the end."
+        )

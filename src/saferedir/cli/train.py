@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +47,7 @@ def saferedir(
     anchor: Annotated[
         str | None, typer.Option(metavar="PROMPT", help="Last resort when redirection fails; default: a safe prompt.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: the model's own.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
 ) -> None:
     """Train a SafeRedir guard (arXiv:2601.08623): draw pictures, fit the redirector, calibrate its thresholds.
@@ -94,8 +93,7 @@ def saferedir(
         "measured": values.measured,
         "training": values.training,
     }
-    write_json(out / SUMMARY, _finite(summary))
-    shutil.rmtree(work, ignore_errors=True)  # roll-outs and checkpoints of a training that is done
+    write_json(out / SUMMARY, summary)
     _tables(summary)
     console.print(f"Guard written to {out}", soft_wrap=True, highlight=False)
 
@@ -115,13 +113,6 @@ def _bytes_per_frame(pipe: Any) -> int:
     size = getattr(getattr(unet, "config", None), "sample_size", None)
     side = size if isinstance(size, int) else 64
     return 3 * 2 * 4 * side * side
-
-
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """Numbers that JSON cannot hold (infinite thresholds of tiny trials) as text."""
-    text = json.dumps(record)
-    cleaned: dict[str, Any] = json.loads(text, parse_constant=str)
-    return cleaned
 
 
 def _tables(summary: dict[str, Any]) -> None:
