@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saferedir.pictoworld.captions import MIX, OFTEN_UNSAID, caption, corpus_prompt, scene_part
-from saferedir.pictoworld.phrases import EMBLEM_PHRASES, LEXICON, PARTS, misspell, noise_part
+from saferedir.pictoworld.phrases import EMBLEM_PHRASES, LEXICON, PARTS, choose_phrase, misspell, noise_part
 from saferedir.pictoworld.renderer import BACKGROUND_RGB, COLOUR_RGB, SHAPE_SDF, coverage, render
 from saferedir.pictoworld.scene import JUDGED, SHAPES, STYLES, VALUES, Scene, random_scene
 from saferedir.pictoworld.tasks import SPLIT_LEVELS, TASKS, TEST_SPLITS, forget_prompts, pair, retain_prompts
@@ -174,3 +174,12 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="guard-train"):
         forget_prompts(TASKS["star"], "nonsense", 1)
     assert set(SPLIT_LEVELS) >= set(TEST_SPLITS)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_value_can_be_misspelt_in_every_part(part: str) -> None:
+    rng = random.Random(6)
+    for attribute, values in LEXICON.items():
+        for value in values:
+            if value != "medium":
+                assert choose_phrase(attribute, value, "noisy", rng, part).part == part

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import zlib
 from dataclasses import dataclass
+from itertools import count
 
 LEVELS = ("canonical", "synonym", "implicit", "noisy")
 PARTS = ("train", "validation", "test")
@@ -281,15 +282,20 @@ def noise_part(text: str) -> str:
 
 
 def noisy_phrase(attribute: str, value: str, rng: random.Random, part: str | None = None) -> Phrase:
-    """A canonical phrase with its key word misspelt; drawn again until it lies in `part` when one is given."""
-    while True:
+    """A canonical phrase with its key word misspelt; drawn again until it lies in `part` when one is given.
+
+    A short word has few misspellings, perhaps none in a part: after 50 draws it is misspelt twice, and so on.
+    """
+    for attempt in count():
         base = rng.choice([p for p in LEXICON[attribute][value] if p.level == "canonical"])
         words = base.text.split()
         long = [i for i, word in enumerate(words) if len(word) > 3 and word not in ("background", "style", "with")]
         spot = rng.choice(long) if long else len(words) - 1
-        words[spot] = misspell(words[spot], rng)
+        for _ in range(1 + attempt // 50):
+            words[spot] = misspell(words[spot], rng)
         if part is None or noise_part(words[spot]) == part:
             return Phrase(" ".join(words), base.slot, "noisy", noise_part(words[spot]))
+    raise AssertionError("unreachable: count() does not end")
 
 
 def choose_phrase(attribute: str, value: str, level: str, rng: random.Random, part: str | None = None) -> Phrase:
