@@ -1,7 +1,7 @@
-"""Settles the open questions of SafeRedir's specification by ablation on PictoWorld; writes docs/saferedir-ablation.md.
+"""Settles the open questions of SafeRedir's specification by ablation on PictoWorld; draws the figures of docs/saferedir-ablation.md.
 
 Run: python benchmarks/saferedir_ablation.py --task star --out docs
-Uses guard-train prompts for training and guard-validation prompts for every figure: no test phrasing is touched.
+Tables for that page go to --work; its text is written by hand. Uses guard-train prompts for training and guard-validation prompts for every figure: no test phrasing is touched.
 Questions: what the image side should look at, and when it knows; which loss terms matter; one direction or one per token;
 mask after normalising; conditional half or both; the strength s.
 """
@@ -272,7 +272,7 @@ def main() -> None:
         f"## Inputs\n\n{input_table(results['inputs'])}\n\n## Losses\n\n{rate_table(results['losses'])}\n\n"
         f"## Application\n\n{rate_table(results['application'])}\n"
     )
-    (arguments.out / "saferedir-ablation-tables.md").write_text(body)
+    (arguments.work / f"{arguments.task}-tables.md").write_text(body)
 
 
 if __name__ == "__main__":
