@@ -1,9 +1,10 @@
-"""Settles the open questions of SafeRedir's specification by ablation on PictoWorld; draws the figures of docs/saferedir-ablation.md.
+"""Settles the open questions of SafeRedir's specification by ablation on PictoWorld; draws the figures of
+docs/saferedir-ablation.md.
 
 Run: python benchmarks/saferedir_ablation.py --task star --out docs
-Tables for that page go to --work; its text is written by hand. Uses guard-train prompts for training and guard-validation prompts for every figure: no test phrasing is touched.
-Questions: what the image side should look at, and when it knows; which loss terms matter; one direction or one per token;
-mask after normalising; conditional half or both; the strength s.
+Tables for that page go to --work; its text is written by hand. Uses guard-train prompts for training and guard-validation
+prompts for every figure: no test phrasing is touched. Questions: what the image side should look at, and when it knows; which
+loss terms matter; one direction or one per token; mask after normalising; conditional half or both; the strength s.
 """
 
 from __future__ import annotations
