@@ -111,14 +111,17 @@ def train_world(
 
 
 def save_half(pipe: StableDiffusionPipeline, folder: Path) -> None:
-    """Save in float16, with a text encoder config that asks for float32.
+    """Save in float16, with a text encoder config that asks for float32 and no path of this machine.
 
     Without a dtype argument diffusers loads its models in float32, but transformers follows the config; the two must agree.
     """
     pipe.to(torch.float16).save_pretrained(folder)
-    config = folder / "text_encoder" / "config.json"
-    facts = json.loads(config.read_text())
-    config.write_text(json.dumps({**facts, "dtype": "float32"}, indent=2) + "\n")
+    for path in folder.glob("*/config.json"):
+        facts = json.loads(path.read_text())
+        facts.pop("_name_or_path", None)  # where a part was loaded from on the training machine
+        if path.parent.name == "text_encoder":
+            facts["dtype"] = "float32"
+        path.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def _refuse_other_plan(path: Path, config: WorldConfig) -> None:
