@@ -13,8 +13,8 @@ from saferedir.errors import (
     UnsupportedPipelineError,
 )
 from saferedir.guard import Guard
+from saferedir.packaged import library_version
 from saferedir.pipelines import load_pipeline
-from saferedir.storage import library_version
 
 __version__ = library_version()
 

@@ -1,5 +1,6 @@
-"""Where the weights that ship inside the package lie. Imports nothing of saferedir; used by `storage`,
-`pipelines`.
+"""Where the weights that ship inside the package lie, and the package's version.
+
+Imports nothing of saferedir; used by `storage`, `pipelines`, `demo` and `cli`.
 
 Guards: ``<world>/weights/guards/<name>``, addressed "<world>/<name>"; pipelines:
     ``<world>/weights/pipeline``.
@@ -7,6 +8,7 @@ Guards: ``<world>/weights/guards/<name>``, addressed "<world>/<name>"; pipelines
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -43,3 +45,11 @@ def list_packaged_guards() -> list[str]:
 def list_packaged_models() -> list[str]:
     """Names of all packaged pipelines, sorted."""
     return [world for world in sorted(_WORLDS) if packaged_model_path(world) is not None]
+
+
+def library_version() -> str:
+    """Version of the installed saferedir, "0+unknown" from a bare source tree."""
+    try:
+        return version("saferedir")
+    except PackageNotFoundError:
+        return "0+unknown"

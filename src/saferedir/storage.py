@@ -10,7 +10,6 @@ import json
 import re
 import tempfile
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from saferedir.errors import GuardConfigError, GuardNotFoundError
 from saferedir.guard import Guard
 from saferedir.guards.registry import guard_class
-from saferedir.packaged import GUARD_CONFIG, list_packaged_guards, packaged_guard_path
+from saferedir.packaged import GUARD_CONFIG, library_version, list_packaged_guards, packaged_guard_path
 
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
@@ -133,11 +132,3 @@ def _download(repo_id: str, known: str) -> Path:
     if not (folder / GUARD_CONFIG).is_file():
         raise GuardNotFoundError(f"hub repository {repo_id!r} holds no {GUARD_CONFIG}, so it is not a guard.")
     return folder
-
-
-def library_version() -> str:
-    """Version of the installed saferedir, "0+unknown" from a bare source tree."""
-    try:
-        return version("saferedir")
-    except PackageNotFoundError:
-        return "0+unknown"

@@ -12,9 +12,9 @@ import typer
 from saferedir.cli.common import Commands, console
 from saferedir.cli.guards import guards_app
 from saferedir.cli.images import demo, generate
-from saferedir.cli.output import library_version
 from saferedir.cli.train import train_app
 from saferedir.cli.world import world_app
+from saferedir.packaged import library_version
 
 __all__ = ["app"]
 

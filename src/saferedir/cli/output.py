@@ -1,6 +1,6 @@
 """Output folders: checked before the work starts, written beside their place, renamed when all is done.
 
-Imports the standard library only. A reader never sees half a result, and no file that is not ours is ever lost.
+Imports the standard library and `packaged`. A reader never sees half a result, and no file that is not ours is ever lost.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from saferedir.packaged import library_version
 
 MEGABYTE = 1024**2
 SUMMARY = "summary.json"
@@ -23,14 +24,6 @@ _LITTER = {".DS_Store", "Thumbs.db"}
 
 class OutputError(OSError):
     """The place for the results cannot be used; the message says why and what to do."""
-
-
-def library_version() -> str:
-    """Version of the installed package, without importing torch."""
-    try:
-        return version("saferedir")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from saferedir.cli.output import (
     OutputError,
     check_space,
     check_writable,
-    library_version,
     write_json,
 )
+from saferedir.packaged import library_version
 
 train_app = typer.Typer(name="train", help="Train a guard.", no_args_is_help=True, rich_markup_mode="markdown")
 
