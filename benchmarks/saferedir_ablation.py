@@ -25,7 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import saferedir as sr
-from saferedir.families import backbone_fingerprint
+from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig
 from saferedir.guards.saferedir.calibration import evaluate, held_out_scores
 from saferedir.guards.saferedir.dataset import Pair

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.attach import detach
-from saferedir.families import backbone_fingerprint
+from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
 from saferedir.schedules import to_x0
 

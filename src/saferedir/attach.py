@@ -16,7 +16,8 @@ from typing import Any, Self
 
 from saferedir.decisions import Decision
 from saferedir.errors import AlreadyAttachedError, GuardError
-from saferedir.families import backbone_fingerprint, check_backbone, family_of
+from saferedir.families import family_of
+from saferedir.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.guard import Guard
 from saferedir.schedules import check_scheduler
 from saferedir.seam.hooks import Seam, find_seam, remove_foreign_hooks
@@ -35,9 +36,8 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
         raise GuardError(f"attach needs one or more Guard objects, not {guards!r}; see Guard.from_pretrained.")
     family = family_of(pipe)
     check_scheduler(pipe.scheduler)
-    denoiser = getattr(pipe, family.denoiser)
-    remove_foreign_hooks(denoiser, pipe.scheduler)
-    seam = find_seam(denoiser)
+    remove_foreign_hooks(pipe, family)
+    seam = find_seam(pipe, family)
     if seam is not None and seam.pipe is not pipe:
         raise AlreadyAttachedError(
             f"this pipeline shares its {family.denoiser} with another guarded {type(seam.pipe).__name__}; "
@@ -59,11 +59,10 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
 def detach(pipe: Any) -> None:
     """Remove every guard from a pipeline, and from a deep copy of a guarded one whatever hooks came along."""
     family = family_of(pipe)
-    denoiser = getattr(pipe, family.denoiser)
-    seam = find_seam(denoiser)
+    seam = find_seam(pipe, family)
     for attached in [] if seam is None else list(seam.attachments):
         attached.detach()
-    remove_foreign_hooks(denoiser, pipe.scheduler)
+    remove_foreign_hooks(pipe, family)
 
 
 class Attached:
@@ -74,6 +73,8 @@ class Attached:
         self._seam = seam
         #: number of runs guarded from first to last step; compare before and after a call to be sure it was
         self.runs = 0
+        #: how hard to insist, one level an image of the next run: 0 as always, n from step 0 on and stronger with n
+        self.insist: tuple[int, ...] = ()
         self._decisions: list[Decision] = []
         seam.add(self)
 

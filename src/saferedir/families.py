@@ -1,25 +1,21 @@
 """Facts about each pipeline family, as data: where the denoiser is and how its inputs and outputs are laid
 out.
 
-A new family is one row in `FAMILIES`. Imports torch, `errors`, `schedules`; read by `attach` and `session`.
+A new family is one row in `_ROWS`. Imports `errors` and `packing`; read by `attach`, `seam`, `fingerprint`
+and `encoding`.
 The denoiser's time is no column: the seam takes t from the scheduler, never from the denoiser's arguments
 (FLUX passes t/1000, Z-Image 1000 - t).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from saferedir.errors import UnsupportedPipelineError
+from saferedir.packing import FLUX_PACKING, Packing
 
-from saferedir.errors import BackboneMismatchError, UnsupportedPipelineError
-from saferedir.schedules import prediction_type
-
-CfgLayout = Literal["uncond_cond", "cond_uncond"]
+CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,40 +26,174 @@ class Family:
         name: our name of the family.
         pipelines: diffusers class names; subclasses count.
         denoiser: attribute of the pipeline holding the UNet or transformer.
+        more_denoisers: attributes of further ones that take over in the middle of a run; may be None.
+        companions: attributes of modules that read the same conditioning before the denoiser does (ControlNet).
         text_encoders: attributes holding the text encoders.
-        cfg_layout: order of the rows of one denoiser call under classifier-free guidance.
+        cfg_layout: rows of classifier-free guidance: halves of one denoiser call in the named order, or
+            "sequential": one call for the conditional rows, then one for the unconditional rows.
         latents_arg, prompt_arg: (position, keyword) of the denoiser's latents and prompt embeddings.
-        row_kwargs: other keyword arguments with one entry per row, to extend when rows are added.
+        time_arg: the same of the scheduler's own timestep, where the denoiser is given it unchanged.
+        row_kwargs: other keyword arguments with one entry per row (tensors, also in lists and dicts), to
+            extend when rows are added.
         pooled_kwarg: path of the pooled embeddings in the keyword arguments, () where there are none.
         mask_kwarg: keyword of the prompt mask; None where the denoiser attends to every token, padding
             included.
+        aside_kwarg: keyword that marks a call beside the prediction proper (SD3's skip-layer guidance).
+        packing: how latents become a sequence; None where the denoiser takes (R, C, h, w).
         sign: denoiser output times `sign` is what the scheduler is given.
         prompt_width: denoiser config entry with the width D of the prompt embeddings.
+        encoded: what `encode_prompt` returns, by position; "prompt", "pooled" and "mask" are read.
+        has_bos: whether prompts begin with a token that says nothing and must not be moved.
     """
 
     name: str
     pipelines: tuple[str, ...]
-    denoiser: str
     text_encoders: tuple[str, ...]
+    denoiser: str = "transformer"
+    more_denoisers: tuple[str, ...] = ()
+    companions: tuple[str, ...] = ()
     cfg_layout: CfgLayout = "uncond_cond"
-    latents_arg: tuple[int, str] = (0, "sample")
-    prompt_arg: tuple[int, str] = (2, "encoder_hidden_states")
-    row_kwargs: tuple[str, ...] = ()
+    latents_arg: tuple[int, str] = (0, "hidden_states")
+    prompt_arg: tuple[int, str] = (1, "encoder_hidden_states")
+    time_arg: tuple[int, str] | None = None
+    row_kwargs: tuple[str, ...] = ("timestep", "guidance")
     pooled_kwarg: tuple[str, ...] = ()
     mask_kwarg: str | None = None
+    aside_kwarg: str | None = None
+    packing: Packing | None = None
     sign: float = 1.0
-    prompt_width: str = "cross_attention_dim"
+    prompt_width: str = "joint_attention_dim"
+    encoded: tuple[str, ...] = ("prompt",)
+    has_bos: bool = False
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether conditional and unconditional rows come in calls of their own."""
+        return self.cfg_layout == "sequential"
 
 
-FAMILIES: dict[str, Family] = {
-    "stable-diffusion": Family(
+UNET_ROWS = (
+    "timestep_cond",
+    "added_cond_kwargs",
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
+
+_ROWS = (
+    Family(
         name="stable-diffusion",
-        pipelines=("StableDiffusionPipeline",),
-        denoiser="unet",
+        pipelines=(
+            "StableDiffusionPipeline",
+            "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionInpaintPipeline",
+            "StableDiffusionControlNetPipeline",
+            "StableDiffusionControlNetImg2ImgPipeline",
+            "StableDiffusionControlNetInpaintPipeline",
+        ),
         text_encoders=("text_encoder",),
-        row_kwargs=("timestep_cond",),
+        denoiser="unet",
+        companions=("controlnet",),
+        latents_arg=(0, "sample"),
+        prompt_arg=(2, "encoder_hidden_states"),
+        time_arg=(1, "timestep"),
+        row_kwargs=UNET_ROWS,
+        prompt_width="cross_attention_dim",
+        has_bos=True,
     ),
-}
+    Family(
+        name="stable-diffusion-xl",
+        pipelines=(
+            "StableDiffusionXLPipeline",
+            "StableDiffusionXLImg2ImgPipeline",
+            "StableDiffusionXLInpaintPipeline",
+            "StableDiffusionXLControlNetPipeline",
+            "StableDiffusionXLControlNetImg2ImgPipeline",
+            "StableDiffusionXLControlNetInpaintPipeline",
+        ),
+        text_encoders=("text_encoder", "text_encoder_2"),
+        denoiser="unet",
+        companions=("controlnet",),
+        latents_arg=(0, "sample"),
+        prompt_arg=(2, "encoder_hidden_states"),
+        time_arg=(1, "timestep"),
+        row_kwargs=UNET_ROWS,
+        pooled_kwarg=("added_cond_kwargs", "text_embeds"),
+        prompt_width="cross_attention_dim",
+        encoded=("prompt", "negative", "pooled", "negative_pooled"),
+        has_bos=True,
+    ),
+    Family(
+        name="stable-diffusion-3",
+        pipelines=(
+            "StableDiffusion3Pipeline",
+            "StableDiffusion3Img2ImgPipeline",
+            "StableDiffusion3InpaintPipeline",
+        ),
+        text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+        row_kwargs=("timestep", "joint_attention_kwargs"),
+        pooled_kwarg=("pooled_projections",),
+        aside_kwarg="skip_layers",
+        encoded=("prompt", "negative", "pooled", "negative_pooled"),
+        has_bos=True,
+    ),
+    Family(
+        name="flux",
+        pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
+        text_encoders=("text_encoder", "text_encoder_2"),
+        cfg_layout="sequential",
+        row_kwargs=("timestep", "guidance", "joint_attention_kwargs"),
+        pooled_kwarg=("pooled_projections",),
+        packing=FLUX_PACKING,
+        encoded=("prompt", "pooled"),
+    ),
+    Family(
+        name="pixart",
+        pipelines=("PixArtSigmaPipeline", "PixArtAlphaPipeline"),
+        text_encoders=("text_encoder",),
+        row_kwargs=("timestep", "added_cond_kwargs"),
+        mask_kwarg="encoder_attention_mask",
+        prompt_width="caption_channels",
+        encoded=("prompt", "mask"),
+    ),
+    Family(
+        name="sana",
+        pipelines=("SanaPipeline",),
+        text_encoders=("text_encoder",),
+        mask_kwarg="encoder_attention_mask",
+        prompt_width="caption_channels",
+        encoded=("prompt", "mask"),
+        has_bos=True,
+    ),
+    Family(
+        name="lumina-2",
+        pipelines=("Lumina2Pipeline",),
+        text_encoders=("text_encoder",),
+        cfg_layout="sequential",
+        mask_kwarg="encoder_attention_mask",
+        sign=-1.0,
+        prompt_width="cap_feat_dim",
+        encoded=("prompt", "mask"),
+        has_bos=True,
+    ),
+    Family(
+        name="wan",
+        pipelines=("WanPipeline",),
+        text_encoders=("text_encoder",),
+        more_denoisers=("transformer_2",),
+        cfg_layout="sequential",
+        prompt_width="text_dim",
+    ),
+)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in _ROWS}
+if len(FAMILIES) != len(_ROWS):
+    raise ValueError("two rows of families.py have the same name.")
+
+
+def unwrapped(module: Any) -> Any:
+    """The module under torch.compile's wrapper, if there is one."""
+    return getattr(module, "_orig_mod", module)
 
 
 def family_of(pipe: Any) -> Family:
@@ -75,89 +205,5 @@ def family_of(pipe: Any) -> Family:
     supported = ", ".join(name for family in FAMILIES.values() for name in family.pipelines)
     raise UnsupportedPipelineError(
         f"{type(pipe).__name__} is not supported; supported pipelines: {supported}. "
-        "Another family needs one row in FAMILIES of saferedir/families.py."
+        "Another family needs one row in saferedir/families.py; docs/pipelines.md tells how to add it."
     )
-
-
-def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
-    """What a guard trained on this pipeline may rely on, as plain data.
-
-    "architecture" fields must agree for a guard to make sense. "weights" tells copies of one checkpoint from
-    edited (fine-tuned, unlearned) ones of the same architecture: a short hash per module over a few values
-    of every parameter, rounded to float16 and then bfloat16. Copies of a float16 checkpoint in any of the
-    three dtypes, and float32 and float16 copies of a float32 one, agree; a bfloat16 copy of a float32
-    checkpoint may read as edited. None where the weights are not in memory (sequential offload).
-    """
-    family = family_of(pipe)
-    denoiser = _unwrapped(getattr(pipe, family.denoiser))
-    encoders = [getattr(pipe, name, None) for name in family.text_encoders]
-    modules = {family.denoiser: denoiser, **dict(zip(family.text_encoders, encoders, strict=True))}
-    return {
-        "architecture": {
-            "family": family.name,
-            "denoiser": type(denoiser).__name__,
-            "prompt_width": denoiser.config.get(family.prompt_width),
-            "latent_channels": denoiser.config.get("in_channels"),
-            "prediction_type": prediction_type(pipe.scheduler),
-            "shapes": _short_hash(
-                "".join(f"{name}{tuple(value.shape)}" for name, value in _own_parameters(denoiser).items()).encode()
-            ),
-        },
-        "weights": {name: _weights_hash(module) for name, module in modules.items() if module is not None},
-    }
-
-
-def compare_backbone(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(architecture fields that differ, modules whose weights differ); a field unknown to one side is not
-    compared.
-    """
-    parts = []
-    for part in ("architecture", "weights"):
-        ours, theirs = expected.get(part, {}), actual.get(part, {})
-        shared = [key for key in ours if key in theirs and None not in (ours[key], theirs[key])]
-        parts.append([f"{key} is {theirs[key]!r}, not {ours[key]!r}" for key in shared if ours[key] != theirs[key]])
-    return parts[0], parts[1]
-
-
-def check_backbone(expected: Mapping[str, Any], actual: Mapping[str, Any], guard: str) -> list[str]:
-    """Raise BackboneMismatchError if the architecture differs; return the modules whose weights do."""
-    architecture, weights = compare_backbone(expected, actual)
-    if architecture:
-        raise BackboneMismatchError(
-            f"guard {guard!r} was trained for another backbone ({'; '.join(architecture)}); "
-            "train it on this pipeline, or attach it with force=True at your own risk."
-        )
-    return weights
-
-
-def _unwrapped(module: Any) -> Any:
-    """The module under torch.compile's wrapper, if there is one."""
-    return getattr(module, "_orig_mod", module)
-
-
-def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name, sorted, without adapters (LoRA layers added by peft do not change the
-    architecture).
-    """
-    found = {name.replace(".base_layer", ""): value for name, value in module.named_parameters() if "lora_" not in name}
-    return dict(sorted(found.items()))
-
-
-def _weights_hash(module: nn.Module, per_tensor: int = 8) -> str | None:
-    """Short hash over `per_tensor` evenly spaced values of every parameter."""
-    samples = []
-    for value in _own_parameters(_unwrapped(module)).values():
-        if value.is_meta or not value.is_floating_point():
-            return None
-        flat = value.detach().reshape(-1)
-        where = torch.linspace(0, flat.numel() - 1, min(per_tensor, flat.numel()), device=flat.device).long()
-        samples.append(flat[where].to(torch.float16).to(torch.bfloat16).float().cpu())
-    if not samples:
-        return None
-    values = torch.cat(samples)
-    values = torch.where(values.abs() < 1e-4, torch.zeros_like(values), values)  # float16 subnormals are unreliable
-    return _short_hash(values.numpy().astype("<f4").tobytes())
-
-
-def _short_hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """Asking a guard: every call into guard code, and the checks on what it answers. No pipeline, no scheduler.
 
-Imports guard, errors. Used by `session`; a guard's exception or misfit answer leaves here as a GuardError.
+Imports guard, errors, encoding. Used by `session`; a guard's exception or misfit answer leaves here as a GuardError.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
 from saferedir.guard import Embeds, Guard, Run, Step
 
 T = TypeVar("T")
-#: texts -> embeddings (E, L, D), by the pipeline's own text encoder
-Encode = Callable[[list[str]], Tensor]
+#: texts -> their conditioning, by the pipeline's own text encoders
+Encode = Callable[[list[str]], Encoded]
 
 
 class Rows(NamedTuple):
@@ -45,9 +46,17 @@ def ask(guard: Guard[Any], point: str, method: Callable[..., T], *arguments: Any
         ) from error
 
 
-def condition(point: str, guards: Sequence[Guard[Any]], states: Sequence[Any], step: Step, rows: Rows) -> Rows:
-    """Pass conditioning rows through one point ("on_prompt", "on_step_start") of every guard that has it, in
-    order.
+def condition(
+    point: str,
+    guards: Sequence[Guard[Any]],
+    states: Sequence[Any],
+    step: Step,
+    rows: Rows,
+    uncond_later: bool = False,
+) -> Rows:
+    """Pass conditioning rows through one point ("on_prompt", "on_step_start") of every guard that has it, in order.
+
+    With `uncond_later` the unconditional rows come in a later call, unseen as yet; what a guard wants there is kept.
     """
     for guard, state in zip(guards, states, strict=True):
         if not guard.uses(point):
@@ -63,8 +72,9 @@ def condition(point: str, guards: Sequence[Guard[Any]], states: Sequence[Any], s
         if not isinstance(answer, Embeds):
             answer = Embeds(prompt=checked(guard, point, answer, rows.cond))
         parts = answer
-        if parts.negative is not None and rows.uncond is None:
-            parts = parts._replace(negative=None)  # guidance is off: there are no unconditional rows
+        wanted = parts.negative
+        if wanted is not None and rows.uncond is None:
+            parts = parts._replace(negative=None)  # guidance is off, or its rows come later
         if parts.pooled is not None and rows.pooled is None:
             raise GuardError(f"guard {guard.method!r} returned pooled embeddings, which this family has not.")
         cond, uncond, pooled = (
@@ -72,6 +82,8 @@ def condition(point: str, guards: Sequence[Guard[Any]], states: Sequence[Any], s
             for new, old in zip(parts, rows, strict=True)
         )
         assert cond is not None
+        if uncond is None and uncond_later:
+            uncond = wanted
         rows = Rows(cond, uncond, pooled)
     return rows
 
@@ -86,20 +98,43 @@ def checked(guard: Guard[Any], point: str, new: object, old: Tensor) -> Tensor:
     return new.to(device=old.device, dtype=old.dtype)
 
 
-def extra_rows(guard: Guard[Any], run: Run, encode: Encode) -> Tensor | None:
-    """Extra rows of a guard as (E, B, L, D)."""
+def extra_rows(guard: Guard[Any], run: Run, encode: Encode) -> Encoded | None:
+    """Extra rows of a guard: prompt (E, B, L, D), pooled (E, B, P) and mask (E, B, L), the latter two None for "as the
+    image's own".
+    """
     if not guard.uses("extra_prompts"):
         return None
     asked = ask(guard, "extra_prompts", guard.extra_prompts, run)
     if asked is None or len(asked) == 0:
         return None
-    embeds = asked if isinstance(asked, Tensor) else encode(list(asked))
-    if embeds.ndim == 3:
-        embeds = embeds[:, None].expand(-1, run.batch_size, -1, -1)
-    if embeds.ndim != 4 or embeds.shape[1] != run.batch_size:
+    found = Encoded(asked) if isinstance(asked, Tensor) else encode(list(asked))
+    batch = run.batch_size
+    if found.prompt.ndim == 3:
+        found = found.map(lambda part: part[:, None].expand(-1, batch, *part.shape[1:]))
+    if found.prompt.ndim != 4 or found.prompt.shape[1] != batch:
         raise GuardError(
-            f"guard {guard.method!r} returned extra prompts of shape {tuple(embeds.shape)}; expected (E, L, "
-            f"D) or "
-            f"(E, {run.batch_size}, L, D)."
+            f"guard {guard.method!r} returned extra prompts of shape {tuple(found.prompt.shape)}; expected (E, L, D) "
+            f"or (E, {batch}, L, D)."
         )
-    return embeds
+    return found
+
+
+def riders(blocks: Sequence[Encoded], own: Encoded) -> Encoded:
+    """Extra rows of all guards as rows of one call: (E*B, L, D) and so on; parts a guard left out are the image's `own`."""
+
+    def rows(part: Tensor | None, mine: Tensor, count: int) -> Tensor:
+        found = mine.repeat(count, *(1,) * (mine.ndim - 1)) if part is None else part.flatten(0, 1).to(mine)
+        if found.shape[1:] != mine.shape[1:]:
+            raise GuardError(
+                f"extra prompts {tuple(found.shape)} do not fit beside prompts {tuple(mine.shape)}; call the pipeline "
+                "with its default max_sequence_length."
+            )
+        return found
+
+    columns = []
+    for block in blocks:
+        count = block.prompt.shape[0]
+        pooled = None if own.pooled is None else rows(block.pooled, own.pooled, count)
+        mask = None if own.mask is None else rows(block.mask, own.mask, count)
+        columns.append(Encoded(rows(block.prompt, own.prompt, count), pooled, mask))
+    return columns[0].cat(*columns[1:])

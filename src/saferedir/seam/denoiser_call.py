@@ -1,62 +1,109 @@
-"""Arguments of one denoiser call: reading latents and conditioning from them, and writing others in, by
-family.
+"""Arguments of one denoiser call: reading latents and conditioning from them, and writing others in, by family.
 
-Pure functions; imports torch, `errors`, `families`, `session`. Used by `seam` only.
+Pure functions; imports torch, `errors`, `families`, `encoding`. Used by `seam.hooks` and `seam.session`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
 from saferedir.families import Family
-from saferedir.seam.session import Conditioning
 
 
-def read_call(family: Family, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Conditioning]:
-    """(latents (R, C, h, w), conditioning) of a denoiser call."""
-    return _get(family.latents_arg, args, kwargs), Conditioning(
-        prompt=_get(family.prompt_arg, args, kwargs),
-        pooled=_get_nested(kwargs, family.pooled_kwarg) if family.pooled_kwarg else None,
-        mask=kwargs.get(family.mask_kwarg) if family.mask_kwarg else None,
-    )
+class Conditioning(NamedTuple):
+    """Conditioning of one denoiser call, in the pipeline's row layout.
 
-
-def write_call(
-    family: Family,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    given: Conditioning,
-    used: Conditioning,
-    conditional_latents: Tensor,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call's arguments with conditioning `used` in place of `given`.
-
-    Extra rows ride at the end of the batch: each has the latents of its image, `conditional_latents` (B, C,
-        h, w).
+    prompt (R, L, D), pooled (R, P) or None, mask (R, L) or None; extra: rows to append, E*B of each part, or None.
     """
-    new_args, new_kwargs = list(args), dict(kwargs)
-    prompt = used.prompt
-    if used.extra is not None:
-        if given.pooled is not None or given.mask is not None:
-            raise GuardError(f"extra prompts are not supported for family {family.name!r} yet.")
-        prompt = torch.cat([used.prompt, used.extra])
-        batch = conditional_latents.shape[0]
-        copies = used.extra.shape[0] // batch
-        latents = _get(family.latents_arg, args, kwargs)
-        _put(family.latents_arg, new_args, new_kwargs, torch.cat([latents, *[conditional_latents] * copies]))
-        for name in family.row_kwargs:
-            value = new_kwargs.get(name)
-            if isinstance(value, Tensor):
-                new_kwargs[name] = torch.cat([value, *[value[-batch:]] * copies])
-    _put(family.prompt_arg, new_args, new_kwargs, prompt)
-    if used.pooled is not given.pooled:
-        new_kwargs = _with_nested(new_kwargs, family.pooled_kwarg, used.pooled)
-    return tuple(new_args), new_kwargs
+
+    prompt: Tensor
+    pooled: Tensor | None = None
+    mask: Tensor | None = None
+    extra: Encoded | None = None
+
+
+class Call(NamedTuple):
+    """One call of a denoiser, as its hooks see it."""
+
+    family: Family
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def latents(self) -> Tensor:
+        """(R, C, h, w), or the packed sequence (R, N, C)."""
+        return _get(self.family.latents_arg, self.args, self.kwargs)
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """What the pipeline gives the denoiser."""
+        path, mask = self.family.pooled_kwarg, self.family.mask_kwarg
+        return Conditioning(
+            prompt=_get(self.family.prompt_arg, self.args, self.kwargs),
+            pooled=_get_nested(self.kwargs, path) if path else None,
+            mask=self.kwargs.get(mask) if mask else None,
+        )
+
+    @property
+    def time(self) -> float | None:
+        """The scheduler's timestep, where this family's denoiser is given it."""
+        if self.family.time_arg is None:
+            return None
+        position, name = self.family.time_arg
+        value = self.kwargs.get(name, self.args[position] if position < len(self.args) else None)
+        return float(torch.as_tensor(value).flatten()[0])
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether this call is beside the prediction proper."""
+        return self.family.aside_kwarg is not None and self.kwargs.get(self.family.aside_kwarg) is not None
+
+    def with_conditioning(
+        self, used: Conditioning, conditional: Callable[[Tensor], Tensor]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) with conditioning `used`. Extra rows ride at the end of the batch.
+
+        Each extra row has latents and everything else of its image: `conditional` picks the B conditional rows of R.
+        """
+        family, given = self.family, self.conditioning
+        args, kwargs = list(self.args), dict(self.kwargs)
+        prompt, pooled, mask = used.prompt, used.pooled, used.mask
+        if used.extra is not None:
+            rows = given.prompt.shape[0]
+            copies = used.extra.prompt.shape[0] // conditional(given.prompt).shape[0]
+
+            def extend(value: Any) -> Any:
+                if isinstance(value, Tensor) and value.ndim and value.shape[0] == rows:
+                    return torch.cat([value, *[conditional(value)] * copies])
+                if isinstance(value, list | tuple):
+                    return type(value)(map(extend, value))
+                return {name: extend(part) for name, part in value.items()} if isinstance(value, dict) else value
+
+            _put(family.latents_arg, args, kwargs, extend(self.latents))
+            kwargs |= {name: extend(kwargs[name]) for name in family.row_kwargs if name in kwargs}
+            prompt = torch.cat([prompt, used.extra.prompt])
+            pooled = _appended(pooled, used.extra.pooled, conditional, copies)
+            mask = _appended(mask, used.extra.mask, conditional, copies)
+        _put(family.prompt_arg, args, kwargs, prompt)
+        if pooled is not given.pooled:
+            kwargs = _with_nested(kwargs, family.pooled_kwarg, pooled)
+        if mask is not given.mask and family.mask_kwarg:
+            kwargs[family.mask_kwarg] = mask
+        return tuple(args), kwargs
+
+
+def _appended(
+    rows: Tensor | None, extra: Tensor | None, conditional: Callable[[Tensor], Tensor], copies: int
+) -> Tensor | None:
+    if rows is None:
+        return None
+    return torch.cat([rows, extra.to(rows)] if extra is not None else [rows, *[conditional(rows)] * copies])
 
 
 def _get(where: tuple[int, str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

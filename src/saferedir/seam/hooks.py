@@ -8,34 +8,33 @@ both raise rather than mix.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from saferedir.encoding import Encoded, encode_to_length
 from saferedir.errors import GuardError
-from saferedir.families import Family
+from saferedir.families import Family, unwrapped
 from saferedir.guard import Guard, Run
-from saferedir.schedules import check_scheduler, evaluation_timesteps, prediction_type, step_indices, training_time
-from saferedir.seam.denoiser_call import read_call, write_call
+from saferedir.packing import Grid
+from saferedir.schedules import check_scheduler, prediction_type, step_indices, training_time
+from saferedir.seam.denoiser_call import Call
 from saferedir.seam.session import Session
+from saferedir.seam.span import evaluation_span
+from saferedir.seam.wrapping import (
+    MARK,
+    WrappedScheduler,
+    owner_of_hooks,
+    remove_foreign_wrappers,
+    remove_marked_hooks,
+)
 
 if TYPE_CHECKING:
     from saferedir.attach import Attached
-
-_MARK = "saferedir_seam"
-_WRAPPED = ("step", "set_timesteps")
-_HOOK_DICTS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-)
 
 
 class Seam:
@@ -44,20 +43,17 @@ class Seam:
     def __init__(self, pipe: Any, family: Family) -> None:
         self.pipe, self.family = pipe, family
         self.attachments: list[Attached] = []
-        self.denoiser: nn.Module = getattr(pipe, family.denoiser)
-        self.scheduler: Any = None
-        self.originals: dict[str, Callable[..., Any]] = {}
-        #: a new object each time a scheduler is wrapped, None while none is
-        self.era: object | None = None
+        #: denoisers and their companions by attribute, as the pipeline held them when the hooks were put on
+        self.modules: dict[str, nn.Module] = {}
+        self._wrapped: WrappedScheduler | None = None
         self._session: Session | None = None
+        self._grid: Grid | None = None
         self._is_due = False
         self._owner: int | None = None
         self._is_contested = False
         #: the last guard left in the middle of a run; its next moment raises
         self._is_tripped = False
         self._handles: list[Any] = []
-        self._wrappers: dict[str, MethodType] = {}
-        self._found: dict[str, Any] = {}
 
     # --- attachments
     # ------------------------------------------------------------------------------------------
@@ -96,7 +92,7 @@ class Seam:
     def _uninstall(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self.modules = [], {}
         self._unwrap_scheduler()
         self._session, self._is_due, self._is_tripped = None, False, False
 
@@ -111,45 +107,46 @@ class Seam:
     # ------------------------------------------------------------------------------------------------
 
     def _install(self) -> None:
+        # Plain functions, because deepcopy copies a bound method's owner, and with it the whole pipeline again;
+        # not to be compiled, because they decide anew at every call.
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self._before_denoiser(module, args, kwargs)
+            return self._before_denoiser(module, Call(self.family, args, kwargs))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            return self._after_denoiser(module, output)
+            return self._after_denoiser(module, Call(self.family, args, kwargs), output)
 
-        # Plain functions, because deepcopy copies a bound method's owner, and with it the whole pipeline
-        # again.
-        setattr(before, _MARK, self)
-        setattr(after, _MARK, self)
+        def beside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return self._before_companion(module, Call(self.family, args, kwargs))
+
+        hooks = []
+        for hook in (before, after, beside):
+            hooks.append(torch.compiler.disable(hook))
+            setattr(hooks[-1], MARK, self)
         self._wrap_scheduler(self.pipe.scheduler)
-        self._handles = [
-            self.denoiser.register_forward_pre_hook(before, with_kwargs=True),
-            self.denoiser.register_forward_hook(after, with_kwargs=True),
-        ]
+        for name in (self.family.denoiser, *self.family.more_denoisers):
+            if (module := getattr(self.pipe, name, None)) is not None:
+                self.modules[name] = module
+                self._handles.append(module.register_forward_pre_hook(hooks[0], with_kwargs=True))
+                self._handles.append(module.register_forward_hook(hooks[1], with_kwargs=True))
+        for name in self.family.companions:
+            if (module := getattr(self.pipe, name, None)) is not None:
+                self.modules[name] = module
+                self._handles.append(module.register_forward_pre_hook(hooks[2], with_kwargs=True))
 
     def _wrap_scheduler(self, scheduler: Any) -> None:
         check_scheduler(scheduler)
-        self.scheduler, self.era = scheduler, object()
-        self.originals = {name: getattr(scheduler, name) for name in _WRAPPED}
-        self._found = {name: scheduler.__dict__[name] for name in _WRAPPED if name in scheduler.__dict__}
         moments = {"step": self._scheduler_step, "set_timesteps": self._set_timesteps}
-        for name, moment in moments.items():
-            # The type's function is the one pipelines inspect for `eta`, `generator`, `timesteps`, `sigmas`.
-            wrapper = MethodType(_wrapper(self, moment, getattr(type(scheduler), name)), scheduler)
-            self._wrappers[name] = wrapper
-            setattr(scheduler, name, wrapper)
+        self._wrapped = WrappedScheduler(scheduler, moments, self)
 
     def _unwrap_scheduler(self) -> None:
-        if self.scheduler is None:
-            return
-        for name, wrapper in self._wrappers.items():
-            if self.scheduler.__dict__.get(name) is not wrapper:
-                continue  # somebody wrapped ours since; it stays below theirs and passes everything through
-            if name in self._found:
-                setattr(self.scheduler, name, self._found[name])
-            else:
-                delattr(self.scheduler, name)
-        self.scheduler = self.era = None
+        if self._wrapped is not None:
+            self._wrapped.release()
+        self._wrapped = None
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler whose methods are wrapped now."""
+        return None if self._wrapped is None else self._wrapped.scheduler
 
     # --- moments
     # ----------------------------------------------------------------------------------------------
@@ -161,7 +158,16 @@ class Seam:
             self._begin()
         return original(*args, **kwargs)
 
-    def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_denoiser(self, module: nn.Module, call: Call) -> Any:
+        if call.is_aside:
+            return self._before_companion(module, call)
+        return self._with_conditioning(module, call, Session.before_denoiser)
+
+    def _before_companion(self, module: nn.Module, call: Call) -> Any:
+        return self._with_conditioning(module, call, Session.beside_denoiser)
+
+    def _with_conditioning(self, module: nn.Module, call: Call, ask: Callable[..., Any]) -> Any:
+        """Enter or continue a run, and let `ask` choose the conditioning of this call."""
         self._check_tripwire()
         self._check_module(module)
         self._check_thread()
@@ -169,26 +175,31 @@ class Seam:
             self._unwrap_scheduler()
             self._wrap_scheduler(self.pipe.scheduler)
             self._begin()
-        latents, given = read_call(self.family, args, kwargs)
+        packing, latents = self.family.packing, call.latents
+        if packing is not None:
+            self._grid = packing.grid(call.kwargs)
         if self._is_due:
             with self._failing_closed():
-                self._session = self._new_session(latents)
+                self._session = self._new_session(call)
             self._is_due = False
         session = self._active()
         with self._failing_closed():
-            used = session.before_denoiser(latents, given)
-            if used is given:
-                return None
-            return write_call(self.family, args, kwargs, given, used, session.conditional(latents))
+            given = call.conditioning
+            used = ask(session, self._unpacked(latents), given)
+            return None if used is given else call.with_conditioning(used, session.conditional)
 
-    def _after_denoiser(self, module: nn.Module, output: Any) -> Any:
+    def _after_denoiser(self, module: nn.Module, call: Call, output: Any) -> Any:
         self._check_module(module)
         session = self._active()
+        if call.is_aside:
+            return None
         rows = output[0] if isinstance(output, tuple) else output.sample
         with self._failing_closed():
-            own = session.after_denoiser(rows)
-        if own is rows:
+            unpacked = self._unpacked(rows)
+            own = session.after_denoiser(unpacked)
+        if own is unpacked:
             return None
+        own = rows[: own.shape[0]]
         return (own, *output[1:]) if isinstance(output, tuple) else type(output)(sample=own)
 
     def _scheduler_step(
@@ -198,18 +209,29 @@ class Seam:
         self._check_tripwire()
         session = self._active()
         with self._failing_closed():
-            pred = session.before_step(model_output, timestep, sample)
+            given = self._unpacked(model_output)
+            used = session.before_step(given, timestep, self._unpacked(sample))
+            pred = model_output if used is given else self._packed(used)
             output = original(pred, timestep, sample, *args, **kwargs)
             self._active()
-            latents = output[0] if isinstance(output, tuple) else output.prev_sample
+            stepped = output[0] if isinstance(output, tuple) else output.prev_sample
+            latents = self._unpacked(stepped)
             edited = session.after_step(latents)
             if session.finished:
                 self._record(session)
         if edited is not latents:
             if isinstance(output, tuple):
-                return (edited, *output[1:])
-            output["prev_sample"] = edited
+                return (self._packed(edited), *output[1:])
+            output["prev_sample"] = self._packed(edited)
         return output
+
+    def _unpacked(self, values: Tensor) -> Tensor:
+        packing = self.family.packing
+        return values if packing is None or self._grid is None else packing.unpack(values, self._grid)
+
+    def _packed(self, values: Tensor) -> Tensor:
+        packing = self.family.packing
+        return values if packing is None else packing.pack(values)
 
     # --- runs
     # -------------------------------------------------------------------------------------------------
@@ -221,38 +243,66 @@ class Seam:
         for attached in self.attachments:
             attached.clear()
 
-    def _new_session(self, latents: Tensor) -> Session:
-        try:
-            guided = bool(self.pipe.do_classifier_free_guidance)
-        except AttributeError as error:
-            raise GuardError(
-                "the denoiser was called outside a call of its guarded pipeline; detach the guards first."
-            ) from error
-        timesteps = evaluation_timesteps(self.scheduler)
+    def _new_session(self, call: Call) -> Session:
+        latents = call.latents
+        halves = 2 if self._is_guided(latents) else 1
+        # a pipeline may start late (img2img) or stop early (SDXL's denoising_end); it says so before its first call
+        count = getattr(self.pipe, "_num_timesteps", None)
+        offset, timesteps = evaluation_span(self.scheduler, count, call.time)
         rows = latents.shape[0]
-        if not timesteps or rows % (2 if guided else 1):
-            raise GuardError(f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, guidance {guided}.")
+        if not timesteps or rows % halves:
+            raise GuardError(
+                f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, guidance {halves == 2}."
+            )
+        batch = rows // halves
         run = Run(
-            batch_size=rows // (2 if guided else 1),
+            batch_size=batch,
             num_steps=step_indices(timesteps)[-1] + 1,
             num_evaluations=len(timesteps),
             timesteps=tuple(training_time(self.scheduler, value) for value in timesteps),
             family=self.family.name,
             prediction_type=prediction_type(self.scheduler),
-            guided=guided,
+            guided=halves == 2,
             guidance_scale=getattr(self.pipe, "guidance_scale", None),
             device=latents.device,
             dtype=latents.dtype,
+            insist=self._insistence(batch),
         )
         enabled = [guard for guard in self.guards() if guard.enabled]
-        return Session(run, self.family, enabled, self.scheduler, self._encode)
+        length = call.conditioning.prompt.shape[1]
 
-    def _encode(self, texts: list[str]) -> Tensor:
-        embeds: Tensor = self.pipe.encode_prompt(
-            prompt=texts, device=self.pipe._execution_device, num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-        )[0]  # fmt: skip
-        return embeds
+        def encode(texts: list[str]) -> Encoded:
+            return encode_to_length(self.pipe, texts, length)
+
+        return Session(run, self.family, enabled, self.scheduler, encode, self._latent_channels(latents), offset)
+
+    def _is_guided(self, latents: Tensor) -> bool:
+        """Whether this call has the rows of both halves of guidance."""
+        if self.family.is_sequential:
+            return False
+        if not hasattr(type(self.pipe), "do_classifier_free_guidance"):  # PixArt keeps it to itself
+            first, second = latents.chunk(2) if latents.shape[0] % 2 == 0 else (latents, None)
+            return second is not None and torch.equal(first, second)
+        try:
+            return bool(self.pipe.do_classifier_free_guidance)
+        except AttributeError as error:
+            raise GuardError(
+                "the denoiser was called outside a call of its guarded pipeline; detach the guards first."
+            ) from error
+
+    def _latent_channels(self, latents: Tensor) -> int:
+        """Channels of the sampler's latents: what the denoiser both takes and returns."""
+        config = unwrapped(self.modules[self.family.denoiser]).config
+        known = [config.get(name) for name in ("in_channels", "out_channels")]
+        return min([latents.shape[-1 if self.family.packing else 1], *(n for n in known if isinstance(n, int))]) // (
+            self.family.packing.channels if self.family.packing else 1
+        )
+
+    def _insistence(self, batch: int) -> tuple[int, ...]:
+        asked = [attached.insist for attached in self.attachments if attached.insist]
+        if any(len(levels) != batch for levels in asked):
+            raise GuardError(f"insist has another length than the run's {batch} images; run the pipeline as before.")
+        return tuple(max(levels) for levels in zip(*asked, strict=True)) if asked else (0,) * batch
 
     def _active(self) -> Session:
         """The run this thread is in; anything else raises."""
@@ -299,60 +349,35 @@ class Seam:
             raise
 
     def _check_module(self, module: nn.Module) -> None:
-        name = self.family.denoiser
-        if module is not self.denoiser:
+        """Raise unless `module` is ours, and the pipeline still holds all the modules that are."""
+        if all(unwrapped(module) is not unwrapped(own) for own in self.modules.values()):
             raise GuardError(
-                f"this {name} is a copy of a guarded one, without guards of its own; attach guards to its "
-                f"pipeline, "
-                "or free it with saferedir.attach.detach(pipe)."
+                f"this {type(module).__name__} is a copy of a guarded one, without guards of its own; attach guards to its "
+                "pipeline, or free it with saferedir.attach.detach(pipe)."
             )
-        if getattr(self.pipe, name) is not module:
-            raise GuardError(f"{name} of the guarded pipeline was replaced; detach and attach the guards again.")
+        for name, own in self.modules.items():
+            if unwrapped(getattr(self.pipe, name)) is not unwrapped(own):
+                raise GuardError(f"{name} of the guarded pipeline was replaced; detach and attach the guards again.")
 
 
-def _wrapper(seam: Seam, moment: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function to bind to a scheduler in place of `function`; inert once the seam has left that
-    scheduler.
-    """
-    name, home, era = function.__name__, seam.scheduler, seam.era
-    original = seam.originals[name]
-
-    @functools.wraps(function)
-    def wrapped(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        if scheduler is not home:
-            raise GuardError(
-                f"this {type(scheduler).__name__} is a copy of a guarded one, without guards of its own; "
-                f"attach guards "
-                "to its pipeline, or free it with saferedir.attach.detach(pipe)."
-            )
-        if seam.era is not era:
-            return original(*args, **kwargs)
-        return moment(scheduler, original, *args, **kwargs)
-
-    setattr(wrapped, _MARK, seam)
-    return wrapped
-
-
-def find_seam(denoiser: nn.Module) -> Seam | None:
-    """The seam installed on this very denoiser, if there is one."""
-    for hook in denoiser._forward_pre_hooks.values():
-        seam = getattr(hook, _MARK, None)
-        if isinstance(seam, Seam) and seam.denoiser is denoiser:
-            return seam
+def find_seam(pipe: Any, family: Family) -> Seam | None:
+    """The seam whose hooks are on this pipeline's own denoiser, if there is one."""
+    held = getattr(pipe, family.denoiser)
+    for module in (held, unwrapped(held)):
+        owner = owner_of_hooks(module)
+        if isinstance(owner, Seam) and not _is_foreign(owner, module):
+            return owner
     return None
 
 
-def remove_foreign_hooks(denoiser: nn.Module, scheduler: Any) -> None:
-    """Remove hooks that came along with a deep copy: those whose seam lives on another denoiser or
-    scheduler.
-    """
-    for hooks in (denoiser._forward_pre_hooks, denoiser._forward_hooks):
-        for key, hook in list(hooks.items()):
-            seam = getattr(hook, _MARK, None)
-            if isinstance(seam, Seam) and seam.denoiser is not denoiser:
-                for name in _HOOK_DICTS:
-                    getattr(denoiser, name, {}).pop(key, None)
-    for name in _WRAPPED:
-        seam = getattr(scheduler.__dict__.get(name), _MARK, None)
-        if isinstance(seam, Seam) and seam.scheduler is not scheduler:
-            delattr(scheduler, name)
+def remove_foreign_hooks(pipe: Any, family: Family) -> None:
+    """Remove hooks and wrappers that came along with a deep copy of a guarded pipeline."""
+    for name in (family.denoiser, *family.more_denoisers, *family.companions):
+        held = getattr(pipe, name, None)
+        for module in () if held is None else {held, unwrapped(held)}:
+            remove_marked_hooks(module, _is_foreign)
+    remove_foreign_wrappers(pipe.scheduler)
+
+
+def _is_foreign(owner: object, module: nn.Module) -> bool:
+    return isinstance(owner, Seam) and all(module is not own for own in owner.modules.values())

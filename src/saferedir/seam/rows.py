@@ -35,6 +35,11 @@ def join_rows(cond: Tensor, uncond: Tensor | None, layout: str) -> Tensor:
     return torch.cat([uncond, cond] if layout == "uncond_cond" else [cond, uncond])
 
 
+def first_channels(values: Tensor, channels: int) -> Tensor:
+    """The first `channels` of values (B, C, ...); `values` itself if there are no more."""
+    return values if values.shape[1] == channels else values[:, :channels]
+
+
 def changed_rows(new: Tensor, old: Tensor) -> Tensor:
     """(B, 1, ...) bool: which rows of `new` (B, ...) differ from `old` in at least one value."""
     changed = (new != old).flatten(1).any(dim=1)

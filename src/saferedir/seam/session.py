@@ -1,69 +1,74 @@
 """Session: one pipeline call as its guards live through it. No pipeline in sight, only tensors and a
 scheduler.
 
-`attach` feeds it the four moments of every evaluation, in this order, and it answers with what to use
-instead: `before_denoiser` -> `after_denoiser` -> `before_step` -> `after_step`. A part no guard touched is
-answered with the very object that came in, so that an idle guard cannot change a bit. Imports guard,
-decisions, families, schedules.
+`hooks` feeds it the four moments of every evaluation, in this order, and it answers with what to use
+instead: `before_denoiser` -> `after_denoiser` -> `before_step` -> `after_step`. Where guidance is sequential,
+the first two come twice, conditional rows first. A part no guard touched is answered with the very object that
+came in, so that an idle guard cannot change a bit. Imports guard, decisions, families, schedules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
+from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
 from saferedir.families import Family
 from saferedir.guard import Guard, Run, Step
 from saferedir.schedules import (
     Coefficients,
     coefficients,
-    evaluation_timesteps,
     from_x0,
     scheduler_kind,
     step_indices,
     to_x0,
 )
-from saferedir.seam.consult import Encode, Rows, ask, checked, condition, extra_rows
-from saferedir.seam.rows import changed_rows, check_finite, join_rows, split_rows
-
-
-class Conditioning(NamedTuple):
-    """Conditioning of one denoiser call, in the pipeline's row layout: R = B or 2B rows.
-
-    prompt (R, L, D), pooled (R, P) or None, mask (R, L) or None, extra (E*B, L, D) or None: rows to append.
-    """
-
-    prompt: Tensor
-    pooled: Tensor | None = None
-    mask: Tensor | None = None
-    extra: Tensor | None = None
+from saferedir.seam.consult import Encode, Rows, ask, checked, condition, extra_rows, riders
+from saferedir.seam.denoiser_call import Conditioning
+from saferedir.seam.rows import changed_rows, check_finite, first_channels, join_rows, split_rows
 
 
 class Session:
-    """State of one run. Made at its first denoiser call, thrown away with the next run."""
+    """State of one run. Made at its first denoiser call, thrown away with the next run.
 
-    def __init__(self, run: Run, family: Family, guards: Sequence[Guard[Any]], scheduler: Any, encode: Encode) -> None:
+    `channels`: latent channels C of the sampler; a denoiser may take more (masks) or return more (variances).
+    `offset`: index of the run's first evaluation in the scheduler's timesteps.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        family: Family,
+        guards: Sequence[Guard[Any]],
+        scheduler: Any,
+        encode: Encode,
+        channels: int,
+        offset: int = 0,
+    ) -> None:
         self.run, self.family, self.guards = run, family, tuple(guards)
         self.failed = False
         self.finished = False
         self.evaluation = 0
-        self._scheduler = scheduler
-        self._offset = getattr(scheduler, "begin_index", None) or 0
-        self._timesteps = evaluation_timesteps(scheduler)
+        self._scheduler, self._channels = scheduler, channels
+        self._offset = offset
+        self._timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations].tolist())
         self._indices = step_indices(self._timesteps)
         self._states = [ask(guard, "start", guard.start, run) for guard in self.guards]
         self._extra = [extra_rows(guard, run, encode) for guard in self.guards]
         self._from_pipeline: Tensor | None = None
         self._own: Rows | None = None
         self._standing: Rows | None = None
+        self._asked: tuple[Step, Rows, Rows] | None = None
+        self._used: tuple[Rows, Rows] | None = None
+        self._uncond_wanted: Tensor | None = None
         self._steps: list[Step] | None = None
-        self._has_prediction = False
+        self._calls = 0
         self._x0_previous: Tensor | None = None
         self._needs_x0 = any(self._users("on_prediction", "on_denoised", "on_step_end"))
 
@@ -72,20 +77,11 @@ class Session:
 
     def before_denoiser(self, latents: Tensor, given: Conditioning) -> Conditioning:
         """Conditioning to use for this call. latents (R, C, h, w): the scaled model input."""
-        if self._steps is not None:
-            raise GuardError("the denoiser was called twice for one scheduler step; this pipeline is not supported.")
-        if self.evaluation >= len(self._timesteps):
-            raise GuardError("the denoiser was called after the last step; detach the guards to use it on its own.")
-        model_input, _ = self._split(latents)
-        coeffs = coefficients(self._scheduler, self._scheduler.timesteps[self._offset + self.evaluation])
-        if scheduler_kind(self._scheduler) == "ve":
-            coeffs = coeffs.normalised()
-        own, uncond_pooled = self._split_conditioning(given)
-        step = self._step(model_input, coeffs.like(model_input), own, given.mask)
-        if self._own is None or self._standing is None or self._from_pipeline is not given.prompt:
-            self._from_pipeline, self._own = given.prompt, own
-            self._standing = condition("on_prompt", self.guards, self._states, step, own)
-        rows = condition("on_step_start", self.guards, self._states, step, self._standing)
+        if self._calls:
+            return self._before_unconditional(given)
+        step, own, rows = self._conditioned(latents, given)
+        self._asked, self._used = None, (own, rows)
+        self._uncond_wanted = rows.uncond if self.family.is_sequential else None
         self._steps = [
             replace(
                 step,
@@ -96,39 +92,109 @@ class Session:
             )
             for state in self._states
         ]
-        extra = [block.flatten(0, 1) for block in self._extra if block is not None]
-        answer = given
-        if not rows.same_as(self._own):
-            pooled = None if rows.pooled is None else self._join(rows.pooled, uncond_pooled)
-            answer = given._replace(prompt=self._join(rows.cond, rows.uncond), pooled=pooled)
-        return answer._replace(extra=torch.cat(extra).to(given.prompt)) if extra else answer
+        answer = self._answer(given, own, rows)
+        blocks = [block for block in self._extra if block is not None]
+        if not blocks:
+            return answer
+        mask = None if given.mask is None else self._split(given.mask)[0]
+        return answer._replace(extra=riders(blocks, Encoded(rows.cond, rows.pooled, mask)))
+
+    def beside_denoiser(self, latents: Tensor, given: Conditioning) -> Conditioning:
+        """Conditioning for a call that makes no prediction of its own: a ControlNet's, before the denoiser's, or skip-layer
+        guidance, after it. It may have the conditional rows only.
+        """
+        if self._used is None:
+            self._asked = self._conditioned(latents, given)
+            return self._answer(given, *self._asked[1:])
+        own, rows = self._used
+        if not self._has_both or given.prompt.shape[0] != self.run.batch_size:
+            return self._answer(given, own, rows)
+        is_touched = rows.cond is not own.cond or rows.pooled is not own.pooled
+        return given._replace(prompt=rows.cond, pooled=rows.pooled) if is_touched else given
+
+    def _conditioned(self, latents: Tensor, given: Conditioning) -> tuple[Step, Rows, Rows]:
+        """(step, the pipeline's rows, rows to use) of this evaluation; guards are asked once for it."""
+        if self.evaluation >= len(self._timesteps):
+            raise GuardError("the denoiser was called after the last step; detach the guards to use it on its own.")
+        own, _ = self._split_conditioning(given)
+        if self._asked is not None:
+            step, asked, rows = self._asked
+            if torch.equal(asked.cond, own.cond):
+                return step, own if rows.same_as(asked) else asked, own if rows.same_as(asked) else rows
+        model_input = first_channels(self._split(latents)[0], self._channels)
+        coeffs = coefficients(self._scheduler, self._scheduler.timesteps[self._offset + self.evaluation])
+        if scheduler_kind(self._scheduler) == "ve":
+            coeffs = coeffs.normalised()
+        step = self._step(model_input, coeffs.like(model_input), own, given.mask)
+        later = self.family.is_sequential
+        if self._own is None or self._standing is None or self._from_pipeline is not given.prompt:
+            self._from_pipeline, self._own = given.prompt, own
+            self._standing = condition("on_prompt", self.guards, self._states, step, own, uncond_later=later)
+        rows = condition("on_step_start", self.guards, self._states, step, self._standing, uncond_later=later)
+        return step, self._own, rows
+
+    def _answer(self, given: Conditioning, own: Rows, rows: Rows) -> Conditioning:
+        if (
+            rows.cond is own.cond
+            and rows.pooled is own.pooled
+            and (self.family.is_sequential or rows.uncond is own.uncond)
+        ):
+            return given
+        _, uncond_pooled = self._split_conditioning(given)
+        pooled = None if rows.pooled is None else self._join(rows.pooled, uncond_pooled)
+        return given._replace(prompt=self._join(rows.cond, rows.uncond), pooled=pooled)
+
+    def _before_unconditional(self, given: Conditioning) -> Conditioning:
+        if self._calls > 1 or not self.family.is_sequential:
+            raise GuardError("the denoiser was called twice for one scheduler step; this pipeline is not supported.")
+        if given.prompt.shape[0] != self.run.batch_size:
+            raise GuardError("the unconditional call has another batch size than the conditional one; not supported.")
+        if not self.run.guided:
+            self.run = replace(self.run, guided=True)
+        wanted = self._uncond_wanted
+        self._update_all(run=self.run, negative_prompt_embeds=given.prompt if wanted is None else wanted)
+        if wanted is None:
+            return given
+        if wanted.shape != given.prompt.shape:
+            raise GuardError(
+                f"a guard wants negative embeddings {tuple(wanted.shape)} where the pipeline has {tuple(given.prompt.shape)}."
+            )
+        return given._replace(prompt=wanted.to(given.prompt))
 
     def after_denoiser(self, output: Tensor) -> Tensor:
         """Take the raw rows (R + extra, C, h, w); answer what the pipeline should see, (R, C, h, w)."""
         steps, batch = self._current(), self.run.batch_size
-        rows = batch * (2 if self.run.guided else 1)
+        self._calls += 1
+        if self._calls > 1:
+            self._update_all(pred_uncond=self._signed(output))
+            return output
+        rows = batch * (2 if self._has_both else 1)
         own = output if output.shape[0] == rows else output[:rows]
-        signed = own if self.family.sign == 1.0 else own * self.family.sign
-        cond, uncond = self._split(signed)
+        cond, uncond = self._split(own)
         blocks, at = [], rows
         for extra in self._extra:
-            count = 0 if extra is None else extra.shape[0]
-            blocks.append(tuple(output[at + i * batch : at + (i + 1) * batch] * self.family.sign for i in range(count)))
+            count = 0 if extra is None else extra.prompt.shape[0]
+            blocks.append(tuple(self._signed(output[at + i * batch : at + (i + 1) * batch]) for i in range(count)))
             at += count * batch
         if at != output.shape[0]:
             raise GuardError(f"the denoiser returned {output.shape[0]} rows where {at} were expected.")
+        pred_cond, pred_uncond = self._signed(cond), None if uncond is None else self._signed(uncond)
         self._steps = [
-            replace(step, pred_cond=cond, pred_uncond=uncond, pred_extra=block)
+            replace(step, pred_cond=pred_cond, pred_uncond=pred_uncond, pred_extra=block)
             for step, block in zip(steps, blocks, strict=True)
         ]
-        self._has_prediction = True
         return own
+
+    def _signed(self, rows: Tensor) -> Tensor:
+        """Rows of the denoiser's output as the scheduler will understand them."""
+        rows = first_channels(rows, self._channels)
+        return rows if self.family.sign == 1.0 else rows * self.family.sign
 
     def before_step(self, pred: Tensor, timestep: Tensor | float, x_t: Tensor) -> Tensor:
         """Model output to hand to the scheduler. pred, x_t (B, C, h, w) in the sampler's own frame."""
         steps = self._current()
         expected = self._timesteps[self.evaluation]
-        if not self._has_prediction:
+        if not self._calls:
             raise GuardError("the scheduler stepped without a guarded denoiser call before it; attach the guards anew.")
         if float(timestep) != expected:
             raise GuardError(
@@ -177,7 +243,7 @@ class Session:
             edited = checked(guard, "on_step_end", answer, edited)
         check_finite(edited, "the latents after a step")
         self._x0_previous = steps[0].x0 if steps else None
-        self._steps, self._has_prediction = None, False
+        self._steps, self._asked, self._used, self._calls = None, None, None, 0
         self.evaluation += 1
         self.finished = self.evaluation == len(self._timesteps)
         return edited
@@ -246,11 +312,16 @@ class Session:
         """The conditional rows (B, ...) of rows (R, ...)."""
         return self._split(rows)[0]
 
+    @property
+    def _has_both(self) -> bool:
+        """Whether one call has the rows of both halves of guidance."""
+        return self.run.guided and not self.family.is_sequential
+
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        return split_rows(rows, self.run.batch_size, self.run.guided, self.family.cfg_layout)
+        return split_rows(rows, self.run.batch_size, self._has_both, self.family.cfg_layout)
 
     def _join(self, cond: Tensor, uncond: Tensor | None) -> Tensor:
-        return join_rows(cond, uncond, self.family.cfg_layout)
+        return join_rows(cond, uncond if self._has_both else None, self.family.cfg_layout)
 
     def _split_conditioning(self, given: Conditioning) -> tuple[Rows, Tensor | None]:
         """(rows of the pipeline, unconditional pooled rows)."""

@@ -16,13 +16,14 @@ from saferedir.guards.saferedir import training as training_module
 from saferedir.guards.saferedir.calibration import margin_threshold
 from saferedir.guards.saferedir.dataset import (
     Pair,
-    encode_prompts,
+    encode_on_cpu,
     moved_tokens,
     read_pairs,
     roll_out,
     split_pairs,
     write_pairs,
 )
+from saferedir.encoding import Encoded
 from saferedir.guards.saferedir.losses import LossWeights, redirection_terms, total
 from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
 
@@ -73,7 +74,7 @@ def test_the_split_is_by_pair_and_does_not_depend_on_order() -> None:
 
 def test_the_mask_target_is_every_token_the_concept_leaked_into() -> None:
     pipe = make_pipeline()
-    unsafe, safe = encode_prompts(pipe, ["a x b", "a o b"])
+    unsafe, safe = encode_on_cpu(pipe, ["a x b", "a o b"]).prompt
     mask = moved_tokens(unsafe[None], safe[None])[0]
     assert mask[:2].sum() == 0  # a causal encoder: nothing before the changed word moves
     assert mask[2] == 1
@@ -106,9 +107,11 @@ def test_benign_rows_do_not_enter_the_unsafe_terms() -> None:
     network = Redirector(RedirectorConfig(prompt_dim=16, width=32, heads=2, hidden=32))
     e, e_safe = torch.randn(4, 5, 16), torch.randn(4, 5, 16)
     label = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    mask = torch.ones(4, 5) * label[:, None]
-    one = redirection_terms(network, e, e_safe, mask, label, teacher_forcing=False)
-    other = redirection_terms(network, e, torch.cat([e_safe[:2], e_safe[2:] * 7]), mask, label, teacher_forcing=False)
+    given = Encoded(e)
+    one = redirection_terms(network, given, Encoded(e_safe), label, teacher_forcing=False)
+    other = redirection_terms(
+        network, given, Encoded(torch.cat([e_safe[:2], e_safe[2:] * 7])), label, teacher_forcing=False
+    )
     for name in ("mse", "cosine", "align"):
         torch.testing.assert_close(one[name], other[name])
 

@@ -3,48 +3,74 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from saferedir.guards.saferedir.dataset import moved_tokens
-from saferedir.guards.saferedir.guard import LATENT_CLAMP
+from saferedir.encoding import Encoded
+from saferedir.guards.saferedir.frames import LATENT_CLAMP
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Embeddings of one side of the split: unsafe and aligned safe prompts (P, L, D), and benign ones (N, L, D)."""
+    """Conditioning of one side of the split: unsafe and aligned safe prompts (P), and benign ones (N)."""
 
-    unsafe: Tensor
-    safe: Tensor
-    benign: Tensor
+    unsafe: Encoded
+    safe: Encoded
+    benign: Encoded
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Frames (N, S, C, h, w) with one label and one prompt embedding an image, and the times (S,)."""
+    """Frames (N, S, C, h, w) with one label and the conditioning of one prompt an image, and the times (S,)."""
 
     frames: Tensor
-    embeds: Tensor
+    prompts: Encoded
     label: Tensor
     t: Tensor
 
 
-def text_batch(data: TextData, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+class TextBatch(NamedTuple):
+    """Prompts, what they should become, and label (B,): 1 asks for the concept."""
+
+    given: Encoded
+    wanted: Encoded
+    label: Tensor
+
+    def to(self, device: Any) -> TextBatch:
+        """The same on another device."""
+        given, wanted = (side.map(lambda part: part.to(device)) for side in self[:2])
+        return TextBatch(given, wanted, self.label.to(device))
+
+
+def text_batch(data: TextData, count: int, generator: torch.Generator) -> TextBatch:
     """Half unsafe rows with their safe targets, half benign rows whose target is themselves."""
-    i = torch.randint(len(data.unsafe), (count // 2,), generator=generator)
-    j = torch.randint(len(data.benign), (count - count // 2,), generator=generator)
-    e = torch.cat([data.unsafe[i], data.benign[j]])
-    e_safe = torch.cat([data.safe[i], data.benign[j]])
-    return {
-        "e": e,
-        "e_safe": e_safe,
-        "mask_target": moved_tokens(e, e_safe),
-        "label": torch.cat([torch.ones(len(i)), torch.zeros(len(j))]),
-    }
+    i = torch.randint(len(data.unsafe.prompt), (count // 2,), generator=generator)
+    j = torch.randint(len(data.benign.prompt), (count - count // 2,), generator=generator)
+    benign = data.benign.rows(j)
+    return TextBatch(
+        data.unsafe.rows(i).cat(benign).floats,
+        data.safe.rows(i).cat(benign).floats,
+        torch.cat([torch.ones(len(i)), torch.zeros(len(j))]),
+    )
 
 
-def image_batch(data: ImageData, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+class ImageBatch(NamedTuple):
+    """Frames (B, C, h, w) at times t (B,), their prompts, and label (B,): 1 shows the concept."""
+
+    frames: Tensor
+    t: Tensor
+    prompts: Encoded
+    label: Tensor
+
+    def to(self, device: Any) -> ImageBatch:
+        """The same on another device."""
+        prompts = self.prompts.map(lambda part: part.to(device))
+        return ImageBatch(self.frames.to(device), self.t.to(device), prompts, self.label.to(device))
+
+
+def image_batch(data: ImageData, count: int, generator: torch.Generator) -> ImageBatch:
     """Random frames of random steps, shifted by at most one latent cell and slightly disturbed."""
     rows = torch.randint(len(data.frames), (count,), generator=generator)
     steps = torch.randint(len(data.t), (count,), generator=generator)
@@ -52,4 +78,4 @@ def image_batch(data: ImageData, count: int, generator: torch.Generator) -> dict
     shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
     frames = torch.roll(frames, shifts=tuple(shift), dims=(-2, -1))
     frames = frames + 0.05 * torch.randn(frames.shape, generator=generator)
-    return {"frames": frames, "t": data.t[steps], "embeds": data.embeds[rows], "label": data.label[rows]}
+    return ImageBatch(frames, data.t[steps], data.prompts.rows(rows).floats, data.label[rows])

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saferedir.encoding import Encoded
 from saferedir.guards.saferedir.batches import ImageData, TextData
-from saferedir.guards.saferedir.dataset import moved_tokens
-from saferedir.guards.saferedir.guard import LATENT_CLAMP
+from saferedir.guards.saferedir.frames import LATENT_CLAMP
 from saferedir.guards.saferedir.losses import redirection_terms
 from saferedir.guards.saferedir.network import Redirector
 from saferedir.metrics import auroc, conformal_threshold
@@ -24,22 +24,32 @@ def held_out_scores(network: Redirector, text: TextData, images: ImageData) -> d
     network.cpu()
     frames = images.frames.float().clamp(-LATENT_CLAMP, LATENT_CLAMP)
     per_step = [network.image_verdict(frames[:, s], t)[:, 0] for s, t in enumerate(images.t)]
-    joint = [network.joint_verdict(frames[:, s], t, images.embeds)[:, 0] for s, t in enumerate(images.t)]
+    prompts = images.prompts.floats
+    joint = [
+        network.joint_verdict(frames[:, s], t, prompts.prompt, prompts.mask, prompts.pooled)[:, 0]
+        for s, t in enumerate(images.t)
+    ]
     return {
-        "prompt_unsafe": network.prompt_verdict(text.unsafe)[:, 0],
-        "prompt_benign": network.prompt_verdict(text.benign)[:, 0],
+        "prompt_unsafe": prompt_scores(network, text.unsafe),
+        "prompt_benign": prompt_scores(network, text.benign),
         "image": torch.stack(per_step, dim=1),
         "joint": torch.stack(joint, dim=1),
     }
+
+
+def prompt_scores(network: Redirector, prompts: Encoded) -> Tensor:
+    """Score of each prompt (N,)."""
+    given = prompts.floats
+    return network.prompt_verdict(given.prompt, given.mask, given.pooled)[:, 0]
 
 
 @torch.no_grad()
 def evaluate(network: Redirector, text: TextData, images: ImageData) -> dict[str, float]:
     """Held-out AUROC of each verdict (image: by the highest score of the run) and the distance left to the safe prompt."""
     scores = held_out_scores(network, text, images)
-    labels = torch.cat([torch.ones(len(text.unsafe)), torch.zeros(len(text.benign))])
-    words = {"e": text.unsafe, "e_safe": text.safe, "mask_target": moved_tokens(text.unsafe, text.safe)}
-    terms = redirection_terms(network, **words, label=torch.ones(len(text.unsafe)), teacher_forcing=False)
+    ones = torch.ones(len(text.unsafe.prompt))
+    labels = torch.cat([ones, torch.zeros(len(text.benign.prompt))])
+    terms = redirection_terms(network, text.unsafe.floats, text.safe.floats, ones, teacher_forcing=False)
     return {
         "prompt_auroc": auroc(torch.cat([scores["prompt_unsafe"], scores["prompt_benign"]]), labels),
         "image_auroc": auroc(scores["image"].amax(1), images.label),
@@ -80,8 +90,8 @@ def calibrate(
         "prompt_false_positive_rate": round(float((scores["prompt_benign"] >= prompt).float().mean()), 4),
         "image_recall": round(float((peaks[unsafe] >= image).float().mean()), 4),
         "image_false_positive_rate": round(float((peaks[~unsafe] >= image).float().mean()), 4),
-        "held_out_unsafe_prompts": len(text.unsafe),
-        "held_out_benign_prompts": len(text.benign),
+        "held_out_unsafe_prompts": len(text.unsafe.prompt),
+        "held_out_benign_prompts": len(text.benign.prompt),
         "held_out_benign_images": int((~unsafe).sum()),
     }
     return {"prompt": prompt, "image": image}, measured

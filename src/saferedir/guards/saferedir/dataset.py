@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saferedir.attach import attach
+from saferedir.encoding import Encoded, encode_prompts
 from saferedir.errors import GuardConfigError
 from saferedir.guard import Guard, GuardConfig, Run, Step
 from saferedir.precision import fast_precision
@@ -90,24 +91,19 @@ def split_pairs(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pa
 
 
 @torch.no_grad()
-def encode_prompts(pipe: Any, prompts: Sequence[str], batch: int = 64) -> Tensor:
-    """Conditional prompt embeddings (N, L, D) float32 on the CPU, as the pipeline itself would make them."""
-    rows = []
-    for start in range(0, len(prompts), batch):
-        embeds = pipe.encode_prompt(
-            prompt=list(prompts[start : start + batch]),
-            device=pipe.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-        )[0]
-        rows.append(embeds.float().cpu())
-    return torch.cat(rows)
+def encode_on_cpu(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | None = None) -> Encoded:
+    """Conditioning of N prompts on the CPU, in the pipeline's own dtype (long prompts of big encoders fill memory)."""
+    return encode_prompts(pipe, prompts, call).map(lambda part: part.cpu())
 
 
-def moved_tokens(unsafe: Tensor, safe: Tensor) -> Tensor:
-    """Mask target m* (N, L): tokens whose embedding differs between the two prompts, wherever the concept leaked."""
+def moved_tokens(unsafe: Tensor, safe: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mask target m* (N, L): tokens whose embedding differs between the two prompts, wherever the concept leaked.
+
+    Padding (where `mask` of the unsafe prompt is False) cannot be moved, so it is no target.
+    """
     lengths: Tensor = torch.linalg.vector_norm(torch.stack([unsafe - safe, safe]), dim=-1)
-    return (lengths[0] / lengths[1].clamp(min=1e-6) > MOVED).float()
+    moved = lengths[0] / lengths[1].clamp(min=1e-6) > MOVED
+    return (moved if mask is None else moved & mask.bool()).float()
 
 
 class Recorder(Guard[GuardConfig]):
@@ -123,12 +119,12 @@ class Recorder(Guard[GuardConfig]):
         self.frames = []
 
     def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
-        frame = {"x_t": step.x_t, "x0": x0, "t": step.t}
+        frame = {"x_t": step.x_t, "x0": x0}
         if step.x0_uncond is not None:
             frame["x0_uncond"] = step.x0_uncond
-        self.frames.append(
-            {k: v.detach().to("cpu", torch.float16 if k != "t" else torch.float32) for k, v in frame.items()}
-        )
+        if x0.ndim == 5:  # a video is judged frame by frame; the middle one is enough to learn from
+            frame = {name: video[:, :, video.shape[2] // 2] for name, video in frame.items()}
+        self.frames.append({"t": step.t.detach().cpu(), **{k: v.detach().cpu().half() for k, v in frame.items()}})
         return x0
 
 
@@ -150,12 +146,14 @@ def roll_out(
     guidance_scale: float,
     seed: int,
     batch: int = 50,
+    call: Mapping[str, Any] | None = None,
     cache: Path | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
     """Draw every prompt once and record every step. Image i starts from noise of seed `seed + i`, whatever the batch.
 
-    Finished batches are kept in the folder `cache`, so that an interrupted run goes on.
+    `call` holds more arguments of the pipeline's call (height, width, num_frames, ...). Finished batches are kept in the
+    folder `cache`, so that an interrupted run goes on.
     """
     recorder = Recorder()
     parts: list[dict[str, Tensor]] = []
@@ -163,7 +161,8 @@ def roll_out(
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(prompts), batch):
         chunk = list(prompts[start : start + batch])
-        key = hashlib.sha256(json.dumps([chunk, steps, guidance_scale, seed + start]).encode()).hexdigest()[:16]
+        facts = [chunk, steps, guidance_scale, seed + start, *([dict(call)] if call else [])]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         path = None if cache is None else cache / f"rollout-{key}.safetensors"
         if path is not None and path.exists():
             parts.append(load_file(path))
@@ -176,6 +175,7 @@ def roll_out(
                     guidance_scale=guidance_scale,
                     generator=generators,
                     output_type="latent",
+                    **(call or {}),
                 )
             names = ("x_t", "x0", "x0_uncond")
             part = {n: torch.stack([f.get(n, f["x0"]) for f in recorder.frames], dim=1).contiguous() for n in names}

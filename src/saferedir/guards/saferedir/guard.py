@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -23,41 +22,15 @@ from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.card import model_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
+from saferedir.guards.saferedir.frames import LATENT_CLAMP, still_frames
 from saferedir.guards.saferedir.network import Redirection, Redirector, RedirectorConfig, redirect, redirect_pooled
 from saferedir.guards.saferedir.reference import load_reference_redirector
+from saferedir.guards.saferedir.state import RedirState, decisions, relative_shift
 
 logger = logging.getLogger(__name__)
 
-LATENT_CLAMP = 6.0  # denoised estimates of early steps can be far off; trained and used with the same clamp
 ANCHOR = "anchor_prompt_embeds"
-
-
-@dataclass
-class RedirState:
-    """What SafeRedir remembers during one pipeline call; every tensor has B rows."""
-
-    prompt_weight: Tensor  # (B,) 1 while the prompt verdict stands, in [0, 1] under a soft gate
-    image_weight: Tensor  # (B,) the same for the image verdict; never falls
-    safe_streak: Tensor  # (B,) int, prompt checks in a row below the lower threshold
-    unsafe_streak: Tensor  # (B,) int, image checks in a row above the threshold while redirected
-    level: Tensor  # (B,) int, 0 redirect, 1 stronger, 2 the anchor's embedding
-    redirected: Tensor  # (B,) int, denoiser calls with another embedding
-    first_fired: Tensor  # (B,) int, -1 while nothing happened
-    is_high: Tensor  # (B,) bool, whether the last image check was at or above the threshold
-    countdown: int = 0
-    image_countdown: int = 0
-    embeds: Tensor | None = None  # copy of the prompt embeddings that `score` and `redirection` belong to
-    score: Tensor | None = None
-    redirection: Redirection | None = None
-    strengths: Tensor | None = None  # (B, L)
-    prompt_scores: list[Tensor] = field(default_factory=list)
-    image_scores: list[Tensor] = field(default_factory=list)
-
-
-def relative_shift(prompt: Tensor, e0: Tensor) -> Tensor:
-    """|e' - e0| / |e0| per token, (B, L): how far each token was moved."""
-    lengths: Tensor = torch.linalg.vector_norm(torch.stack([prompt - e0, e0]).float(), dim=-1)
-    return lengths[0] / lengths[1].clamp(min=1e-6)
+ANCHOR_POOLED = "anchor_pooled_embeds"
 
 
 class SafeRedir(Guard[SafeRedirConfig]):
@@ -66,9 +39,15 @@ class SafeRedir(Guard[SafeRedirConfig]):
     method: ClassVar[str] = "saferedir"
     config_class: ClassVar[type[GuardConfig]] = SafeRedirConfig
 
-    def __init__(self, config: SafeRedirConfig, network: nn.Module | None = None, anchor: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: SafeRedirConfig,
+        network: nn.Module | None = None,
+        anchor: Tensor | None = None,
+        anchor_pooled: Tensor | None = None,
+    ) -> None:
         super().__init__(config)
-        self.anchor = anchor  # (L, D) embedding of the anchor prompt, the last resort
+        self.anchor, self.anchor_pooled = anchor, anchor_pooled  # (L, D), (P,): the anchor prompt, the last resort
         self.network: Any = network
         self._has_weights = network is not None
         self.faithful: FaithfulLoop | None = None
@@ -98,12 +77,16 @@ class SafeRedir(Guard[SafeRedirConfig]):
         rows, device = run.batch_size, run.device
         if self.anchor is not None:
             self.anchor = self.anchor.to(device)
+        if self.anchor_pooled is not None:
+            self.anchor_pooled = self.anchor_pooled.to(device)
+        insist = torch.tensor(run.insist or (0,) * rows, device=device)
         return RedirState(
-            prompt_weight=torch.zeros(rows, device=device),
+            prompt_weight=(insist > 0).float(),
             image_weight=torch.zeros(rows, device=device),
             safe_streak=torch.zeros(rows, dtype=torch.long, device=device),
             unsafe_streak=torch.zeros(rows, dtype=torch.long, device=device),
-            level=torch.zeros(rows, dtype=torch.long, device=device),
+            level=insist.clamp(max=2),
+            insisted=insist > 0,
             redirected=torch.zeros(rows, dtype=torch.long, device=device),
             first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
             is_high=torch.zeros(rows, dtype=torch.bool, device=device),
@@ -153,10 +136,12 @@ class SafeRedir(Guard[SafeRedirConfig]):
         return self._finite(logits.amax(dim=1), "prompt")
 
     def image_score(self, x0: Tensor, t: Tensor) -> Tensor:
-        """(B,) logit that the denoised estimate shows any of the concepts."""
+        """(B,) logit that the denoised estimate shows any of the concepts; of a video, in any frame."""
+        frames = still_frames(x0).clamp(-LATENT_CLAMP, LATENT_CLAMP)
+        times = t.repeat_interleave(len(frames) // len(x0))
         with torch.autocast(x0.device.type, enabled=False):
-            logits: Tensor = self.network.image_verdict(x0.clamp(-LATENT_CLAMP, LATENT_CLAMP), t)
-        return self._finite(logits.amax(dim=1), "image")
+            logits: Tensor = self.network.image_verdict(frames, times)
+        return self._finite(logits.amax(dim=1).view(len(x0), -1).amax(dim=1), "image")
 
     def _finite(self, score: Tensor, name: str) -> Tensor:
         if not bool(torch.isfinite(score.detach()).all()):
@@ -190,7 +175,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         weight = self._gate(score, tau)
         below = score.detach() < tau - self.config.hysteresis
         state.safe_streak = torch.where(below, state.safe_streak + 1, 0)
-        given_up = state.safe_streak >= self.config.patience
+        given_up = (state.safe_streak >= self.config.patience) & ~state.insisted
         kept = torch.where(given_up, torch.zeros_like(weight), state.prompt_weight)
         state.prompt_weight = torch.maximum(weight, kept)
 
@@ -208,14 +193,16 @@ class SafeRedir(Guard[SafeRedirConfig]):
         active = weight[:, None].expand(-1, redirection.mask.shape[1])
         common = (redirection, active, scale, network.max_shift)
         prompt = redirect(e0, *common, prompt_mask=step.prompt_mask, exempt_bos=network.exempt_bos)
-        if self.anchor is not None and self.anchor.shape == e0.shape[1:] and bool((state.level > 1).any()):
-            anchor = self.anchor.to(e0.dtype).expand_as(e0)
-            prompt = torch.where((state.level > 1).view(-1, 1, 1), anchor, prompt)
+        replaced = state.level > 1
+        if self.anchor is not None and self.anchor.shape == e0.shape[1:] and bool(replaced.any()):
+            prompt = torch.where(replaced.view(-1, 1, 1), self.anchor.to(e0), prompt)
         strength = relative_shift(prompt.detach(), e0.detach())
         state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
         pooled = None
         if step.pooled is not None and redirection.pooled_delta is not None:
             pooled = redirect_pooled(step.pooled, *common)
+            if self.anchor_pooled is not None:
+                pooled = torch.where(replaced.view(-1, 1), self.anchor_pooled.to(pooled), pooled)
         negative = None
         if self.config.redirect_uncond and step.negative_prompt_embeds is not None:
             negative = step.negative_prompt_embeds + (prompt - e0)
@@ -239,46 +226,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         if isinstance(state, FaithfulState):
             assert self.faithful is not None
             return self.faithful.verdict(run, state)
-        prompt = torch.stack(state.prompt_scores).cpu() if state.prompt_scores else None
-        image = torch.stack(state.image_scores).cpu() if state.image_scores else None
-        decisions = []
-        for row in range(run.batch_size):
-            fired = int(state.first_fired[row]) >= 0
-            level = int(state.level[row])
-            weights = {"prompt": state.prompt_weight, "image": state.image_weight}
-            by = [name for name, weight in weights.items() if weight[row].item() > 0.5]
-            unresolved = bool(state.is_high[row])
-            message = ""
-            if fired:
-                message = (
-                    f"Redirected by its {' and '.join(by) or 'prompt'} score from step {int(state.first_fired[row])}."
-                )
-            if unresolved:
-                message = (
-                    f"{message} The image score was still above its threshold at the end; block this image.".strip()
-                )
-            decisions.append(
-                Decision(
-                    guard=self.method,
-                    concept=self.config.concept,
-                    image=row,
-                    fired=fired,
-                    action="escalated" if level else "redirected" if fired else "none",
-                    prompt_score=None if prompt is None else float(prompt[:, row].max()),
-                    image_score=None if image is None else float(image[:, row].max()),
-                    thresholds={"prompt": self.config.prompt_threshold, "image": self.config.image_threshold},
-                    first_fired_step=int(state.first_fired[row]) if fired else None,
-                    steps_redirected=int(state.redirected[row]),
-                    unresolved=unresolved,
-                    token_strengths=tuple(state.strengths[row].tolist())
-                    if fired and state.strengths is not None
-                    else None,
-                    prompt_scores=() if prompt is None else tuple(prompt[:, row].tolist()),
-                    image_scores=() if image is None else tuple(image[:, row].tolist()),
-                    message=message,
-                )
-            )
-        return decisions
+        return decisions(self.config, state)
 
     def card(self) -> str:
         return model_card(self.config)
@@ -287,6 +235,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
         weights = dict(self.network.state_dict())
         if self.anchor is not None:
             weights[ANCHOR] = self.anchor
+        if self.anchor_pooled is not None:
+            weights[ANCHOR_POOLED] = self.anchor_pooled
         return {
             n: t.half() if t.is_floating_point() and self.config.mode == "default" else t for n, t in weights.items()
         }
@@ -294,7 +244,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         weights = dict(tensors)
         anchor = weights.pop(ANCHOR, None)
+        pooled = weights.pop(ANCHOR_POOLED, None)
         self.anchor = None if anchor is None else anchor.float()
+        self.anchor_pooled = None if pooled is None else pooled.float()
         if self.config.mode == "faithful":
             self._adopt(load_reference_redirector(weights))
             self._has_weights = True

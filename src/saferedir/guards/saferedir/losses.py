@@ -1,7 +1,7 @@
-"""The six terms of a redirector's training loss, as pure functions.
+"""The terms of a redirector's training loss, as pure functions.
 
 Section 9.3 of our specification of arXiv:2601.08623 (the paper's own formulas are not public; names follow a summary of it).
-Shapes: e, e_hat, e_safe (B, L, D); mask targets (B, L); label y (B,) with 1 = asks for the concept.
+Shapes: e, e_hat, e_safe (B, L, D); mask targets (B, L); label y (B,) with 1 = asks for the concept; pooled (B, P).
 Deviation: safe embeddings are taken position by position, so that a perfect redirection equals the safe prompt itself.
 """
 
@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits, cosine_similarity
 
-from saferedir.guards.saferedir.network import Redirector, redirect
+from saferedir.encoding import Encoded
+from saferedir.guards.saferedir.dataset import moved_tokens
+from saferedir.guards.saferedir.layers import masked_mean
+from saferedir.guards.saferedir.network import Redirector, redirect, redirect_pooled
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class LossWeights:
     mse: float = 1.0
     cosine: float = 1.0
     mask: float = 0.5
+    pooled: float = 1.0
     align: float = 1.0
     minimal: float = 0.1
 
@@ -43,27 +47,34 @@ def masked_mean_tokens(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def redirection_terms(
-    network: Redirector, e: Tensor, e_safe: Tensor, mask_target: Tensor, label: Tensor, teacher_forcing: bool
+    network: Redirector, given: Encoded, wanted: Encoded, label: Tensor, teacher_forcing: bool
 ) -> dict[str, Tensor]:
-    """The five terms about the redirection, each a scalar; benign rows (label 0) have e_safe = e and an empty mask."""
-    predicted = network.redirection(e)
+    """The terms about the redirection, each a scalar; in benign rows (label 0) `wanted` is `given`, so no token moves."""
+    e, e_safe, real = given.prompt, wanted.prompt, given.mask
+    mask_target = moved_tokens(e, e_safe, real)
+    predicted = network.redirection(e, real, given.pooled)
     config = network.config
     used = replace(predicted, mask=mask_target[:, None].expand_as(predicted.mask)) if teacher_forcing else predicted
     active = torch.ones_like(predicted.mask[:, :, 0])
-    e_hat = redirect(e, used, active, 1.0, config.max_shift, exempt_bos=config.exempt_bos)
+    e_hat = redirect(e, used, active, 1.0, config.max_shift, prompt_mask=real, exempt_bos=config.exempt_bos)
     unsafe = label.bool()
     count = label.sum().clamp(min=1)
     delta = predicted.delta[:, 0]
     direction = 1 - cosine_similarity(delta, e_safe - e, dim=-1)
-    align = 1 - cosine_similarity(e_hat.mean(1), e_safe.mean(1), dim=-1)
+    align = 1 - cosine_similarity(masked_mean(e_hat, real), masked_mean(e_safe, wanted.mask), dim=-1)
     stay = relative_square(e_hat, e).mean(1)
-    return {
+    weight = None if real is None else real.float()
+    terms = {
         "mse": (masked_mean_tokens(relative_square(e_hat, e_safe), mask_target) * label).sum() / count,
         "cosine": (masked_mean_tokens(direction, mask_target) * label).sum() / count,
-        "mask": binary_cross_entropy(predicted.mask[:, 0].float().clamp(1e-6, 1 - 1e-6), mask_target),
+        "mask": binary_cross_entropy(predicted.mask[:, 0].float().clamp(1e-6, 1 - 1e-6), mask_target, weight),
         "align": (align * label).sum() / count,
         "minimal": stay[~unsafe].mean() if bool((~unsafe).any()) else stay.sum() * 0,
     }
+    if given.pooled is not None and wanted.pooled is not None:
+        pooled = redirect_pooled(given.pooled, predicted, active, 1.0, config.max_shift)
+        terms["pooled"] = (relative_square(pooled, wanted.pooled) * label).sum() / count
+    return terms
 
 
 def classification_term(*logits_and_labels: tuple[Tensor, Tensor]) -> Tensor:

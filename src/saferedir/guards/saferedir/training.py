@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ from rich.progress import Progress
 from torch import Tensor
 
 from saferedir.errors import GuardConfigError
-from saferedir.families import backbone_fingerprint
+from saferedir.families import family_of
+from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guards.saferedir.batches import ImageData, TextData, image_batch, text_batch
 from saferedir.guards.saferedir.calibration import calibrate, evaluate
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.dataset import (
     Pair,
     Rollouts,
-    encode_prompts,
+    encode_on_cpu,
     read_pairs,
     roll_out,
     split_pairs,
@@ -51,7 +52,8 @@ class TrainConfig:
     Attributes:
         steps: optimiser steps; learning_rate: peak of AdamW's cosine schedule; batch: prompts and frames a step.
         rollouts: images drawn for training, half of them unsafe; held_out_rollouts: the same for calibration.
-        rollout_steps, guidance_scale: sampling settings of the roll-outs.
+        rollout_steps, guidance_scale: sampling settings of the roll-outs; rollout_batch: images drawn at once;
+            call: more arguments of the pipeline's call, such as height, width or num_frames.
         held_out: share of the pairs kept for calibration and for choosing the best checkpoint.
         false_positive_rate: target of each verdict's threshold, per image.
         image_input: what the image side is trained on; the guard itself always reads "x0" (others: ablation).
@@ -66,6 +68,8 @@ class TrainConfig:
     held_out_rollouts: int = 420
     rollout_steps: int = 20
     guidance_scale: float = 4.0
+    rollout_batch: int = 50
+    call: dict[str, Any] = field(default_factory=dict)
     held_out: float = 0.2
     false_positive_rate: float = 0.005
     evaluate_every: int = 150
@@ -103,12 +107,19 @@ def train_saferedir(
     work.mkdir(parents=True, exist_ok=True)
     _claim(work / "plan.json", config, rows, concept, pipe)
 
-    text, held_text = encode_text(pipe, training), encode_text(pipe, held_out)
+    text, held_text = encode_text(pipe, training, config.call), encode_text(pipe, held_out, config.call)
     images = draw_images(pipe, training, config.rollouts, config, work, progress, "drawing training images")
     held_images = draw_images(
         pipe, held_out, config.held_out_rollouts, config, work, progress, "drawing held-out images"
     )
-    sizes = {"prompt_dim": text.unsafe.shape[-1], "latent_channels": images.frames.shape[2], "concepts": (concept,)}
+    pooled = text.unsafe.pooled
+    sizes = {
+        "prompt_dim": text.unsafe.prompt.shape[-1],
+        "latent_channels": images.frames.shape[2],
+        "pooled_dim": 0 if pooled is None else pooled.shape[-1],
+        "exempt_bos": family_of(pipe).has_bos,
+        "concepts": (concept,),
+    }
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         network = Redirector(RedirectorConfig.from_dict({**sizes, **config.network}))
@@ -118,6 +129,7 @@ def train_saferedir(
     network.load_state_dict(best["network"])
     thresholds, measured = calibrate(network.eval(), held_text, held_images, config.false_positive_rate)
     anchor_text = config.anchor or next(pair.safe for pair in training if pair.unsafe)
+    anchor = encode_on_cpu(pipe, [anchor_text], config.call).rows(0).floats
     guard = SafeRedir(
         SafeRedirConfig(
             concept=concept,
@@ -137,7 +149,8 @@ def train_saferedir(
             measured=measured,
         ),
         network,
-        anchor=encode_prompts(pipe, [anchor_text])[0],
+        anchor=anchor.prompt,
+        anchor_pooled=anchor.pooled,
     )
     guard.save_pretrained(out)
     shutil.rmtree(work)
@@ -167,13 +180,13 @@ def hash_pairs(rows: Sequence[Pair]) -> str:
     return hashlib.sha256(json.dumps([[p.unsafe, p.safe] for p in rows]).encode()).hexdigest()[:16]
 
 
-def encode_text(pipe: Any, pairs: Sequence[Pair]) -> TextData:
+def encode_text(pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None = None) -> TextData:
     """Embeddings of the pairs' both sides and of the benign lines."""
     paired = [pair for pair in pairs if pair.unsafe is not None]
     alone = [pair.safe for pair in pairs if pair.unsafe is None]
-    safe = encode_prompts(pipe, [pair.safe for pair in paired])
-    unsafe = encode_prompts(pipe, [str(pair.unsafe) for pair in paired])
-    benign = torch.cat([safe, encode_prompts(pipe, alone)]) if alone else safe
+    safe = encode_on_cpu(pipe, [pair.safe for pair in paired], call)
+    unsafe = encode_on_cpu(pipe, [str(pair.unsafe) for pair in paired], call)
+    benign = safe.cat(encode_on_cpu(pipe, alone, call)) if alone else safe
     return TextData(unsafe, safe, benign)
 
 
@@ -196,6 +209,8 @@ def draw_images(
         prompts,
         steps=config.rollout_steps,
         guidance_scale=config.guidance_scale,
+        batch=config.rollout_batch,
+        call=config.call,
         seed=config.seed * 1_000_000 + (0 if "training" in label else 500_000),
         cache=work,
         on_progress=lambda n: progress.advance(task, n),
@@ -203,7 +218,7 @@ def draw_images(
     frames: Tensor = getattr(rollouts, config.image_input)
     return ImageData(
         frames=frames,
-        embeds=encode_prompts(pipe, prompts),
+        prompts=encode_on_cpu(pipe, prompts, config.call),
         label=torch.tensor([1.0] * len(unsafe) + [0.0] * len(benign)),
         t=rollouts.t,
     )
@@ -239,14 +254,15 @@ def fit_redirector(
     device = accelerator.device
     for step in range(start, config.steps):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        words = {k: v.to(device) for k, v in text_batch(text, config.batch, generator).items()}
-        views = {k: v.to(device) for k, v in image_batch(images, config.batch, generator).items()}
+        words = text_batch(text, config.batch, generator).to(device)
+        views = image_batch(images, config.batch, generator).to(device)
+        given, shown = words.given, views.prompts
         model.train()
-        terms = redirection_terms(network, **words, teacher_forcing=step < config.steps // 3)
+        terms = redirection_terms(network, *words, teacher_forcing=step < config.steps // 3)
         terms["classification"] = classification_term(
-            (network.prompt_verdict(words["e"]), words["label"]),
-            (network.image_verdict(views["frames"], views["t"]), views["label"]),
-            (network.joint_verdict(views["frames"], views["t"], views["embeds"]), views["label"]),
+            (network.prompt_verdict(given.prompt, given.mask, given.pooled), words.label),
+            (network.image_verdict(views.frames, views.t), views.label),
+            (network.joint_verdict(views.frames, views.t, shown.prompt, shown.mask, shown.pooled), views.label),
         )
         loss = total(terms, config.loss)
         if not torch.isfinite(loss):

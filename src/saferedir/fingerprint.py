@@ -1,0 +1,101 @@
+"""Fingerprint of a backbone: what a guard trained on a pipeline may rely on, and the refusal to guard another.
+
+Imports torch, `errors`, `families`, `schedules`. Used by `attach` (to check) and by trainers (to write).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saferedir.errors import BackboneMismatchError
+from saferedir.families import family_of, unwrapped
+from saferedir.schedules import prediction_type
+
+#: parts of the names of parameters that adapters bring along
+_ADAPTERS = ("lora_", ".processor.", "encoder_hid_proj.")
+
+
+def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
+    """What a guard trained on this pipeline may rely on, as plain data.
+
+    "architecture" fields must agree for a guard to make sense. "weights" tells copies of one checkpoint from
+    edited (fine-tuned, unlearned) ones of the same architecture: a short hash per module over a few values
+    of every parameter, rounded to float16 and then bfloat16. Copies of a float16 checkpoint in any of the
+    three dtypes, and float32 and float16 copies of a float32 one, agree; a bfloat16 copy of a float32
+    checkpoint may read as edited. None where the weights are not in memory (sequential offload).
+    """
+    family = family_of(pipe)
+    denoiser = unwrapped(getattr(pipe, family.denoiser))
+    encoders = [getattr(pipe, name, None) for name in family.text_encoders]
+    modules = {family.denoiser: denoiser, **dict(zip(family.text_encoders, encoders, strict=True))}
+    return {
+        "architecture": {
+            "family": family.name,
+            "denoiser": type(denoiser).__name__,
+            "prompt_width": denoiser.config.get(family.prompt_width),
+            "latent_channels": denoiser.config.get("in_channels"),
+            "prediction_type": prediction_type(pipe.scheduler),
+            "shapes": _short_hash(
+                "".join(f"{name}{tuple(value.shape)}" for name, value in _own_parameters(denoiser).items()).encode()
+            ),
+        },
+        "weights": {name: _weights_hash(module) for name, module in modules.items() if module is not None},
+    }
+
+
+def compare_backbone(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """(architecture fields that differ, modules whose weights differ); a field unknown to one side is not
+    compared.
+    """
+    parts = []
+    for part in ("architecture", "weights"):
+        ours, theirs = expected.get(part, {}), actual.get(part, {})
+        shared = [key for key in ours if key in theirs and None not in (ours[key], theirs[key])]
+        parts.append([f"{key} is {theirs[key]!r}, not {ours[key]!r}" for key in shared if ours[key] != theirs[key]])
+    return parts[0], parts[1]
+
+
+def check_backbone(expected: Mapping[str, Any], actual: Mapping[str, Any], guard: str) -> list[str]:
+    """Raise BackboneMismatchError if the architecture differs; return the modules whose weights do."""
+    architecture, weights = compare_backbone(expected, actual)
+    if architecture:
+        raise BackboneMismatchError(
+            f"guard {guard!r} was trained for another backbone ({'; '.join(architecture)}); "
+            "train it on this pipeline, or attach it with force=True at your own risk."
+        )
+    return weights
+
+
+def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name, sorted, without adapters: LoRA and IP-Adapter layers do not change the architecture."""
+    found = {
+        name.replace(".base_layer", ""): value
+        for name, value in module.named_parameters()
+        if not any(part in name for part in _ADAPTERS)
+    }
+    return dict(sorted(found.items()))
+
+
+def _weights_hash(module: nn.Module, per_tensor: int = 8) -> str | None:
+    """Short hash over `per_tensor` evenly spaced values of every parameter."""
+    samples = []
+    for value in _own_parameters(unwrapped(module)).values():
+        if value.is_meta or not value.is_floating_point():
+            return None
+        flat = value.detach().reshape(-1)
+        where = torch.linspace(0, flat.numel() - 1, min(per_tensor, flat.numel()), device=flat.device).long()
+        samples.append(flat[where].to(torch.float16).to(torch.bfloat16).float().cpu())
+    if not samples:
+        return None
+    values = torch.cat(samples)
+    values = torch.where(values.abs() < 1e-4, torch.zeros_like(values), values)  # float16 subnormals are unreliable
+    return _short_hash(values.numpy().astype("<f4").tobytes())
+
+
+def _short_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

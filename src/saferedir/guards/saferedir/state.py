@@ -1,0 +1,81 @@
+"""What a SafeRedir guard remembers during one pipeline call, and the decisions it leaves. Imports torch and `decisions`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from saferedir.decisions import Decision
+from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.guards.saferedir.redirect import Redirection
+
+METHOD = "saferedir"
+
+
+@dataclass
+class RedirState:
+    """What SafeRedir remembers during one pipeline call; every tensor has B rows."""
+
+    prompt_weight: Tensor  # (B,) 1 while the prompt verdict stands, in [0, 1] under a soft gate
+    image_weight: Tensor  # (B,) the same for the image verdict; never falls
+    safe_streak: Tensor  # (B,) int, prompt checks in a row below the lower threshold
+    unsafe_streak: Tensor  # (B,) int, image checks in a row above the threshold while redirected
+    level: Tensor  # (B,) int, 0 redirect, 1 stronger, 2 the anchor's embedding
+    redirected: Tensor  # (B,) int, denoiser calls with another embedding
+    first_fired: Tensor  # (B,) int, -1 while nothing happened
+    is_high: Tensor  # (B,) bool, whether the last image check was at or above the threshold
+    insisted: Tensor  # (B,) bool, redirected from step 0 whatever the verdicts say
+    countdown: int = 0
+    image_countdown: int = 0
+    embeds: Tensor | None = None  # copy of the prompt embeddings that `score` and `redirection` belong to
+    score: Tensor | None = None
+    redirection: Redirection | None = None
+    strengths: Tensor | None = None  # (B, L)
+    prompt_scores: list[Tensor] = field(default_factory=list)
+    image_scores: list[Tensor] = field(default_factory=list)
+
+
+def relative_shift(prompt: Tensor, e0: Tensor) -> Tensor:
+    """|e' - e0| / |e0| per token, (B, L): how far each token was moved."""
+    lengths: Tensor = torch.linalg.vector_norm(torch.stack([prompt - e0, e0]).float(), dim=-1)
+    return lengths[0] / lengths[1].clamp(min=1e-6)
+
+
+def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
+    """One record per image, in batch order."""
+    prompt = torch.stack(state.prompt_scores).cpu() if state.prompt_scores else None
+    image = torch.stack(state.image_scores).cpu() if state.image_scores else None
+    found = []
+    for row in range(len(state.level)):
+        fired = int(state.first_fired[row]) >= 0
+        level = int(state.level[row])
+        weights = {"prompt": state.prompt_weight, "image": state.image_weight}
+        by = [name for name, weight in weights.items() if weight[row].item() > 0.5]
+        unresolved = bool(state.is_high[row])
+        message = ""
+        if fired:
+            message = f"Redirected by its {' and '.join(by) or 'prompt'} score from step {int(state.first_fired[row])}."
+        if unresolved:
+            message = f"{message} The image score was still above its threshold at the end; block this image.".strip()
+        found.append(
+            Decision(
+                guard=METHOD,
+                concept=config.concept,
+                image=row,
+                fired=fired,
+                action="escalated" if level else "redirected" if fired else "none",
+                prompt_score=None if prompt is None else float(prompt[:, row].max()),
+                image_score=None if image is None else float(image[:, row].max()),
+                thresholds={"prompt": config.prompt_threshold, "image": config.image_threshold},
+                first_fired_step=int(state.first_fired[row]) if fired else None,
+                steps_redirected=int(state.redirected[row]),
+                unresolved=unresolved,
+                token_strengths=tuple(state.strengths[row].tolist()) if fired and state.strengths is not None else None,
+                prompt_scores=() if prompt is None else tuple(prompt[:, row].tolist()),
+                image_scores=() if image is None else tuple(image[:, row].tolist()),
+                message=message,
+            )
+        )
+    return found

@@ -1,0 +1,212 @@
+"""Tiny pipelines around a transformer: Stable Diffusion 3, FLUX, PixArt, Sana, Lumina 2 and Wan.
+
+Imports diffusers and tests.tiny.parts, tests.conftest only. Which arguments a short run takes is in tests/tiny_pipelines.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+from tests.conftest import make_scheduler, make_tokenizer
+from tests.tiny.parts import (
+    CLIP_WIDTH,
+    GEMMA_WIDTH,
+    POOLED_WIDTH,
+    T5_WIDTH,
+    alive,
+    make_clip,
+    make_deep_vae,
+    make_flow_vae,
+    make_gemma,
+    make_t5,
+    make_t5_tokenizer,
+    make_umt5,
+    make_vae,
+    make_video_vae,
+)
+from transformers import CLIPTextModelWithProjection
+
+
+def make_sd3(cls: Any = diffusers.StableDiffusion3Pipeline) -> Any:
+    """Two CLIPs side by side in width (2 x 16, padded to T5's 32), then T5 after them in length."""
+    transformer = alive(
+        lambda: diffusers.SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            caption_projection_dim=32,
+            joint_attention_dim=T5_WIDTH,
+            pooled_projection_dim=2 * POOLED_WIDTH,
+            pos_embed_max_size=16,
+        ),
+        add_v_proj=4.0,
+    )
+    return cls(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=make_flow_vae(),
+        text_encoder=make_clip(CLIPTextModelWithProjection, width=CLIP_WIDTH // 2),
+        tokenizer=make_tokenizer(),
+        text_encoder_2=make_clip(CLIPTextModelWithProjection, width=CLIP_WIDTH // 2, seed=1),
+        tokenizer_2=make_tokenizer(),
+        text_encoder_3=make_t5(),
+        tokenizer_3=make_t5_tokenizer(),
+    )
+
+
+def make_flux(cls: Any = diffusers.FluxPipeline) -> Any:
+    """FLUX with an embedded guidance scale, as FLUX.1 [dev]; latents travel packed, four pixels to a token."""
+    transformer = alive(
+        lambda: diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=T5_WIDTH,
+            pooled_projection_dim=CLIP_WIDTH,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=True,
+        ),
+        add_v_proj=4.0,
+        to_v=4.0,
+        norm=3.0,
+        norm1=3.0,
+    )
+    return cls(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=make_flow_vae(),
+        text_encoder=make_clip(),
+        tokenizer=make_tokenizer(),
+        text_encoder_2=make_t5(),
+        tokenizer_2=make_t5_tokenizer(),
+    )
+
+
+def make_pixart(cls: Any, sample_size: int) -> Any:
+    """PixArt, with the variance channels it predicts. At sample size 128 the transformer also takes the picture's size."""
+    transformer = alive(
+        lambda: diffusers.PixArtTransformer2DModel(
+            sample_size=sample_size,
+            patch_size=2,
+            in_channels=4,
+            out_channels=8,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=3,
+            cross_attention_dim=24,
+            caption_channels=T5_WIDTH,
+        )
+    )
+    return cls(
+        tokenizer=make_t5_tokenizer(),
+        text_encoder=make_t5(),
+        vae=make_vae(),
+        transformer=transformer,
+        scheduler=make_scheduler("dpm++"),
+    )
+
+
+def make_pixart_alpha() -> Any:
+    return make_pixart(diffusers.PixArtAlphaPipeline, sample_size=128)
+
+
+def make_pixart_sigma() -> Any:
+    return make_pixart(diffusers.PixArtSigmaPipeline, sample_size=8)
+
+
+def make_sana() -> Any:
+    transformer = alive(
+        lambda: diffusers.SanaTransformer2DModel(
+            patch_size=1,
+            in_channels=32,
+            out_channels=32,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=GEMMA_WIDTH,
+            sample_size=8,
+        )
+    )
+    return diffusers.SanaPipeline(
+        tokenizer=make_t5_tokenizer(),
+        text_encoder=make_gemma(),
+        vae=make_deep_vae(),
+        transformer=transformer,
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+
+
+def make_lumina2() -> Any:
+    transformer = alive(
+        lambda: diffusers.Lumina2Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=16,
+            hidden_size=32,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            axes_dim_rope=(4, 6, 6),
+            axes_lens=(300, 32, 32),
+            cap_feat_dim=GEMMA_WIDTH,
+        ),
+        linear_2=3.0,
+    )
+    return diffusers.Lumina2Pipeline(
+        tokenizer=make_t5_tokenizer(),
+        text_encoder=make_gemma(),
+        vae=make_flow_vae(levels=4),  # the pipeline takes the shrinking factor 8 for granted
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+    )
+
+
+def make_wan(boundary_ratio: float | None = None) -> Any:
+    """Wan 2.1, or with a boundary Wan 2.2: a second transformer takes over below that share of the noise."""
+
+    def make_transformer(seed: int) -> diffusers.WanTransformer3DModel:
+        return alive(
+            lambda: diffusers.WanTransformer3DModel(
+                patch_size=(1, 2, 2),
+                in_channels=16,
+                out_channels=16,
+                num_attention_heads=2,
+                attention_head_dim=12,
+                ffn_dim=32,
+                num_layers=2,
+                text_dim=T5_WIDTH,
+                freq_dim=32,
+                rope_max_seq_len=32,
+            ),
+            seed,
+            attn2=4.0,
+            text_embedder=3.0,
+            proj_out=2.0,
+        )
+
+    return diffusers.WanPipeline(
+        tokenizer=make_t5_tokenizer(),
+        text_encoder=make_umt5(),
+        vae=make_video_vae(),
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        transformer=make_transformer(seed=0),
+        transformer_2=make_transformer(seed=1) if boundary_ratio is not None else None,
+        boundary_ratio=boundary_ratio,
+    )
