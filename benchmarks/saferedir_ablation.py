@@ -98,7 +98,7 @@ class Study:
     def train(self, image_input: str = "x0", loss: LossWeights | None = None, **network: Any) -> Redirector:
         """Train one variant."""
         torch.manual_seed(0)
-        sizes = {"prompt_dim": self.text.unsafe.shape[-1], "latent_channels": 4, "concepts": (self.task.name,)}
+        sizes = {"prompt_dim": self.text.unsafe.prompt.shape[-1], "latent_channels": 4, "concepts": (self.task.name,)}
         model = Redirector(RedirectorConfig.from_dict({**sizes, **network}))
         config = replace(self.config, loss=loss or LossWeights())
         with tempfile.TemporaryDirectory() as room:
@@ -132,7 +132,7 @@ def input_question(study: Study) -> dict[str, Any]:
         network = study.train(name, only)
         held = study.held_images[name]
         scores = held_out_scores(network, study.held_text, held)
-        labels = torch.cat([torch.ones(len(study.held_text.unsafe)), torch.zeros(len(study.held_text.benign))])
+        labels = torch.cat([torch.ones(len(study.held_text.unsafe.prompt)), torch.zeros(len(study.held_text.benign.prompt))])
         out[name] = {
             "t": [round(v) for v in held.t.tolist()],
             "image": [round(auroc(scores["image"][:, s], held.label), 4) for s in range(len(held.t))],

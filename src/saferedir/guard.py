@@ -1,7 +1,7 @@
 """Guard: the base class of every method, its frozen config, and the points at which it may intervene.
 
 A guard is pure, differentiable tensor functions over a `Step`; it never sees a pipeline (that is `attach`).
-Imports torch, `errors`, `decisions`. Saving and loading live in `storage`; concrete methods in `guards/`.
+Imports torch, `errors`, `decisions`, `encoding`. Saving and loading live in `storage`; concrete methods in `guards/`.
 
 Rules of the seam, for guard authors:
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
+from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError
 
 
@@ -198,9 +199,17 @@ class Guard(Generic[ConfigT]):
     def extra_prompts(self, run: Run) -> Sequence[str] | Tensor | None:
         """More conditional rows for the same denoiser call: E texts, or embeddings (E, L, D) or (E, B, L, D).
 
-        Their predictions arrive as `step.pred_extra`, E tensors shaped like `pred_cond`.
+        Their predictions arrive as `step.pred_extra`, E tensors shaped like `pred_cond`. Asked once a run.
         """
         return None
+
+    def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
+        """Conditioning of the extra rows of this one call, parts (E, B, ...); None for no extra rows in this call.
+
+        `extra` is what `extra_prompts` asked for, encoded (`pooled` or `mask` None stands for the image's own). Override to
+        make rows out of the images' own prompts, or to let them ride in some steps only.
+        """
+        return extra
 
     def on_step_start(self, step: Step) -> Tensor | Embeds:
         """Replace the conditioning of this denoiser call only. Returns as `on_prompt`."""

@@ -108,9 +108,22 @@ def extra_rows(guard: Guard[Any], run: Run, encode: Encode) -> Encoded | None:
     if asked is None or len(asked) == 0:
         return None
     found = Encoded(asked) if isinstance(asked, Tensor) else encode(list(asked))
-    batch = run.batch_size
     if found.prompt.ndim == 3:
-        found = found.map(lambda part: part[:, None].expand(-1, batch, *part.shape[1:]))
+        found = found.map(lambda part: part[:, None].expand(-1, run.batch_size, *part.shape[1:]))
+    return _checked_extra(guard, found, run.batch_size)
+
+
+def extra_rows_now(guard: Guard[Any], step: Step, extra: Encoded | None) -> Encoded | None:
+    """Extra rows of a guard in this call, or None."""
+    if not guard.uses("extra_embeds"):
+        return extra
+    found = ask(guard, "extra_embeds", guard.extra_embeds, step, extra)
+    if found is not None and not isinstance(found, Encoded):
+        raise GuardError(f"guard {guard.method!r} returned {type(found).__name__} from extra_embeds; expected Encoded.")
+    return None if found is None or not len(found.prompt) else _checked_extra(guard, found, step.run.batch_size)
+
+
+def _checked_extra(guard: Guard[Any], found: Encoded, batch: int) -> Encoded:
     if found.prompt.ndim != 4 or found.prompt.shape[1] != batch:
         raise GuardError(
             f"guard {guard.method!r} returned extra prompts of shape {tuple(found.prompt.shape)}; expected (E, L, D) "

@@ -29,7 +29,7 @@ from saferedir.schedules import (
     step_indices,
     to_x0,
 )
-from saferedir.seam.consult import Encode, Rows, ask, checked, condition, extra_rows, riders
+from saferedir.seam.consult import Encode, Rows, ask, checked, condition, extra_rows, extra_rows_now, riders
 from saferedir.seam.denoiser_call import Conditioning
 from saferedir.seam.rows import changed_rows, check_finite, first_channels, join_rows, split_rows
 
@@ -61,6 +61,7 @@ class Session:
         self._indices = step_indices(self._timesteps)
         self._states = [ask(guard, "start", guard.start, run) for guard in self.guards]
         self._extra = [extra_rows(guard, run, encode) for guard in self.guards]
+        self._riding: list[Encoded | None] = []
         self._from_pipeline: Tensor | None = None
         self._own: Rows | None = None
         self._standing: Rows | None = None
@@ -93,7 +94,11 @@ class Session:
             for state in self._states
         ]
         answer = self._answer(given, own, rows)
-        blocks = [block for block in self._extra if block is not None]
+        self._riding = [
+            extra_rows_now(guard, own_step, extra)
+            for guard, own_step, extra in zip(self.guards, self._steps, self._extra, strict=True)
+        ]
+        blocks = [block for block in self._riding if block is not None]
         if not blocks:
             return answer
         mask = None if given.mask is None else self._split(given.mask)[0]
@@ -172,7 +177,7 @@ class Session:
         own = output if output.shape[0] == rows else output[:rows]
         cond, uncond = self._split(own)
         blocks, at = [], rows
-        for extra in self._extra:
+        for extra in self._riding:
             count = 0 if extra is None else extra.prompt.shape[0]
             blocks.append(tuple(self._signed(output[at + i * batch : at + (i + 1) * batch]) for i in range(count)))
             at += count * batch
