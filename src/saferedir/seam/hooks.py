@@ -21,7 +21,7 @@ from saferedir.errors import GuardError
 from saferedir.families import Family, unwrapped
 from saferedir.guard import Guard, Run
 from saferedir.packing import Grid
-from saferedir.schedules import check_scheduler, prediction_type, step_indices, training_time
+from saferedir.schedules import check_scheduler, evaluation_steps, prediction_type, training_time
 from saferedir.seam.denoiser_call import Call
 from saferedir.seam.session import Session
 from saferedir.seam.span import evaluation_span
@@ -257,7 +257,7 @@ class Seam:
         batch = rows // halves
         run = Run(
             batch_size=batch,
-            num_steps=step_indices(timesteps)[-1] + 1,
+            num_steps=evaluation_steps(self.scheduler, timesteps)[-1] + 1,
             num_evaluations=len(timesteps),
             timesteps=tuple(training_time(self.scheduler, value) for value in timesteps),
             family=self.family.name,

@@ -24,9 +24,9 @@ from saferedir.guard import Guard, Run, Step
 from saferedir.schedules import (
     Coefficients,
     coefficients,
+    evaluation_steps,
     from_x0,
-    scheduler_kind,
-    step_indices,
+    model_input_coefficients,
     to_x0,
 )
 from saferedir.seam.consult import Encode, Rows, ask, checked, condition, extra_rows, extra_rows_now, riders
@@ -58,7 +58,7 @@ class Session:
         self._scheduler, self._channels = scheduler, channels
         self._offset = offset
         self._timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations].tolist())
-        self._indices = step_indices(self._timesteps)
+        self._indices = evaluation_steps(scheduler, self._timesteps)
         self._states = [ask(guard, "start", guard.start, run) for guard in self.guards]
         self._extra = [extra_rows(guard, run, encode) for guard in self.guards]
         self._riding: list[Encoded | None] = []
@@ -127,9 +127,8 @@ class Session:
             if torch.equal(asked.cond, own.cond):
                 return step, own if rows.same_as(asked) else asked, own if rows.same_as(asked) else rows
         model_input = first_channels(self._split(latents)[0], self._channels)
-        coeffs = coefficients(self._scheduler, self._scheduler.timesteps[self._offset + self.evaluation])
-        if scheduler_kind(self._scheduler) == "ve":
-            coeffs = coeffs.normalised()
+        timestep = self._scheduler.timesteps[self._offset + self.evaluation]
+        coeffs = model_input_coefficients(self._scheduler, timestep)
         step = self._step(model_input, coeffs.like(model_input), own, given.mask)
         later = self.family.is_sequential
         if self._own is None or self._standing is None or self._from_pipeline is not given.prompt:
