@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,15 @@ from saferedir.cli.output import MEGABYTE, SUMMARY, staged_output, write_json
 
 BATCH = 8  # pictures per pipeline call of `generate`
 BYTES_PER_PICTURE = 4 * MEGABYTE
+
+
+class Policy(StrEnum):
+    """What `generate` does with unsafe pictures; see saferedir.protect."""
+
+    REDIRECT = "redirect"
+    VERIFY = "verify"
+    BLOCK = "block"
+
 
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise; picture i uses seed + i.")]
 Steps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
@@ -96,6 +106,12 @@ def generate(
     guard: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="A guard: packaged, folder or hub id; repeat for more.")
     ] = None,
+    policy: Annotated[
+        Policy,
+        typer.Option(
+            help="redirect: steer. verify: also look again, retry, then block. block: no picture if a guard acts."
+        ),
+    ] = Policy.REDIRECT,
     seed: Seed = 0,
     steps: Steps = 30,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale.")] = 4.0,
@@ -110,14 +126,16 @@ def generate(
     if not all(prompt.strip() for prompt in prompts):
         raise typer.BadParameter("a prompt is empty; give text in quotes.", param_hint="PROMPT…")
     names = guard or []
+    if not names and policy is not Policy.REDIRECT:
+        raise typer.BadParameter(f"{policy.value} needs a guard; add --guard.", param_hint="--policy")
     wanted = [prompt for prompt in prompts for _ in range(num_images)]
     with staged_output(out, needs=(len(wanted) * BYTES_PER_PICTURE) + 16 * MEGABYTE) as (folder, place):
         guards = load_guards(names)
         pipe = load_model(model, dtype=dtype, device=device)
         call = {"num_inference_steps": steps, "guidance_scale": guidance}
-        pictures, decisions = _draw(pipe, guards, wanted, seed, call)
+        drawn = _draw(pipe, guards, policy.value, wanted, seed, call)
         rows = []
-        for place_in_list, (picture, seen) in enumerate(zip(pictures, decisions, strict=True)):
+        for place_in_list, (picture, blocked, seen) in enumerate(drawn):
             number, copy = divmod(place_in_list, num_images)
             file = f"{number + 1:03d}.png" if num_images == 1 else f"{number + 1:03d}-{copy + 1}.png"
             picture.save(folder / file)
@@ -126,6 +144,7 @@ def generate(
                     "prompt": prompts[number],
                     "file": file,
                     "seed": seed + place_in_list,
+                    "blocked": blocked,
                     "decisions": [{**decision.to_dict(), "image": place_in_list} for decision in seen],
                 }
             )
@@ -133,6 +152,7 @@ def generate(
             "model": model,
             "guards": names,
             "guarded": bool(names),
+            "policy": policy.value if names else None,
             **call,
             "seed": seed,
             "dtype": str(pipe.dtype),
@@ -145,17 +165,15 @@ def generate(
 
 
 def _draw(
-    pipe: Any, guards: list[Any], prompts: list[str], seed: int, call: dict[str, Any]
-) -> tuple[list[Any], list[list[Any]]]:
-    """One PIL picture per prompt, and for each the decisions of all guards."""
+    pipe: Any, guards: list[Any], policy: str, prompts: list[str], seed: int, call: dict[str, Any]
+) -> list[tuple[Any, bool, list[Any]]]:
+    """For each prompt a PIL picture, whether it is blocked (and blank), and the decisions of all guards."""
     import torch
 
-    from saferedir.attach import attach
-    from saferedir.errors import GuardError
+    from saferedir.protect import protect
 
-    attached = attach(pipe, guards) if guards else None
-    pictures: list[Any] = []
-    decisions: list[list[Any]] = []
+    guarded = protect(pipe, guards, on_unsafe=policy) if guards else None
+    drawn: list[tuple[Any, bool, list[Any]]] = []
     try:
         with progress_bar() as bar:
             task = bar.add_task("drawing", total=len(prompts))
@@ -163,17 +181,15 @@ def _draw(
                 chunk = prompts[start : start + BATCH]
                 seeds = [seed + start + i for i in range(len(chunk))]
                 generators = [torch.Generator().manual_seed(s) for s in seeds]
-                runs = attached.runs if attached else 0
-                pictures += pipe(chunk, generator=generators, output_type="pil", **call).images
-                if attached is not None and attached.runs == runs:
-                    raise GuardError("the guards saw no denoising run, so no picture is written; report this model.")
-                seen = attached.decisions if attached else []
-                decisions += [[d for d in seen if d.image == i] for i in range(len(chunk))]
+                output = (guarded or pipe)(chunk, generator=generators, output_type="pil", **call)
+                for i, picture in enumerate(output.images):
+                    seen = [d for d in output.decisions if d.image == i] if guarded else []
+                    drawn.append((picture, bool(guarded) and output.blocked[i], seen))
                 bar.advance(task, len(chunk))
     finally:
-        if attached is not None:
-            attached.detach()
-    return pictures, decisions
+        if guarded is not None:
+            guarded.detach()
+    return drawn
 
 
 def _pictures_table(rows: list[dict[str, Any]]) -> None:
@@ -187,12 +203,25 @@ def _pictures_table(rows: list[dict[str, Any]]) -> None:
                 escape(seen["concept"]),
                 "yes" if seen["fired"] else "no",
                 f"{score_cell(seen['prompt_score'])}, {score_cell(seen['image_score'])}",
-                f"{seen['action']}, [bold red]unresolved[/]" if seen["unresolved"] else seen["action"],
+                _action_cell(row, seen),
                 row["file"],
             )
     console.print(table)
-    unresolved = [row["file"] for row in rows if any(seen["unresolved"] for seen in row["decisions"])]
+    blocked = [row["file"] for row in rows if row["blocked"]]
+    if blocked:
+        console.print(f"[bold yellow]Blocked, so blank[/]: {', '.join(blocked)}.")
+    unresolved = [
+        row["file"] for row in rows if not row["blocked"] and any(seen["unresolved"] for seen in row["decisions"])
+    ]
     if unresolved:
         console.print(
-            f"[bold red]Do not show {', '.join(unresolved)}[/]: a guard's image score was above its threshold to the end."
+            f"[bold red]Do not show {', '.join(unresolved)}[/]: a guard's image score was above its threshold to the end. "
+            "With --policy verify such pictures are drawn again, or blocked."
         )
+
+
+def _action_cell(row: dict[str, Any], seen: dict[str, Any]) -> str:
+    action = str(seen["action"])
+    if seen["attempts"] > 1:
+        action = f"{action} (attempt {seen['attempts']})"
+    return f"{action}, [bold red]unresolved[/]" if seen["unresolved"] and not row["blocked"] else action

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,24 @@ from saferedir.cli.output import (
     check_writable,
     write_json,
 )
+from saferedir.cli.pairs import (
+    ENOUGH,
+    Anchors,
+    Captions,
+    Count,
+    Kind,
+    Synonyms,
+    read_captions,
+    read_plan,
+    save_pairs,
+    show_report,
+    show_samples,
+)
 from saferedir.packaged import library_version
+
+if TYPE_CHECKING:
+    from saferedir.guards.saferedir.dataset import Pair
+    from saferedir.guards.saferedir.pairs.plan import PairPlan
 
 train_app = typer.Typer(name="train", help="Train a guard.", no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -29,12 +46,17 @@ def _group() -> None:
 
 @train_app.command(no_args_is_help=True)
 def saferedir(
-    pairs: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help='JSON lines: {"unsafe": …, "safe": …}, or {"safe": …} for a benign one.'),
-    ],
     out: Annotated[Path, typer.Option(help="Folder for the finished guard.")],
     concept: Annotated[str, typer.Option(metavar="NAME", help="What must not appear, in a word or two.")],
+    pairs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='JSON lines: {"unsafe": …, "safe": …}, or {"safe": …} for a benign one.'),
+    ] = None,
+    anchor: Anchors = None,
+    kind: Kind = "object",
+    synonyms: Synonyms = None,
+    captions: Captions = None,
+    count: Count = 400,
     model: Annotated[
         str, typer.Option(metavar="ID", help="pictoworld, a diffusers folder, or a hub id.")
     ] = "pictoworld",
@@ -44,7 +66,7 @@ def saferedir(
     ] = 640,
     rollout_steps: Annotated[int, typer.Option(min=1, help="Sampling steps of those pictures.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
-    anchor: Annotated[
+    anchor_prompt: Annotated[
         str | None, typer.Option(metavar="PROMPT", help="Last resort when redirection fails; default: a safe prompt.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
@@ -53,6 +75,11 @@ def saferedir(
     """Train a SafeRedir guard (arXiv:2601.08623): draw pictures, fit the redirector, calibrate its thresholds.
 
     A run that was killed goes on where it stopped when the same command is given again.
+
+    The prompts come from --pairs, or are made from --concept and --anchor and kept beside the guard as
+    `OUT.pairs.jsonl`. For more say in them: `saferedir pairs build`.
+
+    Example:  `saferedir train saferedir --concept star --anchor circle --out runs/star`
 
     Example:  `saferedir train saferedir --pairs star.jsonl --concept star --out runs/star`
     """
@@ -65,8 +92,21 @@ def saferedir(
     from saferedir.guards.saferedir.dataset import read_pairs
     from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
 
-    rows = read_pairs(pairs)
-    pipe = load_model(model, dtype=dtype, device=device)
+    if pairs is not None:
+        _refuse_both({"--anchor": anchor, "--synonyms": synonyms, "--captions": captions, "--kind": kind != "object"})
+        rows = read_pairs(pairs)
+        pipe = load_model(model, dtype=dtype, device=device)
+    else:
+        if not anchor:
+            raise typer.BadParameter("give --pairs, or --anchor to have pairs made.", param_hint="--pairs / --anchor")
+        if count < ENOUGH:
+            raise typer.BadParameter(
+                f"{count} pairs are too few to train on; give {ENOUGH} or more.", param_hint="--count"
+            )
+        plan = read_plan(concept, anchor, kind=kind, synonyms=synonyms, count=count, seed=seed)
+        texts = read_captions(captions)
+        pipe = load_model(model, dtype=dtype, device=device)
+        rows = _build_rows(pipe, plan, texts, out.with_name(out.name + ".pairs.jsonl"))
     held_out = max(2, round(0.65 * rollouts))
     config = TrainConfig(
         steps=steps,
@@ -75,7 +115,7 @@ def saferedir(
         rollout_steps=rollout_steps,
         evaluate_every=max(1, min(200, steps // 2)),
         seed=seed,
-        anchor=anchor,
+        anchor=anchor_prompt,
     )
     check_space(out, 128 * MEGABYTE + (rollouts + held_out) * rollout_steps * _bytes_per_frame(pipe))
     work = out.with_name(out.name + ".work")
@@ -96,6 +136,35 @@ def saferedir(
     write_json(out / SUMMARY, summary)
     _tables(summary)
     console.print(f"Guard written to {out}", soft_wrap=True, highlight=False)
+
+
+def _refuse_both(options: dict[str, Any]) -> None:
+    """--pairs is a finished file: options that make one would be ignored."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        hint = "; the last resort of the escalation is --anchor-prompt" if "--anchor" in given else ""
+        raise typer.BadParameter(f"{given[0]} is for making pairs, and --pairs gives them{hint}.", param_hint=given[0])
+
+
+def _build_rows(pipe: Any, plan: PairPlan, captions: list[str], place: Path) -> list[Pair]:
+    """Pairs made for this pipeline's tokenizer, kept in the file `place`; a file there with other rows is not touched."""
+    from saferedir.guards.saferedir.dataset import read_pairs
+    from saferedir.guards.saferedir.pairs.build import build_pairs
+    from saferedir.guards.saferedir.pairs.lengths import Lengths
+
+    built = build_pairs(plan, captions=captions, lengths=Lengths(getattr(pipe, "tokenizer", None)))
+    rows = list(built.rows)
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save_pairs(rows, place)
+    elif not place.is_file() or read_pairs(place) != rows:
+        raise OutputError(
+            f"{place} exists and holds other pairs than these; train on it with --pairs, remove it, or choose another --out."
+        )
+    show_samples(built, 8, plan.seed)
+    show_report(built.report)
+    console.print(f"Pairs written to {place}", soft_wrap=True, highlight=False)
+    return rows
 
 
 def _check_guard_folder(out: Path) -> None:

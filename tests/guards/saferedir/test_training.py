@@ -11,6 +11,7 @@ import torch
 from tests.conftest import make_pipeline
 
 from saferedir import Guard, GuardError, attach
+from saferedir.encoding import Encoded
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir import training as training_module
 from saferedir.guards.saferedir.calibration import margin_threshold
@@ -23,7 +24,6 @@ from saferedir.guards.saferedir.dataset import (
     split_pairs,
     write_pairs,
 )
-from saferedir.encoding import Encoded
 from saferedir.guards.saferedir.losses import LossWeights, redirection_terms, total
 from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
 
