@@ -85,7 +85,7 @@ def test_several_anchors_and_the_models_tokenizer(run: Run, tmp_path: Path) -> N
 
 
 def test_paraphrases_of_a_stubbed_model(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from saferedir.guards.saferedir import paraphrase
+    from saferedir.guards.saferedir.pairs import paraphrase
 
     def load(name: str, **settings: Any) -> Callable[[Sequence[str]], list[str]]:
         assert name == "my-model"

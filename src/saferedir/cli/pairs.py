@@ -194,7 +194,7 @@ def show_report(report: PairReport, *, checked: int | None = None) -> None:
 
 def _load_paraphraser(name: str, device: str, seed: int) -> Any:
     place = choose_device(device)
-    from saferedir.guards.saferedir import paraphrase
+    from saferedir.guards.saferedir.pairs import paraphrase
 
     quiet()
     with console.status(f"loading {escape(name)}"):
