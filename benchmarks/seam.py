@@ -1,9 +1,9 @@
 """What the seam itself costs: a PictoWorld run with a guard that does nothing, against the bare pipeline, as a ratio.
 
-Both kinds of run alternate within one process, in random order inside each pair, so that whatever else the machine does
-falls on both alike; the ratio of a pair has the noise of two runs, the mean over many pairs does not.
+Both kinds of run alternate within one process, in random order inside each pair, on one thread; what is compared is the
+process's own CPU time, which other work on the machine disturbs least.
 
-    python benchmarks/seam.py --pairs 60        # about three minutes on two cores
+    python benchmarks/seam.py --pairs 60        # about three minutes
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ class ReadOnly(Guard[GuardConfig]):
 
 
 def seconds(pipe: Any, guard: Guard[Any] | None, prompts: list[str], steps: int) -> tuple[float, Tensor]:
-    """(wall time of one call, its latents)."""
+    """(CPU time of one call, its latents)."""
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     settings = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "latent"}
     if guard is None:
-        started = time.perf_counter()
+        started = time.process_time()
         images = pipe(prompts, generator=generators, **settings).images
-        return time.perf_counter() - started, images
+        return time.process_time() - started, images
     with sr.attach(pipe, guard):
-        started = time.perf_counter()
+        started = time.process_time()
         images = pipe(prompts, generator=generators, **settings).images
-        return time.perf_counter() - started, images
+        return time.process_time() - started, images
 
 
 def compare(pipe: Any, guard: Guard[Any], pairs: int, prompts: list[str], steps: int, seed: int) -> dict[str, Any]:
@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     pipe = sr.load_pipeline("pictoworld")
     pipe.set_progress_bar_config(disable=True)
     config = GuardConfig(concept="nothing")

@@ -16,18 +16,18 @@ from saferedir.errors import GuardError
 from saferedir.guard import Embeds, Guard, Run, Step
 
 T = TypeVar("T")
-#: texts -> their conditioning, by the pipeline's own text encoders
-Encode = Callable[[list[str]], Encoded]
 
 
 class Rows(NamedTuple):
-    """The same, split: cond (B, L, D), uncond (B, L, D) or None, pooled (B, P) or None. Order as in
-    `Embeds`.
+    """The same, split: cond (B, L, D), uncond (B, L, D), pooled (B, P); of the unconditional rows uncond_pooled (B, P) and
+    uncond_mask (B, L). None where there is none. Order as in `Embeds`.
     """
 
     cond: Tensor
     uncond: Tensor | None
     pooled: Tensor | None
+    uncond_pooled: Tensor | None = None
+    uncond_mask: Tensor | None = None
 
     def same_as(self, other: Rows) -> bool:
         """Whether every part is the very same object."""
@@ -72,20 +72,30 @@ def condition(
         if not isinstance(answer, Embeds):
             answer = Embeds(prompt=checked(guard, point, answer, rows.cond))
         parts = answer
-        wanted = parts.negative
-        if wanted is not None and rows.uncond is None:
-            parts = parts._replace(negative=None)  # guidance is off, or its rows come later
         if parts.pooled is not None and rows.pooled is None:
             raise GuardError(f"guard {guard.method!r} returned pooled embeddings, which this family has not.")
-        cond, uncond, pooled = (
+        cond, *others = (
             old if new is None or old is None else checked(guard, point, new, old)
             for new, old in zip(parts, rows, strict=True)
         )
         assert cond is not None
-        if uncond is None and uncond_later:
-            uncond = wanted
-        rows = Rows(cond, uncond, pooled)
+        rows = Rows(cond, *others)
+        if uncond_later and rows.uncond is None:
+            rows = rows._replace(
+                uncond=parts.negative, uncond_pooled=parts.negative_pooled, uncond_mask=parts.negative_mask
+            )
     return rows
+
+
+def fitted(wanted: Tensor | None, given: Tensor | None) -> Tensor | None:
+    """What a guard wants in a later call than the one it was asked in, as that call takes it; `given` if it wants nothing."""
+    if wanted is None or given is None:
+        return given
+    if wanted.shape != given.shape:
+        raise GuardError(
+            f"a guard wants negative embeddings {tuple(wanted.shape)} where the pipeline has {tuple(given.shape)}."
+        )
+    return wanted.to(given)
 
 
 def checked(guard: Guard[Any], point: str, new: object, old: Tensor) -> Tensor:
@@ -98,7 +108,7 @@ def checked(guard: Guard[Any], point: str, new: object, old: Tensor) -> Tensor:
     return new.to(device=old.device, dtype=old.dtype)
 
 
-def extra_rows(guard: Guard[Any], run: Run, encode: Encode) -> Encoded | None:
+def extra_rows(guard: Guard[Any], run: Run) -> Encoded | None:
     """Extra rows of a guard: prompt (E, B, L, D), pooled (E, B, P) and mask (E, B, L), the latter two None for "as the
     image's own".
     """
@@ -107,7 +117,7 @@ def extra_rows(guard: Guard[Any], run: Run, encode: Encode) -> Encoded | None:
     asked = ask(guard, "extra_prompts", guard.extra_prompts, run)
     if asked is None or len(asked) == 0:
         return None
-    found = Encoded(asked) if isinstance(asked, Tensor) else encode(list(asked))
+    found = Encoded(asked) if isinstance(asked, Tensor) else run.encode(asked)
     if found.prompt.ndim == 3:
         found = found.map(lambda part: part[:, None].expand(-1, run.batch_size, *part.shape[1:]))
     return _checked_extra(guard, found, run.batch_size)

@@ -9,7 +9,7 @@ both raise rather than mix.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -254,7 +254,11 @@ class Seam:
             raise GuardError(
                 f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, guidance {halves == 2}."
             )
-        batch = rows // halves
+        batch, length = rows // halves, call.conditioning.prompt.shape[1]
+
+        def encode(texts: Sequence[str]) -> Encoded:
+            return encode_to_length(self.pipe, texts, length)
+
         run = Run(
             batch_size=batch,
             num_steps=evaluation_steps(self.scheduler, timesteps)[-1] + 1,
@@ -267,14 +271,10 @@ class Seam:
             device=latents.device,
             dtype=latents.dtype,
             insist=self._insistence(batch),
+            encode=encode,
         )
         enabled = [guard for guard in self.guards() if guard.enabled]
-        length = call.conditioning.prompt.shape[1]
-
-        def encode(texts: list[str]) -> Encoded:
-            return encode_to_length(self.pipe, texts, length)
-
-        return Session(run, self.family, enabled, self.scheduler, encode, self._latent_channels(latents), offset)
+        return Session(run, self.family, enabled, self.scheduler, self._latent_channels(latents), offset)
 
     def _is_guided(self, latents: Tensor) -> bool:
         """Whether this call has the rows of both halves of guidance."""

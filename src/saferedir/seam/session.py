@@ -29,9 +29,12 @@ from saferedir.schedules import (
     model_input_coefficients,
     to_x0,
 )
-from saferedir.seam.consult import Encode, Rows, ask, checked, condition, extra_rows, extra_rows_now, riders
+from saferedir.seam.consult import Rows, ask, checked, condition, extra_rows, extra_rows_now, fitted, riders
 from saferedir.seam.denoiser_call import Conditioning
 from saferedir.seam.rows import changed_rows, check_finite, first_channels, join_rows, split_rows
+
+#: places in `Rows` of what belongs to the unconditional half of guidance
+UNCONDITIONAL = tuple(Rows._fields.index(name) for name in ("uncond", "uncond_pooled", "uncond_mask"))
 
 
 class Session:
@@ -47,7 +50,6 @@ class Session:
         family: Family,
         guards: Sequence[Guard[Any]],
         scheduler: Any,
-        encode: Encode,
         channels: int,
         offset: int = 0,
     ) -> None:
@@ -60,18 +62,22 @@ class Session:
         self._timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations].tolist())
         self._indices = evaluation_steps(scheduler, self._timesteps)
         self._states = [ask(guard, "start", guard.start, run) for guard in self.guards]
-        self._extra = [extra_rows(guard, run, encode) for guard in self.guards]
+        self._extra = [extra_rows(guard, run) for guard in self.guards]
         self._riding: list[Encoded | None] = []
         self._from_pipeline: Tensor | None = None
         self._own: Rows | None = None
         self._standing: Rows | None = None
         self._asked: tuple[Step, Rows, Rows] | None = None
         self._used: tuple[Rows, Rows] | None = None
-        self._uncond_wanted: Tensor | None = None
+        self._uncond_wanted: Rows | None = None
         self._steps: list[Step] | None = None
         self._calls = 0
         self._x0_previous: Tensor | None = None
         self._needs_x0 = any(self._users("on_prediction", "on_denoised", "on_step_end"))
+        #: no guard will ever look: calls are counted and checked, and nothing is computed for them
+        self._is_idle = not self._needs_x0 and not any(
+            self._users("on_prompt", "on_step_start", "extra_prompts", "extra_embeds")
+        )
 
     # --- the four moments
     # -------------------------------------------------------------------------------------
@@ -80,9 +86,14 @@ class Session:
         """Conditioning to use for this call. latents (R, C, h, w): the scaled model input."""
         if self._calls:
             return self._before_unconditional(given)
+        if self._is_idle:
+            self._split(given.prompt)
+            self._check_evaluation()
+            self._steps = []
+            return given
         step, own, rows = self._conditioned(latents, given)
         self._asked, self._used = None, (own, rows)
-        self._uncond_wanted = rows.uncond if self.family.is_sequential else None
+        self._uncond_wanted = rows if self.family.is_sequential else None
         self._steps = [
             replace(
                 step,
@@ -108,6 +119,8 @@ class Session:
         """Conditioning for a call that makes no prediction of its own: a ControlNet's, before the denoiser's, or skip-layer
         guidance, after it. It may have the conditional rows only.
         """
+        if self._is_idle:
+            return given
         if self._used is None:
             self._asked = self._conditioned(latents, given)
             return self._answer(given, *self._asked[1:])
@@ -119,9 +132,8 @@ class Session:
 
     def _conditioned(self, latents: Tensor, given: Conditioning) -> tuple[Step, Rows, Rows]:
         """(step, the pipeline's rows, rows to use) of this evaluation; guards are asked once for it."""
-        if self.evaluation >= len(self._timesteps):
-            raise GuardError("the denoiser was called after the last step; detach the guards to use it on its own.")
-        own, _ = self._split_conditioning(given)
+        self._check_evaluation()
+        own = self._split_conditioning(given)
         if self._asked is not None:
             step, asked, rows = self._asked
             if torch.equal(asked.cond, own.cond):
@@ -137,16 +149,24 @@ class Session:
         rows = condition("on_step_start", self.guards, self._states, step, self._standing, uncond_later=later)
         return step, self._own, rows
 
+    def _check_evaluation(self) -> None:
+        if self.evaluation >= len(self._timesteps):
+            raise GuardError("the denoiser was called after the last step; detach the guards to use it on its own.")
+
     def _answer(self, given: Conditioning, own: Rows, rows: Rows) -> Conditioning:
         if (
             rows.cond is own.cond
             and rows.pooled is own.pooled
-            and (self.family.is_sequential or rows.uncond is own.uncond)
+            and (self.family.is_sequential or all(rows[i] is own[i] for i in UNCONDITIONAL))
         ):
             return given
-        _, uncond_pooled = self._split_conditioning(given)
+        now = self._split_conditioning(given)
+        uncond_pooled = now.uncond_pooled if rows.uncond_pooled is own.uncond_pooled else rows.uncond_pooled
+        mask = given.mask
+        if mask is not None and rows.uncond_mask is not own.uncond_mask and self._has_both:
+            mask = self._join(self._split(mask)[0], rows.uncond_mask)
         pooled = None if rows.pooled is None else self._join(rows.pooled, uncond_pooled)
-        return given._replace(prompt=self._join(rows.cond, rows.uncond), pooled=pooled)
+        return given._replace(prompt=self._join(rows.cond, rows.uncond), pooled=pooled, mask=mask)
 
     def _before_unconditional(self, given: Conditioning) -> Conditioning:
         if self._calls > 1 or not self.family.is_sequential:
@@ -155,20 +175,21 @@ class Session:
             raise GuardError("the unconditional call has another batch size than the conditional one; not supported.")
         if not self.run.guided:
             self.run = replace(self.run, guided=True)
-        wanted = self._uncond_wanted
-        self._update_all(run=self.run, negative_prompt_embeds=given.prompt if wanted is None else wanted)
-        if wanted is None:
-            return given
-        if wanted.shape != given.prompt.shape:
-            raise GuardError(
-                f"a guard wants negative embeddings {tuple(wanted.shape)} where the pipeline has {tuple(given.prompt.shape)}."
-            )
-        return given._replace(prompt=wanted.to(given.prompt))
+        wanted, used = self._uncond_wanted, given
+        if wanted is not None and any(wanted[i] is not None for i in UNCONDITIONAL):
+            prompt = fitted(wanted.uncond, given.prompt)
+            assert prompt is not None
+            pooled, mask = fitted(wanted.uncond_pooled, given.pooled), fitted(wanted.uncond_mask, given.mask)
+            used = given._replace(prompt=prompt, pooled=pooled, mask=mask)
+        self._update_all(run=self.run, negative_prompt_embeds=used.prompt)
+        return used
 
     def after_denoiser(self, output: Tensor) -> Tensor:
         """Take the raw rows (R + extra, C, h, w); answer what the pipeline should see, (R, C, h, w)."""
         steps, batch = self._current(), self.run.batch_size
         self._calls += 1
+        if self._is_idle:
+            return output
         if self._calls > 1:
             self._update_all(pred_uncond=self._signed(output))
             return output
@@ -327,8 +348,8 @@ class Session:
     def _join(self, cond: Tensor, uncond: Tensor | None) -> Tensor:
         return join_rows(cond, uncond if self._has_both else None, self.family.cfg_layout)
 
-    def _split_conditioning(self, given: Conditioning) -> tuple[Rows, Tensor | None]:
-        """(rows of the pipeline, unconditional pooled rows)."""
+    def _split_conditioning(self, given: Conditioning) -> Rows:
+        """Rows of the pipeline."""
         cond, uncond = self._split(given.prompt)
         pooled, uncond_pooled = (None, None) if given.pooled is None else self._split(given.pooled)
-        return Rows(cond, uncond, pooled), uncond_pooled
+        return Rows(cond, uncond, pooled, uncond_pooled, None if given.mask is None else self._split(given.mask)[1])

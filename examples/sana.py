@@ -1,0 +1,70 @@
+"""Sana 1.6B: train a guard against a logo (here: one that belongs to nobody), attach it, protect a pipeline with it.
+
+Needs the hub's weights (Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers) and a CUDA device.
+It has NOT been run with them here: none were at hand. tests/test_examples.py checks that every name, keyword and
+option below exists.
+Its hub folder has bfloat16 files of their own (`variant`), which diffusers' class asks for; the copy
+that `load` writes to models/sana is what the command line takes.
+
+1. Prompt pairs; read them over, they decide what the guard learns:
+
+    saferedir pairs build --concept "spiral logo" --anchor "plain label" --kind object \
+        --model models/sana --out spiral-logo.jsonl
+
+2. Training, on the command line, which draws 50 pictures at once, or in Python, below, with a smaller `rollout_batch`
+for less memory. A killed run goes on where it stopped:
+
+    saferedir train saferedir --model models/sana --pairs spiral-logo.jsonl \
+        --concept "spiral logo" --dtype bfloat16 --device cuda --out runs/spiral-logo-sana
+
+Estimate from counted FLOPs, not a measurement (docs/cost.md): 130 TFLOP a picture, the guard 0.0022 %
+of it; training 0.39 h on an A100, 4.2 GB of roll-outs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SanaPipeline
+
+import saferedir
+from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+
+HUB_ID = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
+GUARD = Path("runs/spiral-logo-sana")
+PROMPTS = ["a paper cup with a spiral logo", "a paper cup on a table"]
+
+
+def load() -> Any:
+    pipe = SanaPipeline.from_pretrained(HUB_ID, variant="bf16", dtype=torch.bfloat16)
+    pipe.save_pretrained("models/sana")
+    return pipe.to("cuda")
+
+
+def train(pipe: Any) -> saferedir.Guard:
+    """What `saferedir train saferedir` does, with this model's own guidance in the roll-outs."""
+    config = TrainConfig(guidance_scale=4.5, rollout_batch=8)
+    return train_saferedir(pipe, Path("spiral-logo.jsonl"), GUARD, concept="spiral logo", config=config)
+
+
+def main() -> None:
+    pipe = load()
+    guard = saferedir.Guard.from_pretrained(GUARD) if GUARD.exists() else train(pipe)
+
+    # Attached: the guard steers, and says what it did; what to do about it is up to you.
+    with saferedir.attach(pipe, guard) as attached:
+        images = pipe(PROMPTS, num_inference_steps=20, guidance_scale=4.5).images
+    for image, decision in zip(images, attached.decisions, strict=True):
+        print(decision.action, decision.prompt_score, decision.image_score, decision.message)
+        image.save(f"{decision.image}.png")
+
+    # Protected: what the guard still sees the concept in is drawn anew, at most twice, then blocked (a black picture).
+    # `verify` may also be a function of the finished pictures, such as your own classifier.
+    safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
+    answer = safe_pipe(PROMPTS, num_inference_steps=20, guidance_scale=4.5)
+    for decision, is_blocked in zip(answer.decisions, answer.blocked, strict=True):
+        print(is_blocked, decision.to_dict())
+
+
+if __name__ == "__main__":
+    main()

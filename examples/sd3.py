@@ -1,0 +1,67 @@
+"""Stable Diffusion 3 medium: train a guard against an object, attach it, protect a pipeline with it.
+
+Needs the hub's weights (stabilityai/stable-diffusion-3-medium-diffusers) and a CUDA device.
+It has NOT been run with them here: none were at hand. tests/test_examples.py checks that every name, keyword and
+option below exists.
+The hub asks you to accept the licence first (`hf auth login`). SD3.5 large: the same lines with
+stabilityai/stable-diffusion-3.5-large.
+
+1. Prompt pairs; read them over, they decide what the guard learns:
+
+    saferedir pairs build --concept "umbrella" --anchor "raincoat" --kind object \
+        --model stabilityai/stable-diffusion-3-medium-diffusers --out umbrella.jsonl
+
+2. Training, on the command line, which draws 50 pictures at once, or in Python, below, with a smaller `rollout_batch`
+for less memory. A killed run goes on where it stopped:
+
+    saferedir train saferedir --model stabilityai/stable-diffusion-3-medium-diffusers --pairs umbrella.jsonl \
+        --concept "umbrella" --dtype bfloat16 --device cuda --out runs/umbrella-sd3
+
+Estimate from counted FLOPs, not a measurement (docs/cost.md): 514 TFLOP a picture, the guard 0.0071 %
+of it; training 1.15 h on an A100, 33.3 GB of roll-outs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import saferedir
+from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+
+HUB_ID = "stabilityai/stable-diffusion-3-medium-diffusers"
+GUARD = Path("runs/umbrella-sd3")
+PROMPTS = ["a woman with an umbrella in the rain", "a woman with a bicycle in the rain"]
+
+
+def load() -> Any:
+    return saferedir.load_pipeline(HUB_ID, dtype=torch.bfloat16, device="cuda")
+
+
+def train(pipe: Any) -> saferedir.Guard:
+    """What `saferedir train saferedir` does, with this model's own guidance in the roll-outs."""
+    config = TrainConfig(guidance_scale=7.0, rollout_batch=4)
+    return train_saferedir(pipe, Path("umbrella.jsonl"), GUARD, concept="umbrella", config=config)
+
+
+def main() -> None:
+    pipe = load()
+    guard = saferedir.Guard.from_pretrained(GUARD) if GUARD.exists() else train(pipe)
+
+    # Attached: the guard steers, and says what it did; what to do about it is up to you.
+    with saferedir.attach(pipe, guard) as attached:
+        images = pipe(PROMPTS, num_inference_steps=28, guidance_scale=7.0).images
+    for image, decision in zip(images, attached.decisions, strict=True):
+        print(decision.action, decision.prompt_score, decision.image_score, decision.message)
+        image.save(f"{decision.image}.png")
+
+    # Protected: what the guard still sees the concept in is drawn anew, at most twice, then blocked (a black picture).
+    # `verify` may also be a function of the finished pictures, such as your own classifier.
+    safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
+    answer = safe_pipe(PROMPTS, num_inference_steps=28, guidance_scale=7.0)
+    for decision, is_blocked in zip(answer.decisions, answer.blocked, strict=True):
+        print(is_blocked, decision.to_dict())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The pages of examples/ cannot be run here, so that every name, keyword and option in them is checked to exist.
+
+A page is compiled and its imports are executed (its `main` is not); calls of our own functions are bound to their
+signatures, attributes are looked up on what a call is annotated to return, and commands are parsed by the command line's
+own parser. The costs that a page and the table quote must be those of docs/cost.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import runpy
+import shlex
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from benchmarks.flops import BACKBONES
+from tests.conftest import PROMPT_WIDTH, make_pipeline
+
+import saferedir
+from saferedir.cli import app
+from saferedir.decisions import Decision
+from saferedir.families import FAMILIES
+from saferedir.guards.saferedir import SafeRedir
+from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.guards.saferedir.training import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+PAGES = sorted(EXAMPLES.glob("*.py"))
+README = EXAMPLES / "README.md"
+COST = ROOT / "docs" / "cost.md"
+UNKNOWN = object()
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def is_ours(thing: Any) -> bool:
+    return str(getattr(thing, "__module__", "")).split(".")[0] == "saferedir"
+
+
+class Checker(ast.NodeVisitor):
+    """Walks a page with what is known of its names: modules, functions and classes by value, variables by their class."""
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self.values = namespace
+        self.classes: dict[str, Any] = {}
+        self.problems: list[str] = []
+        self.checked: set[str] = set()
+
+    def value(self, node: ast.expr) -> Any:
+        """The object that a dotted name stands for, or UNKNOWN."""
+        if isinstance(node, ast.Name):
+            return self.values.get(node.id, UNKNOWN)
+        if isinstance(node, ast.Attribute):
+            owner = self.value(node.value)
+            return UNKNOWN if owner is UNKNOWN else getattr(owner, node.attr, UNKNOWN)
+        return UNKNOWN
+
+    def result(self, node: ast.expr) -> Any:
+        """The class of an expression's value, or UNKNOWN."""
+        if isinstance(node, ast.Name):
+            return self.classes.get(node.id, UNKNOWN)
+        if isinstance(node, ast.IfExp):
+            return self.result(node.body)
+        if isinstance(node, ast.Call):
+            function = self.value(node.func)
+            if function is UNKNOWN:  # a variable that is called
+                owner = self.result(node.func)
+                function = UNKNOWN if owner is UNKNOWN else owner.__call__
+            if inspect.isclass(function):
+                return function
+            if is_ours(function):
+                found = typing.get_type_hints(function).get("return", UNKNOWN)
+                return found if inspect.isclass(found) and is_ours(found) else UNKNOWN
+        return UNKNOWN
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self.generic_visit(node)
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                self.classes[target.id] = self.result(node.value)
+
+    def visit_With(self, node: ast.With) -> None:
+        for item in node.items:
+            self.visit(item.context_expr)
+            if isinstance(item.optional_vars, ast.Name):
+                self.classes[item.optional_vars.id] = self.result(item.context_expr)
+        for statement in node.body:
+            self.visit(statement)
+
+    def visit_For(self, node: ast.For) -> None:
+        names = node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
+        sources = node.iter.args if isinstance(node.iter, ast.Call) else [node.iter]
+        for name, source in zip(names, sources, strict=True):
+            if isinstance(name, ast.Name):
+                listed = isinstance(source, ast.Attribute) and source.attr == "decisions"
+                self.classes[name.id] = Decision if listed else UNKNOWN
+        self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        self.generic_visit(node)
+        owner, kind = self.value(node.value), self.result(node.value)
+        what = ast.unparse(node)
+        if owner is not UNKNOWN:
+            self._check(hasattr(owner, node.attr), f"{what} does not exist", what)
+        elif kind is not UNKNOWN and is_ours(kind):
+            known = {*dir(kind), *getattr(kind, "__annotations__", {})}
+            self._check(
+                node.attr in known, f"{what}: {kind.__name__} has no {node.attr}", f"{kind.__name__}.{node.attr}"
+            )
+
+    def visit_Call(self, node: ast.Call) -> None:
+        self.generic_visit(node)
+        function = self.value(node.func)
+        if function is UNKNOWN or not is_ours(function):
+            return
+        keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+        try:
+            inspect.signature(function).bind(*node.args, **keywords)
+        except TypeError as error:
+            self.problems.append(f"line {node.lineno}: {ast.unparse(node)}: {error}")
+        self.checked.add(ast.unparse(node.func))
+
+    def _check(self, is_right: bool, problem: str, what: str) -> None:
+        self.checked.add(what)
+        if not is_right:
+            self.problems.append(problem)
+
+
+def check(source: str, namespace: dict[str, Any]) -> Checker:
+    checker = Checker(dict(namespace))
+    checker.visit(ast.parse(source))
+    return checker
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """Words of every `saferedir …` command in a page or table."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    for found in re.finditer(r"^ {4}(saferedir .*)$|`(saferedir [^`]*--[^`]*)`", joined, re.MULTILINE):
+        yield shlex.split(found[1] or found[2])[1:]
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command as the command line would, without running it; raises on what it does not know or lacks."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, f"there is no command {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(command.name, words)
+
+
+def quoted_costs(hub_id: str) -> dict[str, str]:
+    """What docs/cost.md says about a backbone: cost of a picture, the guard's share, hours on an A100, GB of roll-outs."""
+    name = next(backbone.name for backbone in BACKBONES if backbone.hub_id == hub_id)
+    found: dict[str, str] = {}
+    columns: list[str] = []
+    for line in COST.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == "model":
+            columns = cells
+        elif cells[0] == name and line.startswith("|"):
+            found |= dict(zip(columns, cells, strict=True))
+    return {
+        "picture": f"{found['picture, TFLOP']} TFLOP", "share": found["share"], "time": f"{found['A100, h']} h",
+        "disk": f"{found['disk, GB']} GB",
+    }  # fmt: skip
+
+
+def test_there_is_a_page_for_every_family() -> None:
+    assert {page.stem for page in PAGES} == {
+        "stable_diffusion_15", "sdxl", "sd3", "flux", "pixart_sigma", "sana", "lumina2", "wan_video",
+    }  # fmt: skip
+    table = README.read_text(encoding="utf-8")
+    assert all(f"]({page.name})" in table for page in PAGES)
+
+
+@pages
+def test_names_and_keywords_exist(page: Path) -> None:
+    source = page.read_text(encoding="utf-8")
+    compile(source, str(page), "exec")
+    assert len(source.splitlines()) < 80
+    checker = check(source, runpy.run_path(str(page), run_name="example"))
+    assert not checker.problems
+    assert {
+        "saferedir.attach",
+        "saferedir.protect",
+        "Attached.decisions",
+        "train_saferedir",
+        "TrainConfig",
+    } <= checker.checked
+    assert {"Decision.action", "Decision.to_dict"} <= checker.checked
+
+
+@pages
+def test_commands_are_understood(page: Path) -> None:
+    source = page.read_text(encoding="utf-8")
+    commands = list(commands_in(ast.get_docstring(ast.parse(source), clean=False) or ""))
+    assert [words[:2] for words in commands] == [["pairs", "build"], ["train", "saferedir"]]
+    for words in commands:
+        parse(words)
+    assert f"draws {TrainConfig.rollout_batch} " in source
+
+
+def test_a_page_runs_on_a_tiny_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Stable Diffusion page from top to bottom, with random weights and a random guard that always fires."""
+    main = runpy.run_path(str(EXAMPLES / "stable_diffusion_15.py"), run_name="example")["main"]
+    torch.manual_seed(0)
+    network = {"prompt_dim": PROMPT_WIDTH, "concepts": ["umbrella"]}
+    config = SafeRedirConfig(concept="umbrella", network=network, prompt_threshold=-1e6, image_threshold=1e6)
+    guard = SafeRedir(config).save_pretrained(tmp_path / "guard")
+    monkeypatch.setitem(main.__globals__, "load", make_pipeline)
+    monkeypatch.setitem(main.__globals__, "GUARD", guard)
+    monkeypatch.chdir(tmp_path)
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["redirected", "redirected", "False", "False"]
+    assert {path.name for path in tmp_path.glob("*.png")} == {"0.png", "1.png"}
+
+
+@pages
+def test_pipeline_is_a_supported_family(page: Path) -> None:
+    hub_id = runpy.run_path(str(page), run_name="example")["HUB_ID"]
+    pipeline = next(backbone.pipeline for backbone in BACKBONES if backbone.hub_id == hub_id)
+    assert any(pipeline in family.pipelines for family in FAMILIES.values())
+
+
+@pages
+def test_page_and_table_quote_the_counted_cost(page: Path) -> None:
+    head = " ".join((ast.get_docstring(ast.parse(page.read_text(encoding="utf-8"))) or "").split())
+    row = next(line for line in README.read_text(encoding="utf-8").splitlines() if f"]({page.name})" in line)
+    hub_id = runpy.run_path(str(page), run_name="example")["HUB_ID"]
+    assert f"`{hub_id}`" in row
+    assert "has NOT been run" in head
+    costs = quoted_costs(hub_id)
+    assert all(f" {value} " in row for value in costs.values())
+    assert all(re.search(rf" {re.escape(value)}\b|{re.escape(value)} of it", head) for value in costs.values())
+
+
+def test_commands_of_the_table_are_understood() -> None:
+    commands = list(commands_in(README.read_text(encoding="utf-8")))
+    assert len(commands) == len(PAGES)
+    for words in commands:
+        parse(words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "saferedir.no_such_name",
+        "saferedir.attach(1, 2, strength=3)",
+        "saferedir.load_pipeline()",
+        "TrainConfig(no_such_field=1)",
+        "with saferedir.attach(1, 2) as attached: attached.no_such_name",
+        "for d in attached.decisions: d.no_such_name",
+    ],
+)
+def test_the_checker_sees_mistakes(line: str) -> None:
+    assert check(line, {"saferedir": saferedir, "TrainConfig": TrainConfig}).problems
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "saferedir paint --out x",
+        "saferedir train saferedir --concept star",
+        "saferedir train saferedir --pairs x --concept star --out y --no-such-option 1",
+    ],
+)
+def test_the_parser_sees_mistakes(line: str) -> None:
+    with pytest.raises(Exception, match=r"no command|[Mm]issing|[Nn]o such option"):
+        parse(next(commands_in(f"    {line}")))
