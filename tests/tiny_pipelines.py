@@ -1,7 +1,7 @@
 """Tiny, random, hub-free diffusers pipelines of every supported family, and one way to run them all.
 
 A case says how to build its pipeline, what a short run takes and how classifier-free guidance goes on and off; `run`
-gives final latents whose image i starts from the same noise in any batch. Pictures are 32 high and 48 wide (Lumina 2:
+gives final latents whose image i starts from the same noise in any batch. Pictures are 32 high and 48 wide (Lumina:
 64 and 96), so that swapped sides show. Weights come from fixed seeds; build a fresh pipeline wherever a test changes it.
 """
 
@@ -111,6 +111,8 @@ CASES = (
         {"height": 2 * HEIGHT, "width": 2 * WIDTH, "system_prompt": "draw", "max_sequence_length": 48},
         guidance_is_sequential=True,
     ),
+    PipelineCase("lumina", "lumina", dits.make_lumina, {"height": 2 * HEIGHT, "width": 2 * WIDTH}),
+    PipelineCase("aura-flow", "aura-flow", dits.make_aura_flow, {**SIZE, "max_sequence_length": 24}),
     PipelineCase("wan", "wan", dits.make_wan, VIDEO, guidance_is_sequential=True),
     PipelineCase(
         "wan-2.2",

@@ -15,6 +15,7 @@ from saferedir.errors import (
 from saferedir.guard import Guard
 from saferedir.packaged import library_version
 from saferedir.pipelines import load_pipeline
+from saferedir.protect import GuardedPipeline, protect
 
 __version__ = library_version()
 
@@ -22,6 +23,8 @@ __all__ = [
     "load_pipeline",
     "attach",
     "Attached",
+    "protect",
+    "GuardedPipeline",
     "Guard",
     "Decision",
     "GuardError",

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from saferedir.decisions import Decision
 from saferedir.errors import AlreadyAttachedError, GuardError
-from saferedir.families import family_of
+from saferedir.families import family_of, unwrapped
 from saferedir.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.guard import Guard
 from saferedir.schedules import check_scheduler
@@ -29,7 +29,8 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
     Guards act in the order given; guards of earlier attachments act before those of later ones. Nothing is
     changed if anything is wrong: an unsupported pipeline or scheduler (UnsupportedPipelineError), a guard for
     another architecture (BackboneMismatchError, unless `force`), a guard already attached here
-    (AlreadyAttachedError). Other weights than those a guard was trained on only warn.
+    (AlreadyAttachedError), two guards that both replace guidance (GuardError). Other weights than those a guard was
+    trained on only warn.
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     if not chosen or not all(isinstance(guard, Guard) for guard in chosen):
@@ -49,11 +50,26 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
             raise AlreadyAttachedError(
                 f"guard {guard.method!r} is already attached to this pipeline; detach it first, or load a second one."
             )
+    guiding = [guard for guard in [*present, *chosen] if guard.replaces_guidance]
+    if len(guiding) > 1:
+        raise GuardError(
+            f"guards {guiding[0].method!r} and {guiding[1].method!r} both replace classifier-free guidance, so they cannot "
+            "work on one pipeline; attach one of them, or name all concepts in one guard."
+        )
     if not force:
         _check_backbones(pipe, chosen)
     if seam is None:
         seam = Seam(pipe, family)
-    return Attached(seam, chosen)
+    denoiser = unwrapped(getattr(pipe, family.denoiser))
+    try:
+        for guard in chosen:
+            if guard.enabled:
+                guard.load(denoiser)
+        return Attached(seam, chosen)
+    except BaseException:
+        for guard in chosen:
+            guard.unload(denoiser)
+        raise
 
 
 def detach(pipe: Any) -> None:

@@ -32,6 +32,7 @@ class Decision:
         token_strengths: (L,) strength per prompt token (of the strongest redirection), or None.
         tokens: the L tokens, where the caller knows them.
         prompt_scores, image_scores: one entry per check, in order.
+        attempts: runs it took to get this image; more than 1 only under a policy that draws again (protect.py).
         message: one sentence for a person.
     """
 
@@ -50,6 +51,7 @@ class Decision:
     tokens: tuple[str, ...] | None = None
     prompt_scores: tuple[float, ...] = ()
     image_scores: tuple[float, ...] = ()
+    attempts: int = 1
     message: str = ""
 
     def __post_init__(self) -> None:

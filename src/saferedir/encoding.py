@@ -27,9 +27,11 @@ class Encoded(NamedTuple):
         return Encoded(function(self.prompt), *(None if part is None else function(part) for part in self[1:]))
 
     def cat(self, *others: Encoded) -> Encoded:
-        """All rows, those of `others` below."""
+        """All rows, those of `others` below; under a mask their lengths may differ."""
         prompt, pooled, mask = zip(self, *others, strict=True)
-        return Encoded(torch.cat(prompt), _cat(pooled), _cat(mask))
+        if self.mask is None:
+            return Encoded(torch.cat(prompt), cat_parts(pooled))
+        return Encoded(cat_lengths(prompt), cat_parts(pooled), cat_lengths(mask))
 
     def rows(self, where: Any) -> Encoded:
         """The chosen rows of every part."""
@@ -44,9 +46,19 @@ class Encoded(NamedTuple):
         )
 
 
-def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+def cat_parts(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All rows of a part, or None where nobody has it."""
     found = [part for part in parts if part is not None]
     return torch.cat(found) if found else None
+
+
+def cat_lengths(parts: Sequence[Tensor]) -> Tensor:
+    """All rows of embeddings (N, L, D) or masks (N, L) as long as the longest; the others end in zeros, for under a mask."""
+    length = max(part.shape[1] for part in parts)
+    missing = [part.new_zeros(part.shape[0], length - part.shape[1], *part.shape[2:]) for part in parts]
+    return torch.cat(
+        [torch.cat(pair, dim=1) if pair[1].shape[1] else pair[0] for pair in zip(parts, missing, strict=True)]
+    )
 
 
 def encode_prompts(pipe: Any, texts: Sequence[str], call: Mapping[str, Any] | None = None, batch: int = 64) -> Encoded:

@@ -19,6 +19,28 @@ CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tower:
+    """One text encoder of a family, read by `text_towers`: how its states become prompt embeddings.
+
+    Attributes:
+        kind: what its special tokens are like, and what a pooled state is.
+        encoder, tokenizer: attributes of the pipeline; where either is None there is no such tower.
+        place: its states are the first, or "beside" the last tower's (more channels), or "after" them (more tokens);
+            "pooled": they are no prompt embeddings, its pooled state is the pooled embedding.
+        layer: hidden state that is taken, -1 the last one after the final norm.
+        is_masked: whether padding is masked in the encoder; is_zeroed: whether the states of padding are set to 0.
+    """
+
+    kind: Literal["clip", "t5"]
+    encoder: str = "text_encoder"
+    tokenizer: str = "tokenizer"
+    place: Literal["first", "beside", "after", "pooled"] = "first"
+    layer: int = -1
+    is_masked: bool = False
+    is_zeroed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One row: everything the seam must know about a family of pipelines.
 
@@ -44,6 +66,7 @@ class Family:
         prompt_width: denoiser config entry with the width D of the prompt embeddings.
         encoded: what `encode_prompt` returns, by position; "prompt", "pooled" and "mask" are read.
         has_bos: whether prompts begin with a token that says nothing and must not be moved.
+        towers: the text encoders whose tokens a guard may mask, in this order; () where we know none.
     """
 
     name: str
@@ -65,6 +88,7 @@ class Family:
     prompt_width: str = "joint_attention_dim"
     encoded: tuple[str, ...] = ("prompt",)
     has_bos: bool = False
+    towers: tuple[Tower, ...] = ()
 
     @property
     def is_sequential(self) -> bool:
@@ -78,6 +102,12 @@ UNET_ROWS = (
     "down_block_additional_residuals",
     "mid_block_additional_residual",
     "down_intrablock_additional_residuals",
+)
+
+#: two CLIPs side by side, as in SDXL and Stable Diffusion 3
+_CLIP_PAIR = (
+    Tower(kind="clip", layer=-2),
+    Tower(kind="clip", encoder="text_encoder_2", tokenizer="tokenizer_2", place="beside", layer=-2),
 )
 
 _ROWS = (
@@ -100,6 +130,7 @@ _ROWS = (
         row_kwargs=UNET_ROWS,
         prompt_width="cross_attention_dim",
         has_bos=True,
+        towers=(Tower(kind="clip"),),
     ),
     Family(
         name="stable-diffusion-xl",
@@ -122,6 +153,7 @@ _ROWS = (
         prompt_width="cross_attention_dim",
         encoded=("prompt", "negative", "pooled", "negative_pooled"),
         has_bos=True,
+        towers=_CLIP_PAIR,
     ),
     Family(
         name="stable-diffusion-3",
@@ -136,6 +168,10 @@ _ROWS = (
         aside_kwarg="skip_layers",
         encoded=("prompt", "negative", "pooled", "negative_pooled"),
         has_bos=True,
+        towers=(
+            *_CLIP_PAIR,
+            Tower(kind="t5", encoder="text_encoder_3", tokenizer="tokenizer_3", place="after"),
+        ),
     ),
     Family(
         name="flux",
@@ -146,6 +182,10 @@ _ROWS = (
         pooled_kwarg=("pooled_projections",),
         packing=FLUX_PACKING,
         encoded=("prompt", "pooled"),
+        towers=(
+            Tower(kind="clip", place="pooled"),
+            Tower(kind="t5", encoder="text_encoder_2", tokenizer="tokenizer_2"),
+        ),
     ),
     Family(
         name="pixart",
@@ -155,6 +195,7 @@ _ROWS = (
         mask_kwarg="encoder_attention_mask",
         prompt_width="caption_channels",
         encoded=("prompt", "mask"),
+        towers=(Tower(kind="t5", is_masked=True),),
     ),
     Family(
         name="sana",
@@ -177,12 +218,30 @@ _ROWS = (
         has_bos=True,
     ),
     Family(
+        name="lumina",
+        pipelines=("LuminaPipeline",),
+        text_encoders=("text_encoder",),
+        cfg_layout="cond_uncond",
+        mask_kwarg="encoder_mask",
+        sign=-1.0,
+        prompt_width="cross_attention_dim",
+        encoded=("prompt", "mask"),
+        has_bos=True,
+    ),
+    Family(
+        name="aura-flow",
+        pipelines=("AuraFlowPipeline",),
+        text_encoders=("text_encoder",),
+        encoded=("prompt",),
+    ),
+    Family(
         name="wan",
         pipelines=("WanPipeline",),
         text_encoders=("text_encoder",),
         more_denoisers=("transformer_2",),
         cfg_layout="sequential",
         prompt_width="text_dim",
+        towers=(Tower(kind="t5", is_masked=True, is_zeroed=True),),
     ),
 )
 

@@ -1,6 +1,6 @@
 """Fingerprint of a backbone: what a guard trained on a pipeline may rely on, and the refusal to guard another.
 
-Imports torch, `errors`, `families`, `schedules`. Used by `attach` (to check) and by trainers (to write).
+Imports torch, `errors`, `families`, `latents`, `schedules`. Used by `attach` (to check) and by trainers (to write).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from saferedir.errors import BackboneMismatchError
 from saferedir.families import family_of, unwrapped
+from saferedir.latents import latent_constants
 from saferedir.schedules import prediction_type
 
 #: parts of the names of parameters that adapters bring along
@@ -33,6 +34,8 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
     denoiser = unwrapped(getattr(pipe, family.denoiser))
     encoders = [getattr(pipe, name, None) for name in family.text_encoders]
     modules = {family.denoiser: denoiser, **dict(zip(family.text_encoders, encoders, strict=True))}
+    weights = {name: _weights_hash(module) for name, module in modules.items() if module is not None}
+    vae = getattr(pipe, "vae", None)
     return {
         "architecture": {
             "family": family.name,
@@ -44,17 +47,32 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
                 "".join(f"{name}{tuple(value.shape)}" for name, value in _own_parameters(denoiser).items()).encode()
             ),
         },
-        "weights": {name: _weights_hash(module) for name, module in modules.items() if module is not None},
+        "weights": weights if vae is None else {**weights, "vae": vae_fingerprint(vae)},
     }
+
+
+def vae_fingerprint(vae: Any) -> str | None:
+    """Short hash of a latent space: the encoder's weights and the constants around it; None as in `backbone_fingerprint`.
+
+    The decoder does not count: latents mean the same to a VAE of which only the decoder was fine-tuned.
+    """
+    parts = [getattr(unwrapped(vae), name, None) for name in ("encoder", "quant_conv")]
+    hashes = [_weights_hash(part) for part in parts if part is not None and any(True for _ in part.parameters())]
+    if not hashes or None in hashes:
+        return None
+    return _short_hash(repr((hashes, latent_constants(unwrapped(vae)))).encode())
 
 
 def compare_backbone(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(architecture fields that differ, modules whose weights differ); a field unknown to one side is not
     compared.
+
+    A module named under the architecture a guard expects must have the same weights: latents of a negation set mean nothing
+    to another "vae".
     """
     parts = []
     for part in ("architecture", "weights"):
-        ours, theirs = expected.get(part, {}), actual.get(part, {})
+        ours, theirs = expected.get(part, {}), {**actual.get("weights", {}), **actual.get(part, {})}
         shared = [key for key in ours if key in theirs and None not in (ours[key], theirs[key])]
         parts.append([f"{key} is {theirs[key]!r}, not {ours[key]!r}" for key in shared if ours[key] != theirs[key]])
     return parts[0], parts[1]
@@ -63,6 +81,11 @@ def compare_backbone(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> 
 def check_backbone(expected: Mapping[str, Any], actual: Mapping[str, Any], guard: str) -> list[str]:
     """Raise BackboneMismatchError if the architecture differs; return the modules whose weights do."""
     architecture, weights = compare_backbone(expected, actual)
+    if any(text.startswith("vae ") for text in architecture):
+        raise BackboneMismatchError(
+            f"the negation set of guard {guard!r} was encoded by another VAE ({'; '.join(architecture)}); build it with this "
+            "pipeline (`saferedir negation build`), or attach the guard with force=True at your own risk."
+        )
     if architecture:
         raise BackboneMismatchError(
             f"guard {guard!r} was trained for another backbone ({'; '.join(architecture)}); "

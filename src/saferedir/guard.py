@@ -17,29 +17,36 @@ Rules of the seam, for guard authors:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
-from saferedir.errors import GuardConfigError
+from saferedir.errors import GuardConfigError, GuardError
 
 
 class Embeds(NamedTuple):
     """What a guard puts in place of the conditioning of one denoiser call; None leaves that part as it is.
 
     prompt (B, L, D): the conditional rows. negative (B, L, D): the unconditional rows. pooled (B, P):
-    conditional.
+    conditional. negative_pooled (B, P), negative_mask (B, L): of the unconditional rows; ignored where the denoiser is given
+    none.
     """
 
     prompt: Tensor | None = None
     negative: Tensor | None = None
     pooled: Tensor | None = None
+    negative_pooled: Tensor | None = None
+    negative_mask: Tensor | None = None
+
+
+def _no_encoder(texts: Sequence[str]) -> Encoded:
+    raise GuardError("this run has no text encoder at hand, so a guard that needs its texts encoded cannot start.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,7 @@ class Run:
             seen yet); guidance_scale: its weight, None where unknown.
         insist: one level an image; above 0 the last run's image was unsafe, so act from step 0 on, more strongly the higher.
         device, dtype: of the denoiser's latents.
+        encode: texts -> their conditioning (N, ...) by the pipeline's own text encoders, as long as the run's prompts.
     """
 
     batch_size: int
@@ -128,6 +136,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     insist: tuple[int, ...] = ()
+    encode: Callable[[Sequence[str]], Encoded] = dataclasses.field(default=_no_encoder, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +185,25 @@ class Guard(Generic[ConfigT]):
     #: name in the registry and in `guard_config.json`
     method: ClassVar[str] = ""
     config_class: ClassVar[type[GuardConfig]] = GuardConfig
+    #: whether it makes a guided prediction of its own; `attach` refuses two such guards on one pipeline
+    replaces_guidance: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT) -> None:
         self.config: ConfigT = config
         #: a disabled guard is not called at all: the output is bit-identical to the unguarded one
         self.enabled = True
+
+    def load(self, denoiser: nn.Module) -> None:
+        """Put this guard's adapters on the denoiser, switched on, leaving base weights and others' adapters as they are.
+
+        For guards that act through the weights. Called by `attach`, and again before every run to make sure: harmless if done
+        twice, all or nothing.
+        """
+
+    def unload(self, denoiser: nn.Module) -> None:
+        """Take exactly these adapters off again; harmless where there are none. Called on detaching, and before the runs of a
+        disabled guard.
+        """
 
     def start(self, run: Run) -> Any:
         """Allocate this call's state, one row per image; reachable as `step.state`. Move networks to

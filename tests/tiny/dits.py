@@ -1,4 +1,4 @@
-"""Tiny pipelines around a transformer: Stable Diffusion 3, FLUX, PixArt, Sana, Lumina 2 and Wan.
+"""Tiny pipelines around a transformer: Stable Diffusion 3, FLUX, PixArt, Sana, Lumina, Lumina 2, AuraFlow and Wan.
 
 Imports diffusers and tests.tiny.parts, tests.conftest only. Which arguments a short run takes is in tests/tiny_pipelines.py.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
+import torch
 from tests.conftest import make_scheduler, make_tokenizer
 from tests.tiny.parts import (
     CLIP_WIDTH,
@@ -173,6 +174,65 @@ def make_lumina2() -> Any:
         vae=make_flow_vae(levels=4),  # the pipeline takes the shrinking factor 8 for granted
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+    )
+
+
+def make_lumina() -> Any:
+    """The first Lumina-Next: conditional rows first, variance channels after the latents' own."""
+    transformer = alive(
+        lambda: diffusers.LuminaNextDiT2DModel(
+            sample_size=8,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=2,
+            num_attention_heads=4,
+            num_kv_heads=2,
+            multiple_of=16,
+            cross_attention_dim=GEMMA_WIDTH,
+        ),
+        caption_embedder=3.0,
+    )
+    with torch.no_grad():
+        transformer.pad_token.zero_()  # left unset by its constructor, and unused
+        for layer in transformer.layers:
+            layer.gate.fill_(1.0)  # zero, it shuts the prompt out
+    return diffusers.LuminaPipeline(
+        tokenizer=make_t5_tokenizer(),
+        text_encoder=make_gemma(),
+        vae=make_vae(levels=4),  # the pipeline takes the shrinking factor 8 for granted
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def make_aura_flow() -> Any:
+    transformer = alive(
+        lambda: diffusers.AuraFlowTransformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=T5_WIDTH,
+            caption_projection_dim=32,
+            pos_embed_max_size=64,
+        ),
+        add_v_proj=8.0,
+        to_v=8.0,
+        norm1=12.0,
+        norm1_context=12.0,
+        norm=12.0,
+        to_out=3.0,
+        proj_out=3.0,
+    )
+    return diffusers.AuraFlowPipeline(
+        tokenizer=make_t5_tokenizer(),
+        text_encoder=make_umt5(),
+        vae=make_vae(),
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
     )
 
 

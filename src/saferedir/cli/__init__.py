@@ -12,6 +12,7 @@ import typer
 from saferedir.cli.common import Commands, console
 from saferedir.cli.guards import guards_app
 from saferedir.cli.images import demo, generate
+from saferedir.cli.negation import negation_app
 from saferedir.cli.pairs import pairs_app
 from saferedir.cli.train import train_app
 from saferedir.cli.world import world_app
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command(no_args_is_help=True)(generate)
 app.add_typer(pairs_app)
+app.add_typer(negation_app)
 app.add_typer(train_app)
 app.add_typer(guards_app)
 app.add_typer(world_app)

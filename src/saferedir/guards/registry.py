@@ -36,3 +36,9 @@ def guard_class(method: str) -> type[Guard[Any]]:
 
 
 register("saferedir", "saferedir.guards.saferedir.guard:SafeRedir")
+register("safe_denoiser", "saferedir.guards.safe_denoiser:SafeDenoiser")
+register("spell", "saferedir.guards.spell:SPELL")
+register("negative_prompt", "saferedir.guards.negative_prompt:NegativePrompt")
+register("sld", "saferedir.guards.sld:SLD")
+register("dual_latent_r1", "saferedir.guards.dual_latent:DualLatentR1")
+register("duo", "saferedir.guards.duo.guard:DUO")

@@ -143,21 +143,26 @@ def _checked_extra(guard: Guard[Any], found: Encoded, batch: int) -> Encoded:
 
 
 def riders(blocks: Sequence[Encoded], own: Encoded) -> Encoded:
-    """Extra rows of all guards as rows of one call: (E*B, L, D) and so on; parts a guard left out are the image's `own`."""
+    """Extra rows of all guards as rows of one call: (E*B, L, D) and so on; parts a guard left out are the image's `own`.
+
+    Under a mask they may be longer or shorter than the image's; L is then the longest of all.
+    """
 
     def rows(part: Tensor | None, mine: Tensor, count: int) -> Tensor:
-        found = mine.repeat(count, *(1,) * (mine.ndim - 1)) if part is None else part.flatten(0, 1).to(mine)
-        if found.shape[1:] != mine.shape[1:]:
-            raise GuardError(
-                f"extra prompts {tuple(found.shape)} do not fit beside prompts {tuple(mine.shape)}; call the pipeline "
-                "with its default max_sequence_length."
-            )
-        return found
+        return mine.repeat(count, *(1,) * (mine.ndim - 1)) if part is None else part.flatten(0, 1).to(mine)
 
     columns = []
     for block in blocks:
-        count = block.prompt.shape[0]
+        count, _, length, width = block.prompt.shape
+        given = block.mask
+        if length != own.prompt.shape[1] and given is None:
+            given = block.prompt.new_ones(block.prompt.shape[:3])
+        if width != own.prompt.shape[2] or (length != own.prompt.shape[1] and own.mask is None):
+            raise GuardError(
+                f"extra prompts {tuple(block.prompt.shape[2:])} do not fit beside prompts {tuple(own.prompt.shape[1:])}; "
+                "call the pipeline with its default max_sequence_length."
+            )
         pooled = None if own.pooled is None else rows(block.pooled, own.pooled, count)
-        mask = None if own.mask is None else rows(block.mask, own.mask, count)
+        mask = None if own.mask is None else rows(given, own.mask, count)
         columns.append(Encoded(rows(block.prompt, own.prompt, count), pooled, mask))
     return columns[0].cat(*columns[1:])

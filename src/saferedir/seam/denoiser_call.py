@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saferedir.encoding import Encoded
+from saferedir.encoding import Encoded, cat_lengths
 from saferedir.errors import GuardError
 from saferedir.families import Family
 
@@ -87,9 +87,9 @@ class Call(NamedTuple):
 
             _put(family.latents_arg, args, kwargs, extend(self.latents))
             kwargs |= {name: extend(kwargs[name]) for name in family.row_kwargs if name in kwargs}
-            prompt = torch.cat([prompt, used.extra.prompt])
+            prompt = cat_lengths((prompt, used.extra.prompt.to(prompt)))
             pooled = _appended(pooled, used.extra.pooled, conditional, copies)
-            mask = _appended(mask, used.extra.mask, conditional, copies)
+            mask = None if mask is None or used.extra.mask is None else cat_lengths((mask, used.extra.mask.to(mask)))
         _put(family.prompt_arg, args, kwargs, prompt)
         if pooled is not given.pooled:
             kwargs = _with_nested(kwargs, family.pooled_kwarg, pooled)

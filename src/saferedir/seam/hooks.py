@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from saferedir.adapters import guard_adapters, remove_adapter
 from saferedir.encoding import Encoded, encode_to_length
 from saferedir.errors import GuardError
 from saferedir.families import Family, unwrapped
@@ -27,7 +28,7 @@ from saferedir.seam.session import Session
 from saferedir.seam.span import evaluation_span
 from saferedir.seam.wrapping import (
     MARK,
-    WrappedScheduler,
+    WrappedMethods,
     owner_of_hooks,
     remove_foreign_wrappers,
     remove_marked_hooks,
@@ -45,7 +46,7 @@ class Seam:
         self.attachments: list[Attached] = []
         #: denoisers and their companions by attribute, as the pipeline held them when the hooks were put on
         self.modules: dict[str, nn.Module] = {}
-        self._wrapped: WrappedScheduler | None = None
+        self._wrapped: WrappedMethods | None = None
         self._session: Session | None = None
         self._grid: Grid | None = None
         self._is_due = False
@@ -77,6 +78,8 @@ class Seam:
         """
         if attached not in self.attachments:
             return
+        for guard in attached.guards:
+            guard.unload(self._denoiser)
         self.attachments.remove(attached)
         session = self._session
         is_running = session is not None and not session.finished and not session.failed
@@ -88,6 +91,11 @@ class Seam:
             self._is_tripped = True
         else:
             self._uninstall()
+
+    @property
+    def _denoiser(self) -> nn.Module:
+        denoiser: nn.Module = unwrapped(self.modules[self.family.denoiser])
+        return denoiser
 
     def _uninstall(self) -> None:
         for handle in self._handles:
@@ -136,7 +144,7 @@ class Seam:
     def _wrap_scheduler(self, scheduler: Any) -> None:
         check_scheduler(scheduler)
         moments = {"step": self._scheduler_step, "set_timesteps": self._set_timesteps}
-        self._wrapped = WrappedScheduler(scheduler, moments, self)
+        self._wrapped = WrappedMethods(scheduler, moments, self)
 
     def _unwrap_scheduler(self) -> None:
         if self._wrapped is not None:
@@ -146,7 +154,7 @@ class Seam:
     @property
     def scheduler(self) -> Any:
         """The scheduler whose methods are wrapped now."""
-        return None if self._wrapped is None else self._wrapped.scheduler
+        return None if self._wrapped is None else self._wrapped.instance
 
     # --- moments
     # ----------------------------------------------------------------------------------------------
@@ -244,8 +252,12 @@ class Seam:
             attached.clear()
 
     def _new_session(self, call: Call) -> Session:
+        for guard in self.guards():  # whatever the user did to the adapters, or to `enabled`, since
+            (guard.load if guard.enabled else guard.unload)(self._denoiser)
         latents = call.latents
         halves = 2 if self._is_guided(latents) else 1
+        if halves == 2 and call.kwargs.get("guess_mode"):
+            raise GuardError("guess_mode shows the ControlNet half of the rows, which guards cannot follow; leave it off.")
         # a pipeline may start late (img2img) or stop early (SDXL's denoising_end); it says so before its first call
         count = getattr(self.pipe, "_num_timesteps", None)
         offset, timesteps = evaluation_span(self.scheduler, count, call.time)
@@ -371,12 +383,16 @@ def find_seam(pipe: Any, family: Family) -> Seam | None:
 
 
 def remove_foreign_hooks(pipe: Any, family: Family) -> None:
-    """Remove hooks and wrappers that came along with a deep copy of a guarded pipeline."""
+    """Remove hooks, wrappers and guards' adapters that came along with a deep copy of a guarded pipeline."""
     for name in (family.denoiser, *family.more_denoisers, *family.companions):
         held = getattr(pipe, name, None)
         for module in () if held is None else {held, unwrapped(held)}:
             remove_marked_hooks(module, _is_foreign)
     remove_foreign_wrappers(pipe.scheduler)
+    if find_seam(pipe, family) is None:
+        denoiser = unwrapped(getattr(pipe, family.denoiser))
+        for adapter in guard_adapters(denoiser):
+            remove_adapter(denoiser, adapter)
 
 
 def _is_foreign(owner: object, module: nn.Module) -> bool:

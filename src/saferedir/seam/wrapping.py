@@ -1,6 +1,6 @@
-"""Wrapping a scheduler's methods and finding a seam again from the hooks it left. No run, no guard in sight.
+"""Wrapping methods of a scheduler or a pipeline and finding a seam again from the hooks it left. No run, no guard in sight.
 
-Imports torch and `errors`. Used by `seam.hooks` and `attach`.
+Imports torch and `errors`. Used by `seam.hooks`, `seam.texts` and `attach`.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ _HOOK_DICTS = (
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
-#: called as moment(scheduler, original, *args, **kwargs)
+#: called as moment(instance, original, *args, **kwargs)
 Moment = Callable[..., Any]
 
 
-class WrappedScheduler:
-    """Methods of one scheduler instance, replaced until `release`; then inert, even where somebody wrapped them again."""
+class WrappedMethods:
+    """Methods of one instance, replaced until `release`; then inert, even where somebody wrapped them again."""
 
-    def __init__(self, scheduler: Any, moments: Mapping[str, Moment], owner: object) -> None:
-        self.scheduler, self._is_active = scheduler, True
-        self._found = {name: scheduler.__dict__[name] for name in moments if name in scheduler.__dict__}
+    def __init__(self, instance: Any, moments: Mapping[str, Moment], owner: object) -> None:
+        self.instance, self._is_active = instance, True
+        self._found = {name: instance.__dict__[name] for name in moments if name in instance.__dict__}
         self._wrappers = {name: self._wrapped(name, moment, owner) for name, moment in moments.items()}
         for name, wrapper in self._wrappers.items():
-            setattr(scheduler, name, wrapper)
+            setattr(instance, name, wrapper)
 
     def release(self) -> None:
-        """Put the scheduler's own methods back."""
+        """Put the instance's own methods back."""
         self._is_active = False
         for name, wrapper in self._wrappers.items():
-            if self.scheduler.__dict__.get(name) is not wrapper:
+            if self.instance.__dict__.get(name) is not wrapper:
                 continue  # somebody wrapped ours since; it stays below theirs and passes everything through
             if name in self._found:
-                setattr(self.scheduler, name, self._found[name])
+                setattr(self.instance, name, self._found[name])
             else:
-                delattr(self.scheduler, name)
+                delattr(self.instance, name)
 
     def _wrapped(self, name: str, moment: Moment, owner: object) -> MethodType:
-        original = getattr(self.scheduler, name)
+        original = getattr(self.instance, name)
 
         # The type's function is the one pipelines inspect for `eta`, `generator`, `timesteps`, `sigmas`.
-        @functools.wraps(getattr(type(self.scheduler), name))
-        def wrapped(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            if scheduler is not self.scheduler:
+        @functools.wraps(getattr(type(self.instance), name))
+        def wrapped(instance: Any, *args: Any, **kwargs: Any) -> Any:
+            if instance is not self.instance:
                 raise GuardError(
-                    f"this {type(scheduler).__name__} is a copy of a guarded one, without guards of its own; attach guards "
+                    f"this {type(instance).__name__} is a copy of a guarded one, without guards of its own; attach guards "
                     "to its pipeline, or free it with saferedir.attach.detach(pipe)."
                 )
             if not self._is_active:
                 return original(*args, **kwargs)
-            return moment(scheduler, original, *args, **kwargs)
+            return moment(instance, original, *args, **kwargs)
 
         setattr(wrapped, MARK, (owner, self))
-        return MethodType(wrapped, self.scheduler)
+        return MethodType(wrapped, self.instance)
 
 
 def owner_of_hooks(module: nn.Module) -> Any:
@@ -85,9 +85,9 @@ def remove_marked_hooks(module: nn.Module, is_foreign: Callable[[object, nn.Modu
                     getattr(module, name, {}).pop(key, None)
 
 
-def remove_foreign_wrappers(scheduler: Any) -> None:
-    """Remove wrapped methods that a copied scheduler brought along."""
-    for name, method in list(scheduler.__dict__.items()):
+def remove_foreign_wrappers(instance: Any) -> None:
+    """Remove wrapped methods that a copied scheduler or pipeline brought along."""
+    for name, method in list(instance.__dict__.items()):
         mark = getattr(method, MARK, None)
-        if mark is not None and mark[1].scheduler is not scheduler:
-            delattr(scheduler, name)
+        if mark is not None and mark[1].instance is not instance:
+            delattr(instance, name)

@@ -1,7 +1,8 @@
-"""What a redirector is trained on, in memory, and how batches are drawn from it. Imports torch and dataset.py."""
+"""What a redirector is trained on, in memory, and how batches are drawn from it. Imports torch, dataset.py, frames.py."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from saferedir.encoding import Encoded
-from saferedir.guards.saferedir.frames import LATENT_CLAMP
+from saferedir.guards.saferedir.dataset import Pair, encode_on_cpu
+from saferedir.guards.saferedir.frames import LATENT_CLAMP, chosen_frames
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,24 @@ class TextData:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Frames (N, S, C, h, w) with one label and the conditioning of one prompt an image, and the times (S,)."""
+    """Frames (N, S, C, h, w), or (N, S, C, F, h, w) of videos, with one label and the conditioning of one prompt an image,
+    and the times (S,).
+    """
 
     frames: Tensor
     prompts: Encoded
     label: Tensor
     t: Tensor
+
+
+def encode_text(pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None = None) -> TextData:
+    """Conditioning of the pairs' both sides and of the benign lines."""
+    paired = [pair for pair in pairs if pair.unsafe is not None]
+    alone = [pair.safe for pair in pairs if pair.unsafe is None]
+    safe = encode_on_cpu(pipe, [pair.safe for pair in paired], call)
+    unsafe = encode_on_cpu(pipe, [str(pair.unsafe) for pair in paired], call)
+    benign = safe.cat(encode_on_cpu(pipe, alone, call)) if alone else safe
+    return TextData(unsafe, safe, benign)
 
 
 class TextBatch(NamedTuple):
@@ -74,7 +88,7 @@ def image_batch(data: ImageData, count: int, generator: torch.Generator) -> Imag
     """Random frames of random steps, shifted by at most one latent cell and slightly disturbed."""
     rows = torch.randint(len(data.frames), (count,), generator=generator)
     steps = torch.randint(len(data.t), (count,), generator=generator)
-    frames = data.frames[rows, steps].float().clamp(-LATENT_CLAMP, LATENT_CLAMP)
+    frames = chosen_frames(data.frames[rows, steps], generator).float().clamp(-LATENT_CLAMP, LATENT_CLAMP)
     shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
     frames = torch.roll(frames, shifts=tuple(shift), dims=(-2, -1))
     frames = frames + 0.05 * torch.randn(frames.shape, generator=generator)

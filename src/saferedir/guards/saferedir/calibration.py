@@ -12,49 +12,79 @@ from torch import Tensor
 
 from saferedir.encoding import Encoded
 from saferedir.guards.saferedir.batches import ImageData, TextData
-from saferedir.guards.saferedir.frames import LATENT_CLAMP
+from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.losses import redirection_terms
 from saferedir.guards.saferedir.network import Redirector
 from saferedir.metrics import auroc, conformal_threshold
+
+ROWS_AT_ONCE = 64
 
 
 @torch.no_grad()
 def held_out_scores(network: Redirector, text: TextData, images: ImageData) -> dict[str, Tensor]:
     """Scores on held-out data: prompt (unsafe, benign), image and joint per image and step (N, S)."""
-    network.cpu()
-    frames = images.frames.float().clamp(-LATENT_CLAMP, LATENT_CLAMP)
-    per_step = [network.image_verdict(frames[:, s], t)[:, 0] for s, t in enumerate(images.t)]
-    prompts = images.prompts.floats
-    joint = [
-        network.joint_verdict(frames[:, s], t, prompts.prompt, prompts.mask, prompts.pooled)[:, 0]
-        for s, t in enumerate(images.t)
-    ]
+    device = next(network.parameters()).device
+    image, joint = [], []
+    for chunk in chunks(len(images.frames)):
+        prompts = images.prompts.rows(chunk).map(lambda part: part.to(device)).floats
+        for s, t in enumerate(images.t.to(device)):
+            frames = images.frames[chunk, s].to(device).float()
+
+            def both(frames: Tensor, t: Tensor, prompts: Encoded = prompts) -> Tensor:
+                each = prompts.map(lambda part: part.repeat_interleave(len(frames) // len(part), dim=0))
+                return network.joint_verdict(frames, t, each.prompt, each.mask, each.pooled)
+
+            image.append(highest_over_frames(network.image_verdict, frames, t.expand(len(frames))).cpu())
+            joint.append(highest_over_frames(both, frames, t.expand(len(frames))).cpu())
+    steps = len(images.t)
     return {
         "prompt_unsafe": prompt_scores(network, text.unsafe),
         "prompt_benign": prompt_scores(network, text.benign),
-        "image": torch.stack(per_step, dim=1),
-        "joint": torch.stack(joint, dim=1),
+        "image": torch.cat([torch.stack(image[at : at + steps], dim=1) for at in range(0, len(image), steps)]),
+        "joint": torch.cat([torch.stack(joint[at : at + steps], dim=1) for at in range(0, len(joint), steps)]),
     }
 
 
+def chunks(count: int) -> list[slice]:
+    """Slices of a few rows each: held-out embeddings of big encoders do not fit in memory in float32 all at once."""
+    return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
+
+
+@torch.no_grad()
 def prompt_scores(network: Redirector, prompts: Encoded) -> Tensor:
-    """Score of each prompt (N,)."""
-    given = prompts.floats
-    return network.prompt_verdict(given.prompt, given.mask, given.pooled)[:, 0]
+    """Score of each prompt (N,), on the CPU."""
+    device, found = next(network.parameters()).device, []
+    for chunk in chunks(len(prompts.prompt)):
+        given = prompts.rows(chunk).map(lambda part: part.to(device)).floats
+        found.append(network.prompt_verdict(given.prompt, given.mask, given.pooled)[:, 0].cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def distances(network: Redirector, text: TextData) -> dict[str, float]:
+    """Root of the mean relative square that redirected unsafe prompts have left to the safe ones; pooled apart."""
+    device, count = next(network.parameters()).device, len(text.unsafe.prompt)
+    sums: dict[str, float] = {}
+    for chunk in chunks(count):
+        unsafe, safe = (side.rows(chunk).map(lambda part: part.to(device)).floats for side in (text.unsafe, text.safe))
+        rows = len(unsafe.prompt)
+        terms = redirection_terms(network, unsafe, safe, torch.ones(rows, device=device), teacher_forcing=False)
+        for name, term in (("distance", "mse"), ("pooled_distance", "pooled")):
+            if term in terms:
+                sums[name] = sums.get(name, 0.0) + float(terms[term]) * rows
+    return {name: (value / count) ** 0.5 for name, value in sums.items()}
 
 
 @torch.no_grad()
 def evaluate(network: Redirector, text: TextData, images: ImageData) -> dict[str, float]:
     """Held-out AUROC of each verdict (image: by the highest score of the run) and the distance left to the safe prompt."""
     scores = held_out_scores(network, text, images)
-    ones = torch.ones(len(text.unsafe.prompt))
-    labels = torch.cat([ones, torch.zeros(len(text.benign.prompt))])
-    terms = redirection_terms(network, text.unsafe.floats, text.safe.floats, ones, teacher_forcing=False)
+    labels = torch.cat([torch.ones(len(text.unsafe.prompt)), torch.zeros(len(text.benign.prompt))])
     return {
         "prompt_auroc": auroc(torch.cat([scores["prompt_unsafe"], scores["prompt_benign"]]), labels),
         "image_auroc": auroc(scores["image"].amax(1), images.label),
         "joint_auroc": auroc(scores["joint"].amax(1), images.label),
-        "distance": float(terms["mse"].sqrt()),
+        **distances(network, text),
     }
 
 

@@ -23,9 +23,20 @@ from saferedir.attach import attach
 from saferedir.encoding import Encoded, encode_prompts
 from saferedir.errors import GuardConfigError
 from saferedir.guard import Guard, GuardConfig, Run, Step
+from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.precision import fast_precision
 
+ENCODED_AT_ONCE = 64  # prompts; the accelerator never holds the embeddings of more
 MOVED = 0.05  # relative distance above which a token belongs to the mask target
+OWN_ARGUMENTS = {
+    "prompt",
+    "num_inference_steps",
+    "guidance_scale",
+    "generator",
+    "latents",
+    "output_type",
+    "return_dict",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,11 @@ def write_pairs(pairs: Sequence[Pair], path: Path) -> None:
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
 
 
+def hash_pairs(rows: Sequence[Pair]) -> str:
+    """A short digest of the pairs, to recognise the same file again."""
+    return hashlib.sha256(json.dumps([[p.unsafe, p.safe] for p in rows]).encode()).hexdigest()[:16]
+
+
 def split_pairs(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
     """(training, held out) by checksum of the safe prompt, so that all seeds and steps of a pair fall on one side."""
 
@@ -92,18 +108,45 @@ def split_pairs(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pa
 
 @torch.no_grad()
 def encode_on_cpu(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | None = None) -> Encoded:
-    """Conditioning of N prompts on the CPU, in the pipeline's own dtype (long prompts of big encoders fill memory)."""
-    return encode_prompts(pipe, prompts, call).map(lambda part: part.cpu())
+    """Conditioning of N prompts on the CPU, in the pipeline's own dtype (long prompts of big encoders fill memory).
+
+    Zero tokens count as padding, so the mask may be there although the family has none; see `real_tokens`.
+    """
+    parts = [
+        encode_prompts(pipe, prompts[start : start + ENCODED_AT_ONCE], call).map(lambda part: part.cpu())
+        for start in range(0, len(prompts), ENCODED_AT_ONCE)
+    ]
+    found = parts[0].cat(*parts[1:])
+    real = real_tokens(found.prompt, found.mask)
+    return found if found.mask is None and bool(real.all()) else found._replace(mask=real)
 
 
 def moved_tokens(unsafe: Tensor, safe: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mask target m* (N, L): tokens whose embedding differs between the two prompts, wherever the concept leaked.
 
-    Padding (where `mask` of the unsafe prompt is False) cannot be moved, so it is no target.
+    Padding (where `mask` of the unsafe prompt is False) and zeros (Wan's padding: a shift is in proportion to a token's
+    length) cannot be moved, so they are no target. What a safe prompt has beyond the unsafe one's end is therefore lost;
+    give `safe` as `without_padding` makes it, so that a longer unsafe prompt ends as the safe one does.
     """
     lengths: Tensor = torch.linalg.vector_norm(torch.stack([unsafe - safe, safe]), dim=-1)
     moved = lengths[0] / lengths[1].clamp(min=1e-6) > MOVED
-    return (moved if mask is None else moved & mask.bool()).float()
+    return (moved & real_tokens(unsafe, mask)).float()
+
+
+def without_padding(prompts: Encoded) -> Tensor:
+    """Embeddings (N, L, D) with each prompt's last real token in place of its padding.
+
+    A denoiser goes on reading through the mask of the prompt it was given. In a longer prompt's place a shorter one would
+    show padding, which nothing was trained to read there; its end once more says nothing new. Padding of zeros stays: such
+    denoisers (Wan's) have no mask and read it.
+    """
+    if prompts.mask is None:
+        return prompts.prompt
+    real = prompts.mask.bool()
+    last = (real * torch.arange(real.shape[1], device=real.device)).amax(dim=1)
+    ends = prompts.prompt[torch.arange(len(real), device=real.device), last]
+    kept = real | ~real_tokens(prompts.prompt)
+    return torch.where(kept[..., None], prompts.prompt, ends[:, None])
 
 
 class Recorder(Guard[GuardConfig]):
@@ -122,20 +165,30 @@ class Recorder(Guard[GuardConfig]):
         frame = {"x_t": step.x_t, "x0": x0}
         if step.x0_uncond is not None:
             frame["x0_uncond"] = step.x0_uncond
-        if x0.ndim == 5:  # a video is judged frame by frame; the middle one is enough to learn from
-            frame = {name: video[:, :, video.shape[2] // 2] for name, video in frame.items()}
         self.frames.append({"t": step.t.detach().cpu(), **{k: v.detach().cpu().half() for k, v in frame.items()}})
         return x0
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What was recorded for N prompts at S steps: tensors (N, S, C, h, w) float16 and times (S,)."""
+    """What was recorded for N prompts at S steps: tensors (N, S, C, h, w), or (N, S, C, F, h, w) of videos, in float16, and
+    times (S,).
+    """
 
     x_t: Tensor
     x0: Tensor
     x0_uncond: Tensor
     t: Tensor
+
+
+def check_call(call: Mapping[str, Any]) -> None:
+    """Refuse arguments of the pipeline's call that `roll_out` sets itself, and those that a plan cannot be compared by."""
+    if taken := sorted(OWN_ARGUMENTS & call.keys()):
+        raise GuardConfigError(f"TrainConfig.call holds {', '.join(taken)}, which training sets itself; leave it out.")
+    try:
+        json.dumps(dict(call))
+    except TypeError as error:
+        raise GuardConfigError(f"TrainConfig.call holds more than plain numbers and texts: {error}.") from error
 
 
 def roll_out(
@@ -152,8 +205,8 @@ def roll_out(
 ) -> Rollouts:
     """Draw every prompt once and record every step. Image i starts from noise of seed `seed + i`, whatever the batch.
 
-    `call` holds more arguments of the pipeline's call (height, width, num_frames, ...). Finished batches are kept in the
-    folder `cache`, so that an interrupted run goes on.
+    `call` holds more arguments of the pipeline's call (height, width, num_frames, ...); one negative prompt there serves
+    every image. Finished batches are kept in the folder `cache`, so that an interrupted run goes on.
     """
     recorder = Recorder()
     parts: list[dict[str, Tensor]] = []
@@ -167,6 +220,10 @@ def roll_out(
         if path is not None and path.exists():
             parts.append(load_file(path))
         else:
+            more = {
+                k: [v] * len(chunk) if k.startswith("negative_prompt") and isinstance(v, str) else v
+                for k, v in (call or {}).items()
+            }
             generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
             with attach(pipe, recorder), precision, torch.no_grad():
                 pipe(
@@ -175,7 +232,7 @@ def roll_out(
                     guidance_scale=guidance_scale,
                     generator=generators,
                     output_type="latent",
-                    **(call or {}),
+                    **more,
                 )
             names = ("x_t", "x0", "x0_uncond")
             part = {n: torch.stack([f.get(n, f["x0"]) for f in recorder.frames], dim=1).contiguous() for n in names}

@@ -17,15 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from saferedir.decisions import Decision
+from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.card import model_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
-from saferedir.guards.saferedir.frames import LATENT_CLAMP, still_frames
+from saferedir.guards.saferedir.frames import highest_over_frames
+from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.network import Redirection, Redirector, RedirectorConfig, redirect, redirect_pooled
+from saferedir.guards.saferedir.redirect import fitted
 from saferedir.guards.saferedir.reference import load_reference_redirector
-from saferedir.guards.saferedir.state import RedirState, decisions, relative_shift
+from saferedir.guards.saferedir.state import RedirState, decisions, relative_shift, same_conditioning
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,20 @@ class SafeRedir(Guard[SafeRedirConfig]):
                 f"A SafeRedir guard serves one concept, but its network has {len(self.network.config.concepts)}; "
                 "attach one guard for each concept instead."
             )
+        if config.mode == "default":
+            self._check_anchors()
+
+    def _check_anchors(self) -> None:
+        sizes: RedirectorConfig = self.network.config
+        for name, value, dims, width in (
+            (ANCHOR, self.anchor, 2, sizes.prompt_dim),
+            (ANCHOR_POOLED, self.anchor_pooled, 1, sizes.pooled_dim),
+        ):
+            if value is not None and (value.ndim != dims or not len(value) or value.shape[-1] != width):
+                raise GuardConfigError(
+                    f"{name} has shape {tuple(value.shape)}, which does not fit a network for width {width}; "
+                    "train the guard again."
+                )
 
     def _adopt(self, network: nn.Module) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -137,11 +154,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
 
     def image_score(self, x0: Tensor, t: Tensor) -> Tensor:
         """(B,) logit that the denoised estimate shows any of the concepts; of a video, in any frame."""
-        frames = still_frames(x0).clamp(-LATENT_CLAMP, LATENT_CLAMP)
-        times = t.repeat_interleave(len(frames) // len(x0))
         with torch.autocast(x0.device.type, enabled=False):
-            logits: Tensor = self.network.image_verdict(frames, times)
-        return self._finite(logits.amax(dim=1).view(len(x0), -1).amax(dim=1), "image")
+            return self._finite(highest_over_frames(self.network.image_verdict, x0, t), "image")
 
     def _finite(self, score: Tensor, name: str) -> Tensor:
         if not bool(torch.isfinite(score.detach()).all()):
@@ -158,11 +172,32 @@ class SafeRedir(Guard[SafeRedirConfig]):
         soft = torch.sigmoid(self.config.gate_sharpness * (score - threshold))
         return soft if self.config.gate == "soft" else hard + soft - soft.detach()
 
+    def _require_fit(self, step: Step) -> None:
+        sizes: RedirectorConfig = self.network.config
+        pooled = 0 if step.pooled is None else step.pooled.shape[-1]
+        found = {"prompt width": step.prompt_embeds.shape[-1], "latent channels": step.x_t.shape[1]}
+        wanted = {"prompt width": sizes.prompt_dim, "latent channels": sizes.latent_channels}
+        if sizes.pooled_dim:
+            found, wanted = {**found, "pooled width": pooled}, {**wanted, "pooled width": sizes.pooled_dim}
+        wrong = [
+            f"{name} {found[name]} where it knows {wanted[name]}" for name in wanted if found[name] != wanted[name]
+        ]
+        if wrong:
+            raise GuardError(
+                f"this SafeRedir guard for {self.config.concept!r} was made for another pipeline: it is given "
+                f"{', '.join(wrong)}; train one for this pipeline."
+            )
+
     def _check_prompt(self, step: Step, state: RedirState) -> None:
-        e0 = step.prompt_embeds
-        if state.embeds is None or not torch.equal(e0, state.embeds):  # a copy: callers may write in place
-            state.embeds, state.redirection = e0.detach().clone(), None
-            state.score = self.prompt_score(e0, step.prompt_mask, step.pooled) if self.config.use_prompt else None
+        e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
+        given = Encoded(e0, step.pooled, real)
+        if state.given is None or not same_conditioning(given, state.given):
+            self._require_fit(step)
+            state.given, state.redirection = (
+                given.map(lambda part: part.detach().clone()),
+                None,
+            )  # callers may write in place
+            state.score = self.prompt_score(e0, real, step.pooled) if self.config.use_prompt else None
             state.countdown = 0  # other embeddings than before are checked at once
         if state.score is None:
             return
@@ -182,20 +217,21 @@ class SafeRedir(Guard[SafeRedirConfig]):
     # ------------------------------------------------------------------ embeddings
 
     def _redirected(self, step: Step, state: RedirState, weight: Tensor) -> Embeds:
-        e0 = step.prompt_embeds
+        e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         if state.redirection is None:
             with torch.autocast(e0.device.type, enabled=False):
-                state.redirection = self.network.redirection(e0, step.prompt_mask, step.pooled)
+                state.redirection = self.network.redirection(e0, real, step.pooled)
         redirection = state.redirection
         self._require_finite(redirection, weight)
         network: RedirectorConfig = self.network.config
         scale = self.config.scale * torch.where(state.level > 0, self.config.escalation_scale, 1.0)
         active = weight[:, None].expand(-1, redirection.mask.shape[1])
         common = (redirection, active, scale, network.max_shift)
-        prompt = redirect(e0, *common, prompt_mask=step.prompt_mask, exempt_bos=network.exempt_bos)
+        prompt = redirect(e0, *common, prompt_mask=real, exempt_bos=network.exempt_bos)
         replaced = state.level > 1
-        if self.anchor is not None and self.anchor.shape == e0.shape[1:] and bool(replaced.any()):
-            prompt = torch.where(replaced.view(-1, 1, 1), self.anchor.to(e0), prompt)
+        if self.anchor is not None and bool(replaced.any()):
+            swapped = replaced.view(-1, 1, 1) & step.prompt_mask.bool()[..., None]
+            prompt = torch.where(swapped, fitted(self.anchor, e0.shape[1]).to(e0), prompt)
         strength = relative_shift(prompt.detach(), e0.detach())
         state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
         pooled = None
@@ -232,14 +268,10 @@ class SafeRedir(Guard[SafeRedirConfig]):
         return model_card(self.config)
 
     def tensors(self) -> dict[str, Tensor]:
-        weights = dict(self.network.state_dict())
-        if self.anchor is not None:
-            weights[ANCHOR] = self.anchor
-        if self.anchor_pooled is not None:
-            weights[ANCHOR_POOLED] = self.anchor_pooled
-        return {
-            n: t.half() if t.is_floating_point() and self.config.mode == "default" else t for n, t in weights.items()
-        }
+        small = self.config.mode == "default"
+        weights = {n: t.half() if small and t.is_floating_point() else t for n, t in self.network.state_dict().items()}
+        anchors = {ANCHOR: self.anchor, ANCHOR_POOLED: self.anchor_pooled}  # as they are: float16 may not hold them
+        return {**weights, **{name: value for name, value in anchors.items() if value is not None}}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         weights = dict(tensors)
@@ -258,9 +290,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
                 f"model.safetensors does not fit the network in guard_config.json: {', '.join(wrong[:5])}; "
                 "train the guard again."
             )
-        if not all(bool(torch.isfinite(t).all()) for t in weights.values() if t.is_floating_point()):
+        self._check_anchors()
+        if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
             raise GuardConfigError("model.safetensors holds values that are not finite; train the guard again.")
-        if anchor is not None and (anchor.ndim != 2 or anchor.shape[1] != self.network.config.prompt_dim):
-            raise GuardConfigError(f"{ANCHOR} has shape {tuple(anchor.shape)}; train the guard again.")
         self.network.load_state_dict({n: t.to(own[n].dtype) for n, t in weights.items()})
         self._has_weights = True

@@ -18,6 +18,12 @@ def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
     return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
+def real_tokens(embeds: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B, L) bool of embeds (B, L, D): tokens that say something. Padding is masked, or is all zeros (Wan)."""
+    real = embeds.detach().any(dim=-1)
+    return real if mask is None else real & mask.bool()
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over real tokens: (B, H, Q, d), (B, H, L, d) -> (B, H, Q, d)."""
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits, cosine_similarity
 
 from saferedir.encoding import Encoded
-from saferedir.guards.saferedir.dataset import moved_tokens
+from saferedir.guards.saferedir.dataset import moved_tokens, without_padding
 from saferedir.guards.saferedir.layers import masked_mean
 from saferedir.guards.saferedir.network import Redirector, redirect, redirect_pooled
 
@@ -36,9 +36,12 @@ class LossWeights:
         return asdict(self)
 
 
-def relative_square(value: Tensor, target: Tensor) -> Tensor:
-    """|value - target|² / |target|² over the last axis, (B, L)."""
-    return (value - target).square().sum(-1) / target.square().sum(-1).clamp(min=1e-6)
+def relative_square(value: Tensor, target: Tensor, start: Tensor | None = None) -> Tensor:
+    """|value - target|² / |target|² over the last axis, (B, L); over |start|² where the target is zero (Wan's padding)."""
+    size = target.square().sum(-1)
+    if start is not None:
+        size = torch.where(size > 0, size, start.square().sum(-1))
+    return (value - target).square().sum(-1) / size.clamp(min=1e-6)
 
 
 def masked_mean_tokens(values: Tensor, mask: Tensor) -> Tensor:
@@ -46,11 +49,23 @@ def masked_mean_tokens(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
+def mask_term(predicted: Tensor, target: Tensor, real: Tensor | None) -> Tensor:
+    """Binary cross-entropy of masks (B, L), mean over all tokens, or over the real ones."""
+    each = predicted.clamp(1e-6, 1 - 1e-6)
+    if real is None:
+        return binary_cross_entropy(each, target)
+    return binary_cross_entropy(each, target, real.float(), reduction="sum") / real.sum().clamp(min=1)
+
+
 def redirection_terms(
     network: Redirector, given: Encoded, wanted: Encoded, label: Tensor, teacher_forcing: bool
 ) -> dict[str, Tensor]:
-    """The terms about the redirection, each a scalar; in benign rows (label 0) `wanted` is `given`, so no token moves."""
-    e, e_safe, real = given.prompt, wanted.prompt, given.mask
+    """The terms about the redirection, each a scalar; in benign rows (label 0) `wanted` is `given`, so no token moves.
+
+    Under masks only the real tokens of `given` count, for an image keeps the mask of its own prompt: a shorter safe prompt
+    is wanted with its last token repeated, of a longer one the beginning.
+    """
+    e, e_safe, real = given.prompt, without_padding(wanted), given.mask
     mask_target = moved_tokens(e, e_safe, real)
     predicted = network.redirection(e, real, given.pooled)
     config = network.config
@@ -61,13 +76,13 @@ def redirection_terms(
     count = label.sum().clamp(min=1)
     delta = predicted.delta[:, 0]
     direction = 1 - cosine_similarity(delta, e_safe - e, dim=-1)
-    align = 1 - cosine_similarity(masked_mean(e_hat, real), masked_mean(e_safe, wanted.mask), dim=-1)
-    stay = relative_square(e_hat, e).mean(1)
-    weight = None if real is None else real.float()
+    align = 1 - cosine_similarity(masked_mean(e_hat, real), masked_mean(e_safe, real), dim=-1)
+    shift = relative_square(e_hat, e)
+    stay = shift.mean(1) if real is None else masked_mean_tokens(shift, real.float())
     terms = {
-        "mse": (masked_mean_tokens(relative_square(e_hat, e_safe), mask_target) * label).sum() / count,
+        "mse": (masked_mean_tokens(relative_square(e_hat, e_safe, e), mask_target) * label).sum() / count,
         "cosine": (masked_mean_tokens(direction, mask_target) * label).sum() / count,
-        "mask": binary_cross_entropy(predicted.mask[:, 0].float().clamp(1e-6, 1 - 1e-6), mask_target, weight),
+        "mask": mask_term(predicted.mask[:, 0].float(), mask_target, real),
         "align": (align * label).sum() / count,
         "minimal": stay[~unsafe].mean() if bool((~unsafe).any()) else stay.sum() * 0,
     }

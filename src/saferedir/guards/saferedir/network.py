@@ -188,8 +188,11 @@ class Redirector(nn.Module):
                 f"prompt_mask has shape {tuple(prompt_mask.shape)},"
                 f" expected {tuple(prompt_embeds.shape[:2])} as prompt_embeds has."
             )
-        tokens = self.token_norm(prompt_embeds.to(dtype))
         mask = None if prompt_mask is None else prompt_mask.bool()
+        embeds = prompt_embeds.to(dtype)
+        if mask is not None:  # padding has no weight anywhere, but no weight times NaN would be NaN
+            embeds = embeds.masked_fill(~mask[..., None], 0.0)
+        tokens = self.token_norm(embeds)
         if self.pooled_norm is None:
             return tokens, mask, []
         if pooled is None or pooled.shape != (prompt_embeds.shape[0], self.config.pooled_dim):

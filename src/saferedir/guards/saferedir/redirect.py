@@ -76,6 +76,13 @@ def redirect_pooled(
     return _moved(pooled[:, None], delta[:, :, None], alpha[:, :, None], active, scale, max_shift, finite)[:, 0]
 
 
+def fitted(anchor: Tensor, length: int) -> Tensor:
+    """An anchor (L', D) cut, or its last token repeated, to `length` tokens: prompts can be given other lengths."""
+    return (
+        anchor[:length] if len(anchor) >= length else torch.cat([anchor, anchor[-1:].expand(length - len(anchor), -1)])
+    )
+
+
 def _movable(e0: Tensor, prompt_mask: Tensor | None, exempt_bos: bool) -> Tensor | None:
     """(B, L) bool: tokens that may move, or None for all."""
     if prompt_mask is None and not exempt_bos:

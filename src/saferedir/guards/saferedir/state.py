@@ -1,4 +1,4 @@
-"""What a SafeRedir guard remembers during one pipeline call, and the decisions it leaves. Imports torch and `decisions`."""
+"""What a SafeRedir guard remembers during one pipeline call, and the decisions it leaves. Imports `decisions`, `encoding`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
+from saferedir.encoding import Encoded
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.redirect import Redirection
 
@@ -29,12 +30,18 @@ class RedirState:
     insisted: Tensor  # (B,) bool, redirected from step 0 whatever the verdicts say
     countdown: int = 0
     image_countdown: int = 0
-    embeds: Tensor | None = None  # copy of the prompt embeddings that `score` and `redirection` belong to
+    given: Encoded | None = None  # copy of the conditioning that `score` and `redirection` belong to
     score: Tensor | None = None
     redirection: Redirection | None = None
     strengths: Tensor | None = None  # (B, L)
     prompt_scores: list[Tensor] = field(default_factory=list)
     image_scores: list[Tensor] = field(default_factory=list)
+
+
+def same_conditioning(one: Encoded, other: Encoded) -> bool:
+    """Whether every part that is there has the same values."""
+    parts = zip(one, other, strict=True)
+    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in parts)
 
 
 def relative_shift(prompt: Tensor, e0: Tensor) -> Tensor:
@@ -56,7 +63,10 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
         unresolved = bool(state.is_high[row])
         message = ""
         if fired:
-            message = f"Redirected by its {' and '.join(by) or 'prompt'} score from step {int(state.first_fired[row])}."
+            why = f"its {' and '.join(by) or 'prompt'} score"
+            if bool(state.insisted[row]):
+                why = "request, whatever its scores"
+            message = f"Redirected by {why} from step {int(state.first_fired[row])}."
         if unresolved:
             message = f"{message} The image score was still above its threshold at the end; block this image.".strip()
         found.append(

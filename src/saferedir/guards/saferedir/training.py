@@ -7,13 +7,12 @@ to `out`; a run that was killed goes on from there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,19 @@ from torch import Tensor
 from saferedir.errors import GuardConfigError
 from saferedir.families import family_of
 from saferedir.fingerprint import backbone_fingerprint
-from saferedir.guards.saferedir.batches import ImageData, TextData, image_batch, text_batch
+from saferedir.guards.saferedir.batches import ImageData, TextData, encode_text, image_batch, text_batch
 from saferedir.guards.saferedir.calibration import calibrate, evaluate
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.dataset import (
     Pair,
     Rollouts,
+    check_call,
     encode_on_cpu,
+    hash_pairs,
     read_pairs,
     roll_out,
     split_pairs,
+    without_padding,
 )
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.guards.saferedir.losses import LossWeights, classification_term, redirection_terms, total
@@ -78,6 +80,13 @@ class TrainConfig:
     anchor: str | None = None
     network: dict[str, Any] = field(default_factory=dict)
     loss: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        if self.image_input not in IMAGE_INPUTS:
+            raise GuardConfigError(
+                f"TrainConfig.image_input is {self.image_input!r}; expected {', '.join(IMAGE_INPUTS)}."
+            )
+        check_call(self.call)
 
 
 def train_saferedir(
@@ -129,7 +138,7 @@ def train_saferedir(
     network.load_state_dict(best["network"])
     thresholds, measured = calibrate(network.eval(), held_text, held_images, config.false_positive_rate)
     anchor_text = config.anchor or next(pair.safe for pair in training if pair.unsafe)
-    anchor = encode_on_cpu(pipe, [anchor_text], config.call).rows(0).floats
+    anchor = encode_on_cpu(pipe, [anchor_text], config.call)
     guard = SafeRedir(
         SafeRedirConfig(
             concept=concept,
@@ -149,8 +158,8 @@ def train_saferedir(
             measured=measured,
         ),
         network,
-        anchor=anchor.prompt,
-        anchor_pooled=anchor.pooled,
+        anchor=without_padding(anchor)[0],
+        anchor_pooled=None if anchor.pooled is None else anchor.pooled[0],
     )
     guard.save_pretrained(out)
     shutil.rmtree(work)
@@ -173,21 +182,6 @@ def _claim(path: Path, config: TrainConfig, rows: Sequence[Pair], concept: str, 
             "delete it or choose another --out."
         )
     path.write_text(json.dumps(plan, indent=2))
-
-
-def hash_pairs(rows: Sequence[Pair]) -> str:
-    """A short digest of the pairs, to recognise the same file again."""
-    return hashlib.sha256(json.dumps([[p.unsafe, p.safe] for p in rows]).encode()).hexdigest()[:16]
-
-
-def encode_text(pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None = None) -> TextData:
-    """Embeddings of the pairs' both sides and of the benign lines."""
-    paired = [pair for pair in pairs if pair.unsafe is not None]
-    alone = [pair.safe for pair in pairs if pair.unsafe is None]
-    safe = encode_on_cpu(pipe, [pair.safe for pair in paired], call)
-    unsafe = encode_on_cpu(pipe, [str(pair.unsafe) for pair in paired], call)
-    benign = safe.cat(encode_on_cpu(pipe, alone, call)) if alone else safe
-    return TextData(unsafe, safe, benign)
 
 
 def draw_images(
@@ -276,12 +270,12 @@ def fit_redirector(
         if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
             network.eval()
             scores = evaluate(network, held_text, held_images)
-            network.to(device)
             if not all(math.isfinite(value) for value in scores.values()):
                 raise GuardConfigError(
                     f"The held-out side cannot be evaluated ({scores}); give more pairs and benign prompts, or more roll-outs."
                 )
-            mean = (scores["prompt_auroc"] + scores["image_auroc"]) / 2 - scores["distance"]
+            left = [scores[name] for name in ("distance", "pooled_distance") if name in scores]
+            mean = (scores["prompt_auroc"] + scores["image_auroc"]) / 2 - sum(left) / len(left)
             if mean > best["score"]:
                 weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
                 best = {"step": step + 1, "score": mean, "network": weights}

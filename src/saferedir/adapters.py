@@ -1,0 +1,141 @@
+"""LoRA adapters on a live denoiser, by name: put one on, make sure that it still acts, take exactly that one off.
+
+Imports peft (on first use) and `errors`. For guards that act through the weights (`guards/duo`) and for `seam`, which clears
+what a deep copy of a guarded pipeline brought along. The base weights and every other adapter stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from saferedir.errors import GuardError, UnsupportedPipelineError
+
+#: names of guards' adapters begin with this
+PREFIX = "saferedir_"
+_MARK = "_saferedir_adapter"
+
+
+def lora_layers(denoiser: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name, layer) of every layer that peft has wrapped; nothing where no adapter was ever loaded."""
+    if not getattr(denoiser, "peft_config", None):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in denoiser.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            yield name, module
+
+
+def has_adapters(denoiser: nn.Module) -> bool:
+    """Whether any adapter, a guard's or a user's, is on the denoiser."""
+    return bool(getattr(denoiser, "peft_config", None))
+
+
+def guard_adapters(denoiser: nn.Module) -> list[str]:
+    """Names of the adapters that guards put there."""
+    return [name for name in getattr(denoiser, "peft_config", None) or {} if name.startswith(PREFIX)]
+
+
+def ensure_adapter(denoiser: nn.Module, name: str, tensors: Mapping[str, Tensor], weight: float) -> None:
+    """Have the LoRA `tensors` (`<module>.lora_A.weight`, ...) on the denoiser as `name`, acting with `weight`.
+
+    All or nothing. Harmless where it acts already; what was switched off or rescaled in between is set right.
+    """
+    _refuse_fused(denoiser)
+    modules = {key.rsplit(".lora_", 1)[0] for key in tensors}
+    if modules != {found for found, layer in lora_layers(denoiser) if name in layer.scaling}:
+        remove_adapter(denoiser, name)
+        try:
+            _inject(denoiser, name, tensors)
+            missing = modules - {found for found, layer in lora_layers(denoiser) if name in layer.scaling}
+            if missing:
+                raise GuardError(
+                    f"{type(denoiser).__name__} has no layer {min(missing)!r} for this guard's LoRA; were its projections fused?"
+                )
+        except BaseException as error:
+            remove_adapter(denoiser, name)
+            if isinstance(error, (RuntimeError, ValueError, KeyError)) and not isinstance(error, GuardError):
+                reason = " ".join(str(error).split())[:200]
+                raise GuardError(f"this guard's LoRA does not fit {type(denoiser).__name__}: {reason}.") from error
+            raise
+    for _, layer in lora_layers(denoiser):
+        if name in layer.scaling:
+            layer.set_scale(name, weight)
+            if name not in layer.active_adapters:
+                layer._active_adapter = [*layer.active_adapters, name]
+            _watch(layer, name, layer.scaling[name])
+
+
+def remove_adapter(denoiser: nn.Module, name: str) -> None:
+    """Take one adapter off; layers that hold no other are unwrapped again. Harmless where it is not there."""
+    layers = [(found, layer) for found, layer in lora_layers(denoiser) if name in layer.scaling]
+    if any(name in layer.merged_adapters for _, layer in layers):
+        raise GuardError("a guard's LoRA was fused into the weights; call unfuse_lora() on the pipeline, then detach again.")
+    for found, layer in layers:
+        layer._active_adapter = [other for other in layer.active_adapters if other != name]  # set_adapter thaws weights
+        layer.delete_adapter(name)
+        for key, hook in list(layer._forward_pre_hooks.items()):
+            if getattr(hook, _MARK, None) == name:
+                del layer._forward_pre_hooks[key]
+        if not layer.scaling:
+            parent, _, attribute = found.rpartition(".")
+            setattr(denoiser.get_submodule(parent), attribute, layer.get_base_layer())
+    configs = getattr(denoiser, "peft_config", None) or {}
+    configs.pop(name, None)
+    if "peft_config" in vars(denoiser) and not configs:
+        del denoiser.peft_config
+        vars(denoiser).pop("_hf_peft_config_loaded", None)
+
+
+def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
+    if not hasattr(denoiser, "load_lora_adapter"):
+        raise UnsupportedPipelineError(f"{type(denoiser).__name__} cannot take LoRA adapters; DUO needs a diffusers denoiser.")
+    if any(value.is_meta for value in denoiser.parameters()):
+        raise UnsupportedPipelineError(
+            "the denoiser's weights are not in memory (sequential offload), so no LoRA can be put on it; use model offload."
+        )
+    before = {found: list(layer.active_adapters) for found, layer in lora_layers(denoiser)}
+    trainable = {found: value.requires_grad for found, value in denoiser.named_parameters() if ".lora_" in found}
+    dtype = next(denoiser.parameters()).dtype
+    state = {f"guard.{key}": value.to(dtype) for key, value in tensors.items()}
+    denoiser.load_lora_adapter(state, prefix="guard", adapter_name=name, low_cpu_mem_usage=True)
+    for found, layer in lora_layers(denoiser):
+        layer._active_adapter = before.get(found, [])
+    for found, value in denoiser.named_parameters():
+        if ".lora_" in found:
+            value.requires_grad_(trainable.get(found, False))
+
+
+def _refuse_fused(denoiser: nn.Module) -> None:
+    for _, layer in lora_layers(denoiser):
+        if layer.merged:
+            raise GuardError(
+                "LoRAs are fused into this denoiser but still loaded, which hides a guard's LoRA; call unfuse_lora() or "
+                "unload_lora_weights() on the pipeline first."
+            )
+        if layer.disable_adapters:
+            raise GuardError(
+                "all LoRAs of this denoiser are switched off, a guard's too; call enable_lora() on the pipeline, and give those "
+                "you do not want a weight of 0."
+            )
+
+
+def _watch(layer: Any, name: str, scale: float) -> None:
+    """Raise at the layer's next call if the adapter no longer acts there as it should (`scale` in a call's arguments)."""
+    for key, hook in list(layer._forward_pre_hooks.items()):
+        if getattr(hook, _MARK, None) == name:
+            del layer._forward_pre_hooks[key]
+
+    def check(module: Any, args: tuple[Any, ...]) -> None:
+        is_acting = name in module.active_adapters and not module.disable_adapters and not module.merged
+        if not is_acting or module.scaling.get(name) != scale:
+            raise GuardError(
+                "a guard's LoRA was switched off or rescaled during the run; leave `scale` out of the pipeline's "
+                "cross_attention_kwargs or joint_attention_kwargs, and its LoRAs as they are."
+            )
+
+    setattr(check, _MARK, name)
+    layer.register_forward_pre_hook(check)

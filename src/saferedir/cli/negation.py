@@ -1,0 +1,164 @@
+"""`saferedir negation`: reference pictures that must not appear, as a set of latents, and a guard of such a set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saferedir.cli.common import console, errors, escape, load_model, new_table, progress_bar
+from saferedir.cli.output import MEGABYTE, OutputError, check_space, check_writable
+
+if TYPE_CHECKING:
+    from saferedir.guards.negation.build import BuildReport, Source
+
+negation_app = typer.Typer(
+    name="negation", help="Make sets of pictures to stay away from.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+MAX_SKIPPED_SHOWN = 10
+METHODS = ("safe_denoiser", "spell")
+
+
+@negation_app.callback()
+def _group() -> None:
+    """Make sets of pictures to stay away from."""
+
+
+@negation_app.command(no_args_is_help=True)
+def build(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Set to write, a .safetensors file.")],
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Pictures that must not appear, in any folder below.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Or prompts, one a line; the model draws one picture for each.")
+    ] = None,
+    benign: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Harmless pictures to compare with; makes the gate much better.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="ID", help="Whose VAE encodes: pictoworld, a diffusers folder, or a hub id.")
+    ] = "pictoworld",
+    height: Annotated[
+        int | None, typer.Option(min=8, help="Of the pictures you will draw; default: the model's.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="The same; default: the model's.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures encoded at a time.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps, with --prompts.")] = 30,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale, with --prompts.")] = 4.0,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i of --prompts uses seed + i.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file at --out.")] = False,
+) -> None:
+    """Encode pictures into a negation set for the guards safe_denoiser and spell.
+
+    A run that was killed goes on where it stopped when the same command is given again. Pictures are cropped at their
+    centre and resized; exact duplicates count once; unreadable files are listed and skipped.
+
+    Example:  `saferedir negation build --images runs/stars --model pictoworld --out runs/stars.safetensors`
+    """
+    if (images is None) == (prompts is None):
+        raise typer.BadParameter("give either --images or --prompts.", param_hint="--images / --prompts")
+    out = out.expanduser().resolve()
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder; give a file as --out.")
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists; choose another --out, or give --force to replace it.")
+    texts = None if prompts is None else _read_prompts(prompts)
+    check_writable(out)
+    from saferedir.guards.negation.build import build_negation_set, image_sources, prompt_sources
+    from saferedir.latents import default_size
+
+    pipe = load_model(model, device=device)
+    size = (height, width) if height and width else default_size(pipe)
+    tall, wide = height or size[0] or 0, width or size[1] or 0
+    sources: dict[str, list[Source]] = {}
+    if texts is not None:
+        settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+        sources["references"] = prompt_sources(pipe, texts, tall, wide, seed=seed, settings=settings)
+    elif images is not None:
+        sources["references"] = image_sources(images.expanduser(), tall, wide)
+    if benign is not None:
+        sources["benign"] = image_sources(benign.expanduser(), tall, wide)
+    total = sum(map(len, sources.values()))
+    check_space(
+        out, 32 * MEGABYTE + total * tall * wide
+    )  # shards and file: at most six bytes a latent, 4 to 16 a 64 pixels
+    work = out.with_name(out.name + ".work")
+    if work.exists():
+        errors.print(f"An earlier run left {work}; going on from there.", soft_wrap=True, highlight=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"model": model, "height": tall, "width": wide, "sources": "prompts" if texts is not None else "images"}
+    with progress_bar() as bar:
+        task = bar.add_task("encoding", total=total)
+        report = build_negation_set(
+            pipe.vae, sources, out, facts=facts, batch=batch, advance=lambda count: bar.update(task, advance=count)
+        )
+    _show_report(report)
+    console.print(f"Negation set written to {out}", soft_wrap=True, highlight=False)
+
+
+@negation_app.command()
+def show(path: Annotated[Path, typer.Argument(metavar="FILE", help="A negation set.")]) -> None:
+    """Show the facts of a negation set.
+
+    Example:  `saferedir negation show runs/stars.safetensors`
+    """
+    from saferedir.guards.negation import NegationSet
+
+    found = NegationSet.open(path, stream=True)
+    table = new_table("Negation set", "what", "value")
+    benign = 0 if found.benign is None else len(found.benign)
+    facts = {"references": len(found), "benign references": benign, "latents": "x".join(map(str, found.shape))}
+    facts |= {"radius of a shield": f"{found.calibration.radius:.2f}", **found.facts}
+    for name, value in facts.items():
+        table.add_row(escape(name), escape(str(value)))
+    console.print(table)
+
+
+@negation_app.command(no_args_is_help=True)
+def guard(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A negation set.")],
+    concept: Annotated[str, typer.Option(metavar="NAME", help="What must not appear, in a word or two.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the guard.")],
+    method: Annotated[str, typer.Option(help="safe_denoiser or spell.")] = "safe_denoiser",
+) -> None:
+    """Make a guard of a negation set, with the method's default settings.
+
+    Example:  `saferedir negation guard runs/stars.safetensors --concept star --out runs/star-guard`
+    """
+    if method not in METHODS:
+        raise typer.BadParameter(f"{method!r} is none of {', '.join(METHODS)}.", param_hint="--method")
+    from saferedir.guards.registry import guard_class
+
+    found: Any = guard_class(method)
+    folder = found.from_set(path, concept=concept).save_pretrained(out.expanduser())
+    console.print(f"Guard written to {folder}", soft_wrap=True, highlight=False)
+
+
+def _read_prompts(path: Path) -> list[str]:
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise OutputError(f"{path} is not UTF-8 text; give prompts, one a line.") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise OutputError(f"{path} holds no prompt; the negation set would be empty.")
+    return found
+
+
+def _show_report(report: BuildReport) -> None:
+    table = new_table("Pictures", "what", ">number")
+    for what, number in (
+        ("references", report.references),
+        ("benign references", report.benign),
+        ("duplicates left out", report.duplicates),
+        ("unreadable, skipped", len(report.skipped)),
+    ):
+        table.add_row(what, str(number))
+    console.print(table)
+    for name, reason in list(report.skipped.items())[:MAX_SKIPPED_SHOWN]:
+        errors.print(f"skipped {escape(name)}: {escape(reason)}", soft_wrap=True, highlight=False)
+    if len(report.skipped) > MAX_SKIPPED_SHOWN:
+        errors.print(f"… and {len(report.skipped) - MAX_SKIPPED_SHOWN} more.", highlight=False)

@@ -1,0 +1,36 @@
+"""The model card of a DUO guard: what it forgets, how it was trained, what was measured. Imports the config only."""
+
+from __future__ import annotations
+
+from saferedir.guards.duo.config import DUOConfig
+
+
+def _table(values: dict[str, object]) -> str:
+    rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in values.items() if not isinstance(value, dict)]
+    return "| what | value |\n|---|---|\n" + "\n".join(rows)
+
+
+def model_card(config: DUOConfig) -> str:
+    """The card as Markdown with the front matter that the Hugging Face hub reads."""
+    family = (config.backbone or {}).get("architecture", {}).get("family", "any")
+    measured = f"\n## Measured\n{_table(config.measured)}\n" if config.measured else ""
+    return f"""---
+library_name: saferedir
+license: apache-2.0
+tags: [safety, unlearning, text-to-image, lora]
+---
+# DUO guard for "{config.concept}"
+
+A LoRA that has unlearned "{config.concept}" from pairs of pictures with and without it. It acts on every picture, whatever the
+prompt. With saferedir: `saferedir.attach(pipe, saferedir.Guard.from_pretrained(folder))`. With diffusers alone:
+`pipe.load_lora_weights(folder, weight_name="model.safetensors")`.
+
+Method: Direct Unlearning Optimization (arXiv:2407.21035). Backbone: {family}. Rank {config.rank} on {", ".join(config.targets)}.
+
+## Training
+{_table(config.training)}
+{measured}
+## Limits
+Trained for one backbone. It also moves pictures that have nothing to do with the concept, a little. It is no defence against
+somebody who can take the LoRA off; fuse it before giving the weights away (`pipe.load_lora_weights`, then `pipe.fuse_lora`).
+"""

@@ -1,0 +1,41 @@
+"""The frozen configuration of a DUO guard, and which layers it adapts by default. Imports `guard` for the base class."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from saferedir.guard import GuardConfig
+
+#: denoiser attribute -> projections that carry the LoRA unless told otherwise, by the ends of their names.
+#: UNets: self-attention only. SD3: a joint block has no separate self-attention, so the image stream's q, k, v and out are
+#: taken; the text stream's (add_*_proj, to_add_out) and those of SD3.5's second attention (attn2) stay as they are.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "unet": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
+    "transformer": ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DUOConfig(GuardConfig):
+    """Settings of a DUO guard (arXiv:2407.21035).
+
+    Attributes:
+        component: attribute of the pipeline that holds the adapted denoiser, "unet" or "transformer".
+        rank: r of the LoRA, whose alpha equals it (so that any LoRA loader scales it rightly).
+        targets: ends of the names of the adapted projections.
+        weight: factor on the LoRA's delta; several concepts are several guards, whose weighted deltas add up.
+    """
+
+    component: str = "unet"
+    rank: int = 32
+    targets: tuple[str, ...] = TARGETS["unet"]
+    weight: float = 1.0
+
+    def validate(self) -> None:
+        is_count = isinstance(self.rank, int) and not isinstance(self.rank, bool)
+        is_number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        self.require(self.component in TARGETS, "component", f"one of {', '.join(TARGETS)}")
+        self.require(is_count and self.rank >= 1, "rank", "a whole number >= 1")
+        self.require(bool(self.targets), "targets", "at least one name of a projection")
+        self.require(is_number and math.isfinite(self.weight), "weight", "a finite number")

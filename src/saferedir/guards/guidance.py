@@ -1,0 +1,171 @@
+"""Classifier-free guidance as a guard sees it: its weight, whether a call has any, concept phrases, and who was edited when.
+
+Pure functions and two small records, shared by the guards that replace guidance (negative prompt, SLD, dual latent). Imports
+guard, decisions, encoding, errors. Rows of one call: 0 unconditional, p prompt, n or S the concept's phrases; m_k is the
+output of row k, g the guidance scale, m = m_0 + g (m_p - m_0). Shapes: predictions (B, C, h, w).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saferedir.decisions import Decision
+from saferedir.encoding import Encoded
+from saferedir.errors import GuardError
+from saferedir.guard import GuardConfig, Run, Step
+
+WITHOUT_GUIDANCE = ("raise", "ignore")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhrasesConfig(GuardConfig):
+    """Settings of a guard that steers away from words by means of classifier-free guidance.
+
+    Attributes:
+        phrases: what to steer away from, joined by commas; () stands for (concept,), and ("",) for nothing at all.
+        without_guidance: what happens in a call without classifier-free guidance (scale 1, distilled models), where such
+            a guard can do nothing: "raise" (no image), or "ignore" (the image comes out as if unguarded; its decision
+            says so).
+    """
+
+    phrases: tuple[str, ...] = ()
+    without_guidance: str = "raise"
+
+    def validate(self) -> None:
+        is_texts = isinstance(self.phrases, tuple) and all(isinstance(phrase, str) for phrase in self.phrases)
+        self.require(is_texts, "phrases", "a list of texts")
+        choices = f"one of {', '.join(WITHOUT_GUIDANCE)}"
+        self.require(self.without_guidance in WITHOUT_GUIDANCE, "without_guidance", choices)
+
+    @property
+    def text(self) -> str:
+        """All phrases, as they are encoded."""
+        return ", ".join(self.phrases or (self.concept,)).strip()
+
+
+class Tally:
+    """Which images of a run were edited, in how many denoiser calls, since when."""
+
+    def __init__(self, run: Run) -> None:
+        self.calls = torch.zeros(run.batch_size, dtype=torch.long, device=run.device)
+        self.first = torch.full_like(self.calls, -1)
+        self.was_guided = False
+        self.idle_message = ""
+
+    def count(self, rows: Tensor, step: Step) -> None:
+        """Note that `rows` (B,) bool were edited in this call."""
+        self.first = torch.where(rows & (self.first < 0), step.index, self.first)
+        self.calls = self.calls + rows
+
+    def decisions(
+        self, method: str, config: GuardConfig, action: str, message: str, thresholds: Mapping[str, float] | None = None
+    ) -> list[Decision]:
+        """One record per image; `message` of those that were edited."""
+        return [
+            Decision(
+                guard=method,
+                concept=config.concept,
+                image=image,
+                fired=calls > 0,
+                action=action if calls else "none",
+                first_fired_step=first if calls else None,
+                steps_redirected=calls,
+                thresholds=dict(thresholds or {}),
+                message=message if calls else self.idle_message,
+            )
+            for image, (calls, first) in enumerate(zip(self.calls.tolist(), self.first.tolist(), strict=True))
+        ]
+
+
+def has_guidance(step: Step, tally: Tally, method: str, without_guidance: str) -> bool:
+    """Whether this call has unconditional rows; raises if it has none and none came before, unless told to "ignore" that.
+
+    A run whose guidance ends early (Lumina's `cfg_trunc_ratio`) is not refused.
+    """
+    if step.pred_uncond is not None:
+        tally.was_guided = True
+        return True
+    if without_guidance == "raise" and not tally.was_guided:
+        raise GuardError(
+            f"guard {method!r} works through classifier-free guidance and this call has none, so no image is returned; "
+            "call with guidance_scale above 1 (FLUX: true_cfg_scale above 1 and a negative_prompt), or set "
+            "without_guidance='ignore' to let such calls pass unguarded."
+        )
+    if not tally.was_guided:
+        tally.idle_message = "Left alone: this call had no classifier-free guidance."
+    return False
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) as (B, 1, ...), to multiply `like` (B, ...) with."""
+    return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+def guidance_weight(step: Step) -> Tensor:
+    """(B, 1, ...) float32: the factor b of the conditional row in `step.pred` = a m_0 + b (m_p - m_0); 1 without guidance.
+
+    That is the scale the pipeline declares, wherever it explains `pred`. Elsewhere (PixArt, FLUX with true CFG keep
+    it to themselves; `guidance_rescale` and the like change it) b is measured, each sample for itself: with d = m_p - m_0
+    and d' its part orthogonal to m_0, b = <pred, d'> / <d', d'>. So an edit of b's size keeps the proportions that the
+    pipeline gave the prompt. Guards that edit `pred` some other way must act after those that ask for b.
+    """
+    cond, uncond, pred = step.pred_cond, step.pred_uncond, step.pred
+    assert cond is not None and pred is not None
+    if uncond is None:
+        return per_sample(pred.new_ones(len(pred), dtype=torch.float32), pred)
+    eps = 8 * torch.finfo(pred.dtype).eps
+    m, u = pred.float().flatten(1), uncond.float().flatten(1)
+    d = cond.float().flatten(1) - u
+    turned = d - u * (d * u).sum(1, keepdim=True) / (u * u).sum(1, keepdim=True).clamp(min=1e-12)
+    size = (turned * turned).sum(1)
+    is_lost = size <= (eps**2) * (u * u).sum(1)
+    measured = (m * turned).sum(1) / torch.where(is_lost, 1.0, size)
+    if step.guidance_scale is None:
+        explains = torch.zeros_like(is_lost)
+        declared = torch.zeros_like(measured)
+    else:
+        declared = torch.full_like(measured, float(step.guidance_scale))
+        error = torch.linalg.vector_norm(m - u - declared[:, None] * d, dim=1)
+        scale = torch.linalg.vector_norm(u, dim=1) + declared.abs() * torch.linalg.vector_norm(d, dim=1)
+        explains = error <= eps * scale
+    if bool((is_lost & ~explains).any()):
+        raise GuardError(
+            "the weight of classifier-free guidance cannot be told, because prompt and negative prompt give the same "
+            "prediction, so no image is returned; use another negative prompt."
+        )
+    return per_sample(torch.where(explains, declared, measured), pred)
+
+
+def encode_phrases(run: Run, text: str, method: str) -> Encoded:
+    """Conditioning of `text`, one row for each image (B, ...); warns if the text fills the encoder's window to its end."""
+    found = run.encode([text])
+    if len(text.encode()) + 2 >= found.prompt.shape[1]:  # no tokenizer makes more tokens than bytes
+        longer = run.encode([f"{text}, and"]).prompt
+        if longer.shape == found.prompt.shape and torch.allclose(found.prompt, longer, rtol=1e-3, atol=1e-3):
+            warnings.warn(
+                f"the phrases of guard {method!r} fill the text encoder's window of {found.prompt.shape[1]} tokens, so their "
+                "tail may be lost; use fewer or shorter phrases.",
+                stacklevel=2,
+            )
+    return found.map(lambda part: part.expand(run.batch_size, *part.shape[1:]))
+
+
+def of_length(found: Encoded, length: int) -> Encoded | None:
+    """`found` (N, L, D) with L = `length`, by padding under the mask; None without a mask, or if it is longer.
+
+    Only Lumina's prompts have lengths of their own.
+    """
+    missing = length - found.prompt.shape[1]
+    if missing == 0:
+        return found
+    if missing < 0 or found.mask is None:
+        return None
+    return found._replace(
+        prompt=torch.nn.functional.pad(found.prompt, (0, 0, 0, missing)),
+        mask=torch.nn.functional.pad(found.mask, (0, missing)),
+    )

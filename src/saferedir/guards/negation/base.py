@@ -1,0 +1,214 @@
+"""What Safe Denoiser and SPELL share as guards: the set they hold, one run's records, and noise of their own.
+
+Imports guard, decisions, errors, `bank`. A small set travels in the guard's model.safetensors, a large one by its path.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from saferedir.decisions import Decision
+from saferedir.errors import GuardConfigError, GuardError
+from saferedir.guard import Guard, GuardConfig, Run, Step
+from saferedir.guards.negation.bank import FileRows, NegationSet
+
+MODES = ("default", "faithful")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegationConfig(GuardConfig):
+    """Settings of every guard with a negation set.
+
+    Attributes:
+        mode: "default" (this project's fixes) or "faithful" (the released code).
+        bank: path of a set too large to travel with the guard; None where it is in model.safetensors.
+        window: noise fractions u = sigma / (alpha + sigma), lowest and highest, at which to act.
+        seed: of the guard's own noise, drawn only where it re-noises.
+    """
+
+    mode: str = "default"
+    bank: str | None = None
+    window: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
+
+    def validate(self) -> None:
+        self.require(self.mode in MODES, "mode", f"one of {', '.join(MODES)}")
+        is_pair = len(self.window) == 2 and all(isinstance(u, int | float) for u in self.window)
+        self.require(is_pair and 0 <= self.window[0] and self.window[1] <= 1, "window", "two noise fractions in [0, 1]")
+
+    def require_positive(self, *names: str) -> None:
+        """Each named field is None or a finite number > 0."""
+        for name in names:
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+            self.require(value is None or is_number, name, "a finite number > 0")
+
+
+@dataclass
+class NegationState:
+    """One run: every tensor has B rows. pending: what re-noising adds to x (a function: the step to take
+    instead); threshold: of the released code's gate.
+    """
+
+    negation: NegationSet
+    insist: Tensor  # (B,) levels
+    first_edited: Tensor  # (B,) int, -1 while nothing happened
+    edited: Tensor  # (B,) int, steps
+    scores: list[Tensor] = field(default_factory=list)
+    shifts: list[Tensor] = field(default_factory=list)  # ||delta|| / ||x0||
+    ess: list[Tensor] = field(default_factory=list)  # effective number of references, or of shields entered
+    pending: Any = None
+    threshold: float = 0.0
+    generators: list[torch.Generator] | None = None
+
+    def record(self, step: Step, score: Tensor, is_edited: Tensor, shift: Tensor, ess: Tensor) -> None:
+        """Keep one step's numbers, without a host synchronisation."""
+        self.scores.append(score.detach())
+        self.shifts.append(torch.where(is_edited, shift.detach(), 0.0))
+        self.ess.append(ess.detach())
+        self.edited = self.edited + is_edited
+        self.first_edited = torch.where(is_edited & (self.first_edited < 0), step.index, self.first_edited)
+
+    def draw(self, step: Step, seed: int) -> Tensor:
+        """Fresh noise like `step.x_t`, from generators of our own: one a row, seeded by `seed` and that row's first latents,
+        so that a batch equals single runs and the pipeline's random stream stays as it is.
+        """
+        latents = step.x_t
+        if self.generators is None:
+            rows = [row.detach().float().cpu().numpy().tobytes() for row in latents]
+            self.generators = [torch.Generator().manual_seed(seed ^ zlib.crc32(row)) for row in rows]
+        shape = latents.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
+        return noise.to(latents.device)
+
+
+ConfigT = TypeVar("ConfigT", bound=NegationConfig)
+T = TypeVar("T")
+
+
+class NegationGuard(Guard[ConfigT]):
+    """Base class: holds, saves, loads and checks the set."""
+
+    def __init__(self, config: ConfigT, negation: NegationSet | None = None) -> None:
+        super().__init__(config)
+        self.negation = negation
+        self._cache: dict[str, tuple[NegationSet | None, Any]] = {}  # made from the set, not from a run
+
+    @classmethod
+    def from_set(cls, negation: NegationSet | str | Path, *, concept: str, **settings: Any) -> Self:
+        """A guard of a negation set, or of its file; it will refuse a pipeline with another VAE than encoded the set."""
+        found = negation if isinstance(negation, NegationSet) else NegationSet.open(negation)
+        vae, rows = found.facts.get("vae"), found.references.rows
+        settings.setdefault("backbone", None if vae is None else {"architecture": {"vae": vae}})
+        settings.setdefault("training", {**found.facts, "references": len(found)})
+        bank = str(rows.path) if isinstance(rows, FileRows) else None
+        config: Any = cls.config_class.from_dict({"concept": concept, "bank": bank, **settings})
+        return cls(config, found)
+
+    def start(self, run: Run) -> NegationState:
+        self.negation = self._opened().to(run.device)
+        rows = run.batch_size
+        return NegationState(
+            negation=self.negation,
+            insist=torch.tensor(run.insist or (0,) * rows, device=run.device),
+            first_edited=torch.full((rows,), -1, dtype=torch.long, device=run.device),
+            edited=torch.zeros(rows, dtype=torch.long, device=run.device),
+        )
+
+    def _opened(self) -> NegationSet:
+        if self.negation is not None:
+            return self.negation
+        if self.config.bank is None:
+            raise GuardError(
+                f"this {self.method} guard has no negation set; make it with {type(self).__name__}.from_set(...), or load it "
+                "with Guard.from_pretrained."
+            )
+        found = NegationSet.open(self.config.bank)
+        bound = (self.config.backbone or {}).get("architecture", {}).get("vae")
+        if bound is not None and found.facts.get("vae") not in (None, bound):
+            raise GuardConfigError(
+                f"{self.config.bank} was encoded by another VAE ({found.facts['vae']}) than this guard's set ({bound}); "
+                "make the guard again with from_set."
+            )
+        return found
+
+    def cached(self, name: str, make: Callable[[], T]) -> T:
+        """`make()` once for the set now held."""
+        known = self._cache.get(name)
+        if known is None or known[0] is not self.negation:
+            known = self._cache[name] = (self.negation, make())
+        value: T = known[1]
+        return value
+
+    def normalised(self) -> NegationSet:
+        """The set as the released code keeps it."""
+        negation = self._opened()
+        return self.cached("normalised", lambda: negation.mapped(channel_normalised))
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self.config.bank is not None or self.negation is None:
+            return {}
+        return self.negation.tensors()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        if tensors:
+            self.negation = NegationSet.from_tensors(tensors, self.config.training)
+        elif self.config.bank is None:
+            raise GuardConfigError(f"this {self.method} guard's folder holds no negation set; save it again.")
+
+    def verdict(self, run: Run, state: NegationState) -> list[Decision]:
+        scores = torch.stack(state.scores).cpu() if state.scores else None
+        shifts = torch.stack(state.shifts).cpu() if state.shifts else None
+        found = []
+        for row in range(run.batch_size):
+            count, first = int(state.edited[row]), int(state.first_edited[row])
+            message = ""
+            if count and shifts is not None:
+                share = 100 * float(shifts[:, row].max())
+                message = (
+                    f"Moved away from the negation set at {count} steps from step {first}, by {share:.1f} % at most."
+                )
+            found.append(
+                Decision(
+                    guard=self.method,
+                    concept=self.config.concept,
+                    image=row,
+                    fired=count > 0,
+                    action="edited" if count else "none",
+                    image_score=None if scores is None else float(scores[:, row].max()),
+                    image_scores=() if scores is None else tuple(scores[:, row].tolist()),
+                    first_fired_step=first if count else None,
+                    steps_redirected=count,
+                    message=message,
+                )
+            )
+        return found
+
+    def is_in_window(self, step: Step) -> bool:
+        """Whether this step's noise fraction lies in the configured window; also false where sigma is 0."""
+        u = noise_fraction(step)
+        return self.config.window[0] <= u <= self.config.window[1] and u > 0
+
+
+def noise_fraction(step: Step) -> float:
+    """u = sigma / (alpha + sigma): 0 at the clean end, 1 at pure noise, on every schedule; the same for all rows."""
+    alpha, sigma = float(step.alpha.flatten()[0]), float(step.sigma.flatten()[0])
+    return sigma / (alpha + sigma)
+
+
+def channel_normalised(latents: Tensor) -> Tensor:
+    """(M, C, ...) with each spatial position divided by its norm over channels, as the released code keeps references."""
+    norms: Tensor = torch.linalg.vector_norm(latents, dim=1, keepdim=True)
+    return latents / norms.clamp(min=1e-12)
+
+
+def row(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) as (B, 1, ...), to be broadcast against `like` (B, ...)."""
+    return values.view(-1, *(1,) * (like.ndim - 1))

@@ -1,0 +1,144 @@
+"""Calibration of a negation set: kernel width, gate threshold and shield radius from the references alone.
+
+Pure functions; imports torch only. Everything is stored against the noise fraction u = sigma / (alpha + sigma), the one clock
+that VP, k-space and flow schedulers share: the Gaussian kernel sees alpha and sigma through alpha / sigma = (1 - u) / u only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from saferedir.guards.negation.engine import Block
+
+#: effective number of references that the calibrated kernel averages over
+TARGET_ESS = 8.0
+QUANTILE = 0.05
+#: references that are noised to calibrate; fewer for a huge set
+PROBES, FEW_PROBES, HUGE = 64, 16, 2**16
+#: u of the grid, evenly spaced in log(sigma / alpha)
+GRID = tuple(1 / (1 + math.exp(-z)) for z in torch.linspace(-3.0, 7.0, 21).tolist())
+#: threshold of a set too small for weights
+ALWAYS_OPEN = -1e30
+_BISECTIONS = 24
+_SMALLEST_KAPPA = 1e-10
+
+
+class Rows(Protocol):
+    """As `engine.References`, with a length and single rows."""
+
+    @property
+    def centre(self) -> Tensor: ...
+    def __len__(self) -> int: ...
+    def blocks(self) -> Iterator[Block]: ...
+    def pick(self, indices: Tensor) -> Block: ...
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """noise, kappa, threshold (T,): u of the grid, the tempering there, and the gate's threshold for score / kappa;
+    radius: 5 % quantile of nearest-neighbour distances, NaN for a single reference.
+    """
+
+    noise: Tensor
+    kappa: Tensor
+    threshold: Tensor
+    radius: float
+
+    NAMES: ClassVar[tuple[str, ...]] = ("calibration_noise", "calibration_kappa", "calibration_threshold", "radius")
+
+    def at(self, u: float) -> tuple[float, float]:
+        """(kappa, threshold) at noise fraction u, interpolated in log(sigma / alpha)."""
+        place = _logit(self.noise.double())
+        where = _logit(torch.tensor(u, dtype=torch.float64)).clamp(float(place[0]), float(place[-1]))
+        right = int(torch.searchsorted(place, where).clamp(1, len(place) - 1))
+        share = (where - place[right - 1]) / (place[right] - place[right - 1])
+        log_kappa = self.kappa.double().clamp(min=1e-300).log()
+        kappa, threshold = (
+            float(torch.lerp(values[right - 1], values[right], share))
+            for values in (log_kappa, self.threshold.double())
+        )
+        return (math.exp(kappa) if kappa > -600 else 0.0), threshold
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By the names of the file format."""
+        values = (self.noise.float(), self.kappa.float(), self.threshold.float(), torch.tensor([self.radius]))
+        return dict(zip(self.NAMES, values, strict=True))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Calibration:
+        """Inverse of `tensors`."""
+        noise, kappa, threshold, radius = (tensors[name] for name in cls.NAMES)
+        return cls(noise, kappa, threshold, float(radius[0]))
+
+
+def calibrate(references: Rows, seed: int = 0, grid: tuple[float, ...] = GRID) -> Calibration:
+    """kappa, threshold and radius of a set.
+
+    P references are noised to each u and compared with all others (leave one out). kappa: the largest value <= 1 (never sharper
+    than the exact posterior) at which the median effective sample size reaches min(8, M/2). threshold: 5 % quantile of
+    log-sum-exp / kappa, so that 95 % of noised references would open the gate.
+    """
+    count = len(references)
+    noise = torch.tensor(grid)
+    if count < 2:
+        return Calibration(noise, torch.zeros(len(grid)), torch.full((len(grid),), ALWAYS_OPEN), math.nan)
+    own, cross, shift, norms, energy = _products(references, seed)
+    others = torch.ones_like(cross, dtype=torch.bool).scatter_(1, own[:, None], False)
+    squared = (norms[own][:, None] + norms - 2 * cross).clamp(min=0)  # ||r_i - r_n||^2
+    nearest = squared.masked_fill(~others | (squared < 1e-6 * (norms + 1e-30)), torch.inf).amin(dim=1)
+    nearest = nearest[torch.isfinite(nearest)].sqrt()
+    radius = float(torch.quantile(nearest, QUANTILE)) if len(nearest) else math.nan
+    kappas, thresholds = [], []
+    for u in grid:
+        ratio = (1 - u) / u
+        half = -0.5 * (ratio**2 * squared + 2 * ratio * shift.gather(1, own[:, None]) - 2 * ratio * shift)
+        half = (half - 0.5 * energy[:, None]).masked_fill(~others, -torch.inf)  # -||x - alpha r_n||^2 / (2 sigma^2)
+        kappa = 0.0 if count < 4 else _bisect(half, min(TARGET_ESS, count / 2))
+        kappas.append(kappa)
+        thresholds.append(
+            float(torch.quantile(torch.logsumexp(kappa * half, dim=1) / kappa, QUANTILE)) if kappa else ALWAYS_OPEN
+        )
+    return Calibration(noise, torch.tensor(kappas), torch.tensor(thresholds), radius)
+
+
+def _products(references: Rows, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(indices of P probes, r_i.r_n (P, M), eps_i.r_n (P, M), ||r_n||^2 (M,), ||eps_i||^2 (P,)), in one pass over the set."""
+    count = len(references)
+    generator = torch.Generator().manual_seed(seed)
+    own = torch.randperm(count, generator=generator)[: PROBES if count <= HUGE else FEW_PROBES].sort().values
+    probes = references.pick(own).rows.float().cpu()
+    noise = torch.randn(probes.shape, generator=generator)
+    both, norms = torch.cat([probes, noise]), []
+    products = torch.empty(len(both), count)
+    for block in references.blocks():
+        products[:, block.start : block.start + len(block.rows)] = both @ block.rows.float().cpu().T
+        norms.append(block.norms.float().cpu())
+    return own, products[: len(own)], products[len(own) :], torch.cat(norms), noise.square().sum(dim=1)
+
+
+def _bisect(half: Tensor, target: float) -> float:
+    """Largest kappa in [1e-10, 1] whose median effective sample size over rows of `half` (P, M) is at least `target`."""
+
+    def is_enough(log_kappa: float) -> bool:
+        weights = torch.softmax(math.exp(log_kappa) * half, dim=1)
+        return float((1 / weights.square().sum(dim=1)).median()) >= target
+
+    low, high = math.log(_SMALLEST_KAPPA), 0.0
+    if is_enough(high):
+        return 1.0
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if is_enough(middle) else (low, middle)
+    return math.exp(low)
+
+
+def _logit(u: Tensor) -> Tensor:
+    u = u.clamp(1e-9, 1 - 1e-9)
+    return (u / (1 - u)).log()

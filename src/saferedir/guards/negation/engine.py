@@ -1,0 +1,132 @@
+"""The engine: softmax weights over a negation set and the weighted mean, in two matrix products a block of rows.
+
+Pure functions over a `References`; imports torch and `kernels`. Blocks are joined by the online softmax (running maximum, sum,
+weighted sum), so that memory grows neither with the set nor, under autograd, with what a block was converted from.
+Shapes: B images, M references, D = C*h*w; rows are centred (r~ = r - c). All sums are float32 or wider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from saferedir.guards.negation.kernels import Query
+
+#: elements of one block of rows: its float32 copy (4 MB) stays in the processor's cache for both products
+BLOCK = 2**20
+#: below this share of its radius a distance has no direction of its own
+NO_DIRECTION = 1e-6
+
+
+class References(Protocol):
+    """What the engine needs to know of a set: the centre c (D,) and the centred rows, block after block."""
+
+    @property
+    def centre(self) -> Tensor: ...
+
+    def blocks(self) -> Iterator[Block]: ...
+
+
+class Block(NamedTuple):
+    """Rows of a set: rows (m, D) centred, in any float type; norms (m,) their squared lengths; start: index of the first."""
+
+    rows: Tensor
+    norms: Tensor
+    start: int
+
+
+class Attention(NamedTuple):
+    """mean (B, D): sum w_n r_n, the unsafe denoiser; log_sum (B,): log sum exp l_n; ess (B,): 1 / sum w_n^2."""
+
+    mean: Tensor
+    log_sum: Tensor
+    ess: Tensor
+
+
+class _Running(NamedTuple):
+    """Softmax over the rows seen so far: top (B, 1) largest logit, total (B, 1), squares (B, 1), mean (B, D) unnormalised."""
+
+    top: Tensor
+    total: Tensor
+    squares: Tensor
+    mean: Tensor
+
+
+def attend(query: Query, references: References) -> Attention:
+    """Weights w = softmax(l) over all references and what they average to."""
+    q = query.centred
+    column = q.new_zeros(len(q), 1)
+    state = _Running(torch.full_like(column, -torch.inf), column, column, torch.zeros_like(q))
+    for block in references.blocks():
+        if torch.is_grad_enabled() and (q.requires_grad or query.offset.requires_grad):
+            # keep (B, D) a block for the backward pass and convert its rows again there
+            state = _Running(*checkpoint(_absorb, query, block, state, use_reentrant=False))
+        else:
+            state = _absorb(query, block, state)
+    mean = state.mean / state.total + references.centre.to(q)
+    log_sum = (state.top + state.total.log()).squeeze(1) + query.offset
+    return Attention(mean, log_sum, (state.total.square() / state.squares).squeeze(1))
+
+
+def _absorb(query: Query, block: Block, state: _Running) -> _Running:
+    rows = block.rows.to(query.centred)
+    logits = query.logits(query.centred @ rows.T, block.norms.to(rows))
+    top = torch.maximum(state.top, logits.detach().amax(dim=1, keepdim=True))
+    old, weights = (state.top - top).exp(), (logits - top).exp()
+    return _Running(
+        top,
+        torch.addcmul(weights.sum(dim=1, keepdim=True), state.total, old),
+        torch.addcmul(weights.square().sum(dim=1, keepdim=True), state.squares, old.square()),
+        torch.addcmul(weights @ rows, state.mean, old),
+    )
+
+
+def attend_all(query: Query, references: References, epsilon: float) -> tuple[Tensor, Tensor]:
+    """(sum k r / S, S = sum k + epsilon) with k = exp(l), as the released code has it: S is also a nearness gate."""
+    found = attend(query, references)
+    kernel_sum = found.log_sum.exp()
+    share = (kernel_sum / (kernel_sum + epsilon)).unsqueeze(1)
+    return found.mean * share, kernel_sum + epsilon
+
+
+def push_out(x0: Tensor, references: References, radius: float, dynamic: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """SPELL: (sum_n relu(radius / d_n - 1)(x0 - r_n), number of shields entered) for x0 (B, D); d_n = ||x0 - r_n||.
+
+    Products of matrices only pick candidates; their distances are then taken exactly. `dynamic` (B, D): the other images of
+    this batch shield too, each but its own row.
+    """
+    push, entered = torch.zeros_like(x0), torch.zeros(len(x0), device=x0.device)
+    q = x0 - references.centre.to(x0)
+    square = q.detach().square().sum(dim=1, keepdim=True)
+    for block in references.blocks():
+        rows, norms = block.rows.to(q), block.norms.to(q)
+        near = square - 2 * (q.detach() @ rows.T) + norms
+        is_near = near <= radius**2 + 1e-3 * (square + norms)  # rounding must not hide a candidate
+        (candidates,) = torch.nonzero(is_near.any(dim=0), as_tuple=True)
+        for chosen in candidates.split(max(1, BLOCK // q.numel())):
+            push, entered = _shielded(q, rows[chosen], radius, push, entered)
+    if dynamic is not None:
+        own = torch.eye(len(x0), dtype=torch.bool, device=x0.device)
+        push, entered = _shielded(x0, dynamic, radius, push, entered, own)
+    return push, entered
+
+
+def _shielded(
+    q: Tensor, rows: Tensor, radius: float, push: Tensor, entered: Tensor, skip: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    difference = q[:, None] - rows[None]
+    square = difference.square().sum(dim=2)
+    has_direction = square > (NO_DIRECTION * radius) ** 2
+    distance = torch.where(has_direction, square, 1.0).sqrt()
+    depth = torch.where(has_direction, (radius - distance).clamp(min=0), radius)  # relu(radius/d - 1) d
+    if skip is not None:
+        depth = depth.masked_fill(skip, 0.0)
+    # a latent that is the reference itself has no direction: any one leads out
+    weight = torch.where(has_direction, depth / distance, 0.0)
+    lost = torch.where(has_direction, 0.0, depth).sum(dim=1, keepdim=True) / q.shape[1] ** 0.5
+    push = push + torch.einsum("bk,bkd->bd", weight, difference) + lost
+    return push, entered + (depth.detach() > 0).sum(dim=1)

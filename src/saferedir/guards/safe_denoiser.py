@@ -1,0 +1,224 @@
+"""Safe Denoiser: move the denoised estimate away from a kernel-weighted mean of images that must not appear.
+
+Implements "Training-Free Safe Denoisers for Safe Use of Diffusion Models" (arXiv:2502.08011): with beta* the posterior odds
+unsafe : safe, E[x0 | x, safe] = E + beta* (E - E_unsafe), where E_unsafe = sum_n softmax_n(log q_t(x | r_n)) r_n.
+Shapes: x_t, x0 (B, C, h, w); references (M, C, h, w) in the sampler's frame; everything per row.
+Deviations of `default`, because literal weights pick one reference in high dimension: tempered kernel (kappa), odds capped at
+beta_max and measured against benign references where there are some, a trust region of rho ||x0||, a window in noise
+fraction. `faithful` follows the released code (unsquared distance, channel-normalised references, re-noising with the stale
+prediction), but with modes of the VAE's posterior, noise of its own, and deterministic first-order samplers only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from saferedir.errors import GuardError
+from saferedir.guard import GuardConfig, Run, Step
+from saferedir.guards.negation import Attention, NegationSet, Query, attend, gaussian_x0, gaussian_xt
+from saferedir.guards.negation.base import NegationConfig, NegationGuard, NegationState, noise_fraction, row
+from saferedir.guards.negation.index import CandidateIndex, attend_near
+from saferedir.guards.negation.released import released_step, released_threshold
+from saferedir.guards.negation.renoise import derivative, require_single_evaluations
+
+GATES = ("auto", "ratio", "quantile", "literal", "always")
+KERNELS = ("gaussian_xt", "gaussian_x0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafeDenoiserConfig(NegationConfig):
+    """Settings of Safe Denoiser (arXiv:2502.08011).
+
+    Attributes:
+        kernel: "gaussian_xt" (the forward process' own) or "gaussian_x0" (needs `width`).
+        kappa: tempering of gaussian_xt; None: calibrated, 1: literal, 0: the plain mean of the set.
+        width: h of gaussian_x0; in faithful mode s of the released kernel (3.15).
+        base: "guided" x0, or "uncond", the unconditional estimate, as in the paper.
+        eta: factor on the odds; 0 with renoise="stale" is the re-noise-only control.
+        beta_max: cap of the odds; None for none. beta_min: the gate is closed below these odds.
+        gate: "ratio" to benign references, "quantile" of noised references, "literal" (mean kernel value against beta_min),
+            "always", or "auto": ratio where the set has benign references, else quantile.
+        prior: P(unsafe) of the ratio gate.
+        trust: rho, the correction is at most rho ||x0||; None for no limit.
+        renoise: "none", or "stale": x = alpha x0' + sigma n at the same t, stepped with the old prediction.
+        index, candidates: path of an approximate index over the references (negation/index.py), and how many nearest
+            references to weigh; None: all of them, exactly.
+        scale, threshold, margin: of faithful mode; threshold None: found as the released code does.
+    """
+
+    window: tuple[float, float] = (0.82, 1.0)
+    kernel: str = "gaussian_xt"
+    kappa: float | None = None
+    width: float | None = None
+    base: str = "guided"
+    eta: float = 1.0
+    beta_max: float | None = 1.0
+    beta_min: float = 0.05
+    gate: str = "auto"
+    prior: float = 0.5
+    trust: float | None = 0.08
+    renoise: str = "none"
+    index: str | None = None
+    candidates: int = 256
+    scale: float = 0.33
+    threshold: float | None = None
+    margin: float = 1.6
+
+    def validate(self) -> None:
+        super().validate()
+        self.require(self.renoise != "recompute", "renoise", "none or stale; recompute needs a second denoiser call")
+        choices = {"kernel": KERNELS, "base": ("guided", "uncond"), "gate": GATES, "renoise": ("none", "stale")}
+        for name, known in choices.items():
+            self.require(getattr(self, name) in known, name, f"one of {', '.join(known)}")
+        self.require_positive("width", "beta_max", "trust")
+        for name in ("eta", "beta_min", "scale", "kappa"):
+            value = getattr(self, name)
+            self.require(value is None or 0 <= value < math.inf, name, "a finite number >= 0")
+        self.require(self.candidates >= 1, "candidates", "a whole number >= 1")
+        self.require(self.index is None or self.kernel == "gaussian_xt", "index", "None with this kernel")
+        self.require(0 < self.prior < 1, "prior", "a number between 0 and 1")
+        self.require(self.kernel != "gaussian_x0" or self.width is not None, "width", "a number for gaussian_x0")
+        is_own_kernel = self.kernel == "gaussian_xt" and self.kappa is None
+        self.require(
+            self.gate != "quantile" or is_own_kernel, "gate", "ratio, literal or always with a kernel of your own"
+        )
+
+    @classmethod
+    def paper_literal(cls, concept: str, *, eta: float, beta_min: float, **settings: Any) -> Self:
+        """The paper's form: kappa 1, unconditional base, no cap, no trust region; eta and beta_t are the caller's."""
+        fixed = {"kappa": 1.0, "base": "uncond", "gate": "literal", "beta_max": None, "trust": None}
+        return cls(concept=concept, eta=eta, beta_min=beta_min, **{**fixed, **settings})
+
+
+def correction(x0: Tensor, base: Tensor, unsafe: Tensor, gain: Tensor, trust: Tensor | float | None) -> Tensor:
+    """Delta = gain (base - unsafe), shortened to trust * ||x0||, row by row. All (B, D); gain and trust (B, 1) or numbers."""
+    delta = gain * (base - unsafe)
+    if trust is None:
+        return delta
+    limit = trust * torch.linalg.vector_norm(x0, dim=1, keepdim=True)
+    length = torch.linalg.vector_norm(delta, dim=1, keepdim=True).clamp(min=1e-12)
+    shortened: Tensor = delta * (limit / length).clamp(max=1.0)
+    return shortened
+
+
+def log_odds(log_sum: Tensor, count: int, benign_log_sum: Tensor, benign_count: int, prior: float) -> Tensor:
+    """log of P(unsafe | x) / P(safe | x) (B,) from log-sum-exp scores over both sets, under the same kernel."""
+    means = (log_sum - math.log(count)) - (benign_log_sum - math.log(benign_count))
+    return means + math.log(prior / (1 - prior))
+
+
+class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
+    """The guard. Make one with `SafeDenoiser.from_set(file_or_set, concept=...)`."""
+
+    method: ClassVar[str] = "safe_denoiser"
+    config_class: ClassVar[type[GuardConfig]] = SafeDenoiserConfig
+
+    def start(self, run: Run) -> NegationState:
+        state = super().start(run)
+        config = self.config
+        if config.gate == "ratio" and state.negation.benign is None:
+            raise GuardError(
+                "gate='ratio' compares with benign references, and this set has none; build it with --benign."
+            )
+        if config.mode == "faithful":
+            state.negation = self.normalised().to(run.device)
+            state.threshold = self._released_threshold(state.negation)
+        if config.mode == "faithful" or config.renoise == "stale":
+            require_single_evaluations(run)
+        return state
+
+    def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
+        state: NegationState = step.state
+        state.pending = None
+        state.negation.require_shape(tuple(x0.shape[1:]))
+        config = self.config
+        is_idle = config.eta == 0 and config.renoise == "none" and config.mode == "default"
+        if is_idle or not self.is_in_window(step):
+            return x0
+        if config.mode == "faithful":
+            found = released_step(step, x0, state, config, state.threshold)
+            state.pending, is_open, score, shift = found
+            state.record(step, score, is_open, shift, torch.ones_like(shift))
+            return x0
+        delta, is_open = self._delta(step, x0, state)
+        is_open = row(is_open, x0)
+        edited = torch.where(is_open, x0 + delta.view_as(x0), x0)
+        if config.renoise == "none":
+            return edited
+        noised = step.alpha * edited + step.sigma * state.draw(step, config.seed)
+        state.pending = torch.where(is_open, noised - step.x_t.float(), 0.0)
+        return x0
+
+    def on_step_end(self, step: Step, latents: Tensor) -> Tensor:
+        state: NegationState = step.state
+        if state.pending is None:
+            return latents
+        slope = derivative(step, latents)
+        if callable(state.pending):  # the flow variant of the released code takes the step itself
+            replaced: Tensor = state.pending(step)
+            return replaced
+        changed = (state.pending != 0).flatten(1).any(dim=1)
+        return torch.where(row(changed, latents), latents + slope * state.pending, latents)
+
+    def _delta(self, step: Step, x0: Tensor, state: NegationState) -> tuple[Tensor, Tensor]:
+        """(Delta (B, D), gate open (B,)) of this step."""
+        config, negation = self.config, state.negation
+        base = x0 if config.base == "guided" else step.x0_uncond
+        if base is None:
+            raise GuardError("base='uncond' needs classifier-free guidance, and this run has none; use base='guided'.")
+        centre = negation.references.centre
+        kappa, threshold = negation.calibration.at(noise_fraction(step))
+        if config.kernel == "gaussian_xt":
+            kappa = kappa if config.kappa is None else config.kappa
+            alpha, sigma = step.alpha.flatten(1), step.sigma.flatten(1)
+            query = gaussian_xt(step.x_t.float().flatten(1), centre, alpha, sigma, kappa)
+        else:
+            assert config.width is not None
+            query = gaussian_x0(x0.flatten(1), centre, config.width)
+        found = self._attend(step, query, negation)
+        gate = config.gate if config.gate != "auto" else "quantile" if negation.benign is None else "ratio"
+        if gate == "auto" or (gate == "quantile" and not (config.kernel == "gaussian_xt" and config.kappa is None)):
+            gate = "always"
+        score, odds = found.log_sum, torch.zeros_like(found.log_sum)
+        is_open = torch.ones_like(odds, dtype=torch.bool)
+        if gate == "ratio":
+            assert negation.benign is not None
+            benign = attend(query, negation.benign)
+            score = odds = log_odds(found.log_sum, len(negation), benign.log_sum, len(negation.benign), config.prior)
+        elif gate == "literal":
+            score = odds = found.log_sum - math.log(len(negation))
+        elif gate == "quantile" and kappa > 0:
+            score = found.log_sum / kappa
+            is_open = score >= threshold
+        if gate in ("ratio", "literal"):
+            is_open = odds >= (math.log(config.beta_min) if config.beta_min else -math.inf)
+        insisted = state.insist > 0
+        is_open = is_open | insisted
+        odds = torch.where(insisted, odds.clamp(min=0.0), odds)
+        levels = (1 + state.insist).unsqueeze(1)
+        cap = 80.0 if config.beta_max is None else math.log(config.beta_max)
+        gain = config.eta * levels * odds.clamp(max=cap).exp().unsqueeze(1)
+        trust = None if config.trust is None else config.trust * levels
+        flat = x0.flatten(1)
+        delta = correction(flat, base.flatten(1), found.mean, gain, trust)
+        shift = torch.linalg.vector_norm(delta.detach(), dim=1) / torch.linalg.vector_norm(flat.detach(), dim=1)
+        state.record(step, score, is_open, shift, found.ess)
+        return delta, is_open
+
+    def _attend(self, step: Step, query: Query, negation: NegationSet) -> Attention:
+        """Over all references, or over the candidates of an index; at alpha = 0 no reference is nearer than another."""
+        path = self.config.index
+        if path is None or not bool((step.alpha > 0).all()):
+            return attend(query, negation.references)
+        index = self.cached("index", lambda: CandidateIndex.open(path, negation.references))
+        return attend_near(query, (step.x_t.float() / step.alpha).flatten(1), index, self.config.candidates)
+
+    def _released_threshold(self, references: NegationSet) -> float:
+        if self.config.threshold is None:
+            return self.cached("threshold", lambda: released_threshold(references, self.config.width))
+        return self.config.threshold

@@ -1,0 +1,149 @@
+"""Safe latent diffusion: guidance away from a safety concept, where the prompt points towards it.
+
+Implements Sec. 3 of "Safe Latent Diffusion" (arXiv:2211.05105), as its code has it. Shapes: rows, momentum v (B, C, h, w).
+Rows 0 unconditional, p prompt, S safety concept; g guidance scale; in epsilon, at every denoiser call:
+
+  d = e_p - e_S;  mu = min(1, |s_S d|) where d < lambda, else 0;  gamma = mu (e_S - e_0) + s_m v
+  v <- beta_m v + (1 - beta_m) gamma  (in warm-up too);  e = e_0 + g ((e_p - e_0) - gamma)  (after warm-up)
+
+Other prediction types: with f = d eps / d m at fixed x_t, the rule runs on f m and its edit is divided by f, which is the same
+without converting x_t (nothing is edited where f = 0: flow at pure noise). The presets were tuned for epsilon on SD 1.
+
+Deviations: warm-up is a fraction of the run's denoiser calls, the authors' number of steps at 50 of them (`warmup_steps` for
+an absolute number); "weak" has the model card's strength of 200, "weak_diffusers" diffusers' 20; in a run with
+`insist` those images have no warm-up, from level 2 on the threshold of "max"; no concept text is shipped, it must be given.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from saferedir.decisions import Decision
+from saferedir.encoding import Encoded
+from saferedir.errors import GuardConfigError
+from saferedir.guard import Guard, GuardConfig, Run, Step
+from saferedir.guards.guidance import PhrasesConfig, Tally, encode_phrases, guidance_weight, has_guidance, per_sample
+from saferedir.schedules import to_x0
+
+PRESETS: dict[str, dict[str, float]] = {
+    "weak": {"warmup": 0.3, "strength": 200.0, "threshold": 0.0, "momentum": 0.0, "momentum_decay": 0.0},
+    "weak_diffusers": {"warmup": 0.3, "strength": 20.0, "threshold": 0.0, "momentum": 0.0, "momentum_decay": 0.0},
+    "medium": {"warmup": 0.2, "strength": 1000.0, "threshold": 0.01, "momentum": 0.3, "momentum_decay": 0.4},
+    "strong": {"warmup": 0.14, "strength": 2000.0, "threshold": 0.025, "momentum": 0.5, "momentum_decay": 0.7},
+    "max": {"warmup": 0.0, "strength": 5000.0, "threshold": 1.0, "momentum": 0.5, "momentum_decay": 0.7},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SLDConfig(PhrasesConfig):
+    """Settings of SLD; the defaults are the preset "medium". The concept text S is `phrases`, joined by commas.
+
+    Attributes:
+        strength: s_S, >= 0.
+        threshold: lambda.
+        momentum: s_m in [0, 1).
+        momentum_decay: beta_m in [0, 1).
+        warmup: share of the run's denoiser calls before anything is edited, in [0, 1].
+        warmup_steps: the same as a number of denoiser calls; wins over `warmup`.
+    """
+
+    strength: float = 1000.0
+    threshold: float = 0.01
+    momentum: float = 0.3
+    momentum_decay: float = 0.4
+    warmup: float = 0.2
+    warmup_steps: int | None = None
+
+    @classmethod
+    def preset(cls, name: str, **settings: Any) -> Self:
+        """The configuration of a named preset; `settings` (concept at least) win over it."""
+        if name not in PRESETS:
+            raise GuardConfigError(f"SLD has no preset {name!r}; expected one of {', '.join(PRESETS)}.")
+        return cls(**{**PRESETS[name], **settings})
+
+    def validate(self) -> None:
+        super().validate()
+        self.require(bool(self.text), "phrases", "some words to steer away from")
+        for name in ("strength", "threshold"):
+            self.require(math.isfinite(getattr(self, name)), name, "a finite number")
+        self.require(self.strength >= 0, "strength", "a number >= 0")
+        for name in ("momentum", "momentum_decay"):
+            self.require(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
+        self.require(0 <= self.warmup <= 1, "warmup", "a share of the run in [0, 1]")
+        self.require(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "a whole number >= 0, or None")
+
+
+@dataclass
+class SLDState:
+    """Of one run. concept: S's conditioning (B, ...), None if nothing can be edited; warmup (B,); threshold (B,)."""
+
+    tally: Tally
+    warmup: Tensor
+    threshold: Tensor
+    concept: Encoded | None
+    velocity: Tensor | None = None  # v in epsilon, (B, C, h, w) float32
+
+
+def epsilon_per_output(step: Step) -> Tensor:
+    """(B, 1, ...): f = d eps / d m at fixed x_t, from eps = (x_t - alpha x0) / sigma and the prediction type's x0(m)."""
+    one, none = torch.ones_like(step.sigma), torch.zeros_like(step.sigma)
+    x0_per_output = to_x0(step.run.prediction_type, one, none, step.alpha, step.sigma)
+    return -step.alpha / step.sigma * x0_per_output
+
+
+class SLD(Guard[SLDConfig]):
+    """The guard; one extra row in those denoiser calls that edit something or build up momentum."""
+
+    method: ClassVar[str] = "sld"
+    config_class: ClassVar[type[GuardConfig]] = SLDConfig
+    replaces_guidance: ClassVar[bool] = True
+
+    def start(self, run: Run) -> SLDState:
+        config = self.config
+        insist = torch.tensor(run.insist or (0,) * run.batch_size, device=run.device)
+        calls = round(config.warmup * run.num_evaluations) if config.warmup_steps is None else config.warmup_steps
+        warmup = torch.where(insist > 0, 0, calls)
+        threshold = torch.where(insist > 1, max(config.threshold, PRESETS["max"]["threshold"]), config.threshold)
+        is_idle = config.strength == 0 or not bool((warmup < run.num_evaluations).any())
+        concept = None if is_idle else encode_phrases(run, config.text, self.method)
+        return SLDState(Tally(run), warmup, threshold, concept)
+
+    def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
+        state: SLDState = step.state
+        is_needed = self.config.momentum > 0 or bool((state.warmup <= step.evaluation).any())
+        if state.concept is None or not is_needed or not (step.run.guided or step.evaluation == 0):
+            return None
+        return state.concept.map(lambda part: part[None])
+
+    def on_prediction(self, step: Step) -> Tensor:
+        state, config = step.state, self.config
+        assert step.pred is not None and step.pred_cond is not None
+        if state.concept is None or not has_guidance(step, state.tally, self.method, config.without_guidance):
+            return step.pred
+        if not step.pred_extra:
+            return step.pred  # warm-up without momentum
+        assert step.pred_uncond is not None
+        cond, uncond, concept = (row.float() for row in (step.pred_cond, step.pred_uncond, step.pred_extra[0]))
+        f = epsilon_per_output(step)
+        delta = f * (cond - concept)
+        mu = torch.where(delta < per_sample(state.threshold, delta), (config.strength * delta.abs()).clamp(max=1.0), 0.0)
+        velocity = torch.zeros_like(delta) if state.velocity is None else state.velocity
+        gamma = mu * f * (concept - uncond) + config.momentum * velocity
+        state.velocity = config.momentum_decay * velocity + (1 - config.momentum_decay) * gamma
+        is_active = state.warmup <= step.evaluation
+        if not bool(is_active.any()):
+            return step.pred
+        gamma_m = torch.where(f == 0, 0.0, gamma / torch.where(f == 0, 1.0, f))
+        edit = torch.where(per_sample(is_active, delta), guidance_weight(step) * gamma_m, 0.0)
+        state.tally.count((edit != 0).flatten(1).any(dim=1), step)
+        return step.pred.float() - edit
+
+    def verdict(self, run: Run, state: SLDState) -> list[Decision]:
+        message = "Guidance was turned away from the concept where the prompt pointed to it."
+        thresholds = {"threshold": self.config.threshold, "strength": self.config.strength}
+        return state.tally.decisions(self.method, self.config, "edited", message, thresholds)

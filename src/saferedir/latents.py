@@ -1,0 +1,91 @@
+"""Images to latents in the sampler's own frame, (z - shift) * scale with the VAE's own constants, for every family.
+
+Imports torch, Pillow and numpy. Used by `fingerprint` (the constants name a latent space) and `guards/negation/build`.
+Latents are (N, C, h, w), for video VAEs (N, C, 1, h, w): as guards see them, so nothing is packed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from saferedir.errors import UnsupportedPipelineError
+
+
+class LatentConstants(NamedTuple):
+    """shift and scale, one number each or one a channel: a latent is (z - shift) * scale."""
+
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
+def latent_constants(vae: Any) -> LatentConstants:
+    """The constants in a VAE's config: scaling_factor, shift_factor, and per channel latents_mean and latents_std."""
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    scale = float(config.get("scaling_factor") or 1.0)
+    if mean is not None and std is not None:
+        return LatentConstants(tuple(float(v) for v in mean), tuple(scale / float(v) for v in std))
+    return LatentConstants((float(config.get("shift_factor") or 0.0),), (scale,))
+
+
+@torch.no_grad()
+def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
+    """Latents (N, C, h, w) float32 on the CPU from pixels (N, 3, H, W) in [-1, 1]; the mode of the posterior, in float32.
+
+    A VAE that is kept in half precision is lent to float32 for the call, as diffusers' own upcasting does.
+    """
+    parameter = next(vae.parameters())
+    dtype, device = parameter.dtype, parameter.device
+    is_video = "CausalConv3d" in type(getattr(vae.encoder, "conv_in", None)).__name__ or "Wan" in type(vae).__name__
+    values = pixels.to(device, torch.float32)
+    try:
+        found = vae.to(torch.float32).encode(values[:, :, None] if is_video else values)
+    finally:
+        vae.to(dtype)
+    if hasattr(found, "latent_dist"):
+        z: Tensor = found.latent_dist.mode()
+    elif hasattr(found, "latent"):  # AutoencoderDC has no posterior
+        z = found.latent
+    else:
+        raise UnsupportedPipelineError(
+            f"{type(vae).__name__} encodes to {type(found).__name__}, which has neither latent_dist nor latent; "
+            "supported: AutoencoderKL, AutoencoderDC, AutoencoderKLWan."
+        )
+    shift, scale = (torch.tensor(v, device=device).view(1, -1, *(1,) * (z.ndim - 2)) for v in latent_constants(vae))
+    return ((z - shift) * scale).cpu()
+
+
+def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(height, width, 3) bytes: turned upright, cropped at the centre to the aspect ratio, resized, flattened onto white."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    fitted = ImageOps.fit(upright.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(fitted)
+
+
+def encode_images(vae: Any, images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:
+    """Latents (N, C, h, w) of pictures (H, W, 3), all of one size."""
+    pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return encode_pixels(vae, pixels)
+
+
+def default_size(pipe: Any) -> tuple[int, int]:
+    """(height, width) in pixels that the pipeline draws unless told otherwise; raises where its configs do not say."""
+    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    sample = None if denoiser is None else getattr(denoiser, "_orig_mod", denoiser).config.get("sample_size")
+    sample = sample if sample is not None else getattr(pipe, "default_sample_size", None)
+    factor = getattr(pipe, "vae_scale_factor", None)
+    if sample is None or factor is None:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} does not say at which size it draws; give the height and width of your pictures."
+        )
+    height, width = sample if isinstance(sample, list | tuple) else (sample, sample)
+    return int(height) * int(factor), int(width) * int(factor)

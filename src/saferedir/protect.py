@@ -1,0 +1,291 @@
+"""protect(pipe, guards): policy around `attach`. Redirect, verify and retry, or block; it fails closed.
+
+Imports attach, decisions, errors, guard, outputs; knows no concrete guard and no judge. A verifier is any function of PIL images.
+What each policy promises, and against whom: docs/security.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import torch
+from PIL import Image
+
+from saferedir.attach import Attached, attach
+from saferedir.decisions import Decision
+from saferedir.errors import GuardConfigError, GuardError
+from saferedir.guard import Guard
+from saferedir.outputs import Result, copied, pictures_of, same
+
+POLICIES = ("redirect", "verify", "block")
+#: N pictures -> N bools, True where the concept is still there
+Verifier = Callable[[list[Image.Image]], Sequence[bool]]
+
+
+def protect(
+    pipe: Any,
+    guards: Guard[Any] | Sequence[Guard[Any]],
+    *,
+    on_unsafe: str = "redirect",
+    verify: Verifier | Guard[Any] | None = None,
+    retries: int = 2,
+    force: bool = False,
+) -> GuardedPipeline:
+    """Attach guards and put a policy around the pipeline; call the result as you would call the pipeline.
+
+    "redirect": steer, and return what came out. "verify": steer, then check every image; unsafe ones are drawn again
+    from the same noise with more insistence, at most `retries` times, then blocked. "block": an image on which a guard
+    acted, or which is unsafe, is blocked at once. Unsafe means that a guard's decision is `unresolved` (its own
+    classifier on the final x0) or that `verify`, a function of the finished PIL images, says so. A blocked image is
+    a blank of the same kind. Other weights, architectures and `force`: see `attach`.
+    """
+    if isinstance(pipe, GuardedPipeline):
+        raise GuardError(
+            "this pipeline is protected already; detach() it first, then protect it with all guards at once."
+        )
+    chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
+    if on_unsafe not in POLICIES:
+        raise GuardConfigError(f"on_unsafe is {on_unsafe!r}; expected one of {', '.join(POLICIES)}.")
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise GuardConfigError(f"retries is {retries!r}; expected a whole number >= 0.")
+    if verify is not None and on_unsafe == "redirect":
+        raise GuardConfigError('on_unsafe="redirect" never looks again; use on_unsafe="verify" with a verifier.')
+    if isinstance(verify, Guard):
+        if not any(verify is guard for guard in chosen):
+            raise GuardConfigError("verify is a guard that is not among `guards`; add it there, or give a function.")
+    elif verify is not None and not callable(verify):
+        raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
+    look = None if verify is None or isinstance(verify, Guard) else verify
+    return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, look, retries)
+
+
+_MISSING = object()
+_WHY = {"verify": "it was still found unsafe", "block": "a guard acted on it, or it was found unsafe"}
+
+
+class GuardedPipeline:
+    """A pipeline under a policy. Its output is the pipeline's own, with `decisions` and `blocked` (one bool per image).
+
+    Threads take turns. Everything else (`scheduler`, `unet`, `set_progress_bar_config`, …) is the pipeline's. Calling
+    the pipeline itself stays guarded by the seam, but without a policy.
+    """
+
+    _pipe: Any
+    _attached: Attached
+    _on_unsafe: str
+    _look: Verifier | None
+    _retries: int
+    _lock: threading.RLock
+    _is_running: bool
+    _decisions: list[Decision]
+
+    def __init__(self, pipe: Any, attached: Attached, on_unsafe: str, look: Verifier | None, retries: int) -> None:
+        self.__dict__.update(  # not by assignment: that goes to the pipeline
+            _pipe=pipe, _attached=attached, _on_unsafe=on_unsafe, _look=look, _retries=retries,
+            _lock=threading.RLock(), _is_running=False, _decisions=[],
+        )  # fmt: skip
+
+    # --- the call
+    # ------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the pipeline with its own arguments; no image leaves but under the policy."""
+        with self._lock:
+            if self._is_running:
+                raise GuardError("a protected pipeline was called from within its own run; wait until that has ended.")
+            self._is_running, self._decisions = True, []
+            try:
+                output, self._decisions = self._under_policy(copied(_by_name(self._pipe, args, kwargs)))
+            finally:
+                self._is_running = False
+            return output
+
+    def _under_policy(self, call: dict[str, Any]) -> tuple[Any, list[Decision]]:
+        if self._look is not None and call.get("output_type") == "latent":
+            raise GuardError(
+                'output_type="latent" leaves the verifier nothing to look at; ask for "pil", "np" or "pt", or protect '
+                "with verify=None."
+            )
+        generators = _generators(call)
+        before = [generator.get_state() for generator in generators]
+        result = self._run(call, ())
+        unsafe = [] if self._on_unsafe == "redirect" else self._unsafe(result, range(result.count))
+        if not unsafe or self._on_unsafe == "block":
+            return result.finished(unsafe, _WHY.get(self._on_unsafe, ""))
+        after = [generator.get_state() for generator in generators]
+        try:
+            for attempt in range(1, self._retries + 1):
+                for generator, state in zip(generators, before, strict=True):
+                    generator.set_state(state)
+                levels = tuple(attempt if row in unsafe else 0 for row in range(result.count))
+                result.take(self._run(call, levels), unsafe, attempts=attempt + 1)
+                unsafe = self._unsafe(result, unsafe)
+                if not unsafe:
+                    break
+        finally:
+            for generator, state in zip(generators, after, strict=True):
+                generator.set_state(state)
+        return result.finished(unsafe, _WHY[self._on_unsafe])
+
+    def _run(self, call: dict[str, Any], levels: tuple[int, ...]) -> Result:
+        """One run of the pipeline, of which every step was guarded, or a GuardError."""
+        attached = self._attached
+        disabled = [guard.method for guard in attached.guards if not guard.enabled]
+        if disabled:
+            raise GuardError(f"guard {disabled[0]!r} is disabled, so nothing is drawn; set its `enabled` to True.")
+        if not attached.is_attached:
+            raise GuardError("the guards were detached from this pipeline, so nothing is drawn; protect it again.")
+        runs = attached.runs
+        attached.insist = levels
+        try:
+            output = self._pipe(**self._with_watched_callbacks(copied(call)))
+        finally:
+            attached.insist = ()
+        result = Result(output, attached.decisions)
+        covered = [row for _ in attached.guards for row in range(result.count)]
+        if (attached.runs, attached.is_attached) != (runs + 1, True) or covered != [d.image for d in result.decisions]:
+            raise GuardError(
+                "this call was not guarded from first to last step, so no image is returned; let it run to its end, "
+                "and protect the pipeline again if its parts were replaced."
+            )
+        result.check_finite()
+        return result
+
+    def _unsafe(self, result: Result, rows: Iterable[int]) -> list[int]:
+        """Those of `rows` that may not be shown as they are."""
+        rows = list(rows)
+        found = {d.image for d in result.decisions if d.unresolved or (self._on_unsafe == "block" and d.fired)}
+        if self._look is not None:
+            shown = [(row, picture) for row in rows for picture in pictures_of(result.images[row])]
+            flags = _ask(self._look, [picture for _, picture in shown])
+            found |= {row for (row, _), flag in zip(shown, flags, strict=True) if flag}
+        return [row for row in rows if row in found]
+
+    # --- callbacks
+    # ----------------------------------------------------------------------------------------------
+
+    def _with_watched_callbacks(self, call: dict[str, Any]) -> dict[str, Any]:
+        watched = dict(call)
+        for name, value in call.items():
+            if name == "callback" or name.endswith("callback_on_step_end"):
+                inputs = getattr(value, "tensor_inputs", None)  # diffusers' PipelineCallback says what it wants to see
+                if inputs is not None:
+                    watched[f"{name}_tensor_inputs"] = inputs
+                watched[name] = None if value is None else self._watched(value)
+            elif callable(value):
+                raise GuardError(f"{name!r} is a function, which no guard can watch; leave it out.")
+        return watched
+
+    def _watched(self, callback: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+        """`callback` on copies; raises if it changed them, answered others, or touched pipeline or scheduler."""
+
+        def looking(*given: Any) -> dict[str, Any]:
+            values, shown, around = given[-1], copied(given), self._surroundings()
+            answer = callback(*shown)
+            unchanged = same(given, shown) and same(self._surroundings(), around)
+            if isinstance(answer, dict) and isinstance(values, dict):
+                unchanged = unchanged and same(answer, {name: values.get(name, _MISSING) for name in answer})
+            if not unchanged:
+                raise GuardError("a callback of a protected pipeline may look but not write; return what it was given.")
+            return {}
+
+        return looking
+
+    def _surroundings(self) -> list[Any]:
+        pipe, attached = self._pipe, self._attached
+        enabled = [guard.enabled for guard in attached.guards]
+        return [dict(vars(pipe)), copied(dict(vars(pipe.scheduler))), attached.runs, attached.is_attached, enabled]
+
+    # --- the handle
+    # ---------------------------------------------------------------------------------------------
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The decisions of the last call, guard by guard; empty if it failed."""
+        return list(self._decisions)
+
+    @property
+    def guards(self) -> tuple[Guard[Any], ...]:
+        """The guards, in the order they act."""
+        return self._attached.guards
+
+    def detach(self) -> None:
+        """Take the guards off; this object then refuses to draw, the pipeline itself is as it was found."""
+        self._attached.detach()
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the pipeline, and return this guarded one."""
+        self._pipe.to(*args, **kwargs)
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._attached.__exit__(kind, error, trace)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_pipe" or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(name)
+        return getattr(self._pipe, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__ or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._pipe, name, value)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise GuardError("a protected pipeline cannot be copied or pickled; copy the pipeline and protect the copy.")
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{guard.method}: {guard.config.concept}" for guard in self.guards)
+        state = "" if self._attached.is_attached else ", detached"
+        kind = type(self._pipe).__name__
+        return (
+            f"GuardedPipeline({kind}, guards=[{names}], on_unsafe={self._on_unsafe!r}, retries={self._retries}{state})"
+        )
+
+
+def _ask(verifier: Verifier, pictures: list[Image.Image]) -> list[bool]:
+    """The verifier's answer, one true bool a picture; anything else is an error."""
+    try:
+        answer: Any = verifier(pictures)
+        flags = [item.item() if getattr(item, "shape", None) == () else item for item in answer]
+    except Exception as error:
+        raise GuardError(
+            f"the verifier failed ({type(error).__name__}: {error}), so no image is returned; mend it, or use "
+            "verify=None."
+        ) from error
+    if len(flags) != len(pictures) or not all(isinstance(flag, bool) for flag in flags):
+        raise GuardError(
+            f"the verifier answered {flags!r} for {len(pictures)} images, so none is returned; expected one bool each."
+        )
+    return flags
+
+
+def _by_name(pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline call by keyword."""
+    signature = inspect.signature(pipe.__call__)
+    call = dict(signature.bind(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            call.update(call.pop(name, {}))
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL and call.pop(name, ()):
+            raise GuardError(f"the arguments of a {type(pipe).__name__} must be given by name, as in prompt=....")
+    return call
+
+
+def _generators(call: Mapping[str, Any]) -> list[torch.Generator]:
+    """The caller's generators and torch's own, so that a retry starts from the same noise."""
+    given = call.get("generator")
+    found = [given] if isinstance(given, torch.Generator) else list(given or ())
+    if torch.cuda.is_initialized():
+        found += torch.cuda.default_generators
+    return [*found, torch.default_generator]

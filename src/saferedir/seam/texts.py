@@ -1,0 +1,81 @@
+"""PromptTexts: which text a row of prompt embeddings was made from. Wraps `encode_prompt` of one pipeline instance.
+
+Imports families and wrapping. Made by `hooks` while a guard with `needs_text` is attached. Whatever is not certain is None:
+embeddings handed over by the user, prompts that differ between text encoders, a caption cleaned in an unusual way.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saferedir.families import Family
+from saferedir.seam.wrapping import WrappedMethods
+
+#: one answer of encode_prompt: texts, and the conditional embeddings (N, L, D) made from them
+Record = tuple[tuple[str | None, ...], Tensor]
+KEPT = 4
+
+
+class PromptTexts:
+    """The last answers of a pipeline's `encode_prompt`, until `release`."""
+
+    def __init__(self, pipe: Any, family: Family) -> None:
+        self._family = family
+        self._records: deque[Record] = deque(maxlen=KEPT)
+        self._wrapped = WrappedMethods(pipe, {"encode_prompt": self._encode}, self)
+
+    def release(self) -> None:
+        """Put the pipeline's own method back and forget what was seen."""
+        self._wrapped.release()
+        self._records.clear()
+
+    def known(self) -> tuple[Record, ...]:
+        """What was seen up to now, the newest last."""
+        return tuple(self._records)
+
+    def _encode(self, pipe: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        answer = original(*args, **kwargs)
+        bound = inspect.signature(original).bind(*args, **kwargs)
+        bound.apply_defaults()
+        texts = _texts(bound.arguments, inspect.signature(type(pipe).__call__).parameters)
+        parts = answer if isinstance(answer, tuple) else (answer,)
+        embeds = parts[self._family.encoded.index("prompt")]
+        if texts and len(embeds) % len(texts) == 0:
+            copies = len(embeds) // len(texts)  # images per prompt
+            self._records.append((tuple(text for text in texts for _ in range(copies)), embeds.detach()))
+        return answer
+
+
+def texts_of(rows: Tensor, records: tuple[Record, ...]) -> tuple[str | None, ...]:
+    """The text of each row of embeddings (B, L, D), None where it is unknown."""
+    found: list[str | None] = [None] * len(rows)
+    for texts, embeds in records:
+        if embeds.shape[1:] != rows.shape[1:]:
+            continue
+        same = embeds.to(rows)
+        for place, row in enumerate(rows):
+            for text, other in zip(texts, same, strict=True):
+                if torch.equal(row, other):
+                    found[place] = text
+    return tuple(found)
+
+
+def _texts(given: Mapping[str, Any], call: Mapping[str, inspect.Parameter]) -> list[str | None]:
+    """Texts of one call of encode_prompt; () where embeddings were given, None where the text encoders got different ones."""
+    if given.get("prompt") is None or given.get("prompt_embeds") is not None:
+        return []
+    texts = _listed(given["prompt"])
+    others = [_listed(given[name]) for name in ("prompt_2", "prompt_3") if given.get(name)]
+    if "clean_caption" in call and given.get("clean_caption") != call["clean_caption"].default:
+        return [None] * len(texts)
+    return [text if all(other[i : i + 1] == [text] for other in others) else None for i, text in enumerate(texts)]
+
+
+def _listed(texts: Any) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)

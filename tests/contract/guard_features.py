@@ -1,0 +1,239 @@
+"""Contract checks that every guard may break in its own way: idle, acting, batches, arguments, dtypes, gradients.
+
+Imports tests.contract.feature; listed in tests/contract/features.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from typing import Any
+
+import torch
+from tests.contract.feature import (
+    NotApplicable,
+    acts,
+    bare,
+    clean,
+    close,
+    guarded,
+    is_apart,
+    on_shared,
+    same,
+)
+from tests.contract.guards import OTHER_PROMPT, PROMPT, ExtraRows, GuardCase, Watcher, X0Editor, shared_pipeline
+from tests.tiny_pipelines import PipelineCase, run
+
+import saferedir as sr
+from saferedir.encoding import encode_prompts
+from saferedir.guard import Guard
+
+
+def check_read_only(case: PipelineCase, guard: GuardCase) -> None:
+    watcher = Watcher()
+    images, attached = guarded(case, watcher)
+    same(images, bare(case), "images under a guard that only watches")
+    assert len(watcher.steps) == watcher.runs[0].num_evaluations and len(attached.decisions) == len(images)
+    for step in watcher.steps:
+        assert step.x0 is not None and step.x0.isfinite().all() and step.x0.dtype == torch.float32
+        assert step.prompt_mask.shape == step.prompt_embeds.shape[:2] and step.prompt_mask.any(dim=1).all()
+        assert step.run.guided == (step.pred_uncond is not None) == bool(case.guidance)
+
+
+def check_disabled(case: PipelineCase, guard: GuardCase) -> None:
+    pipe = shared_pipeline(case.name)
+    made = guard.make(pipe, case)
+    made.enabled = False
+    images, attached = guarded(case, made)
+    same(images, bare(case), "images under a disabled guard")
+    assert attached.decisions == []
+
+
+def check_acts(case: PipelineCase, guard: GuardCase) -> None:
+    skip_if_lacking(guard, case)
+    images, attached = guarded(case, guard)
+    acts(guard, case, images, bare(case))
+    same(images, on_shared(case, guard), "a second guarded run")
+    same_decisions(guard, attached.decisions, len(images))
+
+
+def check_detach(case: PipelineCase, guard: GuardCase) -> None:
+    guarded(case, guard)
+    pipe = shared_pipeline(case.name)
+    clean(case, pipe)
+    same(run(case, pipe, PROMPT), bare(case), "images after detach")
+
+
+def check_save_and_load(case: PipelineCase, guard: GuardCase) -> None:
+    if not guard.is_method:
+        raise NotApplicable("a script of the tests, not a registered method")
+    pipe = shared_pipeline(case.name)
+    with tempfile.TemporaryDirectory() as folder:
+        guard.make(pipe, case).save_pretrained(f"{folder}/one")
+        one = Guard.from_pretrained(f"{folder}/one")
+        one.save_pretrained(f"{folder}/two")
+        two = Guard.from_pretrained(f"{folder}/two")
+    assert type(one) is type(two) and one.config == two.config
+    first, second = guarded(case, one)[0], guarded(case, two)[0]
+    same(first, second, "a guard saved, loaded and saved again")  # the first saving may round weights to half
+    acts(guard, case, first, bare(case))
+
+
+def check_batch(case: PipelineCase, guard: GuardCase) -> None:
+    skip_if_lacking(guard, case)
+    prompts = [PROMPT, OTHER_PROMPT]
+    images, attached = guarded(case, guard, prompts)
+    acts(guard, case, images, bare(case, prompts))
+    same_decisions(guard, attached.decisions, 2)
+    if guard.is_exact_in_batches:
+        singles = [guarded(case, guard, prompt, seeds=[seed])[0] for seed, prompt in enumerate(prompts)]
+        close(images, torch.cat(singles), "a batch of two against single runs")
+
+
+def check_images_per_prompt(case: PipelineCase, guard: GuardCase) -> None:
+    skip_if_lacking(guard, case)
+    images, attached = guarded(case, guard, num_images_per_prompt=2)
+    acts(guard, case, images, bare(case, num_images_per_prompt=2))
+    same_decisions(guard, attached.decisions, 2)
+    if guard.is_exact_in_batches:
+        singles = [guarded(case, guard, seeds=[seed])[0] for seed in range(2)]
+        close(images, torch.cat(singles), "two images of one prompt against single runs")
+
+
+def check_guidance_off(case: PipelineCase, guard: GuardCase) -> None:
+    if not case.guidance:
+        raise NotApplicable("no classifier-free guidance on this pipeline")
+    if guard.needs == "guidance":
+        same(guarded(case, guard, **case.unguided)[0], bare(case, **case.unguided), "negative rows without guidance")
+        raise NotApplicable("acts on the negative prompt only, and there is none; checked to change nothing")
+    skip_if_lacking(guard, case)
+    watcher, pipe = Watcher(), shared_pipeline(case.name)
+    with sr.attach(pipe, watcher):
+        images, _ = guarded(case, guard, **case.unguided)
+    acts(guard, case, images, bare(case, **case.unguided))
+    assert not watcher.runs[0].guided and watcher.steps[0].pred_uncond is None
+
+
+def check_negative_prompt(case: PipelineCase, guard: GuardCase) -> None:
+    if not case.guidance:
+        raise NotApplicable("no classifier-free guidance on this pipeline")
+    skip_if_lacking(guard, case)
+    changes = {"negative_prompt": "rain"}
+    images, _ = guarded(case, guard, **changes)
+    acts(guard, case, images, bare(case, **changes))
+    if guard.needs != "guidance":
+        assert is_apart(images, on_shared(case, guard)), "the negative prompt has no effect under the guard"
+
+
+def given_embeds(case: PipelineCase, pipe: Any) -> dict[str, Any]:
+    """Arguments with which a user hands over prompt embeddings, as this pipeline wants them."""
+    names = inspect.signature(type(pipe).__call__).parameters
+    call = {name: case.settings[name] for name in ("max_sequence_length", "system_prompt") if name in case.settings}
+    given: dict[str, Any] = {"negative_prompt": None} if case.guidance else {}  # some have "" there by themselves
+    for prefix, text in (("", PROMPT), ("negative_", "b")):
+        if prefix and not case.guidance:
+            continue
+        parts = encode_prompts(pipe, [text], call)
+        everything = torch.ones(parts.prompt.shape[:2])  # some want a mask although nobody reads it
+        for name, value in (
+            ("prompt_embeds", parts.prompt),
+            ("pooled_prompt_embeds", parts.pooled),
+            ("prompt_attention_mask", everything if parts.mask is None else parts.mask),
+        ):
+            if prefix + name in names and value is not None:
+                given[prefix + name] = value.detach()
+    return given
+
+
+def check_prompt_embeds(case: PipelineCase, guard: GuardCase) -> None:
+    skip_if_lacking(guard, case)
+    given = given_embeds(case, shared_pipeline(case.name))
+    images, attached = guarded(case, guard, None, **given)
+    acts(guard, case, images, bare(case, None, **given))
+    same_decisions(guard, attached.decisions, 1)
+    if not case.guidance:
+        same(images, on_shared(case, guard), "embeddings handed over against the prompt itself")
+
+
+def check_bfloat16(case: PipelineCase, guard: GuardCase) -> None:
+    skip_if_lacking(guard, case)
+    pipe = case.build().to(torch.bfloat16)
+    before = run(case, pipe, PROMPT)
+    images, _ = guarded(case, guard, pipe=pipe)
+    assert images.dtype == before.dtype
+    acts(guard, case, images, before)
+    same(run(case, pipe, PROMPT), before, "images after detach")
+
+
+class Undecorated:
+    """A pipeline whose call is its loop without `no_grad`."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        if hasattr(pipe, "controlnet"):
+            self.controlnet = pipe.controlnet
+
+    def __call__(self, **arguments: Any) -> Any:
+        return type(self.pipe).__call__.__wrapped__(self.pipe, **arguments)
+
+
+def check_gradients(case: PipelineCase, guard: GuardCase) -> None:
+    skip_if_lacking(guard, case)
+    pipe = shared_pipeline(case.name)
+    given = given_embeds(case, pipe)
+    leaf = given["prompt_embeds"].clone().requires_grad_()
+    with torch.enable_grad():
+        with sr.attach(pipe, guard.make(pipe, case)):
+            images = run(case, Undecorated(pipe), None, **{**given, "prompt_embeds": leaf})
+        images.square().sum().backward()
+    assert leaf.grad is not None and leaf.grad.isfinite().all() and leaf.grad.abs().sum() > 0
+    pipe_parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    for part in pipe_parts:
+        part.zero_grad()
+
+
+def check_nested(case: PipelineCase, guard: GuardCase) -> None:
+    pipe = shared_pipeline(case.name)
+    first, own, last = sr.attach(pipe, Watcher()), sr.attach(pipe, guard.make(pipe, case)), sr.attach(pipe, X0Editor())
+    try:
+        all_three = run(case, pipe, PROMPT)
+        assert [handle.runs for handle in (first, own, last)] == [1, 1, 1]
+        first.detach()
+        same(run(case, pipe, PROMPT), all_three, "the first of three taken off")
+        assert is_apart(all_three, bare(case))
+        last.detach()
+        same(run(case, pipe, PROMPT), on_shared(case, guard), "only the middle one left")
+    finally:
+        for handle in (first, last, own):
+            handle.detach()
+    same(run(case, pipe, PROMPT), bare(case), "images after detach")
+    clean(case, pipe)
+
+
+def skip_if_lacking(guard: GuardCase, case: PipelineCase) -> None:
+    if lack := guard.lacks(case):
+        same(guarded(case, guard)[0], bare(case), f"images where the guard has nothing to do ({lack})")
+        raise NotApplicable(f"{lack}; checked to change nothing")
+
+
+def same_decisions(guard: GuardCase, decisions: list[Any], images: int) -> None:
+    assert [decision.image for decision in decisions] == list(range(images)), "not one decision for each image"
+    if guard.is_method:
+        assert all(decision.fired and decision.guard == guard.name for decision in decisions)
+
+
+def check_extra_rows(case: PipelineCase, guard: GuardCase) -> None:
+    pipe = shared_pipeline(case.name)
+    made = guard.make(pipe, case)
+    assert isinstance(made, ExtraRows)
+    made.own_rows = (0,)
+    watcher, prompts, settings = Watcher(), [PROMPT, OTHER_PROMPT], {}
+    if "system_prompt" in case.settings:  # a guard's texts have the pipeline's own system prompt, never the user's
+        settings = {"system_prompt": None, "max_sequence_length": 200}
+    if made.embeds is not None:
+        settings = {}
+    with sr.attach(pipe, watcher):
+        images, _ = guarded(case, made, prompts, **settings)
+    assert made.compared == watcher.runs[0].num_evaluations
+    assert all(step.pred_extra == () for step in watcher.steps), "another guard sees the extra rows"
+    acts(guard, case, images, bare(case, prompts, **settings))

@@ -1,0 +1,43 @@
+"""families x guards x features: every promise of docs/pipelines.md, checked on tiny random pipelines.
+
+All of it comes from registries: a new family (src/saferedir/families.py, tests/tiny_pipelines.py), a new guard
+(tests/contract/guards.py) or a new feature (tests/contract/features.py) is checked against all others by itself.
+"""
+
+from __future__ import annotations
+
+import pytest
+from tests.contract.features import FEATURES
+from tests.contract.guards import GUARDS
+from tests.contract.plan import Check, checks
+from tests.contract.table import PAGE, named_in, section_of
+from tests.tiny_pipelines import PIPELINES
+
+from saferedir.families import FAMILIES
+from saferedir.guards.registry import methods
+from saferedir.schedules import SCHEDULER_KINDS
+
+
+@pytest.mark.parametrize("check", [pytest.param(check, id=check.id) for check in checks(every_method=False)])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_contract(check: Check) -> None:
+    outcome, reason = check.outcome()
+    if outcome == "n.a.":
+        pytest.skip(reason)
+
+
+def test_every_registered_method_has_a_row_and_every_row_a_method() -> None:
+    assert sorted(name for name, guard in GUARDS.items() if guard.is_method) == methods()
+
+
+def test_every_family_has_a_tiny_pipeline() -> None:
+    assert {case.family for case in PIPELINES.values()} == set(FAMILIES)
+
+
+def test_the_table_names_the_families_guards_features_and_schedulers_there_are() -> None:
+    """Else run `python -m tests.contract.table` again."""
+    section = section_of(PAGE.read_text(encoding="utf-8"))
+    assert named_in(section, "Feature") == list(FAMILIES)
+    assert named_in(section, "Guard") == list(FAMILIES)
+    assert named_in(section, "rows") == [*FEATURES, *methods()]
+    assert all(f"`{name}`" in section for name in SCHEDULER_KINDS)

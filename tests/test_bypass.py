@@ -1,0 +1,47 @@
+"""Every bypass probe ends in a safe image, a blocked one, or an error; docs/security.md lists exactly these probes."""
+
+from __future__ import annotations
+
+import pytest
+from tests.bypass_probes import BENIGN, PLAIN, PROBES, Target, outcome, stars_in
+from tests.bypass_table import TABLES, rows_on_the_page
+
+from saferedir.pictoworld.evaluation import identical
+from saferedir.precision import fast_precision
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_the_way_around_is_closed(name: str) -> None:
+    on_the_page = {cells[0]: cells[4] for cells in rows_on_the_page("probes")}[name]
+    found = outcome(PROBES[name])
+    assert found.is_stopped and found.shown == 0, found
+    # a pipeline that fails anyhow stops every attack: images must still come where they came before
+    kinds = [text.split(":")[:2] if text.startswith("error: ") else "images" for text in (found.text, on_the_page)]
+    assert kinds[0] == kinds[1], found
+
+
+def test_without_the_guard_the_concept_is_drawn_and_noticed() -> None:
+    found = outcome(PROBES["plain prompt"], is_guarded=False)
+    assert found.text == "SHOWN" and found.shown >= 3 and not found.is_stopped
+
+
+def test_benign_rows_beside_a_forget_prompt_keep_every_bit() -> None:
+    pictures = []
+    for is_guarded in (False, True):
+        target = Target(is_guarded)
+        with fast_precision(target.pipe.device):
+            pictures.append(target.draw([*BENIGN, PLAIN[0]]).images.float())
+    assert identical(*pictures).tolist() == [True, True, False]
+    assert stars_in(pictures[0]).tolist() == [False, False, True] and not stars_in(pictures[1]).any()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_page_lists_exactly_the_probes(table: str) -> None:
+    expected = [[name, probe.attacker, probe.does] for name, probe in TABLES[table].items()]
+    assert [cells[:3] for cells in rows_on_the_page(table)] == expected, "run python -m tests.bypass_table"
+    assert {probe.attacker for probe in PROBES.values()} == {"prompt", "api"}
+
+
+def test_no_probe_on_the_page_got_through() -> None:
+    for cells in rows_on_the_page("probes"):
+        assert cells[4].startswith(("safe image", "blocked", "error: ")), cells
