@@ -695,12 +695,8 @@ PROBES: dict[str, Probe] = {
     "NaN": Probe("api", "a denoiser that predicts NaN", nan_predictions, False),
     "two threads": Probe("api", "three threads on one protected pipeline", two_threads, False),
     "thread beside": Probe("api", "a second thread on the pipeline below", thread_beside, False),
-}  # fmt: skip
-
-#: what is known to get through, measured in the same way: no policy stands behind modules that are used on their own
-KNOWN_GAPS: dict[str, Probe] = {
     "img2img sibling, low strength": Probe(
-        "api", "from_pipe to img2img, a star's picture, strength 0.2: steered, but under no policy", image_to_image(0.2, "")
+        "api", "from_pipe to img2img, a star's picture, strength 0.2", image_to_image(0.2, "")
     ),
     "own loop, inverted latents": Probe(
         "api", "a sampler of one's own, set_timesteps before every call, empty prompt, inverted latents",

@@ -65,6 +65,12 @@ def saferedir(
         int, typer.Option(min=4, help="Pictures drawn for training; two thirds as many are held out.")
     ] = 640,
     rollout_steps: Annotated[int, typer.Option(min=1, help="Sampling steps of those pictures.")] = 20,
+    rollout_batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at once; fewer need less memory.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of those pictures.")] = 4.0,
+    call: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="More arguments of the pipeline's call, such as height=1024."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
     anchor_prompt: Annotated[
         str | None, typer.Option(metavar="PROMPT", help="Last resort when redirection fails; default: a safe prompt.")
@@ -113,11 +119,14 @@ def saferedir(
         rollouts=rollouts,
         held_out_rollouts=held_out,
         rollout_steps=rollout_steps,
+        rollout_batch=rollout_batch,
+        guidance_scale=guidance,
+        call=_call_arguments(call or []),
         evaluate_every=max(1, min(200, steps // 2)),
         seed=seed,
         anchor=anchor_prompt,
     )
-    check_space(out, 128 * MEGABYTE + (rollouts + held_out) * rollout_steps * _bytes_per_frame(pipe))
+    check_space(out, 128 * MEGABYTE + (rollouts + held_out) * rollout_steps * _bytes_per_frame(pipe, config.call))
     work = out.with_name(out.name + ".work")
     if work.exists():
         errors.print(f"An earlier run left {work}; going on from there.", soft_wrap=True, highlight=False)
@@ -176,12 +185,29 @@ def _check_guard_folder(out: Path) -> None:
         raise OutputError(f"{out} is not empty and holds no guard; choose another --out.")
 
 
-def _bytes_per_frame(pipe: Any) -> int:
-    """Three float16 latents, as the roll-outs keep them."""
-    unet = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    size = getattr(getattr(unet, "config", None), "sample_size", None)
-    side = size if isinstance(size, int) else 64
-    return 3 * 2 * 4 * side * side
+def _call_arguments(given: list[str]) -> dict[str, Any]:
+    """{"height": 1024, ...} from NAME=VALUE; values are JSON where they can be, text otherwise."""
+    found: dict[str, Any] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not name.isidentifier() or not equals:
+            raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint="--call")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def _bytes_per_frame(pipe: Any, call: dict[str, Any]) -> int:
+    """One float16 latent, as the roll-outs keep it for every step."""
+    config = getattr(getattr(pipe, "unet", None) or getattr(pipe, "transformer", None), "config", {})
+    side = getattr(pipe, "default_sample_size", None) or config.get("sample_size")
+    height, width = side if isinstance(side, list | tuple) else [side if isinstance(side, int) else 64] * 2
+    scale = getattr(pipe, "vae_scale_factor", None) or 8
+    height, width = call.get("height", height * scale) // scale, call.get("width", width * scale) // scale
+    channels = getattr(getattr(getattr(pipe, "vae", None), "config", None), "latent_channels", None) or 16
+    return int(2 * channels * height * width * call.get("num_frames", 1))
 
 
 def _tables(summary: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,9 +24,12 @@ from saferedir.families import Family, unwrapped
 from saferedir.guard import Guard, Run
 from saferedir.packing import Grid
 from saferedir.schedules import check_scheduler, evaluation_steps, prediction_type, training_time
+from saferedir.seam.caller import check_caller
 from saferedir.seam.denoiser_call import Call
 from saferedir.seam.session import Session
+from saferedir.seam.skip import SkipHooks, remove_foreign_skip_hooks
 from saferedir.seam.span import evaluation_span
+from saferedir.seam.texts import PromptTexts, texts_of
 from saferedir.seam.wrapping import (
     MARK,
     WrappedMethods,
@@ -33,6 +37,7 @@ from saferedir.seam.wrapping import (
     remove_foreign_wrappers,
     remove_marked_hooks,
 )
+from saferedir.text_towers import make_towers
 
 if TYPE_CHECKING:
     from saferedir.attach import Attached
@@ -55,6 +60,9 @@ class Seam:
         #: the last guard left in the middle of a run; its next moment raises
         self._is_tripped = False
         self._handles: list[Any] = []
+        #: there only while a guard needs them
+        self._texts: PromptTexts | None = None
+        self._skips: SkipHooks | None = None
 
     # --- attachments
     # ------------------------------------------------------------------------------------------
@@ -65,10 +73,13 @@ class Seam:
 
     def add(self, attached: Attached) -> None:
         """Take an attachment in; the first one installs the hooks."""
+        if self.family.denoiser != "unet" and (users := [g for g in attached.guards if g.uses("on_skip_features")]):
+            raise GuardError(f"guard {users[0].method!r} edits a UNet's skip features; {self.family.name} has no UNet.")
         if not self.attachments:
             self._uninstall()  # a tripwire may be left
             self._install()
         self.attachments.append(attached)
+        self._install_on_demand()
 
     def remove(self, attached: Attached, *, aborted: bool = False) -> None:
         """Let an attachment go; the last one removes the hooks. A run in progress loses its protection and fails.
@@ -81,6 +92,7 @@ class Seam:
         for guard in attached.guards:
             guard.unload(self._denoiser)
         self.attachments.remove(attached)
+        self._install_on_demand()
         session = self._session
         is_running = session is not None and not session.finished and not session.failed
         if session is not None and not session.finished:
@@ -140,6 +152,22 @@ class Seam:
             if (module := getattr(self.pipe, name, None)) is not None:
                 self.modules[name] = module
                 self._handles.append(module.register_forward_pre_hook(hooks[2], with_kwargs=True))
+
+    def _install_on_demand(self) -> None:
+        """Put on what only some guards need, and take off what none needs any more."""
+        guards = self.guards()
+        if not any(guard.needs_text for guard in guards):
+            if self._texts is not None:
+                self._texts.release()
+            self._texts = None
+        elif self._texts is None:
+            self._texts = PromptTexts(self.pipe, self.family)
+        if not any(guard.uses("on_skip_features") for guard in guards):
+            if self._skips is not None:
+                self._skips.release()
+            self._skips = None
+        elif self._skips is None:
+            self._skips = SkipHooks(self._denoiser, self._skip_features)
 
     def _wrap_scheduler(self, scheduler: Any) -> None:
         check_scheduler(scheduler)
@@ -210,6 +238,11 @@ class Seam:
         own = rows[: own.shape[0]]
         return (own, *output[1:]) if isinstance(output, tuple) else type(output)(sample=own)
 
+    def _skip_features(self, values: Tensor, stage: int) -> Tensor:
+        session = self._active()
+        with self._failing_closed():
+            return session.skip_features(values, stage)
+
     def _scheduler_step(
         self, scheduler: Any, original: Callable[..., Any], model_output: Any, timestep: Any, sample: Any,
         *args: Any, **kwargs: Any,
@@ -252,12 +285,13 @@ class Seam:
             attached.clear()
 
     def _new_session(self, call: Call) -> Session:
+        check_caller(self.pipe, self.family.denoiser)
         for guard in self.guards():  # whatever the user did to the adapters, or to `enabled`, since
             (guard.load if guard.enabled else guard.unload)(self._denoiser)
         latents = call.latents
         halves = 2 if self._is_guided(latents) else 1
         if halves == 2 and call.kwargs.get("guess_mode"):
-            raise GuardError("guess_mode shows the ControlNet half of the rows, which guards cannot follow; leave it off.")
+            raise GuardError("guess_mode hides the negative prompt from the ControlNet; guarded, leave it off.")
         # a pipeline may start late (img2img) or stop early (SDXL's denoising_end); it says so before its first call
         count = getattr(self.pipe, "_num_timesteps", None)
         offset, timesteps = evaluation_span(self.scheduler, count, call.time)
@@ -284,9 +318,11 @@ class Seam:
             dtype=latents.dtype,
             insist=self._insistence(batch),
             encode=encode,
+            towers=() if self._texts is None else make_towers(self.pipe, self.family, length),
         )
         enabled = [guard for guard in self.guards() if guard.enabled]
-        return Session(run, self.family, enabled, self.scheduler, self._latent_channels(latents), offset)
+        texts = None if self._texts is None else partial(texts_of, records=self._texts.known())
+        return Session(run, self.family, enabled, self.scheduler, self._latent_channels(latents), offset, texts)
 
     def _is_guided(self, latents: Tensor) -> bool:
         """Whether this call has the rows of both halves of guidance."""
@@ -388,7 +424,9 @@ def remove_foreign_hooks(pipe: Any, family: Family) -> None:
         held = getattr(pipe, name, None)
         for module in () if held is None else {held, unwrapped(held)}:
             remove_marked_hooks(module, _is_foreign)
+            remove_foreign_skip_hooks(module)
     remove_foreign_wrappers(pipe.scheduler)
+    remove_foreign_wrappers(pipe)
     if find_seam(pipe, family) is None:
         denoiser = unwrapped(getattr(pipe, family.denoiser))
         for adapter in guard_adapters(denoiser):

@@ -9,7 +9,7 @@ came in, so that an idle guard cannot change a bit. Imports guard, decisions, fa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
 from saferedir.families import Family
-from saferedir.guard import Guard, Run, Step
+from saferedir.guard import Guard, Run, SkipFeatures, Step
 from saferedir.schedules import (
     Coefficients,
     coefficients,
@@ -41,7 +41,8 @@ class Session:
     """State of one run. Made at its first denoiser call, thrown away with the next run.
 
     `channels`: latent channels C of the sampler; a denoiser may take more (masks) or return more (variances).
-    `offset`: index of the run's first evaluation in the scheduler's timesteps.
+    `offset`: index of the run's first evaluation in the scheduler's timesteps. `texts`: the prompts of embeddings (B, L, D),
+    where a guard needs them.
     """
 
     def __init__(
@@ -52,13 +53,16 @@ class Session:
         scheduler: Any,
         channels: int,
         offset: int = 0,
+        texts: Callable[[Tensor], tuple[str | None, ...]] | None = None,
     ) -> None:
         self.run, self.family, self.guards = run, family, tuple(guards)
         self.failed = False
         self.finished = False
         self.evaluation = 0
         self._scheduler, self._channels = scheduler, channels
-        self._offset = offset
+        self._offset, self._texts = offset, texts
+        self._prompts: tuple[str | None, ...] = ()
+        self._skips = 0
         self._timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations].tolist())
         self._indices = evaluation_steps(scheduler, self._timesteps)
         self._states = [ask(guard, "start", guard.start, run) for guard in self.guards]
@@ -76,7 +80,7 @@ class Session:
         self._needs_x0 = any(self._users("on_prediction", "on_denoised", "on_step_end"))
         #: no guard will ever look: calls are counted and checked, and nothing is computed for them
         self._is_idle = not self._needs_x0 and not any(
-            self._users("on_prompt", "on_step_start", "extra_prompts", "extra_embeds")
+            self._users("on_prompt", "on_step_start", "extra_prompts", "extra_embeds", "on_skip_features")
         )
 
     # --- the four moments
@@ -141,9 +145,12 @@ class Session:
         model_input = first_channels(self._split(latents)[0], self._channels)
         timestep = self._scheduler.timesteps[self._offset + self.evaluation]
         coeffs = model_input_coefficients(self._scheduler, timestep)
+        is_new = self._from_pipeline is not given.prompt
+        if is_new and self._texts is not None:
+            self._prompts = self._texts(own.cond)
         step = self._step(model_input, coeffs.like(model_input), own, given.mask)
         later = self.family.is_sequential
-        if self._own is None or self._standing is None or self._from_pipeline is not given.prompt:
+        if self._own is None or self._standing is None or is_new:
             self._from_pipeline, self._own = given.prompt, own
             self._standing = condition("on_prompt", self.guards, self._states, step, own, uncond_later=later)
         rows = condition("on_step_start", self.guards, self._states, step, self._standing, uncond_later=later)
@@ -186,29 +193,54 @@ class Session:
 
     def after_denoiser(self, output: Tensor) -> Tensor:
         """Take the raw rows (R + extra, C, h, w); answer what the pipeline should see, (R, C, h, w)."""
-        steps, batch = self._current(), self.run.batch_size
+        steps = self._current()
         self._calls += 1
         if self._is_idle:
             return output
         if self._calls > 1:
             self._update_all(pred_uncond=self._signed(output))
             return output
-        rows = batch * (2 if self._has_both else 1)
-        own = output if output.shape[0] == rows else output[:rows]
+        if not self._skips and self._users("on_skip_features"):
+            raise GuardError(
+                "the UNet did not show its skip features, so no image is returned; if it is compiled, attach the guards first "
+                "and compile it then."
+            )
+        own, blocks = self._blocks(output)
         cond, uncond = self._split(own)
-        blocks, at = [], rows
-        for extra in self._riding:
-            count = 0 if extra is None else extra.prompt.shape[0]
-            blocks.append(tuple(self._signed(output[at + i * batch : at + (i + 1) * batch]) for i in range(count)))
-            at += count * batch
-        if at != output.shape[0]:
-            raise GuardError(f"the denoiser returned {output.shape[0]} rows where {at} were expected.")
         pred_cond, pred_uncond = self._signed(cond), None if uncond is None else self._signed(uncond)
         self._steps = [
-            replace(step, pred_cond=pred_cond, pred_uncond=pred_uncond, pred_extra=block)
+            replace(step, pred_cond=pred_cond, pred_uncond=pred_uncond, pred_extra=tuple(map(self._signed, block)))
             for step, block in zip(steps, blocks, strict=True)
         ]
         return own
+
+    def skip_features(self, values: Tensor, stage: int) -> Tensor:
+        """Skip features (R + extra, C, h, w) to use in one layer, amid the denoiser call."""
+        steps, edited = self._current(), values
+        self._skips += 1
+        for position, guard in self._users("on_skip_features"):
+            own, blocks = self._blocks(edited)
+            cond, uncond = self._split(own)
+            skip = SkipFeatures(cond, uncond, blocks[position], stage)
+            answer = ask(guard, "on_skip_features", guard.on_skip_features, steps[position], skip)
+            new = checked(guard, "on_skip_features", answer, cond)
+            if new is not cond:
+                edited = torch.cat([self._join(new, uncond), edited[own.shape[0] :]])
+        return edited
+
+    def _blocks(self, values: Tensor) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        """(the pipeline's own rows, the extra rows of each guard) of values (R + extra, ...) from the denoiser."""
+        batch = self.run.batch_size
+        at = batch * (2 if self._has_both else 1)
+        own = values if values.shape[0] == at else values[:at]
+        blocks = []
+        for extra in self._riding:
+            count = 0 if extra is None else extra.prompt.shape[0]
+            blocks.append(tuple(values[at + i * batch : at + (i + 1) * batch] for i in range(count)))
+            at += count * batch
+        if at != values.shape[0]:
+            raise GuardError(f"the denoiser returned {values.shape[0]} rows where {at} were expected.")
+        return own, blocks
 
     def _signed(self, rows: Tensor) -> Tensor:
         """Rows of the denoiser's output as the scheduler will understand them."""
@@ -268,7 +300,7 @@ class Session:
             edited = checked(guard, "on_step_end", answer, edited)
         check_finite(edited, "the latents after a step")
         self._x0_previous = steps[0].x0 if steps else None
-        self._steps, self._asked, self._used, self._calls = None, None, None, 0
+        self._steps, self._asked, self._used, self._calls, self._skips = None, None, None, 0, 0
         self.evaluation += 1
         self.finished = self.evaluation == len(self._timesteps)
         return edited
@@ -316,6 +348,7 @@ class Session:
             prompt_mask=prompt_mask,
             guidance_scale=self.run.guidance_scale,
             x0_previous=self._x0_previous,
+            prompts=self._prompts,
         )
 
     def _current(self) -> list[Step]:

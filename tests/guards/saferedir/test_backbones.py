@@ -246,7 +246,7 @@ def test_one_negative_prompt_serves_every_roll_out() -> None:
     settings: dict[str, Any] = {"steps": 1, "guidance_scale": 3.0, "seed": 0}
     with_b = roll_out(pipeline("sd"), ["a", "c"], **settings, call={**call_of("sd"), "negative_prompt": "b"})
     without = roll_out(pipeline("sd"), ["a", "c"], **settings, call=call_of("sd"))
-    assert not torch.equal(with_b.x0, without.x0)
+    assert not torch.equal(with_b.frames, without.frames)
 
 
 # ---------------------------------------------------------------------- learning
@@ -588,7 +588,7 @@ def test_a_video_is_as_unsafe_as_its_worst_frame_in_use_and_in_calibration() -> 
 
 def test_videos_are_recorded_with_all_their_frames() -> None:
     rollouts = roll_out(pipeline("wan-2.2"), ["a", "b"], steps=2, guidance_scale=3.0, seed=0, call=call_of("wan-2.2"))
-    assert rollouts.x0.shape == (2, 2, 16, 2, 4, 6)
+    assert rollouts.frames.shape == (2, 2, 16, 2, 4, 6)
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "sana", "lumina2", "wan"])

@@ -85,13 +85,13 @@ def test_roll_outs_do_not_depend_on_the_batch_and_resume_from_their_cache(tmp_pa
     settings: dict[str, Any] = {"steps": 3, "guidance_scale": 3.0, "seed": 5}
     whole = roll_out(pipe, WORDS[:4], **settings, batch=4)
     parts = roll_out(pipe, WORDS[:4], **settings, batch=2, cache=tmp_path)
-    assert whole.x0.shape == (4, 3, 4, 8, 8) and whole.t.shape == (3,)
-    torch.testing.assert_close(whole.x0, parts.x0, atol=5e-2, rtol=5e-2)  # bf16 autocast
+    assert whole.frames.shape == (4, 3, 4, 8, 8) and whole.t.shape == (3,)
+    torch.testing.assert_close(whole.frames, parts.frames, atol=5e-2, rtol=5e-2)  # bf16 autocast
     files = sorted(tmp_path.glob("rollout-*.safetensors"))
     assert len(files) == 2
     files[0].unlink()
     again = roll_out(pipe, WORDS[:4], **settings, batch=2, cache=tmp_path)
-    torch.testing.assert_close(again.x0, parts.x0)
+    torch.testing.assert_close(again.frames, parts.frames)
 
 
 def test_a_perfect_redirection_has_no_loss_and_a_left_out_term_no_weight() -> None:

@@ -27,6 +27,7 @@ from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.precision import fast_precision
 
 ENCODED_AT_ONCE = 64  # prompts; the accelerator never holds the embeddings of more
+VIEWS = ("x0", "x0_uncond", "x_t")  # x0 is what the guard reads; the others are for ablations
 MOVED = 0.05  # relative distance above which a token belongs to the mask target
 OWN_ARGUMENTS = {
     "prompt",
@@ -150,34 +151,33 @@ def without_padding(prompts: Encoded) -> Tensor:
 
 
 class Recorder(Guard[GuardConfig]):
-    """A guard that changes nothing and keeps what a classifier could look at: x_t, x0 and the unconditional x0."""
+    """A guard that changes nothing and keeps what a classifier could look at: x0, or another of `VIEWS`."""
 
     method = "recorder"
 
-    def __init__(self) -> None:
+    def __init__(self, view: str) -> None:
         super().__init__(GuardConfig(concept="recording"))
-        self.frames: list[dict[str, Tensor]] = []
+        self.view = view
+        self.frames: list[Tensor] = []
+        self.times: list[Tensor] = []
 
     def start(self, run: Run) -> None:
-        self.frames = []
+        self.frames, self.times = [], []
 
     def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
-        frame = {"x_t": step.x_t, "x0": x0}
-        if step.x0_uncond is not None:
-            frame["x0_uncond"] = step.x0_uncond
-        self.frames.append({"t": step.t.detach().cpu(), **{k: v.detach().cpu().half() for k, v in frame.items()}})
+        views = {"x0": x0, "x_t": step.x_t, "x0_uncond": x0 if step.x0_uncond is None else step.x0_uncond}
+        self.frames.append(views[self.view].detach().cpu().half())
+        self.times.append(step.t[0].detach().cpu())
         return x0
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What was recorded for N prompts at S steps: tensors (N, S, C, h, w), or (N, S, C, F, h, w) of videos, in float16, and
-    times (S,).
+    """What was recorded for N prompts at S steps: frames (N, S, C, h, w), or (N, S, C, F, h, w) of videos, in float16, and
+    times t (S,).
     """
 
-    x_t: Tensor
-    x0: Tensor
-    x0_uncond: Tensor
+    frames: Tensor
     t: Tensor
 
 
@@ -200,21 +200,22 @@ def roll_out(
     seed: int,
     batch: int = 50,
     call: Mapping[str, Any] | None = None,
+    view: str = "x0",
     cache: Path | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
-    """Draw every prompt once and record every step. Image i starts from noise of seed `seed + i`, whatever the batch.
+    """Draw every prompt once and record one of `VIEWS` at every step; image i starts from noise of seed `seed + i`.
 
     `call` holds more arguments of the pipeline's call (height, width, num_frames, ...); one negative prompt there serves
     every image. Finished batches are kept in the folder `cache`, so that an interrupted run goes on.
     """
-    recorder = Recorder()
+    recorder = Recorder(view)
     parts: list[dict[str, Tensor]] = []
     precision = fast_precision(pipe.device) if pipe.dtype == torch.float32 else nullcontext()
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(prompts), batch):
         chunk = list(prompts[start : start + batch])
-        facts = [chunk, steps, guidance_scale, seed + start, *([dict(call)] if call else [])]
+        facts = [chunk, steps, guidance_scale, seed + start, view, *([dict(call)] if call else [])]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         path = None if cache is None else cache / f"rollout-{key}.safetensors"
         if path is not None and path.exists():
@@ -234,14 +235,10 @@ def roll_out(
                     output_type="latent",
                     **more,
                 )
-            names = ("x_t", "x0", "x0_uncond")
-            part = {n: torch.stack([f.get(n, f["x0"]) for f in recorder.frames], dim=1).contiguous() for n in names}
-            part["t"] = torch.stack([f["t"][0] for f in recorder.frames])
-            parts.append(part)
+            parts.append({"frames": torch.stack(recorder.frames, dim=1), "t": torch.stack(recorder.times)})
             if path is not None:
-                save_file(part, path.with_suffix(".tmp"))
+                save_file(parts[-1], path.with_suffix(".tmp"))
                 os.replace(path.with_suffix(".tmp"), path)
         if on_progress is not None:
             on_progress(len(chunk))
-    x_t, x0, x0_uncond = (torch.cat([part[name] for part in parts]) for name in ("x_t", "x0", "x0_uncond"))
-    return Rollouts(x_t, x0, x0_uncond, t=parts[0]["t"])
+    return Rollouts(torch.cat([part["frames"] for part in parts]), parts[0]["t"])

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.progress import Progress
-from torch import Tensor
 
 from saferedir.errors import GuardConfigError
 from saferedir.families import family_of
@@ -29,8 +28,8 @@ from saferedir.guards.saferedir.batches import ImageData, TextData, encode_text,
 from saferedir.guards.saferedir.calibration import calibrate, evaluate
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.dataset import (
+    VIEWS,
     Pair,
-    Rollouts,
     check_call,
     encode_on_cpu,
     hash_pairs,
@@ -44,7 +43,6 @@ from saferedir.guards.saferedir.losses import LossWeights, classification_term, 
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 
 MIN_PAIRS = 10
-IMAGE_INPUTS = ("x0", "x0_uncond", "x_t")
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,9 @@ class TrainConfig:
     loss: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
-        if self.image_input not in IMAGE_INPUTS:
+        if self.image_input not in VIEWS:
             raise GuardConfigError(
-                f"TrainConfig.image_input is {self.image_input!r}; expected {', '.join(IMAGE_INPUTS)}."
+                f"TrainConfig.image_input is {self.image_input!r}; expected {', '.join(VIEWS)}."
             )
         check_call(self.call)
 
@@ -198,20 +196,20 @@ def draw_images(
     benign = from_lines + sides[: wanted - len(from_lines)]
     prompts = unsafe + benign
     task = progress.add_task(label, total=len(prompts))
-    rollouts: Rollouts = roll_out(
+    rollouts = roll_out(
         pipe,
         prompts,
         steps=config.rollout_steps,
         guidance_scale=config.guidance_scale,
         batch=config.rollout_batch,
         call=config.call,
+        view=config.image_input,
         seed=config.seed * 1_000_000 + (0 if "training" in label else 500_000),
         cache=work,
         on_progress=lambda n: progress.advance(task, n),
     )
-    frames: Tensor = getattr(rollouts, config.image_input)
     return ImageData(
-        frames=frames,
+        frames=rollouts.frames,
         prompts=encode_on_cpu(pipe, prompts, config.call),
         label=torch.tensor([1.0] * len(unsafe) + [0.0] * len(benign)),
         t=rollouts.t,
