@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError, GuardError
+from saferedir.text_towers import TextTower
 
 
 class Embeds(NamedTuple):
@@ -43,6 +44,19 @@ class Embeds(NamedTuple):
     pooled: Tensor | None = None
     negative_pooled: Tensor | None = None
     negative_mask: Tensor | None = None
+
+
+class SkipFeatures(NamedTuple):
+    """What a UNet hands round its middle to one layer of its up blocks, in this denoiser call.
+
+    cond, uncond (None without guidance), and one of `extra` for each extra row of this guard: (B, C, h, w). stage: 0 in the
+    widest layers (1280 hidden channels in Stable Diffusion), 1 at the next width (640), and so on.
+    """
+
+    cond: Tensor
+    uncond: Tensor | None
+    extra: tuple[Tensor, ...]
+    stage: int
 
 
 def _no_encoder(texts: Sequence[str]) -> Encoded:
@@ -123,6 +137,7 @@ class Run:
         insist: one level an image; above 0 the last run's image was unsafe, so act from step 0 on, more strongly the higher.
         device, dtype: of the denoiser's latents.
         encode: texts -> their conditioning (N, ...) by the pipeline's own text encoders, as long as the run's prompts.
+        towers: the text encoders themselves, in the order of `families`; filled only if a guard has `needs_text`.
     """
 
     batch_size: int
@@ -137,6 +152,7 @@ class Run:
     dtype: torch.dtype
     insist: tuple[int, ...] = ()
     encode: Callable[[Sequence[str]], Encoded] = dataclasses.field(default=_no_encoder, repr=False, compare=False)
+    towers: tuple[TextTower, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +164,9 @@ class Step:
     divide their latents by sqrt(1 + sigma^2) for the denoiser; `alpha` and `sigma` are then divided alike,
     so that ``x_t = alpha x0 + sigma eps`` holds at every point. After the call `x_t`, `alpha`, `sigma` are
     in the sampler's own frame. `pred`, `pred_cond`, `pred_uncond` have the latents' dtype; `x0*` are float32.
+
+    `prompts`, the images' texts (None where unknown: the caller gave embeddings), is filled only if a guard has
+    `needs_text`. Texts are private: keep them out of logs and messages.
     """
 
     run: Run
@@ -172,6 +191,7 @@ class Step:
     x0: Tensor | None = None
     x0_uncond: Tensor | None = None
     x0_previous: Tensor | None = None
+    prompts: tuple[str | None, ...] = dataclasses.field(default=(), repr=False)
 
 
 ConfigT = TypeVar("ConfigT", bound=GuardConfig)
@@ -187,6 +207,8 @@ class Guard(Generic[ConfigT]):
     config_class: ClassVar[type[GuardConfig]] = GuardConfig
     #: whether it makes a guided prediction of its own; `attach` refuses two such guards on one pipeline
     replaces_guidance: ClassVar[bool] = False
+    #: whether it reads `step.prompts` and `run.towers`
+    needs_text: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT) -> None:
         self.config: ConfigT = config
@@ -238,6 +260,12 @@ class Guard(Generic[ConfigT]):
         """Replace the conditioning of this denoiser call only. Returns as `on_prompt`."""
         return step.prompt_embeds
 
+    def on_skip_features(self, step: Step, skip: SkipFeatures) -> Tensor:
+        """Replace the conditional rows of skip features in this denoiser call; UNets only, once for each layer that has
+        them. Return `skip.cond` for "untouched".
+        """
+        return skip.cond
+
     def on_prediction(self, step: Step) -> Tensor:
         """Replace the guided prediction; return `step.pred` for "untouched"."""
         assert step.pred is not None
@@ -258,7 +286,9 @@ class Guard(Generic[ConfigT]):
         ]
 
     def uses(self, point: str) -> bool:
-        """Whether this class overrides the named point of intervention."""
+        """Whether this class overrides the named point of intervention. A guard that needs one only under some settings may
+        override this, too.
+        """
         return getattr(type(self), point) is not getattr(Guard, point)
 
     def tensors(self) -> dict[str, Tensor]:

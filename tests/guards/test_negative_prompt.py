@@ -48,17 +48,17 @@ def test_standard_is_the_pipelines_own_negative_prompt(case: PipelineCase) -> No
 @by_case
 def test_every_pipeline_works_or_refuses_with_one_sentence(case: PipelineCase) -> None:
     pipe = case.build()
-    bare = run(case, pipe)
+    bare = run(case, pipe, steps=2)
     for variant in ("standard", "subtract"):
         guard = negative(variant=variant)
         with sr.attach(pipe, guard) as attached:
             if case.guidance:
-                result = run(case, pipe)
+                result = run(case, pipe, steps=2)
                 assert result.isfinite().all() and not torch.equal(result, bare)
-                assert attached.decisions[0].fired and attached.decisions[0].steps_redirected >= 2
+                assert attached.decisions[0].fired and attached.decisions[0].steps_redirected >= 1
             else:
                 with pytest.raises(sr.GuardError, match=r"works through classifier-free guidance and this call has none"):
-                    run(case, pipe)
+                    run(case, pipe, steps=2)
     with sr.attach(pipe, negative(without_guidance="ignore")) as attached:
         unguided = run(case, pipe, **case.unguided)
     assert torch.equal(unguided, run(case, pipe, **case.unguided))

@@ -67,9 +67,8 @@ def test_equals_diffusers_own_pipeline(preset: str, scheduler: str, steps: int) 
     )  # fmt: skip
     with sr.attach(pipe, SLD(SLDConfig.preset(preset, concept="a moon", **ours))) as attached:
         guarded = generate(pipe, prompts, **call)
-    print("XX", preset, scheduler, steps, float((guarded-seen[-1]).abs().max()), float(guarded.abs().max()), float((bare-seen[-1]).abs().max()))
     assert close(guarded, seen[-1], 1e-5)
-    assert (guarded - seen[-1]).abs().max() <= 1e-3 * (bare - seen[-1]).abs().max()
+    assert (guarded - seen[-1]).abs().max() <= 1e-4 * (bare - seen[-1]).abs().max()
     assert all(decision.fired for decision in attached.decisions)
 
 
@@ -252,15 +251,15 @@ def test_gradients_flow(pipe: Any) -> None:
 @by_case
 def test_every_pipeline_works_or_refuses_with_one_sentence(case: PipelineCase) -> None:
     pipe = case.build()
-    bare = run(case, pipe)
+    bare = run(case, pipe, steps=2)
     with sr.attach(pipe, sld(**{**OPEN, "momentum": 0.3})) as attached:
         if case.guidance:
-            result = run(case, pipe)
+            result = run(case, pipe, steps=2)
             assert result.isfinite().all() and not torch.equal(result, bare)
             assert attached.decisions[0].action == "edited" and attached.decisions[0].steps_redirected >= 1
         else:
             with pytest.raises(sr.GuardError, match="'sld' works through classifier-free guidance"):
-                run(case, pipe)
+                run(case, pipe, steps=2)
 
 
 def test_a_guard_that_does_not_replace_guidance_may_stand_beside(pipe: Any) -> None:

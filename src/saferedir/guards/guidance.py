@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from saferedir.decisions import Decision
@@ -118,12 +119,12 @@ def guidance_weight(step: Step) -> Tensor:
     assert cond is not None and pred is not None
     if uncond is None:
         return per_sample(pred.new_ones(len(pred), dtype=torch.float32), pred)
-    eps = 8 * torch.finfo(pred.dtype).eps
+    eps = torch.finfo(pred.dtype).eps
     m, u = pred.float().flatten(1), uncond.float().flatten(1)
     d = cond.float().flatten(1) - u
     turned = d - u * (d * u).sum(1, keepdim=True) / (u * u).sum(1, keepdim=True).clamp(min=1e-12)
     size = (turned * turned).sum(1)
-    is_lost = size <= (eps**2) * (u * u).sum(1)
+    is_lost = size <= max(1e-6, eps / 4) ** 2 * (u * u).sum(1)
     measured = (m * turned).sum(1) / torch.where(is_lost, 1.0, size)
     if step.guidance_scale is None:
         explains = torch.zeros_like(is_lost)
@@ -132,7 +133,7 @@ def guidance_weight(step: Step) -> Tensor:
         declared = torch.full_like(measured, float(step.guidance_scale))
         error = torch.linalg.vector_norm(m - u - declared[:, None] * d, dim=1)
         scale = torch.linalg.vector_norm(u, dim=1) + declared.abs() * torch.linalg.vector_norm(d, dim=1)
-        explains = error <= eps * scale
+        explains = error <= 8 * eps * scale
     if bool((is_lost & ~explains).any()):
         raise GuardError(
             "the weight of classifier-free guidance cannot be told, because prompt and negative prompt give the same "
@@ -165,7 +166,4 @@ def of_length(found: Encoded, length: int) -> Encoded | None:
         return found
     if missing < 0 or found.mask is None:
         return None
-    return found._replace(
-        prompt=torch.nn.functional.pad(found.prompt, (0, 0, 0, missing)),
-        mask=torch.nn.functional.pad(found.mask, (0, missing)),
-    )
+    return found._replace(prompt=F.pad(found.prompt, (0, 0, 0, missing)), mask=F.pad(found.mask, (0, missing)))

@@ -19,84 +19,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guard import Guard, GuardConfig, Run, Step
+from saferedir.guards.dual_latent.config import DualLatentConfig
+from saferedir.guards.dual_latent.similarity import largest_level, low_pass
 from saferedir.guards.guidance import Tally, guidance_weight, of_length, per_sample
 from saferedir.schedules import to_x0
 
-#: safety level -> (w, tau)
-LEVELS = {"off": (0.0, 0.0), "low": (0.25, 0.2), "medium": (0.5, 0.1), "high": (0.75, 0.1), "max": (1.0, 0.0)}
-PROVIDERS = ("phrase", "interpolate", "anchor", "learned")
-TAU_MODES = ("steps", "noise", "similarity")
-PHASE_ORDERS = ("context_first", "dual_first")
 SAFE_PROMPT, SAFE_POOLED = "safe_prompt_embeds", "safe_pooled_embeds"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DualLatentConfig(GuardConfig):
-    """Settings of the dual latent reconstructions; the defaults are the level "medium".
-
-    Attributes:
-        mode: "default"; "faithful" is refused, for there is no published procedure.
-        w: level of safety in [0, 1], or one for each image of the run.
-        tau: share tau_gc in [0, 1] kept for the global context; in `tau_mode` "similarity" a floor in (0, 1].
-        tau_mode: "steps" (share of the steps), "noise" (share of sigma / (alpha + sigma)), or "similarity": w is lowered
-            until the low-pass denoised estimate has at least cosine tau with that of the user's prompt; no phases then.
-        phase_order: "context_first", or "dual_first" for the dual phase at the noisy end.
-        w_extrapolate: allow w up to 1.5, beyond the safe row; experimental.
-        provider: the safe row's conditioning: "phrase" E(safe_phrase), "interpolate" (1 - a) e_u + a E(safe_phrase),
-            "anchor" e_u + E(anchor) - E(concept), token by token, or "learned", tensors in the guard's weights.
-        safe_phrase: words for a wanted picture; amount: a in [0, 1]; anchor: what to draw in the concept's stead.
-    """
-
-    mode: str = "default"
-    w: float | tuple[float, ...] = 0.5
-    tau: float = 0.1
-    tau_mode: str = "steps"
-    phase_order: str = "context_first"
-    w_extrapolate: bool = False
-    provider: str = "interpolate"
-    safe_phrase: str = "a harmless everyday scene"
-    amount: float = 0.5
-    anchor: str = ""
-
-    @classmethod
-    def preset(cls, level: str, **settings: Any) -> Self:
-        """The configuration of a named safety level; `settings` (concept at least) win over it."""
-        if level not in LEVELS:
-            raise GuardConfigError(f"dual latent has no safety level {level!r}; expected one of {', '.join(LEVELS)}.")
-        return cls(**{**dict(zip(("w", "tau"), LEVELS[level], strict=True)), **settings})
-
-    def validate(self) -> None:
-        if self.mode == "faithful":
-            raise GuardConfigError(
-                "mode='faithful' does not exist: the paper's equations are unpublished and R1 and R2 are reconstructions "
-                "(specification of dual latent, section 9); use mode='default'."
-            )
-        self.require(self.mode == "default", "mode", "'default'")
-        top = 1.5 if self.w_extrapolate else 1.0
-        self.require(all(0 <= w <= top for w in self.levels), "w", f"in [0, {top:g}]")
-        self.require(0 <= self.tau <= 1, "tau", "in [0, 1]")
-        self.require(self.tau > 0 or self.tau_mode != "similarity", "tau", "above 0 in tau_mode 'similarity'")
-        self.require(self.tau_mode in TAU_MODES, "tau_mode", f"one of {', '.join(TAU_MODES)}")
-        self.require(self.phase_order in PHASE_ORDERS, "phase_order", f"one of {', '.join(PHASE_ORDERS)}")
-        self.require(self.provider in PROVIDERS, "provider", f"one of {', '.join(PROVIDERS)}")
-        self.require(0 <= self.amount <= 1, "amount", "in [0, 1]")
-        self.require(bool(self.safe_phrase), "safe_phrase", "some words")
-        self.require(bool(self.anchor) or self.provider != "anchor", "anchor", "some words for provider 'anchor'")
-
-    @property
-    def levels(self) -> tuple[float, ...]:
-        """w as one or more numbers."""
-        return self.w if isinstance(self.w, tuple) else (self.w,)
 
 
 @dataclass
@@ -109,30 +46,6 @@ class DualLatentState:
     texts: Encoded | None  # what the provider needs encoded, (E, ...)
     now: Tensor  # w of this call, 0 in the context phase
     used: list[Tensor] = field(default_factory=list)
-
-
-def largest_level(user: Tensor, safe: Tensor, tau: float) -> Tensor:
-    """(B,): the largest w with cos(a, (1 - w) a + w b) >= tau, for a = `user`, b = `safe` (B, K); infinity where any will do.
-
-    With c = <a,b>/|a|^2, p = sqrt(|b|^2 - <a,b>^2/|a|^2), k = sqrt(1 - tau^2)/tau: w = k |a| / (p + k |a| (1 - c)).
-    """
-    size = user.square().sum(1).clamp(min=1e-20)
-    a = size.sqrt()
-    c = (user * safe).sum(1) / size
-    rest = safe - c[:, None] * user  # its length is p, without the cancellation
-    p_squared = rest.square().sum(1)
-    is_parallel = p_squared <= 1e-12 * safe.square().sum(1)
-    p = torch.where(is_parallel, 0.0, torch.where(is_parallel, 1.0, p_squared).sqrt())
-    k = max(1.0 - tau**2, 0.0) ** 0.5 / tau
-    divisor = p + k * a * (1 - c)
-    is_free = (is_parallel & (c > 0)) | (divisor < 0) | ((divisor == 0) & (c > 0))
-    divisor = torch.where(is_free | (divisor == 0), 1.0, divisor)
-    return torch.where(is_free, torch.inf, k * a / divisor)
-
-
-def low_pass(x0: Tensor) -> Tensor:
-    """x0 (B, C, h, w) or (B, C, frames, h, w) averaged to 8 x 8, as (B, K)."""
-    return F.adaptive_avg_pool2d(x0.flatten(1, -3), 8).flatten(1)
 
 
 class DualLatentR1(Guard[DualLatentConfig]):
@@ -181,7 +94,7 @@ class DualLatentR1(Guard[DualLatentConfig]):
         return step.pred.float() + per_sample(w, shift) * shift
 
     def _is_dual(self, step: Step) -> Tensor:
-        """(B,) bool or a single one: whether this call is in the dual phase."""
+        """(B,) bool: whether this call is in the dual phase."""
         tau, is_first = self.config.tau, self.config.phase_order == "dual_first"
         if self.config.tau_mode == "similarity":
             return torch.ones_like(step.t, dtype=torch.bool)
@@ -202,11 +115,12 @@ class DualLatentR1(Guard[DualLatentConfig]):
             found = Encoded(self.safe_prompt_embeds[None].to(e), None)
             if pooled is not None and self.safe_pooled_embeds is not None:
                 found = found._replace(pooled=self.safe_pooled_embeds[None].to(pooled))
-            found = found._replace(mask=torch.ones_like(step.prompt_mask[:1]))
+            found = found._replace(mask=torch.ones(found.prompt.shape[:2], dtype=torch.bool, device=e.device))
         elif config.provider == "phrase":
             found = texts
         else:
-            texts, a = self._fitting(texts, e), config.amount
+            own, texts = self._alike(Encoded(e, pooled, None if texts.mask is None else step.prompt_mask), texts)
+            e, a = own.prompt, config.amount
             first, last = texts.rows(slice(0, 1)), texts.rows(slice(-1, None))
 
             def mixed(own: Tensor, one: Tensor, other: Tensor) -> Tensor:
@@ -215,18 +129,21 @@ class DualLatentR1(Guard[DualLatentConfig]):
             found = Encoded(mixed(e, first.prompt, last.prompt))
             if pooled is not None and first.pooled is not None and last.pooled is not None:
                 found = found._replace(pooled=mixed(pooled, first.pooled, last.pooled))
-            if texts.mask is not None:
-                found = found._replace(mask=step.prompt_mask | texts.mask.bool().any(dim=0))
+            if texts.mask is not None and own.mask is not None:
+                found = found._replace(mask=own.mask | texts.mask.bool().any(dim=0))
         return found.map(lambda part: part.expand(step.run.batch_size, *part.shape[1:])[None])
 
-    def _fitting(self, texts: Encoded, prompt: Tensor) -> Encoded:
-        found = of_length(texts, prompt.shape[1])
-        if found is None or found.prompt.shape[2] != prompt.shape[2]:
+    def _alike(self, own: Encoded, texts: Encoded) -> tuple[Encoded, Encoded]:
+        """Both as long as the longer, and zero where masked: what stands there depends on an image's neighbours."""
+        length = max(own.prompt.shape[1], texts.prompt.shape[1])
+        longer = of_length(own, length), of_length(texts, length)
+        if longer[0] is None or longer[1] is None or own.prompt.shape[2] != texts.prompt.shape[2]:
             raise GuardError(
                 f"the safe texts of guard {self.method!r} give embeddings {tuple(texts.prompt.shape[1:])} where this call has "
-                f"{tuple(prompt.shape[1:])}, so they cannot be mixed; use shorter texts, a longer prompt or provider 'phrase'."
+                f"{tuple(own.prompt.shape[1:])}, so they cannot be mixed; use provider 'phrase'."
             )
-        return found
+        own, texts = (_unmasked(part) for part in (longer[0], longer[1]))
+        return own, texts
 
     def _ceiling(self, step: Step, shift: Tensor) -> Tensor:
         """(B,): the largest w whose denoised estimate is similar enough to that of the user's prompt."""
@@ -254,3 +171,7 @@ class DualLatentR1(Guard[DualLatentConfig]):
         if (prompt is not None and prompt.ndim != 2) or (pooled is not None and pooled.ndim != 1):
             raise GuardConfigError(f"guard {self.method!r} needs {SAFE_PROMPT} (L, D) and {SAFE_POOLED} (P,).")
         self.safe_prompt_embeds, self.safe_pooled_embeds = prompt, pooled
+
+
+def _unmasked(found: Encoded) -> Encoded:
+    return found if found.mask is None else found._replace(prompt=found.prompt * found.mask[..., None].to(found.prompt))

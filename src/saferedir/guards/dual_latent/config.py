@@ -1,0 +1,74 @@
+"""The frozen configuration of the dual latent guards, and the named levels of safety. Imports guard, errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from saferedir.errors import GuardConfigError
+from saferedir.guard import GuardConfig
+
+#: safety level -> (w, tau)
+LEVELS = {"off": (0.0, 0.0), "low": (0.25, 0.2), "medium": (0.5, 0.1), "high": (0.75, 0.1), "max": (1.0, 0.0)}
+PROVIDERS = ("phrase", "interpolate", "anchor", "learned")
+TAU_MODES = ("steps", "noise", "similarity")
+PHASE_ORDERS = ("context_first", "dual_first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualLatentConfig(GuardConfig):
+    """Settings of the dual latent reconstructions; the defaults are the level "medium".
+
+    Attributes:
+        mode: "default"; "faithful" is refused, for there is no published procedure.
+        w: level of safety in [0, 1], or one for each image of the run.
+        tau: share tau_gc in [0, 1] kept for the global context; in `tau_mode` "similarity" a floor in (0, 1].
+        tau_mode: "steps" (share of the steps), "noise" (share of sigma / (alpha + sigma)), or "similarity": w is lowered
+            until the low-pass denoised estimate has at least cosine tau with that of the user's prompt; no phases then.
+        phase_order: "context_first", or "dual_first" for the dual phase at the noisy end.
+        w_extrapolate: allow w up to 1.5, beyond the safe row; experimental.
+        provider: the safe row's conditioning: "phrase" E(safe_phrase), "interpolate" (1 - a) e_u + a E(safe_phrase),
+            "anchor" e_u + E(anchor) - E(concept), token by token, or "learned", tensors in the guard's weights.
+        safe_phrase: words for a wanted picture; amount: a in [0, 1]; anchor: what to draw in the concept's stead.
+    """
+
+    mode: str = "default"
+    w: float | tuple[float, ...] = 0.5
+    tau: float = 0.1
+    tau_mode: str = "steps"
+    phase_order: str = "context_first"
+    w_extrapolate: bool = False
+    provider: str = "interpolate"
+    safe_phrase: str = "a harmless everyday scene"
+    amount: float = 0.5
+    anchor: str = ""
+
+    @classmethod
+    def preset(cls, level: str, **settings: Any) -> Self:
+        """The configuration of a named safety level; `settings` (concept at least) win over it."""
+        if level not in LEVELS:
+            raise GuardConfigError(f"dual latent has no safety level {level!r}; expected one of {', '.join(LEVELS)}.")
+        return cls(**{**dict(zip(("w", "tau"), LEVELS[level], strict=True)), **settings})
+
+    def validate(self) -> None:
+        if self.mode == "faithful":
+            raise GuardConfigError(
+                "mode='faithful' does not exist: the paper's equations are unpublished and R1 and R2 are reconstructions "
+                "(specification of dual latent, section 9); use mode='default'."
+            )
+        self.require(self.mode == "default", "mode", "'default'")
+        top = 1.5 if self.w_extrapolate else 1.0
+        self.require(all(0 <= w <= top for w in self.levels), "w", f"in [0, {top:g}]")
+        self.require(0 <= self.tau <= 1, "tau", "in [0, 1]")
+        self.require(self.tau > 0 or self.tau_mode != "similarity", "tau", "above 0 in tau_mode 'similarity'")
+        self.require(self.tau_mode in TAU_MODES, "tau_mode", f"one of {', '.join(TAU_MODES)}")
+        self.require(self.phase_order in PHASE_ORDERS, "phase_order", f"one of {', '.join(PHASE_ORDERS)}")
+        self.require(self.provider in PROVIDERS, "provider", f"one of {', '.join(PROVIDERS)}")
+        self.require(0 <= self.amount <= 1, "amount", "in [0, 1]")
+        self.require(bool(self.safe_phrase), "safe_phrase", "some words")
+        self.require(bool(self.anchor) or self.provider != "anchor", "anchor", "some words for provider 'anchor'")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """w as one or more numbers."""
+        return self.w if isinstance(self.w, tuple) else (self.w,)
