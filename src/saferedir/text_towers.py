@@ -89,10 +89,13 @@ class TextTower:
 
     def pool(self, states: Tensor, ids: Tensor) -> Tensor:
         """(N, d) of states (N, L, d)."""
+        found: Tensor
         if self.facts.kind == "clip":
-            return states[torch.arange(len(ids), device=ids.device), self._end(ids)]
-        weights = self.attended(ids).to(states)[..., None]
-        return (states * weights).sum(1) / weights.sum(1)
+            found = states[torch.arange(len(ids), device=ids.device), self._end(ids)]
+        else:
+            weights = self.attended(ids).to(states)[..., None]
+            found = (states * weights).sum(1) / weights.sum(1)
+        return found
 
     @property
     def _is_masked(self) -> bool:
@@ -100,11 +103,11 @@ class TextTower:
 
     def _tail(self, ids: Tensor) -> Tensor:
         """(N, L) bool: the closing token and the padding after it. A closing token typed by the user is a word."""
-        closes = (ids == self.tokenizer.eos_token_id).long()
+        closes: Tensor = (ids == self.tokenizer.eos_token_id).long()
         if self.tokenizer.pad_token_id == self.tokenizer.eos_token_id:
             return closes.flip(1).cumprod(1).flip(1).bool()
-        left = closes.flip(1).cumsum(1).flip(1)  # closing tokens from here on
-        return (left == 0) & closes.any(1, keepdim=True) | (left == 1) & closes.bool()
+        left: Tensor = closes.flip(1).cumsum(1).flip(1)  # closing tokens from here on
+        return (left == 0) & (left[:, :1] > 0) | (left == 1) & closes.bool()
 
     def _end(self, ids: Tensor) -> Tensor:
         """(N,): place of the closing token; of the highest id, as CLIP has it, if it was cut off."""

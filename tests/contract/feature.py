@@ -37,8 +37,8 @@ class Feature:
     Attributes:
         name: short, unique; text: one line for the table.
         check: raises AssertionError where the promise is broken, NotApplicable, or Refused.
-        about: "guard": every guard has its own way to break it; "pipeline": any acting guard shows it, so that quick
-            tests need only the first; "script": it is the seam's own, seen with scripted guards only.
+        about: "guard": every guard has its own way to break it; "pipeline": any guard of one kind shows it, so that the
+            first which acts on steps and the first which acts on weights are enough; "script": it is the seam's own.
         cases: "all" pipelines, or one of each "family", for what is slow or cannot differ within a family.
         scripts: rows of GUARDS that a "script" feature is seen with; () where its check brings the guards along.
     """

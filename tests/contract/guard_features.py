@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tests.contract.feature import (
     NotApplicable,
+    Refused,
     acts,
     bare,
     clean,
@@ -25,6 +26,7 @@ from tests.contract.guards import OTHER_PROMPT, PROMPT, ExtraRows, GuardCase, Wa
 from tests.tiny_pipelines import PipelineCase, run
 
 import saferedir as sr
+from saferedir.attach import Attached
 from saferedir.encoding import encode_prompts
 from saferedir.guard import Guard
 
@@ -104,8 +106,8 @@ def check_guidance_off(case: PipelineCase, guard: GuardCase) -> None:
     if not case.guidance:
         raise NotApplicable("no classifier-free guidance on this pipeline")
     if guard.needs == "guidance":
-        same(guarded(case, guard, **case.unguided)[0], bare(case, **case.unguided), "negative rows without guidance")
-        raise NotApplicable("acts on the negative prompt only, and there is none; checked to change nothing")
+        close(guarded(case, guard, **case.unguided)[0], bare(case, **case.unguided), "a run without guidance")
+        raise NotApplicable("acts by way of guidance only; checked to change nothing without")
     skip_if_lacking(guard, case)
     watcher, pipe = Watcher(), shared_pipeline(case.name)
     with sr.attach(pipe, watcher):
@@ -159,7 +161,10 @@ def check_bfloat16(case: PipelineCase, guard: GuardCase) -> None:
     skip_if_lacking(guard, case)
     pipe = case.build().to(torch.bfloat16)
     before = run(case, pipe, PROMPT)
-    images, _ = guarded(case, guard, pipe=pipe)
+    try:
+        images, _ = guarded(case, guard, pipe=pipe)
+    except sr.GuardError as error:  # too coarse for what the guard must compute: no image, then
+        raise Refused(str(error)) from error
     assert images.dtype == before.dtype
     acts(guard, case, images, before)
     same(run(case, pipe, PROMPT), before, "images after detach")
@@ -194,17 +199,20 @@ def check_gradients(case: PipelineCase, guard: GuardCase) -> None:
 
 def check_nested(case: PipelineCase, guard: GuardCase) -> None:
     pipe = shared_pipeline(case.name)
-    first, own, last = sr.attach(pipe, Watcher()), sr.attach(pipe, guard.make(pipe, case)), sr.attach(pipe, X0Editor())
+    handles: list[Attached] = []
     try:
+        for one in (Watcher(), guard.make(pipe, case), X0Editor()):
+            handles.append(sr.attach(pipe, one))
+        first, _, last = handles
         all_three = run(case, pipe, PROMPT)
-        assert [handle.runs for handle in (first, own, last)] == [1, 1, 1]
+        assert [handle.runs for handle in handles] == [1, 1, 1]
         first.detach()
         same(run(case, pipe, PROMPT), all_three, "the first of three taken off")
         assert is_apart(all_three, bare(case))
         last.detach()
         same(run(case, pipe, PROMPT), on_shared(case, guard), "only the middle one left")
     finally:
-        for handle in (first, last, own):
+        for handle in handles:
             handle.detach()
     same(run(case, pipe, PROMPT), bare(case), "images after detach")
     clean(case, pipe)
@@ -212,7 +220,7 @@ def check_nested(case: PipelineCase, guard: GuardCase) -> None:
 
 def skip_if_lacking(guard: GuardCase, case: PipelineCase) -> None:
     if lack := guard.lacks(case):
-        same(guarded(case, guard)[0], bare(case), f"images where the guard has nothing to do ({lack})")
+        close(guarded(case, guard)[0], bare(case), f"images where the guard has nothing to do ({lack})")
         raise NotApplicable(f"{lack}; checked to change nothing")
 
 

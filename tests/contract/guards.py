@@ -17,8 +17,11 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.encoding import encode_prompts
+from saferedir.families import FAMILIES
 from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
+from saferedir.guards.negation import NegationSet
+from saferedir.guards.registry import guard_class
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
@@ -34,6 +37,7 @@ class GuardCase:
     name: str
     make: Callable[[Any, PipelineCase], Guard[Any]]
     is_method: bool = True  # registered, so that it can be saved and loaded
+    is_in_weights: bool = False  # edits the denoiser's weights rather than its steps
     is_acting: bool = True  # changes every image; False: changes nothing
     is_exact_in_batches: bool = True  # a batch equals single runs
     needs: str = ""  # "pooled" or "guidance": without it on a pipeline, the guard changes nothing there
@@ -201,7 +205,57 @@ def make_extra_embeds(pipe: Any, case: PipelineCase) -> ExtraRows:
         return ExtraRows(encode_prompts(pipe, ExtraRows.texts, call).prompt)
 
 
-_METHODS = (GuardCase("saferedir", make_saferedir),)
+def by_config(method: str, **settings: Any) -> Callable[[Any, PipelineCase], Guard[Any]]:
+    """A guard that is its configuration and nothing else."""
+
+    def make(pipe: Any, case: PipelineCase) -> Guard[Any]:
+        found: Any = guard_class(method)
+        return found(found.config_class(concept="star", **settings))
+
+    return make
+
+
+def by_references(method: str, **settings: Any) -> Callable[[Any, PipelineCase], Guard[Any]]:
+    """A guard of eight random reference latents, shaped as the pipeline's."""
+
+    def make(pipe: Any, case: PipelineCase) -> Guard[Any]:
+        found: Any = guard_class(method)
+        shape = first_step(case.name).x_t.shape[1:]
+        references = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+        return found.from_set(NegationSet.from_latents(references), concept="star", **settings)
+
+    return make
+
+
+def make_duo(pipe: Any, case: PipelineCase) -> Guard[Any]:
+    """Random LoRA layers on the queries, keys and values of the denoiser."""
+    generator = torch.Generator().manual_seed(0)
+    name = FAMILIES[case.family].denoiser
+    lora: dict[str, Tensor] = {}
+    for module, layer in getattr(shared_pipeline(case.name), name).named_modules():
+        if module.endswith(("to_q", "to_k", "to_v")):
+            lora[f"{module}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator)
+            lora[f"{module}.lora_B.weight"] = 0.1 * torch.randn(layer.out_features, 2, generator=generator)
+    found: Any = guard_class("duo")
+    config = found.config_class(concept="star", component=name, rank=2, targets=("to_q", "to_k", "to_v"))
+    return found(config, lora)
+
+
+_METHODS = (
+    GuardCase("saferedir", make_saferedir),
+    GuardCase("duo", make_duo, is_in_weights=True),
+    GuardCase("safe_denoiser", by_references("safe_denoiser", gate="always", window=(0.0, 1.0), trust=None)),
+    GuardCase("spell", by_references("spell", radius=1e3)),
+    GuardCase("negative_prompt", by_config("negative_prompt", without_guidance="ignore"), needs="guidance"),
+    GuardCase(
+        "sld",
+        by_config("sld", strength=2.0, threshold=100.0, warmup_steps=0, without_guidance="ignore"),
+        needs="guidance",
+    ),
+    GuardCase("dual_latent_r1", by_config("dual_latent_r1", w=0.9, tau=0.0)),
+    # the negative prompt stays the user's, so that its own part is seen
+    GuardCase("safree", by_config("safree", margin=-1.0, svf="off", negative=False)),
+)
 _SCRIPTS = (
     GuardCase("watcher", lambda pipe, case: Watcher(), is_method=False, is_acting=False),
     GuardCase("x0-editor", lambda pipe, case: X0Editor(), is_method=False),

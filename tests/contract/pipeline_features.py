@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -273,7 +274,7 @@ def check_from_pipe(case: PipelineCase, guard: GuardCase) -> None:
         for settings in ({}, dict(case.unguided)):
             for prompt in (PROMPT, [PROMPT, PROMPT]):
                 run(case, pipe, PROMPT)
-                refuses(lambda: sr.attach(other, guard.make(other, case)), sr.AlreadyAttachedError, "shares")  # noqa: B023
+                refuses(lambda: sr.attach(other, guard.make(other, case)), sr.AlreadyAttachedError, "shares")
                 try:
                     images = run(case, other, prompt, **settings)
                 except sr.GuardError:
@@ -303,7 +304,7 @@ def check_scheduler_swapped(case: PipelineCase, guard: GuardCase) -> None:
         both_orders(case, guard, lambda pipe, kind=kind: swap(pipe, kind), is_same_image=False)
 
 
-flow_schedulers = (diffusers.FlowMatchHeunDiscreteScheduler, diffusers.FlowMatchLCMScheduler)
+flow_schedulers = (diffusers.FlowMatchHeunDiscreteScheduler, diffusers.FlowMatchEulerDiscreteScheduler)
 plain_schedulers = (diffusers.HeunDiscreteScheduler, diffusers.DDIMScheduler)
 
 
@@ -456,7 +457,7 @@ def check_skip_layers(case: PipelineCase, guard: GuardCase) -> None:
         images = run(case, pipe, PROMPT, **settings)
         stop.remove()
     assert attached.runs == 1 and is_apart(images, unguarded)
-    pairs = [(rows, aside) for rows, aside in zip(given, given[1:], strict=False) if len(aside) == 1]
+    pairs = [(rows, aside) for rows, aside in itertools.pairwise(given) if len(aside) == 1]
     assert pairs
     for rows, aside in pairs:
         same(rows[1:2], aside, "prompt embeddings of the call with skipped layers")

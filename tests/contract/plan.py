@@ -13,6 +13,7 @@ from tests.contract.features import FEATURES
 from tests.contract.guards import GUARDS, GuardCase
 from tests.tiny_pipelines import PIPELINES, PipelineCase
 
+from saferedir.errors import UnsupportedPipelineError
 from saferedir.families import FAMILIES
 
 
@@ -27,30 +28,41 @@ class Check(NamedTuple):
     def id(self) -> str:
         return f"{self.feature.name}-{self.case.name}-{self.guard.name}".replace(" ", "_")
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether it can be left out of a quick round: compilers, and what the first method nearly shows for the others."""
+        of_others = self.guard.is_method and self.guard is not METHODS[0]
+        return "compile" in self.feature.name or (of_others and self.feature.name not in EVERY_METHOD)
+
     def outcome(self) -> tuple[str, str]:
         """("works", "" or a note), ("refused", sentence) or ("n.a.", reason); a broken promise raises AssertionError."""
         try:
             self.feature.check(self.case, self.guard)
         except NotApplicable as reason:
             return "n.a.", str(reason)
-        except Refused as sentence:
+        except (Refused, UnsupportedPipelineError) as sentence:
             return "refused", str(sentence)
         return "works", ""
 
 
-def checks(every_method: bool) -> Iterator[Check]:
-    """All checks. With `every_method` those of every registered method, for the table, and no scripted guards beside them;
-    else what any acting guard shows is shown by the first method, and scripted guards go through the guards' features.
-    """
-    methods = [guard for guard in GUARDS.values() if guard.is_method]
+METHODS = [guard for guard in GUARDS.values() if guard.is_method]
+#: the first method of each kind
+MODELS = {guard.is_in_weights: guard for guard in reversed(METHODS)}
+#: features of every guard that quick tests see with every method, and that scripted guards go through
+EVERY_METHOD = ("disabled", "acts", "detach", "batch", "guidance off", "gradients")
+EVERY_SCRIPT = ("acts", "batch", "guidance off")
+
+
+def checks(with_scripts: bool = True) -> Iterator[Check]:
+    """All checks; without scripted guards in the place of methods, if the table alone is wanted."""
     scripts = [guard for guard in GUARDS.values() if not guard.is_method]
     for feature in FEATURES.values():
         if feature.about == "guard":
-            guards = methods if every_method else [*methods, *scripts]
+            guards = [*METHODS, *scripts] if with_scripts and feature.name in EVERY_SCRIPT else METHODS
         elif feature.about == "script":
-            guards = [GUARDS[name] for name in feature.scripts] or methods[:1]
+            guards = [GUARDS[name] for name in feature.scripts] or METHODS[:1]
         else:
-            guards = methods if every_method else methods[:1]
+            guards = [guard for guard in METHODS if guard in MODELS.values()]
         for guard in guards:
             for case in cases_of(feature, guard):
                 yield Check(feature, case, guard)

@@ -6,6 +6,8 @@ All of it comes from registries: a new family (src/saferedir/families.py, tests/
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.contract.features import FEATURES
 from tests.contract.guards import GUARDS
@@ -18,7 +20,11 @@ from saferedir.guards.registry import methods
 from saferedir.schedules import SCHEDULER_KINDS
 
 
-@pytest.mark.parametrize("check", [pytest.param(check, id=check.id) for check in checks(every_method=False)])
+def as_parameter(check: Check) -> Any:
+    return pytest.param(check, id=check.id, marks=pytest.mark.slow if check.is_slow else ())
+
+
+@pytest.mark.parametrize("check", map(as_parameter, checks()))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_contract(check: Check) -> None:
     outcome, reason = check.outcome()

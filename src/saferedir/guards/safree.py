@@ -1,0 +1,224 @@
+"""SAFREE: project the tokens that ask for a concept out of its subspace, in the first steps of the sampling.
+
+Implements "SAFREE: training-free and adaptive guard" (arXiv:2410.12761), as its code has it; the mathematics is in
+`safree_math`, what a text is and does in `safree_tokens`. Shapes: prompt embeddings (B, L, D); of one text encoder
+("tower") token states T (L, d) and bases V (d, r) of phrases and prompt.
+
+  tokens i whose masking moves the prompt away from the phrases are triggers;  T_i <- (I - P_C) P_I T_i there, steps 0..t';
+  the joined phrases stand in place of the negative prompt;  with `lra` the low frequencies of skip features are damped.
+
+The default departs from the authors' code so (`mode="faithful"`: as theirs, Stable Diffusion 1 and 2 only): bases by SVD with a
+cut-off of 1e-3 for the inverse Gram matrix; masked copies of long prompts keep their closing token; t' = 0 filters nothing
+instead of step 0; t' counts steps of 50 whatever their number. Ours, where there is nothing of theirs: several text encoders are
+filtered each in the space of its own tokens and with its own t'; of T5 the mean over tokens is the pooled state, and its
+unknown token masks; FLUX's pooled CLIP vector loses P_C in the steps that filter. In SDXL and Stable Diffusion 3 the pooled
+projections stay as they are. LRA never runs in their code; here it does if asked, multiplying magnitudes.
+
+A text that the seam does not know (embeddings handed over) is filtered in all its tokens and steps, by I - P_C alone. In a
+run with `insist` those images are filtered in all steps, from level 2 on in all tokens. Projectors are constants to
+gradients: the text they come from is discrete.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from saferedir.decisions import Decision
+from saferedir.encoding import Encoded
+from saferedir.errors import GuardError, UnsupportedPipelineError
+from saferedir.guard import Embeds, Guard, GuardConfig, Run, SkipFeatures, Step
+from saferedir.guards.guidance import Tally, encode_phrases
+from saferedir.guards.safree_math import CALIBRATIONS, away, damped, is_filtered
+from saferedir.guards.safree_tokens import Segment, concept_basis, make_segment
+from saferedir.text_towers import TextTower
+
+logger = logging.getLogger(__name__)
+CHOICES = {
+    "mode": ("default", "faithful"),
+    "svf": ("code", "paper", "off"),
+    "order": ("code", "paper"),
+    "calibration": tuple(CALIBRATIONS),
+    "lra": ("off", "paper"),
+    "unknown_text": ("filter_all", "raise"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafreeConfig(GuardConfig):
+    """Settings of SAFREE.
+
+    Attributes:
+        phrases: what to keep away from, one subspace for all; () stands for (concept,).
+        mode: "default", or "faithful".
+        margin: a, by how much a trigger stands out; -1 for nothing but triggers, None (infinity) for no triggers.
+        svf: length t' of the filtered part: as in the "code", as in the "paper", or "off" for all steps.
+        order: "code" (I - P_C) P_I, which leaves nothing of the concept, or "paper" P_I (I - P_C).
+        calibration: constants of svf "code", for "general" concepts or "artists".
+        negative: whether the joined phrases replace the negative prompt.
+        filter_eos: whether closing and padding tokens are replaced along with triggers.
+        lra: latent re-attention, "off" or "paper"; UNets only, one more row in the steps that filter.
+        lra_factors: s of the widest layers and of the next.
+        unknown_text: what happens to a prompt of unknown text, "filter_all" or "raise".
+    """
+
+    phrases: tuple[str, ...] = ()
+    mode: str = "default"
+    margin: float | None = 0.01
+    svf: str = "code"
+    order: str = "code"
+    calibration: str = "general"
+    negative: bool = True
+    filter_eos: bool = False
+    lra: str = "off"
+    lra_factors: tuple[float, float] = (0.9, 0.2)
+    unknown_text: str = "filter_all"
+
+    def validate(self) -> None:
+        is_texts = isinstance(self.phrases, tuple) and all(
+            isinstance(text, str) and text.strip() for text in self.phrases
+        )
+        self.require(is_texts, "phrases", "a list of non-empty texts")
+        for name, choices in CHOICES.items():
+            self.require(getattr(self, name) in choices, name, f"one of {', '.join(choices)}")
+        self.require(self.margin is None or -1 <= self.margin < math.inf, "margin", "a number >= -1, or None")
+        is_pair = len(self.lra_factors) == 2 and all(0 <= factor <= 1 for factor in self.lra_factors)
+        self.require(is_pair, "lra_factors", "two numbers in [0, 1]")
+        if self.mode == "faithful":
+            self.require(self.lra == "off", "lra", "'off' in mode 'faithful': it never runs in the authors' code")
+            self.require(not self.filter_eos, "filter_eos", "False in mode 'faithful'")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """One text for each direction of the subspace."""
+        return self.phrases or (self.concept,)
+
+
+@dataclass
+class SafreeState:
+    """Of one run: V of P_C for each tower, the negative rows, and what is set when the prompts are known."""
+
+    tally: Tally
+    insist: Tensor
+    concepts: list[tuple[TextTower, Tensor]]
+    negative: Encoded | None
+    segments: list[Segment] = field(default_factory=list)
+    unfiltered: Tensor | None = None  # prompt embeddings of this call before the filter
+    now: Tensor | None = None  # (B,) bool, images filtered in this call
+
+
+class Safree(Guard[SafreeConfig]):
+    """The guard."""
+
+    method: ClassVar[str] = "safree"
+    config_class: ClassVar[type[GuardConfig]] = SafreeConfig
+    replaces_guidance: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = True
+
+    def uses(self, point: str) -> bool:
+        return super().uses(point) and (self.config.lra != "off" or point not in ("extra_embeds", "on_skip_features"))
+
+    def start(self, run: Run) -> SafreeState:
+        towers, texts = run.towers, self.config.texts
+        if not any(tower.tokens is not None for tower in towers):
+            raise UnsupportedPipelineError(
+                f"SAFREE needs CLIP or T5 text encoders; this {run.family} pipeline has none we can mask."
+            )
+        is_sd = len(towers) == 1 and towers[0].facts.kind == "clip"
+        if self.config.mode == "faithful" and not is_sd:
+            raise UnsupportedPipelineError(
+                f"SAFREE's mode 'faithful' is for one CLIP text encoder, not for {run.family}; use 'default'."
+            )
+        concepts = []
+        for tower in towers:
+            concepts.append((tower, concept_basis(tower, texts, self.config)))
+            logger.debug(
+                "%d phrases span %d dimensions in %s", len(texts), concepts[-1][1].shape[1], tower.facts.encoder
+            )
+        negative = encode_phrases(run, ", ".join(texts), self.method) if self.config.negative else None
+        insist = torch.tensor(run.insist or (0,) * run.batch_size, device=run.device)
+        return SafreeState(Tally(run), insist, concepts, negative)
+
+    def on_prompt(self, step: Step) -> Tensor | Embeds:
+        state: SafreeState = step.state
+        self._check_prompts(step, [tower for tower, _ in state.concepts])
+        placed = [(tower, concept) for tower, concept in state.concepts if tower.tokens is not None]
+        state.segments = [make_segment(step, tower, concept, state.insist, self.config) for tower, concept in placed]
+        if state.negative is None:
+            return step.prompt_embeds
+        return Embeds(
+            negative=state.negative.prompt, negative_pooled=state.negative.pooled, negative_mask=state.negative.mask
+        )
+
+    def on_step_start(self, step: Step) -> Tensor | Embeds:
+        state: SafreeState = step.state
+        state.unfiltered = prompt = step.prompt_embeds
+        state.now = torch.zeros_like(state.tally.calls, dtype=torch.bool)
+        for tower, tokens, new, last, _ in state.segments:
+            is_now = is_filtered(step.index, step.num_steps, last, self.config.mode == "faithful") & tokens.any(dim=1)
+            if not bool(is_now.any()):
+                continue
+            assert tower.tokens is not None and tower.channels is not None
+            place = (slice(None), tower.tokens, tower.channels)
+            rows = (is_now[:, None] & tokens)[..., None]
+            prompt = prompt.clone()
+            prompt[place] = torch.where(rows, new.to(prompt), prompt[place])
+            state.now = state.now | is_now
+        state.tally.count(state.now, step)
+        if prompt is step.prompt_embeds:
+            return prompt
+        pooled = step.pooled
+        for tower, concept in state.concepts:
+            if tower.tokens is None and step.pooled is not None:
+                pooled = torch.where(
+                    state.now[:, None], away(step.pooled.float(), concept).to(step.pooled), step.pooled
+                )
+        return Embeds(prompt=prompt, pooled=pooled)
+
+    def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
+        state: SafreeState = step.state
+        assert state.unfiltered is not None and state.now is not None
+        return Encoded(state.unfiltered[None]) if bool(state.now.any()) else None
+
+    def on_skip_features(self, step: Step, skip: SkipFeatures) -> Tensor:
+        factors = self.config.lra_factors
+        if not skip.extra or skip.stage >= len(factors):
+            return skip.cond
+        rows = step.state.now[:, None, None, None]
+        return torch.where(rows, damped(skip.cond, skip.extra[0], factors[skip.stage]), skip.cond)
+
+    def verdict(self, run: Run, state: SafreeState) -> list[Decision]:
+        fired = "Tokens were projected out of the phrases' subspace."
+        has_negative = state.negative is not None and run.guided
+        idle = f"No token was filtered{'; the phrases replaced the negative prompt only' if has_negative else ''}."
+        state.tally.was_guided = True  # and where it is not, the filter needs no guidance
+        thresholds = {} if self.config.margin is None else {"margin": self.config.margin}
+        decisions = state.tally.decisions(self.method, self.config, "redirected", fired, thresholds)
+        scores = torch.stack([segment.score for segment in state.segments]).amax(dim=0).tolist()
+        return [
+            replace(decision, prompt_score=score, message=decision.message or idle)
+            for decision, score in zip(decisions, scores, strict=True)
+        ]
+
+    def _check_prompts(self, step: Step, towers: Sequence[TextTower]) -> None:
+        """Raise over a text that must be known, and over parts of the embeddings that no tower reaches."""
+        if self.config.unknown_text == "raise" and None in step.prompts:
+            raise GuardError(
+                f"SAFREE does not know the prompt of image {step.prompts.index(None)}, so no image is returned; call with "
+                "`prompt` alone instead of embeddings or prompt_2, or set unknown_text='filter_all'."
+            )
+        left = (step.prompt_embeds != 0).any(dim=0)
+        for tower in towers:
+            if tower.tokens is not None:
+                left[tower.tokens, tower.channels] = False
+        if bool(left.any()):
+            raise GuardError(
+                "SAFREE cannot filter all of these prompt embeddings, because a text encoder is missing or their length is "
+                "unusual, so no image is returned; load all text encoders, or call with `prompt`."
+            )

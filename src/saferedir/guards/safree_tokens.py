@@ -1,0 +1,113 @@
+"""What SAFREE makes of a text in one text encoder ("tower"): its words, its triggers, and what to put in their place.
+
+Imports `safree_math` and `text_towers`; the guard is `safree`. Shapes: tokens (L,), their states (L, d), bases V (d, r).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saferedir.guard import Step
+from saferedir.guards.safree_math import (
+    basis,
+    filtered,
+    gram_tolerance,
+    last_step,
+    last_step_paper,
+    strength,
+    triggers,
+)
+from saferedir.text_towers import TextTower
+
+if TYPE_CHECKING:
+    from saferedir.guards.safree import SafreeConfig
+
+TOLERANCE = 1e-3
+COPIES = 16  # masked copies in one call of a text encoder
+FAITHFUL_WORDS = 75
+
+
+class Analysis(NamedTuple):
+    """One text. is_trigger, words, attended (L,) bool; own: V of P_I, None for no words; ids (1, L), None where the text is
+    unknown and everything counts as a trigger.
+    """
+
+    is_trigger: Tensor
+    words: Tensor
+    attended: Tensor
+    own: Tensor | None
+    ids: Tensor | None
+
+
+class Segment(NamedTuple):
+    """One tower's part of the prompts: tokens to replace (B, L) bool, by what (B, L, d), in steps 0..t' (B,); score b (B,)."""
+
+    tower: TextTower
+    tokens: Tensor
+    new: Tensor
+    last: Tensor
+    score: Tensor
+
+
+def concept_basis(tower: TextTower, phrases: Sequence[str], config: SafreeConfig) -> Tensor:
+    """V of P_C, (d, r)."""
+    return basis(_pooled(tower, tower.ids(phrases)), _tolerance(len(phrases), config))
+
+
+def analyse(tower: TextTower, concept: Tensor, text: str, config: SafreeConfig) -> Analysis:
+    """Mask one word after the other and see which ones hold the text near the concept."""
+    is_faithful = config.mode == "faithful"
+    ids = tower.ids([text], keep_end=not is_faithful)
+    words, attended = tower.words(ids)[0], tower.attended(ids)[0]
+    if is_faithful:
+        words[tower.first_word + FAITHFUL_WORDS :] = False
+    places = words.nonzero()[:, 0]
+    if not len(places):
+        return Analysis(words, words, attended, None, ids)
+    copies = ids.repeat(len(places), 1)
+    copies[torch.arange(len(places), device=ids.device), places] = tower.mask_id
+    masked = _pooled(tower, copies)
+    is_trigger = words.clone()
+    is_trigger[places] = triggers(masked, concept, math.inf if config.margin is None else config.margin)
+    return Analysis(is_trigger, words, attended, basis(masked, _tolerance(len(places), config)), ids)
+
+
+def make_segment(step: Step, tower: TextTower, concept: Tensor, insist: Tensor, config: SafreeConfig) -> Segment:
+    """The filter on the tokens of one tower, for each image by itself; `insist` (B,) as in the run."""
+    texts = step.prompts or (None,) * len(insist)
+    known = {text: analyse(tower, concept, text, config) for text in set(texts) if text is not None}
+    rows = []
+    for image, text in enumerate(texts):
+        states = step.prompt_embeds[image, tower.tokens, tower.channels].float()
+        is_inner = step.prompt_mask[image, tower.tokens].clone()
+        is_inner[: tower.first_word] = False
+        found = Analysis(is_inner, is_inner, is_inner, None, None) if text is None else known[text]
+        new = filtered(states, concept, found.own, config.order)
+        tokens = found.words if insist[image] > 1 else found.is_trigger
+        if config.filter_eos:
+            tokens = tokens | (is_inner & ~found.words & tokens.any())
+        with torch.no_grad():
+            score = strength(states, new, found.attended)
+            last = torch.full_like(score, math.inf)
+            if found.ids is not None and not insist[image] and config.svf == "code":
+                last = last_step(score, config.calibration)
+            elif found.ids is not None and not insist[image] and config.svf == "paper":
+                pooled = tower.pool(states[None], found.ids)
+                last = last_step_paper(pooled, filtered(pooled, concept, found.own, config.order))[0]
+        rows.append((tokens, new, last, score))
+    return Segment(tower, *(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _pooled(tower: TextTower, ids: Tensor) -> Tensor:
+    """(N, d), constants to gradients: a text is discrete, and the basis of a span has no useful derivative."""
+    with torch.no_grad():
+        return torch.cat([tower.states(some)[1] for some in ids.split(COPIES)])
+
+
+def _tolerance(rows: int, config: SafreeConfig) -> float:
+    return gram_tolerance(rows) if config.mode == "faithful" else TOLERANCE
