@@ -20,7 +20,8 @@ from saferedir.families import family_of, unwrapped
 from saferedir.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.guard import Guard
 from saferedir.schedules import check_scheduler
-from saferedir.seam.hooks import Seam, find_seam, remove_foreign_hooks
+from saferedir.seam.finding import find_seam, remove_foreign_hooks
+from saferedir.seam.hooks import Seam
 
 
 def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool = False) -> Attached:

@@ -9,7 +9,7 @@ both raise rather than mix.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,27 +17,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from saferedir.adapters import guard_adapters, remove_adapter
-from saferedir.encoding import Encoded, encode_to_length
 from saferedir.errors import GuardError
 from saferedir.families import Family, unwrapped
-from saferedir.guard import Guard, Run
+from saferedir.guard import Guard
 from saferedir.packing import Grid
-from saferedir.schedules import check_scheduler, evaluation_steps, prediction_type, training_time
+from saferedir.schedules import check_scheduler
+from saferedir.seam.begin import latent_channels, run_of
 from saferedir.seam.caller import check_caller
 from saferedir.seam.denoiser_call import Call
 from saferedir.seam.session import Session
-from saferedir.seam.skip import SkipHooks, remove_foreign_skip_hooks
-from saferedir.seam.span import evaluation_span
+from saferedir.seam.skip import SkipHooks
 from saferedir.seam.texts import PromptTexts, texts_of
 from saferedir.seam.wrapping import (
     MARK,
     WrappedMethods,
-    owner_of_hooks,
-    remove_foreign_wrappers,
-    remove_marked_hooks,
 )
-from saferedir.text_towers import make_towers
 
 if TYPE_CHECKING:
     from saferedir.attach import Attached
@@ -288,69 +282,12 @@ class Seam:
         check_caller(self.pipe, self.family.denoiser)
         for guard in self.guards():  # whatever the user did to the adapters, or to `enabled`, since
             (guard.load if guard.enabled else guard.unload)(self._denoiser)
-        latents = call.latents
-        halves = 2 if self._is_guided(latents) else 1
-        if halves == 2 and call.kwargs.get("guess_mode"):
-            raise GuardError("guess_mode hides the negative prompt from the ControlNet; guarded, leave it off.")
-        # a pipeline may start late (img2img) or stop early (SDXL's denoising_end); it says so before its first call
-        count = getattr(self.pipe, "_num_timesteps", None)
-        offset, timesteps = evaluation_span(self.scheduler, count, call.time)
-        rows = latents.shape[0]
-        if not timesteps or rows % halves:
-            raise GuardError(
-                f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, guidance {halves == 2}."
-            )
-        batch, length = rows // halves, call.conditioning.prompt.shape[1]
-
-        def encode(texts: Sequence[str]) -> Encoded:
-            return encode_to_length(self.pipe, texts, length)
-
-        run = Run(
-            batch_size=batch,
-            num_steps=evaluation_steps(self.scheduler, timesteps)[-1] + 1,
-            num_evaluations=len(timesteps),
-            timesteps=tuple(training_time(self.scheduler, value) for value in timesteps),
-            family=self.family.name,
-            prediction_type=prediction_type(self.scheduler),
-            guided=halves == 2,
-            guidance_scale=getattr(self.pipe, "guidance_scale", None),
-            device=latents.device,
-            dtype=latents.dtype,
-            insist=self._insistence(batch),
-            encode=encode,
-            towers=() if self._texts is None else make_towers(self.pipe, self.family, length),
-        )
+        asked = [attached.insist for attached in self.attachments if attached.insist]
+        run, offset = run_of(self.pipe, self.family, call, asked, with_towers=self._texts is not None)
         enabled = [guard for guard in self.guards() if guard.enabled]
         texts = None if self._texts is None else partial(texts_of, records=self._texts.known())
-        return Session(run, self.family, enabled, self.scheduler, self._latent_channels(latents), offset, texts)
-
-    def _is_guided(self, latents: Tensor) -> bool:
-        """Whether this call has the rows of both halves of guidance."""
-        if self.family.is_sequential:
-            return False
-        if not hasattr(type(self.pipe), "do_classifier_free_guidance"):  # PixArt keeps it to itself
-            first, second = latents.chunk(2) if latents.shape[0] % 2 == 0 else (latents, None)
-            return second is not None and torch.equal(first, second)
-        try:
-            return bool(self.pipe.do_classifier_free_guidance)
-        except AttributeError as error:
-            raise GuardError(
-                "the denoiser was called outside a call of its guarded pipeline; detach the guards first."
-            ) from error
-
-    def _latent_channels(self, latents: Tensor) -> int:
-        """Channels of the sampler's latents: what the denoiser both takes and returns."""
-        config = unwrapped(self.modules[self.family.denoiser]).config
-        known = [config.get(name) for name in ("in_channels", "out_channels")]
-        return min([latents.shape[-1 if self.family.packing else 1], *(n for n in known if isinstance(n, int))]) // (
-            self.family.packing.channels if self.family.packing else 1
-        )
-
-    def _insistence(self, batch: int) -> tuple[int, ...]:
-        asked = [attached.insist for attached in self.attachments if attached.insist]
-        if any(len(levels) != batch for levels in asked):
-            raise GuardError(f"insist has another length than the run's {batch} images; run the pipeline as before.")
-        return tuple(max(levels) for levels in zip(*asked, strict=True)) if asked else (0,) * batch
+        channels = latent_channels(self._denoiser, self.family, call.latents)
+        return Session(run, self.family, enabled, self.scheduler, channels, offset, texts)
 
     def _active(self) -> Session:
         """The run this thread is in; anything else raises."""
@@ -406,32 +343,3 @@ class Seam:
         for name, own in self.modules.items():
             if unwrapped(getattr(self.pipe, name)) is not unwrapped(own):
                 raise GuardError(f"{name} of the guarded pipeline was replaced; detach and attach the guards again.")
-
-
-def find_seam(pipe: Any, family: Family) -> Seam | None:
-    """The seam whose hooks are on this pipeline's own denoiser, if there is one."""
-    held = getattr(pipe, family.denoiser)
-    for module in (held, unwrapped(held)):
-        owner = owner_of_hooks(module)
-        if isinstance(owner, Seam) and not _is_foreign(owner, module):
-            return owner
-    return None
-
-
-def remove_foreign_hooks(pipe: Any, family: Family) -> None:
-    """Remove hooks, wrappers and guards' adapters that came along with a deep copy of a guarded pipeline."""
-    for name in (family.denoiser, *family.more_denoisers, *family.companions):
-        held = getattr(pipe, name, None)
-        for module in () if held is None else {held, unwrapped(held)}:
-            remove_marked_hooks(module, _is_foreign)
-            remove_foreign_skip_hooks(module)
-    remove_foreign_wrappers(pipe.scheduler)
-    remove_foreign_wrappers(pipe)
-    if find_seam(pipe, family) is None:
-        denoiser = unwrapped(getattr(pipe, family.denoiser))
-        for adapter in guard_adapters(denoiser):
-            remove_adapter(denoiser, adapter)
-
-
-def _is_foreign(owner: object, module: nn.Module) -> bool:
-    return isinstance(owner, Seam) and all(module is not own for own in owner.modules.values())

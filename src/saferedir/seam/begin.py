@@ -1,0 +1,87 @@
+"""The facts of a run, read at its first denoiser call: rows, guidance, timesteps, channels.
+
+Reads a live pipeline and changes nothing. Imports guard, schedules, encoding, text_towers. Used by `seam.hooks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saferedir.encoding import Encoded, encode_to_length
+from saferedir.errors import GuardError
+from saferedir.families import Family
+from saferedir.guard import Run
+from saferedir.schedules import evaluation_steps, prediction_type, training_time
+from saferedir.seam.denoiser_call import Call
+from saferedir.seam.span import evaluation_span
+from saferedir.text_towers import make_towers
+
+
+def run_of(
+    pipe: Any, family: Family, call: Call, asked: Sequence[tuple[int, ...]], with_towers: bool
+) -> tuple[Run, int]:
+    """(run, index of its first evaluation in the scheduler's timesteps) from its first denoiser call.
+
+    `asked`: levels of insistence, one tuple of an image's levels per attachment that insists.
+    """
+    latents, scheduler = call.latents, pipe.scheduler
+    halves = 2 if is_guided(pipe, family, latents) else 1
+    if halves == 2 and call.kwargs.get("guess_mode"):
+        raise GuardError("guess_mode hides the negative prompt from the ControlNet; guarded, leave it off.")
+    # a pipeline may start late (img2img) or stop early (SDXL's denoising_end); it says so before its first call
+    count = getattr(pipe, "_num_timesteps", None)
+    offset, timesteps = evaluation_span(scheduler, count, call.time)
+    rows = latents.shape[0]
+    if not timesteps or rows % halves:
+        raise GuardError(f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, guidance {halves == 2}.")
+    batch, length = rows // halves, call.conditioning.prompt.shape[1]
+    if any(len(levels) != batch for levels in asked):
+        raise GuardError(f"insist has another length than the run's {batch} images; run the pipeline as before.")
+
+    def encode(texts: Sequence[str]) -> Encoded:
+        return encode_to_length(pipe, texts, length)
+
+    run = Run(
+        batch_size=batch,
+        num_steps=evaluation_steps(scheduler, timesteps)[-1] + 1,
+        num_evaluations=len(timesteps),
+        timesteps=tuple(training_time(scheduler, value) for value in timesteps),
+        family=family.name,
+        prediction_type=prediction_type(scheduler),
+        guided=halves == 2,
+        guidance_scale=getattr(pipe, "guidance_scale", None),
+        device=latents.device,
+        dtype=latents.dtype,
+        insist=tuple(max(levels) for levels in zip(*asked, strict=True)) if asked else (0,) * batch,
+        encode=encode,
+        towers=make_towers(pipe, family, length) if with_towers else (),
+    )
+    return run, offset
+
+
+def is_guided(pipe: Any, family: Family, latents: Tensor) -> bool:
+    """Whether this denoiser call has the rows of both halves of guidance."""
+    if family.is_sequential:
+        return False
+    if not hasattr(type(pipe), "do_classifier_free_guidance"):  # PixArt keeps it to itself
+        first, second = latents.chunk(2) if latents.shape[0] % 2 == 0 else (latents, None)
+        return second is not None and torch.equal(first, second)
+    try:
+        return bool(pipe.do_classifier_free_guidance)
+    except AttributeError as error:
+        raise GuardError(
+            "the denoiser was called outside a call of its guarded pipeline; detach the guards first."
+        ) from error
+
+
+def latent_channels(denoiser: nn.Module, family: Family, latents: Tensor) -> int:
+    """Channels of the sampler's latents: what the denoiser both takes and returns."""
+    packing = family.packing
+    config: Any = denoiser.config
+    known = [config.get(name) for name in ("in_channels", "out_channels")]
+    found = min([latents.shape[-1 if packing else 1], *(n for n in known if isinstance(n, int))])
+    return found // packing.channels if packing else found

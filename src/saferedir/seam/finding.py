@@ -1,0 +1,45 @@
+"""Finding the seam of a pipeline again, and removing what came along with a deep copy of a guarded one.
+
+Used by `attach` only. Imports `hooks`, `wrapping`, `skip`, `adapters`, `families`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from saferedir.adapters import guard_adapters, remove_adapter
+from saferedir.families import Family, unwrapped
+from saferedir.seam.hooks import Seam
+from saferedir.seam.skip import remove_foreign_skip_hooks
+from saferedir.seam.wrapping import owner_of_hooks, remove_foreign_wrappers, remove_marked_hooks
+
+
+def find_seam(pipe: Any, family: Family) -> Seam | None:
+    """The seam whose hooks are on this pipeline's own denoiser, if there is one."""
+    held = getattr(pipe, family.denoiser)
+    for module in (held, unwrapped(held)):
+        owner = owner_of_hooks(module)
+        if isinstance(owner, Seam) and not _is_foreign(owner, module):
+            return owner
+    return None
+
+
+def remove_foreign_hooks(pipe: Any, family: Family) -> None:
+    """Remove hooks, wrappers and guards' adapters that came along with a deep copy of a guarded pipeline."""
+    for name in (family.denoiser, *family.more_denoisers, *family.companions):
+        held = getattr(pipe, name, None)
+        for module in () if held is None else {held, unwrapped(held)}:
+            remove_marked_hooks(module, _is_foreign)
+            remove_foreign_skip_hooks(module)
+    remove_foreign_wrappers(pipe.scheduler)
+    remove_foreign_wrappers(pipe)
+    if find_seam(pipe, family) is None:
+        denoiser = unwrapped(getattr(pipe, family.denoiser))
+        for adapter in guard_adapters(denoiser):
+            remove_adapter(denoiser, adapter)
+
+
+def _is_foreign(owner: object, module: nn.Module) -> bool:
+    return isinstance(owner, Seam) and all(module is not own for own in owner.modules.values())
