@@ -290,7 +290,7 @@ def test_unet_and_scheduler_replaced_together_are_noticed_by_the_count_of_runs(p
     assert guarded("a", num_inference_steps=1).blocked == [False]
     guarded.unet, guarded.scheduler = make_unet(), make_scheduler("ddim")
     assert isinstance(pipe.scheduler, type(make_scheduler("ddim"))) and pipe.unet is guarded.unet
-    with pytest.raises(sr.GuardError, match="not guarded from first to last step"):
+    with pytest.raises(sr.GuardError, match="protect it again"):
         guarded("a", num_inference_steps=1)
     assert guarded.decisions == []
 

@@ -2,7 +2,7 @@
 else.
 """
 
-from saferedir.attach import Attached, attach
+from saferedir.attach import Attached, attach, detach
 from saferedir.decisions import Decision
 from saferedir.errors import (
     AlreadyAttachedError,
@@ -22,6 +22,7 @@ __version__ = library_version()
 __all__ = [
     "load_pipeline",
     "attach",
+    "detach",
     "Attached",
     "protect",
     "GuardedPipeline",

@@ -1,10 +1,12 @@
-"""attach(pipe, guards): guard a live pipeline. With its folder seam/, the only code that touches one.
+"""attach(pipe, guards): guard a live pipeline. With its folder seam/, the only code that changes one.
 
 Two torch hooks on the denoiser, and `step` and `set_timesteps` of the scheduler *instance*: read-only, this
 pair is bit-identical to the bare pipeline. The hooks are in seam/hooks.py, one run in seam/session.py. One
 `Seam` per denoiser serves every attachment, so attachments nest and detach in any order.
 
-Fail closed: whatever breaks here raises inside the pipeline call, so that no image comes out of it.
+Fail closed: whatever breaks here raises inside the pipeline call, so that no image comes out of it. What never comes
+through here cannot be seen here: a pipeline whose denoiser and scheduler were both replaced, latents that a callback
+rewrote after the last step. `protect` looks for these.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from saferedir.decisions import Decision
-from saferedir.errors import AlreadyAttachedError, GuardError
+from saferedir.errors import AlreadyAttachedError, GuardError, UnsupportedPipelineError
 from saferedir.families import family_of, unwrapped
 from saferedir.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.guard import Guard
 from saferedir.schedules import check_scheduler
-from saferedir.seam.finding import find_seam, remove_foreign_hooks
+from saferedir.seam.finding import check_not_shared, find_seam, remove_foreign_hooks
 from saferedir.seam.hooks import Seam
 
 
@@ -36,10 +38,15 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     if not chosen or not all(isinstance(guard, Guard) for guard in chosen):
         raise GuardError(f"attach needs one or more Guard objects, not {guards!r}; see Guard.from_pretrained.")
+    if getattr(type(pipe), "is_protected", False):
+        raise GuardError("this pipeline is protected already; detach() it, then protect it with all guards at once.")
     family = family_of(pipe)
+    if getattr(pipe, family.denoiser, None) is None:
+        raise UnsupportedPipelineError(f"this {type(pipe).__name__} has no {family.denoiser}; load one, then attach.")
     check_scheduler(pipe.scheduler)
     remove_foreign_hooks(pipe, family)
     seam = find_seam(pipe, family)
+    check_not_shared(pipe, family, seam)
     if seam is not None and seam.pipe is not pipe:
         raise AlreadyAttachedError(
             f"this pipeline shares its {family.denoiser} with another guarded {type(seam.pipe).__name__}; "
@@ -75,6 +82,9 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
 
 def detach(pipe: Any) -> None:
     """Remove every guard from a pipeline, and from a deep copy of a guarded one whatever hooks came along."""
+    if getattr(type(pipe), "is_protected", False):
+        pipe.detach()
+        return
     family = family_of(pipe)
     seam = find_seam(pipe, family)
     for attached in [] if seam is None else list(seam.attachments):
@@ -104,8 +114,8 @@ class Attached:
 
     @property
     def is_attached(self) -> bool:
-        """Whether the guards are on the pipeline now."""
-        return self in self._seam.attachments
+        """Whether the guards are on the pipeline now, and on the very modules it holds."""
+        return self in self._seam.attachments and self._seam.is_in_place
 
     def detach(self) -> None:
         """Take the guards off, leaving the pipeline exactly as it was found. Doing it twice is harmless.

@@ -17,8 +17,8 @@ from saferedir.families import family_of, unwrapped
 from saferedir.latents import latent_constants
 from saferedir.schedules import prediction_type
 
-#: parts of the names of parameters that adapters bring along
-_ADAPTERS = ("lora_", ".processor.", "encoder_hid_proj.")
+#: parts of the names of parameters that adapters and `fuse_qkv_projections` bring along
+_ADDED = ("lora_", ".processor.", "encoder_hid_proj.", ".to_qkv.", ".to_kv.", ".to_added_qkv.")
 
 
 def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
@@ -28,7 +28,8 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
     edited (fine-tuned, unlearned) ones of the same architecture: a short hash per module over a few values
     of every parameter, rounded to float16 and then bfloat16. Copies of a float16 checkpoint in any of the
     three dtypes, and float32 and float16 copies of a float32 one, agree; a bfloat16 copy of a float32
-    checkpoint may read as edited. None where the weights are not in memory (sequential offload).
+    checkpoint may read as edited. None where the weights are not in memory (sequential offload), or packed by
+    quantisation, which hides the shapes too; what is None is not compared.
     """
     family = family_of(pipe)
     denoiser = unwrapped(getattr(pipe, family.denoiser))
@@ -43,9 +44,7 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
             "prompt_width": denoiser.config.get(family.prompt_width),
             "latent_channels": denoiser.config.get("in_channels"),
             "prediction_type": prediction_type(pipe.scheduler),
-            "shapes": _short_hash(
-                "".join(f"{name}{tuple(value.shape)}" for name, value in _own_parameters(denoiser).items()).encode()
-            ),
+            "shapes": _shapes_hash(denoiser),
         },
         "weights": weights if vae is None else {**weights, "vae": vae_fingerprint(vae)},
     }
@@ -99,9 +98,17 @@ def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
     found = {
         name.replace(".base_layer", ""): value
         for name, value in module.named_parameters()
-        if not any(part in name for part in _ADAPTERS)
+        if not any(part in name for part in _ADDED)
     }
     return dict(sorted(found.items()))
+
+
+def _shapes_hash(module: nn.Module) -> str | None:
+    """Short hash of every parameter's name and shape; None if some are packed, as quantised weights are."""
+    own = _own_parameters(module)
+    if not all(value.is_floating_point() for value in own.values()):
+        return None
+    return _short_hash("".join(f"{name}{tuple(value.shape)}" for name, value in own.items()).encode())
 
 
 def _weights_hash(module: nn.Module, per_tensor: int = 8) -> str | None:

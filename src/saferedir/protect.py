@@ -43,10 +43,6 @@ def protect(
     classifier on the final x0) or that `verify`, a function of the finished PIL images, says so. A blocked image is
     a blank of the same kind. Other weights, architectures and `force`: see `attach`.
     """
-    if isinstance(pipe, GuardedPipeline):
-        raise GuardError(
-            "this pipeline is protected already; detach() it first, then protect it with all guards at once."
-        )
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     if on_unsafe not in POLICIES:
         raise GuardConfigError(f"on_unsafe is {on_unsafe!r}; expected one of {', '.join(POLICIES)}.")
@@ -73,6 +69,9 @@ class GuardedPipeline:
     Threads take turns. Everything else (`scheduler`, `unet`, `set_progress_bar_config`, …) is the pipeline's. Calling
     the pipeline itself stays guarded by the seam, but without a policy.
     """
+
+    #: `attach` and `detach` know a protected pipeline by this
+    is_protected = True
 
     _pipe: Any
     _attached: Attached
@@ -138,7 +137,10 @@ class GuardedPipeline:
         if disabled:
             raise GuardError(f"guard {disabled[0]!r} is disabled, so nothing is drawn; set its `enabled` to True.")
         if not attached.is_attached:
-            raise GuardError("the guards were detached from this pipeline, so nothing is drawn; protect it again.")
+            raise GuardError(
+                "the guards are no longer on this pipeline's modules (detached, or a module was replaced), so nothing is "
+                "drawn; protect it again."
+            )
         runs = attached.runs
         attached.insist = levels
         try:

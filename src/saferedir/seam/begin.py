@@ -5,10 +5,9 @@ Reads a live pipeline and changes nothing. Imports guard, schedules, encoding, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from saferedir.encoding import Encoded, encode_to_length
@@ -22,14 +21,20 @@ from saferedir.text_towers import make_towers
 
 
 def run_of(
-    pipe: Any, family: Family, call: Call, asked: Sequence[tuple[int, ...]], with_towers: bool
+    pipe: Any,
+    family: Family,
+    call: Call,
+    settings: Mapping[str, Any],
+    asked: Sequence[tuple[int, ...]],
+    with_towers: bool,
 ) -> tuple[Run, int]:
     """(run, index of its first evaluation in the scheduler's timesteps) from its first denoiser call.
 
-    `asked`: levels of insistence, one tuple of an image's levels per attachment that insists.
+    `settings`: the variables of the pipeline's own call. `asked`: levels of insistence, a tuple of images' levels for each
+    attachment that insists.
     """
     latents, scheduler = call.latents, pipe.scheduler
-    halves = 2 if is_guided(pipe, family, latents) else 1
+    halves = 2 if is_guided(pipe, family, settings) else 1
     if halves == 2 and call.kwargs.get("guess_mode"):
         raise GuardError("guess_mode hides the negative prompt from the ControlNet; guarded, leave it off.")
     # a pipeline may start late (img2img) or stop early (SDXL's denoising_end); it says so before its first call
@@ -53,7 +58,7 @@ def run_of(
         family=family.name,
         prediction_type=prediction_type(scheduler),
         guided=halves == 2,
-        guidance_scale=getattr(pipe, "guidance_scale", None),
+        guidance_scale=guidance_scale_of(pipe, settings),
         device=latents.device,
         dtype=latents.dtype,
         insist=tuple(max(levels) for levels in zip(*asked, strict=True)) if asked else (0,) * batch,
@@ -63,19 +68,24 @@ def run_of(
     return run, offset
 
 
-def is_guided(pipe: Any, family: Family, latents: Tensor) -> bool:
+def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:
     """Whether this denoiser call has the rows of both halves of guidance."""
     if family.is_sequential:
         return False
-    if not hasattr(type(pipe), "do_classifier_free_guidance"):  # PixArt keeps it to itself
-        first, second = latents.chunk(2) if latents.shape[0] % 2 == 0 else (latents, None)
-        return second is not None and torch.equal(first, second)
-    try:
-        return bool(pipe.do_classifier_free_guidance)
-    except AttributeError as error:
-        raise GuardError(
-            "the denoiser was called outside a call of its guarded pipeline; detach the guards first."
-        ) from error
+    name = "do_classifier_free_guidance"
+    if hasattr(type(pipe), name):
+        return bool(getattr(pipe, name))
+    if name in settings:  # PixArt keeps it to itself
+        return bool(settings[name])
+    raise GuardError(f"a {type(pipe).__name__} does not say whether it guides; its row in families.py cannot be right.")
+
+
+def guidance_scale_of(pipe: Any, settings: Mapping[str, Any]) -> float | None:
+    """Weight of classifier-free guidance; distilled guidance (FLUX's `guidance_scale`) is another thing."""
+    for found in (settings.get("true_cfg_scale"), getattr(pipe, "guidance_scale", None), settings.get("guidance_scale")):
+        if isinstance(found, int | float):
+            return float(found)
+    return None
 
 
 def latent_channels(denoiser: nn.Module, family: Family, latents: Tensor) -> int:

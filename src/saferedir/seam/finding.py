@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from saferedir.adapters import guard_adapters, remove_adapter
+from saferedir.errors import AlreadyAttachedError
 from saferedir.families import Family, unwrapped
 from saferedir.seam.hooks import Seam
 from saferedir.seam.skip import remove_foreign_skip_hooks
@@ -24,6 +25,20 @@ def find_seam(pipe: Any, family: Family) -> Seam | None:
         if isinstance(owner, Seam) and not _is_foreign(owner, module):
             return owner
     return None
+
+
+def check_not_shared(pipe: Any, family: Family, seam: Seam | None) -> None:
+    """Refuse a pipeline of which a module (a ControlNet, a second denoiser) belongs to another guarded pipeline."""
+    for name in (*family.more_denoisers, *family.companions):
+        module = getattr(pipe, name, None)
+        if module is None:
+            continue
+        owner = owner_of_hooks(module)
+        if isinstance(owner, Seam) and owner is not seam and not _is_foreign(owner, module):
+            raise AlreadyAttachedError(
+                f"the {name} of this pipeline is shared with a guarded {type(owner.pipe).__name__}; detach the guards there "
+                "first, or load a second copy of it."
+            )
 
 
 def remove_foreign_hooks(pipe: Any, family: Family) -> None:

@@ -23,7 +23,7 @@ from saferedir.guard import Guard
 from saferedir.packing import Grid
 from saferedir.schedules import check_scheduler
 from saferedir.seam.begin import latent_channels, run_of
-from saferedir.seam.caller import check_caller
+from saferedir.seam.caller import settings_of_caller
 from saferedir.seam.denoiser_call import Call
 from saferedir.seam.session import Session
 from saferedir.seam.skip import SkipHooks
@@ -206,7 +206,7 @@ class Seam:
             self._wrap_scheduler(self.pipe.scheduler)
             self._begin()
         packing, latents = self.family.packing, call.latents
-        if packing is not None:
+        if packing is not None and (self._is_due or self._grid is None):
             self._grid = packing.grid(call.kwargs)
         if self._is_due:
             with self._failing_closed():
@@ -279,11 +279,11 @@ class Seam:
             attached.clear()
 
     def _new_session(self, call: Call) -> Session:
-        check_caller(self.pipe, self.family.denoiser)
+        settings = settings_of_caller(self.pipe, self.family.denoiser)
         for guard in self.guards():  # whatever the user did to the adapters, or to `enabled`, since
             (guard.load if guard.enabled else guard.unload)(self._denoiser)
         asked = [attached.insist for attached in self.attachments if attached.insist]
-        run, offset = run_of(self.pipe, self.family, call, asked, with_towers=self._texts is not None)
+        run, offset = run_of(self.pipe, self.family, call, settings, asked, with_towers=self._texts is not None)
         enabled = [guard for guard in self.guards() if guard.enabled]
         texts = None if self._texts is None else partial(texts_of, records=self._texts.known())
         channels = latent_channels(self._denoiser, self.family, call.latents)
@@ -338,8 +338,18 @@ class Seam:
         if all(unwrapped(module) is not unwrapped(own) for own in self.modules.values()):
             raise GuardError(
                 f"this {type(module).__name__} is a copy of a guarded one, without guards of its own; attach guards to its "
-                "pipeline, or free it with saferedir.attach.detach(pipe)."
+                "pipeline, or free it with saferedir.detach(pipe)."
             )
-        for name, own in self.modules.items():
-            if unwrapped(getattr(self.pipe, name)) is not unwrapped(own):
-                raise GuardError(f"{name} of the guarded pipeline was replaced; detach and attach the guards again.")
+        if (name := self._replaced) is not None:
+            raise GuardError(f"{name} of the guarded pipeline was replaced; detach and attach the guards again.")
+
+    @property
+    def _replaced(self) -> str | None:
+        """Name of a module that the pipeline no longer holds."""
+        held = ((name, unwrapped(getattr(self.pipe, name, None)), own) for name, own in self.modules.items())
+        return next((name for name, module, own in held if module is not unwrapped(own)), None)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the pipeline still holds the modules the hooks are on."""
+        return bool(self.modules) and self._replaced is None

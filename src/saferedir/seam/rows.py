@@ -52,3 +52,17 @@ def check_finite(values: Tensor, what: str) -> None:
     """
     if not bool(torch.isfinite(values).all()):
         raise GuardError(f"{what} holds NaN or infinity, so no image is returned; check dtype, scheduler and inputs.")
+
+
+def negative_weight(pred: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
+    """(B,) a / (|a| + |b|) of the least-squares fit pred = a uncond + b cond, each (B, C, ...); 0 where the two agree.
+
+    Classifier-free guidance of scale w has a = 1 - w, b = w, rescaled or not.
+    """
+    p, c, u = (rows.double().flatten(1) for rows in (pred, cond, uncond))
+    uu, cc, uc = (u * u).sum(1), (c * c).sum(1), (u * c).sum(1)
+    up, cp = (u * p).sum(1), (c * p).sum(1)
+    determinant = uu * cc - uc**2
+    a, b = up * cc - cp * uc, cp * uu - up * uc
+    is_known = determinant > 1e-6 * uu * cc
+    return torch.where(is_known, a / (a.abs() + b.abs()).clamp(min=1e-30), 0.0)

@@ -31,10 +31,14 @@ from saferedir.schedules import (
 )
 from saferedir.seam.consult import Rows, ask, checked, condition, extra_rows, extra_rows_now, fitted, riders
 from saferedir.seam.denoiser_call import Conditioning
-from saferedir.seam.rows import changed_rows, check_finite, first_channels, join_rows, split_rows
+from saferedir.seam.rows import changed_rows, check_finite, first_channels, join_rows, negative_weight, split_rows
 
 #: places in `Rows` of what belongs to the unconditional half of guidance
 UNCONDITIONAL = tuple(Rows._fields.index(name) for name in ("uncond", "uncond_pooled", "uncond_mask"))
+
+
+#: largest share that the unconditional rows may have in a guided prediction; at guidance scales >= 1 it is not above 0
+NEGATIVE_WEIGHT = 0.1
 
 
 class Session:
@@ -262,6 +266,8 @@ class Session:
         if x_t.shape[0] != self.run.batch_size:
             raise GuardError(f"the scheduler got {x_t.shape[0]} latents in a run of {self.run.batch_size} images.")
         check_finite(pred, "the denoiser's prediction")
+        if self.family.is_sequential and self.run.guided and not self._is_idle:
+            self._check_guidance(pred)
         if not self._needs_x0:
             return pred
         coeffs = coefficients(self._scheduler, timestep).like(x_t)
@@ -319,6 +325,16 @@ class Session:
             found.append(list(decisions))
         return found
 
+    def _check_guidance(self, pred: Tensor) -> None:
+        """Raise if the negative prompt draws the image: some pipelines let its weight be positive (Wan 2.2's second scale)."""
+        step = self._current()[0] if self._steps else None
+        if step is None or step.pred_uncond is None or step.pred_cond is None:
+            return
+        if bool((negative_weight(pred, step.pred_cond, step.pred_uncond) > NEGATIVE_WEIGHT).any()):
+            raise GuardError(
+                "guidance below 1 makes the negative prompt draw the image, past the guards; use a guidance scale of 1 or more."
+            )
+
     # --- rows and steps
     # ---------------------------------------------------------------------------------------
 
@@ -330,6 +346,9 @@ class Session:
             prompt_mask = torch.ones(rows.cond.shape[:2], dtype=torch.bool, device=rows.cond.device)
         else:
             prompt_mask = self._split(mask)[0].bool()
+            if not bool(prompt_mask.any(dim=1).all()):
+                # a denoiser that adds a constant to every token's attention reads them all
+                raise GuardError("a prompt's mask leaves no token, so no guard can read it; pass the mask of the prompt.")
         time = self.run.timesteps[self.evaluation]
         return Step(
             run=self.run,

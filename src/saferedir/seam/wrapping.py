@@ -56,7 +56,7 @@ class WrappedMethods:
             if instance is not self.instance:
                 raise GuardError(
                     f"this {type(instance).__name__} is a copy of a guarded one, without guards of its own; attach guards "
-                    "to its pipeline, or free it with saferedir.attach.detach(pipe)."
+                    "to its pipeline, or free it with saferedir.detach(pipe)."
                 )
             if not self._is_active:
                 return original(*args, **kwargs)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError, GuardError
+from saferedir.families import FAMILIES
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.card import model_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
@@ -88,6 +89,10 @@ class SafeRedir(Guard[SafeRedirConfig]):
     def start(self, run: Run) -> RedirState | FaithfulState:
         if self.network is None or not self._has_weights:
             raise GuardError("This SafeRedir guard has no weights; use Guard.from_pretrained or pass a network.")
+        if self.config.redirect_uncond and FAMILIES[run.family].is_sequential:
+            raise GuardError(
+                f"redirect_uncond needs both halves of guidance in one denoiser call, but {run.family} makes two; leave it off."
+            )
         self.network.to(run.device)
         if self.faithful is not None:
             return self.faithful.start(run)
