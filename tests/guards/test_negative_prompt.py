@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -188,8 +189,8 @@ def test_the_weight_of_hidden_guidance_is_measured_and_refused_where_it_cannot_b
 
     class Measure(Guard[GuardConfig]):
         def on_prediction(self, step: Step) -> Tensor:
-            weights.append(guidance_weight(step))
-            assert step.pred is not None and step.guidance_scale is None
+            assert step.pred is not None and step.guidance_scale == 5.0
+            weights.append(guidance_weight(replace(step, guidance_scale=None)))
             return step.pred
 
     with sr.attach(pipe, Measure(GuardConfig(concept="x"))):
