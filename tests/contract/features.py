@@ -47,8 +47,8 @@ _ROWS = (
     Feature(
         "step counts", "late starts and two transformers are followed", pipelines.check_step_counts, "script", "all"
     ),
-    Feature("other architecture", "a guard made for another backbone", pipelines.check_other_architecture, "pipeline"),
-    Feature("edited weights", "a fine-tuned backbone only warns", pipelines.check_edited_weights, "pipeline"),
+    Feature("other architecture", "a guard made for another backbone", pipelines.check_other_architecture, "guard"),
+    Feature("edited weights", "a fine-tuned backbone only warns", pipelines.check_edited_weights, "guard"),
     Feature("attention slicing", "`enable_attention_slicing`", pipelines.check_attention_slicing, "pipeline"),
     Feature("VAE tiling", "`vae.enable_tiling`", pipelines.check_vae_tiling, "pipeline"),
     Feature("model offload", "`enable_model_cpu_offload`", pipelines.check_model_offload, "pipeline"),

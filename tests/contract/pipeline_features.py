@@ -304,6 +304,7 @@ def check_scheduler_swapped(case: PipelineCase, guard: GuardCase) -> None:
         both_orders(case, guard, lambda pipe, kind=kind: swap(pipe, kind), is_same_image=False)
 
 
+# not FlowMatchLCM: it draws from the global generator, so that even an unguarded run does not repeat itself
 flow_schedulers = (diffusers.FlowMatchHeunDiscreteScheduler, diffusers.FlowMatchEulerDiscreteScheduler)
 plain_schedulers = (diffusers.HeunDiscreteScheduler, diffusers.DDIMScheduler)
 

@@ -57,6 +57,11 @@ def run_all() -> Outcomes:
     return found
 
 
+def as_sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
 class Footnotes:
     """Numbered sentences, each once."""
 
@@ -64,7 +69,7 @@ class Footnotes:
         self.sentences: list[str] = []
 
     def mark(self, sentence: str) -> str:
-        sentence = sentence[:1].upper() + sentence[1:].rstrip(".") + "."
+        sentence = as_sentence(sentence)
         if sentence not in self.sentences:
             self.sentences.append(sentence)
         return f"[^{self.sentences.index(sentence) + 1}]"
@@ -87,7 +92,12 @@ def per_guard(found: Outcomes, feature: str, family: str) -> dict[str, tuple[str
     each = {guard: merged(seen) for (one, other, guard), seen in found.items() if (one, other) == (feature, family)}
     if FEATURES[feature].about == "script":
         return dict.fromkeys(methods(), merged(list(each.values())))
-    return {guard: each[guard if guard in each else MODELS[GUARDS[guard].is_in_weights].name] for guard in methods()}
+    shown = {}
+    for guard in methods():
+        attached = merged(found["acts", family, guard])
+        model = guard if guard in each else MODELS[GUARDS[guard].is_in_weights].name
+        shown[guard] = attached if model != guard and attached[0] == "refused" else each[model]
+    return shown
 
 
 def cell(outcomes: dict[str, tuple[str, str]], notes: Footnotes) -> str:
@@ -105,7 +115,19 @@ def make_section(found: Outcomes) -> str:
     """The tables, in Markdown."""
     notes, families = Footnotes(), list(FAMILIES)
     rule = "|---" * (len(families) + 1) + "|"
-    lines = ["", f"| Feature | {' | '.join(families)} |", rule]
+    models = " and ".join(
+        f"{guard.name} (edits {'weights' if kind else 'steps'})" for kind, guard in sorted(MODELS.items())
+    )
+    shared = ", ".join(feature.name for feature in FEATURES.values() if feature.about == "pipeline")
+    lines = [
+        "",
+        f"Not every cell is a run of its own. These rows were run with {models} only, and are taken to hold for the",
+    ]
+    lines += [
+        f"other methods of the same kind that can be attached: {shared}. Those about the seam itself were run with"
+    ]
+    lines += ["scripted guards: " + ", ".join(f.name for f in FEATURES.values() if f.about == "script") + "."]
+    lines += ["", f"| Feature | {' | '.join(families)} |", rule]
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for feature in FEATURES.values():
         row = []
