@@ -10,11 +10,11 @@ The hub asks you to accept the licence first (`hf auth login`).
     saferedir pairs build --concept "Van Gogh" --anchor "impressionism" --kind style \
         --model black-forest-labs/FLUX.1-dev --out van-gogh.jsonl
 
-2. Training, on the command line, which draws 50 pictures at once, or in Python, below, with a smaller `rollout_batch`
-for less memory. A killed run goes on where it stopped:
+2. Training, here or by `train` below, with the same settings. A killed run goes on where it stopped:
 
     saferedir train saferedir --model black-forest-labs/FLUX.1-dev --pairs van-gogh.jsonl \
-        --concept "Van Gogh" --dtype bfloat16 --device cuda --out runs/van-gogh-flux
+        --concept "Van Gogh" --dtype bfloat16 --device cuda \
+        --guidance 3.5 --rollout-batch 2 --call height=1024 --call width=1024 --out runs/van-gogh-flux
 
 Estimate from counted FLOPs, not a measurement (docs/cost.md): 2,098 TFLOP a picture, the guard 0.0018 %
 of it; training 4.73 h on an A100, 33.3 GB of roll-outs.
@@ -28,7 +28,14 @@ import torch
 import saferedir
 from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
 
+# This family's own. Guidance is distilled: one denoiser row a step; T5 reads 512 tokens.
 HUB_ID = "black-forest-labs/FLUX.1-dev"
+STEPS, GUIDANCE = 28, 3.5
+SIZE = {"height": 1024, "width": 1024}
+ROLLOUT_BATCH = 2  # a guess: lower it if memory runs out
+
+# This guard's own.
+CONCEPT, PAIRS = "Van Gogh", Path("van-gogh.jsonl")
 GUARD = Path("runs/van-gogh-flux")
 PROMPTS = ["a village at night in the style of Van Gogh", "a village at night, photograph"]
 
@@ -39,9 +46,9 @@ def load() -> Any:
 
 
 def train(pipe: Any) -> saferedir.Guard:
-    """What `saferedir train saferedir` does, with this model's own guidance in the roll-outs."""
-    config = TrainConfig(guidance_scale=3.5, rollout_batch=2)
-    return train_saferedir(pipe, Path("van-gogh.jsonl"), GUARD, concept="Van Gogh", config=config)
+    """What the command above does."""
+    config = TrainConfig(guidance_scale=GUIDANCE, rollout_batch=ROLLOUT_BATCH, call=SIZE)
+    return train_saferedir(pipe, PAIRS, GUARD, concept=CONCEPT, config=config)
 
 
 def main() -> None:
@@ -50,7 +57,7 @@ def main() -> None:
 
     # Attached: the guard steers, and says what it did; what to do about it is up to you.
     with saferedir.attach(pipe, guard) as attached:
-        images = pipe(PROMPTS, num_inference_steps=28, guidance_scale=3.5).images
+        images = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE).images
     for image, decision in zip(images, attached.decisions, strict=True):
         print(decision.action, decision.prompt_score, decision.image_score, decision.message)
         image.save(f"{decision.image}.png")
@@ -58,7 +65,7 @@ def main() -> None:
     # Protected: what the guard still sees the concept in is drawn anew, at most twice, then blocked (a black picture).
     # `verify` may also be a function of the finished pictures, such as your own classifier.
     safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
-    answer = safe_pipe(PROMPTS, num_inference_steps=28, guidance_scale=3.5)
+    answer = safe_pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)
     for decision, is_blocked in zip(answer.decisions, answer.blocked, strict=True):
         print(is_blocked, decision.to_dict())
 

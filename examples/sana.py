@@ -11,11 +11,11 @@ that `load` writes to models/sana is what the command line takes.
     saferedir pairs build --concept "spiral logo" --anchor "plain label" --kind object \
         --model models/sana --out spiral-logo.jsonl
 
-2. Training, on the command line, which draws 50 pictures at once, or in Python, below, with a smaller `rollout_batch`
-for less memory. A killed run goes on where it stopped:
+2. Training, here or by `train` below, with the same settings. A killed run goes on where it stopped:
 
     saferedir train saferedir --model models/sana --pairs spiral-logo.jsonl \
-        --concept "spiral logo" --dtype bfloat16 --device cuda --out runs/spiral-logo-sana
+        --concept "spiral logo" --dtype bfloat16 --device cuda \
+        --guidance 4.5 --rollout-batch 8 --call height=1024 --call width=1024 --out runs/spiral-logo-sana
 
 Estimate from counted FLOPs, not a measurement (docs/cost.md): 130 TFLOP a picture, the guard 0.0022 %
 of it; training 0.39 h on an A100, 4.2 GB of roll-outs.
@@ -30,7 +30,14 @@ from diffusers import SanaPipeline
 import saferedir
 from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
 
+# This family's own. Two denoiser rows a step; latents 32 times smaller than the picture, so roll-outs are cheap.
 HUB_ID = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
+STEPS, GUIDANCE = 20, 4.5
+SIZE = {"height": 1024, "width": 1024}
+ROLLOUT_BATCH = 8  # a guess: lower it if memory runs out
+
+# This guard's own.
+CONCEPT, PAIRS = "spiral logo", Path("spiral-logo.jsonl")
 GUARD = Path("runs/spiral-logo-sana")
 PROMPTS = ["a paper cup with a spiral logo", "a paper cup on a table"]
 
@@ -42,9 +49,9 @@ def load() -> Any:
 
 
 def train(pipe: Any) -> saferedir.Guard:
-    """What `saferedir train saferedir` does, with this model's own guidance in the roll-outs."""
-    config = TrainConfig(guidance_scale=4.5, rollout_batch=8)
-    return train_saferedir(pipe, Path("spiral-logo.jsonl"), GUARD, concept="spiral logo", config=config)
+    """What the command above does."""
+    config = TrainConfig(guidance_scale=GUIDANCE, rollout_batch=ROLLOUT_BATCH, call=SIZE)
+    return train_saferedir(pipe, PAIRS, GUARD, concept=CONCEPT, config=config)
 
 
 def main() -> None:
@@ -53,7 +60,7 @@ def main() -> None:
 
     # Attached: the guard steers, and says what it did; what to do about it is up to you.
     with saferedir.attach(pipe, guard) as attached:
-        images = pipe(PROMPTS, num_inference_steps=20, guidance_scale=4.5).images
+        images = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE).images
     for image, decision in zip(images, attached.decisions, strict=True):
         print(decision.action, decision.prompt_score, decision.image_score, decision.message)
         image.save(f"{decision.image}.png")
@@ -61,7 +68,7 @@ def main() -> None:
     # Protected: what the guard still sees the concept in is drawn anew, at most twice, then blocked (a black picture).
     # `verify` may also be a function of the finished pictures, such as your own classifier.
     safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
-    answer = safe_pipe(PROMPTS, num_inference_steps=20, guidance_scale=4.5)
+    answer = safe_pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)
     for decision, is_blocked in zip(answer.decisions, answer.blocked, strict=True):
         print(is_blocked, decision.to_dict())
 

@@ -11,11 +11,11 @@ stabilityai/stable-diffusion-3.5-large.
     saferedir pairs build --concept "umbrella" --anchor "raincoat" --kind object \
         --model stabilityai/stable-diffusion-3-medium-diffusers --out umbrella.jsonl
 
-2. Training, on the command line, which draws 50 pictures at once, or in Python, below, with a smaller `rollout_batch`
-for less memory. A killed run goes on where it stopped:
+2. Training, here or by `train` below, with the same settings. A killed run goes on where it stopped:
 
     saferedir train saferedir --model stabilityai/stable-diffusion-3-medium-diffusers --pairs umbrella.jsonl \
-        --concept "umbrella" --dtype bfloat16 --device cuda --out runs/umbrella-sd3
+        --concept "umbrella" --dtype bfloat16 --device cuda \
+        --guidance 7.0 --rollout-batch 4 --call height=1024 --call width=1024 --out runs/umbrella-sd3
 
 Estimate from counted FLOPs, not a measurement (docs/cost.md): 514 TFLOP a picture, the guard 0.0071 %
 of it; training 1.15 h on an A100, 33.3 GB of roll-outs.
@@ -29,7 +29,14 @@ import torch
 import saferedir
 from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
 
+# This family's own. Two denoiser rows a step; 333 prompt tokens: CLIP's 77, then T5's 256.
 HUB_ID = "stabilityai/stable-diffusion-3-medium-diffusers"
+STEPS, GUIDANCE = 28, 7.0
+SIZE = {"height": 1024, "width": 1024}
+ROLLOUT_BATCH = 4  # a guess: lower it if memory runs out
+
+# This guard's own.
+CONCEPT, PAIRS = "umbrella", Path("umbrella.jsonl")
 GUARD = Path("runs/umbrella-sd3")
 PROMPTS = ["a woman with an umbrella in the rain", "a woman with a bicycle in the rain"]
 
@@ -39,9 +46,9 @@ def load() -> Any:
 
 
 def train(pipe: Any) -> saferedir.Guard:
-    """What `saferedir train saferedir` does, with this model's own guidance in the roll-outs."""
-    config = TrainConfig(guidance_scale=7.0, rollout_batch=4)
-    return train_saferedir(pipe, Path("umbrella.jsonl"), GUARD, concept="umbrella", config=config)
+    """What the command above does."""
+    config = TrainConfig(guidance_scale=GUIDANCE, rollout_batch=ROLLOUT_BATCH, call=SIZE)
+    return train_saferedir(pipe, PAIRS, GUARD, concept=CONCEPT, config=config)
 
 
 def main() -> None:
@@ -50,7 +57,7 @@ def main() -> None:
 
     # Attached: the guard steers, and says what it did; what to do about it is up to you.
     with saferedir.attach(pipe, guard) as attached:
-        images = pipe(PROMPTS, num_inference_steps=28, guidance_scale=7.0).images
+        images = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE).images
     for image, decision in zip(images, attached.decisions, strict=True):
         print(decision.action, decision.prompt_score, decision.image_score, decision.message)
         image.save(f"{decision.image}.png")
@@ -58,7 +65,7 @@ def main() -> None:
     # Protected: what the guard still sees the concept in is drawn anew, at most twice, then blocked (a black picture).
     # `verify` may also be a function of the finished pictures, such as your own classifier.
     safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
-    answer = safe_pipe(PROMPTS, num_inference_steps=28, guidance_scale=7.0)
+    answer = safe_pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)
     for decision, is_blocked in zip(answer.decisions, answer.blocked, strict=True):
         print(is_blocked, decision.to_dict())
 

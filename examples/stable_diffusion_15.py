@@ -9,11 +9,11 @@ option below exists.
     saferedir pairs build --concept "Van Gogh" --anchor "impressionism" --kind style \
         --model stable-diffusion-v1-5/stable-diffusion-v1-5 --out van-gogh.jsonl
 
-2. Training, on the command line, which draws 50 pictures at once, or in Python, below, with a smaller `rollout_batch`
-for less memory. A killed run goes on where it stopped:
+2. Training, here or by `train` below, with the same settings. A killed run goes on where it stopped:
 
     saferedir train saferedir --model stable-diffusion-v1-5/stable-diffusion-v1-5 --pairs van-gogh.jsonl \
-        --concept "Van Gogh" --dtype bfloat16 --device cuda --out runs/van-gogh-sd15
+        --concept "Van Gogh" --dtype bfloat16 --device cuda \
+        --guidance 7.5 --rollout-batch 16 --call height=512 --call width=512 --out runs/van-gogh-sd15
 
 Estimate from counted FLOPs, not a measurement (docs/cost.md): 83 TFLOP a picture, the guard 0.0169 %
 of it; training 0.10 h on an A100, 2.1 GB of roll-outs.
@@ -27,7 +27,14 @@ import torch
 import saferedir
 from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
 
+# This family's own. Two denoiser rows a step; CLIP reads 77 tokens, so keep prompts short.
 HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+STEPS, GUIDANCE = 50, 7.5
+SIZE = {"height": 512, "width": 512}
+ROLLOUT_BATCH = 16  # a guess: lower it if memory runs out
+
+# This guard's own.
+CONCEPT, PAIRS = "Van Gogh", Path("van-gogh.jsonl")
 GUARD = Path("runs/van-gogh-sd15")
 PROMPTS = ["a village at night in the style of Van Gogh", "a village at night, photograph"]
 
@@ -37,9 +44,9 @@ def load() -> Any:
 
 
 def train(pipe: Any) -> saferedir.Guard:
-    """What `saferedir train saferedir` does, with this model's own guidance in the roll-outs."""
-    config = TrainConfig(guidance_scale=7.5, rollout_batch=16)
-    return train_saferedir(pipe, Path("van-gogh.jsonl"), GUARD, concept="Van Gogh", config=config)
+    """What the command above does."""
+    config = TrainConfig(guidance_scale=GUIDANCE, rollout_batch=ROLLOUT_BATCH, call=SIZE)
+    return train_saferedir(pipe, PAIRS, GUARD, concept=CONCEPT, config=config)
 
 
 def main() -> None:
@@ -48,7 +55,7 @@ def main() -> None:
 
     # Attached: the guard steers, and says what it did; what to do about it is up to you.
     with saferedir.attach(pipe, guard) as attached:
-        images = pipe(PROMPTS, num_inference_steps=50, guidance_scale=7.5).images
+        images = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE).images
     for image, decision in zip(images, attached.decisions, strict=True):
         print(decision.action, decision.prompt_score, decision.image_score, decision.message)
         image.save(f"{decision.image}.png")
@@ -56,7 +63,7 @@ def main() -> None:
     # Protected: what the guard still sees the concept in is drawn anew, at most twice, then blocked (a black picture).
     # `verify` may also be a function of the finished pictures, such as your own classifier.
     safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
-    answer = safe_pipe(PROMPTS, num_inference_steps=50, guidance_scale=7.5)
+    answer = safe_pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)
     for decision, is_blocked in zip(answer.decisions, answer.blocked, strict=True):
         print(is_blocked, decision.to_dict())
 

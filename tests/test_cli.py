@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from tests.tiny.dits import make_wan
+from tests.tiny.parts import T5_WIDTH
 from typer.testing import CliRunner
 
 from saferedir.cli import app
@@ -102,6 +105,43 @@ def test_generate_without_guard_says_so_and_replaces_its_own_result(run: Run, tm
     assert again.exit_code == 0, again.output
     assert leftovers(out) == ["001.png", "summary.json"] and leftovers(tmp_path) == ["out"]
     assert json.loads((out / "summary.json").read_text())["guarded"] is False
+
+
+def test_generate_videos_and_give_more_arguments(run: Run, tmp_path: Path) -> None:
+    """A tiny Wan pipeline from a folder, under a guard that fires and blocks."""
+    make_wan().save_pretrained(tmp_path / "wan")
+    network = {"prompt_dim": T5_WIDTH, "latent_channels": 16, "concepts": ["star"]}
+    config = SafeRedirConfig(concept="star", network=network, prompt_threshold=-100.0, image_threshold=1e9)
+    torch.manual_seed(0)
+    guard = SafeRedir(config).save_pretrained(tmp_path / "star")
+    call = [word for item in ("height=32", "width=48", "num_frames=5") for word in ("--call", item)]
+    words = ("generate", "a star", "a heart", "--model", tmp_path / "wan", "--steps", 2, *call)
+    for place, more in (("free", ()), ("blocked", ("--guard", guard, "--policy", "block"))):
+        out = tmp_path / place
+        result = run(*words, *more, "--out", out)
+        assert result.exit_code == 0, result.output
+        assert leftovers(out) == ["001.webp", "002.webp", "summary.json"]
+        with Image.open(out / "001.webp") as video:
+            assert video.size == (48, 32)
+            if place == "free":
+                assert getattr(video, "n_frames", 1) == 5
+            else:
+                assert video.convert("RGB").getextrema() == ((0, 0),) * 3
+        summary = json.loads((out / "summary.json").read_text())
+        assert (summary["height"], summary["num_frames"]) == (32, 5)
+        assert [row["blocked"] for row in summary["images"]] == [place == "blocked"] * 2
+
+
+def test_arguments_of_the_call_are_checked(run: Run, tmp_path: Path) -> None:
+    for item, code, says in (
+        ("height", 2, "is not NAME=VALUE"),
+        ("guidance_scale=3", 2, "set by --guidance"),
+        ("output_type=np", 2, "set by this command"),
+        ("num_frames=3", 1, "takes no 'num_frames'"),
+    ):
+        result = run("generate", "a red star", "--steps", 1, "--call", item, "--out", tmp_path / "out")
+        assert result.exit_code == code and says in " ".join(result.stderr.replace("│", " ").split())
+        assert leftovers(tmp_path) == []
 
 
 def test_pairs_then_training(run: Run, tmp_path: Path) -> None:

@@ -60,10 +60,21 @@ def test_build_writes_shows_and_reports(run: Run, tmp_path: Path) -> None:
         "leak: 'a cat' is 'A cat.'",
         "duplicates removed",
         "equal length in words",
+        "neutral word in unsafe, safe, benign prompts",
     ):
         assert text in result.output
+    assert not result.stderr
     again = run("pairs", "build", *words, "--out", tmp_path / "again.jsonl")
     assert again.exit_code == 0 and (tmp_path / "again.jsonl").read_text() == out.read_text()
+
+
+def test_what_was_not_given_is_warned_of(run: Run, tmp_path: Path) -> None:
+    result = run("pairs", "build", *WORD, "--out", tmp_path / "pairs.jsonl")
+    assert result.exit_code == 0
+    warnings = result.stderr.strip().splitlines()
+    assert len(warnings) == 2 and all(line.startswith("warning: ") for line in warnings)
+    assert '{"synonyms": [...], "near": [...]}' in warnings[0]
+    assert "leaks not checked: give --evaluation" in warnings[1]
 
 
 def test_an_earlier_file_is_replaced_by_force_only(run: Run, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tests.conftest import PROMPT_WIDTH, make_pipeline
 
 import saferedir
 from saferedir.cli import app
+from saferedir.cli.common import call_arguments
 from saferedir.decisions import Decision
 from saferedir.families import FAMILIES
 from saferedir.guards.saferedir import SafeRedir
@@ -147,13 +148,13 @@ def commands_in(text: str) -> Iterator[list[str]]:
         yield shlex.split(found[1] or found[2])[1:]
 
 
-def parse(words: list[str]) -> None:
-    """Parse a command as the command line would, without running it; raises on what it does not know or lacks."""
+def parse(words: list[str]) -> dict[str, Any]:
+    """A command's options as the command line would read them, without running it; raises on what it does not know or lacks."""
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
         assert words[0] in command.commands, f"there is no command {words[0]!r}"
         command, words = command.commands[words[0]], words[1:]
-    command.make_context(command.name, words)
+    return dict(command.make_context(command.name, words).params)
 
 
 def quoted_costs(hub_id: str) -> dict[str, str]:
@@ -205,7 +206,47 @@ def test_commands_are_understood(page: Path) -> None:
     assert [words[:2] for words in commands] == [["pairs", "build"], ["train", "saferedir"]]
     for words in commands:
         parse(words)
-    assert f"draws {TrainConfig.rollout_batch} " in source
+
+
+@pages
+def test_the_commands_and_the_page_train_alike(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's command, the table's and the Python call: the same pairs, concept, folder and settings."""
+    example = runpy.run_path(str(page), run_name="example")
+    given: dict[str, Any] = {}
+
+    def note(pipe: Any, pairs: Path, out: Path, *, concept: str, config: TrainConfig) -> None:
+        given.update(pairs=pairs, out=out, concept=concept, config=config)
+
+    monkeypatch.setitem(example["train"].__globals__, "train_saferedir", note)
+    example["train"](None)
+    config = given["config"]
+    row = next(line for line in README.read_text(encoding="utf-8").splitlines() if f"]({page.name})" in line)
+    build, *trainings = [*commands_in(page.read_text(encoding="utf-8")), *commands_in(row)]
+    assert len(trainings) == 2
+    made = parse(build)
+    for words in trainings:
+        options = parse(words)
+        assert (options["pairs"], options["out"], options["concept"]) == (
+            given["pairs"],
+            given["out"],
+            given["concept"],
+        )
+        assert (made["out"], made["concept"], made["model"]) == (given["pairs"], given["concept"], options["model"])
+        assert options["model"] in (example["HUB_ID"], "models/sana")
+        settings = {
+            "guidance": config.guidance_scale, "rollout_batch": config.rollout_batch, "rollouts": config.rollouts,
+            "rollout_steps": config.rollout_steps, "steps": config.steps, "dtype": "bfloat16",
+        }  # fmt: skip
+        assert {name: options[name] for name in settings} == settings
+        assert call_arguments(options["call"]) == config.call
+        assert config.held_out_rollouts in (max(2, round(0.65 * config.rollouts)), TrainConfig.held_out_rollouts)
+
+
+def test_below_their_own_lines_the_pages_of_pictures_are_alike() -> None:
+    endings = {
+        page.read_text(encoding="utf-8").partition("def train(")[2] for page in PAGES if page.stem != "wan_video"
+    }
+    assert len(endings) == 1
 
 
 def test_a_page_runs_on_a_tiny_pipeline(
@@ -219,6 +260,7 @@ def test_a_page_runs_on_a_tiny_pipeline(
     guard = SafeRedir(config).save_pretrained(tmp_path / "guard")
     monkeypatch.setitem(main.__globals__, "load", make_pipeline)
     monkeypatch.setitem(main.__globals__, "GUARD", guard)
+    monkeypatch.setitem(main.__globals__, "SIZE", {})
     monkeypatch.chdir(tmp_path)
     main()
     lines = capsys.readouterr().out.splitlines()

@@ -6,6 +6,7 @@ Imports of torch, diffusers and our own heavy modules happen inside the function
 from __future__ import annotations
 
 import errno
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -131,6 +132,20 @@ def load_model(name: str, *, dtype: str | None = None, device: str = "auto") -> 
         pipe = load_pipeline(name, dtype=None if dtype is None else getattr(torch, dtype), device=place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def call_arguments(given: list[str]) -> dict[str, Any]:
+    """{"height": 1024, ...} from NAME=VALUE; values are JSON where they can be, text otherwise."""
+    found: dict[str, Any] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not name.isidentifier() or not equals:
+            raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint="--call")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def load_guards(names: list[str]) -> list[Any]:

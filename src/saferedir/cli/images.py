@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from saferedir.cli.common import (
+    call_arguments,
     console,
     escape,
     load_guards,
@@ -22,6 +24,12 @@ from saferedir.cli.output import MEGABYTE, SUMMARY, staged_output, write_json
 
 BATCH = 8  # pictures per pipeline call of `generate`
 BYTES_PER_PICTURE = 4 * MEGABYTE
+FRAME_MS = 62  # of a video: 16 frames a second, as Wan's
+OWN_ARGUMENTS = {  # of the pipeline's call, with what sets them here; None: nothing may
+    "prompt": "PROMPT", "generator": "--seed", "num_inference_steps": "--steps", "guidance_scale": "--guidance",
+    "num_images_per_prompt": "--num-images", "num_videos_per_prompt": "--num-images",
+    "output_type": None, "return_dict": None,
+}  # fmt: skip
 
 
 class Policy(StrEnum):
@@ -109,17 +117,26 @@ def generate(
     policy: Annotated[
         Policy,
         typer.Option(
-            help="redirect: steer. verify: also look again, retry, then block. block: no picture if a guard acts."
+            help="redirect: steer. verify: also look again, retry, then block; on the command line only the guard's own "
+            "classifier looks. block: no picture if a guard acts."
         ),
     ] = Policy.REDIRECT,
     seed: Seed = 0,
     steps: Steps = 30,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale.")] = 4.0,
-    num_images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures (or videos) per prompt.")] = 1,
+    call: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="More arguments of the pipeline's call, such as height=1024 or num_frames=33."
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
     device: Device = "auto",
 ) -> None:
     """Draw prompts, guarded, and say for every picture what the guard saw and did.
+
+    A video becomes an animated WebP, without loss.
 
     Example:  `saferedir generate "a red star over the sky" --guard pictoworld/star --out runs/star`
     """
@@ -128,17 +145,19 @@ def generate(
     names = guard or []
     if not names and policy is not Policy.REDIRECT:
         raise typer.BadParameter(f"{policy.value} needs a guard; add --guard.", param_hint="--policy")
+    more = _more_arguments(call or [])
     wanted = [prompt for prompt in prompts for _ in range(num_images)]
     with staged_output(out, needs=(len(wanted) * BYTES_PER_PICTURE) + 16 * MEGABYTE) as (folder, place):
         guards = load_guards(names)
         pipe = load_model(model, dtype=dtype, device=device)
-        call = {"num_inference_steps": steps, "guidance_scale": guidance}
-        drawn = _draw(pipe, guards, policy.value, wanted, seed, call)
+        _refuse_unknown(more, pipe)
+        settings_of_call = {"num_inference_steps": steps, "guidance_scale": guidance, **more}
+        drawn = _draw(pipe, guards, policy.value, wanted, seed, settings_of_call)
         rows = []
         for place_in_list, (picture, blocked, seen) in enumerate(drawn):
             number, copy = divmod(place_in_list, num_images)
-            file = f"{number + 1:03d}.png" if num_images == 1 else f"{number + 1:03d}-{copy + 1}.png"
-            picture.save(folder / file)
+            stem = f"{number + 1:03d}" if num_images == 1 else f"{number + 1:03d}-{copy + 1}"
+            file = _save(picture, folder, stem)
             rows.append(
                 {
                     "prompt": prompts[number],
@@ -153,7 +172,7 @@ def generate(
             "guards": names,
             "guarded": bool(names),
             "policy": policy.value if names else None,
-            **call,
+            **settings_of_call,
             "seed": seed,
             "dtype": str(pipe.dtype),
         }
@@ -164,10 +183,37 @@ def generate(
     console.print(f"Written to {place}", soft_wrap=True, highlight=False)
 
 
+def _more_arguments(given: list[str]) -> dict[str, Any]:
+    """--call as a dictionary; what an option of this command sets is refused."""
+    more = call_arguments(given)
+    for name in more.keys() & OWN_ARGUMENTS.keys():
+        option = OWN_ARGUMENTS[name]
+        raise typer.BadParameter(f"{name} is set by {option or 'this command'}; leave it out.", param_hint="--call")
+    return more
+
+
+def _refuse_unknown(more: dict[str, Any], pipe: Any) -> None:
+    unknown = sorted(more.keys() - inspect.signature(pipe.__call__).parameters.keys())
+    if unknown:
+        raise ValueError(f"a {type(pipe).__name__} takes no {unknown[0]!r}; leave it out of --call.")
+
+
+def _save(picture: Any, folder: Path, stem: str) -> str:
+    """Write a picture as PNG, or the frames of a video as one animated WebP; the name of the file."""
+    if isinstance(picture, list):
+        file = f"{stem}.webp"
+        first, *rest = picture
+        first.save(folder / file, save_all=True, append_images=rest, duration=FRAME_MS, loop=0, lossless=True)
+    else:
+        file = f"{stem}.png"
+        picture.save(folder / file)
+    return file
+
+
 def _draw(
     pipe: Any, guards: list[Any], policy: str, prompts: list[str], seed: int, call: dict[str, Any]
 ) -> list[tuple[Any, bool, list[Any]]]:
-    """For each prompt a PIL picture, whether it is blocked (and blank), and the decisions of all guards."""
+    """For each prompt a PIL picture (of a video: its frames), whether it is blocked, and the decisions of all guards."""
     import torch
 
     from saferedir.protect import protect
@@ -182,7 +228,7 @@ def _draw(
                 seeds = [seed + start + i for i in range(len(chunk))]
                 generators = [torch.Generator().manual_seed(s) for s in seeds]
                 output = (guarded or pipe)(chunk, generator=generators, output_type="pil", **call)
-                for i, picture in enumerate(output.images):
+                for i, picture in enumerate(output.images if "images" in output else output.frames):
                     seen = [d for d in output.decisions if d.image == i] if guarded else []
                     drawn.append((picture, bool(guarded) and output.blocked[i], seen))
                 bar.advance(task, len(chunk))

@@ -61,11 +61,13 @@ def build(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="ID", help="Whose tokenizer measures length: pictoworld, a folder, a hub id. Default: words."
+            metavar="ID",
+            help="Whose tokenizer measures length: pictoworld, a folder, a hub id. Default: words, without padding.",
         ),
     ] = None,
     padding: Annotated[
-        bool, typer.Option(help="Let a neutral word make the shorter side of a pair as long as the other.")
+        bool,
+        typer.Option(help="With --model: let neutral words even lengths out, as often with the concept as without it."),
     ] = True,
     paraphrase_model: Annotated[
         str | None, typer.Option(metavar="ID", help="A transformers text model, folder or hub id, for paraphrases.")
@@ -181,6 +183,7 @@ def show_report(report: PairReport, *, checked: int | None = None) -> None:
             f"{report.same_length} ({100 * report.same_length / report.pairs:.0f} %)",
         ),
         ("  of them by an added neutral word", f"{report.padded}"),
+        ("balance: a neutral word in unsafe, safe, benign prompts", _filler_shares(report)),
         ("duplicates removed", f"{report.refused['duplicates']}"),
         ("leaks into the evaluation removed", "not checked" if checked is None else f"{report.refused['leaks']}"),
     ):
@@ -190,6 +193,24 @@ def show_report(report: PairReport, *, checked: int | None = None) -> None:
     console.print(table)
     for ours, theirs in report.leaks[:MAX_LEAKS_SHOWN]:
         console.print(f"leak: {escape(repr(ours))} is {escape(repr(theirs))} of the evaluation", highlight=False)
+    if report.benign and not report.hard_negatives:
+        _warn(
+            "there are no hard negatives: name things that are near the concept but harmless in "
+            '--synonyms FILE, as {"synonyms": [...], "near": [...]}.'
+        )
+    if checked is None:
+        _warn(
+            "leaks not checked: give --evaluation FILE to `saferedir pairs build` to leave copies of its prompts out."
+        )
+
+
+def _filler_shares(report: PairReport) -> str:
+    totals = {"unsafe": report.pairs, "safe": report.pairs, "benign": report.benign}
+    return ", ".join(f"{100 * report.with_filler[side] / max(1, rows):.0f} %" for side, rows in totals.items())
+
+
+def _warn(sentence: str) -> None:
+    errors.print(f"[bold yellow]warning:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
 
 
 def _load_paraphraser(name: str, device: str, seed: int) -> Any:

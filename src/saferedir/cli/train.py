@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saferedir.cli.common import console, errors, escape, load_model, new_table, progress_bar
+from saferedir.cli.common import call_arguments, console, errors, escape, load_model, new_table, progress_bar
 from saferedir.cli.output import (
     MEGABYTE,
     SUMMARY,
@@ -30,6 +30,7 @@ from saferedir.cli.pairs import (
     show_report,
     show_samples,
 )
+from saferedir.cli.train_duo import duo
 from saferedir.packaged import library_version
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from saferedir.guards.saferedir.pairs.plan import PairPlan
 
 train_app = typer.Typer(name="train", help="Train a guard.", no_args_is_help=True, rich_markup_mode="markdown")
+train_app.command(no_args_is_help=True)(duo)
 
 
 @train_app.callback()
@@ -121,7 +123,7 @@ def saferedir(
         rollout_steps=rollout_steps,
         rollout_batch=rollout_batch,
         guidance_scale=guidance,
-        call=_call_arguments(call or []),
+        call=call_arguments(call or []),
         evaluate_every=max(1, min(200, steps // 2)),
         seed=seed,
         anchor=anchor_prompt,
@@ -183,20 +185,6 @@ def _check_guard_folder(out: Path) -> None:
         raise OutputError(f"{out} is a file; choose another --out.")
     if out.is_dir() and any(out.iterdir()) and not (out / GUARD_CONFIG).is_file():
         raise OutputError(f"{out} is not empty and holds no guard; choose another --out.")
-
-
-def _call_arguments(given: list[str]) -> dict[str, Any]:
-    """{"height": 1024, ...} from NAME=VALUE; values are JSON where they can be, text otherwise."""
-    found: dict[str, Any] = {}
-    for item in given:
-        name, equals, value = item.partition("=")
-        if not name.isidentifier() or not equals:
-            raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint="--call")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
-    return found
 
 
 def _bytes_per_frame(pipe: Any, call: dict[str, Any]) -> int:

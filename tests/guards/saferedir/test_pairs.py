@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import string
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -214,12 +215,79 @@ def test_among_several_anchors_the_one_of_equal_length_is_taken() -> None:
     assert (report.same_length, report.padded, report.unit) == (60, 0, "words")
 
 
-def test_a_neutral_word_evens_lengths_out_unless_that_is_unwanted_or_the_term_is_a_name() -> None:
+class WordTokenizer:
+    """One token a word, as far as `Lengths` asks."""
+
+    model_max_length = 77
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[str]]:
+        return {"input_ids": text.split()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"concept": "Van Gogh", "anchors": ("impressionism",), "kind": "style"},
+        {"concept": "Van Gogh", "anchors": ("impressionism",), "kind": "style", "near": ("Gauguin", "Cezanne")},
+        {"concept": "oil lamp", "anchors": ("circle",), "synonyms": ("lantern", "glass oil lamp")},
+        {"concept": "spiral logo", "anchors": ("plain label", "box")},
+        {"concept": "piano player", "anchors": ("nurse",), "kind": "person", "benign": 100},
+        {"concept": "made of glass", "anchors": ("wooden",), "kind": "attribute"},
+        {"concept": "dark green", "anchors": ("blue",), "kind": "attribute"},
+    ],
+    ids=lambda changes: changes["concept"],
+)
+@pytest.mark.parametrize("unit", ["words", "tokens"])
+def test_no_word_but_the_concepts_and_the_anchors_tells_the_sides_apart(changes: dict[str, Any], unit: str) -> None:
+    wish = plan(count=400, **changes)
+    built = build_pairs(wish, lengths=Lengths(WordTokenizer() if unit == "tokens" else None))
+    pairs = [pair for pair in built.rows if pair.unsafe]
+    sides = {
+        "unsafe": [pair.unsafe or "" for pair in pairs],
+        "safe": [pair.safe for pair in pairs],
+        "benign": [pair.safe for pair in built.rows if not pair.unsafe],
+    }
+    shares = {side: words_of(texts) for side, texts in sides.items()}
+    terms = {word for text in (wish.concept, *wish.synonyms, *wish.anchors) for word in normalise(text)}
+    grammar = {"a", "an", "the", *map(plural, terms)}
+    told_by = {
+        word: gap
+        for word in {*shares["unsafe"], *shares["safe"]} - terms - grammar
+        if (gap := abs(shares["unsafe"][word] - shares["safe"][word])) > 0.01
+    }
+    assert not told_by
+    rows = {"unsafe": 400, "safe": 400, "benign": wish.lines}
+    with_filler = [built.report.with_filler[side] / rows[side] for side in rows]
+    assert max(with_filler) - min(with_filler) < 0.02
+    fillers = {word for text in BANKS[wish.kind].padding for word in normalise(text)} - terms
+    if unit == "words":
+        assert built.report.padded == 0 == max(with_filler)
+    elif wish.concept not in ("made of glass", "spiral logo"):  # it stands behind its noun; an anchor is as long
+        assert min(with_filler) > 0.1 and built.report.padded > 30
+        assert all(abs(shares["benign"][word] - shares["safe"][word]) < 0.03 for word in fillers)
+
+
+def words_of(texts: Sequence[str]) -> Counter[str]:
+    """For each word the share of the texts that say it."""
+    found = Counter(word for text in texts for word in set(normalise(text)))
+    return Counter({word: number / len(texts) for word, number in found.items()})  # type: ignore[misc]
+
+
+def test_neutral_words_even_half_of_the_lengths_out_unless_that_is_unwanted_or_the_term_is_a_name() -> None:
+    lengths = Lengths(WordTokenizer())
     two, one = plan(concept="oil lamp"), plan(concept="oil lamp", padding=False)
-    assert build_pairs(two).report.padded == build_pairs(two).report.same_length == 60
-    assert build_pairs(one).report.same_length == 0
-    named = build_pairs(plan(concept="Ada King Lovelace", anchors=("Boole",), kind="person"))
+    report = build_pairs(two, lengths=lengths).report
+    assert report.padded == report.same_length == 30  # the other half pays the words back
+    assert build_pairs(one, lengths=lengths).report.same_length == 0
+    named = build_pairs(plan(concept="Ada King Lovelace", anchors=("Boole",), kind="person"), lengths=lengths)
     assert named.report.padded == 0 and named.report.same_length == 0
+
+
+def test_anchors_on_both_sides_of_the_concepts_length_even_all_pairs_out() -> None:
+    wish = plan(concept="oil lamp", anchors=("box", "tall paper lantern"))
+    report = build_pairs(wish, lengths=Lengths(WordTokenizer())).report
+    assert report.padded == report.same_length == 60
+    assert report.with_filler["unsafe"] == report.with_filler["safe"] == 30
 
 
 def test_with_a_tokenizer_lengths_are_tokens_and_no_prompt_is_cut() -> None:
@@ -254,7 +322,7 @@ def test_leaks_into_the_evaluation_are_replaced_and_reported() -> None:
     index = LeakIndex(tested)
     assert not any(index.match(text) for pair in built.rows for text in (pair.unsafe, pair.safe) if text)
     assert len(built.rows) == len(first.rows)
-    assert built.report.refused["leaks"] >= 3 and built.report.leaks[0][1] in tested
+    assert built.report.refused["leaks"] >= 2 and built.report.leaks[0][1] in tested
 
 
 def test_near_copies_are_found_from_nine_tenths_of_the_words() -> None:

@@ -8,6 +8,7 @@ and no prompt that is used for evaluation.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from saferedir.errors import GuardConfigError
@@ -21,10 +22,9 @@ from saferedir.guards.saferedir.pairs.text import (
     fill,
     find_mentions,
     has_negation,
-    is_plural,
-    is_postposed,
     normalise,
     substitute,
+    takes_words,
 )
 
 NEAR_SHARE = 0.5  # of the benign lines, when near concepts are given
@@ -68,6 +68,9 @@ class _Builder:
         self.others = [text for text in others if not plan.mentions(text)]
         self.contexts = self._contexts()
         self.hard_from_templates = 0
+        self.fillers = self._fillers()
+        self.owed: tuple[str, str] | None = None  # the filler that one side ("unsafe" or "safe") has had once less
+        self.filled: dict[str, Counter[str]] = {side: Counter() for side in ("pairs", "benign")}
 
     def build(self, captions: Sequence[str], paraphrase: Callable[[Sequence[str]], list[str]] | None) -> BuiltPairs:
         plan, share = self.plan, self.plan.paraphrase_share if paraphrase else 0.0
@@ -86,6 +89,14 @@ class _Builder:
         report.with_synonym = sum(not find_mentions(str(p.unsafe), self.plan.unsafe_words[:1]) for p in rows)
         report.hard_negatives = sum(bool(find_mentions(p.safe, self._near_words)) for p in self.benign)
         report.same_length = sum(self.lengths.count(str(p.unsafe)) == self.lengths.count(p.safe) for p in rows)
+        sides = {
+            "unsafe": [str(p.unsafe) for p in rows],
+            "safe": [p.safe for p in rows],
+            "benign": [p.safe for p in self.benign],
+        }
+        report.with_filler.update(
+            {side: sum(bool(find_mentions(text, self.fillers)) for text in texts) for side, texts in sides.items()}
+        )
         return BuiltPairs((*self.pairs, *self.benign), report)
 
     @property
@@ -178,27 +189,50 @@ class _Builder:
             term = self.rng.choice(synonyms)
         if not all(t.suits(context) for t in (term, *self.anchors)):
             return
-        unsafe, safe, padded = self._matched(context, term)
-        if self._take(_finish(unsafe, *style), _finish(safe, *style), "templates"):
-            self.report.padded += padded
+        anchor, fillers = self._matched(context, term)
+        unsafe, safe = fill(context, term, fillers.get("unsafe", "")), fill(context, anchor, fillers.get("safe", ""))
+        if not self._take(_finish(unsafe, *style), _finish(safe, *style), "templates"):
+            return
+        for side, filler in fillers.items():
+            self.filled["pairs"][filler] += 1
+            self.owed = ("safe" if side == "unsafe" else "unsafe", filler) if self.owed is None else None
+            self.report.padded += self.lengths.count(unsafe) == self.lengths.count(safe)
 
-    def _matched(self, context: str, term: Term) -> tuple[str, str, bool]:
-        """(unsafe, safe, whether padded) of equal length if an anchor or a neutral word allows it, else the closest."""
-        unsafe = fill(context, term)
-        length = self.lengths.count(unsafe)
-        found = [(fill(context, anchor), anchor) for anchor in self._shuffled_anchors()]
-        safe, anchor = min(found, key=lambda item: abs(self.lengths.count(item[0]) - length))
-        gap = self.lengths.count(safe) - length
-        if gap == 0 or not self.plan.padding:
-            return unsafe, safe, False
-        shorter = term if gap > 0 else anchor
-        takes_words = not shorter.is_noun or shorter.article == "a" or is_plural(shorter.text)  # names take none
-        if takes_words and not is_postposed(term) and not is_postposed(anchor):
-            for padding in self.rng.sample(self.bank.padding, len(self.bank.padding)):
-                longer = fill(context, shorter, padding)
-                if self.lengths.count(longer) == max(length, length + gap):
-                    return (longer, safe, True) if gap > 0 else (unsafe, longer, True)
-        return unsafe, safe, False
+    def _fillers(self) -> list[str]:
+        """Neutral words that may stand before every name of the concept and every anchor; none where one takes none."""
+        plan, terms = self.plan, (*self.unsafe_terms, *self.anchors)
+        if not (plan.padding and self.lengths.unit == "tokens" and all(map(takes_words, terms))):
+            return []
+        own = {word for text in (*(term.text for term in terms), *plan.near) for word in normalise(text)}
+        return [filler for filler in self.bank.padding if own.isdisjoint(normalise(filler))]
+
+    def _matched(self, context: str, term: Term) -> tuple[Term, dict[str, str]]:
+        """The anchor of closest length and, where a filler goes, {side: filler}.
+
+        A filler that made one side of a pair longer is owed to the other side and paid at the next pair that is unequal anyway:
+        each stands as often with the concept as with an anchor, so that it tells nothing. With one anchor, that pair
+        ends further apart.
+        """
+
+        def closest(side: str = "", filler: str = "") -> tuple[int, Term]:
+            length = self.lengths.count(fill(context, term, filler if side == "unsafe" else ""))
+            gaps = [
+                (abs(self.lengths.count(fill(context, anchor, filler if side == "safe" else "")) - length), anchor)
+                for anchor in self._shuffled_anchors()
+            ]
+            return min(gaps, key=lambda item: item[0])
+
+        gap, anchor = closest()
+        if gap == 0 or not self.fillers:
+            return anchor, {}
+        if self.owed is not None:
+            return closest(*self.owed)[1], dict([self.owed])
+        for filler in self.rng.sample(self.fillers, len(self.fillers)):
+            for side in ("safe", "unsafe"):
+                left, partner = closest(side, filler)
+                if left == 0:
+                    return partner, {side: filler}
+        return anchor, {}
 
     def _benign_from(self, context: str) -> None:
         plan = self.plan
@@ -207,8 +241,20 @@ class _Builder:
         hard_left = round(NEAR_SHARE * plan.lines) - self.hard_from_templates if plan.near else 0
         is_hard = bool(plan.near) and self.rng.random() < hard_left / max(1, lines_left)
         term = plan.term(self.rng.choice(plan.near if is_hard else self.others))
-        if term.suits(context) and self._take(None, _finish(fill(context, term), *style), "templates"):
+        filler = self._benign_filler(lines_left) if takes_words(term) else ""
+        if term.suits(context) and self._take(None, _finish(fill(context, term, filler), *style), "templates"):
             self.hard_from_templates += is_hard
+            self.filled["benign"][filler] += 1
+
+    def _benign_filler(self, lines_left: int) -> str:
+        """A filler or none, so that each gets the share of the benign lines that it has of the prompts in pairs."""
+        lines_for_a_prompt = self.plan.lines / max(1, 2 * len(self.pairs))
+        place = self.rng.random() * lines_left
+        for filler, number in self.filled["pairs"].items():
+            place -= max(0.0, number * lines_for_a_prompt - self.filled["benign"][filler])
+            if place < 0:
+                return filler
+        return ""
 
     def _shuffled_anchors(self) -> list[Term]:
         return self.rng.sample(self.anchors, len(self.anchors))

@@ -24,7 +24,8 @@ class PairPlan:
         near: hard negatives, things like the concept that must not be flagged.
         count: pairs, >= 1; benign: lines without partner, >= 0, default two thirds of `count`.
         synonym_share: of the pairs that say a synonym, in [0, 1]; paraphrase_share: of each kind of line, in [0, 1].
-        padding: whether a neutral word may make the shorter side of a pair as long as the other.
+        padding: whether neutral words ("a typical lamp") may even lengths out where a tokenizer measures them; each then stands
+            equally often with the concept, with an anchor and in benign lines.
         seed: of every choice.
 
     Raises:
@@ -96,8 +97,9 @@ class PairReport:
     with_synonym: int = 0
     hard_negatives: int = 0
     same_length: int = 0
-    padded: int = 0
+    padded: int = 0  # of them by a neutral word on one side
     unit: str = "words"
+    with_filler: Counter[str] = field(default_factory=Counter)  # neutral words in "unsafe", "safe", "benign" prompts
     origins: Counter[str] = field(default_factory=Counter)  # "templates", "captions", "paraphrases", of all rows
     refused: Counter[str] = field(default_factory=Counter)  # "duplicates", "leaks", "negation", "too long", …
     leaks: list[tuple[str, str]] = field(default_factory=list)  # (ours, the evaluation's), the first few

@@ -147,7 +147,7 @@ class Bank:
     """Templates of one kind of concept, the words of their slots, other things of the kind, and words to pad with.
 
     `others` are benign things to draw in place of the concept; `padding` are neutral words, one or two, that may stand before {x}
-    where one side of a pair is shorter than the other.
+    to even lengths out.
     """
 
     templates: tuple[str, ...]

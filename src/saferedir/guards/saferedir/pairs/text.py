@@ -195,6 +195,11 @@ def is_postposed(term: Term) -> bool:
     return not term.is_noun and term.text.lower().split()[0] in _POSTPOSED
 
 
+def takes_words(term: Term) -> bool:
+    """Whether a word may stand right before the term: not before a name, nor an attribute behind its noun."""
+    return not is_postposed(term) and (not term.is_noun or term.article == "a" or is_plural(term.text))
+
+
 def agree(text: str) -> str:
     """Make every "a" and "an" agree with the sound of the next word."""
 

@@ -1,0 +1,99 @@
+"""Guards of every method for the three tasks, made without training: the same words and the same pictures for all.
+
+Imports guards, latents, fingerprint and this folder's renderer and tasks. Trained guards (SafeRedir, DUO) have recipes of their
+own; everything here is ready in seconds. `saferedir pictoworld guards` writes them, the package carries them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from saferedir.fingerprint import vae_fingerprint
+from saferedir.guard import Guard
+from saferedir.guards.dual_latent import DualLatentConfig, DualLatentR1
+from saferedir.guards.negation import NegationSet
+from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
+from saferedir.guards.safe_denoiser import SafeDenoiser
+from saferedir.guards.safree import Safree, SafreeConfig
+from saferedir.guards.sld import SLD, SLDConfig
+from saferedir.guards.spell import SPELL
+from saferedir.latents import encode_pixels
+from saferedir.pictoworld.renderer import render
+from saferedir.pictoworld.scene import random_scene
+from saferedir.pictoworld.tasks import Task, retain_prompts
+
+#: the words that every method working with words is given: the concept's name and phrases a guard may train on
+PHRASES: Mapping[str, tuple[str, ...]] = {
+    "star": ("star", "five-pointed figure", "pentagram", "stellar form"),
+    "pointillism": ("in pointillism style", "in dotted style", "drawn with dots", "made of dots"),
+    "emblem": ("red cross on a white background", "emblem of an ambulance", "sign on a first-aid kit"),
+}
+#: what to draw instead, and the name of the concept in a sentence of the same form
+ANCHORS: Mapping[str, tuple[str, str]] = {
+    "star": ("a circle", "a star"),
+    "pointillism": ("a circle in flat style", "a circle in pointillism style"),
+    "emblem": ("a red circle on a white background", "a red cross on a white background"),
+}
+#: pictures of a negation set, and as many benign ones for its gate
+REFERENCES = 400
+
+
+def negation_set(task: Task, pipe: Any, count: int = REFERENCES, seed: int = 0) -> NegationSet:
+    """`count` rendered pictures that show the concept, in scenes of the guards' training part, and as many that do not."""
+    rng = random.Random(f"negation/{task.name}/{seed}")
+    shown = [random_scene(rng, **dict(task.forget)) for _ in range(count)]
+    others = [prompt.scene for prompt in retain_prompts(task, "guard-train", count, seed)]
+    with torch.no_grad():
+        latents, benign = (encode_pixels(pipe.vae, render(scenes) * 2 - 1) for scenes in (shown, others))
+    facts = {"vae": vae_fingerprint(pipe.vae), "sources": f"{count} rendered pictures of {task.name}, {count} benign ones"}
+    return NegationSet.from_latents(latents, benign, facts)
+
+
+def _negative_prompt(task: Task, pipe: Any) -> Guard[Any]:
+    return NegativePrompt(NegativePromptConfig(concept=task.name, phrases=PHRASES[task.name]))
+
+
+def _sld(preset: str) -> Callable[[Task, Any], Guard[Any]]:
+    def make(task: Task, pipe: Any) -> Guard[Any]:
+        return SLD(SLDConfig.preset(preset, concept=task.name, phrases=PHRASES[task.name]))
+
+    return make
+
+
+def _safree(task: Task, pipe: Any) -> Guard[Any]:
+    return Safree(SafreeConfig(concept=task.name, phrases=PHRASES[task.name], lra="paper"))
+
+
+def _dual_latent(w: float) -> Callable[[Task, Any], Guard[Any]]:
+    def make(task: Task, pipe: Any) -> Guard[Any]:
+        anchor, concept = ANCHORS[task.name]
+        return DualLatentR1(DualLatentConfig(concept=concept, provider="anchor", anchor=anchor, w=w, tau=0.0))
+
+    return make
+
+
+def _safe_denoiser(task: Task, pipe: Any) -> Guard[Any]:
+    return SafeDenoiser.from_set(negation_set(task, pipe), concept=task.name)
+
+
+def _spell(task: Task, pipe: Any) -> Guard[Any]:
+    return SPELL.from_set(negation_set(task, pipe), concept=task.name)
+
+
+#: name -> maker(task, pipeline)
+METHODS: Mapping[str, Callable[[Task, Any], Guard[Any]]] = {
+    "negative-prompt": _negative_prompt,
+    "sld-medium": _sld("medium"),
+    "sld-max": _sld("max"),
+    "safree": _safree,
+    "dual-latent-25": _dual_latent(0.25),
+    "dual-latent-50": _dual_latent(0.5),
+    "dual-latent-75": _dual_latent(0.75),
+    "dual-latent-100": _dual_latent(1.0),
+    "safe-denoiser": _safe_denoiser,
+    "spell": _spell,
+}
