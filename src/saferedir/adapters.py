@@ -6,7 +6,9 @@ what a deep copy of a guarded pipeline brought along. The base weights and every
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,6 +39,19 @@ def has_adapters(denoiser: nn.Module) -> bool:
 def guard_adapters(denoiser: nn.Module) -> list[str]:
     """Names of the adapters that guards put there."""
     return [name for name in getattr(denoiser, "peft_config", None) or {} if name.startswith(PREFIX)]
+
+
+@contextmanager
+def adapters_off(denoiser: nn.Module) -> Iterator[None]:
+    """The bare weights for a while; unlike peft's own switch this leaves `requires_grad` alone."""
+    layers = [(layer, layer._disable_adapters) for _, layer in lora_layers(denoiser)]
+    for layer, _ in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, was_off in layers:
+            layer._disable_adapters = was_off
 
 
 def ensure_adapter(denoiser: nn.Module, name: str, tensors: Mapping[str, Tensor], weight: float) -> None:
@@ -73,7 +88,9 @@ def remove_adapter(denoiser: nn.Module, name: str) -> None:
     """Take one adapter off; layers that hold no other are unwrapped again. Harmless where it is not there."""
     layers = [(found, layer) for found, layer in lora_layers(denoiser) if name in layer.scaling]
     if any(name in layer.merged_adapters for _, layer in layers):
-        raise GuardError("a guard's LoRA was fused into the weights; call unfuse_lora() on the pipeline, then detach again.")
+        raise GuardError(
+            "a guard's LoRA was fused into the weights; call unfuse_lora() on the pipeline, then detach again."
+        )
     for found, layer in layers:
         layer._active_adapter = [other for other in layer.active_adapters if other != name]  # set_adapter thaws weights
         layer.delete_adapter(name)
@@ -85,14 +102,16 @@ def remove_adapter(denoiser: nn.Module, name: str) -> None:
             setattr(denoiser.get_submodule(parent), attribute, layer.get_base_layer())
     configs = getattr(denoiser, "peft_config", None) or {}
     configs.pop(name, None)
-    if "peft_config" in vars(denoiser) and not configs:
-        del denoiser.peft_config
-        vars(denoiser).pop("_hf_peft_config_loaded", None)
+    if not configs:
+        for attribute in ("peft_config", "_hf_peft_config_loaded"):
+            vars(denoiser).pop(attribute, None)
 
 
 def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
     if not hasattr(denoiser, "load_lora_adapter"):
-        raise UnsupportedPipelineError(f"{type(denoiser).__name__} cannot take LoRA adapters; DUO needs a diffusers denoiser.")
+        raise UnsupportedPipelineError(
+            f"{type(denoiser).__name__} cannot take LoRA adapters; DUO needs a diffusers denoiser."
+        )
     if any(value.is_meta for value in denoiser.parameters()):
         raise UnsupportedPipelineError(
             "the denoiser's weights are not in memory (sequential offload), so no LoRA can be put on it; use model offload."
@@ -101,12 +120,16 @@ def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
     trainable = {found: value.requires_grad for found, value in denoiser.named_parameters() if ".lora_" in found}
     dtype = next(denoiser.parameters()).dtype
     state = {f"guard.{key}": value.to(dtype) for key, value in tensors.items()}
-    denoiser.load_lora_adapter(state, prefix="guard", adapter_name=name, low_cpu_mem_usage=True)
-    for found, layer in lora_layers(denoiser):
-        layer._active_adapter = before.get(found, [])
-    for found, value in denoiser.named_parameters():
-        if ".lora_" in found:
-            value.requires_grad_(trainable.get(found, False))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft's advice about several adapters
+            denoiser.load_lora_adapter(state, prefix="guard", adapter_name=name, low_cpu_mem_usage=True)
+    finally:  # both change with every adapter that comes or goes
+        for found, layer in lora_layers(denoiser):
+            layer._active_adapter = before.get(found, [])
+        for found, value in denoiser.named_parameters():
+            if ".lora_" in found:
+                value.requires_grad_(trainable.get(found, False))
 
 
 def _refuse_fused(denoiser: nn.Module) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from saferedir.errors import UnsupportedPipelineError
 
@@ -44,10 +44,14 @@ def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
     dtype, device = parameter.dtype, parameter.device
     is_video = "CausalConv3d" in type(getattr(vae.encoder, "conv_in", None)).__name__ or "Wan" in type(vae).__name__
     values = pixels.to(device, torch.float32)
-    try:
-        found = vae.to(torch.float32).encode(values[:, :, None] if is_video else values)
-    finally:
-        vae.to(dtype)
+    values = values[:, :, None] if is_video else values
+    if dtype == torch.float32:
+        found = vae.encode(values)
+    else:
+        try:
+            found = nn.Module.to(vae, torch.float32).encode(values)  # diffusers' own `to` warns
+        finally:
+            nn.Module.to(vae, dtype)
     if hasattr(found, "latent_dist"):
         z: Tensor = found.latent_dist.mode()
     elif hasattr(found, "latent"):  # AutoencoderDC has no posterior
@@ -68,7 +72,7 @@ def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray[Any, np
         upright = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
     fitted = ImageOps.fit(upright.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(fitted)
+    return np.array(fitted)
 
 
 def encode_images(vae: Any, images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:

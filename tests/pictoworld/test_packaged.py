@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import saferedir as sr
-from saferedir.packaged import list_packaged_guards, packaged_model_path
+from saferedir.packaged import list_packaged_guards, packaged_guard_path
 from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, draw, identical, load_judge
 from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.renderer import render
@@ -62,7 +62,11 @@ def test_the_judge_reads_renders_and_calls_noise_broken(judge: Judge) -> None:
 
 
 def test_every_task_has_a_packaged_guard() -> None:
-    assert list_packaged_guards() == sorted(f"pictoworld/{name}" for name in TASKS)
+    assert {f"pictoworld/{name}" for name in TASKS} <= set(list_packaged_guards())
+    for name in list_packaged_guards():
+        assert name.removeprefix("pictoworld/").split("-")[0] in TASKS
+        weights = packaged_guard_path(name) / "model.safetensors"
+        assert weights.stat().st_size <= 1024**2 or name.removeprefix("pictoworld/") in TASKS, name
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -21,13 +21,15 @@ from torch import Tensor
 from saferedir.errors import GuardError
 from saferedir.guard import GuardConfig, Run, Step
 from saferedir.guards.negation import Attention, NegationSet, Query, attend, gaussian_x0, gaussian_xt
-from saferedir.guards.negation.base import NegationConfig, NegationGuard, NegationState, noise_fraction, row
+from saferedir.guards.negation.base import NegationConfig, NegationGuard, NegationState, frame, noise_fraction, row
 from saferedir.guards.negation.index import CandidateIndex, attend_near
 from saferedir.guards.negation.released import released_step, released_threshold
 from saferedir.guards.negation.renoise import derivative, require_single_evaluations
 
 GATES = ("auto", "ratio", "quantile", "literal", "always")
 KERNELS = ("gaussian_xt", "gaussian_x0")
+#: odds are capped here where they have no cap of their own: exp of more overflows float32
+LARGEST_LOG_ODDS = 80.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class SafeDenoiserConfig(NegationConfig):
         eta: factor on the odds; 0 with renoise="stale" is the re-noise-only control.
         beta_max: cap of the odds; None for none. beta_min: the gate is closed below these odds.
         gate: "ratio" to benign references, "quantile" of noised references, "literal" (mean kernel value against beta_min),
-            "always", or "auto": ratio where the set has benign references, else quantile.
+            "always", or "auto": ratio where the set has benign references, else quantile, with a kernel of your own always.
         prior: P(unsafe) of the ratio gate.
         trust: rho, the correction is at most rho ||x0||; None for no limit.
         renoise: "none", or "stale": x = alpha x0' + sigma n at the same t, stepped with the old prediction.
@@ -83,10 +85,13 @@ class SafeDenoiserConfig(NegationConfig):
         self.require(self.index is None or self.kernel == "gaussian_xt", "index", "None with this kernel")
         self.require(0 < self.prior < 1, "prior", "a number between 0 and 1")
         self.require(self.kernel != "gaussian_x0" or self.width is not None, "width", "a number for gaussian_x0")
-        is_own_kernel = self.kernel == "gaussian_xt" and self.kappa is None
-        self.require(
-            self.gate != "quantile" or is_own_kernel, "gate", "ratio, literal or always with a kernel of your own"
-        )
+        is_calibrated = self.gate != "quantile" or self.has_calibrated_kernel
+        self.require(is_calibrated, "gate", "ratio, literal or always with a kernel of your own")
+
+    @property
+    def has_calibrated_kernel(self) -> bool:
+        """Whether the kernel is the one that the set's thresholds were found with."""
+        return self.kernel == "gaussian_xt" and self.kappa is None
 
     @classmethod
     def paper_literal(cls, concept: str, *, eta: float, beta_min: float, **settings: Any) -> Self:
@@ -95,15 +100,20 @@ class SafeDenoiserConfig(NegationConfig):
         return cls(concept=concept, eta=eta, beta_min=beta_min, **{**fixed, **settings})
 
 
-def correction(x0: Tensor, base: Tensor, unsafe: Tensor, gain: Tensor, trust: Tensor | float | None) -> Tensor:
-    """Delta = gain (base - unsafe), shortened to trust * ||x0||, row by row. All (B, D); gain and trust (B, 1) or numbers."""
-    delta = gain * (base - unsafe)
+def correction(
+    x0: Tensor, base: Tensor, unsafe: Tensor, gain: Tensor | float, trust: Tensor | float | None
+) -> tuple[Tensor, Tensor]:
+    """(Delta, ||Delta|| / ||x0|| (B, 1)) with Delta = gain (base - unsafe), shortened to trust * ||x0||, row by row.
+
+    All (B, D); gain and trust are (B, 1) or numbers.
+    """
+    delta = (base - unsafe) * gain
+    share = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
+    share = share / torch.linalg.vector_norm(x0, dim=1, keepdim=True).clamp(min=1e-12)
     if trust is None:
-        return delta
-    limit = trust * torch.linalg.vector_norm(x0, dim=1, keepdim=True)
-    length = torch.linalg.vector_norm(delta, dim=1, keepdim=True).clamp(min=1e-12)
-    shortened: Tensor = delta * (limit / length).clamp(max=1.0)
-    return shortened
+        return delta, share
+    factor = (trust / share.clamp(min=1e-12)).clamp(max=1.0)
+    return delta * factor, share * factor
 
 
 def log_odds(log_sum: Tensor, count: int, benign_log_sum: Tensor, benign_count: int, prior: float) -> Tensor:
@@ -143,7 +153,7 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         if config.mode == "faithful":
             found = released_step(step, x0, state, config, state.threshold)
             state.pending, is_open, score, shift = found
-            state.record(step, score, is_open, shift, torch.ones_like(shift))
+            state.record(step, score, is_open, shift, lambda: torch.ones_like(shift))
             return x0
         delta, is_open = self._delta(step, x0, state)
         is_open = row(is_open, x0)
@@ -171,44 +181,50 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         base = x0 if config.base == "guided" else step.x0_uncond
         if base is None:
             raise GuardError("base='uncond' needs classifier-free guidance, and this run has none; use base='guided'.")
-        centre = negation.references.centre
         kappa, threshold = negation.calibration.at(noise_fraction(step))
-        if config.kernel == "gaussian_xt":
-            kappa = kappa if config.kappa is None else config.kappa
-            alpha, sigma = step.alpha.flatten(1), step.sigma.flatten(1)
-            query = gaussian_xt(step.x_t.float().flatten(1), centre, alpha, sigma, kappa)
-        else:
-            assert config.width is not None
-            query = gaussian_x0(x0.flatten(1), centre, config.width)
+        kappa = kappa if config.kappa is None else config.kappa
+        query = self._query(step, x0, kappa)
         found = self._attend(step, query, negation)
-        gate = config.gate if config.gate != "auto" else "quantile" if negation.benign is None else "ratio"
-        if gate == "auto" or (gate == "quantile" and not (config.kernel == "gaussian_xt" and config.kappa is None)):
-            gate = "always"
-        score, odds = found.log_sum, torch.zeros_like(found.log_sum)
-        is_open = torch.ones_like(odds, dtype=torch.bool)
-        if gate == "ratio":
-            assert negation.benign is not None
-            benign = attend(query, negation.benign)
-            score = odds = log_odds(found.log_sum, len(negation), benign.log_sum, len(negation.benign), config.prior)
-        elif gate == "literal":
-            score = odds = found.log_sum - math.log(len(negation))
-        elif gate == "quantile" and kappa > 0:
+        score, gate = found.log_sum, self._gate(negation)
+        is_open, odds = torch.ones_like(score, dtype=torch.bool), None
+        if gate == "quantile" and kappa > 0:
             score = found.log_sum / kappa
             is_open = score >= threshold
-        if gate in ("ratio", "literal"):
+        elif gate == "ratio" and negation.benign is not None:
+            benign = attend(query, negation.benign)
+            odds = log_odds(found.log_sum, len(negation), benign.log_sum, len(negation.benign), config.prior)
+        elif gate == "literal":
+            odds = found.log_sum - math.log(len(negation))
+        insisted = state.insist > 0 if any(step.run.insist) else None
+        cap = LARGEST_LOG_ODDS if config.beta_max is None else math.log(config.beta_max)
+        gain: Tensor | float = config.eta * math.exp(min(0.0, cap))  # odds of 1 where the gate measures none
+        trust: Tensor | float | None = config.trust
+        if odds is not None:
+            score = odds
             is_open = odds >= (math.log(config.beta_min) if config.beta_min else -math.inf)
-        insisted = state.insist > 0
-        is_open = is_open | insisted
-        odds = torch.where(insisted, odds.clamp(min=0.0), odds)
-        levels = (1 + state.insist).unsqueeze(1)
-        cap = 80.0 if config.beta_max is None else math.log(config.beta_max)
-        gain = config.eta * levels * odds.clamp(max=cap).exp().unsqueeze(1)
-        trust = None if config.trust is None else config.trust * levels
-        flat = x0.flatten(1)
-        delta = correction(flat, base.flatten(1), found.mean, gain, trust)
-        shift = torch.linalg.vector_norm(delta.detach(), dim=1) / torch.linalg.vector_norm(flat.detach(), dim=1)
-        state.record(step, score, is_open, shift, found.ess)
+            odds = odds if insisted is None else torch.where(insisted, odds.clamp(min=0.0), odds)
+            gain = config.eta * odds.clamp(max=cap).exp().unsqueeze(1)
+        if insisted is not None:
+            levels = 1 + state.insist.unsqueeze(1)
+            is_open, gain = is_open | insisted, gain * levels
+            trust = None if trust is None else trust * levels
+        delta, share = correction(x0.flatten(1), base.flatten(1), found.mean, gain, trust)
+        state.record(step, score, is_open, share.squeeze(1), lambda: found.ess)
         return delta, is_open
+
+    def _gate(self, negation: NegationSet) -> str:
+        """The gate in use. Thresholds are calibrated for the calibrated kernel only."""
+        if self.config.gate != "auto":
+            return self.config.gate
+        if negation.benign is not None:
+            return "ratio"
+        return "quantile" if self.config.has_calibrated_kernel else "always"
+
+    def _query(self, step: Step, x0: Tensor, kappa: float) -> Query:
+        centre = step.state.negation.references.centre
+        if self.config.width is not None and self.config.kernel == "gaussian_x0":
+            return gaussian_x0(x0.flatten(1), centre, self.config.width)
+        return gaussian_xt(step.x_t.float().flatten(1), centre, *frame(step), kappa)
 
     def _attend(self, step: Step, query: Query, negation: NegationSet) -> Attention:
         """Over all references, or over the candidates of an index; at alpha = 0 no reference is nearer than another."""

@@ -74,8 +74,9 @@ class SPELL(NegationGuard[SPELLConfig]):
         flat = x0.flatten(1)
         others = flat if self.config.dynamic and len(flat) > 1 else None
         push, entered = push_out(flat, state.negation.references, self.radius(state), others)
-        delta = self.config.strength * (1 + state.insist).unsqueeze(1) * push
+        levels = (1 + state.insist).unsqueeze(1) if any(step.run.insist) else 1
+        delta = self.config.strength * levels * push
         is_inside = entered > 0
         shift = torch.linalg.vector_norm(delta.detach(), dim=1) / torch.linalg.vector_norm(flat.detach(), dim=1)
-        state.record(step, entered, is_inside, shift, entered)
+        state.record(step, entered, is_inside, shift, lambda: entered)
         return torch.where(row(is_inside, x0), x0 + delta.view_as(x0), x0)

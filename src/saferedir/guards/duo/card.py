@@ -6,8 +6,16 @@ from saferedir.guards.duo.config import DUOConfig
 
 
 def _table(values: dict[str, object]) -> str:
-    rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in values.items() if not isinstance(value, dict)]
+    rows = [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in values.items()]
     return "| what | value |\n|---|---|\n" + "\n".join(rows)
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    if {"rate", "n", "low", "high"} <= value.keys():
+        return f"{value['rate']:.3f} (95 % interval {value['low']:.3f} to {value['high']:.3f}, n = {value['n']})"
+    return ", ".join(f"{name} {entry}" for name, entry in value.items())
 
 
 def model_card(config: DUOConfig) -> str:

@@ -84,14 +84,16 @@ class DUO(Guard[DUOConfig]):
         found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         if not found or len(found) != len(tensors):
             stray = next((name for name in tensors if not name.startswith(prefix)), "nothing")
-            raise GuardConfigError(f"a DUO guard holds LoRA weights named {prefix}…, but found {stray}; train it again.")
+            raise GuardConfigError(
+                f"a DUO guard holds LoRA weights named {prefix}…, but found {stray}; train it again."
+            )
         for name, value in found.items():
             module, _, part = name.rpartition(".lora_")
             axis = {"A.weight": 0, "B.weight": 1}.get(part)
             twin = f"{module}.lora_{'B' if part.startswith('A') else 'A'}.weight"
             if axis is None or value.ndim not in (2, 4) or value.shape[axis] != self.config.rank or twin not in found:
                 raise GuardConfigError(
-                    f"{name} {tuple(value.shape)} is no half of a rank-{self.config.rank} LoRA; download or train the guard again."
+                    f"{name} {tuple(value.shape)} is no half of a rank-{self.config.rank} LoRA; train the guard again."
                 )
             if not torch.isfinite(value).all():
                 raise GuardConfigError(f"{name} holds values that are not finite; download or train the guard again.")

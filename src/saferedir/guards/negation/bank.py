@@ -20,7 +20,7 @@ from torch import Tensor
 
 from saferedir.errors import GuardConfigError, GuardError, GuardNotFoundError
 from saferedir.guards.negation.calibration import Calibration, calibrate
-from saferedir.guards.negation.engine import BLOCK, Block
+from saferedir.guards.negation.engine import BLOCK, MOST_ROWS, Block
 
 FORMAT = "saferedir negation set 1"
 #: a larger set stays on disk, and is not copied into a guard's folder
@@ -60,7 +60,7 @@ class ReferenceRows:
 
     def blocks(self) -> Iterator[Block]:
         """All rows in order, some 4 MB (as float32) at a time."""
-        size = max(1, BLOCK // self.centre.numel())
+        size = min(MOST_ROWS, max(1, BLOCK // self.centre.numel()))
         stride = size * READ_AHEAD if isinstance(self.rows, FileRows) else len(self)
         for first in range(0, len(self), stride):
             part = self.rows[first : min(first + stride, len(self))].flatten(1)
@@ -139,7 +139,9 @@ class NegationSet:
         return NegationSet.from_latents(function(self.latents()), facts=self.facts, dtype=torch.float32)
 
     def to(self, device: torch.device) -> NegationSet:
-        """The same on `device`."""
+        """The same on `device`; itself if it is there already."""
+        if self.references.device == device:
+            return self
         benign = None if self.benign is None else self.benign.to(device)
         return replace(self, references=self.references.to(device), benign=benign)
 

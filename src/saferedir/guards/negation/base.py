@@ -5,6 +5,7 @@ Imports guard, decisions, errors, `bank`. A small set travels in the guard's mod
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from saferedir.guard import Guard, GuardConfig, Run, Step
 from saferedir.guards.negation.bank import FileRows, NegationSet
 
 MODES = ("default", "faithful")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,22 +61,24 @@ class NegationState:
 
     negation: NegationSet
     insist: Tensor  # (B,) levels
-    first_edited: Tensor  # (B,) int, -1 while nothing happened
-    edited: Tensor  # (B,) int, steps
+    indices: list[int] = field(default_factory=list)  # of the steps acted at or looked at
     scores: list[Tensor] = field(default_factory=list)
+    edits: list[Tensor] = field(default_factory=list)  # whether a row was edited
     shifts: list[Tensor] = field(default_factory=list)  # ||delta|| / ||x0||
-    ess: list[Tensor] = field(default_factory=list)  # effective number of references, or of shields entered
     pending: Any = None
     threshold: float = 0.0
     generators: list[torch.Generator] | None = None
 
-    def record(self, step: Step, score: Tensor, is_edited: Tensor, shift: Tensor, ess: Tensor) -> None:
-        """Keep one step's numbers, without a host synchronisation."""
+    def record(self, step: Step, score: Tensor, is_edited: Tensor, shift: Tensor, ess: Callable[[], Tensor]) -> None:
+        """Keep one step's numbers (B,), without a host synchronisation. `ess`: effective number of references, for the log."""
+        self.indices.append(step.index)
         self.scores.append(score.detach())
-        self.shifts.append(torch.where(is_edited, shift.detach(), 0.0))
-        self.ess.append(ess.detach())
-        self.edited = self.edited + is_edited
-        self.first_edited = torch.where(is_edited & (self.first_edited < 0), step.index, self.first_edited)
+        self.edits.append(is_edited)
+        self.shifts.append(shift.detach())
+        if logger.isEnabledFor(logging.DEBUG):
+            values = (score, ess(), is_edited.float(), shift * is_edited)
+            text = "step %d: score %.4g, effective references %.3g, gates open %.2f, moved by %.4f of x0"
+            logger.debug(text, step.index, *(float(value.detach().mean()) for value in values))
 
     def draw(self, step: Step, seed: int) -> Tensor:
         """Fresh noise like `step.x_t`, from generators of our own: one a row, seeded by `seed` and that row's first latents,
@@ -118,8 +122,6 @@ class NegationGuard(Guard[ConfigT]):
         return NegationState(
             negation=self.negation,
             insist=torch.tensor(run.insist or (0,) * rows, device=run.device),
-            first_edited=torch.full((rows,), -1, dtype=torch.long, device=run.device),
-            edited=torch.zeros(rows, dtype=torch.long, device=run.device),
         )
 
     def _opened(self) -> NegationSet:
@@ -164,43 +166,49 @@ class NegationGuard(Guard[ConfigT]):
             raise GuardConfigError(f"this {self.method} guard's folder holds no negation set; save it again.")
 
     def verdict(self, run: Run, state: NegationState) -> list[Decision]:
-        scores = torch.stack(state.scores).cpu() if state.scores else None
-        shifts = torch.stack(state.shifts).cpu() if state.shifts else None
+        if not state.scores:
+            return super().verdict(run, state)
+        scores, edits, shifts = (torch.stack(part).cpu() for part in (state.scores, state.edits, state.shifts))
         found = []
         for row in range(run.batch_size):
-            count, first = int(state.edited[row]), int(state.first_edited[row])
+            steps = [index for index, is_edited in zip(state.indices, edits[:, row].tolist(), strict=True) if is_edited]
             message = ""
-            if count and shifts is not None:
-                share = 100 * float(shifts[:, row].max())
-                message = (
-                    f"Moved away from the negation set at {count} steps from step {first}, by {share:.1f} % at most."
-                )
+            if steps:
+                share = 100 * float((shifts * edits)[:, row].max())
+                where = f"at {len(steps)} steps from step {steps[0]}"
+                message = f"Moved away from the negation set {where}, by {share:.1f} % at most."
             found.append(
                 Decision(
                     guard=self.method,
                     concept=self.config.concept,
                     image=row,
-                    fired=count > 0,
-                    action="edited" if count else "none",
-                    image_score=None if scores is None else float(scores[:, row].max()),
-                    image_scores=() if scores is None else tuple(scores[:, row].tolist()),
-                    first_fired_step=first if count else None,
-                    steps_redirected=count,
+                    fired=bool(steps),
+                    action="edited" if steps else "none",
+                    image_score=float(scores[:, row].max()),
+                    image_scores=tuple(scores[:, row].tolist()),
+                    first_fired_step=steps[0] if steps else None,
+                    steps_redirected=len(steps),
                     message=message,
                 )
             )
         return found
 
     def is_in_window(self, step: Step) -> bool:
-        """Whether this step's noise fraction lies in the configured window; also false where sigma is 0."""
+        """Whether this step's noise fraction lies in the configured window; false where there is no noise, or no x0."""
         u = noise_fraction(step)
-        return self.config.window[0] <= u <= self.config.window[1] and u > 0
+        has_x0 = u < 1 or step.run.prediction_type != "epsilon"
+        return self.config.window[0] <= u <= self.config.window[1] and u > 0 and has_x0
 
 
 def noise_fraction(step: Step) -> float:
     """u = sigma / (alpha + sigma): 0 at the clean end, 1 at pure noise, on every schedule; the same for all rows."""
-    alpha, sigma = float(step.alpha.flatten()[0]), float(step.sigma.flatten()[0])
+    alpha, sigma = frame(step)
     return sigma / (alpha + sigma)
+
+
+def frame(step: Step) -> tuple[float, float]:
+    """(alpha, sigma) as numbers: all rows of a run are at the same step."""
+    return float(step.alpha.flatten()[0]), float(step.sigma.flatten()[0])
 
 
 def channel_normalised(latents: Tensor) -> Tensor:

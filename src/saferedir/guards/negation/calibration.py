@@ -7,8 +7,10 @@ that VP, k-space and flow schedulers share: the Gaussian kernel sees alpha and s
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -55,16 +57,20 @@ class Calibration:
 
     def at(self, u: float) -> tuple[float, float]:
         """(kappa, threshold) at noise fraction u, interpolated in log(sigma / alpha)."""
-        place = _logit(self.noise.double())
-        where = _logit(torch.tensor(u, dtype=torch.float64)).clamp(float(place[0]), float(place[-1]))
-        right = int(torch.searchsorted(place, where).clamp(1, len(place) - 1))
-        share = (where - place[right - 1]) / (place[right] - place[right - 1])
-        log_kappa = self.kappa.double().clamp(min=1e-300).log()
-        kappa, threshold = (
-            float(torch.lerp(values[right - 1], values[right], share))
-            for values in (log_kappa, self.threshold.double())
+        places, log_kappas, thresholds = self._curves
+        where = min(max(_logit(u), places[0]), places[-1])
+        right = min(max(bisect_right(places, where), 1), len(places) - 1)
+        share = (where - places[right - 1]) / ((places[right] - places[right - 1]) or 1.0)
+        log_kappa, threshold = (
+            curve[right - 1] + share * (curve[right] - curve[right - 1]) for curve in (log_kappas, thresholds)
         )
-        return (math.exp(kappa) if kappa > -600 else 0.0), threshold
+        return (math.exp(log_kappa) if log_kappa > -600 else 0.0), threshold
+
+    @cached_property
+    def _curves(self) -> tuple[list[float], list[float], list[float]]:
+        """log(sigma / alpha), log kappa and threshold as plain numbers: `at` is called at every step."""
+        log_kappa = self.kappa.double().clamp(min=1e-300).log()
+        return [_logit(u) for u in self.noise.tolist()], log_kappa.tolist(), self.threshold.tolist()
 
     def tensors(self) -> dict[str, Tensor]:
         """By the names of the file format."""
@@ -139,6 +145,6 @@ def _bisect(half: Tensor, target: float) -> float:
     return math.exp(low)
 
 
-def _logit(u: Tensor) -> Tensor:
-    u = u.clamp(1e-9, 1 - 1e-9)
-    return (u / (1 - u)).log()
+def _logit(u: float) -> float:
+    u = min(max(u, 1e-9), 1 - 1e-9)
+    return math.log(u / (1 - u))

@@ -18,6 +18,8 @@ from saferedir.guards.negation.kernels import Query
 
 #: elements of one block of rows: its float32 copy (4 MB) stays in the processor's cache for both products
 BLOCK = 2**20
+#: rows of one block at most, however short: logits are (B, m)
+MOST_ROWS = 8192
 #: below this share of its radius a distance has no direction of its own
 NO_DIRECTION = 1e-6
 
@@ -40,11 +42,19 @@ class Block(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """mean (B, D): sum w_n r_n, the unsafe denoiser; log_sum (B,): log sum exp l_n; ess (B,): 1 / sum w_n^2."""
+    """mean (B, D): sum w_n r_n, the unsafe denoiser; log_sum (B,): log sum exp l_n; total, squares (B, 1): sums of the weights
+    before they are normalised, and of their squares.
+    """
 
     mean: Tensor
     log_sum: Tensor
-    ess: Tensor
+    total: Tensor
+    squares: Tensor
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective sample size 1 / sum w_n^2, (B,)."""
+        return (self.total.square() / self.squares).squeeze(1)
 
 
 class _Running(NamedTuple):
@@ -58,30 +68,51 @@ class _Running(NamedTuple):
 
 def attend(query: Query, references: References) -> Attention:
     """Weights w = softmax(l) over all references and what they average to."""
-    q = query.centred
-    column = q.new_zeros(len(q), 1)
-    state = _Running(torch.full_like(column, -torch.inf), column, column, torch.zeros_like(q))
-    for block in references.blocks():
-        if torch.is_grad_enabled() and (q.requires_grad or query.offset.requires_grad):
-            # keep (B, D) a block for the backward pass and convert its rows again there
-            state = _Running(*checkpoint(_absorb, query, block, state, use_reentrant=False))
-        else:
+    state: _Running | None = None
+    if torch.is_grad_enabled() and (query.centred.requires_grad or query.offset.requires_grad):
+        for block in references.blocks():  # keep (B, D) a block for the backward pass and convert its rows again there
+            state = _Running(*checkpoint(_absorb, query, block, state, use_reentrant=False, preserve_rng_state=False))
+    else:
+        for block in _converted(references, query.centred):
             state = _absorb(query, block, state)
-    mean = state.mean / state.total + references.centre.to(q)
+    assert state is not None
+    mean = torch.addcdiv(references.centre.to(query.centred), state.mean, state.total)
     log_sum = (state.top + state.total.log()).squeeze(1) + query.offset
-    return Attention(mean, log_sum, (state.total.square() / state.squares).squeeze(1))
+    return Attention(mean, log_sum, state.total, state.squares)
 
 
-def _absorb(query: Query, block: Block, state: _Running) -> _Running:
+def _converted(references: References, like: Tensor) -> Iterator[Block]:
+    """Blocks in the dtype and on the device of `like`; converted rows share one buffer, so use each block before the next.
+
+    Allocating anew for every block costs more than both products: the allocator hands pages back in between.
+    """
+    buffer: Tensor | None = None
+    for block in references.blocks():
+        rows = block.rows
+        if rows.dtype != like.dtype or rows.device != like.device:
+            if buffer is None or len(buffer) < len(rows):
+                buffer = torch.empty(rows.shape, dtype=like.dtype, device=like.device)
+            rows = buffer[: len(rows)].copy_(rows)
+        yield Block(rows, block.norms.to(like), block.start)
+
+
+def _absorb(query: Query, block: Block, state: _Running | None) -> _Running:
     rows = block.rows.to(query.centred)
     logits = query.logits(query.centred @ rows.T, block.norms.to(rows))
-    top = torch.maximum(state.top, logits.detach().amax(dim=1, keepdim=True))
-    old, weights = (state.top - top).exp(), (logits - top).exp()
+    top = logits.detach().amax(dim=1, keepdim=True)
+    if state is not None:
+        top = torch.maximum(state.top, top)
+    weights = (logits - top).exp()
+    total, squares = weights.sum(dim=1, keepdim=True), weights.square().sum(dim=1, keepdim=True)
+    mean = weights @ rows
+    if state is None:
+        return _Running(top, total, squares, mean)
+    old = (state.top - top).exp()
     return _Running(
         top,
-        torch.addcmul(weights.sum(dim=1, keepdim=True), state.total, old),
-        torch.addcmul(weights.square().sum(dim=1, keepdim=True), state.squares, old.square()),
-        torch.addcmul(weights @ rows, state.mean, old),
+        torch.addcmul(total, state.total, old),
+        torch.addcmul(squares, state.squares, old.square()),
+        torch.addcmul(mean, state.mean, old),
     )
 
 
@@ -102,8 +133,7 @@ def push_out(x0: Tensor, references: References, radius: float, dynamic: Tensor 
     push, entered = torch.zeros_like(x0), torch.zeros(len(x0), device=x0.device)
     q = x0 - references.centre.to(x0)
     square = q.detach().square().sum(dim=1, keepdim=True)
-    for block in references.blocks():
-        rows, norms = block.rows.to(q), block.norms.to(q)
+    for rows, norms, _ in _converted(references, q.detach()):
         near = square - 2 * (q.detach() @ rows.T) + norms
         is_near = near <= radius**2 + 1e-3 * (square + norms)  # rounding must not hide a candidate
         (candidates,) = torch.nonzero(is_near.any(dim=0), as_tuple=True)

@@ -2,7 +2,7 @@
 
 Every kernel is a function of inner products with the *centred* references, so that no difference x - r is ever formed:
 with r = c + r~ and q = x - alpha c,  ||x - alpha r||^2 = ||q||^2 - 2 alpha q.r~ + alpha^2 ||r~||^2.
-Shapes: x, x0 (B, D); c (D,); alpha, sigma, kappa, width (B, 1) or numbers; products (B, m); norms (m,).
+Shapes: x, x0 (B, D); c (D,); products (B, m); norms (m,); alpha, sigma, kappa, width are numbers, the same for all rows.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-Number = Tensor | float
 
 
 class Query(NamedTuple):
@@ -28,24 +26,23 @@ class Query(NamedTuple):
     offset: Tensor
 
 
-def gaussian_xt(x: Tensor, centre: Tensor, alpha: Number, sigma: Number, kappa: Number = 1.0) -> Query:
+def gaussian_xt(x: Tensor, centre: Tensor, alpha: float, sigma: float, kappa: float = 1.0) -> Query:
     """l_n = -kappa ||x - alpha r_n||^2 / (2 sigma^2): the forward process' own kernel, tempered by kappa.
 
     Only alpha/sigma and x/sigma matter, so VP, k-space and flow frames need no conversion.
     """
-    q = x - alpha * centre
+    q = torch.sub(x, centre, alpha=alpha)
     rate = kappa / sigma**2
 
     def logits(products: Tensor, norms: Tensor) -> Tensor:
-        return rate * (alpha * products - 0.5 * alpha**2 * norms)
+        return (products * (rate * alpha)).sub(norms, alpha=0.5 * rate * alpha**2)
 
-    offset = -0.5 * rate * q.square().sum(dim=1, keepdim=True)
-    return Query(q, logits, offset.squeeze(1))
+    return Query(q, logits, q.square().sum(dim=1) * (-0.5 * rate))
 
 
-def gaussian_x0(x0: Tensor, centre: Tensor, width: Number) -> Query:
+def gaussian_x0(x0: Tensor, centre: Tensor, width: float) -> Query:
     """l_n = -||x0 - r_n||^2 / (2 width^2)."""
-    return gaussian_xt(x0, centre, 1.0, torch.as_tensor(width, dtype=x0.dtype, device=x0.device))
+    return gaussian_xt(x0, centre, 1.0, width)
 
 
 def laplace_x0(x0: Tensor, centre: Tensor, width: float) -> Query:

@@ -1,0 +1,217 @@
+"""Every method on PictoWorld's three tasks, side by side; writes docs/methods.md from docs/methods.json.
+
+Run: python benchmarks/methods.py --out docs
+Same prompts, same noise, same settings for all; the judge is not part of any method. Each (task, method) is kept in the JSON file
+as soon as it is measured, with a checksum of the weights and settings it belongs to: a killed run goes on, and only what
+changed is measured again. Two runs may share the work: give each some of the --tasks and an --out of its own, then --merge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import saferedir as sr
+from saferedir.guard import Guard
+from saferedir.packaged import library_version, list_packaged_guards, packaged_model_path
+from saferedir.pictoworld.evaluation import (
+    GUIDANCE_SCALE,
+    STEPS,
+    attributes_kept,
+    concept_rate,
+    draw,
+    identical,
+    load_judge,
+    rate_of,
+)
+from saferedir.pictoworld.judge import WEIGHTS, Judge
+from saferedir.pictoworld.methods import METHODS
+from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
+from saferedir.pictoworld.training.run import progress_bar
+from saferedir.precision import fast_precision, precision_name
+
+#: guards that act together, in this order
+STACKS = {"saferedir + safe-denoiser": ("saferedir", "safe-denoiser"), "duo + saferedir": ("duo", "saferedir")}
+ORDER = ("none", "saferedir", "duo", *METHODS, *STACKS)
+HEAD = """# Methods on PictoWorld
+
+Made by `python benchmarks/methods.py --out docs`: {n} prompts a cell, {steps} DDIM steps, guidance {guidance:g}, the same prompts
+and noise for every method; each rate with its 95 % Wilson interval. Words and pictures the methods were given:
+`pictoworld/methods.py`. Nothing was tuned on these prompts, and a method that cannot do a task is shown as it is.
+
+- **Concept**: share of pictures that show it, for the phrasings of training and for synonyms, descriptions and
+  misspellings never seen.
+- **Retain kept**: of all (picture, attribute) pairs that a prompt without the concept fixes and the unguarded model drew
+  as asked, those still there. **Drift**: mean distance of the judge's features to the unguarded picture's, 1 being the mean
+  distance between the unguarded pictures of two different prompts; 0 is bit-identical. **Broken**: pictures without a
+  clear scene, forget and retain together.
+- **Time**: CPU time of the forget pictures against the unguarded ones' in the same run.
+
+"""
+
+
+def make_guards(method: str, task: Task, pipe: Any) -> list[Guard[Any]] | None:
+    """Fresh guards of a method or stack; None where a trained one is not packaged."""
+    guards = []
+    for name in STACKS.get(method, () if method == "none" else (method,)):
+        if name in METHODS:
+            guards.append(METHODS[name](task, pipe))
+            continue
+        packaged = f"pictoworld/{task.name}" + ("" if name == "saferedir" else f"-{name}")
+        if packaged not in list_packaged_guards():
+            return None
+        guards.append(Guard.from_pretrained(packaged))
+    return guards
+
+
+def digest_of(guards: Sequence[Guard[Any]], n: int) -> str:
+    """Checksum of all a cell depends on: model, judge, guards' settings and weights, n."""
+    found = hashlib.sha256(f"{n} {STEPS} {GUIDANCE_SCALE}".encode())
+    model = packaged_model_path("pictoworld")
+    for place in (*(sorted(model.rglob("*.safetensors")) if model else ()), WEIGHTS):
+        found.update(place.read_bytes())
+    for guard in guards:
+        settings = {k: v for k, v in guard.config.to_dict().items() if k not in ("training", "measured", "backbone")}
+        found.update(json.dumps([guard.method, settings], sort_keys=True).encode())
+        for name, value in sorted(guard.tensors().items()):
+            found.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
+class Bench:
+    """One task: prompts, and the unguarded pictures that all methods are compared with."""
+
+    def __init__(self, task: Task, pipe: Any, judge: Judge, n: int) -> None:
+        self.task, self.pipe, self.judge = task, pipe, judge
+        self.forget = {split: forget_prompts(task, split, n) for split in TEST_SPLITS}
+        self.retain = retain_prompts(task, "test-seen", n)
+        self.plain = self.drawn(self.retain, [])[0]
+        self.before = judge.judge(self.plain)
+        features = judge.features(self.plain)
+        self.features, self.unit = features, float((features - features.roll(1, 0)).norm(dim=1).mean())
+        self.cost: float | None = None
+
+    def drawn(self, prompts: Sequence[Any], guards: Sequence[Guard[Any]]) -> tuple[Tensor, float]:
+        """(pictures, CPU seconds)."""
+        started = time.process_time()
+        pictures = draw(self.pipe, [p.text for p in prompts], guards=guards).pictures
+        return pictures, time.process_time() - started
+
+    def unguarded_cost(self) -> float:
+        """CPU seconds of the unguarded pictures of test-seen, drawn once a process."""
+        if self.cost is None:
+            self.cost = self.drawn(self.forget["test-seen"], [])[1]
+        return self.cost
+
+    def measure(self, guards: Sequence[Guard[Any]], advance: Any) -> dict[str, Any]:
+        """One cell."""
+        out: dict[str, Any] = {"concept": {}}
+        broken = []
+        for split, prompts in self.forget.items():
+            pictures, seconds = self.drawn(prompts, guards)
+            judged = self.judge.judge(pictures)
+            out["concept"][split] = concept_rate(judged, self.task).to_dict()
+            broken.append(judged.is_broken)
+            if split == "test-seen":
+                out["time_ratio"] = round(seconds / self.unguarded_cost(), 3) if guards else 1.0
+            advance(len(prompts))
+        pictures = self.drawn(self.retain, guards)[0] if guards else self.plain
+        judged = self.judge.judge(pictures)
+        drift = (self.judge.features(pictures) - self.features).norm(dim=1) / self.unit
+        out["retain_kept"] = attributes_kept(judged, self.before, self.retain, self.task).to_dict()
+        out["retain_drift"] = round(float(drift.mean()), 4)
+        out["retain_identical"] = rate_of(identical(self.plain, pictures)).to_dict()
+        out["broken"] = rate_of(torch.cat([*broken, judged.is_broken])).to_dict()
+        advance(len(self.retain))
+        return out
+
+
+def cell(rate: dict[str, float]) -> str:
+    """0.010 [0.003, 0.036]."""
+    return f"{rate['rate']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
+
+
+def markdown(cells: dict[str, dict[str, Any]]) -> str:
+    """The page's tables, one a task."""
+    lines = []
+    for task in TASKS:
+        rows = [(method, cells[f"{task}/{method}"]) for method in ORDER if f"{task}/{method}" in cells]
+        if not rows:
+            continue
+        columns = "method|concept, as trained|synonyms|described|misspelt|retain kept|drift|broken|time".split("|")
+        lines += [f"## {task}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        for method, row in rows:
+            concept = " | ".join(cell(row["concept"][split]) for split in TEST_SPLITS)
+            lines.append(
+                f"| {method} | {concept} | {cell(row['retain_kept'])} | {row['retain_drift']:.3f} | {cell(row['broken'])} "
+                f"| {row['time_ratio']:.2f} |"
+            )
+        missing = [method for method in ORDER if f"{task}/{method}" not in cells]
+        lines += ["", *([f"Not measured yet: {', '.join(missing)}.", ""] if missing else [])]
+    return "\n".join(lines)
+
+
+def write(out: Path, cells: dict[str, dict[str, Any]], n: int) -> None:
+    """The JSON file and the page."""
+    order = {f"{task}/{method}": None for task in TASKS for method in ORDER}
+    kept = {name: cells[name] for name in order if name in cells}
+    record = {"made_by": f"saferedir {library_version()}", "n": n, "cells": kept}
+    for name, text in (
+        ("methods.json", json.dumps(record, indent=1) + "\n"),
+        ("methods.md", HEAD.format(n=n, steps=STEPS, guidance=GUIDANCE_SCALE) + markdown(kept)),
+    ):
+        (out / f".{name}").write_text(text, encoding="utf-8")
+        (out / f".{name}").replace(out / name)
+
+
+def read(out: Path) -> dict[str, dict[str, Any]]:
+    """Cells of an earlier run."""
+    path = out / "methods.json"
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text())["cells"] if path.is_file() else {}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=200, help="prompts a cell")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--methods", nargs="+", default=list(ORDER), choices=list(ORDER))
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--merge", type=Path, nargs="*", default=[], help="other --out folders whose cells to take in")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    cells = read(arguments.out)
+    for other in arguments.merge:
+        cells |= read(other)
+    if arguments.merge:
+        write(arguments.out, cells, arguments.n)
+        return
+    pipe, judge = sr.load_pipeline("pictoworld"), load_judge()
+    pipe.set_progress_bar_config(disable=True)
+    with progress_bar() as progress, fast_precision(pipe.device), torch.no_grad():
+        for name in arguments.tasks:
+            bench: Bench | None = None
+            for method in arguments.methods:
+                guards = make_guards(method, TASKS[name], pipe)
+                if guards is None:
+                    continue
+                digest = digest_of(guards, arguments.n)
+                if cells.get(f"{name}/{method}", {}).get("of") == digest:
+                    continue
+                bench = bench or Bench(TASKS[name], pipe, judge, arguments.n)
+                bar = progress.add_task(f"{name}: {method}", total=5 * arguments.n)
+                found = bench.measure(guards, lambda count, bar=bar: progress.advance(bar, count))
+                cells[f"{name}/{method}"] = {"of": digest, "n": arguments.n, "precision": precision_name(pipe.device), **found}
+                write(arguments.out, cells, arguments.n)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""`saferedir negation`: a set from pictures or prompts, its facts, a guard of it, and sentences for bad input."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.conftest import make_pipeline
+from typer.testing import CliRunner, Result
+
+from saferedir.cli import app
+from saferedir.guard import Guard
+from saferedir.guards.negation import NegationSet
+from saferedir.guards.safe_denoiser import SafeDenoiser
+from saferedir.guards.spell import SPELL
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+def said(result: Result) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m", "", result.output))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in range(3):
+        values = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(values).save(folder / f"{seed}.png")
+    (folder / "[red]broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_build_show_and_guard(model: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "set.safetensors"
+    built = invoke("negation", "build", "--images", pictures, "--benign", pictures, "--model", model, "--out", out)
+    assert built.exit_code == 0, built.output
+    assert "references │ 3" in said(built) and "skipped [red]broken.png: cannot identify image file" in said(built)
+    found = NegationSet.open(out)
+    assert len(found) == 3 and found.benign is not None and found.facts["height"] == 32
+    shown = invoke("negation", "show", out)
+    assert shown.exit_code == 0 and "4x8x8" in said(shown)
+    for method, cls in (("safe_denoiser", SafeDenoiser), ("spell", SPELL)):
+        made = invoke("negation", "guard", out, "--concept", "star", "--method", method, "--out", tmp_path / method)
+        assert made.exit_code == 0, made.output
+        guard = Guard.from_pretrained(tmp_path / method)
+        assert type(guard) is cls and guard.negation is not None and len(guard.negation) == 3
+    assert invoke("negation", "guard", out, "--concept", "x", "--method", "duo", "--out", tmp_path / "y").exit_code == 2
+
+
+def test_build_from_prompts_drops_equal_ones(model: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a star\n\na moon\na star\n", encoding="utf-8")
+    out = tmp_path / "set.safetensors"
+    built = invoke("negation", "build", "--prompts", prompts, "--steps", 2, "--model", model, "--out", out)
+    assert built.exit_code == 0, built.output
+    assert len(NegationSet.open(out)) == 2
+
+
+def test_bad_input_is_one_sentence(model: Path, pictures: Path, tmp_path: Path) -> None:
+    out, empty = tmp_path / "set.safetensors", tmp_path / "empty"
+    empty.mkdir()
+    (empty / "none.txt").write_text("\n")
+    out.write_text("mine")
+    fresh = ("--model", model, "--out", tmp_path / "other.safetensors")
+    cases = [
+        (("--images", pictures, "--model", model, "--out", out), "exists; choose another --out"),
+        (("--images", pictures, "--model", model, "--out", empty), "is a folder; give a file"),
+        (("--images", empty, *fresh), "holds no picture"),
+        (("--images", tmp_path / "none", *fresh), "is no folder"),
+        (("--prompts", empty / "none.txt", *fresh), "holds no prompt"),
+        (("--prompts", tmp_path / "none.txt", *fresh), "no such file"),
+        (("--images", pictures, "--prompts", empty, *fresh), "give either --images or --prompts"),
+    ]
+    for arguments, sentence in cases:
+        result = invoke("negation", "build", *arguments)
+        assert result.exit_code in (1, 2) and sentence in said(result), (arguments, result.output)
+        assert "Traceback" not in result.output
+    assert out.read_text() == "mine" and not (tmp_path / "other.safetensors").exists()
+    shown = invoke("negation", "show", pictures / "0.png")
+    assert shown.exit_code == 1 and "is damaged" in said(shown)

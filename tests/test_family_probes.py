@@ -1,0 +1,53 @@
+"""Every bypass probe on every family's tiny pipeline is steered or refused; the limits are as docs/security.md says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.bypass_table import rows_on_the_page
+from tests.family_probes import CASES, FAMILY_PROBES, FORGET, LIMITS, Target, outcome
+
+TRIALS = [(name, case) for name, probe in FAMILY_PROBES.items() for case in probe.cases]
+LIMIT_TRIALS = [(name, case) for name, probe in LIMITS.items() for case in probe.cases]
+#: pipelines of a probe which do not take such arguments, guarded or not
+NOT_POSSIBLE = {("faint mask", "lumina2"), ("tilted mask", "lumina2")}
+
+
+@pytest.mark.parametrize(("name", "case"), TRIALS)
+def test_nothing_of_the_attackers_prompt_is_left(name: str, case: str) -> None:
+    found = outcome(FAMILY_PROBES[name], case, ask_bare=False)
+    allowed = ("refused", "not possible") if (name, case) in NOT_POSSIBLE else ("steered", "refused")
+    assert found.kind in allowed, found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_plain_prompt_is_heard_without_guard_and_steered_with_it(case: str) -> None:
+    found = outcome(FAMILY_PROBES["prompt"], case)
+    assert found.is_heard and found.text == "steered"
+
+
+@pytest.mark.parametrize(("name", "case"), LIMIT_TRIALS)
+def test_what_the_page_calls_a_limit_is_one(name: str, case: str) -> None:
+    found = outcome(LIMITS[name], case)
+    assert found.is_heard and found.kind == "GOT THROUGH", f"{found}: a limit less, so move it to FAMILY_PROBES"
+
+
+def test_both_experts_of_wan_are_steered() -> None:
+    target = Target(CASES["wan-2.2"], is_guarded=True)
+    safe = target.encode("a moon").prompt
+    seen: dict[str, list[bool]] = {"transformer": [], "transformer_2": []}
+    for name, calls in seen.items():
+
+        def look(module: object, args: object, kwargs: dict[str, torch.Tensor], calls: list[bool] = calls) -> None:
+            calls.append(torch.allclose(kwargs["encoder_hidden_states"], safe, atol=1e-6))
+
+        getattr(target.pipe, name).register_forward_pre_hook(look, with_kwargs=True)  # after the guard's own hook
+    target.draw(FORGET)
+    assert all(calls[::2] and all(calls[::2]) for calls in seen.values()), seen
+
+
+@pytest.mark.parametrize("table", [FAMILY_PROBES, LIMITS], ids=["families", "limits"])
+def test_the_page_shows_no_family_probe_getting_through(table: dict[str, object]) -> None:
+    name = "families" if table is FAMILY_PROBES else "limits"
+    for cells in rows_on_the_page(name):
+        assert "GOT THROUGH" not in cells[4], cells
