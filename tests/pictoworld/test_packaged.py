@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import saferedir as sr
-from saferedir.packaged import list_packaged_guards, packaged_guard_path
+from saferedir.packaged import list_packaged_guards, packaged_guard_path, packaged_model_path
 from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, draw, identical, load_judge
 from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.renderer import render
