@@ -40,8 +40,8 @@ $(STAMP): pyproject.toml constraints.txt $(if $(HEALTHY),,always)
 demo: setup  ## see a guard at work: images and a comparison in runs/demo
 	$(VENV)/bin/saferedir demo --out runs/demo
 
-test: setup  ## run the tests, offline and on CPU (PYTEST_ARGS="-m 'not slow'" for the quick ones)
-	$(PY) -m pytest $(PYTEST_ARGS)
+test: setup  ## run the tests, offline and on CPU, one process a core (PYTEST_ARGS="-m 'not slow'" for the quick ones)
+	$(PY) -m pytest -n auto $(PYTEST_ARGS)
 
 lint: setup  ## ruff, and mypy --strict on src
 	$(PY) -m ruff check .

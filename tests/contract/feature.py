@@ -16,8 +16,9 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.attach import Attached
-from saferedir.families import FAMILIES, Family
+from saferedir.families import FAMILIES, Family, family_of
 from saferedir.guard import Guard
+from saferedir.seam.finding import find_seam
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # other batch sizes round otherwise, and three steps add up
 
@@ -70,6 +71,8 @@ _BARE: dict[tuple[str, str], Tensor] = {}
 
 def bare(case: PipelineCase, prompt: Any = PROMPT, **changes: Any) -> Tensor:
     """What the pipeline makes without guards; remembered, unless tensors are among the arguments."""
+    pipe = shared_pipeline(case.name)
+    assert find_seam(pipe, family_of(pipe)) is None, "ask for the bare images before attaching a guard"
     if any(isinstance(value, Tensor) for value in changes.values()):
         return run(case, shared_pipeline(case.name), prompt, **changes)
     key = (case.name, repr((prompt, sorted(changes.items()))))

@@ -194,7 +194,7 @@ def check_gradients(case: PipelineCase, guard: GuardCase) -> None:
 
 
 def check_nested(case: PipelineCase, guard: GuardCase) -> None:
-    pipe = shared_pipeline(case.name)
+    pipe, plain, middle = shared_pipeline(case.name), bare(case), on_shared(case, guard)
     handles: list[Attached] = []
     try:
         for one in (Watcher(), guard.make(pipe, case), X0Editor()):
@@ -204,9 +204,9 @@ def check_nested(case: PipelineCase, guard: GuardCase) -> None:
         assert [handle.runs for handle in handles] == [1, 1, 1]
         first.detach()
         same(run(case, pipe, PROMPT), all_three, "the first of three taken off")
-        assert is_apart(all_three, bare(case))
+        assert is_apart(all_three, plain)
         last.detach()
-        same(run(case, pipe, PROMPT), on_shared(case, guard), "only the middle one left")
+        same(run(case, pipe, PROMPT), middle, "only the middle one left")
     finally:
         for handle in handles:
             handle.detach()

@@ -66,3 +66,15 @@ def negative_weight(pred: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
     a, b = up * cc - cp * uc, cp * uu - up * uc
     is_known = determinant > 1e-6 * uu * cc
     return torch.where(is_known, a / (a.abs() + b.abs()).clamp(min=1e-30), 0.0)
+
+
+def check_mask(mask: Tensor) -> None:
+    """Raise GuardError unless a prompt mask (R, L) holds 0 and 1 only, and a 1 in every row.
+
+    Denoisers turn a mask into a bias on attention: of other numbers, or of zeros alone, they make something else than a
+    guard reads.
+    """
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise GuardError("a prompt mask holds other values than 0 and 1; pass the mask that encode_prompt returns.")
+    if not bool((mask != 0).any(dim=1).all()):
+        raise GuardError("a prompt's mask leaves no token, so no guard can read it; pass the mask of the prompt.")

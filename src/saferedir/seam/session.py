@@ -31,7 +31,15 @@ from saferedir.schedules import (
 )
 from saferedir.seam.consult import Rows, ask, checked, condition, extra_rows, extra_rows_now, fitted, riders
 from saferedir.seam.denoiser_call import Conditioning
-from saferedir.seam.rows import changed_rows, check_finite, first_channels, join_rows, negative_weight, split_rows
+from saferedir.seam.rows import (
+    changed_rows,
+    check_finite,
+    check_mask,
+    first_channels,
+    join_rows,
+    negative_weight,
+    split_rows,
+)
 
 #: places in `Rows` of what belongs to the unconditional half of guidance
 UNCONDITIONAL = tuple(Rows._fields.index(name) for name in ("uncond", "uncond_pooled", "uncond_mask"))
@@ -345,10 +353,8 @@ class Session:
         if mask is None:
             prompt_mask = torch.ones(rows.cond.shape[:2], dtype=torch.bool, device=rows.cond.device)
         else:
+            check_mask(mask)
             prompt_mask = self._split(mask)[0].bool()
-            if not bool(prompt_mask.any(dim=1).all()):
-                # a denoiser that adds a constant to every token's attention reads them all
-                raise GuardError("a prompt's mask leaves no token, so no guard can read it; pass the mask of the prompt.")
         time = self.run.timesteps[self.evaluation]
         return Step(
             run=self.run,
