@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.guard import Guard
-from saferedir.packaged import library_version, list_packaged_guards, packaged_model_path
+from saferedir.packaged import library_version, packaged_model_path
 from saferedir.pictoworld.evaluation import (
     GUIDANCE_SCALE,
     STEPS,
@@ -33,14 +34,11 @@ from saferedir.pictoworld.evaluation import (
     rate_of,
 )
 from saferedir.pictoworld.judge import WEIGHTS, Judge
-from saferedir.pictoworld.methods import METHODS
+from saferedir.pictoworld.methods import ORDER, make_guards
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
 from saferedir.precision import fast_precision, precision_name
 
-#: guards that act together, in this order
-STACKS = {"saferedir + safe-denoiser": ("saferedir", "safe-denoiser"), "duo + saferedir": ("duo", "saferedir")}
-ORDER = ("none", "saferedir", "duo", *METHODS, *STACKS)
 HEAD = """# Methods on PictoWorld
 
 Made by `python benchmarks/methods.py --out docs`: {n} prompts a cell, {steps} DDIM steps, guidance {guidance:g}, the same prompts
@@ -56,20 +54,6 @@ and noise for every method; each rate with its 95 % Wilson interval. Words and p
 - **Time**: CPU time of the forget pictures against the unguarded ones' in the same run.
 
 """
-
-
-def make_guards(method: str, task: Task, pipe: Any) -> list[Guard[Any]] | None:
-    """Fresh guards of a method or stack; None where a trained one is not packaged."""
-    guards = []
-    for name in STACKS.get(method, () if method == "none" else (method,)):
-        if name in METHODS:
-            guards.append(METHODS[name](task, pipe))
-            continue
-        packaged = f"pictoworld/{task.name}" + ("" if name == "saferedir" else f"-{name}")
-        if packaged not in list_packaged_guards():
-            return None
-        guards.append(Guard.from_pretrained(packaged))
-    return guards
 
 
 def digest_of(guards: Sequence[Guard[Any]], n: int) -> str:
@@ -126,7 +110,8 @@ class Bench:
         pictures = self.drawn(self.retain, guards)[0] if guards else self.plain
         judged = self.judge.judge(pictures)
         drift = (self.judge.features(pictures) - self.features).norm(dim=1) / self.unit
-        out["retain_kept"] = attributes_kept(judged, self.before, self.retain, self.task).to_dict()
+        everything = replace(self.task, forget={})  # on retain prompts every attribute counts
+        out["retain_kept"] = attributes_kept(judged, self.before, self.retain, everything).to_dict()
         out["retain_drift"] = round(float(drift.mean()), 4)
         out["retain_identical"] = rate_of(identical(self.plain, pictures)).to_dict()
         out["broken"] = rate_of(torch.cat([*broken, judged.is_broken])).to_dict()

@@ -157,6 +157,35 @@ def sample_sheet(pictures: Tensor, captions: Sequence[str], columns: int = 8) ->
     return sheet
 
 
+def method_sheet(
+    rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], title: str, asks: int, cell: int = 112
+) -> Image.Image:
+    """One row a method, one column a prompt: `rows` are (name, pictures (N, 3, H, W) in [0, 1]), `captions` the N prompts.
+
+    The first `asks` prompts ask for the concept; a line parts them from the others.
+    """
+    left, top, gap, font = 190, 128, 8, _font(13)
+    size = (left + len(captions) * (cell + gap) + 3 * gap, top + len(rows) * (cell + gap) + gap)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, gap), title, INK, _font(20))
+
+    def column(number: int) -> int:
+        return left + number * (cell + gap) + (2 * gap if number >= asks else 0)
+
+    for number, caption in enumerate(captions):
+        for place, line in enumerate(wrap(caption, font, cell, 5)):
+            draw.text((column(number), 40 + 16 * place), line, INK if number < asks else SOFT, font)
+    for place, (name, pictures) in enumerate(rows):
+        y = top + place * (cell + gap)
+        draw.text((gap, y + cell // 2 - 10), fit(name, _font(15), left - 2 * gap), INK, _font(15))
+        for number, picture in enumerate(pictures):
+            sheet.paste(enlarge(to_image(picture), cell), (column(number), y))
+    x = column(asks) - gap - gap // 2
+    draw.line((x, 40, x, size[1] - gap), LINE, 2)
+    return sheet
+
+
 def token_words(tokenizer: Any, prompt: str, strengths: Sequence[float] | None) -> Words:
     """The prompt's words with the strength of each (the highest of its pieces), "(end)", and the padding's mean.
 

@@ -40,6 +40,13 @@ class Policy(StrEnum):
     BLOCK = "block"
 
 
+class DemoGuards(StrEnum):
+    """What `demo` compares."""
+
+    SAFEREDIR = "saferedir"
+    ALL = "all"
+
+
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise; picture i uses seed + i.")]
 Steps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
@@ -51,16 +58,25 @@ def demo(
     prompts: Annotated[
         int | None, typer.Option(min=1, help="Forget prompts per concept (24); retain prompts are two thirds.")
     ] = None,
+    guard: Annotated[
+        DemoGuards, typer.Option(help="saferedir: with and without that guard; all: every method side by side.")
+    ] = DemoGuards.SAFEREDIR,
     seed: Seed = 0,
     steps: Steps = 30,
     device: Device = "auto",
 ) -> None:
     """Draw the same prompts with and without a guard, and let a judge count.
 
-    Uses the small model inside the package: nothing is downloaded, a CPU is enough, it takes a minute or two.
+    Uses the small model inside the package: nothing is downloaded, a CPU is enough, it takes a minute or two; some four
+    minutes with `--guard all`, which draws 8 + 4 prompts per concept and method.
 
     Example:  `saferedir demo --out runs/demo`
+
+    Example:  `saferedir demo --guard all --out runs/methods`
     """
+    if guard is DemoGuards.ALL:
+        _demo_of_methods(out, prompts if prompts is not None else 4 if quick else 8, seed, steps, device)
+        return
     count = prompts if prompts is not None else 8 if quick else 24
     with staged_output(out) as (folder, place):
         from saferedir.demo import DemoConfig, demo_guards, run_demo
@@ -79,6 +95,39 @@ def demo(
             summary = run_demo(pipe, guards, load_judge(), folder, config, advance)
     _demo_table(summary)
     console.print(f"Pictures: {place / 'grid.png'}", soft_wrap=True, highlight=False)
+    console.print(f"Numbers:  {place / SUMMARY}", soft_wrap=True, highlight=False)
+
+
+def _demo_of_methods(out: Path, forget: int, seed: int, steps: int, device: str) -> None:
+    with staged_output(out) as (folder, place):
+        from saferedir.demo.methods import compare_methods
+        from saferedir.pictoworld.evaluation import load_judge
+        from saferedir.pictoworld.methods import ORDER
+        from saferedir.pictoworld.tasks import TASKS
+
+        pipe, retain = load_model("pictoworld", device=device), max(2, forget // 2)
+        with progress_bar() as bar:
+            task = bar.add_task("drawing", total=len(TASKS) * len(ORDER) * (forget + retain))
+
+            def advance(label: str, pictures: int) -> None:
+                bar.update(task, description=label, advance=pictures)
+
+            summary = compare_methods(
+                pipe, load_judge(), folder, forget=forget, retain=retain, steps=steps, seed=seed, on_progress=advance
+            )
+    for name, rows in summary["tasks"].items():
+        table = new_table(
+            f"{name}: per cent of {forget} pictures that ask for it and {retain} that do not", "method", ">shown",
+            ">others kept", ">drift", ">broken", ">seconds",
+        )  # fmt: skip
+        for row in rows:
+            if "missing" in row:
+                table.add_row(row["method"], *["–"] * 5)
+                continue
+            rates = [f"{100 * row[key]['rate']:.0f}" for key in ("concept_rate", "retain_kept", "broken")]
+            table.add_row(row["method"], *rates[:2], f"{row['retain_drift']:.2f}", rates[2], f"{row['seconds']:.1f}")
+        console.print(table)
+    console.print(f"Pictures: {place}/<concept>.png", soft_wrap=True, highlight=False)
     console.print(f"Numbers:  {place / SUMMARY}", soft_wrap=True, highlight=False)
 
 

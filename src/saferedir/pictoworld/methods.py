@@ -22,6 +22,7 @@ from saferedir.guards.safree import Safree, SafreeConfig
 from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.guards.spell import SPELL
 from saferedir.latents import encode_pixels
+from saferedir.packaged import list_packaged_guards
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import random_scene
 from saferedir.pictoworld.tasks import Task, retain_prompts
@@ -29,8 +30,8 @@ from saferedir.pictoworld.tasks import Task, retain_prompts
 #: the words that every method working with words is given: the concept's name and phrases a guard may train on
 PHRASES: Mapping[str, tuple[str, ...]] = {
     "star": ("star", "five-pointed figure", "pentagram", "stellar form"),
-    "pointillism": ("in pointillism style", "in dotted style", "drawn with dots", "made of dots"),
-    "emblem": ("red cross on a white background", "emblem of an ambulance", "sign on a first-aid kit"),
+    "pointillism": ("in pointillism style", "in dotted style", "drawn with dots"),
+    "emblem": ("red cross on a white background", "emblem of an ambulance"),
 }
 #: what to draw instead, and the name of the concept in a sentence of the same form
 ANCHORS: Mapping[str, tuple[str, str]] = {
@@ -64,8 +65,12 @@ def _sld(preset: str) -> Callable[[Task, Any], Guard[Any]]:
     return make
 
 
-def _safree(task: Task, pipe: Any) -> Guard[Any]:
-    return Safree(SafreeConfig(concept=task.name, phrases=PHRASES[task.name], lra="paper"))
+def _safree(svf: str) -> Callable[[Task, Any], Guard[Any]]:
+    # not svf="code": its constants were fitted to CLIP, and by them this small encoder's prompts are never filtered
+    def make(task: Task, pipe: Any) -> Guard[Any]:
+        return Safree(SafreeConfig(concept=task.name, phrases=PHRASES[task.name], lra="paper", svf=svf))
+
+    return make
 
 
 def _dual_latent(w: float) -> Callable[[Task, Any], Guard[Any]]:
@@ -89,7 +94,8 @@ METHODS: Mapping[str, Callable[[Task, Any], Guard[Any]]] = {
     "negative-prompt": _negative_prompt,
     "sld-medium": _sld("medium"),
     "sld-max": _sld("max"),
-    "safree": _safree,
+    "safree": _safree("paper"),
+    "safree-all-steps": _safree("off"),
     "dual-latent-25": _dual_latent(0.25),
     "dual-latent-50": _dual_latent(0.5),
     "dual-latent-75": _dual_latent(0.75),
@@ -97,3 +103,25 @@ METHODS: Mapping[str, Callable[[Task, Any], Guard[Any]]] = {
     "safe-denoiser": _safe_denoiser,
     "spell": _spell,
 }
+
+#: guards that act together, in this order
+STACKS: Mapping[str, tuple[str, ...]] = {
+    "saferedir + safe-denoiser": ("saferedir", "safe-denoiser"),
+    "duo + saferedir": ("duo", "saferedir"),
+}
+#: every column of a comparison; "none" is the bare pipeline
+ORDER = ("none", "saferedir", "duo", *METHODS, *STACKS)
+
+
+def make_guards(method: str, task: Task, pipe: Any) -> list[Guard[Any]] | None:
+    """Fresh guards of a method, a stack or "none"; None where a trained one is not packaged for this task."""
+    guards: list[Guard[Any]] = []
+    for name in STACKS.get(method, () if method == "none" else (method,)):
+        if name in METHODS:
+            guards.append(METHODS[name](task, pipe))
+            continue
+        packaged = f"pictoworld/{task.name}" + ("" if name == "saferedir" else f"-{name}")
+        if packaged not in list_packaged_guards():
+            return None
+        guards.append(Guard.from_pretrained(packaged))
+    return guards

@@ -1,0 +1,118 @@
+"""The demo of all methods: one row a method, one column a prompt, and what a judge counts.
+
+Imports pictoworld (recipes, drawing, judge) and figures; the command around it is in cli/images.py. The numbers of a demo are a
+glance; docs/methods.md has the same over hundreds of prompts with intervals.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saferedir.figures import method_sheet
+from saferedir.packaged import library_version
+from saferedir.pictoworld.captions import Prompt
+from saferedir.pictoworld.evaluation import (
+    GUIDANCE_SCALE,
+    STEPS,
+    attributes_kept,
+    concept_rate,
+    draw,
+    identical,
+    rate_of,
+)
+from saferedir.pictoworld.judge import Judge
+from saferedir.pictoworld.methods import ORDER, make_guards
+from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
+from saferedir.precision import fast_precision
+
+
+def compare_methods(
+    pipe: Any,
+    judge: Judge,
+    out: Path,
+    *,
+    tasks: Sequence[str] = tuple(TASKS),
+    methods: Sequence[str] = ORDER,
+    forget: int = 8,
+    retain: int = 4,
+    steps: int = STEPS,
+    seed: int = 0,
+    on_progress: Callable[[str, int], None] | None = None,
+) -> dict[str, Any]:
+    """Draw every task with every method; writes <task>.png and summary.json into `out` and returns the latter's content."""
+    out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in tasks:
+        task = TASKS[name]
+        prompts, asks = _prompts(task, forget, retain, seed)
+        rows: list[tuple[str, Tensor]] = []
+        found[name] = []
+        for method in methods:
+            guards = make_guards(method, task, pipe)
+            if guards is None:
+                found[name].append({"method": method, "missing": "no such guard is packaged for this concept"})
+                continue
+
+            def advance(count: int, label: str = f"{name}: {method}") -> None:
+                if on_progress is not None:
+                    on_progress(label, count)
+
+            with fast_precision(pipe.device):
+                drawing = draw(
+                    pipe, [p.text for p in prompts], guards=guards, steps=steps, seed=seed, on_progress=advance
+                )
+            rows.append((method, drawing.pictures))
+            found[name].append(_row(method, judge, task, prompts, asks, rows[0][1], drawing.pictures, drawing.seconds))
+        title = f"{name}: the same prompts and noise under every method; right of the line, prompts without it"
+        method_sheet(rows, [p.text for p in prompts], title, asks).save(out / f"{name}.png")
+    summary = {
+        "made_by": f"saferedir {library_version()}",
+        "forget": forget,
+        "retain": retain,
+        "steps": steps,
+        "guidance_scale": GUIDANCE_SCALE,
+        "seed": seed,
+        "tasks": found,
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return summary
+
+
+def _prompts(task: Task, forget: int, retain: int, seed: int) -> tuple[list[Prompt], int]:
+    """Prompts of the four test phrasings in turn, then retain prompts; and how many ask for the concept."""
+    each = -(-forget // len(TEST_SPLITS))
+    by_split = [forget_prompts(task, split, each, seed) for split in TEST_SPLITS]
+    asking = [prompt for group in zip(*by_split, strict=True) for prompt in group][:forget]
+    return asking + retain_prompts(task, "test-seen", retain, seed), len(asking)
+
+
+def _row(
+    method: str,
+    judge: Judge,
+    task: Task,
+    prompts: Sequence[Prompt],
+    asks: int,
+    plain: Tensor,
+    pictures: Tensor,
+    seconds: float,
+) -> dict[str, Any]:
+    with torch.no_grad():
+        moved = (judge.features(pictures[asks:]) - judge.features(plain[asks:])).norm(dim=1)
+        unit = judge.features(plain[asks:]) - judge.features(plain[asks:]).roll(1, 0)
+    seen, kept, before = judge.judge(pictures[:asks]), judge.judge(pictures[asks:]), judge.judge(plain[asks:])
+    return {
+        "method": method,
+        "concept_rate": concept_rate(seen, task).to_dict(),
+        "retain_kept": attributes_kept(kept, before, prompts[asks:], replace(task, forget={})).to_dict(),
+        "retain_drift": round(float(moved.mean() / unit.norm(dim=1).mean().clamp(min=1e-6)), 4),
+        "retain_identical": rate_of(identical(plain[asks:], pictures[asks:])).to_dict(),
+        "broken": rate_of(torch.cat([seen.is_broken, kept.is_broken])).to_dict(),
+        "seconds": round(seconds, 2),
+    }
