@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from saferedir.cli import app
+from saferedir.cli import app, common
 from saferedir.guards.saferedir.dataset import read_pairs
 from saferedir.guards.saferedir.guard import SafeRedir
 
@@ -20,7 +20,9 @@ TOY = ("--count", 100, "--steps", 2, "--rollouts", 6, "--rollout-steps", 1)
 
 
 @pytest.fixture
-def run() -> Run:
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    for screen in (common.console, common.errors):  # pytest's workers fix the width before any test runs
+        monkeypatch.setattr(screen, "_width", 200)
     def invoke(*words: object) -> Any:
         return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
+from saferedir.families import FAMILIES
 from saferedir.guard import GuardConfig, Run, Step
 
 WITHOUT_GUIDANCE = ("raise", "ignore")
@@ -47,6 +48,13 @@ class PhrasesConfig(GuardConfig):
     def text(self) -> str:
         """All phrases, as they are encoded."""
         return ", ".join(self.phrases or (self.concept,)).strip()
+
+
+def may_be_guided(step: Step) -> bool:
+    """Whether this call has, or may turn out to have, classifier-free guidance: in the very first call of a sequential one
+    nobody knows yet.
+    """
+    return step.run.guided or (step.evaluation == 0 and FAMILIES[step.run.family].is_sequential)
 
 
 class Tally:

@@ -24,7 +24,15 @@ from torch import Tensor
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
-from saferedir.guards.guidance import PhrasesConfig, Tally, encode_phrases, guidance_weight, has_guidance, of_length
+from saferedir.guards.guidance import (
+    PhrasesConfig,
+    Tally,
+    encode_phrases,
+    guidance_weight,
+    has_guidance,
+    may_be_guided,
+    of_length,
+)
 
 VARIANTS = ("standard", "subtract")
 MESSAGES = {
@@ -80,7 +88,7 @@ class NegativePrompt(Guard[NegativePromptConfig]):
 
     def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
         state: NegativePromptState = step.state
-        if state.phrases is None or state.is_in_place or not (step.run.guided or step.evaluation == 0):
+        if state.phrases is None or state.is_in_place or not may_be_guided(step):
             return None
         return state.phrases.map(lambda part: part[None])
 

@@ -27,7 +27,15 @@ from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError
 from saferedir.guard import Guard, GuardConfig, Run, Step
-from saferedir.guards.guidance import PhrasesConfig, Tally, encode_phrases, guidance_weight, has_guidance, per_sample
+from saferedir.guards.guidance import (
+    PhrasesConfig,
+    Tally,
+    encode_phrases,
+    guidance_weight,
+    has_guidance,
+    may_be_guided,
+    per_sample,
+)
 from saferedir.schedules import to_x0
 
 PRESETS: dict[str, dict[str, float]] = {
@@ -116,7 +124,7 @@ class SLD(Guard[SLDConfig]):
     def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
         state: SLDState = step.state
         is_needed = self.config.momentum > 0 or bool((state.warmup <= step.evaluation).any())
-        if state.concept is None or not is_needed or not (step.run.guided or step.evaluation == 0):
+        if state.concept is None or not is_needed or not may_be_guided(step):
             return None
         return state.concept.map(lambda part: part[None])
 
