@@ -22,7 +22,7 @@ from saferedir.encoding import encode_prompts
 from saferedir.families import FAMILIES
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
 from saferedir.guards.safree import Safree, SafreeConfig
-from saferedir.guards.safree_math import (
+from saferedir.guards.safree.math import (
     away,
     basis,
     damped,

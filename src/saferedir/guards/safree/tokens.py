@@ -1,19 +1,20 @@
 """What SAFREE makes of a text in one text encoder ("tower"): its words, its triggers, and what to put in their place.
 
-Imports `safree_math` and `text_towers`; the guard is `safree`. Shapes: tokens (L,), their states (L, d), bases V (d, r).
+Imports math.py and `text_towers`; the guard is guard.py. Shapes: tokens (L,), their states (L, d), bases V (d, r).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saferedir.guard import Step
-from saferedir.guards.safree_math import (
+from saferedir.guards.safree.config import SafreeConfig
+from saferedir.guards.safree.math import (
     basis,
     filtered,
     gram_tolerance,
@@ -23,9 +24,6 @@ from saferedir.guards.safree_math import (
     triggers,
 )
 from saferedir.text_towers import TextTower
-
-if TYPE_CHECKING:
-    from saferedir.guards.safree import SafreeConfig
 
 TOLERANCE = 1e-3
 COPIES = 16  # masked copies in one call of a text encoder
