@@ -130,3 +130,36 @@ def test_a_function_with_a_self_of_its_own_is_not_the_pipeline(pipe: Any) -> Non
     with sr.attach(pipe, Redirect([True])):
         with pytest.raises(sr.GuardError, match="outside a call"):
             own_loop(pipe)
+
+
+def test_pooled_embeddings_changed_by_a_callback_are_seen_at_once() -> None:
+    case = PIPELINES["sdxl"]
+    pipe, seen = case.build(), []
+
+    class Look(Guard[GuardConfig]):
+        def on_step_start(self, step: Step) -> torch.Tensor:
+            seen.append(step.pooled.detach().clone())
+            return step.prompt_embeds
+
+    def callback(pipe: Any, index: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        return {"add_text_embeds": values["add_text_embeds"] + 1} if index == 0 else {}
+
+    with sr.attach(pipe, Look(CONFIG)):
+        run(case, pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["add_text_embeds"])
+    torch.testing.assert_close(seen[1], seen[0] + 1)
+    assert torch.equal(seen[1], seen[2])
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_on_prompt_is_asked_once_a_run(name: str) -> None:
+    case, calls = PIPELINES[name], []
+
+    class Count(Guard[GuardConfig]):
+        def on_prompt(self, step: Step) -> torch.Tensor:
+            calls.append(step.index)
+            return step.prompt_embeds
+
+    pipe = case.build()
+    with sr.attach(pipe, Count(CONFIG)):
+        run(case, pipe)
+    assert calls == [0]

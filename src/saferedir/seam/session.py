@@ -80,7 +80,7 @@ class Session:
         self._states = [ask(guard, "start", guard.start, run) for guard in self.guards]
         self._extra = [extra_rows(guard, run) for guard in self.guards]
         self._riding: list[Encoded | None] = []
-        self._from_pipeline: Tensor | None = None
+        self._from_pipeline: tuple[Tensor | None, ...] = (None, None, None)
         self._own: Rows | None = None
         self._standing: Rows | None = None
         self._asked: tuple[Step, Rows, Rows] | None = None
@@ -157,13 +157,13 @@ class Session:
         model_input = first_channels(self._split(latents)[0], self._channels)
         timestep = self._scheduler.timesteps[self._offset + self.evaluation]
         coeffs = model_input_coefficients(self._scheduler, timestep)
-        is_new = self._from_pipeline is not given.prompt
+        is_new = any(now is not before for now, before in zip(given[:3], self._from_pipeline, strict=True))
         if is_new and self._texts is not None:
             self._prompts = self._texts(own.cond)
         step = self._step(model_input, coeffs.like(model_input), own, given.mask)
         later = self.family.is_sequential
         if self._own is None or self._standing is None or is_new:
-            self._from_pipeline, self._own = given.prompt, own
+            self._from_pipeline, self._own = given[:3], own
             self._standing = condition("on_prompt", self.guards, self._states, step, own, uncond_later=later)
         rows = condition("on_step_start", self.guards, self._states, step, self._standing, uncond_later=later)
         return step, self._own, rows
