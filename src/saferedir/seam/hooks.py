@@ -127,7 +127,7 @@ class Seam:
             return self._before_denoiser(module, Call(self.family, args, kwargs))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            return self._after_denoiser(module, Call(self.family, args, kwargs), output)
+            return self._after_denoiser(Call(self.family, args, kwargs), output)
 
         def beside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return self._before_companion(module, Call(self.family, args, kwargs))
@@ -218,8 +218,7 @@ class Seam:
             used = ask(session, self._unpacked(latents), given)
             return None if used is given else call.with_conditioning(used, session.conditional)
 
-    def _after_denoiser(self, module: nn.Module, call: Call, output: Any) -> Any:
-        self._check_module(module)
+    def _after_denoiser(self, call: Call, output: Any) -> Any:
         session = self._active()
         if call.is_aside:
             return None
