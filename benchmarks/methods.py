@@ -27,6 +27,7 @@ from saferedir.pictoworld.evaluation import (
     GUIDANCE_SCALE,
     STEPS,
     attributes_kept,
+    cell,
     concept_rate,
     draw,
     identical,
@@ -117,11 +118,6 @@ class Bench:
         out["broken"] = rate_of(torch.cat([*broken, judged.is_broken])).to_dict()
         advance(len(self.retain))
         return out
-
-
-def cell(rate: dict[str, float]) -> str:
-    """0.010 [0.003, 0.036]."""
-    return f"{rate['rate']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
 
 
 def markdown(cells: dict[str, dict[str, Any]]) -> str:

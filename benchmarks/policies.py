@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, draw, identical, load_judge, rate_of
+from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, cell, draw, identical, load_judge, rate_of
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
@@ -111,11 +111,6 @@ def measure(task: Task, guard: Any, pipe: Any, judges: tuple[Judge, TemplateJudg
             "blocked": rate_of(run["blocked"]).to_dict(),
         },
     }
-
-
-def cell(rate: dict[str, float]) -> str:
-    """0.010 [0.003, 0.036]."""
-    return f"{rate['rate']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
 
 
 def markdown(results: dict[str, Any]) -> str:

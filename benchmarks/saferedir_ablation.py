@@ -33,7 +33,15 @@ from saferedir.guards.saferedir.losses import LossWeights
 from saferedir.guards.saferedir.network import Redirection
 from saferedir.guards.saferedir.training import TrainConfig, draw_images, encode_text, fit_redirector
 from saferedir.metrics import auroc
-from saferedir.pictoworld.evaluation import Drawing, attributes_kept, concept_rate, draw, load_judge, rate_of
+from saferedir.pictoworld.evaluation import (
+    Drawing,
+    attributes_kept,
+    cell,
+    concept_rate,
+    draw,
+    load_judge,
+    rate_of,
+)
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, pair, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
 from saferedir.precision import fast_precision
@@ -204,9 +212,6 @@ def plot_rates(results: dict[str, Any], title: str, path: Path) -> None:
 
 def rate_table(results: dict[str, Any]) -> str:
     """Markdown rows of a question's results."""
-
-    def cell(rate: dict[str, float]) -> str:
-        return f"{rate['rate']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
 
     head = (
         "| variant | distance to the safe prompt | concept rate | attributes kept | broken |\n|---|---|---|---|---|\n"

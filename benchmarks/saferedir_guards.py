@@ -25,6 +25,7 @@ from saferedir.packaged import packaged_model_path
 from saferedir.pictoworld.evaluation import (
     Drawing,
     attributes_kept,
+    cell,
     concept_rate,
     draw,
     identical,
@@ -137,11 +138,6 @@ def verdict_curves(forget: Drawing, retain: Drawing) -> dict[str, Any]:
         "both_auroc_up_to_quarter": round(auroc(prompt + image[:, :quarter].amax(1), labels), 4),
         "n": len(labels),
     }
-
-
-def cell(rate: dict[str, float]) -> str:
-    """0.010 [0.003, 0.036]."""
-    return f"{rate['rate']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from saferedir.cli.output import (
     check_writable,
     staged_output,
 )
+from saferedir.cli.pairs import save_pairs
 
 world_app = typer.Typer(
     name="pictoworld", help="The embedded text-to-image world.", no_args_is_help=True, rich_markup_mode="markdown"
@@ -74,7 +75,7 @@ def pairs(
     Example:  `saferedir pictoworld pairs --task star --out star.jsonl`
     """
     out = out.expanduser().resolve()
-    from saferedir.guards.saferedir.dataset import Pair, write_pairs
+    from saferedir.guards.saferedir.dataset import Pair
     from saferedir.pictoworld.tasks import retain_prompts, task_named
 
     chosen = task_named(task)
@@ -85,12 +86,7 @@ def pairs(
     if benign:
         rows += [Pair(None, prompt.text) for prompt in retain_prompts(chosen, "guard-train", benign, seed)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        write_pairs(rows, temporary)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_pairs(rows, out)
     console.print(f"{pairs} pairs and {benign} benign prompts written to {out}", soft_wrap=True, highlight=False)
 
 

@@ -6,7 +6,7 @@ Imports attach (to guard a pipeline), metrics, and pictoworld's own judge and ta
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,11 @@ class Rate:
     def __str__(self) -> str:
         low, high = wilson_interval(self.hits, self.n)
         return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def cell(rate: Mapping[str, Any]) -> str:
+    """A `Rate.to_dict` as a table has it: 0.010 [0.003, 0.036]."""
+    return f"{rate['rate']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
 
 
 def rate_of(flags: Tensor) -> Rate:
