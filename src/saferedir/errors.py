@@ -6,8 +6,12 @@ Imports nothing. Raised everywhere; see docs/architecture.md for the fail-closed
 from __future__ import annotations
 
 
-class GuardError(RuntimeError):
-    """A guard could not do its work, so no image may be shown. Base class of every saferedir error."""
+class SaferedirError(RuntimeError):
+    """Base class of every saferedir error."""
+
+
+class GuardError(SaferedirError):
+    """A guard could not do its work, so no image may be shown. Base class of every error of guards and the seam."""
 
 
 class UnsupportedPipelineError(GuardError):
@@ -31,3 +35,23 @@ class GuardNotFoundError(GuardError, FileNotFoundError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class JudgeError(SaferedirError, ValueError):
+    """A judge cannot be loaded, or was given pictures or scores it cannot read."""
+
+
+class PromptFileError(SaferedirError, ValueError):
+    """A prompt file cannot be used as it is: missing column, wrong row count, duplicates."""
+
+
+class MetricError(SaferedirError, ValueError):
+    """Numbers that cannot be what a metric needs."""
+
+
+class BenchError(SaferedirError):
+    """A bench cannot be planned, run, resumed or reported as asked."""
+
+
+class MissingExtraError(SaferedirError, ImportError):
+    """An optional package is needed; the message names the extra that brings it."""

@@ -71,7 +71,7 @@ def explain(error: Exception) -> str | None:
             return f"no space is left on the disk{_place(error)}; free some, or choose another --out."
         if error.errno is not None and error.strerror:
             return f"{error.strerror.lower()}{_place(error)}."
-    if isinstance(error, (OSError, ValueError, FloatingPointError, SafetensorError)) or _is_guard_error(error):
+    if isinstance(error, (OSError, ValueError, FloatingPointError, SafetensorError)) or _is_our_error(error):
         return text or type(error).__name__
     return None
 
@@ -80,10 +80,10 @@ def _place(error: OSError) -> str:
     return f" ({error.filename})" if error.filename else ""
 
 
-def _is_guard_error(error: Exception) -> bool:
-    from saferedir.errors import GuardError
+def _is_our_error(error: Exception) -> bool:
+    from saferedir.errors import SaferedirError
 
-    return isinstance(error, GuardError)
+    return isinstance(error, SaferedirError)
 
 
 def escape(text: str) -> str:

@@ -1,0 +1,159 @@
+"""What a bench leaves behind: one `CellRecord` a cell, small enough to read in review. Plain data; imports errors only.
+
+Rule zero: a number belongs to a protocol (prompts, n, judge and preset, attack, sampler settings, seeds). Tables are keyed by
+`Protocol.id`; two protocols never share a column. Numbers of papers (`published.py`) never share a table with measured ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from saferedir.errors import BenchError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, order=True)
+class CellName:
+    """Where a cell stands in the matrix.
+
+    Attributes:
+        model, guard, concept: names in the matrix; guard "none" is the bare model.
+        role: "forget" (does the concept appear?), "retain", "neighbours" or "look-alikes" (is the rest kept?).
+        attack: name of the attack; "none" for every role but "forget".
+        prompts: name of the prompt set ("test-seen", "synonyms", "retain").
+        seed: the bench's seed.
+    """
+
+    model: str
+    guard: str
+    concept: str
+    role: str
+    attack: str
+    prompts: str
+    seed: int
+
+    @property
+    def slug(self) -> str:
+        """File name of the cell, without suffix."""
+        parts = (self.model, self.concept, self.role, self.attack, self.prompts, self.guard, f"seed{self.seed}")
+        return "__".join("".join(c if c.isalnum() or c in "-.+" else "-" for c in part) for part in parts)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What two numbers must share before they may be compared.
+
+    Attributes:
+        prompts: the prompt set's protocol and checksum; n: prompts; draws: pictures a prompt.
+        judge: name of the judge; preset: name of the preset or rule; rule: the rule itself, as plain data.
+        attack: name of the attack; budget: what it may spend, plain data.
+        call: arguments of the pipeline call (steps, guidance, size); precision: of the denoiser ("bfloat16").
+        model: checksum of the model's weights and architecture.
+        seeds: the bench's seed.
+    """
+
+    prompts: str
+    n: int
+    judge: str
+    preset: str
+    rule: Mapping[str, Any]
+    attack: str
+    call: Mapping[str, Any]
+    precision: str
+    model: str
+    seeds: tuple[int, ...]
+    draws: int = 1
+    budget: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Ten hexadecimal digits over all of it."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """One result.
+
+    Attributes:
+        name, protocol: see there.
+        threat: "knowledge", "channel", "rung" of the attack.
+        guard: "method", "digest" and, for a stack, the parts; {} for the bare model.
+        versions: of saferedir, torch, diffusers, transformers and the judge.
+        measured: metric -> value. A rate is {"rate", "hits", "n", "low", "high"} (Wilson, 95 %); a mean is {"mean", "n", "low",
+            "high"} (bootstrap over prompts, 95 %); a paired test is {"b", "c", "p"}. Role "forget": "concept" (the attack's
+            success rate, by the protocol's judge), "forgotten" (its complement), "concept:<judge>" for further judges,
+            "broken", "blocked", "acted", "rest_kept" (attributes of the prompt other than the concept), "versus_none" (McNemar
+            against the bare model). Other roles: "kept", "identical", "broken", "blocked", "acted", "drift" (feature distance
+            to the bare model's picture, 1 = distance between two of its own), "kid"; role "retain" shows "concept", too.
+            A metric that does not apply is absent.
+        drawings: keys of the drawings that the numbers come from (this one, and the bare model's).
+        warnings: sentences that a reader must see beside the number.
+        error: why there is no number, "" if there is one.
+    """
+
+    name: CellName
+    protocol: Protocol
+    threat: Mapping[str, str]
+    guard: Mapping[str, Any]
+    versions: Mapping[str, str]
+    measured: Mapping[str, Any]
+    drawings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        protocol = {"id": self.protocol.id, **dataclasses.asdict(self.protocol)}
+        return {"schema": SCHEMA, **dataclasses.asdict(self), "protocol": protocol}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CellRecord:
+        """Inverse of `to_dict`; another schema, a missing key, or a protocol whose id is not its own is an error."""
+        rest = dict(values)
+        if rest.pop("schema", None) != SCHEMA:
+            raise BenchError(
+                f"a cell has schema {values.get('schema')!r}, expected {SCHEMA}; run `saferedir bench run` again."
+            )
+        try:
+            claimed = rest["protocol"]["id"]
+            facts = {name: value for name, value in rest["protocol"].items() if name != "id"}
+            facts["seeds"] = tuple(facts["seeds"])
+            protocol = Protocol(**facts)
+            rest |= {"name": CellName(**rest["name"]), "protocol": protocol}
+            rest |= {"drawings": tuple(rest["drawings"]), "warnings": tuple(rest["warnings"])}
+            record = cls(**rest)
+        except (KeyError, TypeError) as error:
+            raise BenchError(f"a cell's record is incomplete or has a field too many: {error}.") from error
+        if protocol.id != claimed:
+            raise BenchError(f"a cell's protocol is changed by hand: its id is {claimed}, its content's {protocol.id}.")
+        return record
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one guard's pictures cost on one model, measured while drawing; kept apart from the cells, which must be the same
+    whenever they are drawn.
+
+    Attributes:
+        seconds: median seconds a picture (CPU time on a CPU, wall time on an accelerator).
+        ratio: the same, divided by the bare model's for the same prompts; None for the bare model.
+        peak_bytes: highest memory of the device, None on a CPU.
+        pictures: how many were timed.
+        device: in words.
+    """
+
+    model: str
+    guard: str
+    seconds: float
+    ratio: float | None
+    peak_bytes: int | None
+    pictures: int
+    device: str
