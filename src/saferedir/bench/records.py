@@ -16,6 +16,8 @@ from typing import Any
 from saferedir.errors import BenchError
 
 SCHEMA = 1
+#: the guard's name in cells of the bare model
+BARE = "none"
 
 
 @dataclass(frozen=True, order=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from saferedir.cli.bench import bench_app
 from saferedir.cli.common import Commands, console
 from saferedir.cli.guards import guards_app
 from saferedir.cli.images import demo, generate
@@ -35,6 +36,7 @@ app.add_typer(pairs_app)
 app.add_typer(negation_app)
 app.add_typer(train_app)
 app.add_typer(guards_app)
+app.add_typer(bench_app)
 app.add_typer(world_app)
 
 

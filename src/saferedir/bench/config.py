@@ -1,0 +1,244 @@
+"""The matrix: what a TOML file may say, checked before any time is spent. Imports pydantic (extra `bench`), errors and names.
+
+`read_matrix` gives a frozen `Matrix`; plan.py turns it into work. Presets are the TOML files in presets/.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saferedir.errors import BenchError
+from saferedir.extras import need
+from saferedir.names import unknown
+
+need("pydantic", "bench", "the bench")
+from pydantic import BaseModel, ConfigDict, Field, ValidationError  # noqa: E402 - after the sentence about the extra
+
+PRESETS = Path(__file__).parent / "presets"
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_-]*)\}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Limits(_Section):
+    """How many prompts of each kind at most; None for all there are."""
+
+    forget: int | None = Field(None, ge=1)
+    rephrased: int | None = Field(None, ge=1)
+    retain: int | None = Field(None, ge=1)
+    neighbours: int | None = Field(None, ge=1)
+    look_alikes: int | None = Field(None, ge=1)
+
+
+class ModelEntry(_Section):
+    """A pipeline: what `load_pipeline` takes, and how it is called."""
+
+    load: str
+    batch: int = Field(8, ge=1)
+    dtype: str = Field("float32", pattern="^(float32|float16|bfloat16)$")
+    device: str = "auto"
+    fast: bool = True  # bf16 autocast on a processor with instructions for it
+    call: dict[str, Any] = Field(default_factory=dict)
+
+
+class JudgeEntry(_Section):
+    """Who judges, and what counts: a preset by name, or a rule as plain data."""
+
+    name: str
+    preset: str | None = None
+    rule: dict[str, Any] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class FileEntry(_Section):
+    """A prompt file of the user's."""
+
+    file: str
+    format: str = "plain"
+    rows: int | None = Field(None, ge=1)
+    allow_duplicates: bool = False
+
+
+class ConceptEntry(_Section):
+    """A concept: built-in prompts, or files."""
+
+    prompts: str | None = None
+    forget: FileEntry | None = None
+    rephrased: dict[str, FileEntry] = Field(default_factory=dict)
+    retain: FileEntry | None = None
+    neighbours: dict[str, FileEntry] = Field(default_factory=dict)
+    look_alikes: FileEntry | None = None
+    judge: JudgeEntry
+    second_judges: list[JudgeEntry] = Field(default_factory=list)
+
+
+class GuardEntry(_Section):
+    """A guard: exactly one of `load` (folder, hub id, packaged name), `recipe`, `method` (with `config`), `stack`."""
+
+    load: str | None = None
+    recipe: str | None = None
+    method: str | None = None
+    stack: list[str] | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    concepts: list[str] | None = None
+    force: bool = False
+
+    @property
+    def kinds(self) -> list[str]:
+        """Which of the four are given."""
+        return [name for name in ("load", "recipe", "method", "stack") if getattr(self, name) is not None]
+
+
+class Matrix(_Section):
+    """A whole bench."""
+
+    title: str
+    description: str = ""
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    attacks: list[str] = Field(default_factory=lambda: ["none"])
+    draws: int = Field(1, ge=1)
+    keep_images: bool = True
+    prompts: Limits = Field(default_factory=lambda: Limits.model_validate({}))
+    needs: dict[str, str] = Field(default_factory=dict)
+    model: dict[str, ModelEntry] = Field(min_length=1)
+    concept: dict[str, ConceptEntry] = Field(min_length=1)
+    guard: dict[str, GuardEntry] = Field(default_factory=dict)
+
+
+def preset_names() -> list[str]:
+    """Matrix files that come with the library."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def matrix_path(name: str) -> Path:
+    """A file by its path, or a preset by its name."""
+    path = Path(name).expanduser()
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise BenchError(
+                f"there is no file {name}; give a matrix in TOML, or a preset: {', '.join(preset_names())}."
+            )
+        return path
+    if name not in preset_names():
+        raise BenchError(unknown("bench preset", name, preset_names()) + " A file of your own must end in .toml.")
+    return PRESETS / f"{name}.toml"
+
+
+def read_matrix(name: str, given: Mapping[str, str] | None = None) -> Matrix:
+    """Read a file or preset; `given` answers what it needs (`--with model=PATH`).
+
+    Raises BenchError with one sentence: no TOML, an unknown key (with the nearest known one), something needed but not given.
+    """
+    path = matrix_path(name)
+    text = path.read_text(encoding="utf-8")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BenchError(f"{path.name} is no TOML: {error}.") from error
+    values = _filled_in(values, dict(given or {}), name)
+    try:
+        matrix = Matrix.model_validate(values)
+    except ValidationError as error:
+        raise BenchError(f"{path.name}: {_sentence(error)}") from error
+    _check_guards(matrix, path.name)
+    base = Path.cwd() if path.parent == PRESETS else path.parent
+    return matrix.model_copy(update={"concept": {k: _absolute(c, base) for k, c in matrix.concept.items()}})
+
+
+def _filled_in(values: dict[str, Any], given: Mapping[str, str], name: str) -> dict[str, Any]:
+    needs = values.get("needs", {})
+    needs = needs if isinstance(needs, Mapping) else {}
+    extra = sorted(set(given) - set(needs))
+    if extra:
+        raise BenchError(unknown("need", extra[0], needs))
+    missing = [f"--with {key}=… ({what})" for key, what in needs.items() if key not in given]
+    if missing:
+        raise BenchError(f"{name} needs what only you can bring: {'; '.join(missing)}.")
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, str):
+            return _VARIABLE.sub(lambda found: answer(found[1]), value)
+        if isinstance(value, Mapping):
+            return {key: fill(entry) for key, entry in value.items()}
+        return [fill(entry) for entry in value] if isinstance(value, list) else value
+
+    def answer(variable: str) -> str:
+        if variable not in given:
+            raise BenchError(f"{name} uses ${{{variable}}}, but its [needs] does not say what that is.")
+        return given[variable]
+
+    return {key: value if key == "needs" else fill(value) for key, value in values.items()}
+
+
+def _check_guards(matrix: Matrix, file: str) -> None:
+    """What pydantic cannot see: names that must refer to each other."""
+    for name, entry in matrix.guard.items():
+        if name == "none":
+            raise BenchError(
+                f"{file}: [guard.none] is the bare model, which is always part; call the guard something else."
+            )
+        if len(entry.kinds) != 1:
+            found = ", ".join(entry.kinds) or "none"
+            raise BenchError(
+                f"{file}: [guard.{name}] must have exactly one of load, recipe, method, stack; found {found}."
+            )
+        for part in entry.stack or []:
+            if part not in matrix.guard or matrix.guard[part].stack is not None:
+                others = [other for other, found in matrix.guard.items() if found.stack is None]
+                raise BenchError(f"{file}: [guard.{name}] " + unknown("guard to stack", part, others))
+        for concept in entry.concepts or []:
+            if concept not in matrix.concept:
+                raise BenchError(f"{file}: [guard.{name}] " + unknown("concept", concept, matrix.concept))
+    for name, concept_entry in matrix.concept.items():
+        if (concept_entry.prompts is None) == (concept_entry.forget is None):
+            raise BenchError(f"{file}: [concept.{name}] must have either `prompts` (built-in) or `forget` (a file).")
+        for judge in (concept_entry.judge, *concept_entry.second_judges):
+            if (judge.preset is None) == (judge.rule is None):
+                raise BenchError(
+                    f"{file}: judge {judge.name!r} of [concept.{name}] must have either a `preset` or a `rule`."
+                )
+
+
+def _absolute(concept: ConceptEntry, base: Path) -> ConceptEntry:
+    """File names relative to the matrix file."""
+
+    def fixed(entry: FileEntry | None) -> FileEntry | None:
+        return None if entry is None else entry.model_copy(update={"file": str(base / Path(entry.file).expanduser())})
+
+    single = {name: fixed(getattr(concept, name)) for name in ("forget", "retain", "look_alikes")}
+    many = {name: {k: fixed(v) for k, v in getattr(concept, name).items()} for name in ("rephrased", "neighbours")}
+    return concept.model_copy(update=single | many)
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem, in words, with the nearest known key."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        parent = ".".join(str(part) for part in first["loc"][:-1]) or "the top level"
+        return f"at {parent}, {unknown('key', str(first['loc'][-1]), _keys_at(Matrix, first['loc'][:-1]))}"
+    if first["type"] == "missing":
+        return f"{place} is missing."
+    return f"{place} is {first['input']!r}: {first['msg'].lower()}."
+
+
+def _keys_at(section: Any, place: Sequence[Any]) -> list[str]:
+    """Known keys of the section at a place of the file."""
+    for part in place:
+        fields = getattr(section, "model_fields", None)
+        if fields is not None and part in fields:
+            section = fields[part].annotation
+        inner = [entry for entry in _parts_of(section) if isinstance(entry, type) and issubclass(entry, BaseModel)]
+        section = inner[0] if inner else section
+    return sorted(getattr(section, "model_fields", {}))
+
+
+def _parts_of(annotation: Any) -> list[Any]:
+    """An annotation and all that it is made of."""
+    return [annotation, *(part for argument in getattr(annotation, "__args__", ()) for part in _parts_of(argument))]

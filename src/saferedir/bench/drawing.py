@@ -1,0 +1,237 @@
+"""A drawing: the pictures of one prompt set by one model under one guard, judged; the unit of work, cut into shards.
+
+`DrawingSpec` is plain data, so it travels to any worker, and its `key` is a checksum of all that the result depends on: the same
+key never has to be drawn twice. `draw_shard` is a pure function of the spec and a range of pictures. Imports attach, resources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saferedir.attach import attach
+from saferedir.bench.resources import GuardPart, JudgeSpec, ModelSpec, Resources
+from saferedir.errors import BenchError, GuardError
+from saferedir.judges.base import Judge, Scores
+from saferedir.metrics.cost import Stopwatch
+
+
+@dataclass(frozen=True)
+class DrawingSpec:
+    """What to draw, and who looks at it.
+
+    Attributes:
+        model: the pipeline and its call; guards: parts of the guard, () for the bare model; guards_digest: their checksum.
+        texts, seeds: one entry a picture; prompt_of: which prompt of the set it belongs to.
+        judges: all who score the pictures.
+        shard_size: pictures a shard, a multiple of the model's batch, so that every batch is the same whoever draws it.
+        keep_images: whether the pictures themselves are kept.
+        versions: library -> version.
+    """
+
+    model: ModelSpec
+    guards: tuple[GuardPart, ...]
+    guards_digest: str
+    texts: tuple[str, ...] = field(repr=False)
+    seeds: tuple[int, ...]
+    prompt_of: tuple[int, ...]
+    judges: tuple[JudgeSpec, ...]
+    shard_size: int
+    keep_images: bool
+    versions: Mapping[str, str]
+
+    @cached_property
+    def key(self) -> str:
+        """Sixteen hexadecimal digits over all that the pictures depend on: not who judges them, nor whether they are kept."""
+        model = asdict(self.model) | {"load": None}  # the digest says which one it is
+        facts = asdict(self) | {"model": model, "guards": None, "judges": None, "keep_images": None}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards, in order."""
+        return [Shard(self.key, a, min(a + self.shard_size, len(self))) for a in range(0, len(self), self.shard_size)]
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """Pictures start..stop - 1 of a drawing."""
+
+    key: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one judge saw in n pictures: scores (n, L), and features (n, d) if it has any; NaN for pictures never made."""
+
+    scores: Scores
+    features: Tensor | None
+
+
+@dataclass
+class Pictures:
+    """What was drawn: n rows, in the drawing's order.
+
+    Attributes:
+        judged: what each judge saw.
+        blocked: (n,) bool, the guard gave no picture; acted: (n,) bool, some guard acted on it.
+        checksums: SHA-256 of the 8-bit pixels, "" for none; images: PNG bytes, None where not kept or not made.
+        seconds, peak_bytes: cost of all n; device, precision: where and how.
+        reasons: row -> why it was blocked.
+    """
+
+    judged: dict[JudgeSpec, Judged]
+    blocked: Tensor
+    acted: Tensor
+    checksums: list[str]
+    images: list[bytes | None]
+    seconds: float
+    peak_bytes: int | None
+    device: str
+    precision: str
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.blocked)
+
+
+def draw_shard(spec: DrawingSpec, shard: Shard, resources: Resources) -> Pictures:
+    """Draw and judge one shard. Deterministic on a given kind of machine, whatever else was drawn before.
+
+    A GuardError blocks its picture and no other: a batch that fails is drawn again picture by picture. Every other error is
+    the caller's, who tries the shard again later.
+    """
+    pipe = resources.pipeline(spec.model)
+    guards = resources.guards(spec.model, spec.guards, spec.guards_digest)
+    pictures: list[Tensor | None] = []
+    acted: list[bool] = []
+    reasons: dict[int, str] = {}
+    watch = Stopwatch(pipe.device)
+    with watch, resources.precision(spec.model, pipe), torch.no_grad():
+        for start in range(shard.start, shard.stop, spec.model.batch):
+            rows = range(start, min(start + spec.model.batch, shard.stop))
+            try:
+                drawn, fired = _draw(pipe, guards, spec, rows)
+            except GuardError:
+                drawn, fired = [], []
+                for row in rows:
+                    one, one_fired = _draw_or_block(pipe, guards, spec, row, reasons, row - shard.start)
+                    drawn, fired = drawn + one, fired + one_fired
+            pictures += drawn
+            acted += fired
+    return _finished(spec, pictures, acted, reasons, watch, resources.precision_name(spec.model, pipe), resources)
+
+
+def _draw_or_block(
+    pipe: Any, guards: Sequence[Any], spec: DrawingSpec, row: int, reasons: dict[int, str], place: int
+) -> tuple[list[Tensor | None], list[bool]]:
+    try:
+        return _draw(pipe, guards, spec, range(row, row + 1))
+    except GuardError as error:
+        reasons[place] = str(error)
+        return [None], [True]
+
+
+def _draw(pipe: Any, guards: Sequence[Any], spec: DrawingSpec, rows: range) -> tuple[list[Tensor | None], list[bool]]:
+    """8-bit pictures (3, H, W) of some rows in one batch, and whether a guard acted on each."""
+    call = {
+        **spec.model.call,
+        "prompt": [spec.texts[row] for row in rows],
+        # on the CPU, so that every device starts from the same noise
+        "generator": [torch.Generator().manual_seed(spec.seeds[row]) for row in rows],
+        "output_type": "pt",
+    }
+    fired = [False] * len(rows)
+    if guards:
+        with attach(pipe, list(guards)) as attached:
+            output = pipe(**call)
+            for decision in attached.decisions:
+                fired[decision.image] |= decision.fired
+    else:
+        output = pipe(**call)
+    images = getattr(output, "images", None)
+    if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != len(rows):
+        raise BenchError(
+            f"{type(pipe).__name__} did not return one picture a prompt; the bench draws text to image only."
+        )
+    if not bool(torch.isfinite(images).all()):
+        if guards:
+            raise GuardError("a picture holds NaN or infinity.")
+        raise BenchError("the bare model drew NaN or infinity; check its dtype and scheduler.")
+    eight_bit = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    return list(eight_bit), fired
+
+
+def _finished(
+    spec: DrawingSpec,
+    pictures: Sequence[Tensor | None],
+    acted: Sequence[bool],
+    reasons: dict[int, str],
+    watch: Stopwatch,
+    precision: str,
+    resources: Resources,
+) -> Pictures:
+    return Pictures(
+        judged={judge: judged(pictures, resources.judge(judge)) for judge in spec.judges},
+        blocked=torch.tensor([picture is None for picture in pictures]),
+        acted=torch.tensor(list(acted)),
+        checksums=[
+            "" if picture is None else hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in pictures
+        ],
+        images=[_png(picture) if spec.keep_images and picture is not None else None for picture in pictures],
+        seconds=watch.seconds,
+        peak_bytes=watch.peak_bytes,
+        device=resources.device_name(spec.model),
+        precision=precision,
+        reasons=reasons,
+    )
+
+
+def _png(picture: Tensor) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def judged(pictures: Sequence[Tensor | None], judge: Judge, batch: int = 64) -> Judged:
+    """What a judge sees in 8-bit pictures (3, H, W), None for those never made. The pictures may differ in size."""
+    made = [row for row, picture in enumerate(pictures) if picture is not None]
+    scores = torch.full((len(pictures), len(judge.labels)), torch.nan)
+    features: Tensor | None = None
+    for start in range(0, len(made), batch):
+        rows = made[start : start + batch]
+        stack = torch.stack([picture for row in rows if (picture := pictures[row]) is not None]).float() / 255
+        scores[rows] = judge(stack).values
+        found = judge.features(stack)
+        if found is not None:
+            features = torch.full((len(pictures), found.shape[1]), torch.nan) if features is None else features
+            features[rows] = found.detach().float().cpu()
+    return Judged(Scores(judge.labels, scores), features)
+
+
+def from_png(image: bytes | None) -> Tensor | None:
+    """A kept picture as it was judged: 8-bit (3, H, W)."""
+    if image is None:
+        return None
+    import numpy as np
+    from PIL import Image
+
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(image)).convert("RGB"))).permute(2, 0, 1)

@@ -1,0 +1,92 @@
+"""Executors: who draws the shards. In-process here; more processes and machines by Ray in ray_executor.py.
+
+An executor gives every shard back exactly once, drawn or failed, in any order; the runner keeps what comes and tries failures
+again. Imports drawing and resources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from saferedir.bench.drawing import DrawingSpec, Pictures, Shard, draw_shard
+from saferedir.bench.resources import Resources
+from saferedir.errors import BenchError
+from saferedir.names import unknown
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard, and all that is needed to draw it."""
+
+    spec: DrawingSpec
+    shard: Shard
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A shard's pictures, or the sentence that says why there are none; `worker` did it."""
+
+    task: Task
+    pictures: Pictures | None
+    error: str = ""
+    worker: str = "this process"
+
+
+class Executor(Protocol):
+    """Draws shards; used as a context, which frees its workers."""
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Outcomes as they come."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class InProcess:
+    """Draws one shard after the other, here. The models stay loaded between runs."""
+
+    def __init__(self, resources: Resources | None = None) -> None:
+        self.resources = resources or Resources()
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        for task in tasks:
+            yield attempt(task, self.resources)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+
+def attempt(task: Task, resources: Resources, worker: str = "this process") -> Outcome:
+    """Draw one shard; an error becomes a sentence, so that one bad cell does not end a night's run."""
+    try:
+        return Outcome(task, draw_shard(task.spec, task.shard, resources), worker=worker)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        return Outcome(task, None, f"{type(error).__name__}: {text or 'no message'}", worker)
+
+
+EXECUTORS = ("local", "ray")
+
+
+def make_executor(
+    name: str, *, workers: int = 1, address: str | None = None, resources: Resources | None = None
+) -> Executor:
+    """An executor by its name; "ray" needs the extra `ray`."""
+    if name == "local":
+        if workers != 1 or address is not None:
+            raise BenchError("the local executor is one process; give --executor ray for --workers or --address.")
+        return InProcess(resources)
+    if name != "ray":
+        raise BenchError(unknown("executor", name, EXECUTORS))
+    from saferedir.bench.ray_executor import RayExecutor
+
+    return RayExecutor(workers=workers, address=address)

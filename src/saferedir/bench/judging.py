@@ -1,0 +1,28 @@
+"""From a matrix entry to a judge and its rule. Imports config, judges and resources; used by plan and rejudging."""
+
+from __future__ import annotations
+
+from saferedir.bench.config import JudgeEntry
+from saferedir.bench.resources import JudgeSpec, Resources, judge_digest
+from saferedir.errors import BenchError
+from saferedir.judges.presets import preset
+from saferedir.judges.rules import Rule, rule_from_dict
+
+
+def rule_of(entry: JudgeEntry) -> Rule:
+    """The rule of a preset, or the entry's own; BenchError for a preset made for another judge."""
+    if entry.rule is not None:
+        return rule_from_dict(entry.rule)
+    found = preset(entry.preset or "")
+    if entry.name not in found.judges:
+        raise BenchError(
+            f"preset {entry.preset!r} is made for {' or '.join(found.judges)}, not for judge {entry.name!r}."
+        )
+    return found.rule
+
+
+def judge_spec(entry: JudgeEntry, resources: Resources) -> JudgeSpec:
+    """The judge with the options that its preset fixes and those of the entry, loaded once to know its checksum."""
+    options = {**(dict(preset(entry.preset).options) if entry.preset else {}), **entry.options}
+    found = resources.judge(JudgeSpec(entry.name, options))
+    return JudgeSpec(entry.name, options, judge_digest(found))

@@ -1,0 +1,89 @@
+"""Counting again by other judges, presets or rules, without drawing: `saferedir bench rejudge`.
+
+Scores that are stored are used as they are; a judge that was not there looks at the stored pictures. Imports counting, planned,
+store and the judges' registry and presets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from saferedir.bench.config import JudgeEntry
+from saferedir.bench.counting import write_cells
+from saferedir.bench.drawing import from_png, judged
+from saferedir.bench.judging import judge_spec, rule_of
+from saferedir.bench.planned import Planned, read_planned
+from saferedir.bench.records import CellRecord
+from saferedir.bench.resources import Resources
+from saferedir.bench.store import Store
+from saferedir.errors import BenchError
+from saferedir.names import unknown
+
+
+def rejudge(
+    folder: Path,
+    choices: Mapping[str, JudgeEntry],
+    out: Path,
+    resources: Resources,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[CellRecord]:
+    """Judge the concepts in `choices` (concept -> judge and preset or rule) anew; records, plan and costs go to `out`.
+
+    `on_progress(done, total)` counts shards that a new judge looks at. Raises BenchError where pictures that a new judge would
+    need were not kept, or were never drawn.
+    """
+    plan, source, target = read_planned(folder), Store(folder), Store(out)
+    if plan.drawings_at != ".":
+        source = Store((folder / plan.drawings_at).resolve())
+    concepts = {cell.name.concept for cell in plan.cells}
+    for concept in choices:
+        if concept not in concepts:
+            raise BenchError(unknown("concept in this bench", concept, concepts))
+    specs = {concept: judge_spec(entry, resources) for concept, entry in choices.items()}
+    rules = {concept: rule_of(entry) for concept, entry in choices.items()}
+    cells, judges = [], {key: list(found) for key, found in plan.judges.items()}
+    for cell in plan.cells:
+        if cell.name.concept in choices:
+            entry, spec = choices[cell.name.concept], specs[cell.name.concept]
+            for key in (cell.drawing, cell.bare):
+                judges[key] = [spec, *(judge for judge in judges[key] if judge.name != spec.name)]
+            protocol = dataclasses.replace(
+                cell.protocol,
+                judge=entry.name,
+                preset=entry.preset or "own rule",
+                rule=rules[cell.name.concept].to_dict(),
+            )
+            cell = dataclasses.replace(cell, protocol=protocol, second={})
+        cells.append(cell)
+    plan = dataclasses.replace(
+        plan,
+        cells=tuple(cells),
+        judges={key: tuple(found) for key, found in judges.items()},
+        drawings_at=os.path.relpath(source.root.resolve(), out.resolve()),
+    )
+    target.prepare(0)
+    _look(plan, source, resources, on_progress)
+    return write_cells(plan, target, source)
+
+
+def _look(plan: Planned, source: Store, resources: Resources, on_progress: Callable[[int, int], None]) -> None:
+    """Let every judge see what it has not seen yet."""
+    todo = [
+        (shard, judge)
+        for key, shards in plan.shards.items()
+        for shard in shards
+        for judge in source.lacks(plan.judges[key], shard)
+    ]
+    for done, (shard, judge) in enumerate(todo):
+        if not source.has(shard):
+            raise BenchError(f"the bench in {source.root} is not finished; end it with `saferedir bench run` first.")
+        pictures = [from_png(image) for image in source.images(shard)]
+        if all(picture is None for picture in pictures) and not source.all_blocked(shard):
+            raise BenchError(
+                f"judge {judge.name!r} saw no picture, and none was kept (keep_images = false); draw them again."
+            )
+        source.write_judged(shard, judge, judged(pictures, resources.judge(judge)))
+        on_progress(done + 1, len(todo))

@@ -1,0 +1,177 @@
+"""Models, guards and judges of a bench, by plain-data specs; loaded when first needed, on whatever worker needs them.
+
+Imports pipelines, guards' registry, judges' registry and worlds. Specs carry checksums; what is loaded must have the same, so a
+folder changed between two runs, or other on another machine, is an error and not a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from saferedir.bench.worlds import world_guards
+from saferedir.errors import BenchError
+from saferedir.fingerprint import backbone_fingerprint
+from saferedir.guard import Guard
+from saferedir.guards.registry import guard_class
+from saferedir.judges.base import Judge
+from saferedir.judges.registry import load_judge
+from saferedir.pipelines import load_pipeline
+from saferedir.precision import fast_precision, precision_name
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A pipeline and how it is called; digest: checksum of its weights and scheduler, "" before it is known."""
+
+    load: str
+    batch: int
+    dtype: str
+    device: str
+    fast: bool
+    call: Mapping[str, Any]
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class GuardPart:
+    """One guard of a stack: where it comes from, as plain data ({"load": …}, {"recipe": …, "concept": …} or {"method": …,
+    "config": …}).
+    """
+
+    source: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """A judge and its options; digest: checksum of its facts, "" before they are known."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    digest: str = ""
+
+
+class Resources:
+    """What one process has loaded. Keeps one pipeline, its guards, and every judge."""
+
+    def __init__(self) -> None:
+        self._model: tuple[str, Any] | None = None
+        self._guards: dict[str, list[Guard[Any]]] = {}
+        self._judges: dict[str, Judge] = {}
+
+    def pipeline(self, spec: ModelSpec) -> Any:
+        """The pipeline, loaded if it is not the one at hand."""
+        name = _json([spec.load, spec.dtype, spec.device])
+        if self._model is None or self._model[0] != name:
+            self._model, self._guards = None, {}  # free the old one first
+            pipe = load_pipeline(spec.load, dtype=getattr(torch, spec.dtype), device=device_of(spec))
+            pipe.set_progress_bar_config(disable=True)
+            self._model = (name, pipe)
+        _same("model", spec.load, spec.digest, model_digest(self._model[1]) if spec.digest else "")
+        return self._model[1]
+
+    def guards(self, model: ModelSpec, parts: Sequence[GuardPart], digest: str = "") -> list[Guard[Any]]:
+        """The guards of a stack, in order; [] for the bare model."""
+        if not parts:
+            return []
+        name = _json([model.load, [part.source for part in parts]])
+        if name not in self._guards:
+            pipe = self.pipeline(model)
+            while len(self._guards) >= 8:
+                self._guards.pop(next(iter(self._guards)))
+            self._guards[name] = [guard for part in parts for guard in _make(part.source, pipe)]
+        found = self._guards[name]
+        _same("guard", str(parts[0].source), digest, guards_digest(found) if digest else "")
+        return found
+
+    def judge(self, spec: JudgeSpec) -> Judge:
+        """The judge."""
+        name = _json([spec.name, spec.options])
+        if name not in self._judges:
+            self._judges[name] = load_judge(spec.name, **spec.options)
+        _same("judge", spec.name, spec.digest, judge_digest(self._judges[name]) if spec.digest else "")
+        return self._judges[name]
+
+    def precision(self, spec: ModelSpec, pipe: Any) -> AbstractContextManager[Any]:
+        """The arithmetic that its pictures are drawn in."""
+        return fast_precision(pipe.device) if _is_fast(spec, pipe) else nullcontext()
+
+    def precision_name(self, spec: ModelSpec, pipe: Any) -> str:
+        """The same in words, for records."""
+        return precision_name(pipe.device) if _is_fast(spec, pipe) else spec.dtype
+
+    def device_name(self, spec: ModelSpec) -> str:
+        """Where it runs, in words."""
+        device = device_of(spec)
+        if device.type == "cuda":
+            return torch.cuda.get_device_name(device)
+        return f"CPU, {torch.get_num_threads()} thread(s)" if device.type == "cpu" else device.type
+
+
+def device_of(spec: ModelSpec) -> torch.device:
+    """The device of a model: an accelerator for "auto" where there is one."""
+    if spec.device != "auto":
+        return torch.device(spec.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _is_fast(spec: ModelSpec, pipe: Any) -> bool:
+    return spec.fast and spec.dtype == "float32" and bool(pipe.device.type == "cpu")
+
+
+def _make(source: Mapping[str, Any], pipe: Any) -> list[Guard[Any]]:
+    if "load" in source:
+        return [Guard.from_pretrained(source["load"], force=bool(source.get("force", False)))]
+    if "recipe" in source:
+        return world_guards(source["recipe"], source["concept"], pipe)
+    kind = guard_class(source["method"])
+    config = dict(source["config"])
+    preset = config.pop("preset", None)
+    if preset is not None and not hasattr(kind.config_class, "preset"):
+        raise BenchError(f"guard method {source['method']!r} has no presets; leave `preset` out of its config.")
+    settings = kind.config_class.from_dict(config) if preset is None else kind.config_class.preset(preset, **config)  # type: ignore[attr-defined]
+    return [kind(settings)]
+
+
+def model_digest(pipe: Any) -> str:
+    """Checksum of a pipeline: weights, architecture and scheduler."""
+    scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    return _short(_json([backbone_fingerprint(pipe), type(pipe.scheduler).__name__, scheduler]))
+
+
+def guards_digest(guards: Sequence[Guard[Any]]) -> str:
+    """Checksum of a stack: methods, settings and weights, in order; what was measured or told about training does not count."""
+    found = hashlib.sha256()
+    for guard in guards:
+        settings = {k: v for k, v in guard.config.to_dict().items() if k not in ("training", "measured", "backbone")}
+        found.update(_json([guard.method, settings]).encode())
+        for name, value in sorted(guard.tensors().items()):
+            found.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def judge_digest(judge: Judge) -> str:
+    """Checksum of what fixes a judge's scores."""
+    return _short(_json([judge.name, judge.facts(), list(judge.labels)]))
+
+
+def _same(kind: str, name: str, expected: str, found: str) -> None:
+    if expected != found:
+        raise BenchError(
+            f"{kind} {name!r} is not the one the bench was planned with (checksum {found}, not {expected}); it has changed, or "
+            "is another on this machine. Plan again with `saferedir bench run`."
+        )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,51 @@
+"""The built-in worlds: the only file of the bench that knows one. Imports PictoWorld inside the functions.
+
+A world brings prompts of its concepts ("pictoworld/star") and recipes for guards made without training ("pictoworld/sld-max").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from saferedir.errors import BenchError
+from saferedir.guard import Guard
+from saferedir.names import unknown
+from saferedir.prompts import ConceptPrompts
+
+WORLDS = ("pictoworld",)
+
+
+def _split(kind: str, name: str) -> str:
+    world, _, rest = name.partition("/")
+    if world not in WORLDS or not rest:
+        raise BenchError(unknown(kind, name, [f"{one}/…" for one in WORLDS]))
+    return rest
+
+
+def world_prompts(name: str, limits: Mapping[str, int | None]) -> ConceptPrompts:
+    """Prompts of "pictoworld/star"; `limits`: kind -> at most so many."""
+    from saferedir.pictoworld.prompt_sets import concept_prompts
+    from saferedir.pictoworld.tasks import TASKS
+
+    task = _split("built-in concept", name)
+    if task not in TASKS:
+        raise BenchError(unknown("concept of PictoWorld", task, TASKS))
+    return concept_prompts(task, limits)
+
+
+def check_recipe(name: str) -> None:
+    """One sentence for a recipe nobody knows."""
+    from saferedir.pictoworld.methods import METHODS
+
+    recipe = _split("recipe", name)
+    if recipe not in METHODS:
+        raise BenchError(unknown("recipe of PictoWorld", recipe, METHODS))
+
+
+def world_guards(recipe: str, concept: str, pipe: Any) -> list[Guard[Any]]:
+    """Guards of a recipe for "pictoworld/star", made afresh."""
+    from saferedir.pictoworld.methods import METHODS
+    from saferedir.pictoworld.tasks import TASKS
+
+    return [METHODS[_split("recipe", recipe)](TASKS[_split("built-in concept", concept)], pipe)]

@@ -1,0 +1,241 @@
+"""`saferedir bench …`: plan, run, report and re-judge a matrix of models, guards, concepts and attacks. Thin: see bench/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saferedir.cli.common import console, errors, escape, new_table, quiet
+
+if TYPE_CHECKING:
+    from saferedir.bench.plan import Plan
+    from saferedir.bench.records import CellRecord
+
+bench_app = typer.Typer(
+    name="bench",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Compare guards under attack: plan, run, resume, report.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+MatrixName = Annotated[
+    str, typer.Argument(help="A preset (see `saferedir bench presets`), or a TOML file.", metavar="FILE|PRESET")
+]
+With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with", help="What a preset needs from you, NAME=VALUE; may be given several times.", metavar="NAME=VALUE"
+    ),
+]
+Out = Annotated[
+    Path, typer.Option("--out", help="Folder for pictures, scores, cells and report; a started one is gone on with.")
+]
+
+
+@bench_app.command(no_args_is_help=True)
+def run(
+    matrix: MatrixName,
+    out: Out,
+    with_: With = None,
+    executor: Annotated[str, typer.Option(help="Who draws: local (this process), or ray.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Ray workers; each loads the model.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join ('auto'); default: a new one here.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, draw nothing.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html and report.md at the end.")
+    ] = True,
+) -> None:
+    """Run a matrix and write a report.
+
+    The plan and what it will take come first. A killed run goes on where it was: give the same command again. Nothing drawn is
+    ever drawn twice, also not by another matrix with the same --out.
+
+    Example:  `saferedir bench run pictoworld-quick --out runs/bench`
+    """
+    from saferedir.bench.executors import make_executor
+    from saferedir.bench.reporting import report_folder
+    from saferedir.bench.resources import Resources
+    from saferedir.bench.runner import bytes_needed, check_complete, missing_tasks
+    from saferedir.bench.runner import run as run_plan
+    from saferedir.bench.store import Store
+
+    resources = Resources()
+    plan = _plan(matrix, with_, resources)
+    store = Store(out)
+    left = sum(len(task.shard) for task in missing_tasks(plan, store))
+    _print_plan(plan, left, resources)
+    if dry_run:
+        return
+    chosen = make_executor(executor, workers=workers, address=address, resources=resources)
+    store.prepare(bytes_needed(plan) * left // max(plan.pictures, 1))
+    with store.lock():
+        with chosen, _bar(plan.pictures, plan.pictures - left) as advance:
+            records = run_plan(plan, store, chosen, advance)
+        _print_cells(records)
+        if report:
+            _say_written(*report_folder(out))
+    check_complete(records)
+
+
+@bench_app.command(no_args_is_help=True)
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a bench (--out of `bench run`).")],
+) -> None:
+    """Write report.html and report.md from what a bench folder holds; needs neither the model nor the guards."""
+    from saferedir.bench.reporting import report_folder
+
+    _say_written(*report_folder(folder))
+
+
+@bench_app.command(no_args_is_help=True)
+def rejudge(
+    folder: Annotated[Path, typer.Argument(help="Folder of a bench (--out of `bench run`).")],
+    judge: Annotated[
+        list[str],
+        typer.Option(help="Concept, judge and preset; may be given several times.", metavar="CONCEPT=JUDGE:PRESET"),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the new cells and report.")],
+) -> None:
+    """Count again by another judge or preset, without drawing.
+
+    Stored scores are used as they are; a judge that was not there looks at the stored pictures. Concepts that are not named stay
+    as they were. The models and guards are not needed.
+
+    Example:  `saferedir bench rejudge runs/bench --judge star=pictoworld-template:star --out runs/second`
+    """
+    from saferedir.bench.config import JudgeEntry
+    from saferedir.bench.rejudging import rejudge as rejudge_folder
+    from saferedir.bench.reporting import report_folder
+    from saferedir.bench.resources import Resources
+    from saferedir.bench.store import Store
+    from saferedir.cli.common import progress_bar
+
+    choices = {}
+    for item in judge:
+        concept, equals, rest = item.partition("=")
+        name, colon, preset = rest.partition(":")
+        if not (concept and equals and name and colon and preset):
+            raise typer.BadParameter(f"{item!r} is not CONCEPT=JUDGE:PRESET.", param_hint="--judge")
+        choices[concept] = JudgeEntry(name=name, preset=preset)
+    target = Store(out)
+    target.prepare(16_000_000)
+    with target.lock(), progress_bar() as progress:
+        task = progress.add_task("looking", total=None)
+        records = rejudge_folder(
+            folder, choices, out, Resources(), lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    _print_cells(records)
+    _say_written(*report_folder(out))
+
+
+@bench_app.command()
+def presets() -> None:
+    """List the matrix files that come with the library, and what each needs from you."""
+    import tomllib
+
+    from saferedir.bench.config import PRESETS, preset_names
+
+    table = new_table("bench presets", "preset", "what it measures", "bring along (--with)")
+    for name in preset_names():
+        values = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
+        needs = "\n".join(f"{key}: {what}" for key, what in values.get("needs", {}).items())
+        table.add_row(name, escape(values["title"]), escape(needs) or "nothing")
+    console.print(table)
+
+
+def _plan(matrix: str, with_: list[str] | None, resources: Any) -> Plan:
+    from saferedir.bench.config import read_matrix
+    from saferedir.bench.plan import make_plan
+
+    quiet()
+    read = read_matrix(matrix, _answers(with_ or []))
+    with console.status("planning") as status:
+        return make_plan(read, resources, lambda text: status.update(f"planning: {escape(text)}"))
+
+
+def _answers(given: list[str]) -> dict[str, str]:
+    found = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint="--with")
+        found[name] = value
+    return found
+
+
+def _print_plan(plan: Plan, left: int, resources: Any) -> None:
+    """What will be done, and about how long it takes."""
+    from saferedir.bench.costs import estimate_seconds
+
+    matrix = plan.matrix
+    table = new_table(escape(matrix.title), "", "")
+    table.show_header = False
+    table.add_row("models", ", ".join(matrix.model))
+    table.add_row("concepts", ", ".join(matrix.concept))
+    table.add_row("guards", ", ".join(["none", *matrix.guard]))
+    table.add_row("attacks", ", ".join(matrix.attacks))
+    table.add_row("cells", f"{len(plan.cells)} (seeds: {', '.join(map(str, matrix.seeds))})")
+    table.add_row("pictures", f"{plan.pictures:,} ({plan.shared:,} more asked for, but drawn once for several cells)")
+    table.add_row("still to draw", f"{left:,}")
+    if left:
+        bare = next(spec for spec in plan.drawings.values() if not spec.guards)
+        seconds = estimate_seconds(bare, resources)
+        table.add_row("time for the rest", f"about {_duration(seconds * left)} with one worker like this one")
+    console.print(table)
+    for sentence in plan.missing:
+        errors.print(f"[yellow]left out:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+    warnings = {warning for facts in plan.prompts.values() for warning in facts.warnings}
+    for sentence in sorted(warnings):
+        errors.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _bar(total: int, done: int) -> Any:
+    from collections.abc import Callable, Iterator
+    from contextlib import contextmanager
+
+    from saferedir.bench.runner import Progress
+    from saferedir.cli.common import progress_bar
+
+    @contextmanager
+    def bar() -> Iterator[Callable[[Progress], None]]:
+        with progress_bar() as progress:
+            task = progress.add_task("drawing", total=total, completed=done)
+            yield lambda at: progress.update(task, completed=at.pictures, description=escape(at.label))
+
+    return bar()
+
+
+def _print_cells(records: list[CellRecord]) -> None:
+    """What a person looks for first: how often the concept is still shown, one line a guard, one column a phrasing."""
+    from saferedir.cli.common import percent_cell
+
+    for model, concept, seed in dict.fromkeys((r.name.model, r.name.concept, r.name.seed) for r in records):
+        cells = [r for r in records if (r.name.model, r.name.concept, r.name.seed) == (model, concept, seed)]
+        shown = {(r.name.guard, r.name.prompts): r for r in cells if r.name.role == "forget"}
+        kept = {r.name.guard: r.measured.get("kept") for r in cells if r.name.role == "retain"}
+        sets = list(dict.fromkeys(prompts for _, prompts in shown))
+        table = new_table(
+            f"{escape(concept)} on {escape(model)}, seed {seed}: share of prompts that still show it",
+            "guard", *(f">{escape(name)}" for name in sets), *([">retain kept"] if kept else []),
+        )  # fmt: skip
+        for guard in dict.fromkeys(guard for guard, _ in shown):
+            rates = [shown[guard, name].measured.get("concept") if (guard, name) in shown else None for name in sets]
+            rates += [kept.get(guard)] if kept else []
+            table.add_row(escape(guard), *("-" if rate is None else percent_cell(rate).replace(" (", "\n(") for rate in rates))
+        console.print(table)
+    for record in records:
+        if record.error:
+            errors.print(f"[red]no number:[/] {escape(f'{record.name.slug}: {record.error}')}", soft_wrap=True)
+
+
+def _say_written(html: Path, markdown: Path) -> None:
+    console.print(f"wrote {escape(str(html))} and {escape(str(markdown))}", soft_wrap=True, highlight=False)

@@ -1,0 +1,182 @@
+"""A small bench from plan to report: each picture drawn once, the same cells always, judged again without drawing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from saferedir.bench.config import JudgeEntry, Matrix
+from saferedir.bench.executors import InProcess, make_executor
+from saferedir.bench.plan import make_plan
+from saferedir.bench.planned import read_planned
+from saferedir.bench.rejudging import rejudge
+from saferedir.bench.reporting import report_folder
+from saferedir.bench.resources import Resources
+from saferedir.bench.runner import missing_tasks, run
+from saferedir.bench.store import Store
+from saferedir.errors import BenchError, SaferedirError
+
+SMALL = {
+    "title": "small",
+    "attacks": ["none", "phrasings"],
+    "prompts": {"forget": 3, "rephrased": 2, "retain": 3, "neighbours": 2, "look_alikes": 2},
+    "model": {
+        "pictoworld": {"load": "pictoworld", "batch": 2, "call": {"num_inference_steps": 4, "guidance_scale": 4.0}}
+    },
+    "concept": {"star": {"prompts": "pictoworld/star", "judge": {"name": "pictoworld", "preset": "star"}}},
+    "guard": {"saferedir": {"load": "pictoworld/{concept}"}, "sld": {"recipe": "pictoworld/sld-max"}},
+}
+
+
+def matrix(**changes: object) -> Matrix:
+    return Matrix.model_validate({**json.loads(json.dumps(SMALL)), **changes})
+
+
+@pytest.fixture(scope="module")
+def resources() -> Resources:
+    return Resources()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, resources: Resources) -> Path:
+    """A bench that was run to its end."""
+    folder = tmp_path_factory.mktemp("bench")
+    finish(folder, matrix(), resources)
+    return folder
+
+
+def finish(folder: Path, small: Matrix, resources: Resources) -> int:
+    """Run a bench; how many shards were drawn."""
+    plan, store = make_plan(small, resources), Store(folder)
+    store.prepare(0)
+    todo = len(missing_tasks(plan, store))
+    with store.lock():
+        records = run(plan, store, InProcess(resources))
+    assert not any(record.error for record in records)
+    return todo
+
+
+def cells(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "cells").iterdir())}
+
+
+def test_every_cell_has_its_numbers(bench: Path) -> None:
+    plan = read_planned(bench)
+    assert len(cells(bench)) == len(plan.cells)
+    guards = {cell.name.guard for cell in plan.cells}
+    assert guards == {"none", "saferedir", "sld"}
+    forget = [cell for cell in plan.cells if cell.name.role == "forget"]
+    assert len(forget) == 3 * 4  # one as trained, three phrasings
+    for path in (bench / "cells").iterdir():
+        values = json.loads(path.read_text())
+        assert values["measured"]["concept"]["n"] == values["protocol"]["n"]
+        assert not values["error"]
+
+
+def test_nothing_is_drawn_twice(bench: Path, resources: Resources) -> None:
+    before = cells(bench)
+    assert finish(bench, matrix(), resources) == 0
+    assert cells(bench) == before
+    # a second concept that needs the bare model's retain pictures anew, but not the star's
+    assert finish(bench, matrix(title="renamed"), resources) == 0
+
+
+def test_the_bare_models_pictures_serve_all(resources: Resources) -> None:
+    plan = make_plan(matrix(guard={}), resources)
+    more = make_plan(matrix(guard={"a": SMALL["guard"]["sld"], "b": SMALL["guard"]["sld"]}), resources)  # type: ignore[index]
+    # two names for one guard cost one
+    assert more.pictures == 2 * plan.pictures
+    assert more.shared == plan.pictures
+
+
+def test_a_shard_of_the_same_plan_is_the_same_anywhere(bench: Path, tmp_path: Path) -> None:
+    finish(tmp_path, matrix(), Resources())
+    assert cells(tmp_path) == cells(bench)
+
+
+def test_judged_again_without_drawing(bench: Path, tmp_path: Path, resources: Resources) -> None:
+    entry = JudgeEntry(name="pictoworld-template", preset="star")
+    records = rejudge(bench, {"star": entry}, tmp_path / "again", resources)
+    assert {record.protocol.judge for record in records} == {"pictoworld-template"}
+    old = read_planned(bench).cells[0].protocol
+    assert records[0].protocol.id != old.id
+    report_folder(tmp_path / "again")
+    assert (tmp_path / "again" / "report.html").stat().st_size > 10_000
+    with pytest.raises(BenchError, match="did you mean 'star'"):
+        rejudge(bench, {"stars": entry}, tmp_path / "again", resources)
+    # the first judge's scores are still there, and give the first cells
+    same = rejudge(bench, {"star": JudgeEntry(name="pictoworld", preset="star")}, tmp_path / "first", resources)
+    assert [record.measured for record in same] == [json.loads(text)["measured"] for text in _in_plan_order(bench)]
+
+
+def _in_plan_order(folder: Path) -> list[bytes]:
+    return [(folder / "cells" / f"{cell.name.slug}.json").read_bytes() for cell in read_planned(folder).cells]
+
+
+def test_pictures_that_were_not_kept_cannot_be_judged_again(tmp_path: Path, resources: Resources) -> None:
+    finish(tmp_path, matrix(keep_images=False, guard={}, attacks=[]), resources)
+    with pytest.raises(BenchError, match="none was kept"):
+        rejudge(
+            tmp_path, {"star": JudgeEntry(name="pictoworld-template", preset="star")}, tmp_path / "again", resources
+        )
+    report_folder(tmp_path)
+
+
+def test_a_damaged_shard_is_named(bench: Path, tmp_path: Path, resources: Resources) -> None:
+    finish(tmp_path, matrix(guard={}), resources)
+    victim = next((tmp_path / "drawings").rglob("*.parquet"))
+    victim.write_bytes(b"not parquet")
+    with pytest.raises(BenchError, match="missing or damaged"):
+        finish(tmp_path, matrix(guard={}), resources)
+    victim.unlink()
+    assert finish(tmp_path, matrix(guard={}), resources) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"attacks": ["none", "phrasing"]}, "did you mean 'phrasings'"),
+        (
+            {"concept": {"star": {"prompts": "pictoworld/sta", "judge": SMALL["concept"]["star"]["judge"]}}},
+            "did you mean 'star'",
+        ),  # type: ignore[index]
+        (
+            {"concept": {"star": {"prompts": "pictoworld/star", "judge": {"name": "pictoword", "preset": "star"}}}},
+            "'pictoworld'",
+        ),
+        (
+            {"concept": {"star": {"prompts": "pictoworld/star", "judge": {"name": "pictoworld", "preset": "sta"}}}},
+            "'star'",
+        ),
+        (
+            {"concept": {"star": {"prompts": "pictoworld/star", "judge": {"name": "pictoworld", "preset": "uda2024"}}}},
+            "made for",
+        ),
+        ({"guard": {"a": {"method": "sldd"}}}, "did you mean 'sld'"),
+        ({"guard": {"a": {"recipe": "pictoworld/sld-mx"}}}, "did you mean 'sld-max'"),
+        ({"guard": {"a": {"method": "sld", "config": {"strenth": 3}}}}, "strenth"),
+        (
+            {"concept": {"a": {"forget": {"file": "none.txt"}, "judge": {"name": "pictoworld", "preset": "star"}}}},
+            "none.txt",
+        ),
+    ],
+)
+def test_what_is_wrong_is_found_before_drawing(changes: dict[str, object], said: str, resources: Resources) -> None:
+    with pytest.raises((SaferedirError, OSError)) as caught:
+        make_plan(matrix(**changes), resources)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_guard_that_is_not_there_is_left_out_and_said_so(resources: Resources) -> None:
+    plan = make_plan(matrix(guard={"duo": {"load": "pictoworld/{concept}-nothing"}}), resources)
+    assert len(plan.missing) == 1 and "duo for star" in plan.missing[0]
+    assert {cell.name.guard for cell in plan.cells} == {"none"}
+
+
+def test_unknown_executors() -> None:
+    with pytest.raises(BenchError, match="did you mean 'local'"):
+        make_executor("locl")
+    with pytest.raises(BenchError, match="--executor ray"):
+        make_executor("local", workers=2)

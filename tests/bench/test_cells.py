@@ -1,0 +1,123 @@
+"""Cells from made-up scores: every number against a count by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from saferedir.bench.cells import CellSpec, PromptFacts, Seen, chosen_values, evaluate_cell, failed_cell, groups_of
+from saferedir.bench.records import CellName, CellRecord, Protocol
+from saferedir.errors import BenchError
+from saferedir.judges.base import Scores
+from saferedir.judges.rules import AllOf, AnyAbove, InTop, Unless
+
+LABELS = ("shape:star", "shape:circle", "colour:red", "colour:blue", "broken")
+RULE = Unless(AllOf((InTop("shape", "star"),)), AnyAbove(("broken",), 0.5))
+STAR, CIRCLE = (0.9, 0.1), (0.2, 0.8)
+RED, BLUE = (0.7, 0.3), (0.4, 0.6)
+
+
+def seen(*rows: tuple[float, ...], prompts: list[int] | None = None, blocked: list[bool] | None = None) -> Seen:
+    values = torch.tensor(rows)
+    return Seen(
+        scores={"judge": Scores(LABELS, values)},
+        features=values.clone(),
+        blocked=torch.tensor(blocked or [False] * len(rows)),
+        acted=torch.tensor([False] * len(rows)),
+        checksums=["" if row != row else str(row) for row in rows],
+        prompt_of=torch.tensor(prompts or list(range(len(rows)))),
+    )
+
+
+def spec(role: str = "forget", drawing: str = "a", bare: str = "b", draws: int = 1) -> CellSpec:
+    protocol = Protocol("p", 3, "judge", "star", RULE.to_dict(), "none", {}, "float32", "m", (0,), draws)
+    name = CellName("model", "guard", "star", role, "none", "set", 0)
+    return CellSpec(name, protocol, {"rung": "none"}, {}, {"torch": "2"}, drawing, bare, "key", {})
+
+
+def facts(*expected: dict[str, str]) -> PromptFacts:
+    return PromptFacts("set", expected, ("",) * len(expected), None, ("take care",))
+
+
+STAR_RED, STAR_BLUE, CIRCLE_RED = (
+    {"shape": s, "colour": c} for s, c in (("star", "red"), ("star", "blue"), ("circle", "red"))
+)
+
+
+def test_a_forget_cell_by_hand() -> None:
+    bare = seen((*STAR, *RED, 0), (*STAR, *BLUE, 0), (*STAR, *BLUE, 0))
+    guarded = seen((*CIRCLE, *RED, 0), (*STAR, *RED, 0), (*STAR, *BLUE, 0.9))
+    record = evaluate_cell(spec(), facts(STAR_RED, STAR_BLUE, STAR_BLUE), guarded, bare)
+    measured = record.measured
+    assert (measured["concept"]["hits"], measured["concept"]["n"]) == (1, 3)  # the wrecked star does not count
+    assert measured["forgotten"]["hits"] == 2
+    assert measured["broken"]["hits"] == 1
+    # colours asked for and right before: all three; still right: the first only (changed, wrecked)
+    assert (measured["rest_kept"]["hits"], measured["rest_kept"]["n"]) == (1, 3)
+    assert measured["versus_none"]["c"] == 2 and measured["versus_none"]["b"] == 0
+    assert record.warnings == ("take care",) and record.drawings == ("a", "b")
+
+
+def test_several_draws_count_by_prompt() -> None:
+    bare = seen(*[(*STAR, *RED, 0)] * 4, prompts=[0, 0, 1, 1])
+    guarded = seen((*CIRCLE, *RED, 0), (*STAR, *RED, 0), (*CIRCLE, *RED, 0), (*CIRCLE, *RED, 0), prompts=[0, 0, 1, 1])
+    measured = evaluate_cell(spec(draws=2), facts(STAR_RED, STAR_RED), guarded, bare).measured
+    assert (measured["concept"]["hits"], measured["concept"]["n"]) == (1, 2)
+    assert (measured["forgotten"]["hits"], measured["forgotten"]["n"]) == (3, 4)  # pictures, not prompts
+
+
+def test_a_retain_cell_by_hand() -> None:
+    bare = seen((*CIRCLE, *RED, 0), (*CIRCLE, *RED, 0), (*CIRCLE, *BLUE, 0))
+    guarded = seen((*CIRCLE, *RED, 0), (*CIRCLE, *BLUE, 0), (*CIRCLE, *BLUE, 0))
+    measured = evaluate_cell(spec("retain"), facts(CIRCLE_RED, CIRCLE_RED, CIRCLE_RED), guarded, bare).measured
+    # right before: shape x 3, colour x 2; lost: one colour
+    assert (measured["kept"]["hits"], measured["kept"]["n"]) == (4, 5)
+    assert measured["identical"]["hits"] == 2
+    assert measured["drift"]["mean"] > 0
+    assert "kid" not in measured and "versus_none" not in measured
+
+
+def test_the_bare_model_is_compared_with_nothing() -> None:
+    bare = seen((*CIRCLE, *RED, 0), (*STAR, *RED, 0))
+    for role in ("forget", "retain"):
+        measured = evaluate_cell(spec(role, "b", "b"), facts(CIRCLE_RED, STAR_RED), bare, bare).measured
+        assert not {"versus_none", "drift", "identical"} & set(measured)
+
+
+def test_a_blocked_picture_shows_nothing_and_keeps_nothing() -> None:
+    nan = float("nan")
+    bare = seen((*STAR, *RED, 0), (*STAR, *RED, 0))
+    guarded = seen((nan,) * 5, (*STAR, *RED, 0), blocked=[True, False])
+    measured = evaluate_cell(spec(), facts(STAR_RED, STAR_RED), guarded, bare).measured
+    assert measured["concept"]["hits"] == 1 and measured["blocked"]["hits"] == 1
+    assert (measured["rest_kept"]["hits"], measured["rest_kept"]["n"]) == (1, 2)
+
+
+def test_arms_of_other_lengths_are_refused() -> None:
+    with pytest.raises(BenchError, match="1 pictures, but the bare model has 2"):
+        evaluate_cell(spec(), facts(STAR_RED, STAR_RED), seen((*STAR, *RED, 0)), seen(*[(*STAR, *RED, 0)] * 2))
+
+
+def test_records_survive_the_disk_and_hand_made_changes_do_not() -> None:
+    bare = seen((*STAR, *RED, 0), (*STAR, *BLUE, 0))
+    record = evaluate_cell(spec(), facts(STAR_RED, STAR_BLUE), bare, bare)
+    values = json.loads(json.dumps(record.to_dict()))
+    assert CellRecord.from_dict(values).to_dict() == record.to_dict()
+    values["protocol"]["n"] = 1000
+    with pytest.raises(BenchError, match="changed by hand"):
+        CellRecord.from_dict(values)
+    assert failed_cell(spec(), facts(), "no luck").error == "no luck"
+    assert CellSpec.from_dict(json.loads(json.dumps(spec().to_dict()))) == spec()
+
+
+def test_a_rule_names_the_attributes_of_its_concept() -> None:
+    assert groups_of(RULE) == {"shape"}
+    assert groups_of(AnyAbove(("broken",), 0.5)) == set()
+
+
+def test_choices_leave_out_what_is_not_there() -> None:
+    nan = float("nan")
+    scores = Scores(LABELS, torch.tensor([(*STAR, *BLUE, 0), (*CIRCLE, *RED, 0.6), (nan,) * 5]))
+    assert chosen_values(scores) == {"shape": ["star", None, None], "colour": ["blue", None, None]}
