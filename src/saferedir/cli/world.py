@@ -1,4 +1,4 @@
-"""`saferedir pictoworld`: train the embedded world again, write prompt pairs for its tasks, measure its quality."""
+"""`saferedir pictoworld`: train the embedded world again, write prompt pairs and guards for its tasks, measure its quality."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from saferedir.cli.output import (
     check_space,
     check_writable,
     staged_output,
+    write_json,
 )
 from saferedir.cli.pairs import save_pairs
 
@@ -117,6 +118,52 @@ def _unique_pairs(task: Any, count: int, seed: int) -> list[tuple[str, str]]:
         if len(found) == count:
             return list(found.values())
     raise ValueError(f"Only {len(found)} different pairs exist where {count} were asked for; ask for fewer.")
+
+
+@world_app.command(no_args_is_help=True)
+def guards(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the guards, one folder each.")],
+    world: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A world from `pictoworld train`; default: the packaged one.")
+    ] = None,
+    device: Device = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the guards that this command wrote to --out.")
+    ] = False,
+) -> None:
+    """Write the guards that need pictures but no training, safe_denoiser and spell, for each of the three tasks.
+
+    These are the ones inside the package. A world trained anew has another VAE and needs guards of its own.
+
+    Example:  `saferedir pictoworld guards --out runs/guards`
+    """
+    out = out.expanduser().resolve()
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise OutputError(
+            f"{out} is not empty; choose another --out, or give --force to replace guards of this command."
+        )
+    with staged_output(out, marker="guards.json") as (folder, place):
+        pipe = load_model("pictoworld" if world is None else str(world / "pipeline"), device=device)
+        from saferedir.pictoworld.methods import METHODS, WITH_DATA
+        from saferedir.pictoworld.tasks import TASKS
+
+        rows: list[dict[str, Any]] = []
+        with progress_bar() as bar:
+            job = bar.add_task("encoding", total=len(TASKS) * len(WITH_DATA))
+            for name, task in TASKS.items():
+                for method in WITH_DATA:
+                    bar.update(job, description=f"{name}: {method}")
+                    guard = METHODS[method](task, pipe)
+                    written = guard.save_pretrained(folder / f"{name}-{method}")
+                    size = sum(path.stat().st_size for path in written.iterdir())
+                    rows.append({"guard": written.name, "concept": name, "method": guard.method, "bytes": size})
+                    bar.advance(job)
+        write_json(folder / "guards.json", {"guards": rows})
+    table = new_table("Guards", "guard", "concept", "method", ">size")
+    for row in rows:
+        table.add_row(row["guard"], row["concept"], row["method"], f"{row['bytes'] / 1024:.0f} kB")
+    console.print(table)
+    console.print(f"Written to {place}", soft_wrap=True, highlight=False)
 
 
 @world_app.command()

@@ -21,7 +21,15 @@ from torch import Tensor
 from saferedir.errors import GuardError
 from saferedir.guard import GuardConfig, Run, Step
 from saferedir.guards.negation import Attention, NegationSet, Query, attend, gaussian_x0, gaussian_xt
-from saferedir.guards.negation.base import NegationConfig, NegationGuard, NegationState, frame, noise_fraction, row
+from saferedir.guards.negation.base import (
+    NegationConfig,
+    NegationGuard,
+    NegationState,
+    Numbers,
+    frame,
+    noise_fraction,
+    row,
+)
 from saferedir.guards.negation.index import CandidateIndex, attend_near
 from saferedir.guards.negation.released import released_step, released_threshold
 from saferedir.guards.negation.renoise import derivative, require_single_evaluations
@@ -102,18 +110,21 @@ class SafeDenoiserConfig(NegationConfig):
 
 def correction(
     x0: Tensor, base: Tensor, unsafe: Tensor, gain: Tensor | float, trust: Tensor | float | None
-) -> tuple[Tensor, Tensor]:
-    """(Delta, ||Delta|| / ||x0|| (B, 1)) with Delta = gain (base - unsafe), shortened to trust * ||x0||, row by row.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(Delta, share, factor): Delta = factor gain (base - unsafe), at most trust * ||x0|| long, row by row; ||Delta|| / ||x0|| is
+    share * factor, both (B, 1), factor None where there is no limit.
 
     All (B, D); gain and trust are (B, 1) or numbers.
     """
-    delta = (base - unsafe) * gain
+    delta = base - unsafe
+    if not (isinstance(gain, float) and gain == 1):
+        delta = delta * gain
     share = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
     share = share / torch.linalg.vector_norm(x0, dim=1, keepdim=True).clamp(min=1e-12)
     if trust is None:
-        return delta, share
+        return delta, share, None
     factor = (trust / share.clamp(min=1e-12)).clamp(max=1.0)
-    return delta * factor, share * factor
+    return delta * factor, share, factor
 
 
 def log_odds(log_sum: Tensor, count: int, benign_log_sum: Tensor, benign_count: int, prior: float) -> Tensor:
@@ -152,16 +163,20 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
             return x0
         if config.mode == "faithful":
             found = released_step(step, x0, state, config, state.threshold)
-            state.pending, is_open, score, shift = found
-            state.record(step, score, is_open, shift, lambda: torch.ones_like(shift))
+            state.pending = found.pending
+            state.record(step, found.is_open, lambda: Numbers(found.kernel_sum, found.shift))
             return x0
         delta, is_open = self._delta(step, x0, state)
-        is_open = row(is_open, x0)
-        edited = torch.where(is_open, x0 + delta.view_as(x0), x0)
+        edited = x0 + delta.view_as(x0)
+        if is_open is not None:
+            is_open = row(is_open, x0)
+            edited = torch.where(is_open, edited, x0)
         if config.renoise == "none":
             return edited
         noised = step.alpha * edited + step.sigma * state.draw(step, config.seed)
-        state.pending = torch.where(is_open, noised - step.x_t.float(), 0.0)
+        state.pending = noised - step.x_t.float()
+        if is_open is not None:
+            state.pending = torch.where(is_open, state.pending, 0.0)
         return x0
 
     def on_step_end(self, step: Step, latents: Tensor) -> Tensor:
@@ -175,8 +190,8 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         changed = (state.pending != 0).flatten(1).any(dim=1)
         return torch.where(row(changed, latents), latents + slope * state.pending, latents)
 
-    def _delta(self, step: Step, x0: Tensor, state: NegationState) -> tuple[Tensor, Tensor]:
-        """(Delta (B, D), gate open (B,)) of this step."""
+    def _delta(self, step: Step, x0: Tensor, state: NegationState) -> tuple[Tensor, Tensor | None]:
+        """(Delta (B, D), gate open (B,), None for all of them) of this step."""
         config, negation = self.config, state.negation
         base = x0 if config.base == "guided" else step.x0_uncond
         if base is None:
@@ -185,13 +200,15 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         kappa = kappa if config.kappa is None else config.kappa
         query = self._query(step, x0, kappa)
         found = self._attend(step, query, negation)
-        score, gate = found.log_sum, self._gate(negation)
-        is_open, odds = torch.ones_like(score, dtype=torch.bool), None
+        gate = self._gate(negation)
+        score: Tensor | None = None
+        is_open: Tensor | None = None
+        odds: Tensor | None = None
         if gate == "quantile" and kappa > 0:
             score = found.log_sum / kappa
             is_open = score >= threshold
         elif gate == "ratio" and negation.benign is not None:
-            benign = attend(query, negation.benign)
+            benign = attend(query, negation.benign, with_ess=False)
             odds = log_odds(found.log_sum, len(negation), benign.log_sum, len(negation.benign), config.prior)
         elif gate == "literal":
             odds = found.log_sum - math.log(len(negation))
@@ -206,10 +223,17 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
             gain = config.eta * odds.clamp(max=cap).exp().unsqueeze(1)
         if insisted is not None:
             levels = 1 + state.insist.unsqueeze(1)
-            is_open, gain = is_open | insisted, gain * levels
+            is_open, gain = None if is_open is None else is_open | insisted, gain * levels
             trust = None if trust is None else trust * levels
-        delta, share = correction(x0.flatten(1), base.flatten(1), found.mean, gain, trust)
-        state.record(step, score, is_open, share.squeeze(1), lambda: found.ess)
+        flat = x0.flatten(1)
+        delta, share, factor = correction(flat, flat if base is x0 else base.flatten(1), found.mean, gain, trust)
+        rest = found._replace(mean=share)  # all that the numbers need, and small
+
+        def numbers() -> Numbers:
+            shift = share if factor is None else share * factor
+            return Numbers(rest.log_sum if score is None else score, shift.squeeze(1), rest.ess)
+
+        state.record(step, is_open, numbers)
         return delta, is_open
 
     def _gate(self, negation: NegationSet) -> str:
@@ -230,7 +254,7 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         """Over all references, or over the candidates of an index; at alpha = 0 no reference is nearer than another."""
         path = self.config.index
         if path is None or not bool((step.alpha > 0).all()):
-            return attend(query, negation.references)
+            return attend(query, negation.references, with_ess=step.state.is_logging)
         index = self.cached("index", lambda: CandidateIndex.open(path, negation.references))
         return attend_near(query, (step.x_t.float() / step.alpha).flatten(1), index, self.config.candidates)
 

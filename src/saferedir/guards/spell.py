@@ -21,7 +21,7 @@ from torch import Tensor
 from saferedir.errors import GuardError
 from saferedir.guard import GuardConfig, Run, Step
 from saferedir.guards.negation import push_out
-from saferedir.guards.negation.base import NegationConfig, NegationGuard, NegationState, row
+from saferedir.guards.negation.base import NegationConfig, NegationGuard, NegationState, Numbers, row
 
 FAITHFUL_RADIUS = 38.746
 
@@ -78,5 +78,5 @@ class SPELL(NegationGuard[SPELLConfig]):
         delta = self.config.strength * levels * push
         is_inside = entered > 0
         shift = torch.linalg.vector_norm(delta.detach(), dim=1) / torch.linalg.vector_norm(flat.detach(), dim=1)
-        state.record(step, entered, is_inside, shift, lambda: entered)
+        state.record(step, is_inside, lambda: Numbers(entered, shift, entered))
         return torch.where(row(is_inside, x0), x0 + delta.view_as(x0), x0)

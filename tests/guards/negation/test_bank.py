@@ -300,3 +300,30 @@ def test_index_approximates_the_exact_answer(tmp_path: Path) -> None:
     torch.testing.assert_close(single.mean[0], near.mean[2], rtol=1e-4, atol=1e-5)
     with pytest.raises(GuardConfigError, match="build the index again"):
         CandidateIndex(index.index, NegationSet.from_latents(randn(3, 4, 4, 4)).references)
+
+
+def test_eight_bit_rows_round_by_little_and_come_back_as_they_were(tmp_path: Path) -> None:
+    latents = torch.randn(40, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = NegationSet.from_latents(latents[:30], latents[30:], {"vae": "v"}, dtype=torch.int8)
+    error = (found.latents() - latents[:30]).flatten(1).abs().amax(dim=1)
+    centred = (latents[:30] - latents[:30].mean(dim=0)).flatten(1)
+    assert bool((error <= centred.abs().amax(dim=1) / 127 * 0.51).all())
+    tensors = found.tensors()
+    assert tensors["rows"].dtype == tensors["benign_rows"].dtype == torch.int8
+    path = found.save(tmp_path / "set.safetensors")
+    for stream in (False, True):
+        again = NegationSet.open(path, stream=stream)
+        assert torch.equal(again.latents(), found.latents())
+        assert all(torch.equal(value, again.tensors()[name]) for name, value in tensors.items())
+        picked = again.references.pick(torch.tensor([7, 2]))
+        assert torch.equal(picked.rows, found.references.rows.flatten(1)[[7, 2]])
+        x = torch.randn(2, 256, generator=torch.Generator().manual_seed(1))
+        exact, read = (attend(gaussian_xt(x, s.references.centre, 0.3, 0.9, 0.1), s.references) for s in (found, again))
+        assert torch.allclose(exact.mean, read.mean, atol=1e-6) and torch.allclose(exact.log_sum, read.log_sum)
+
+
+def test_eight_bit_rows_without_their_units_are_refused() -> None:
+    tensors = NegationSet.from_latents(torch.randn(5, 1, 2, 2), dtype=torch.int8).tensors()
+    del tensors["units"]
+    with pytest.raises(sr.GuardConfigError, match="do not fit each other"):
+        NegationSet.from_tensors(tensors)

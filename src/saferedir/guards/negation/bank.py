@@ -3,13 +3,15 @@
 Imports torch, safetensors, `engine`, `calibration`, `errors`. Written by `build.py` and `from_latents`, read by both guards.
 One safetensors file: rows F16 (M, C, h, w) less their mean, centre F32 (C, h, w), norms F32 (M,), the same of optional benign
 references, calibration; facts about encoder and size in the header. A latent is (z - shift) * scale, as the sampler has it.
+Rows may be I8 instead, with units F32 (M,): half the size, each value rounded to 1/127 of the largest of its row.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,25 +50,38 @@ class FileRows:
 
 @dataclass(frozen=True)
 class ReferenceRows:
-    """References as the engine takes them: rows (M, ...) centred, norms (M,), centre (D,)."""
+    """References as the engine takes them: rows (M, ...) centred, norms (M,), centre (D,).
+
+    units (M,): what 1 stands for in a row of 8-bit numbers. Rows in memory may have been converted; they are saved as such again.
+    """
 
     rows: Tensor | FileRows
     norms: Tensor
     centre: Tensor
     device: torch.device = CPU
+    units: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.rows.shape[0])
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterable[Block]:
         """All rows in order, some 4 MB (as float32) at a time."""
+        is_held = isinstance(self.rows, Tensor) and self.rows.dtype != torch.int8
+        return self._held if is_held else self._cut()
+
+    @cached_property
+    def _held(self) -> tuple[Block, ...]:
+        """Views of rows in memory, which need not be cut anew at every step."""
+        return tuple(self._cut())
+
+    def _cut(self) -> Iterator[Block]:
         size = min(MOST_ROWS, max(1, BLOCK // self.centre.numel()))
         stride = size * READ_AHEAD if isinstance(self.rows, FileRows) else len(self)
         for first in range(0, len(self), stride):
             part = self.rows[first : min(first + stride, len(self))].flatten(1)
             for start in range(0, len(part), size):
-                rows = part[start : start + size].to(self.device)
                 at = first + start
+                rows = self._floats(part[start : start + size].to(self.device), slice(at, at + size))
                 yield Block(rows, self.norms[at : at + len(rows)], at)
             del part
 
@@ -79,12 +94,28 @@ class ReferenceRows:
             with safe_open(self.rows.path, framework="pt") as file:
                 source = file.get_slice(self.rows.name)
                 rows = torch.cat([source[i : i + 1] for i in places.tolist()]).flatten(1)
-        return Block(rows.to(self.device), self.norms[indices.to(self.norms.device)], 0)
+        own = indices.to(self.norms.device)
+        return Block(self._floats(rows.to(self.device), own), self.norms[own], 0)
+
+    def _floats(self, rows: Tensor, which: slice | Tensor) -> Tensor:
+        if rows.dtype != torch.int8 or self.units is None:
+            return rows
+        return rows.float() * self.units[which, None]
 
     def to(self, device: torch.device) -> ReferenceRows:
         """The same on `device`; streamed rows go there block by block."""
         rows = self.rows if isinstance(self.rows, FileRows) else self.rows.to(device)
-        return ReferenceRows(rows, self.norms.to(device), self.centre.to(device), device)
+        units = None if self.units is None else self.units.to(device)
+        return ReferenceRows(rows, self.norms.to(device), self.centre.to(device), device, units)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By the names of the file format; rows as float16, or as the 8-bit numbers they were made from."""
+        rows = self.rows if isinstance(self.rows, Tensor) else self.rows[:]
+        if self.units is None:
+            return {"rows": rows.half(), "norms": self.norms.float()}
+        if rows.dtype != torch.int8:
+            rows = (rows.flatten(1) / self.units[:, None]).round().to(torch.int8)
+        return {"rows": rows, "norms": self.norms.float(), "units": self.units}
 
 
 @dataclass(frozen=True)
@@ -117,7 +148,7 @@ class NegationSet:
         *,
         dtype: torch.dtype = torch.float16,
     ) -> Self:
-        """A calibrated set in memory from latents (M, C, h, w) in the sampler's frame, kept in `dtype`."""
+        """A calibrated set in memory from latents (M, C, h, w) in the sampler's frame, kept in `dtype`; int8: 8-bit rows."""
         require_latents(latents)
         shape = tuple(latents.shape[1:])
         if benign is not None and tuple(benign.shape[1:]) != shape:
@@ -155,20 +186,19 @@ class NegationSet:
             )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything but the facts, by the names of the file format; rows as float16."""
+        """Everything but the facts, by the names of the file format."""
         found: dict[str, Tensor] = {"centre": self.references.centre.view(self.shape).float()}
         for name, part in (("", self.references), ("benign_", self.benign)):
             if part is not None:
-                rows = part.rows if isinstance(part.rows, Tensor) else part.rows[:]
-                found[f"{name}rows"] = rows.half().view(-1, *self.shape)
-                found[f"{name}norms"] = part.norms.float()
+                found |= {f"{name}{key}": value for key, value in part.tensors().items()}
+                found[f"{name}rows"] = found[f"{name}rows"].view(-1, *self.shape)
         return found | self.calibration.tensors()
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor | FileRows], facts: Mapping[str, Any] | None = None) -> Self:
         """Inverse of `tensors`; checks names, shapes and values."""
-        known = {"centre", "rows", "norms", "benign_rows", "benign_norms", *Calibration.NAMES}
-        needed = known - {"benign_rows", "benign_norms"}
+        needed = {"centre", "rows", "norms", *Calibration.NAMES}
+        known = needed | {"units", "benign_rows", "benign_norms", "benign_units"}
         if not needed <= set(tensors) <= known:
             raise GuardConfigError(
                 f"this is no negation set: it has {', '.join(sorted(tensors)) or 'nothing'}; build it again."
@@ -181,16 +211,16 @@ class NegationSet:
             if rows is None:
                 parts.append(None)
                 continue
-            norms = small[f"{name}norms"].float()
-            if tuple(rows.shape) != (len(norms), *shape) or not bool(torch.isfinite(norms).all()):
+            norms, units = small[f"{name}norms"].float(), small.get(f"{name}units")
+            is_whole = isinstance(rows, Tensor) and not rows.is_floating_point()
+            do_fit = tuple(rows.shape) == (len(norms), *shape) and (units is None or units.shape == norms.shape)
+            if not do_fit or (is_whole and units is None) or not bool(torch.isfinite(norms).all()):
                 raise GuardConfigError(
                     "the negation set's tensors do not fit each other or are not finite; build it again."
                 )
             if not len(norms):
                 raise GuardConfigError("the negation set is empty; give it at least one reference image.")
-            if isinstance(rows, Tensor) and rows.numel() * 4 <= AS_FLOAT32:
-                rows = rows.float()
-            parts.append(ReferenceRows(rows, norms, centre.flatten()))
+            parts.append(_in_memory(ReferenceRows(rows, norms, centre.flatten(), units=units)))
         assert parts[0] is not None
         return cls(shape, parts[0], parts[1], Calibration.from_tensors(small), dict(facts or {}))
 
@@ -247,8 +277,22 @@ def header_facts(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _kept(latents: Tensor, centre: Tensor, dtype: torch.dtype) -> ReferenceRows:
-    rows = (latents.float().flatten(1) - centre).to(dtype)
-    norms = rows.float().square().sum(dim=1)
-    if rows.numel() * 4 <= AS_FLOAT32:
-        rows = rows.float()
-    return ReferenceRows(rows, norms, centre, centre.device)
+    rows, units = latents.float().flatten(1) - centre, None
+    if dtype == torch.int8:
+        units = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        rows = (rows / units[:, None]).round().to(torch.int8)
+        norms = (rows.float() * units[:, None]).square().sum(dim=1)
+    else:
+        rows = rows.to(dtype)
+        norms = rows.float().square().sum(dim=1)
+    return _in_memory(ReferenceRows(rows, norms, centre, centre.device, units))
+
+
+def _in_memory(part: ReferenceRows) -> ReferenceRows:
+    """The same, as float32 if it is in memory and small."""
+    if not isinstance(part.rows, Tensor) or part.rows.numel() * 4 > AS_FLOAT32:
+        return part
+    rows = part.rows.float()
+    if part.units is not None:
+        rows = rows * part.units.view(-1, *(1,) * (rows.ndim - 1))
+    return replace(part, rows=rows)

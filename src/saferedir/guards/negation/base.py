@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,14 @@ class NegationConfig(GuardConfig):
             self.require(value is None or is_number, name, "a finite number > 0")
 
 
+class Numbers(NamedTuple):
+    """What a step is remembered by, each (B,): score; shift, ||delta|| / ||x0||; ess, effective number of references."""
+
+    score: Tensor
+    shift: Tensor
+    ess: Tensor | None = None
+
+
 @dataclass
 class NegationState:
     """One run: every tensor has B rows. pending: what re-noising adds to x (a function: the step to take
@@ -62,23 +70,37 @@ class NegationState:
     negation: NegationSet
     insist: Tensor  # (B,) levels
     indices: list[int] = field(default_factory=list)  # of the steps acted at or looked at
-    scores: list[Tensor] = field(default_factory=list)
-    edits: list[Tensor] = field(default_factory=list)  # whether a row was edited
-    shifts: list[Tensor] = field(default_factory=list)  # ||delta|| / ||x0||
+    edits: list[Tensor | None] = field(default_factory=list)  # whether a row was edited; None: every row
+    numbers: list[Callable[[], Numbers]] = field(default_factory=list)
     pending: Any = None
     threshold: float = 0.0
+    frame: tuple[Tensor | None, float, float] = (None, 0.0, 0.0)  # a step's alpha; the same and its sigma as numbers
     generators: list[torch.Generator] | None = None
 
-    def record(self, step: Step, score: Tensor, is_edited: Tensor, shift: Tensor, ess: Callable[[], Tensor]) -> None:
-        """Keep one step's numbers (B,), without a host synchronisation. `ess`: effective number of references, for the log."""
+    def record(self, step: Step, is_edited: Tensor | None, numbers: Callable[[], Numbers]) -> None:
+        """Keep one step's numbers, without a host synchronisation; they are worked out for the verdict, not at each step.
+
+        is_edited: (B,), None for every row. `numbers` may hold on to little; under autograd it is asked at once.
+        """
+        if torch.is_grad_enabled():
+            score, shift, ess = numbers()
+            found = Numbers(score.detach(), shift.detach(), None if ess is None else ess.detach())
+            self.numbers.append(lambda: found)
+        else:
+            self.numbers.append(numbers)
         self.indices.append(step.index)
-        self.scores.append(score.detach())
         self.edits.append(is_edited)
-        self.shifts.append(shift.detach())
-        if logger.isEnabledFor(logging.DEBUG):
-            values = (score, ess(), is_edited.float(), shift * is_edited)
+        if self.is_logging:
+            score, shift, ess = self.numbers[-1]()
+            edited = torch.ones_like(score) if is_edited is None else is_edited.float()
+            values = (score, torch.ones_like(score) if ess is None else ess, edited, shift * edited)
             text = "step %d: score %.4g, effective references %.3g, gates open %.2f, moved by %.4f of x0"
-            logger.debug(text, step.index, *(float(value.detach().mean()) for value in values))
+            logger.debug(text, step.index, *(float(value.mean()) for value in values))
+
+    @property
+    def is_logging(self) -> bool:
+        """Whether anybody reads the log of single steps."""
+        return logger.isEnabledFor(logging.DEBUG)
 
     def draw(self, step: Step, seed: int) -> Tensor:
         """Fresh noise like `step.x_t`, from generators of our own: one a row, seeded by `seed` and that row's first latents,
@@ -166,9 +188,12 @@ class NegationGuard(Guard[ConfigT]):
             raise GuardConfigError(f"this {self.method} guard's folder holds no negation set; save it again.")
 
     def verdict(self, run: Run, state: NegationState) -> list[Decision]:
-        if not state.scores:
+        if not state.numbers:
             return super().verdict(run, state)
-        scores, edits, shifts = (torch.stack(part).cpu() for part in (state.scores, state.edits, state.shifts))
+        numbers = [found() for found in state.numbers]
+        scores, shifts = torch.stack([n.score for n in numbers]).cpu(), torch.stack([n.shift for n in numbers]).cpu()
+        every = torch.ones(run.batch_size, dtype=torch.bool)
+        edits = torch.stack([every if is_edited is None else is_edited.cpu() for is_edited in state.edits])
         found = []
         for row in range(run.batch_size):
             steps = [index for index, is_edited in zip(state.indices, edits[:, row].tolist(), strict=True) if is_edited]
@@ -208,7 +233,10 @@ def noise_fraction(step: Step) -> float:
 
 def frame(step: Step) -> tuple[float, float]:
     """(alpha, sigma) as numbers: all rows of a run are at the same step."""
-    return float(step.alpha.flatten()[0]), float(step.sigma.flatten()[0])
+    state: NegationState = step.state
+    if state.frame[0] is not step.alpha:  # read once a step; on a GPU that waits for the device
+        state.frame = step.alpha, step.alpha[0].item(), step.sigma[0].item()
+    return state.frame[1:]
 
 
 def channel_normalised(latents: Tensor) -> Tensor:

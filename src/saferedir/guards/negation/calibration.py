@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -38,7 +38,7 @@ class Rows(Protocol):
     @property
     def centre(self) -> Tensor: ...
     def __len__(self) -> int: ...
-    def blocks(self) -> Iterator[Block]: ...
+    def blocks(self) -> Iterable[Block]: ...
     def pick(self, indices: Tensor) -> Block: ...
 
 
@@ -57,6 +57,15 @@ class Calibration:
 
     def at(self, u: float) -> tuple[float, float]:
         """(kappa, threshold) at noise fraction u, interpolated in log(sigma / alpha)."""
+        if u not in self._known:  # the same few at every run
+            self._known[u] = self._interpolated(u)
+        return self._known[u]
+
+    @cached_property
+    def _known(self) -> dict[float, tuple[float, float]]:
+        return {}
+
+    def _interpolated(self, u: float) -> tuple[float, float]:
         places, log_kappas, thresholds = self._curves
         where = min(max(_logit(u), places[0]), places[-1])
         right = min(max(bisect_right(places, where), 1), len(places) - 1)
@@ -68,7 +77,7 @@ class Calibration:
 
     @cached_property
     def _curves(self) -> tuple[list[float], list[float], list[float]]:
-        """log(sigma / alpha), log kappa and threshold as plain numbers: `at` is called at every step."""
+        """log(sigma / alpha), log kappa and threshold as plain numbers."""
         log_kappa = self.kappa.double().clamp(min=1e-300).log()
         return [_logit(u) for u in self.noise.tolist()], log_kappa.tolist(), self.threshold.tolist()
 

@@ -7,7 +7,7 @@ Shapes: B images, M references, D = C*h*w; rows are centred (r~ = r - c). All su
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,7 +30,7 @@ class References(Protocol):
     @property
     def centre(self) -> Tensor: ...
 
-    def blocks(self) -> Iterator[Block]: ...
+    def blocks(self) -> Iterable[Block]: ...
 
 
 class Block(NamedTuple):
@@ -42,46 +42,60 @@ class Block(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """mean (B, D): sum w_n r_n, the unsafe denoiser; log_sum (B,): log sum exp l_n; total, squares (B, 1): sums of the weights
-    before they are normalised, and of their squares.
+    """mean (B, D): sum w_n r_n, the unsafe denoiser; the rest is kept as it comes: top (B, 1) the largest logit, total, squares
+    (B, 1) sums of exp(l - top) and of its square (None if not asked for), offset (B,) of the query.
     """
 
     mean: Tensor
-    log_sum: Tensor
+    top: Tensor
     total: Tensor
-    squares: Tensor
+    squares: Tensor | None
+    offset: Tensor
 
     @property
-    def ess(self) -> Tensor:
-        """Effective sample size 1 / sum w_n^2, (B,)."""
-        return (self.total.square() / self.squares).squeeze(1)
+    def log_sum(self) -> Tensor:
+        """log sum exp l_n (B,)."""
+        return (self.top + self.total.log()).squeeze(1) + self.offset
+
+    @property
+    def ess(self) -> Tensor | None:
+        """Effective sample size 1 / sum w_n^2 (B,)."""
+        return None if self.squares is None else (self.total.square() / self.squares).squeeze(1)
 
 
 class _Running(NamedTuple):
-    """Softmax over the rows seen so far: top (B, 1) largest logit, total (B, 1), squares (B, 1), mean (B, D) unnormalised."""
+    """Softmax over the rows seen so far: top (B, 1) largest logit, total (B, 1) of the weights, mean (B, D) unnormalised, and
+    squares (B, 1), the sum of the weights' squares, where somebody wants it.
+    """
 
     top: Tensor
     total: Tensor
-    squares: Tensor
     mean: Tensor
+    squares: Tensor | None
 
 
-def attend(query: Query, references: References) -> Attention:
+def attend(query: Query, references: References, *, with_ess: bool = True) -> Attention:
     """Weights w = softmax(l) over all references and what they average to."""
     state: _Running | None = None
     if torch.is_grad_enabled() and (query.centred.requires_grad or query.offset.requires_grad):
         for block in references.blocks():  # keep (B, D) a block for the backward pass and convert its rows again there
-            state = _Running(*checkpoint(_absorb, query, block, state, use_reentrant=False, preserve_rng_state=False))
+            found = checkpoint(_absorb, query, block, state, with_ess, use_reentrant=False, preserve_rng_state=False)
+            state = _Running(*found)
     else:
         for block in _converted(references, query.centred):
-            state = _absorb(query, block, state)
+            state = _absorb(query, block, state, with_ess)
     assert state is not None
-    mean = torch.addcdiv(references.centre.to(query.centred), state.mean, state.total)
-    log_sum = (state.top + state.total.log()).squeeze(1) + query.offset
-    return Attention(mean, log_sum, state.total, state.squares)
+    mean = torch.addcdiv(_like(references.centre, query.centred), state.mean, state.total)
+    return Attention(mean, state.top, state.total, state.squares, query.offset)
 
 
-def _converted(references: References, like: Tensor) -> Iterator[Block]:
+def _like(values: Tensor, like: Tensor) -> Tensor:
+    """`values.to(like)`, without asking torch where nothing is to be done: at batch 1 every operation counts."""
+    is_same = values.dtype == like.dtype and values.device == like.device
+    return values if is_same else values.to(like)
+
+
+def _converted(references: References, like: Tensor) -> Iterable[Block]:
     """Blocks in the dtype and on the device of `like`; converted rows share one buffer, so use each block before the next.
 
     Allocating anew for every block costs more than both products: the allocator hands pages back in between.
@@ -93,27 +107,25 @@ def _converted(references: References, like: Tensor) -> Iterator[Block]:
             if buffer is None or len(buffer) < len(rows):
                 buffer = torch.empty(rows.shape, dtype=like.dtype, device=like.device)
             rows = buffer[: len(rows)].copy_(rows)
-        yield Block(rows, block.norms.to(like), block.start)
+        yield Block(rows, _like(block.norms, like), block.start)
 
 
-def _absorb(query: Query, block: Block, state: _Running | None) -> _Running:
-    rows = block.rows.to(query.centred)
-    logits = query.logits(query.centred @ rows.T, block.norms.to(rows))
-    top = logits.detach().amax(dim=1, keepdim=True)
+def _absorb(query: Query, block: Block, state: _Running | None, with_ess: bool) -> _Running:
+    rows = _like(block.rows, query.centred)
+    logits = query.logits(query.centred @ rows.T, _like(block.norms, rows))
+    top = (logits.detach() if logits.requires_grad else logits).amax(dim=1, keepdim=True)
     if state is not None:
         top = torch.maximum(state.top, top)
     weights = (logits - top).exp()
-    total, squares = weights.sum(dim=1, keepdim=True), weights.square().sum(dim=1, keepdim=True)
+    total = weights.sum(dim=1, keepdim=True)
+    squares = weights.square().sum(dim=1, keepdim=True) if with_ess else None
     mean = weights @ rows
     if state is None:
-        return _Running(top, total, squares, mean)
+        return _Running(top, total, mean, squares)
     old = (state.top - top).exp()
-    return _Running(
-        top,
-        torch.addcmul(total, state.total, old),
-        torch.addcmul(squares, state.squares, old.square()),
-        torch.addcmul(mean, state.mean, old),
-    )
+    if squares is not None and state.squares is not None:
+        squares = torch.addcmul(squares, state.squares, old.square())
+    return _Running(top, torch.addcmul(total, state.total, old), torch.addcmul(mean, state.mean, old), squares)
 
 
 def attend_all(query: Query, references: References, epsilon: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,102 @@
+"""Packaged guards that carry pictures: small, plain, and the very tensors that `pictoworld/methods.py` makes anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import saferedir as sr
+from saferedir.cli import app
+from saferedir.guards.safe_denoiser import SafeDenoiser
+from saferedir.guards.spell import SPELL
+from saferedir.packaged import packaged_guard_path
+from saferedir.pictoworld import methods
+from saferedir.pictoworld.methods import METHODS, STACKS, WITH_DATA, make_guards
+from saferedir.pictoworld.tasks import TASKS
+
+CLASSES = {"safe-denoiser": SafeDenoiser, "spell": SPELL}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    pipe = sr.load_pipeline("pictoworld")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def assert_same_tensors(packaged: Any, made: Any) -> None:
+    """Equal, but for the rounding of a VAE that another processor ran: the last bit of a few values."""
+    ours, theirs = packaged.tensors(), made.tensors()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        other = theirs[name]
+        assert value.dtype == other.dtype and value.shape == other.shape, name
+        if name.endswith("rows"):
+            unit = 1.0 if value.dtype == torch.int8 else 2.0**-9
+            assert (value.float() - other.float()).abs().max() <= unit, name
+            assert (value != other).float().mean() <= 0.01, name
+        else:
+            assert torch.allclose(value, other, rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize("method", WITH_DATA)
+@pytest.mark.parametrize("name", TASKS)
+def test_a_folder_is_small_plain_and_loads_by_name(name: str, method: str) -> None:
+    folder = packaged_guard_path(f"pictoworld/{name}-{method}")
+    assert folder is not None
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 1_000_000
+    assert {path.name for path in folder.iterdir()} == {"guard_config.json", "model.safetensors", "README.md"}
+    assert str(Path.home()) not in (folder / "guard_config.json").read_text()
+    guard = sr.Guard.from_pretrained(f"pictoworld/{name}-{method}")
+    assert type(guard) is CLASSES[method] and guard.negation is not None
+    assert guard.config.concept == name and len(guard.negation) == methods.REFERENCES
+    assert (guard.negation.benign is not None) == (method == "safe-denoiser")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", WITH_DATA)
+@pytest.mark.parametrize("name", TASKS)
+def test_the_package_has_what_is_made_anew(name: str, method: str, pipe: Any) -> None:
+    (packaged,), made = make_guards(method, TASKS[name], pipe) or [None], METHODS[method](TASKS[name], pipe)
+    assert packaged is not None and packaged.config == made.config
+    assert_same_tensors(packaged, made)
+
+
+def test_the_package_is_used_where_it_fits_the_world(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    for name in WITH_DATA:
+        monkeypatch.setitem(METHODS, name, lambda task, pipe, name=name: made.append(name))  # type: ignore[attr-defined]
+    (stack,) = (stack for stack, parts in STACKS.items() if "safe-denoiser" in parts)
+    for method in (*WITH_DATA, stack):
+        guards = make_guards(method, TASKS["star"], pipe)
+        assert guards is not None and type(guards[-1]) is CLASSES.get(method, SafeDenoiser)
+    assert made == []
+    monkeypatch.setattr(methods, "vae_fingerprint", lambda vae: "another")
+    for method in WITH_DATA:
+        make_guards(method, TASKS["star"], pipe)
+    assert made == list(WITH_DATA)
+
+
+def test_the_command_writes_them_and_leaves_other_folders_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods.negation_set, "__defaults__", (6, 0))
+    out = tmp_path / "guards"
+    first = CliRunner().invoke(app, ["pictoworld", "guards", "--out", str(out), "--device", "cpu"])
+    assert first.exit_code == 0, first.output
+    found = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert found == sorted(f"{name}-{method}" for name in TASKS for method in WITH_DATA)
+    guard = sr.Guard.from_pretrained(out / "emblem-spell")
+    assert type(guard) is SPELL and guard.negation is not None and len(guard.negation) == 6
+    again = CliRunner().invoke(app, ["pictoworld", "guards", "--out", str(out)])
+    assert again.exit_code == 1 and "is not empty" in again.output
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep")
+    foreign = CliRunner().invoke(app, ["pictoworld", "guards", "--out", str(tmp_path / "mine"), "--force"])
+    assert foreign.exit_code == 1 and (tmp_path / "mine" / "letter.txt").read_text() == "keep"
+    forced = CliRunner().invoke(app, ["pictoworld", "guards", "--out", str(out), "--device", "cpu", "--force"])
+    assert forced.exit_code == 0, forced.output
