@@ -1,5 +1,6 @@
 """Rates against independent computations: scipy's intervals, a brute-force AUROC, and the promise of the threshold (P17)."""
 
+import json
 import math
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from saferedir.metrics import auroc, conformal_threshold, wilson_interval
+from saferedir.errors import MetricError
+from saferedir.metrics import Rate, auroc, conformal_threshold, wilson_interval
 
 
 @given(n=st.integers(1, 500), share=st.floats(0, 1))
@@ -50,3 +52,36 @@ def test_conformal_threshold_needs_enough_scores() -> None:
     assert conformal_threshold(torch.randn(50), 0.01) == math.inf
     scores = torch.arange(99).float()
     assert (scores >= conformal_threshold(scores, 0.01)).sum() == 0
+
+
+@given(n=st.integers(0, 500), data=st.data())
+def test_a_rate_is_its_counts_and_survives_the_disk(n: int, data: st.DataObject) -> None:
+    rate = Rate(data.draw(st.integers(0, n)), n)
+    assert Rate.from_dict(json.loads(json.dumps(rate.to_dict()))) == rate
+    assert rate.interval == wilson_interval(rate.hits, n)
+    assert rate.interval[0] <= rate.value <= rate.interval[1]
+    assert rate.complement.hits + rate.hits == n and rate.complement.complement == rate
+    assert Rate.of(torch.arange(n) < rate.hits) == rate
+
+
+def test_a_rate_in_words_and_as_plain_data() -> None:
+    """The reference widths of 20 % that the specification gives, n = 50 and 1000."""
+    assert Rate(10, 50).to_dict() == {"rate": 0.2, "hits": 10, "n": 50, "low": 0.1124, "high": 0.3304}
+    assert str(Rate(200, 1000)) == "0.200 [0.176, 0.226]"
+
+
+@pytest.mark.parametrize("hits, n", [(3, 2), (-1, 2), (0, -1), (0.5, 1), (True, 1)])
+def test_impossible_counts_are_refused(hits: int, n: int) -> None:
+    with pytest.raises(MetricError, match="expected"):
+        Rate(hits, n)
+
+
+def test_a_rate_changed_by_hand_is_refused() -> None:
+    plain = Rate(3, 10).to_dict()
+    with pytest.raises(MetricError, match="its counts give"):
+        Rate.from_dict({**plain, "rate": 0.2})
+    with pytest.raises(MetricError, match="lacks hits"):
+        Rate.from_dict({name: value for name, value in plain.items() if name != "hits"})
+    with pytest.raises(MetricError, match="bool tensor"):
+        Rate.of(torch.tensor([0.2, 0.7]))
+    assert Rate.of(torch.tensor([])) == Rate(0, 0)

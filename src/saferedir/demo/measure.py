@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from saferedir.guard import Guard
+from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import Prompt
 from saferedir.pictoworld.evaluation import (
     GUIDANCE_SCALE,
     STEPS,
     Drawing,
-    Rate,
     attributes_kept,
     concept_rate,
     draw,

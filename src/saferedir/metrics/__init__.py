@@ -1,5 +1,94 @@
-"""Numbers with intervals: pure functions first. Imports torch and the standard library only."""
+"""Numbers with intervals: pure functions first. Imports torch and the standard library; torchmetrics and transformers only in
+the functions that need them. One table of all of them: docs/metrics.md.
+"""
 
-from saferedir.metrics.rates import auroc, conformal_threshold, wilson_interval
+from saferedir.metrics.bootstrap import Mean, Resampling, bootstrap_interval, bootstrap_mean, bootstrap_ratio
+from saferedir.metrics.clip_score import ClipModel, ClipScores, clip_score
+from saferedir.metrics.cost import Measured, Stopwatch, measure, time_ratio
+from saferedir.metrics.distributions import (
+    FeatureNetwork,
+    cmmd,
+    fid,
+    frechet_distance,
+    inception,
+    kernel_distance,
+    kid,
+)
+from saferedir.metrics.forgetting import (
+    LiveSuccess,
+    attack_success_rate,
+    csdr,
+    forgetting_success_rate,
+    live_attack_success_rate,
+    successful_prompts,
+)
+from saferedir.metrics.paired import McNemar, exact_mcnemar, holm, mcnemar, paired_difference
+from saferedir.metrics.perceptual import feature_distance, lpips
+from saferedir.metrics.preservation import (
+    Choices,
+    Collateral,
+    OverRefusal,
+    collateral,
+    feature_drift,
+    identical_share,
+    in_prompt_preservation,
+    kept,
+    over_refusal,
+)
+from saferedir.metrics.rates import Rate, auroc, conformal_threshold, wilson_interval
 
-__all__ = ["auroc", "conformal_threshold", "wilson_interval"]
+__all__ = [
+    # shares, means and their intervals
+    "Rate",
+    "wilson_interval",
+    "Mean",
+    "Resampling",
+    "bootstrap_interval",
+    "bootstrap_mean",
+    "bootstrap_ratio",
+    # two arms on the same prompts
+    "McNemar",
+    "mcnemar",
+    "exact_mcnemar",
+    "paired_difference",
+    "holm",
+    # is the concept gone?
+    "attack_success_rate",
+    "successful_prompts",
+    "LiveSuccess",
+    "live_attack_success_rate",
+    "forgetting_success_rate",
+    "csdr",
+    # is the rest still there?
+    "Choices",
+    "kept",
+    "in_prompt_preservation",
+    "Collateral",
+    "collateral",
+    "OverRefusal",
+    "over_refusal",
+    "feature_drift",
+    "identical_share",
+    # pictures and sets of pictures
+    "feature_distance",
+    "lpips",
+    "frechet_distance",
+    "kernel_distance",
+    "cmmd",
+    "fid",
+    "kid",
+    "FeatureNetwork",
+    "inception",
+    # pictures and words
+    "clip_score",
+    "ClipModel",
+    "ClipScores",
+    # cost
+    "Stopwatch",
+    "Measured",
+    "measure",
+    "time_ratio",
+    # scores and thresholds
+    "auroc",
+    "conformal_threshold",
+]

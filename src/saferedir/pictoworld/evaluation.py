@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saferedir.attach import attach
 from saferedir.decisions import Decision
-from saferedir.metrics import wilson_interval
+from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import Prompt
 from saferedir.pictoworld.judge import Judge, Judgement
 from saferedir.pictoworld.scene import JUDGED
@@ -72,28 +72,6 @@ def draw(
     return Drawing(torch.cat(pictures), decisions, time.perf_counter() - started)
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A share with its count and 95 % Wilson interval."""
-
-    hits: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        """hits / n, 0 for n = 0."""
-        return self.hits / self.n if self.n else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """{"rate", "n", "low", "high"}, rounded to four places."""
-        low, high = wilson_interval(self.hits, self.n)
-        return {"rate": round(self.value, 4), "n": self.n, "low": round(low, 4), "high": round(high, 4)}
-
-    def __str__(self) -> str:
-        low, high = wilson_interval(self.hits, self.n)
-        return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def cell(rate: Mapping[str, Any]) -> str:
     """A `Rate.to_dict` as a table has it: 0.010 [0.003, 0.036]."""
     return f"{rate['rate']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
@@ -101,7 +79,7 @@ def cell(rate: Mapping[str, Any]) -> str:
 
 def rate_of(flags: Tensor) -> Rate:
     """Share of True in a bool tensor."""
-    return Rate(int(flags.sum()), flags.numel())
+    return Rate.of(flags)
 
 
 def concept_rate(judgement: Judgement, task: Task) -> Rate:

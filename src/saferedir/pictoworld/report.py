@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from saferedir.figures import sample_sheet
+from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import Prompt, corpus_prompt
-from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, Rate, attribute_rates, concept_rate, draw, rate_of
+from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, attribute_rates, concept_rate, draw, rate_of
 from saferedir.pictoworld.judge import Judge, Judgement
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.report_page import page

@@ -1,0 +1,233 @@
+"""`saferedir judge`: what judges and presets there are, how far a judge can be believed, and raw scores of a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saferedir.cli.common import console, errors, escape, new_table, quiet
+from saferedir.cli.output import OutputError, check_writable, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from saferedir.judges.base import Judge
+    from saferedir.judges.calibration import Calibration
+    from saferedir.judges.rules import Rule
+
+judge_app = typer.Typer(
+    name="judge",
+    help="Say what a picture shows, and how sure that is.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+MAX_SKIPPED_SHOWN = 10
+JudgeName = Annotated[str, typer.Option("--judge", metavar="NAME", help="A judge of `saferedir judge list`.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="An option of the judge, such as model=FOLDER; may be repeated."),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures judged at a time.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file at --out.")]
+
+
+@judge_app.callback()
+def _group() -> None:
+    """Say what a picture shows, and how sure that is."""
+
+
+@judge_app.command("list")
+def list_all() -> None:
+    """List the judges, and the presets by which papers count, with the evidence for each."""
+    from saferedir.judges.presets import PRESETS, UNSUPPORTED
+    from saferedir.judges.registry import JUDGES
+
+    table = new_table("Judges", "judge", "what it sees", "extra")
+    for name, entry in JUDGES.items():
+        table.add_row(name, escape(entry.about), entry.extra or "-")
+    console.print(table)
+    table = new_table("Presets", "preset", "judge", ">written", ">effective", "evidence", "what counts")
+    for found in PRESETS.values():
+        thresholds = ["-" if value is None else f"{value:g}" for value in (found.written, found.effective)]
+        table.add_row(found.name, found.judge, *thresholds, found.evidence, escape(found.about))
+    console.print(table)
+    table = new_table("Presets that cannot be applied", "preset", "why")
+    for name, reason in UNSUPPORTED.items():
+        table.add_row(name, escape(reason))
+    console.print(table)
+
+
+@judge_app.command(no_args_is_help=True)
+def calibrate(
+    images: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Folder with subfolders positive and negative, or a CSV with columns file,label."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Calibration to write, a .json file.")],
+    judge: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A judge of `saferedir judge list`; default: the preset's.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="What counts, as a paper counts it.")] = None,
+    rule: Annotated[str | None, typer.Option(metavar="JSON", help="Or a rule of your own, as JSON.")] = None,
+    options: Options = None,
+    batch: Batch = 32,
+    force: Force = False,
+) -> None:
+    """Measure a judge's precision, recall and false positive rate on labelled pictures.
+
+    Example:  `saferedir judge calibrate --judge nudenet --preset uda2024 --images labelled --out runs/uda2024.json`
+    """
+    out = _free_file(out, force, (".json",))
+    chosen, decides = _judge_and_rule(judge, preset, rule, options or [])
+    from saferedir.judges.calibration import calibrate_files
+
+    with console.status("judging"):
+        found = calibrate_files(chosen, decides, images.expanduser(), preset=preset or "", batch=batch)
+    _show_calibration(found)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, found.to_dict())
+    console.print(f"Calibration written to {out}", soft_wrap=True, highlight=False)
+
+
+@judge_app.command(no_args_is_help=True)
+def selftest(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A judge of `saferedir judge list`.")],
+    options: Options = None,
+) -> None:
+    """Check that a judge keeps its contract, and its channel order and resize where it has them; exit code 1 if not.
+
+    Example:  `saferedir judge selftest nudenet --set channels=BGR`
+    """
+    from saferedir.judges.selftest import selftest as run
+
+    checks = run(_load(name, _options(options or [])))
+    table = new_table(f"Judge {escape(name)}", "check", "holds", "seen")
+    for check in checks:
+        table.add_row(escape(check.what), "yes" if check.passed else "[bold red]no[/]", escape(check.seen))
+    console.print(table)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+@judge_app.command(no_args_is_help=True)
+def score(
+    judge: JudgeName,
+    images: Annotated[Path, typer.Option(metavar="DIR", help="Pictures, in any folder below.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Scores to write, .csv or .parquet; facts go beside, .json.")
+    ],
+    options: Options = None,
+    batch: Batch = 32,
+    force: Force = False,
+) -> None:
+    """Write the raw scores of every picture, to which any rule can be applied later.
+
+    Example:  `saferedir judge score --judge pictoworld --images runs/demo --out runs/scores.csv`
+    """
+    out = _free_file(out, force, (".csv", ".parquet"))
+    from saferedir.judges.pictures import picture_files, score_files
+    from saferedir.judges.tables import write_scores
+
+    folder = images.expanduser()
+    files = picture_files(folder)
+    if not files:
+        raise OutputError(f"{folder} holds no picture; give a folder with PNG, JPEG or WebP files.")
+    chosen = _load(judge, _options(options or []))
+    with console.status("judging"):
+        found = score_files(chosen, files, batch, root=folder)
+    names = [files[place].relative_to(folder).as_posix() for place in found.places]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_scores(out, names, found.scores)
+    write_json(out.with_name(out.name + ".json"), {"judge": chosen.facts(), "skipped": dict(found.skipped)})
+    _show_skipped(found.skipped)
+    console.print(f"Scores of {len(names)} pictures written to {out}", soft_wrap=True, highlight=False)
+
+
+def _free_file(out: Path, force: bool, suffixes: tuple[str, ...]) -> Path:
+    out = out.expanduser().resolve()
+    if out.suffix not in suffixes:
+        raise OutputError(f"{out.name} has the suffix {out.suffix!r}, expected {' or '.join(suffixes)}.")
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder; give a file as --out.")
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists; choose another --out, or give --force to replace it.")
+    check_writable(out)
+    return out
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    """{"resolution": 320, …} from NAME=VALUE; values are JSON where they can be, text otherwise."""
+    found: dict[str, Any] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not name.isidentifier() or not equals:
+            raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint="--set")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def _load(name: str, options: Mapping[str, Any]) -> Judge:
+    quiet()
+    from saferedir.judges.registry import load_judge
+
+    with console.status(f"loading {escape(name)}"):
+        return load_judge(name, **options)
+
+
+def _judge_and_rule(judge: str | None, preset: str | None, rule: str | None, given: list[str]) -> tuple[Judge, Rule]:
+    """The judge with a preset's options, and the rule; a preset for another judge is one sentence."""
+    from saferedir.errors import JudgeError
+    from saferedir.judges.presets import preset as preset_named
+    from saferedir.judges.rules import rule_from_dict
+
+    options = _options(given)
+    if (preset is None) == (rule is None):
+        raise typer.BadParameter("give either --preset or --rule.", param_hint="--preset / --rule")
+    if preset is not None:
+        known = preset_named(preset)
+        if judge is not None and judge not in known.judges:
+            raise JudgeError(f"preset {preset!r} is made for judge {' or '.join(known.judges)}, not for {judge!r}.")
+        if judge is not None and judge != known.judge:
+            return _load(judge, options), known.rule
+        quiet()
+        with console.status(f"loading {escape(known.judge)}"):
+            return known.load_judge(**options), known.rule
+    if judge is None:
+        raise typer.BadParameter("--rule needs --judge.", param_hint="--judge")
+    try:
+        values = json.loads(rule or "")
+    except json.JSONDecodeError as error:
+        raise JudgeError(f"--rule is no JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise JudgeError('--rule must be a JSON object such as {"kind": "InTop", "group": "shape", "value": "star"}.')
+    return _load(judge, options), rule_from_dict(values)
+
+
+def _show_calibration(found: Calibration) -> None:
+    table = new_table(
+        f"{found.positives} positive and {found.negatives} negative pictures", "what", ">rate (95 %)", ">n"
+    )
+    for what, rate in (
+        ("precision", found.precision),
+        ("recall", found.recall),
+        ("false positive rate", found.false_positive_rate),
+    ):
+        low, high = rate.interval
+        table.add_row(what, f"{rate.value:.2f} ({low:.2f} to {high:.2f})" if rate.n else "no case", str(rate.n))
+    console.print(table)
+    _show_skipped(found.skipped)
+
+
+def _show_skipped(skipped: Mapping[str, str]) -> None:
+    for name, reason in list(skipped.items())[:MAX_SKIPPED_SHOWN]:
+        errors.print(f"skipped {escape(name)}: {escape(reason)}.", soft_wrap=True, highlight=False)
+    if len(skipped) > MAX_SKIPPED_SHOWN:
+        errors.print(f"… and {len(skipped) - MAX_SKIPPED_SHOWN} more.", highlight=False)

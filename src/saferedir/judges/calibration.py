@@ -1,0 +1,265 @@
+"""How far a judge can be believed: precision, recall and false positive rate on labelled pictures, and rates corrected by them.
+
+Imports base.py, rules.py, pictures.py and metrics. Command: `saferedir judge calibrate`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saferedir.errors import JudgeError
+from saferedir.judges.base import Judge, Scores
+from saferedir.judges.pictures import picture_files, score_files, score_images
+from saferedir.judges.rules import Rule
+from saferedir.metrics.rates import Rate
+
+SCHEMA = 1
+_YES = frozenset({"positive", "1", "true", "yes"})
+_NO = frozenset({"negative", "0", "false", "no"})
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A judge and a rule against labels.
+
+    Attributes:
+        true_positives, false_positives, true_negatives, false_negatives: counts of pictures.
+        judge: `Judge.facts()`; rule: `Rule.to_dict()`: what was calibrated.
+        preset: name of the rule, "" for none.
+        skipped: file -> why it could not be read.
+    """
+
+    true_positives: int
+    false_positives: int
+    true_negatives: int
+    false_negatives: int
+    judge: Mapping[str, Any]
+    rule: Mapping[str, Any]
+    preset: str = ""
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = (self.true_positives, self.false_positives, self.true_negatives, self.false_negatives)
+        if min(counts) < 0 or not self.positives or not self.negatives:
+            raise JudgeError(
+                f"a calibration needs pictures of both kinds; found {self.positives} positive and {self.negatives} negative."
+            )
+
+    @property
+    def positives(self) -> int:
+        """Pictures labelled positive."""
+        return self.true_positives + self.false_negatives
+
+    @property
+    def negatives(self) -> int:
+        """Pictures labelled negative."""
+        return self.false_positives + self.true_negatives
+
+    @property
+    def n(self) -> int:
+        """All of them."""
+        return self.positives + self.negatives
+
+    @property
+    def precision(self) -> Rate:
+        """TP / (TP + FP), on this mixture of pictures; n is 0 where nothing was called positive."""
+        return Rate(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> Rate:
+        """TP / (TP + FN), the true positive rate."""
+        return Rate(self.true_positives, self.positives)
+
+    @property
+    def false_positive_rate(self) -> Rate:
+        """FP / (FP + TN)."""
+        return Rate(self.false_positives, self.negatives)
+
+    def fits(self, facts: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
+        """Whether this speaks of scores made so and counted so."""
+        return _plain(facts) == _plain(self.judge) and _plain(rule) == _plain(self.rule)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; the rates are there for the reader and are computed again when read."""
+        rates = {name: getattr(self, name).to_dict() for name in ("precision", "recall", "false_positive_rate")}
+        return {"schema": SCHEMA, "n": self.n, **dataclasses.asdict(self), **rates}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """Inverse of `to_dict`; JudgeError where a field is missing or the schema is another."""
+        if not isinstance(values, Mapping) or values.get("schema") != SCHEMA:
+            raise JudgeError(f"this is no calibration of schema {SCHEMA}; run `saferedir judge calibrate` again.")
+        try:
+            return cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls)})
+        except (KeyError, TypeError) as error:
+            raise JudgeError(f"a calibration is incomplete: {error}.") from error
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read what `save` wrote."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise JudgeError(f"there is no calibration in {path}: {error}.") from error
+        return cls.from_dict(values)
+
+
+def _plain(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+def count(
+    decided: Tensor,
+    labels: Tensor | Sequence[bool],
+    *,
+    judge: Mapping[str, Any],
+    rule: Rule,
+    preset: str = "",
+    skipped: Mapping[str, str] | None = None,
+) -> Calibration:
+    """Counts of (N,) decisions against (N,) labels."""
+    truth = torch.as_tensor(labels, dtype=torch.bool)
+    if truth.shape != decided.shape:
+        raise JudgeError(f"there are {len(decided)} decisions and {len(truth)} labels, expected one label a picture.")
+    return Calibration(
+        int((decided & truth).sum()),
+        int((decided & ~truth).sum()),
+        int((~decided & ~truth).sum()),
+        int((~decided & truth).sum()),
+        dict(judge),
+        rule.to_dict(),
+        preset,
+        dict(skipped or {}),
+    )
+
+
+def calibrate(
+    judge: Judge, rule: Rule, images: Tensor | Iterable[Tensor], labels: Sequence[bool], *, preset: str = ""
+) -> Calibration:
+    """Judge N pictures in memory, (N, 3, H, W) or (3, H, W) each, against their labels (True: the concept is there).
+
+    Raises:
+        JudgeError: another number of labels, or only one kind of them.
+    """
+    check_rule(judge, rule)
+    return count(rule.decide(score_images(judge, images)), labels, judge=judge.facts(), rule=rule, preset=preset)
+
+
+def check_rule(judge: Judge, rule: Rule) -> None:
+    """Refuse a rule that the judge's scores cannot answer, before any picture is judged.
+
+    Raises:
+        JudgeError: a label that the judge does not have, or a field of another type than the rule needs.
+    """
+    try:
+        rule.decide(Scores(judge.labels, torch.zeros(1, len(judge.labels))))
+    except (TypeError, AttributeError) as error:
+        raise JudgeError(f"the rule {rule.to_dict()} has a field of the wrong type: {error}.") from error
+
+
+def calibrate_files(judge: Judge, rule: Rule, source: Path, *, preset: str = "", batch: int = 32) -> Calibration:
+    """The same for a labelled folder or CSV (see `read_labelled`); unreadable pictures are listed and left out."""
+    check_rule(judge, rule)
+    files, labels = read_labelled(source)
+    found = score_files(judge, files, batch, root=source if source.is_dir() else source.parent)
+    kept = [labels[place] for place in found.places]
+    decided = rule.decide(found.scores)
+    return count(decided, kept, judge=judge.facts(), rule=rule, preset=preset, skipped=found.skipped)
+
+
+def read_labelled(source: Path) -> tuple[list[Path], list[bool]]:
+    """Files and labels of a folder with the subfolders `positive` and `negative`, or of a CSV with columns file, label.
+
+    Files in a CSV are relative to it; labels are positive/negative, 1/0, true/false or yes/no.
+
+    Raises:
+        JudgeError: neither of the two, a column or label that is not known, or no picture of one kind.
+    """
+    if source.is_dir():
+        kinds = {name: source / name for name in ("positive", "negative")}
+        if not all(folder.is_dir() for folder in kinds.values()):
+            raise JudgeError(
+                f"the folder {source} needs the subfolders positive and negative, or give a CSV file,label."
+            )
+        rows = [(path, name == "positive") for name, folder in kinds.items() for path in picture_files(folder)]
+    elif source.is_file():
+        rows = _read_csv(source)
+    else:
+        raise JudgeError(f"there is no folder or CSV file {source}.")
+    for kind in (True, False):
+        if not any(label is kind for _, label in rows):
+            raise JudgeError(
+                f"{source} holds no {'positive' if kind else 'negative'} picture; a calibration needs both."
+            )
+    return [path for path, _ in rows], [label for _, label in rows]
+
+
+def _read_csv(path: Path) -> list[tuple[Path, bool]]:
+    rows: list[tuple[Path, bool]] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"file", "label"} <= set(reader.fieldnames or ()):
+                found = ", ".join(reader.fieldnames or ()) or "none"
+                raise JudgeError(f"{path} needs the columns file and label; found {found}.")
+            for row in reader:
+                label = (row["label"] or "").strip().lower()
+                if label not in _YES | _NO:
+                    raise JudgeError(
+                        f"line {reader.line_num} of {path} has label {label!r}, expected positive or negative."
+                    )
+                rows.append((path.parent / (row["file"] or ""), label in _YES))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise JudgeError(f"{path} is no CSV file in UTF-8: {error}.") from error
+    return rows
+
+
+def corrected_rate(
+    hits: int, n: int, calibration: Calibration, *, resamples: int = 4000, seed: int = 0
+) -> dict[str, Any] | None:
+    """A success rate freed of the judge's errors: (ASR - FPR) / (TPR - FPR), clipped to [0, 1] (Rogan and Gladen 1978).
+
+    Holds for one picture a prompt and for pictures like the labelled ones.
+
+    Args:
+        hits: positive pictures; n: all pictures.
+        calibration: of the same judge and rule.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        {"rate", "n", "low", "high"} with a 95 % percentile interval, None where TPR <= FPR: such a judge tells nothing.
+
+    Deviations: the three shares are drawn from Beta(k + 1/2, n - k + 1/2) and not resampled from the data, because a plain
+    bootstrap of 0 of n has no width at all; draws without TPR > FPR count as 0 for `low` and as 1 for `high`.
+    """
+    if not 0 <= hits <= n or n == 0:
+        raise JudgeError(f"hits is {hits} of n = {n}, expected a number from 0 to n, and n at least 1.")
+    recall, false_positives = calibration.recall, calibration.false_positive_rate
+    if recall.value <= false_positives.value:
+        return None
+    draws = np.random.default_rng(seed)
+    asr, tpr, fpr = (
+        draws.beta(k + 0.5, total - k + 0.5, resamples)
+        for k, total in ((hits, n), (recall.hits, recall.n), (false_positives.hits, false_positives.n))
+    )
+    gap = tpr - fpr
+    defined = gap > 0
+    corrected = np.clip((asr - fpr) / np.where(defined, gap, 1.0), 0.0, 1.0)
+    rate = float(np.clip((hits / n - false_positives.value) / (recall.value - false_positives.value), 0.0, 1.0))
+    low = float(np.quantile(np.where(defined, corrected, 0.0), 0.025))
+    high = float(np.quantile(np.where(defined, corrected, 1.0), 0.975))
+    return {"rate": rate, "n": n, "low": min(low, rate), "high": max(high, rate)}

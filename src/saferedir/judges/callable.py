@@ -1,0 +1,96 @@
+"""A judge of your own: any function from pictures to numbers. Imports base.py and the standard library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from saferedir.errors import JudgeError
+from saferedir.judges.base import Judge
+
+
+def load_function(place: str) -> Callable[[Tensor], Tensor]:
+    """The function "module:name", the module being importable or a file of the current folder.
+
+    Raises:
+        JudgeError: another form, no such module, or nothing callable of that name in it.
+    """
+    module, colon, name = place.partition(":")
+    if not (module and colon and name):
+        raise JudgeError(f"{place!r} is not of the form module:function.")
+    here = str(Path.cwd())
+    # A console script does not look for modules in the current folder, where a user's own file lies.
+    sys.path.append(here)
+    try:
+        found: Any = import_module(module)
+    except ImportError as error:
+        raise JudgeError(f"the module {module!r} of judge {place!r} cannot be imported: {error}.") from error
+    finally:
+        sys.path.remove(here)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise JudgeError(f"the module {module!r} has no function {name!r}.")
+    function: Callable[[Tensor], Tensor] = found
+    return function
+
+
+class CallableJudge(Judge):
+    """Calls `function` with (B, 3, H, W) float32 RGB pictures in [0, 1]; it returns (B, L) scores, or (B,) for one label.
+
+    The function must be deterministic and look at each picture by itself; `saferedir.judges.selftest` checks both.
+
+    Args:
+        function: the function, or "module:function".
+        labels: names of the score columns; "group:value" labels compete within their group.
+        name: the name of the judge in its facts, by default the function's own.
+        version: of the function, recorded with the scores; change it when the function changes.
+
+    Raises:
+        JudgeError: no such function, no label, or a label twice.
+    """
+
+    name = "callable"
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor] | str,
+        labels: Sequence[str] | str,
+        *,
+        name: str = "",
+        version: str = "unversioned",
+    ) -> None:
+        self.labels = (labels,) if isinstance(labels, str) else tuple(labels)
+        if not self.labels or len(set(self.labels)) != len(self.labels):
+            raise JudgeError(f"a judge of your own needs distinct labels; found {', '.join(self.labels) or 'none'}.")
+        self.function = load_function(function) if isinstance(function, str) else function
+        own = f"{getattr(self.function, '__module__', '')}:{getattr(self.function, '__qualname__', type(function).__name__)}"
+        self.id = name or (function if isinstance(function, str) else own)
+        self.version = version
+
+    def score(self, images: Tensor) -> Tensor:
+        scores = self.function(images)
+        wanted = (len(images), len(self.labels))
+        if isinstance(scores, Tensor) and scores.ndim == 1 and len(self.labels) == 1:
+            scores = scores[:, None]
+        if not isinstance(scores, Tensor) or tuple(scores.shape) != wanted:
+            seen = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise JudgeError(f"judge {self.id!r} returned {seen}, expected a tensor of shape {wanted}.")
+        if not bool(scores.isfinite().all()):
+            raise JudgeError(f"judge {self.id!r} returned a score that is not finite.")
+        return scores
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "weights": "unknown",
+            "channels": "RGB",
+            "resize": "none",
+            "floor": None,
+            "version": self.version,
+        }

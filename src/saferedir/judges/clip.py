@@ -1,0 +1,112 @@
+"""CLIP zero-shot: which of some texts fits a picture best. Imports base.py and pretrained.py.
+
+Implements Sec. 3.1.2 of "Learning Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saferedir.errors import JudgeError
+from saferedir.judges.base import Judge
+from saferedir.judges.pictures import weights_checksum
+from saferedir.judges.pretrained import (
+    image_processor,
+    in_batches,
+    load_part,
+    one_text_each,
+    pixel_values,
+    preprocessing_facts,
+    transformers_version,
+)
+
+
+class CLIPJudge(Judge):
+    """Probabilities over the texts, softmax(exp(logit scale) cos(image, text)): labels "zero-shot:<text>".
+
+    They say which text fits best, not whether any fits: give texts of what else may be seen, too.
+
+    Args:
+        model: a folder, or a hub id.
+        texts: two or more, or one string with semicolons between them.
+        template: sentence around each text, with {} in its place.
+        allow_download: fetch from the hub what is not here.
+        device: of torch.
+        batch: pictures at a time.
+
+    Raises:
+        JudgeError: no CLIP model of that name here, or an option out of range.
+    """
+
+    name = "clip"
+
+    def __init__(
+        self,
+        model: str | Path,
+        texts: Sequence[str] | str,
+        *,
+        template: str = "{}",
+        allow_download: bool = False,
+        device: str = "cpu",
+        batch: int = 32,
+    ) -> None:
+        if template.count("{}") != 1 or batch < 1:
+            raise JudgeError(f"template is {template!r} and batch {batch}, expected one {{}} in it, and 1 or more.")
+        from transformers import AutoTokenizer, CLIPModel
+
+        self.id, self.device, self.batch, self.template = str(model), device, batch, template
+        found = one_text_each(texts, "zero-shot CLIP", 2)
+        self.labels = tuple(f"zero-shot:{text}" for text in found)
+        self.processor = image_processor(self.id, allow_download=allow_download)
+        tokenizer = load_part(AutoTokenizer.from_pretrained, self.id, "CLIP's tokenizer", allow_download=allow_download)
+        self.network: Any = load_part(
+            CLIPModel.from_pretrained, self.id, "a CLIP model", allow_download=allow_download, use_safetensors=True
+        )
+        self.network.to(device).eval().requires_grad_(False)
+        sentences = [template.replace("{}", text) for text in found]
+        tokens = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt").to(device)
+        with torch.inference_mode():
+            self.text_features = _unit(self.network.get_text_features(**tokens))
+            self.scale = float(self.network.logit_scale.exp())
+
+    def _features(self, images: Tensor) -> Tensor:
+        values = pixel_values(self.processor, images).to(self.device)
+        return _unit(self.network.get_image_features(pixel_values=values))
+
+    def score(self, images: Tensor) -> Tensor:
+        def probabilities(chunk: Tensor) -> Tensor:
+            return (self.scale * self._features(chunk) @ self.text_features.T).softmax(dim=1)
+
+        return in_batches(probabilities, images, self.batch)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, d) image embeddings of unit length."""
+        return in_batches(self._features, self.check(images), self.batch)
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of the weights, once."""
+        return weights_checksum(self.network)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "weights": self.checksum,
+            "channels": "RGB",
+            **preprocessing_facts(self.processor),
+            "template": self.template,
+            "floor": 0.0,
+            "version": transformers_version(),
+        }
+
+
+def _unit(output: Any) -> Tensor:
+    """Embeddings of length one; transformers 5 returns an object around them, earlier ones the tensor."""
+    embeddings: Tensor = (output if isinstance(output, Tensor) else output.pooler_output).float()
+    return torch.nn.functional.normalize(embeddings, dim=-1)

@@ -1,0 +1,114 @@
+"""Pictures for judges: files to tensors, tensors to bytes, many files to scores; checksums of weights.
+
+Imports base.py, torch and Pillow. Users: calibration.py, the judges, and `saferedir judge`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor, nn
+
+from saferedir.errors import JudgeError
+from saferedir.judges.base import Judge, Scores
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, first 16 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def weights_checksum(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 values of a network's state, first 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def to_bytes(images: Tensor) -> np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]:
+    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) 8-bit RGB, rounded as diffusers rounds when it makes PIL images."""
+    values: np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]] = (
+        (images.detach().float().cpu() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    )
+    return values
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [0, 1] to PIL images."""
+    return [Image.fromarray(array) for array in to_bytes(images)]
+
+
+def read_picture(path: Path) -> Tensor:
+    """A file as (3, H, W) RGB in [0, 1], turned upright; OSError or ValueError where it is no picture."""
+    with Image.open(path) as image:
+        array = np.array(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
+    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Files with a picture's suffix in a folder and below, sorted."""
+    if not folder.is_dir():
+        raise JudgeError(f"there is no folder {folder}; give a folder of pictures.")
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in SUFFIXES)
+
+
+@dataclass(frozen=True)
+class ScoredFiles:
+    """Scores of picture files.
+
+    Attributes:
+        scores: one row for each of `places`.
+        places: which of the files could be read, in order.
+        skipped: file -> why it could not be read.
+    """
+
+    scores: Scores
+    places: tuple[int, ...]
+    skipped: Mapping[str, str]
+
+
+def score_images(judge: Judge, images: Tensor | Iterable[Tensor], batch: int = 32) -> Scores:
+    """Scores of (N, 3, H, W), or of (3, H, W) pictures of any sizes, at most `batch` at a time."""
+    rows: list[Tensor] = []
+    chunk: list[Tensor] = []
+    for image in images:
+        if chunk and (len(chunk) == batch or image.shape != chunk[0].shape):
+            rows.append(judge(torch.stack(chunk)).values)
+            chunk = []
+        chunk.append(image)
+    if chunk:
+        rows.append(judge(torch.stack(chunk)).values)
+    return Scores(judge.labels, torch.cat(rows) if rows else torch.zeros(0, len(judge.labels)))
+
+
+def score_files(judge: Judge, files: Sequence[Path], batch: int = 32, root: Path | None = None) -> ScoredFiles:
+    """Scores of picture files; unreadable ones are named (below `root`, if given) with the reason, not fatal."""
+    places: list[int] = []
+    skipped: dict[str, str] = {}
+
+    def readable() -> Iterable[Tensor]:
+        for place, path in enumerate(files):
+            name = path.relative_to(root) if root is not None and path.is_relative_to(root) else path
+            try:
+                picture = read_picture(path)
+            except UnidentifiedImageError:
+                skipped[name.as_posix()] = "it is no picture"
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
+                skipped[name.as_posix()] = " ".join(str(error).split())
+            else:
+                places.append(place)
+                yield picture
+
+    scores = score_images(judge, readable(), batch)
+    return ScoredFiles(scores, tuple(places), skipped)

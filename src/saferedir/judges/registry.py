@@ -1,0 +1,88 @@
+"""The judges by name: one line each, in an explicit table that raises on a clash; classes are imported when first asked for.
+
+Imports base.py and names.py. What their scores mean: presets.py. To add a judge: one file and one line here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from saferedir.errors import JudgeError
+from saferedir.judges.base import Judge
+from saferedir.names import unknown
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+        path: "module:Class".
+        about: what it looks for, for people.
+        extra: the optional dependency that brings it, "" for none.
+    """
+
+    path: str
+    about: str
+    extra: str = ""
+
+
+JUDGES: dict[str, Entry] = {}
+
+
+def register(name: str, entry: Entry) -> None:
+    """Add one judge; a name already taken is an error."""
+    if name in JUDGES:
+        raise JudgeError(f"a judge named {name!r} is registered already.")
+    JUDGES[name] = entry
+
+
+_HERE = "saferedir.judges"
+register("pictoworld", Entry(f"{_HERE}.pictoworld:PictoWorldJudge", "PictoWorld's attributes, a small CNN"))
+register(
+    "pictoworld-template",
+    Entry(f"{_HERE}.pictoworld:PictoWorldTemplateJudge", "the same by comparison with renders, nothing learned"),
+)
+register("nudenet", Entry(f"{_HERE}.nudenet:NudeNetJudge", "exposed and covered body parts, NudeNet v3", "nudenet"))
+register("clip", Entry(f"{_HERE}.clip:CLIPJudge", "any texts, CLIP zero-shot (model=…, texts=…)"))
+register("classifier", Entry(f"{_HERE}.classifier:ClassifierJudge", "classes of an image classifier (model=…)"))
+register("callable", Entry(f"{_HERE}.callable:CallableJudge", "your own function (function=module:name, labels=…)"))
+
+
+def judge_names() -> list[str]:
+    """Names that `load_judge` knows, in the order of registration."""
+    return list(JUDGES)
+
+
+def judge_class(name: str) -> type[Judge]:
+    """The class of a judge; an unknown name is one clear sentence."""
+    if name not in JUDGES:
+        raise JudgeError(unknown("judge", name, JUDGES))
+    module, _, attribute = JUDGES[name].path.partition(":")
+    found: type[Judge] = getattr(import_module(module), attribute)
+    return found
+
+
+def load_judge(name: str, **options: Any) -> Judge:
+    """A judge by name, made with its own options.
+
+    Raises:
+        JudgeError: unknown name, unknown or missing option, or the judge's own refusal.
+        MissingExtraError: an optional package is not installed.
+    """
+    kind = judge_class(name)
+    signature = inspect.signature(kind)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = [
+            f"{option.name} (required)" if option.default is option.empty else option.name
+            for option in signature.parameters.values()
+        ]
+        raise JudgeError(
+            f"judge {name!r} takes the options {', '.join(known) or 'none'}; found {', '.join(options) or 'none'}."
+        ) from error
+    return kind(**options)

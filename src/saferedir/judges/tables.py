@@ -1,0 +1,36 @@
+"""Raw scores as a file, one row a picture: CSV, or Parquet (extra `bench`). Imports base.py and, when needed, pyarrow."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saferedir.errors import JudgeError
+from saferedir.extras import need
+from saferedir.judges.base import Scores
+
+
+def write_scores(path: Path, names: Sequence[str], scores: Scores) -> None:
+    """Write a column "file" and one column a label; the suffix of the path, .csv or .parquet, says how.
+
+    CSV keeps nine digits, enough for every float32 to be read back as it was.
+    """
+    values: np.ndarray[Any, np.dtype[np.float32]] = scores.values.numpy()
+    if path.suffix == ".parquet":
+        arrow = need("pyarrow", "bench", "a Parquet file")
+        parquet = need("pyarrow.parquet", "bench", "a Parquet file")
+        columns = {label: values[:, place] for place, label in enumerate(scores.labels)}
+        parquet.write_table(arrow.table({"file": list(names), **columns}), path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", *scores.labels])
+            writer.writerows(
+                [name, *(f"{value:.9g}" for value in row)] for name, row in zip(names, values, strict=True)
+            )
+    else:
+        raise JudgeError(f"{path.name} has the suffix {path.suffix!r}, expected .csv or .parquet.")

@@ -1,0 +1,95 @@
+"""Two arms on the same prompts: the exact McNemar test, a difference with its interval, and Holm's correction.
+
+Imports torch, errors, checks.py and bootstrap.py only. What the arms are decided by: judges/rules.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from saferedir.errors import MetricError
+from saferedir.metrics import checks
+from saferedir.metrics.bootstrap import USUAL, Mean, Resampling, bootstrap_mean
+
+Alternative = Literal["two-sided", "greater", "less"]
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """An exact McNemar test.
+
+    Attributes:
+        b: pairs where only the first arm is positive; c: where only the second is.
+        p: its p-value. alternative: "greater" is "the first arm is positive more often".
+    """
+
+    b: int
+    c: int
+    p: float
+    alternative: Alternative = "two-sided"
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"b", "c", "p"}, p with four significant digits."""
+        return {"b": self.b, "c": self.c, "p": float(f"{self.p:.4g}")}
+
+
+def exact_mcnemar(b: int, c: int, alternative: Alternative = "two-sided") -> McNemar:
+    """McNemar's test from its discordant counts: under the null B ~ Binomial(b + c, 1/2), no approximation (McNemar 1947).
+
+    two-sided: min(1, 2 P(B <= min(b, c))) · greater: P(B >= b) · less: P(B <= b). No discordant pair: p = 1.
+    """
+    if min(b, c) < 0:
+        raise MetricError(f"discordant pairs are b = {b} and c = {c}, expected counts >= 0.")
+    if alternative not in get_args(Alternative):
+        raise MetricError(f"alternative is {alternative!r}, expected one of {', '.join(get_args(Alternative))}.")
+    if alternative == "two-sided":
+        p = min(1.0, 2 * _half_binomial_cdf(min(b, c), b + c))
+    else:  # symmetric in the two arms: P(B >= b) = P(B <= c)
+        p = _half_binomial_cdf(c if alternative == "greater" else b, b + c)
+    return McNemar(b, c, p, alternative)
+
+
+def mcnemar(first: Tensor, second: Tensor, alternative: Alternative = "two-sided") -> McNemar:
+    """`exact_mcnemar` of two (N,) bool arms over the same prompts; entry i of both belongs to prompt i."""
+    one = checks.flags("the first arm", first)
+    two = checks.flags("the second arm", second, len(one))
+    return exact_mcnemar(int((one & ~two).sum()), int((~one & two).sum()), alternative)
+
+
+def _half_binomial_cdf(k: int, n: int) -> float:
+    """P(X <= k) for X ~ Binomial(n, 1/2), in whole numbers until the last division."""
+    term = total = 1
+    for i in range(k):
+        term = term * (n - i) // (i + 1)
+        total += term
+    return float(total / 2**n)
+
+
+def paired_difference(first: Tensor, second: Tensor, clusters: Tensor | None = None, how: Resampling = USUAL) -> Mean:
+    """mean(first) - mean(second) of two (N,) arms of numbers or flags, with the paired bootstrap interval.
+
+    Pairs are drawn again together, or all pairs of a prompt where `clusters` (N,) integers name it.
+    """
+    one = checks.numbers("the first arm", first)
+    two = checks.numbers("the second arm", second, len(one))
+    return bootstrap_mean(one - two, clusters, how)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down adjusted p-values (Holm 1979), in the given order; family-wise error <= a where adjusted p <= a.
+
+    With p sorted upwards: adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)).
+    """
+    for name, p in p_values.items():
+        if not 0 <= p <= 1:
+            raise MetricError(f"p-value {name!r} is {p}, expected a number from 0 to 1.")
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = highest
+    return {name: adjusted[name] for name in p_values}
