@@ -1,7 +1,7 @@
 """Guard: the base class of every method, its frozen config, and the points at which it may intervene.
 
 A guard is pure, differentiable tensor functions over a `Step`; it never sees a pipeline (that is `attach`).
-Imports torch, `errors`, `decisions`, `encoding`. Saving and loading live in `storage`; concrete methods in `guards/`.
+Imports torch, `errors`, `decisions`, `encoding`, `solver`. Saving and loading live in `storage`; concrete methods in `guards/`.
 
 Rules of the seam, for guard authors:
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError, GuardError
+from saferedir.solver import Solver
 from saferedir.text_towers import TextTower
 
 
@@ -44,6 +45,13 @@ class Embeds(NamedTuple):
     pooled: Tensor | None = None
     negative_pooled: Tensor | None = None
     negative_mask: Tensor | None = None
+
+
+class Apart(NamedTuple):
+    """Latents (B, C, h, w) of a guard's own, in the sampler's frame, and rows (B,) bool of the images that have some."""
+
+    latents: Tensor
+    rows: Tensor
 
 
 class SkipFeatures(NamedTuple):
@@ -138,6 +146,7 @@ class Run:
         device, dtype: of the denoiser's latents.
         encode: texts -> their conditioning (N, ...) by the pipeline's own text encoders, as long as the run's prompts.
         towers: the text encoders themselves, in the order of `families`; filled only if a guard has `needs_text`.
+        solver: the scheduler's update, for a latent of the guard's own; there only if a guard has `extra_latents`.
     """
 
     batch_size: int
@@ -153,6 +162,7 @@ class Run:
     insist: tuple[int, ...] = ()
     encode: Callable[[Sequence[str]], Encoded] = dataclasses.field(default=_no_encoder, repr=False, compare=False)
     towers: tuple[TextTower, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    solver: Solver | None = dataclasses.field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +174,9 @@ class Step:
     divide their latents by sqrt(1 + sigma^2) for the denoiser; `alpha` and `sigma` are then divided alike,
     so that ``x_t = alpha x0 + sigma eps`` holds at every point. After the call `x_t`, `alpha`, `sigma` are
     in the sampler's own frame. `pred`, `pred_cond`, `pred_uncond` have the latents' dtype; `x0*` are float32.
+
+    Where extra rows had latents of their own, these are `extra_latents` in the sampler's frame, and `pred_extra_uncond` is
+    the unconditional prediction for them (None without guidance).
 
     `prompts`, the images' texts (None where unknown: the caller gave embeddings), is filled only if a guard has
     `needs_text`. Texts are private: keep them out of logs and messages.
@@ -187,6 +200,8 @@ class Step:
     pred_cond: Tensor | None = None
     pred_uncond: Tensor | None = None
     pred_extra: tuple[Tensor, ...] = ()
+    pred_extra_uncond: Tensor | None = None
+    extra_latents: Tensor | None = None
     pred: Tensor | None = None
     x0: Tensor | None = None
     x0_uncond: Tensor | None = None
@@ -207,8 +222,8 @@ class Guard(Generic[ConfigT]):
     config_class: ClassVar[type[GuardConfig]] = GuardConfig
     #: whether it makes a guided prediction of its own; `attach` refuses two such guards on one pipeline
     replaces_guidance: ClassVar[bool] = False
-    #: whether it reads `step.prompts` and `run.towers`
-    needs_text: ClassVar[bool] = False
+    #: whether it reads `step.prompts` and `run.towers`; some settings of a guard may, and others not
+    needs_text: bool = False
 
     def __init__(self, config: ConfigT) -> None:
         self.config: ConfigT = config
@@ -255,6 +270,13 @@ class Guard(Generic[ConfigT]):
         make rows out of the images' own prompts, or to let them ride in some steps only.
         """
         return extra
+
+    def extra_latents(self, step: Step) -> Apart | None:
+        """Latents that the extra rows of this call see in place of the image's; None for the image's. See `Run.solver`.
+
+        Under guidance one more row rides along, unconditional, at the same latents.
+        """
+        return None
 
     def on_step_start(self, step: Step) -> Tensor | Embeds:
         """Replace the conditioning of this denoiser call only. Returns as `on_prompt`."""

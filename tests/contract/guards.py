@@ -256,6 +256,7 @@ _METHODS = (
         is_exact_when_idle=False,
     ),
     GuardCase("dual_latent_r1", by_config("dual_latent_r1", w=0.9, tau=0.0)),
+    GuardCase("dual_latent_r2", by_config("dual_latent_r2", w=0.9, tau=0.0, dual_fraction=0.7)),
     # the negative prompt stays the user's, so that its own part is seen
     GuardCase("safree", by_config("safree", margin=-1.0, svf="off", negative=False)),
 )

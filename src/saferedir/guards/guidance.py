@@ -150,6 +150,22 @@ def guidance_weight(step: Step) -> Tensor:
     return per_sample(torch.where(explains, declared, measured), pred)
 
 
+def guided_alike(step: Step, cond: Tensor, uncond: Tensor | None) -> Tensor:
+    """(B, ...) float32: other rows m_p', m_0' guided as `step.pred` is, a m_0' + b (m_p' - m_0'); m_p' itself without guidance.
+
+    a is 1 but for `guidance_rescale` and the like, and then measured: with r = pred - b (m_p - m_0), a = <r, m_0> / <m_0, m_0>.
+    """
+    assert step.pred is not None and step.pred_cond is not None
+    if uncond is None or step.pred_uncond is None:
+        return cond.float()
+    own, b = step.pred_uncond.float(), guidance_weight(step)
+    rest = step.pred.float() - b * (step.pred_cond.float() - own)
+    size = (own * own).flatten(1).sum(1)
+    a = (rest * own).flatten(1).sum(1) / size.clamp(min=1e-12)
+    is_one = ((a - 1).abs() <= 8 * torch.finfo(step.pred.dtype).eps) | (size <= 1e-12)
+    return per_sample(torch.where(is_one, 1.0, a), rest) * uncond.float() + b * (cond.float() - uncond.float())
+
+
 def encode_phrases(run: Run, text: str, method: str) -> Encoded:
     """Conditioning of `text`, one row for each image (B, ...); warns if the text fills the encoder's window to its end."""
     found = run.encode([text])

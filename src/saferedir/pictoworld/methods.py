@@ -1,7 +1,8 @@
 """Guards of every method for the three tasks, made without training: the same words and the same pictures for all.
 
 Imports guards, latents, fingerprint and this folder's renderer and tasks. Trained guards (SafeRedir, DUO) have recipes of their
-own; everything here is ready in seconds. `saferedir pictoworld guards` writes them, the package carries them.
+own; everything here is ready in seconds. Methods that work with words are made in code; those that carry pictures are written by
+`saferedir pictoworld guards`, and the package carries them: the very tensors that are made here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 from saferedir.fingerprint import vae_fingerprint
 from saferedir.guard import Guard
-from saferedir.guards.dual_latent import DualLatentConfig, DualLatentR1
+from saferedir.guards.dual_latent import DualLatentConfig, DualLatentR1, DualLatentR2, DualLatentR2Config
 from saferedir.guards.negation import NegationSet
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.guards.safe_denoiser import SafeDenoiser
@@ -43,15 +44,26 @@ ANCHORS: Mapping[str, tuple[str, str]] = {
 REFERENCES = 400
 
 
-def negation_set(task: Task, pipe: Any, count: int = REFERENCES, seed: int = 0) -> NegationSet:
+def negation_set(
+    task: Task,
+    pipe: Any,
+    count: int = REFERENCES,
+    seed: int = 0,
+    *,
+    with_benign: bool = True,
+    dtype: torch.dtype = torch.float16,
+) -> NegationSet:
     """`count` rendered pictures that show the concept, in scenes of the guards' training part, and as many that do not."""
     rng = random.Random(f"negation/{task.name}/{seed}")
-    shown = [random_scene(rng, **dict(task.forget)) for _ in range(count)]
-    others = [prompt.scene for prompt in retain_prompts(task, "guard-train", count, seed)]
+    groups = [[random_scene(rng, **dict(task.forget)) for _ in range(count)]]
+    sources = f"{count} rendered pictures of {task.name}"
+    if with_benign:
+        groups.append([prompt.scene for prompt in retain_prompts(task, "guard-train", count, seed)])
+        sources += f", {count} benign ones"
     with torch.no_grad():
-        latents, benign = (encode_pixels(pipe.vae, render(scenes) * 2 - 1) for scenes in (shown, others))
-    facts = {"vae": vae_fingerprint(pipe.vae), "sources": f"{count} rendered pictures of {task.name}, {count} benign ones"}
-    return NegationSet.from_latents(latents, benign, facts)
+        latents, *benign = (encode_pixels(pipe.vae, render(scenes) * 2 - 1) for scenes in groups)
+    facts = {"vae": vae_fingerprint(pipe.vae), "sources": sources}
+    return NegationSet.from_latents(latents, benign[0] if benign else None, facts, dtype=dtype)
 
 
 def _negative_prompt(task: Task, pipe: Any) -> Guard[Any]:
@@ -81,12 +93,18 @@ def _dual_latent(w: float) -> Callable[[Task, Any], Guard[Any]]:
     return make
 
 
+def _dual_latent_r2(task: Task, pipe: Any) -> Guard[Any]:
+    anchor, concept = ANCHORS[task.name]
+    return DualLatentR2(DualLatentR2Config(concept=concept, provider="anchor", anchor=anchor, w=0.75, tau=0.0))
+
+
 def _safe_denoiser(task: Task, pipe: Any) -> Guard[Any]:
-    return SafeDenoiser.from_set(negation_set(task, pipe), concept=task.name)
+    # 8-bit rows: as float16 both groups would be 1.6 MB, and what the package carries must not differ from what is made here
+    return SafeDenoiser.from_set(negation_set(task, pipe, dtype=torch.int8), concept=task.name)
 
 
 def _spell(task: Task, pipe: Any) -> Guard[Any]:
-    return SPELL.from_set(negation_set(task, pipe), concept=task.name)
+    return SPELL.from_set(negation_set(task, pipe, with_benign=False), concept=task.name)
 
 
 #: name -> maker(task, pipeline)
@@ -100,10 +118,13 @@ METHODS: Mapping[str, Callable[[Task, Any], Guard[Any]]] = {
     "dual-latent-50": _dual_latent(0.5),
     "dual-latent-75": _dual_latent(0.75),
     "dual-latent-100": _dual_latent(1.0),
+    "dual-latent-r2": _dual_latent_r2,
     "safe-denoiser": _safe_denoiser,
     "spell": _spell,
 }
 
+#: methods whose guards carry data; the package has them as "pictoworld/<task>-<method>"
+WITH_DATA = ("safe-denoiser", "spell")
 #: guards that act together, in this order
 STACKS: Mapping[str, tuple[str, ...]] = {
     "saferedir + safe-denoiser": ("saferedir", "safe-denoiser"),
@@ -117,11 +138,15 @@ def make_guards(method: str, task: Task, pipe: Any) -> list[Guard[Any]] | None:
     """Fresh guards of a method, a stack or "none"; None where a trained one is not packaged for this task."""
     guards: list[Guard[Any]] = []
     for name in STACKS.get(method, () if method == "none" else (method,)):
-        if name in METHODS:
-            guards.append(METHODS[name](task, pipe))
-            continue
         packaged = f"pictoworld/{task.name}" + ("" if name == "saferedir" else f"-{name}")
-        if packaged not in list_packaged_guards():
+        is_packaged = packaged in list_packaged_guards()
+        if is_packaged and name in WITH_DATA:  # of the packaged world; one trained anew has another VAE
+            guard: Guard[Any] = Guard.from_pretrained(packaged)
+            is_packaged = guard.config.backbone == {"architecture": {"vae": vae_fingerprint(pipe.vae)}}
+        if name in METHODS and not (is_packaged and name in WITH_DATA):
+            guards.append(METHODS[name](task, pipe))
+        elif is_packaged:
+            guards.append(Guard.from_pretrained(packaged))
+        else:
             return None
-        guards.append(Guard.from_pretrained(packaged))
     return guards

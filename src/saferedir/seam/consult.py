@@ -1,6 +1,6 @@
 """Asking a guard: every call into guard code, and the checks on what it answers. No pipeline, no scheduler.
 
-Imports guard, errors, encoding. Used by `session`; a guard's exception or misfit answer leaves here as a GuardError.
+Imports guard, decisions, errors, encoding. Used by `session`; a guard's exception or misfit answer leaves here as a GuardError.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
 from saferedir.guard import Embeds, Guard, Run, Step
@@ -106,6 +107,14 @@ def checked(guard: Guard[Any], point: str, new: object, old: Tensor) -> Tensor:
         got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
         raise GuardError(f"guard {guard.method!r} returned {got} from {point}; expected a tensor {tuple(old.shape)}.")
     return new.to(device=old.device, dtype=old.dtype)
+
+
+def decisions_of(guard: Guard[Any], run: Run, state: Any) -> list[Decision]:
+    """The B decisions of a guard at the end of a run."""
+    decisions = ask(guard, "verdict", guard.verdict, run, state)
+    if len(decisions) != run.batch_size:
+        raise GuardError(f"guard {guard.method!r} returned {len(decisions)} decisions for {run.batch_size} images.")
+    return list(decisions)
 
 
 def extra_rows(guard: Guard[Any], run: Run) -> Encoded | None:

@@ -16,16 +16,26 @@ from saferedir.errors import GuardError
 from saferedir.families import Family
 
 
+class Extra(NamedTuple):
+    """Extra rows of one call: conditioning (K*B, ...); for each of the K the half of guidance whose other arguments it shares
+    (0 conditional, 1 unconditional), and latents (B, C, h, w) as the denoiser gets them, None for those of its half.
+    """
+
+    rows: Encoded
+    halves: tuple[int, ...]
+    latents: tuple[Tensor | None, ...]
+
+
 class Conditioning(NamedTuple):
     """Conditioning of one denoiser call, in the pipeline's row layout.
 
-    prompt (R, L, D), pooled (R, P) or None, mask (R, L) or None; extra: rows to append, E*B of each part, or None.
+    prompt (R, L, D), pooled (R, P) or None, mask (R, L) or None; extra: rows to append, or None.
     """
 
     prompt: Tensor
     pooled: Tensor | None = None
     mask: Tensor | None = None
-    extra: Encoded | None = None
+    extra: Extra | None = None
 
 
 class Call(NamedTuple):
@@ -65,31 +75,43 @@ class Call(NamedTuple):
         return self.family.aside_kwarg is not None and self.kwargs.get(self.family.aside_kwarg) is not None
 
     def with_conditioning(
-        self, used: Conditioning, conditional: Callable[[Tensor], Tensor]
+        self,
+        used: Conditioning,
+        halves: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+        packed: Callable[[Tensor], Tensor] = lambda latents: latents,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) with conditioning `used`. Extra rows ride at the end of the batch.
 
-        Each extra row has latents and everything else of its image: `conditional` picks the B conditional rows of R.
+        Each has latents, unless it brings some, and everything else of its image: `halves` splits R rows into conditional and
+        unconditional ones.
         """
-        family, given = self.family, self.conditioning
+        family, given, extra = self.family, self.conditioning, used.extra
         args, kwargs = list(self.args), dict(self.kwargs)
         prompt, pooled, mask = used.prompt, used.pooled, used.mask
-        if used.extra is not None:
+        if extra is not None:
             rows = given.prompt.shape[0]
-            copies = used.extra.prompt.shape[0] // conditional(given.prompt).shape[0]
+
+            def copies(value: Tensor) -> list[Tensor]:
+                found = [halves(value)[half] for half in extra.halves]
+                return [part for part in found if part is not None]
 
             def extend(value: Any) -> Any:
                 if isinstance(value, Tensor) and value.ndim and value.shape[0] == rows:
-                    return torch.cat([value, *[conditional(value)] * copies])
+                    return torch.cat([value, *copies(value)])
                 if isinstance(value, list | tuple):
                     return type(value)(map(extend, value))
                 return {name: extend(part) for name, part in value.items()} if isinstance(value, dict) else value
 
-            _put(family.latents_arg, args, kwargs, extend(self.latents))
+            latents = [
+                own if new is None else _with_rest(packed(new), own)
+                for own, new in zip(copies(self.latents), extra.latents, strict=True)
+            ]
+            _put(family.latents_arg, args, kwargs, torch.cat([self.latents, *latents]))
             kwargs |= {name: extend(kwargs[name]) for name in family.row_kwargs if name in kwargs}
-            prompt = cat_lengths((prompt, used.extra.prompt.to(prompt)))
-            pooled = _appended(pooled, used.extra.pooled, conditional, copies)
-            mask = None if mask is None or used.extra.mask is None else cat_lengths((mask, used.extra.mask.to(mask)))
+            prompt = cat_lengths((prompt, extra.rows.prompt.to(prompt)))
+            if pooled is not None and extra.rows.pooled is not None:
+                pooled = torch.cat([pooled, extra.rows.pooled.to(pooled)])
+            mask = None if mask is None or extra.rows.mask is None else cat_lengths((mask, extra.rows.mask.to(mask)))
         _put(family.prompt_arg, args, kwargs, prompt)
         if pooled is not given.pooled:
             kwargs = _with_nested(kwargs, family.pooled_kwarg, pooled)
@@ -98,12 +120,9 @@ class Call(NamedTuple):
         return tuple(args), kwargs
 
 
-def _appended(
-    rows: Tensor | None, extra: Tensor | None, conditional: Callable[[Tensor], Tensor], copies: int
-) -> Tensor | None:
-    if rows is None:
-        return None
-    return torch.cat([rows, extra.to(rows)] if extra is not None else [rows, *[conditional(rows)] * copies])
+def _with_rest(latents: Tensor, own: Tensor) -> Tensor:
+    """`latents` and, behind them, the channels of `own` that are no latents: an inpainting model's mask and picture."""
+    return latents if latents.shape == own.shape else torch.cat([latents, own[:, latents.shape[1] :]], dim=1)
 
 
 def _get(where: tuple[int, str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from saferedir.seam.wrapping import (
     MARK,
     WrappedMethods,
 )
+from saferedir.solver import Solver, history_of
 
 if TYPE_CHECKING:
     from saferedir.attach import Attached
@@ -69,6 +71,8 @@ class Seam:
         """Take an attachment in; the first one installs the hooks."""
         if self.family.denoiser != "unet" and (users := [g for g in attached.guards if g.uses("on_skip_features")]):
             raise GuardError(f"guard {users[0].method!r} edits a UNet's skip features; {self.family.name} has no UNet.")
+        if any(guard.uses("extra_latents") for guard in attached.guards):
+            history_of(self.pipe.scheduler)
         if not self.attachments:
             self._uninstall()  # a tripwire may be left
             self._install()
@@ -216,7 +220,7 @@ class Seam:
         with self._failing_closed():
             given = call.conditioning
             used = ask(session, self._unpacked(latents), given)
-            return None if used is given else call.with_conditioning(used, session.conditional)
+            return None if used is given else call.with_conditioning(used, session.layout.split, self._packed)
 
     def _after_denoiser(self, call: Call, output: Any) -> Any:
         session = self._active()
@@ -243,6 +247,8 @@ class Seam:
         self._check_tripwire()
         session = self._active()
         with self._failing_closed():
+            if session.run.solver is not None:
+                session.run.solver.meet(session.evaluation, model_output.dtype, args, kwargs)
             given = self._unpacked(model_output)
             used = session.before_step(given, timestep, self._unpacked(sample))
             pred = model_output if used is given else self._packed(used)
@@ -284,6 +290,9 @@ class Seam:
         asked = [attached.insist for attached in self.attachments if attached.insist]
         run, offset = run_of(self.pipe, self.family, call, settings, asked, with_towers=self._texts is not None)
         enabled = [guard for guard in self.guards() if guard.enabled]
+        if any(guard.uses("extra_latents") for guard in enabled):
+            timesteps = tuple(self.scheduler.timesteps[offset : offset + run.num_evaluations + 1])
+            run = replace(run, solver=Solver(self.scheduler, timesteps, self._packed, self._unpacked))
         texts = None if self._texts is None else partial(texts_of, records=self._texts.known())
         channels = latent_channels(self._denoiser, self.family, call.latents)
         return Session(run, self.family, enabled, self.scheduler, channels, offset, texts)

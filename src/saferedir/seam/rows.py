@@ -1,16 +1,20 @@
 """Rows of a denoiser call: splitting and joining the halves of classifier-free guidance, as pure functions.
 
-Imports torch and `errors`. Used by `session` only.
+Imports torch and `errors`. Used by `session` and `conditions`.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saferedir.errors import GuardError
+
+#: largest share that the unconditional rows may have in a guided prediction; at guidance scales >= 1 it is not above 0
+NEGATIVE_WEIGHT = 0.1
 
 
 def split_rows(rows: Tensor, batch_size: int, guided: bool, layout: str) -> tuple[Tensor, Tensor | None]:
@@ -35,6 +39,22 @@ def join_rows(cond: Tensor, uncond: Tensor | None, layout: str) -> Tensor:
     if uncond is None:
         return cond
     return torch.cat([uncond, cond] if layout == "uncond_cond" else [cond, uncond])
+
+
+class Layout(NamedTuple):
+    """Rows of a run's denoiser calls: B images, whether one call has both halves of guidance, and in which order."""
+
+    batch_size: int
+    has_both: bool
+    order: str
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(conditional, unconditional or None) rows (B, ...) of rows (R, ...)."""
+        return split_rows(rows, self.batch_size, self.has_both, self.order)
+
+    def join(self, cond: Tensor, uncond: Tensor | None) -> Tensor:
+        """Inverse of `split`."""
+        return join_rows(cond, uncond if self.has_both else None, self.order)
 
 
 def first_channels(values: Tensor, channels: int) -> Tensor:
@@ -69,6 +89,14 @@ def negative_weight(pred: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
     a, b = up * cc - cp * uc, cp * uu - up * uc
     is_known = determinant > 1e-6 * uu * cc
     return torch.where(is_known, a / (a.abs() + b.abs()).clamp(min=1e-30), 0.0)
+
+
+def check_guidance(pred: Tensor, cond: Tensor | None, uncond: Tensor | None) -> None:
+    """Raise if the negative prompt draws the image: some pipelines let its weight be positive (Wan 2.2's second scale)."""
+    if cond is not None and uncond is not None and bool((negative_weight(pred, cond, uncond) > NEGATIVE_WEIGHT).any()):
+        raise GuardError(
+            "guidance below 1 makes the negative prompt draw the image, past the guards; use a guidance scale of 1 or more."
+        )
 
 
 def check_mask(mask: Tensor) -> None:

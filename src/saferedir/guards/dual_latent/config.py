@@ -10,8 +10,10 @@ from saferedir.guard import GuardConfig
 
 #: safety level -> (w, tau)
 LEVELS = {"off": (0.0, 0.0), "low": (0.25, 0.2), "medium": (0.5, 0.1), "high": (0.75, 0.1), "max": (1.0, 0.0)}
-PROVIDERS = ("phrase", "interpolate", "anchor", "learned")
+PROVIDERS = ("phrase", "context_text", "interpolate", "anchor", "learned")
 TAU_MODES = ("steps", "noise", "similarity")
+MERGES = ("renorm", "linear", "slerp")
+AFTER = ("safe", "blend", "user")
 PHASE_ORDERS = ("context_first", "dual_first")
 
 
@@ -27,9 +29,10 @@ class DualLatentConfig(GuardConfig):
             until the low-pass denoised estimate has at least cosine tau with that of the user's prompt; no phases then.
         phase_order: "context_first", or "dual_first" for the dual phase at the noisy end.
         w_extrapolate: allow w up to 1.5, beyond the safe row; experimental.
-        provider: the safe row's conditioning: "phrase" E(safe_phrase), "interpolate" (1 - a) e_u + a E(safe_phrase),
-            "anchor" e_u + E(anchor) - E(concept), token by token, or "learned", tensors in the guard's weights.
-        safe_phrase: words for a wanted picture; amount: a in [0, 1]; anchor: what to draw in the concept's stead.
+        provider: the safe row's conditioning: "phrase" E(safe_phrase), "context_text" E("safe_phrase, prompt") of each
+            image's prompt, "interpolate" (1 - a) e_u + a E(safe_phrase), "anchor" e_u + E(anchor) - E(concept), token by
+            token, or "learned", tensors in the guard's weights.
+        safe_phrase: words for a wanted picture, or setting; amount: a in [0, 1]; anchor: what to draw in the concept's stead.
     """
 
     mode: str = "default"
@@ -72,3 +75,31 @@ class DualLatentConfig(GuardConfig):
     def levels(self) -> tuple[float, ...]:
         """w as one or more numbers."""
         return self.w if isinstance(self.w, tuple) else (self.w,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualLatentR2Config(DualLatentConfig):
+    """Settings of R2: those of R1 (w, tau, safe row), where tau ends the context phase at the split of the two latents.
+
+    Attributes:
+        dual_fraction: share of the steps with two latents, in (0, 1); at least one step, and the last has one latent.
+        merge: "renorm" (noise keeps its variance), "linear" or "slerp".
+        after: the prompt after the merge: "safe", "blend" (as in R1) or "user".
+    """
+
+    dual_fraction: float = 0.2
+    merge: str = "renorm"
+    after: str = "safe"
+
+    def validate(self) -> None:
+        super().validate()
+        self.require(0 < self.dual_fraction < 1, "dual_fraction", "in (0, 1)")
+        self.require(self.merge in MERGES, "merge", f"one of {', '.join(MERGES)}")
+        self.require(self.after in AFTER, "after", f"one of {', '.join(AFTER)}")
+        self.require(
+            self.phase_order == "context_first", "phase_order", "'context_first', the split follows the context phase"
+        )
+        is_floor = self.tau_mode == "similarity"
+        self.require(
+            not is_floor or self.after == "user", "after", "'user' in tau_mode 'similarity', any other undoes its floor"
+        )

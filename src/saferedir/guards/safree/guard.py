@@ -60,7 +60,7 @@ class Safree(Guard[SafreeConfig]):
     method: ClassVar[str] = "safree"
     config_class: ClassVar[type[GuardConfig]] = SafreeConfig
     replaces_guidance: ClassVar[bool] = True
-    needs_text: ClassVar[bool] = True
+    needs_text = True
 
     def uses(self, point: str) -> bool:
         return super().uses(point) and (self.config.lra != "off" or point not in ("extra_embeds", "on_skip_features"))

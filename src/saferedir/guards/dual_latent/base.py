@@ -1,0 +1,90 @@
+"""What the dual latent reconstructions share: levels of safety per image, the safe row, the weights of "learned".
+
+Imports guard, guidance, config and providers; the methods are r1 and r2. Shapes: w (B,), predictions (B, C, h, w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from saferedir.encoding import Encoded
+from saferedir.errors import GuardConfigError, GuardError
+from saferedir.guard import Guard, Run, Step
+from saferedir.guards.dual_latent.config import DualLatentConfig
+from saferedir.guards.dual_latent.providers import SAFE_POOLED, SAFE_PROMPT, Learned, SafeTexts, safe_row, words_of
+from saferedir.guards.guidance import Tally
+
+ConfigT = TypeVar("ConfigT", bound=DualLatentConfig)
+
+
+@dataclass
+class Levels:
+    """Of one run; every tensor has B rows."""
+
+    tally: Tally
+    w: Tensor
+    insisted: Tensor
+    texts: SafeTexts
+
+
+class DualLatent(Guard[ConfigT]):
+    """Base of both. safe_prompt_embeds (L, D), safe_pooled_embeds (P,): the weights of the provider "learned"."""
+
+    replaces_guidance: ClassVar[bool] = True
+
+    def __init__(
+        self, config: ConfigT, safe_prompt_embeds: Tensor | None = None, safe_pooled_embeds: Tensor | None = None
+    ) -> None:
+        super().__init__(config)
+        self.safe_prompt_embeds, self.safe_pooled_embeds = safe_prompt_embeds, safe_pooled_embeds
+        self.needs_text = config.provider == "context_text"
+
+    def levels(self, run: Run) -> Levels:
+        """w of each image, with 1 - w halved at each level of insistence, and what the provider needs encoded."""
+        levels, rows = self.config.levels, run.batch_size
+        if len(levels) not in (1, rows):
+            raise GuardError(
+                f"guard {self.method!r} has {len(levels)} levels w for {rows} images; give one, or {rows}."
+            )
+        if self.config.provider == "learned" and self.safe_prompt_embeds is None:
+            raise GuardError(f"guard {self.method!r} has no weights; pass safe_prompt_embeds, or use another provider.")
+        w = torch.tensor(levels, device=run.device).expand(rows)
+        insist = torch.tensor(run.insist or (0,) * rows, device=run.device)
+        w = torch.where(insist > 0, torch.maximum(w, 1 - (1 - w) * 0.5**insist), w)
+        texts = SafeTexts(words_of(self.config, run) if bool((w > 0).any()) else None)
+        return Levels(Tally(run), w, insist > 0, texts)
+
+    def safe_row(self, step: Step, texts: SafeTexts) -> Encoded:
+        """Conditioning of the safe row, (1, B, ...)."""
+        learned = Learned(self.safe_prompt_embeds, self.safe_pooled_embeds)
+        return safe_row(step, self.config, texts, learned, self.method)
+
+    def is_dual(self, step: Step) -> Tensor:
+        """(B,) bool: whether this call is past the context phase, or before it in phase order "dual_first"."""
+        tau, is_first = self.config.tau, self.config.phase_order == "dual_first"
+        if self.config.tau_mode == "similarity":
+            return torch.ones_like(step.t, dtype=torch.bool)
+        if self.config.tau_mode == "noise":
+            u = (step.sigma / (step.alpha + step.sigma)).flatten()
+            return u > tau if is_first else u <= 1 - tau
+        context = round(tau * step.num_steps)
+        is_dual = step.index < step.num_steps - context if is_first else step.index >= context
+        return torch.full_like(step.t, is_dual, dtype=torch.bool)
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {SAFE_PROMPT: self.safe_prompt_embeds, SAFE_POOLED: self.safe_pooled_embeds}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        unknown = sorted(set(tensors) - {SAFE_PROMPT, SAFE_POOLED})
+        if unknown:
+            raise GuardConfigError(f"guard {self.method!r} has no weights called {', '.join(unknown)}.")
+        prompt, pooled = tensors.get(SAFE_PROMPT), tensors.get(SAFE_POOLED)
+        if (prompt is not None and prompt.ndim != 2) or (pooled is not None and pooled.ndim != 1):
+            raise GuardConfigError(f"guard {self.method!r} needs {SAFE_PROMPT} (L, D) and {SAFE_POOLED} (P,).")
+        self.safe_prompt_embeds, self.safe_pooled_embeds = prompt, pooled

@@ -1,0 +1,120 @@
+"""The safe row of dual latent guards: conditioning made from the user's own and some safe words (specification, section 7).
+
+Imports guard, encoding, guidance, config. Used by `base`. Shapes: prompt embeddings (B, L, D), pooled (B, P), masks (B, L).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saferedir.encoding import Encoded
+from saferedir.errors import GuardError
+from saferedir.guard import Run, Step
+from saferedir.guards.dual_latent.config import DualLatentConfig
+from saferedir.guards.guidance import of_length
+
+SAFE_PROMPT, SAFE_POOLED = "safe_prompt_embeds", "safe_pooled_embeds"
+
+
+@dataclass
+class SafeTexts:
+    """What a run's provider has encoded: its own words (E, ...), and the images' prompts with the context before them."""
+
+    words: Encoded | None = None
+    prompts: tuple[str | None, ...] = field(default=(), repr=False)  # texts are private
+    in_context: Encoded | None = field(default=None, repr=False)
+
+
+class Learned(NamedTuple):
+    """safe_prompt_embeds (L, D), safe_pooled_embeds (P,): weights of the provider "learned"."""
+
+    prompt: Tensor | None = None
+    pooled: Tensor | None = None
+
+
+def words_of(config: DualLatentConfig, run: Run) -> Encoded | None:
+    """Words that a provider needs encoded, whatever the prompts are."""
+    known = {"learned": [], "context_text": [], "anchor": [config.anchor, config.concept]}
+    wanted = known.get(config.provider, [config.safe_phrase])
+    return run.encode(wanted) if wanted else None
+
+
+def safe_row(step: Step, config: DualLatentConfig, texts: SafeTexts, learned: Learned, method: str) -> Encoded:
+    """Conditioning of the safe row, (1, B, ...)."""
+    if config.provider == "learned":
+        found = _learned(step, learned, method)
+    elif config.provider == "context_text":
+        found = _in_context(step, config, texts, method)
+    elif texts.words is None:
+        raise GuardError(f"guard {method!r} has no safe words in this run.")
+    elif config.provider == "phrase":
+        found = texts.words
+    else:
+        found = _mixed(step, config, texts.words, method)
+    return found.map(lambda part: part.expand(step.run.batch_size, *part.shape[1:])[None])
+
+
+def _learned(step: Step, learned: Learned, method: str) -> Encoded:
+    e, pooled = step.prompt_embeds, step.pooled
+    assert learned.prompt is not None
+    if pooled is not None and learned.pooled is None:
+        raise GuardError(f"guard {method!r} has no {SAFE_POOLED}, which this family of pipelines needs.")
+    found = Encoded(learned.prompt[None].to(e), None)
+    if pooled is not None and learned.pooled is not None:
+        found = found._replace(pooled=learned.pooled[None].to(pooled))
+    return found._replace(mask=torch.ones(found.prompt.shape[:2], dtype=torch.bool, device=e.device))
+
+
+def _in_context(step: Step, config: DualLatentConfig, texts: SafeTexts, method: str) -> Encoded:
+    """E("<safe phrase>, <prompt>") of every image, (B, ...); encoded once for the prompts of a run."""
+    if None in step.prompts or not step.prompts:
+        image = step.prompts.index(None) if step.prompts else 0
+        raise GuardError(
+            f"guard {method!r} does not know the prompt of image {image}, before which its context would go, so no image is "
+            "returned; call with `prompt` alone instead of embeddings or prompt_2, or use another provider."
+        )
+    if texts.in_context is None or texts.prompts != step.prompts:
+        different = list(dict.fromkeys(step.prompts))
+        found = step.run.encode([f"{config.safe_phrase}, {prompt}" for prompt in different])
+        texts.prompts = step.prompts
+        texts.in_context = found.rows([different.index(prompt) for prompt in step.prompts])
+    return texts.in_context
+
+
+def _mixed(step: Step, config: DualLatentConfig, texts: Encoded, method: str) -> Encoded:
+    pooled, a = step.pooled, config.amount
+    own, texts = _alike(
+        Encoded(step.prompt_embeds, pooled, None if texts.mask is None else step.prompt_mask), texts, method
+    )
+    first, last = texts.rows(slice(0, 1)), texts.rows(slice(-1, None))
+
+    def mixed(own: Tensor, one: Tensor, other: Tensor) -> Tensor:
+        return (1 - a) * own + a * one if config.provider == "interpolate" else own + (one - other)
+
+    found = Encoded(mixed(own.prompt, first.prompt, last.prompt))
+    if pooled is not None and first.pooled is not None and last.pooled is not None:
+        found = found._replace(pooled=mixed(pooled, first.pooled, last.pooled))
+    if texts.mask is not None and own.mask is not None:
+        found = found._replace(mask=own.mask | texts.mask.bool().any(dim=0))
+    return found
+
+
+def _alike(own: Encoded, texts: Encoded, method: str) -> tuple[Encoded, Encoded]:
+    """Both as long as the longer, and zero where masked: what stands there depends on an image's neighbours."""
+    length = max(own.prompt.shape[1], texts.prompt.shape[1])
+    longer = of_length(own, length), of_length(texts, length)
+    if longer[0] is None or longer[1] is None or own.prompt.shape[2] != texts.prompt.shape[2]:
+        raise GuardError(
+            f"the safe texts of guard {method!r} give embeddings {tuple(texts.prompt.shape[1:])} where this call has "
+            f"{tuple(own.prompt.shape[1:])}, so they cannot be mixed; use provider 'phrase'."
+        )
+    own, texts = (_unmasked(part) for part in (longer[0], longer[1]))
+    return own, texts
+
+
+def _unmasked(found: Encoded) -> Encoded:
+    return found if found.mask is None else found._replace(prompt=found.prompt * found.mask[..., None].to(found.prompt))
