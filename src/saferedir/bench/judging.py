@@ -22,7 +22,14 @@ def rule_of(entry: JudgeEntry) -> Rule:
 
 
 def judge_spec(entry: JudgeEntry, resources: Resources) -> JudgeSpec:
-    """The judge with the options that its preset fixes and those of the entry, loaded once to know its checksum."""
-    options = {**(dict(preset(entry.preset).options) if entry.preset else {}), **entry.options}
-    found = resources.judge(JudgeSpec(entry.name, options))
-    return JudgeSpec(entry.name, options, judge_digest(found))
+    """The judge with the options of its preset and of the entry, loaded once to know its facts.
+
+    Raises JudgeError where the entry changes an option that the preset fixes.
+    """
+    chosen = preset(entry.preset) if entry.preset else None
+    options = {**(chosen.options if chosen else {}), **entry.options}
+    judge = resources.judge(JudgeSpec(entry.name, options))
+    facts = judge.facts()
+    if chosen is not None:
+        chosen.check(facts)
+    return JudgeSpec(entry.name, options, judge_digest(judge), facts)

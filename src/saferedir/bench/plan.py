@@ -26,7 +26,6 @@ from saferedir.bench.resources import (
     ModelSpec,
     Resources,
     guards_digest,
-    model_digest,
 )
 from saferedir.bench.worlds import check_recipe, world_prompts
 from saferedir.errors import BenchError, GuardNotFoundError
@@ -279,8 +278,7 @@ def _concept(name: str, entry: ConceptEntry, matrix: Matrix, resources: Resource
 
 def _model(entry: ModelEntry, resources: Resources) -> ModelSpec:
     plain = ModelSpec(entry.load, entry.batch, entry.dtype, entry.device, entry.fast, dict(entry.call))
-    digest = model_digest(resources.pipeline(plain))
-    return ModelSpec(entry.load, entry.batch, entry.dtype, entry.device, entry.fast, dict(entry.call), digest)
+    return dataclasses.replace(plain, digest=resources.model_digest(plain))
 
 
 def _parts(name: str, matrix: Matrix, concept: _Concept) -> tuple[GuardPart, ...] | None:

@@ -5,7 +5,7 @@ another. A worker needs the same libraries as the driver and the same kind of de
 number of torch threads is the driver's, for float32 pictures (not bf16 ones) differ in the last bits between one thread and two.
 A cluster of unlike processors or GPUs is not refused, but its pictures are then only as alike as theirs.
 
-Imports executors, drawing, plan and resources; Ray itself only when a cluster is started or joined.
+Imports executors, workers, drawing and resources; Ray itself only when a cluster is started or joined.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ import torch
 
 from saferedir.bench.drawing import DrawingSpec, Pictures, Shard
 from saferedir.bench.executors import Outcome, Task, attempt
-from saferedir.bench.plan import library_versions
 from saferedir.bench.resources import Resources, device_of
+from saferedir.bench.workers import WorkerFacts, facts_here, nearest, unfit
 from saferedir.errors import BenchError
 from saferedir.extras import need
-from saferedir.precision import precision_name
 
 #: a shard whose worker died so many times is given up for this run
 DEATHS = 3
@@ -43,59 +42,6 @@ _LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-
-
-@dataclass(frozen=True)
-class WorkerFacts:
-    """What a worker is. `device` is what "auto" means there, `precision` the fast arithmetic of its processor."""
-
-    place: str
-    pid: int
-    versions: Mapping[str, str]
-    device: str
-    precision: str
-
-
-def unfit(spec: DrawingSpec, worker: WorkerFacts, here: WorkerFacts) -> str:
-    """Why a worker must not draw this, in one sentence; "" if it may."""
-    differing = [
-        f"{name} {worker.versions.get(name, 'missing')} (the bench was planned with {version})"
-        for name, version in spec.versions.items()
-        if worker.versions.get(name) != version
-    ]
-    if differing:
-        return f"{worker.place} has {', '.join(differing)}; install the same versions on every machine."
-    if spec.model.device == "auto" and worker.device != here.device:
-        return (
-            f"{worker.place} draws on {worker.device!r}, but the bench was planned here on {here.device!r}; start it on a "
-            "machine like the workers', or set `device` of the model in the matrix."
-        )
-    on_cpu = device_of(spec.model).type == "cpu"
-    if on_cpu and spec.model.fast and spec.model.dtype == "float32" and worker.precision != here.precision:
-        return (
-            f"{worker.place} draws in {worker.precision}, but the bench was planned here in {here.precision}; set "
-            "`fast = false` for the model in the matrix, or use machines with the same kind of processor."
-        )
-    return ""
-
-
-def facts_here(place: str) -> WorkerFacts:
-    """What this process is."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return WorkerFacts(place, os.getpid(), library_versions(), device, precision_name(torch.device("cpu")))
-
-
-def nearest(queue: Sequence[Task], seen: Mapping[str, set[str]]) -> int:
-    """Place in the queue of the task that a worker has most of loaded already; the first of equals.
-
-    `seen`: the model it has loaded -> digests of the guards it has met on it.
-    """
-
-    def distance(task: Task) -> int:
-        guards = seen.get(task.spec.model.digest)
-        return 2 if guards is None else int(task.spec.guards_digest not in guards)
-
-    return min(range(len(queue)), key=lambda place: (distance(queue[place]), place))
 
 
 class _Drawer:
@@ -137,10 +83,10 @@ class RayExecutor:
     """Draws with Ray workers.
 
     Args:
-        workers: how many, each with a model of its own: as many processor cores as this process has torch threads, and a GPU where
-            the bench was planned on one.
-        address: a cluster to join ("auto", "host:port", "ray://host:port"), which is left running; None starts one on this machine
-            that is shut down in the end.
+        workers: how many, each with a model of its own. Each takes as many processor cores as this process has torch threads, or
+            a core and a GPU where the bench was planned on one.
+        address: a cluster to join ("auto", "host:port", "ray://host:port"), which is left running; None starts one on this
+            machine that is shut down in the end.
 
     Raises BenchError when no cluster answers, when it has no room for the workers, or when a worker does not fit (`unfit`);
     MissingExtraError without Ray.
@@ -153,6 +99,8 @@ class RayExecutor:
         self._ray: ModuleType | None = None
         self._connected = False
         self._workers: list[_Worker] = []
+        self._specs: dict[str, DrawingSpec] = {}  # one of each model, to know who fits
+        self._share: dict[str, int] = {}
         self._failed_starts = 0
 
     def __enter__(self) -> Self:
@@ -240,7 +188,7 @@ class RayExecutor:
                 self._failed_starts += 1
                 if self._failed_starts >= DEATHS:
                     raise BenchError(
-                        f"Ray workers do not start ({_last_line(error)}); every machine needs saferedir[bench,ray] of this version."
+                        f"Ray workers do not start ({_last_line(error)}); each machine needs this saferedir[bench,ray]."
                     ) from error
                 return None
             deaths[task.shard] += 1
@@ -254,9 +202,10 @@ class RayExecutor:
             pictures, problem = answer
             return Outcome(task, pictures, problem, place)
         self._failed_starts, worker.facts = 0, answer
-        why = unfit(self._example, answer, facts_here("this process"))
-        if why:
-            raise BenchError(why)
+        here = facts_here("this process")
+        for why in (unfit(spec, answer, here) for spec in self._specs.values()):
+            if why:
+                raise BenchError(why)
         return None
 
     def _dismiss(self, worker: _Worker) -> None:
@@ -266,7 +215,7 @@ class RayExecutor:
 
     def _check_room(self, tasks: Sequence[Task]) -> None:
         """Find out what a worker needs, and that the cluster has it for all of them."""
-        self._example = tasks[0].spec  # versions, device and precision are the whole plan's
+        self._specs = {task.spec.model.digest: task.spec for task in tasks}
         on_gpu = any(device_of(task.spec.model).type == "cuda" for task in tasks)
         self._share = {"num_cpus": 1, "num_gpus": 1} if on_gpu else {"num_cpus": self.threads, "num_gpus": 0}
         nodes = [node["Resources"] for node in self._module.nodes() if node["Alive"]]

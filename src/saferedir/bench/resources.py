@@ -26,6 +26,10 @@ from saferedir.pipelines import load_pipeline
 from saferedir.precision import fast_precision, precision_name
 
 
+#: guards loaded at a time
+GUARDS_KEPT = 64
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A pipeline and how it is called; digest: checksum of its weights and scheduler, "" before it is known."""
@@ -50,20 +54,21 @@ class GuardPart:
 
 @dataclass(frozen=True)
 class JudgeSpec:
-    """A judge and its options; digest: checksum of its facts, "" before they are known."""
+    """A judge and its options; facts: what fixes its scores, and their checksum `digest`, empty before they are known."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     digest: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
 
 class Resources:
-    """What one process has loaded. Keeps one pipeline, its guards, and every judge."""
+    """What one process has loaded, each with its checksum. Keeps one pipeline, its guards, and every judge."""
 
     def __init__(self) -> None:
-        self._model: tuple[str, Any] | None = None
-        self._guards: dict[str, list[Guard[Any]]] = {}
-        self._judges: dict[str, Judge] = {}
+        self._model: tuple[str, Any, str] | None = None
+        self._guards: dict[str, tuple[list[Guard[Any]], str]] = {}
+        self._judges: dict[str, tuple[Judge, str]] = {}
 
     def pipeline(self, spec: ModelSpec) -> Any:
         """The pipeline, loaded if it is not the one at hand."""
@@ -72,31 +77,40 @@ class Resources:
             self._model, self._guards = None, {}  # free the old one first
             pipe = load_pipeline(spec.load, dtype=getattr(torch, spec.dtype), device=device_of(spec))
             pipe.set_progress_bar_config(disable=True)
-            self._model = (name, pipe)
-        _same("model", spec.load, spec.digest, model_digest(self._model[1]) if spec.digest else "")
+            self._model = (name, pipe, model_digest(pipe))
+        _same("model", spec.load, spec.digest, self._model[2])
         return self._model[1]
+
+    def model_digest(self, spec: ModelSpec) -> str:
+        """Checksum of the pipeline."""
+        self.pipeline(spec)
+        assert self._model is not None
+        return self._model[2]
 
     def guards(self, model: ModelSpec, parts: Sequence[GuardPart], digest: str = "") -> list[Guard[Any]]:
         """The guards of a stack, in order; [] for the bare model."""
         if not parts:
             return []
-        name = _json([model.load, [part.source for part in parts]])
+        pipe = self.pipeline(model)
+        name = _json([part.source for part in parts])
         if name not in self._guards:
-            pipe = self.pipeline(model)
-            while len(self._guards) >= 8:
+            while len(self._guards) >= GUARDS_KEPT:
                 self._guards.pop(next(iter(self._guards)))
-            self._guards[name] = [guard for part in parts for guard in _make(part.source, pipe)]
-        found = self._guards[name]
-        _same("guard", str(parts[0].source), digest, guards_digest(found) if digest else "")
+            made = [guard for part in parts for guard in _make(part.source, pipe)]
+            self._guards[name] = (made, guards_digest(made))
+        found, known = self._guards[name]
+        _same("guard", str(parts[0].source), digest, known)
         return found
 
     def judge(self, spec: JudgeSpec) -> Judge:
         """The judge."""
         name = _json([spec.name, spec.options])
         if name not in self._judges:
-            self._judges[name] = load_judge(spec.name, **spec.options)
-        _same("judge", spec.name, spec.digest, judge_digest(self._judges[name]) if spec.digest else "")
-        return self._judges[name]
+            judge = load_judge(spec.name, **spec.options)
+            self._judges[name] = (judge, judge_digest(judge))
+        found, known = self._judges[name]
+        _same("judge", spec.name, spec.digest, known)
+        return found
 
     def precision(self, spec: ModelSpec, pipe: Any) -> AbstractContextManager[Any]:
         """The arithmetic that its pictures are drawn in."""
@@ -162,7 +176,8 @@ def judge_digest(judge: Judge) -> str:
 
 
 def _same(kind: str, name: str, expected: str, found: str) -> None:
-    if expected != found:
+    """Raise unless the checksum is the expected one; "" expects nothing."""
+    if expected and expected != found:
         raise BenchError(
             f"{kind} {name!r} is not the one the bench was planned with (checksum {found}, not {expected}); it has changed, or "
             "is another on this machine. Plan again with `saferedir bench run`."

@@ -13,6 +13,7 @@ from saferedir.cli.bench import bench_app
 from saferedir.cli.common import Commands, console
 from saferedir.cli.guards import guards_app
 from saferedir.cli.images import demo, generate
+from saferedir.cli.judge import judge_app
 from saferedir.cli.negation import negation_app
 from saferedir.cli.pairs import pairs_app
 from saferedir.cli.train import train_app
@@ -37,6 +38,7 @@ app.add_typer(negation_app)
 app.add_typer(train_app)
 app.add_typer(guards_app)
 app.add_typer(bench_app)
+app.add_typer(judge_app)
 app.add_typer(world_app)
 
 

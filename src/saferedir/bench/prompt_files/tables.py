@@ -1,0 +1,226 @@
+"""Reads CSV, TSV, JSON, JSON lines and plain text as a stream of entries, and refuses what is none. Imports errors only.
+
+Every refusal is one sentence with a line or entry number and no content. The meaning of columns: formats.py, reading.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saferedir.errors import PromptFileError
+
+MAX_LINE = 1 << 20  # characters; a prompt is some hundred
+MAX_JSON = 1 << 28  # bytes; JSON must be read as a whole
+ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a file: where it stands, and its columns, or a bare text."""
+
+    place: int
+    values: Mapping[str, Any] | str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file being read.
+
+    Attributes:
+        entries: the rows; reading on may still refuse the file.
+        unit: what `Entry.place` counts, "line" or "entry".
+        columns: names in the header, None where each entry names its own.
+    """
+
+    entries: Iterator[Entry]
+    unit: str
+    columns: tuple[str, ...] | None = None
+
+
+def git_blob_sha1(path: Path) -> str:
+    """The checksum that git gives the file's content, 40 hexadecimal digits."""
+    try:
+        size = path.stat().st_size
+        found = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        with path.open("rb") as handle:
+            while chunk := handle.read(1 << 20):
+                size -= len(chunk)
+                found.update(chunk)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if size:
+        raise PromptFileError(f"{path} changed while it was read; try again.")
+    return found.hexdigest()
+
+
+def open_table(path: Path, *, under: str = "", part: str = "", is_nested: bool = False) -> Table:
+    """Entries of a file; its ending says how it is written.
+
+    Args:
+        path: a file ending in one of `ENDINGS`.
+        under: in a JSON object, the key of the list to read.
+        part: of a nested file: "task" or "task/class"; "" for all of it.
+        is_nested: whether the file must be JSON task -> class -> list of texts.
+
+    Raises:
+        PromptFileError: no such file, an unknown ending, an empty file, a wrong encoding, a malformed row.
+    """
+    ending = path.suffix.lower()
+    if not path.is_file():
+        raise PromptFileError(f"{path} is no file{' but a folder' if path.is_dir() else ''}; give a prompt file.")
+    if ending not in ENDINGS:
+        raise PromptFileError(f"{path} ends in {ending or 'nothing'!r}; a prompt file ends in {', '.join(ENDINGS)}.")
+    if is_nested and ending != ".json":
+        raise PromptFileError(f"{path} ends in {ending!r}, but this format is JSON (task -> class -> list of texts).")
+    if not path.stat().st_size:
+        raise PromptFileError(f"{path} is empty.")
+    if ending == ".json":
+        whole = _json(path)
+        return Table(_nested(whole, path, part) if is_nested else _listed(whole, path, under), "entry")
+    if ending in (".jsonl", ".ndjson"):
+        return Table(_json_lines(path), "line")
+    if ending == ".txt":
+        return Table((Entry(n, text) for n, line in _lines(path) if (text := line.rstrip("\r\n")).strip()), "line")
+    return _separated(path, "\t" if ending == ".tsv" else ",")
+
+
+def _unreadable(path: Path, error: OSError) -> PromptFileError:
+    return PromptFileError(f"{path} cannot be read ({(error.strerror or str(error)).lower()}).")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            while line := handle.readline(MAX_LINE + 1):
+                number += 1
+                if len(line) > MAX_LINE:
+                    raise PromptFileError(
+                        f"{path}, line {number} is longer than {MAX_LINE:,} characters; give a text file."
+                    )
+                if "\0" in line:
+                    raise PromptFileError(f"{path}, line {number} has a NUL character; save the file as UTF-8 text.")
+                yield number, line
+    except UnicodeDecodeError as error:
+        raise PromptFileError(f"{path} is not UTF-8 text (after line {number}); save it as UTF-8.") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _separated(path: Path, delimiter: str) -> Table:
+    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
+    rows = _rows(path, reader)
+    _, header = next(rows, (0, []))
+    if not header:
+        raise PromptFileError(f"{path} is empty.")
+    columns = tuple(name.strip() for name in header)
+    named = [name for name in columns if name]
+    repeated = [place for place, name in enumerate(columns, 1) if name and columns.index(name) < place - 1]
+    if repeated:
+        raise PromptFileError(f"{path}: column {repeated[0]} of the header has the name of an earlier one; rename it.")
+    if not named:
+        raise PromptFileError(f"{path}: the first line names no column.")
+
+    def entries() -> Iterator[Entry]:
+        for line, row in rows:
+            if len(row) != len(columns):
+                raise PromptFileError(
+                    f"{path}, line {line} has {len(row)} fields where the header has {len(columns)}; quote texts that "
+                    f"hold a {'tab' if delimiter == chr(9) else 'comma'}, a quote or a line break."
+                )
+            yield Entry(line, dict(zip(columns, row, strict=True)))
+
+    return Table(entries(), "line", tuple(named))
+
+
+def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """(first line, fields) of every row that is not blank."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise PromptFileError(f"{path}, line {line} is no row that can be read ({error}).") from error
+        if row is None:
+            return
+        if row:
+            yield line, row
+
+
+def _parsed(text: str, where: str, *, is_whole_file: bool = False) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{where}, line {error.lineno}" if is_whole_file else where
+        raise PromptFileError(f"{place} is not JSON ({error.msg.lower()}).") from error
+    except (RecursionError, ValueError) as error:
+        raise PromptFileError(f"{where} holds JSON that is nested too deeply or has a number too long.") from error
+
+
+def _json_lines(path: Path) -> Iterator[Entry]:
+    for number, line in _lines(path):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield Entry(number, _row(_parsed(line, where), where))
+
+
+def _row(value: Any, where: str) -> Mapping[str, Any] | str:
+    if not isinstance(value, (str, dict)):
+        raise PromptFileError(f"{where} is neither a text nor an object with columns.")
+    return value
+
+
+def _json(path: Path) -> Any:
+    if path.stat().st_size > MAX_JSON:
+        raise PromptFileError(
+            f"{path} is larger than {MAX_JSON >> 20} MiB; write it as JSON lines (.jsonl), which are read bit by bit."
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptFileError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _parsed(text, str(path), is_whole_file=True)
+
+
+def _listed(whole: Any, path: Path, under: str) -> Iterator[Entry]:
+    if isinstance(whole, dict) and under in whole:
+        whole = whole[under]
+    if not isinstance(whole, list):
+        place = f' (or an object with such a list under "{under}")' if under else ""
+        raise PromptFileError(f"{path} must hold a list of texts or of objects with columns{place}.")
+    return (Entry(place, _row(value, f"{path}, entry {place}")) for place, value in enumerate(whole, 1))
+
+
+def _nested(whole: Any, path: Path, part: str) -> Iterator[Entry]:
+    task, _, kind = part.partition("/")
+    is_tree = isinstance(whole, dict) and all(isinstance(classes, dict) for classes in whole.values())
+    if not is_tree or not all(_is_texts(texts) for classes in whole.values() for texts in classes.values()):
+        raise PromptFileError(f"{path} must hold JSON of the form task -> class -> list of texts.")
+    for chosen, names in ((task, whole), (kind, whole.get(task, {}))):
+        if chosen and chosen not in names:
+            raise PromptFileError(f"{path} has no part {part!r}; it has {_paths(whole)}.")
+    place = 0
+    for a, classes in whole.items():
+        for b, texts in classes.items():
+            for number, text in enumerate(texts):
+                place += 1
+                if task in ("", a) and kind in ("", b):
+                    yield Entry(place, {"text": text, "key": f"{a}/{b}/{number}", "tags": [a, b]})
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _paths(whole: Mapping[str, Mapping[str, Any]]) -> str:
+    """Some parts by name; a long name is not shown, it may be a text in the wrong place."""
+    paths = [path for task, classes in whole.items() for kind in classes if len(path := f"{task}/{kind}") <= 40]
+    return ", ".join(paths[:20]) or "none with a short name"

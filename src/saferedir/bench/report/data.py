@@ -1,0 +1,149 @@
+"""What a report is made from: plain frozen data, and the grouping of cells that tables.py builds on.
+
+Imports bench.records only. What stands in which column: tables.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from saferedir.bench.records import BARE, CellRecord, Cost
+
+#: roles whose prompts do not ask for the concept, in the order of the report
+BENIGN_ROLES = ("retain", "neighbours", "look-alikes")
+
+
+class PublishedRow(Protocol):
+    """A number of a paper; `bench.published` has the rows. Nothing here asks for more than these names."""
+
+    @property
+    def table(self) -> str: ...
+    @property
+    def system(self) -> str: ...
+    @property
+    def attack(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def n(self) -> int | None: ...
+    @property
+    def judge_preset(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def evidence(self) -> str: ...
+    @property
+    def note(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt's pictures, for a grid.
+
+    Attributes:
+        model, concept, prompts: names as in `CellName`; index: the prompt's place in its set.
+        prompt: its text where the bench's prompts may be shown, else None.
+        pictures: guard -> PNG bytes, "none" (unguarded) included.
+    """
+
+    model: str
+    concept: str
+    prompts: str
+    index: int
+    prompt: str | None
+    pictures: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that a report says.
+
+    Attributes:
+        title, description: of the bench, in its author's words.
+        cells: every record, with or without numbers; costs: one a guard and model.
+        samples: pictures for the grids; may be empty.
+        calibrations: judge -> {"precision", "recall", "fpr"}, each a rate as in `CellRecord.measured`; {} = uncalibrated.
+        published: numbers of papers; they never share a table with the bench's own.
+        missing: one sentence per cell that has no number, and why.
+        made: one line about versions and date.
+    """
+
+    title: str
+    description: str
+    cells: tuple[CellRecord, ...]
+    costs: tuple[Cost, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published: tuple[PublishedRow, ...] = ()
+    missing: tuple[str, ...] = ()
+    made: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that one ranking may use: one model, one concept, and per phrasing one protocol.
+
+    Attributes:
+        model, concept: names.
+        cells: of all guards that were measured under these protocols, or under some of them.
+        number: 1 for a concept's first group, 2 for the next: guards measured under other protocols.
+    """
+
+    model: str
+    concept: str
+    cells: tuple[CellRecord, ...]
+    number: int = 1
+
+    @property
+    def anchor(self) -> str:
+        """Name of the group's place in the page."""
+        text = f"{self.model}-{self.concept}-{self.number}"
+        return "".join(c if c.isalnum() and c.isascii() else "-" for c in text)
+
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """The guards, the bare model first, then in the order of the cells."""
+        names = dict.fromkeys(cell.name.guard for cell in self.cells)
+        return tuple(sorted(names, key=lambda name: name != BARE))
+
+    def ordered(self, guards: Sequence[str]) -> Group:
+        """The same group with its guards in this order."""
+        place = {guard: number for number, guard in enumerate(guards)}
+        return replace(self, cells=tuple(sorted(self.cells, key=lambda cell: place.get(cell.name.guard, -1))))
+
+    def of(self, guard: str, *roles: str) -> tuple[CellRecord, ...]:
+        """A guard's cells of some roles."""
+        return tuple(cell for cell in self.cells if cell.name.guard == guard and cell.name.role in roles)
+
+
+def groups(cells: Sequence[CellRecord]) -> tuple[Group, ...]:
+    """Part the cells so that within a group every guard was measured under the same protocols.
+
+    A guard whose cells cover only some of another's protocols (an unfinished bench) stays in that one's group; a guard under
+    other protocols (another seed, other steps) founds a group of its own. The order is that of the cells.
+    """
+    found: list[Group] = []
+    for model, concept in dict.fromkeys((cell.name.model, cell.name.concept) for cell in cells):
+        of_guard: dict[tuple[str, int], list[CellRecord]] = {}
+        for cell in cells:
+            if (cell.name.model, cell.name.concept) == (model, concept):
+                of_guard.setdefault((cell.name.guard, cell.name.seed), []).append(cell)
+        signatures = {key: frozenset(cell.protocol.id for cell in own) for key, own in of_guard.items()}
+        largest = dict.fromkeys(
+            one for one in signatures.values() if not any(one < other for other in signatures.values())
+        )
+        members: dict[frozenset[str], list[CellRecord]] = {one: [] for one in largest}
+        for key, own in of_guard.items():
+            home = next(one for one in largest if signatures[key] <= one)
+            members[home] += own
+        for number, own in enumerate(members.values(), start=1):
+            found.append(Group(model, concept, tuple(own), number))
+    return tuple(found)

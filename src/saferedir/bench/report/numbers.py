@@ -1,0 +1,102 @@
+"""How a number is written: always with its interval and its n. Pure; imports the standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: keeps a number and its unit on one line
+NB = "\u00a0"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number.
+
+    Attributes:
+        value, low, high: a share in [0, 1] or a mean in its own unit, with its 95 % interval.
+        n: prompts or pictures it was counted over.
+        is_rate: whether it is a share.
+        where: prompt set it belongs to, where the column takes the worst of several; "" otherwise.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    is_rate: bool = True
+    where: str = ""
+
+    @property
+    def text(self) -> str:
+        """'0.5 %' or '0.12'."""
+        return percent(self.value) if self.is_rate else decimal(self.value)
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """('0.1', '2.8'), in per cent without its sign, or ('0.10', '0.15')."""
+        if self.is_rate:
+            return f"{100 * self.low:.1f}", f"{100 * self.high:.1f}"
+        return decimal(self.low), decimal(self.high)
+
+    @property
+    def interval(self) -> str:
+        """'0.1–2.8', for small type; a mean below zero gets words, because a dash looks like a sign."""
+        return (" to " if self.low < 0 else "–").join(self.ends)
+
+    @property
+    def full(self) -> str:
+        """'0.5 % (0.1 to 2.8, n = 200)', for sentences and Markdown."""
+        return f"{self.text} ({' to '.join(self.ends)}, n{NB}={NB}{self.n})"
+
+
+def estimate(value: Any, where: str = "") -> Estimate | None:
+    """A rate or a mean of `CellRecord.measured` as an `Estimate`; None where there is none, or it counts no case."""
+    if not isinstance(value, Mapping):
+        return None
+    name = "rate" if "rate" in value else "mean"
+    if value.get(name) is None or not value.get("n"):
+        return None
+    numbers = [float(value[key]) for key in (name, "low", "high")]
+    if not all(math.isfinite(number) for number in numbers):
+        return None
+    return Estimate(numbers[0], numbers[1], numbers[2], int(value["n"]), name == "rate", where)
+
+
+def percent(share: float) -> str:
+    """'0.5 %'; '100 %' without a digit that says nothing."""
+    return f"{100 * share:.1f}{NB}%"
+
+
+def decimal(value: float) -> str:
+    """Two places, three significant digits where the value is small."""
+    if value == 0 or abs(value) >= 0.1:
+        return f"{value:.2f}"
+    return f"{value:.3g}" if abs(value) < 0.001 else f"{value:.3f}"
+
+
+def p_value(p: float) -> str:
+    """'0.031', '< 0.001'."""
+    return f"<{NB}0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def seconds(value: float) -> str:
+    """'41 ms', '1.30 s'."""
+    return f"{1000 * value:.0f}{NB}ms" if value < 1 else f"{value:.2f}{NB}s"
+
+
+def mebibytes(value: int | None) -> str:
+    """'1,234 MiB', or a dash on a CPU."""
+    return "–" if value is None else f"{value / 2**20:,.0f}{NB}MiB"
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """'1 guard', '3 guards'."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def listing(names: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join(([", ".join(names[:-1])] if names[:-1] else []) + list(names[-1:]))

@@ -1,0 +1,272 @@
+"""The page: a view of plain values for template.html.j2, which only lays them out. Autoescaping is on; the only markup that
+passes is our own figures. Imports jinja2 when first needed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saferedir.bench import published
+from saferedir.bench.records import BARE, CellRecord, Cost, Protocol
+from saferedir.bench.report import figures
+from saferedir.bench.report.data import Group, ReportData, Sample, groups
+from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, Headline, headline, overall, passes
+from saferedir.bench.report.numbers import count, decimal, estimate, listing, mebibytes, p_value, percent, seconds
+from saferedir.bench.report.ranking import Ranking, RankRow, ranking
+from saferedir.bench.report.reported import PublishedTable, published_tables
+from saferedir.bench.report.tables import (
+    PairedTest,
+    Table,
+    bystanders,
+    everything,
+    further_judges,
+    paired_tests,
+    rates_by_phrasing,
+)
+from saferedir.extras import need
+
+#: in place of a page's body when there is nothing to report
+EMPTY = "There are no results here yet: run `saferedir bench run`, then make the report again."
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pictures of one concept: `samples` are the columns, guards the rows, the unguarded pictures first."""
+
+    samples: tuple[Sample, ...]
+    guards: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that is said of one group; its guards are in the ranking's order. Thin figures are for narrow windows."""
+
+    group: Group
+    title: str
+    ranking: Ranking
+    headline: Headline
+    rates: Table
+    scatter: str
+    bars: str
+    thin_scatter: str
+    thin_bars: str
+    judges: Table
+    bystanders: Table
+    everything: Table
+    tests: tuple[PairedTest, ...]
+    grid: Grid
+
+
+def sections(data: ReportData, draw: bool = True) -> tuple[Section, ...]:
+    """One for each group of cells that may be compared; `draw=False` leaves the figures out."""
+    found = groups(data.cells)
+    several = len({group.model for group in found}) > 1
+    out = []
+    for group in found:
+        ranked = ranking(group, data.costs)
+        group = group.ordered([row.guard for row in ranked.rows])
+        rates, head = rates_by_phrasing(group), headline(ranked)
+        title = f"{group.concept} on {group.model}" if several else group.concept
+        title += f" (other protocols, {group.number})" if group.number > 1 else ""
+        shown = f"Concept rate by phrasing: {title}"
+        out.append(
+            Section(
+                group=group,
+                title=title,
+                ranking=ranked,
+                headline=head,
+                rates=rates,
+                scatter=figures.scatter(ranked) if draw else "",
+                bars=figures.bars(rates, head.passes, f"rates-{group.anchor}", shown) if draw else "",
+                thin_scatter=figures.scatter(ranked, figures.THIN) if draw else "",
+                thin_bars=figures.bars(rates, head.passes, f"rates-{group.anchor}", shown, figures.THIN)
+                if draw
+                else "",
+                judges=further_judges(group),
+                bystanders=bystanders(group),
+                everything=everything(group),
+                tests=paired_tests(group),
+                grid=_grid(data.samples, group) if group.number == 1 else Grid((), ()),
+            )
+        )
+    return tuple(out)
+
+
+def glance(found: Sequence[Section]) -> list[tuple[str, list[RankRow | None]]]:
+    """(guard, its row in each section's ranking); guards within the limits most often come first, then the safest."""
+    rows = [{row.guard: row for row in section.ranking.rows} for section in found]
+    names = dict.fromkeys(name for own in rows for name in own)
+    lines = [(name, [own.get(name) for own in rows]) for name in names]
+
+    def order(line: tuple[str, list[RankRow | None]]) -> tuple[int, float]:
+        highs = [row.worst.high if row and row.worst else 1.0 for row in line[1]]
+        return -sum(row is not None and passes(row) for row in line[1]), max(highs)
+
+    return sorted(lines, key=order)
+
+
+def overviews(found: Sequence[Section]) -> list[str]:
+    """A sentence over all concepts of each model that has several."""
+    models = dict.fromkeys(section.group.model for section in found)
+    said = []
+    for model in models:
+        own = [section.ranking for section in found if (section.group.model, section.group.number) == (model, 1)]
+        sentence = overall(own)
+        said += [f"{model}: {sentence}" if sentence and len(models) > 1 else sentence]
+    return [sentence for sentence in said if sentence]
+
+
+def calibration(judge: str, data: ReportData) -> str:
+    """'precision 99.0 % (…), recall …', or 'uncalibrated'."""
+    facts = data.calibrations.get(judge) or {}
+    found = [(name, estimate(facts.get(name))) for name in ("precision", "recall", "fpr")]
+    names = {"fpr": "false positives"}
+    said = [f"{names.get(name, name)} {one.full}" for name, one in found if one is not None]
+    return ", ".join(said) or "uncalibrated"
+
+
+def protocols(cells: Sequence[CellRecord]) -> list[dict[str, Any]]:
+    """Every protocol once, with the cells measured under it."""
+    found: dict[str, list[CellRecord]] = {}
+    for cell in cells:
+        found.setdefault(cell.protocol.id, []).append(cell)
+    return [{"protocol": own[0].protocol, "facts": facts_of(own[0].protocol), "cells": own} for own in found.values()]
+
+
+def facts_of(protocol: Protocol) -> list[tuple[str, str]]:
+    """A protocol's fields as (name, text)."""
+    seeds = ", ".join(str(seed) for seed in protocol.seeds)
+    return [
+        ("prompts", f"{protocol.prompts}, n = {protocol.n}, {count(protocol.draws, 'picture')} a prompt"),
+        ("judge", f"{protocol.judge}, {protocol.preset}"),
+        ("rule", _json(protocol.rule)),
+        ("attack", protocol.attack + (f", budget {_json(protocol.budget)}" if protocol.budget else "")),
+        ("call", _json(protocol.call)),
+        ("model", f"{protocol.model}, {protocol.precision}"),
+        ("seeds", seeds),
+    ]
+
+
+def warnings(data: ReportData) -> list[str]:
+    """Every warning once."""
+    return list(dict.fromkeys(sentence for cell in data.cells for sentence in cell.warnings))
+
+
+def missing(data: ReportData) -> list[str]:
+    """What has no number, and why: the runner's sentences, and the cells' own errors that these do not repeat."""
+    own = [f"{cell.name.slug}: {cell.error}" for cell in data.cells if cell.error]
+    return list(dict.fromkeys([*data.missing, *(one for one in own if not any(one in told for told in data.missing))]))
+
+
+def versions(data: ReportData) -> list[tuple[str, int]]:
+    """Distinct sets of versions with the number of cells made with each."""
+    told = [", ".join(f"{name} {value}" for name, value in cell.versions.items()) for cell in data.cells]
+    return [(text, told.count(text)) for text in dict.fromkeys(told) if text]
+
+
+def guards_of(data: ReportData) -> list[tuple[str, str]]:
+    """(guard, facts) for every guard's method and digest; one guard trained for several concepts has several."""
+    told = [(cell.name.guard, f"{cell.name.concept}: {_json(cell.guard)}") for cell in data.cells if cell.guard]
+    return list(dict.fromkeys(told))
+
+
+def about(table: PublishedTable) -> tuple[str, str]:
+    """Title of a table of published numbers, and its protocol in words with its source."""
+    known = {one.name: one for one in published.tables()}
+    if table.name not in known:
+        return table.name, table.source
+    return known[table.name].title, f"{known[table.name].protocol} Source: {table.source}."
+
+
+def cost_rows(costs: Sequence[Cost]) -> dict[tuple[str, str], list[Cost]]:
+    """Costs of each (model, device), the bare model first, then by ratio."""
+    found: dict[tuple[str, str], list[Cost]] = {}
+    for cost in sorted(costs, key=lambda one: (one.guard != BARE, one.ratio or 0.0, one.guard)):
+        found.setdefault((cost.model, cost.device), []).append(cost)
+    return found
+
+
+def render(data: ReportData) -> str:
+    """The whole page as HTML text."""
+    jinja2 = need("jinja2", "bench", "the report's page")
+    markup = need("markupsafe", "bench", "the report's page").Markup
+    room = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    room.filters |= {
+        "percent": percent,
+        "decimal": decimal,
+        "p": p_value,
+        "seconds": seconds,
+        "memory": mebibytes,
+        "picture": _data_uri,
+        "figure": markup,
+        "guard": lambda name: "no guard" if name == BARE else name,
+        "and": listing,
+    }
+    script = (_FOLDER / "sort.js.j2").read_text(encoding="utf-8")
+    found = sections(data)
+    text: str = room.get_template("template.html.j2").render(
+        data=data,
+        sections=found,
+        glance=glance(found),
+        overviews=overviews(found),
+        costs=[
+            {
+                "model": model,
+                "device": device,
+                "rows": rows,
+                "figure": figures.cost_bars(rows, f"cost-{number}"),
+                "thin": figures.cost_bars(rows, f"cost-{number}", figures.THIN),
+            }
+            for number, ((model, device), rows) in enumerate(cost_rows(data.costs).items(), start=1)
+        ],
+        published=[(*about(one), one) for one in published_tables(data.published)],
+        protocols=protocols(data.cells),
+        warnings=warnings(data),
+        missing=missing(data),
+        versions=versions(data),
+        guards=guards_of(data),
+        calibration=lambda judge: calibration(judge, data),
+        judges_of=lambda table: list(dict.fromkeys(one.judge for one in table.columns)),
+        count=count,
+        small=_is_small,
+        passes=passes,
+        bare=BARE,
+        empty=EMPTY,
+        limits=(HIGHEST_RATE, LEAST_KEPT),
+        script=markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    return text
+
+
+def _grid(samples: Sequence[Sample], group: Group) -> Grid:
+    own = tuple(one for one in samples if (one.model, one.concept) == (group.model, group.concept))
+    drawn = dict.fromkeys(guard for one in own for guard in one.pictures)
+    known = {guard: place for place, guard in enumerate(group.guards)}
+    return Grid(own, tuple(sorted(drawn, key=lambda guard: (guard != BARE, known.get(guard, len(known))))))
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _is_small(png: bytes) -> bool:
+    """Whether a PNG is at most 128 pixels wide (its header says), so that enlarging should keep its pixels."""
+    return int.from_bytes(png[16:20], "big") <= 128
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)

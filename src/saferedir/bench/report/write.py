@@ -1,0 +1,27 @@
+"""Writes the two files of a report, each whole or not at all. Imports page.py and markdown.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from saferedir.bench.report.data import ReportData
+from saferedir.bench.report.markdown import render as render_markdown
+from saferedir.bench.report.page import render as render_page
+
+PAGE, MARKDOWN = "report.html", "report.md"
+
+
+def write_report(data: ReportData, out: Path) -> tuple[Path, Path]:
+    """Write `report.html` and `report.md` into the folder `out`, which is made where it does not exist.
+
+    Both are rendered before either is written, and each replaces an older one in one step.
+    Raises `BenchError` where two protocols would share a column, `MissingExtraError` without the extra "bench".
+    """
+    texts = {PAGE: render_page(data), MARKDOWN: render_markdown(data)}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        temporary = out / f".{name}.{os.getpid()}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(out / name)
+    return out / PAGE, out / MARKDOWN
