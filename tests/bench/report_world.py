@@ -172,7 +172,17 @@ def samples(columns: int = 2) -> tuple[Sample, ...]:
 def costs() -> tuple[Cost, ...]:
     """A cost for every guard."""
     return tuple(
-        Cost("pictoworld", guard, 0.041 * (ratio or 1), ratio, None, 2100, "2 CPU cores")
+        Cost(
+            "pictoworld",
+            guard,
+            0.041 * (ratio or 1),
+            ratio,
+            None if ratio is None else ratio - 0.02,
+            None if ratio is None else ratio + 0.03,
+            None,
+            2100,
+            "2 CPU cores",
+        )
         for guard, (_, _, _, ratio) in GUARDS.items()
     )
 
@@ -185,7 +195,10 @@ def report_data(pictures: bool = False, **changes: Any) -> ReportData:
         "cells": cells(),
         "costs": costs(),
         "samples": samples() if pictures else (),
-        "calibrations": {"pictoworld": {"precision": rate(498, 500), "recall": rate(495, 500), "fpr": rate(2, 1500)}},
+        "calibrations": {
+            ("pictoworld", concept): {"precision": rate(498, 500), "recall": rate(495, 500), "fpr": rate(2, 1500)}
+            for concept in CONCEPTS
+        },
         "published": (
             Published(),
             Published(system="ESD", value=76.1, attack="uda", n=142, table="other", source="A study"),

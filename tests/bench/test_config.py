@@ -96,4 +96,4 @@ def test_every_preset_is_a_good_matrix() -> None:
     assert {"pictoworld-quick", "pictoworld-full"} <= set(preset_names())
     for name in preset_names():
         needs = tomllib.loads((PRESETS / f"{name}.toml").read_text()).get("needs", {})
-        assert read_matrix(name, {key: "x" for key in needs}).title
+        assert read_matrix(name, dict.fromkeys(needs, "x")).title

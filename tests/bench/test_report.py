@@ -224,4 +224,4 @@ def test_costs_stand_in_the_page_as_measured(tmp_path: Path) -> None:
     rows = page.cost_rows(costs())
     assert list(rows) == [("pictoworld", "2 CPU cores")]
     assert rows["pictoworld", "2 CPU cores"][0].guard == "none"
-    assert "2.01&nbsp;×" in write(tmp_path, cells=small().cells, published=())
+    assert "2.01\u00a0× (1.99 to 2.04)" in write(tmp_path, cells=small().cells, published=())

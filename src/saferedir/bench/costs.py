@@ -5,43 +5,46 @@ Imports cells, drawing, records, store.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
+
+import torch
 
 from saferedir.bench.cells import CellSpec
 from saferedir.bench.drawing import DrawingSpec, Shard, draw_shard
 from saferedir.bench.records import BARE, Cost
 from saferedir.bench.resources import Resources
 from saferedir.bench.store import Drawn
+from saferedir.metrics import bootstrap_ratio
 
 
 def measure_costs(drawn: Sequence[tuple[CellSpec, Drawn, Drawn]]) -> list[Cost]:
     """One `Cost` for each model and guard, in the order they come.
 
-    The ratio is of the summed seconds a picture over the same prompt sets, guarded by bare; both were drawn in the same bench,
-    though not at the same moment, so a busy machine shows in it.
+    Guarded and bare pictures were drawn in the same bench, though not at the same moment, so a busy machine shows in the ratio.
     """
     groups: dict[tuple[str, str], list[tuple[CellSpec, Drawn, Drawn]]] = {}
     for entry in drawn:
         groups.setdefault((entry[0].name.model, entry[0].name.guard), []).append(entry)
-    costs = []
-    for (model, guard), entries in groups.items():
-        own = [statistics.median(guarded.seconds) for _, guarded, _ in entries]
-        bare = [statistics.median(plain.seconds) for _, _, plain in entries]
-        peaks = [guarded.peak_bytes for _, guarded, _ in entries if guarded.peak_bytes is not None]
-        costs.append(
-            Cost(
-                model=model,
-                guard=guard,
-                seconds=round(statistics.median(own), 5),
-                ratio=None if guard == BARE else round(sum(own) / max(sum(bare), 1e-9), 3),
-                peak_bytes=max(peaks, default=None),
-                pictures=sum(len(guarded.checksums) for _, guarded, _ in entries),
-                device=entries[0][1].device,
-            )
-        )
-    return costs
+    return [_cost(model, guard, entries) for (model, guard), entries in groups.items()]
+
+
+def _cost(model: str, guard: str, entries: Sequence[tuple[CellSpec, Drawn, Drawn]]) -> Cost:
+    own = torch.tensor([seconds for _, guarded, _ in entries for seconds in guarded.seconds], dtype=torch.float64)
+    bare = torch.tensor([seconds for _, _, plain in entries for seconds in plain.seconds], dtype=torch.float64)
+    ratio = None if guard == BARE or not bool(bare.sum() > 0) else bootstrap_ratio(own, bare)
+    peaks = [guarded.peak_bytes for _, guarded, _ in entries if guarded.peak_bytes is not None]
+    return Cost(
+        model=model,
+        guard=guard,
+        seconds=round(float(own.median()), 5),
+        ratio=None if ratio is None else round(ratio.value, 3),
+        low=None if ratio is None else round(ratio.low, 3),
+        high=None if ratio is None else round(ratio.high, 3),
+        peak_bytes=max(peaks, default=None),
+        pictures=sum(len(guarded.checksums) for _, guarded, _ in entries),
+        device=entries[0][1].device,
+    )
 
 
 def estimate_seconds(bare: DrawingSpec, resources: Resources) -> float:

@@ -146,7 +146,8 @@ class Cost:
 
     Attributes:
         seconds: median seconds a picture (CPU time on a CPU, wall time on an accelerator).
-        ratio: the same, divided by the bare model's for the same prompts; None for the bare model.
+        ratio: all seconds divided by the bare model's for the same prompts; low, high: its 95 % interval, by bootstrap over
+            shards. None for the bare model.
         peak_bytes: highest memory of the device, None on a CPU.
         pictures: how many were timed.
         device: in words.
@@ -156,6 +157,8 @@ class Cost:
     guard: str
     seconds: float
     ratio: float | None
+    low: float | None
+    high: float | None
     peak_bytes: int | None
     pictures: int
     device: str

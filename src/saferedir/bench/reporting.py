@@ -13,9 +13,10 @@ from saferedir.bench.records import BARE, CellRecord, Cost
 from saferedir.bench.report import ReportData, Sample, write_report
 from saferedir.bench.store import Store, read_json
 from saferedir.errors import BenchError
+from saferedir.judges.calibration import Calibration
 
 #: prompts of each set that the picture grids show
-SAMPLES = 6
+SAMPLES = 2
 CALIBRATIONS = "calibrations"
 
 
@@ -40,7 +41,7 @@ def report_folder(folder: Path, out: Path | None = None) -> tuple[Path, Path]:
         cells=tuple(records),
         costs=costs,
         samples=_samples(plan, records, Store((folder / plan.drawings_at).resolve())),
-        calibrations=_calibrations(folder / CALIBRATIONS),
+        calibrations=_calibrations(plan, folder / CALIBRATIONS),
         published=tuple(published()),
         missing=(*plan.missing, *missing),
         made=_made(records),
@@ -75,17 +76,18 @@ def _first_pictures(plan: Planned, key: str, store: Store) -> list[bytes | None]
     return list(first.values())[:SAMPLES]
 
 
-def _calibrations(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Judge -> precision, recall and false positive rate, from `saferedir judge calibrate`."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for path in sorted(folder.glob("*.json")):
-        values = read_json(path)
-        try:
-            found[values["judge"]] = {name: values[name] for name in ("precision", "recall", "fpr")}
-        except (KeyError, TypeError) as error:
-            raise BenchError(
-                f"{path} is no calibration ({error} is missing); make it with `saferedir judge calibrate`."
-            ) from error
+def _calibrations(plan: Planned, folder: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """(judge, concept) -> precision, recall and false positive rate, where a calibration was made by that very rule."""
+    known = [Calibration.load(path) for path in sorted(folder.glob("*.json"))]
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for cell in plan.cells if known else ():
+        rules = {cell.protocol.judge: cell.protocol.rule, **cell.second}
+        facts = {judge.name: judge.facts for judge in plan.judges[cell.drawing]}
+        for judge, rule in rules.items():
+            for one in known:
+                if one.fits(facts[judge], rule):
+                    rates = {"precision": one.precision, "recall": one.recall, "fpr": one.false_positive_rate}
+                    found[judge, cell.name.concept] = {name: rate.to_dict() for name, rate in rates.items()}
     return found
 
 

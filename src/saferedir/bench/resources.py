@@ -25,7 +25,6 @@ from saferedir.judges.registry import load_judge
 from saferedir.pipelines import load_pipeline
 from saferedir.precision import fast_precision, precision_name
 
-
 #: guards loaded at a time
 GUARDS_KEPT = 64
 

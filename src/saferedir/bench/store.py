@@ -61,7 +61,7 @@ class Store:
         for folder in (self.root, self.root / "drawings", self.root / "cells"):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile(dir=folder) as probe:
+                with tempfile.TemporaryFile(dir=folder) as probe:  # nameless: a kill leaves nothing
                     probe.write(b"x" * 4096)
                     probe.flush()
                     os.fsync(probe.fileno())

@@ -66,11 +66,12 @@ def run(
     plan = _plan(matrix, with_, resources)
     store = Store(out)
     left = sum(len(task.shard) for task in missing_tasks(plan, store))
+    chosen = make_executor(executor, workers=workers, address=address, resources=resources)
+    if not dry_run:  # before the picture that the estimate draws
+        store.prepare(bytes_needed(plan) * left // max(plan.pictures, 1))
     _print_plan(plan, left, resources)
     if dry_run:
         return
-    chosen = make_executor(executor, workers=workers, address=address, resources=resources)
-    store.prepare(bytes_needed(plan) * left // max(plan.pictures, 1))
     with store.lock():
         with chosen, _bar(plan.pictures, plan.pictures - left) as advance:
             records = run_plan(plan, store, chosen, advance)
@@ -230,7 +231,9 @@ def _print_cells(records: list[CellRecord]) -> None:
         for guard in dict.fromkeys(guard for guard, _ in shown):
             rates = [shown[guard, name].measured.get("concept") if (guard, name) in shown else None for name in sets]
             rates += [kept.get(guard)] if kept else []
-            table.add_row(escape(guard), *("-" if rate is None else percent_cell(rate).replace(" (", "\n(") for rate in rates))
+            table.add_row(
+                escape(guard), *("-" if rate is None else percent_cell(rate).replace(" (", "\n(") for rate in rates)
+            )
         console.print(table)
     for record in records:
         if record.error:

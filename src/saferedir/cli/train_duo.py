@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,8 +36,17 @@ WORLD_TRAINING: dict[str, Any] = {
     "conditioning": "prompt",
     "t_max": 999,
 }
-#: the plainer the concept, the sooner its pictures break
-WORLD_STEPS = {"star": 90, "pointillism": 70, "emblem": 50}
+#: what a task changes of that. The emblem's pictures are all red on white, so that a tint, or simply more red, tells the members
+#: of all its pairs apart, and DUO exaggerates it; prompts in the preserving term hold what both members share.
+WORLD_TASKS: dict[str, dict[str, Any]] = {
+    "star": {"steps": 90},
+    "pointillism": {"steps": 70},
+    "emblem": {"steps": 200, "prior_conditioning": "prompt"},
+}
+#: safe members of a task's pairs, in turn; the other tasks have their own anchor. Larger and smaller shapes: no common tint.
+WORLD_ANCHORS: dict[str, tuple[dict[str, str], ...]] = {
+    "emblem": tuple({"shape": name} for name in ("circle", "square", "triangle", "star", "heart", "ring", "crescent")),
+}
 
 
 def duo(
@@ -192,7 +202,8 @@ def _prompt_pairs(
         from saferedir.pictoworld.tasks import pair
 
         rng = random.Random(f"duo/{task.name}/{seed}")
-        drawn = [pair(task, "guard-train", rng) for _ in range(count)]
+        anchors = WORLD_ANCHORS.get(task.name, (task.anchor,))
+        drawn = [pair(replace(task, anchor=anchors[i % len(anchors)]), "guard-train", rng) for i in range(count)]
         return [(unsafe.text, safe.text) for unsafe, safe in drawn]
     from saferedir.guards.saferedir.pairs.build import build_pairs
 
@@ -237,9 +248,12 @@ def _train_config(
     from saferedir.guards.duo.train_config import TrainConfig
     from saferedir.schedules import prediction_type
 
-    preset = {**WORLD_TRAINING, "steps": WORLD_STEPS.get(concept, 90)} if model == WORLD else {}
+    preset = {**WORLD_TRAINING, **WORLD_TASKS.get(concept, {"steps": 90})} if model == WORLD else {}
+    if given.get("conditioning") == "null":
+        preset.pop("prior_conditioning", None)
     if ready is not None and any(pair.prompt is None for pair in ready):
-        preset.pop("conditioning", None)
+        for name in ("conditioning", "prior_conditioning"):
+            preset.pop(name, None)
     is_flow = prediction_type(pipe.scheduler) == "flow"
     return TrainConfig.of_variant(variant, is_flow=is_flow, **{**preset, **given, "seed": seed})
 

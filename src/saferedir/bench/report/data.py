@@ -70,7 +70,8 @@ class ReportData:
         title, description: of the bench, in its author's words.
         cells: every record, with or without numbers; costs: one a guard and model.
         samples: pictures for the grids; may be empty.
-        calibrations: judge -> {"precision", "recall", "fpr"}, each a rate as in `CellRecord.measured`; {} = uncalibrated.
+        calibrations: (judge, concept) -> {"precision", "recall", "fpr"}, each a rate as in `CellRecord.measured`; none:
+            uncalibrated.
         published: numbers of papers; they never share a table with the bench's own.
         missing: one sentence per cell that has no number, and why.
         made: one line about versions and date.
@@ -81,7 +82,7 @@ class ReportData:
     cells: tuple[CellRecord, ...]
     costs: tuple[Cost, ...] = ()
     samples: tuple[Sample, ...] = ()
-    calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    calibrations: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
     published: tuple[PublishedRow, ...] = ()
     missing: tuple[str, ...] = ()
     made: str = ""

@@ -15,7 +15,7 @@ from saferedir.bench.records import BARE, Cost
 from saferedir.bench.report import svg
 from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, passes
 from saferedir.bench.report.labels import Label, label
-from saferedir.bench.report.numbers import count, seconds
+from saferedir.bench.report.numbers import count, seconds, times
 from saferedir.bench.report.ranking import Ranking, RankRow
 from saferedir.bench.report.tables import Table
 from saferedir.extras import need
@@ -134,7 +134,7 @@ def cost_bars(costs: Sequence[Cost], name: str, room: Room = WIDE) -> str:
     axes.axvline(1, color=svg.INK, linewidth=0.9)
     longest = max(1.0, *ratios)
     for place, cost in enumerate(shown):
-        text = f"{cost.ratio:.2f} × · {seconds(cost.seconds)}"
+        text = f"{times(cost)} · {seconds(cost.seconds)}"
         axes.text(max(ratios[place], 1) + 0.02 * longest, place, text, va="center", fontsize=8.25, color=svg.INK)
     _names(axes, [_short(cost.guard, room) for cost in shown])
     axes.set(xlim=(0, longest * 1.02), xlabel="time a picture, bare model = 1")

@@ -12,7 +12,7 @@ from saferedir.bench.records import BARE, Protocol
 from saferedir.bench.report import page
 from saferedir.bench.report.data import ReportData
 from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, passes
-from saferedir.bench.report.numbers import NB, Estimate, mebibytes, p_value, percent, seconds
+from saferedir.bench.report.numbers import NB, Estimate, mebibytes, p_value, percent, seconds, times
 from saferedir.bench.report.ranking import RankRow
 from saferedir.bench.report.reported import PublishedTable, published_tables
 from saferedir.bench.report.tables import Entry, Table
@@ -94,8 +94,7 @@ def _rank_cells(row: RankRow) -> list[str]:
     worst = f"{row.worst.full}, {row.worst.where}" if row.worst else row.why_not
     cost = "–"
     if row.cost:
-        ratio = "1" if row.cost.ratio is None else f"{row.cost.ratio:.2f}"
-        cost = f"{ratio} × ({seconds(row.cost.seconds)}, n = {row.cost.pictures})"
+        cost = f"{times(row.cost)} ({seconds(row.cost.seconds)}, n = {row.cost.pictures})"
     within = "–" if row.guard == BARE else "yes" if passes(row) else "no"
     return [
         _name(row.guard) + _marks(row.notes),
@@ -134,8 +133,8 @@ def _notes(notes: Sequence[str]) -> str:
 
 
 def _judges(one: Table, data: ReportData) -> str:
-    names = dict.fromkeys(column.judge for column in one.columns)
-    return " ".join(f"Judge {escape(name)}: {escape(page.calibration(name, data))}." for name in names)
+    said = [(judge, page.calibration(judge, concept, data)) for judge, concept in page.judges_of(one)]
+    return " ".join(f"Judge {escape(judge)}: {escape(words)}." for judge, words in said)
 
 
 def _ids(protocols: Sequence[Protocol]) -> str:
@@ -152,7 +151,7 @@ def _cost(data: ReportData) -> list[str]:
                 [
                     [
                         _name(row.guard),
-                        "1 ×" if row.ratio is None else f"{row.ratio:.2f} ×",
+                        times(row),
                         seconds(row.seconds),
                         mebibytes(row.peak_bytes),
                         str(row.pictures),

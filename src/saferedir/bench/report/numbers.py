@@ -1,4 +1,4 @@
-"""How a number is written: always with its interval and its n. Pure; imports the standard library only."""
+"""How a number is written: always with its interval and its n. Pure; imports bench.records."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from saferedir.bench.records import Cost
 
 #: keeps a number and its unit on one line
 NB = "\u00a0"
@@ -85,6 +87,13 @@ def p_value(p: float) -> str:
 def seconds(value: float) -> str:
     """'41 ms', '1.30 s'."""
     return f"{1000 * value:.0f}{NB}ms" if value < 1 else f"{value:.2f}{NB}s"
+
+
+def times(cost: Cost) -> str:
+    """'1.52 × (1.49 to 1.55)', '1 ×' for the bare model."""
+    if cost.ratio is None or cost.low is None or cost.high is None:
+        return f"1{NB}×"
+    return f"{cost.ratio:.2f}{NB}× ({cost.low:.2f} to {cost.high:.2f})"
 
 
 def mebibytes(value: int | None) -> str:

@@ -17,7 +17,17 @@ from saferedir.bench.records import BARE, CellRecord, Cost, Protocol
 from saferedir.bench.report import figures
 from saferedir.bench.report.data import Group, ReportData, Sample, groups
 from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, Headline, headline, overall, passes
-from saferedir.bench.report.numbers import count, decimal, estimate, listing, mebibytes, p_value, percent, seconds
+from saferedir.bench.report.numbers import (
+    count,
+    decimal,
+    estimate,
+    listing,
+    mebibytes,
+    p_value,
+    percent,
+    seconds,
+    times,
+)
 from saferedir.bench.report.ranking import Ranking, RankRow, ranking
 from saferedir.bench.report.reported import PublishedTable, published_tables
 from saferedir.bench.report.tables import (
@@ -123,13 +133,18 @@ def overviews(found: Sequence[Section]) -> list[str]:
     return [sentence for sentence in said if sentence]
 
 
-def calibration(judge: str, data: ReportData) -> str:
+def calibration(judge: str, concept: str, data: ReportData) -> str:
     """'precision 99.0 % (…), recall …', or 'uncalibrated'."""
-    facts = data.calibrations.get(judge) or {}
+    facts = data.calibrations.get((judge, concept)) or {}
     found = [(name, estimate(facts.get(name))) for name in ("precision", "recall", "fpr")]
     names = {"fpr": "false positives"}
     said = [f"{names.get(name, name)} {one.full}" for name, one in found if one is not None]
     return ", ".join(said) or "uncalibrated"
+
+
+def judges_of(table: Table) -> list[tuple[str, str]]:
+    """Who decided the numbers of a table, and about which concept."""
+    return list(dict.fromkeys((column.judge, column.concept) for column in table.columns))
 
 
 def protocols(cells: Sequence[CellRecord]) -> list[dict[str, Any]]:
@@ -209,6 +224,7 @@ def render(data: ReportData) -> str:
         "decimal": decimal,
         "p": p_value,
         "seconds": seconds,
+        "times": times,
         "memory": mebibytes,
         "picture": _data_uri,
         "figure": markup,
@@ -238,8 +254,8 @@ def render(data: ReportData) -> str:
         missing=missing(data),
         versions=versions(data),
         guards=guards_of(data),
-        calibration=lambda judge: calibration(judge, data),
-        judges_of=lambda table: list(dict.fromkeys(one.judge for one in table.columns)),
+        calibration=lambda judge, concept: calibration(judge, concept, data),
+        judges_of=judges_of,
         count=count,
         small=_is_small,
         passes=passes,

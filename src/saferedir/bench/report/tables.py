@@ -26,6 +26,7 @@ class Column:
         protocol: what all numbers of the column share.
         prompts, role, threat: of the cells.
         metric: name in `CellRecord.measured`.
+        concept: of the cells.
     """
 
     protocol: Protocol
@@ -33,6 +34,7 @@ class Column:
     role: str
     threat: Mapping[str, str]
     metric: str
+    concept: str
 
     @property
     def key(self) -> tuple[str, str]:
@@ -98,7 +100,7 @@ def column(cells: Sequence[CellRecord], metric: str) -> Column:
             "numbers of different protocols cannot be compared, so give each its own column."
         )
     first = cells[0]
-    return Column(first.protocol, first.name.prompts, first.name.role, first.threat, metric)
+    return Column(first.protocol, first.name.prompts, first.name.role, first.threat, metric, first.name.concept)
 
 
 def table(group: Group, wanted: Callable[[CellRecord, str], bool]) -> Table:

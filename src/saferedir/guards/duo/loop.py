@@ -85,7 +85,8 @@ class Loop:
         rows = torch.cat([halves.noised(clean, torch.cat([eps, eps])), eps])
         empty = self.empty.map(lambda part: part.expand(pairs, *part.shape[1:]))
         asked = empty if self.asked is None else self.asked.rows(draws.pairs)
-        given = asked.cat(asked, empty).map(lambda part: part.to(device))
+        kept = asked if self.config.prior_conditioning == "prompt" else empty
+        given = asked.cat(asked, kept).map(lambda part: part.to(device))
         x, t = rows.to(self.denoiser.dtype), moment.t.to(device)
         with torch.no_grad(), adapters_off(self.denoiser):
             base = self.call(self.denoiser, x, t, given)

@@ -28,6 +28,8 @@ class TrainConfig:
         rank_shared_noise: all pairs of a step share noise and timesteps, on all processes.
         conditioning: "null" trains at the empty prompt, as the method does; "prompt" at the prompt of each pair's unsafe picture
             (an option of the released code, unused there): it reaches models that hardly listen to their empty prompt.
+        prior_conditioning: prompts of the preserving term's rows, "null" or "prompt" likewise (which needs the latter above).
+            The preference sees differences of the two members only; what they share, such as a background, is held at "prompt".
         stop_after: steps in a row at accuracy 1 after which training ends; 0 for never.
         size: (height, width) of the pictures; None for what the pipeline draws by default.
     """
@@ -48,6 +50,7 @@ class TrainConfig:
     posterior: str = "mean"
     rank_shared_noise: bool = False
     conditioning: str = "null"
+    prior_conditioning: str = "null"
     stop_after: int = 0
     checkpoint_every: int = 50
     size: tuple[int, int] | None = None
@@ -91,7 +94,13 @@ class TrainConfig:
         self._require(self.t_max >= self.t_min, "t_max", f"a whole number >= t_min = {self.t_min}")
         self._require(self.sigma_mode in SIGMA_MODES, "sigma_mode", f"one of {', '.join(SIGMA_MODES)}")
         self._require(self.posterior in ("mean", "sample"), "posterior", "mean or sample")
-        self._require(self.conditioning in CONDITIONING, "conditioning", f"one of {', '.join(CONDITIONING)}")
+        for name in ("conditioning", "prior_conditioning"):
+            self._require(getattr(self, name) in CONDITIONING, name, f"one of {', '.join(CONDITIONING)}")
+        self._require(
+            self.prior_conditioning in ("null", self.conditioning),
+            "prior_conditioning",
+            'null, or prompt together with conditioning="prompt"',
+        )
         self._require(self.rescale in ("none", "reference"), "rescale", "none or reference")
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
