@@ -286,7 +286,8 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     record: dict[str, Any] = {
         "made_by": f"saferedir {library_version()}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)",
+        "torch": torch.__version__,
         "tiny": arguments.tiny,
     }
     for part in arguments.parts:

@@ -91,7 +91,7 @@ def cell(
     attack = "none" if role != "forget" or prompts == "test-seen" else "phrasings"
     own = protocol(concept, prompts, **{"n": n, "attack": attack, **changes.pop("protocol_changes", {})})
     return CellRecord(
-        name=CellName("pictoworld", guard, concept, role, attack, prompts, own.seeds[0]),
+        name=CellName("pictoworld", guard, concept, role, attack, prompts, own.seeds),
         protocol=own,
         threat={"knowledge": "T1", "channel": "text", "rung": "none" if attack == "none" else "static"},
         guard={} if guard == "none" else {"method": guard, "digest": "0f3e2d1c"},

@@ -91,6 +91,19 @@ def test_the_bare_models_pictures_serve_all(resources: Resources) -> None:
     assert more.shared == plan.pictures
 
 
+def test_more_seeds_are_more_cases_in_the_same_cells(bench: Path, tmp_path: Path, resources: Resources) -> None:
+    import shutil
+
+    shutil.copytree(bench, tmp_path / "more")
+    # the first seed's pictures are there already: only the second one's are drawn
+    one = len(missing_tasks(make_plan(matrix(), resources), Store(tmp_path)))
+    assert finish(tmp_path / "more", matrix(seeds=[0, 1]), resources) == one
+    cell = next(cell for cell in read_planned(tmp_path / "more").cells if cell.name.role == "retain")
+    assert cell.name.slug.endswith("seed0-1") and len(cell.drawings) == 2
+    record = json.loads((tmp_path / "more" / "cells" / f"{cell.name.slug}.json").read_text())
+    assert record["measured"]["concept"]["n"] == 2 * record["protocol"]["n"]
+
+
 def test_a_shard_of_the_same_plan_is_the_same_anywhere(bench: Path, tmp_path: Path) -> None:
     finish(tmp_path, matrix(), Resources())
     assert cells(tmp_path) == cells(bench)

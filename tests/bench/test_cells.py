@@ -33,8 +33,8 @@ def seen(*rows: tuple[float, ...], prompts: list[int] | None = None, blocked: li
 
 def spec(role: str = "forget", drawing: str = "a", bare: str = "b", draws: int = 1) -> CellSpec:
     protocol = Protocol("p", 3, "judge", "star", RULE.to_dict(), "none", {}, "float32", "m", (0,), draws)
-    name = CellName("model", "guard", "star", role, "none", "set", 0)
-    return CellSpec(name, protocol, {"rung": "none"}, {}, {"torch": "2"}, drawing, bare, "key", {})
+    name = CellName("model", "guard", "star", role, "none", "set", (0,))
+    return CellSpec(name, protocol, {"rung": "none"}, {}, {"torch": "2"}, (drawing,), (bare,), "key", {})
 
 
 def facts(*expected: dict[str, str]) -> PromptFacts:

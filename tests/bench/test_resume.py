@@ -33,13 +33,13 @@ MATRIX = """
 title = "small"
 [prompts]
 forget = 4
-retain = 4
-neighbours = 2
-look_alikes = 2
+retain = 2
+neighbours = 1
+look_alikes = 1
 [model.pictoworld]
 load = "pictoworld"
 batch = 2
-call = {num_inference_steps = 4, guidance_scale = 4.0}
+call = {num_inference_steps = 2, guidance_scale = 4.0}
 [concept.star]
 prompts = "pictoworld/star"
 judge = {name = "pictoworld", preset = "star"}

@@ -178,6 +178,8 @@ def _filled_in(values: dict[str, Any], given: Mapping[str, str], name: str) -> d
 
 def _check_guards(matrix: Matrix, file: str) -> None:
     """What pydantic cannot see: names that must refer to each other."""
+    if len(set(matrix.seeds)) < len(matrix.seeds):
+        raise BenchError(f"{file}: seeds are {matrix.seeds}; give each only once, or nothing new is drawn.")
     for name, entry in matrix.guard.items():
         if name == "none":
             raise BenchError(

@@ -12,7 +12,7 @@ from saferedir.bench.cells import evaluate_cell, failed_cell
 from saferedir.bench.costs import measure_costs
 from saferedir.bench.planned import Planned
 from saferedir.bench.records import CellRecord
-from saferedir.bench.store import Drawn, Store, write_json
+from saferedir.bench.store import Drawn, Store, joined, write_json
 
 
 def write_cells(
@@ -27,20 +27,21 @@ def write_cells(
     source, broken = source or store, broken or {}
     read: dict[tuple[str, str], Drawn] = {}
 
-    def drawn(key: str, judge: str) -> Drawn:
-        if (key, judge) not in read:
-            read[key, judge] = source.read(planned.shards[key], planned.judges[key], features_of=judge)
-        return read[key, judge]
+    def drawn(keys: tuple[str, ...], judge: str) -> Drawn:
+        for key in keys:
+            if (key, judge) not in read:
+                read[key, judge] = source.read(planned.shards[key], planned.judges[key], features_of=judge)
+        return joined([read[key, judge] for key in keys])
 
     write_json(store.root / "plan.json", planned.to_dict())
     records, timed = [], []
     for cell in planned.cells:
         facts = planned.prompts[cell.prompts]
-        why = broken.get(cell.drawing) or broken.get(cell.bare)
+        why = next((broken[key] for key in (*cell.drawings, *cell.bare) if key in broken), "")
         if why:
             record = failed_cell(cell, facts, why)
         else:
-            guarded, bare = (drawn(key, cell.protocol.judge) for key in (cell.drawing, cell.bare))
+            guarded, bare = (drawn(keys, cell.protocol.judge) for keys in (cell.drawings, cell.bare))
             record = evaluate_cell(cell, facts, guarded, bare)
             timed.append((cell, guarded, bare))
         store.write_cell(record)

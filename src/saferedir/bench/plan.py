@@ -122,38 +122,45 @@ class _Builder:
             return
         facts = {"digest": guards_digest(guards), "method": " + ".join(one.method for one in guards)} if guards else {}
         precision = self.resources.precision_name(model, self.resources.pipeline(model))
-        for seed in self.matrix.seeds:
-            for role, attack, chosen in _sets(self.matrix, concept.prompts):
-                name = CellName(model_name, guard, concept.name, role, attack.name, chosen.name, seed)
-                protocol = Protocol(
-                    prompts=f"{chosen.protocol} {chosen.digest}",
-                    n=len(chosen),
-                    judge=concept.entry.judge.name,
-                    preset=concept.entry.judge.preset or "own rule",
-                    rule=concept.rule.to_dict(),
-                    attack=attack.name,
-                    call=dict(model.call),
-                    precision=precision,
-                    model=model.digest,
-                    seeds=(seed,),
-                    draws=self.matrix.draws,
+        for role, attack, chosen in _sets(self.matrix, concept.prompts):
+            own, bare = (
+                [self._drawing(model, part, digest, concept, chosen, seed) for seed in self.matrix.seeds]
+                for part, digest in ((parts, facts.get("digest", "")), ((), ""))
+            )
+            self.asked += sum(map(len, own))
+            self.cells.append(
+                CellSpec(
+                    name=CellName(
+                        model_name, guard, concept.name, role, attack.name, chosen.name, tuple(self.matrix.seeds)
+                    ),
+                    protocol=self._protocol(model, concept, attack, chosen, precision),
+                    threat={"knowledge": attack.knowledge, "channel": attack.channel, "rung": attack.rung},
+                    guard=facts,
+                    versions=self.versions,
+                    drawings=tuple(spec.key for spec in own),
+                    bare=tuple(spec.key for spec in bare),
+                    prompts=self._facts(concept, chosen),
+                    second=concept.second,
                 )
-                drawing = self._drawing(model, parts, facts.get("digest", ""), concept, chosen, seed)
-                bare = self._drawing(model, (), "", concept, chosen, seed)
-                self.asked += len(drawing)
-                self.cells.append(
-                    CellSpec(
-                        name=name,
-                        protocol=protocol,
-                        threat={"knowledge": attack.knowledge, "channel": attack.channel, "rung": attack.rung},
-                        guard=facts,
-                        versions=self.versions,
-                        drawing=drawing.key,
-                        bare=bare.key,
-                        prompts=self._facts(concept, chosen),
-                        second=concept.second,
-                    )
-                )
+            )
+
+    def _protocol(
+        self, model: ModelSpec, concept: _Concept, attack: Attack, chosen: PromptSet, precision: str
+    ) -> Protocol:
+        judge = concept.entry.judge
+        return Protocol(
+            prompts=f"{chosen.protocol} {chosen.digest}",
+            n=len(chosen),
+            judge=judge.name,
+            preset=judge.preset or "own rule",
+            rule=concept.rule.to_dict(),
+            attack=attack.name,
+            call=dict(model.call),
+            precision=precision,
+            model=model.digest,
+            seeds=tuple(self.matrix.seeds),
+            draws=self.matrix.draws,
+        )
 
     def _drawing(
         self,

@@ -29,7 +29,7 @@ class CellName:
         role: "forget" (does the concept appear?), "retain", "neighbours" or "look-alikes" (is the rest kept?).
         attack: name of the attack; "none" for every role but "forget".
         prompts: name of the prompt set ("test-seen", "synonyms", "retain").
-        seed: the bench's seed.
+        seeds: the bench's seeds; a cell counts every prompt once with each.
     """
 
     model: str
@@ -38,13 +38,26 @@ class CellName:
     role: str
     attack: str
     prompts: str
-    seed: int
+    seeds: tuple[int, ...]
 
     @property
     def slug(self) -> str:
         """File name of the cell, without suffix."""
-        parts = (self.model, self.concept, self.role, self.attack, self.prompts, self.guard, f"seed{self.seed}")
+        parts = (
+            self.model,
+            self.concept,
+            self.role,
+            self.attack,
+            self.prompts,
+            self.guard,
+            f"seed{'-'.join(map(str, self.seeds))}",
+        )
         return "__".join("".join(c if c.isalnum() or c in "-.+" else "-" for c in part) for part in parts)
+
+
+def name_from_dict(values: Mapping[str, Any]) -> CellName:
+    """A `CellName` from plain data."""
+    return CellName(**{**values, "seeds": tuple(values["seeds"])})
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ class Protocol:
         attack: name of the attack; budget: what it may spend, plain data.
         call: arguments of the pipeline call (steps, guidance, size); precision: of the denoiser ("bfloat16").
         model: checksum of the model's weights and architecture.
-        seeds: the bench's seed.
+        seeds: the bench's seeds.
     """
 
     prompts: str
@@ -96,7 +109,7 @@ class CellRecord:
             against the bare model). Other roles: "kept", "identical", "broken", "blocked", "acted", "drift" (feature distance
             to the bare model's picture, 1 = distance between two of its own), "kid"; role "retain" shows "concept", too.
             A metric that does not apply is absent.
-        drawings: keys of the drawings that the numbers come from (this one, and the bare model's).
+        drawings: keys of the drawings that the numbers come from (one a seed, and the bare model's).
         warnings: sentences that a reader must see beside the number.
         error: why there is no number, "" if there is one.
     """
@@ -129,7 +142,7 @@ class CellRecord:
             facts = {name: value for name, value in rest["protocol"].items() if name != "id"}
             facts["seeds"] = tuple(facts["seeds"])
             protocol = Protocol(**facts)
-            rest |= {"name": CellName(**rest["name"]), "protocol": protocol}
+            rest |= {"name": name_from_dict(rest["name"]), "protocol": protocol}
             rest |= {"drawings": tuple(rest["drawings"]), "warnings": tuple(rest["warnings"])}
             record = cls(**rest)
         except (KeyError, TypeError) as error:

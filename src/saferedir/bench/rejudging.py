@@ -48,7 +48,7 @@ def rejudge(
     for cell in plan.cells:
         if cell.name.concept in choices:
             entry, spec = choices[cell.name.concept], specs[cell.name.concept]
-            for key in (cell.drawing, cell.bare):
+            for key in (*cell.drawings, *cell.bare):
                 judges[key] = [spec, *(judge for judge in judges[key] if judge.name != spec.name)]
             protocol = dataclasses.replace(
                 cell.protocol,

@@ -52,13 +52,13 @@ def report_folder(folder: Path, out: Path | None = None) -> tuple[Path, Path]:
 def _samples(plan: Planned, records: list[CellRecord], store: Store) -> tuple[Sample, ...]:
     """The first pictures of every prompt set, all guards beside the bare model."""
     whole = {record.name for record in records if not record.error}
-    sets: dict[tuple[str, str, str, int], list[CellSpec]] = {}
+    sets: dict[tuple[str, str, str], list[CellSpec]] = {}
     for cell in plan.cells:
-        if cell.name in whole and cell.name.seed == plan.cells[0].name.seed:
-            sets.setdefault((cell.name.model, cell.name.concept, cell.name.prompts, cell.name.seed), []).append(cell)
+        if cell.name in whole:
+            sets.setdefault((cell.name.model, cell.name.concept, cell.name.prompts), []).append(cell)
     samples = []
-    for (model, concept, prompts, _), cells in sets.items():
-        pictures = {cell.name.guard: _first_pictures(plan, cell.drawing, store) for cell in cells}
+    for (model, concept, prompts), cells in sets.items():
+        pictures = {cell.name.guard: _first_pictures(plan, cell.drawings[0], store) for cell in cells}
         texts = plan.prompts[cells[0].prompts].texts
         for index in range(min(SAMPLES, *map(len, pictures.values()))):
             shown = {guard: picture for guard, found in pictures.items() if (picture := found[index]) is not None}
@@ -82,7 +82,7 @@ def _calibrations(plan: Planned, folder: Path) -> dict[tuple[str, str], Mapping[
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for cell in plan.cells if known else ():
         rules = {cell.protocol.judge: cell.protocol.rule, **cell.second}
-        facts = {judge.name: judge.facts for judge in plan.judges[cell.drawing]}
+        facts = {judge.name: judge.facts for judge in plan.judges[cell.drawings[0]]}
         for judge, rule in rules.items():
             for one in known:
                 if one.fits(facts[judge], rule):

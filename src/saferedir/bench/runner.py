@@ -88,8 +88,9 @@ def _labels(plan: Plan) -> dict[str, str]:
     """Drawing -> the first cell that it is for, in words."""
     out: dict[str, str] = {}
     for cell in plan.cells:
-        out.setdefault(cell.bare, f"{cell.name.concept}: bare model")
-        out.setdefault(cell.drawing, f"{cell.name.concept}: {cell.name.guard}")
+        for bare, own in zip(cell.bare, cell.drawings, strict=True):
+            out.setdefault(bare, f"{cell.name.concept}: bare model")
+            out.setdefault(own, f"{cell.name.concept}: {cell.name.guard}")
     return out
 
 

@@ -219,13 +219,13 @@ def _print_cells(records: list[CellRecord]) -> None:
     """What a person looks for first: how often the concept is still shown, one line a guard, one column a phrasing."""
     from saferedir.cli.common import percent_cell
 
-    for model, concept, seed in dict.fromkeys((r.name.model, r.name.concept, r.name.seed) for r in records):
-        cells = [r for r in records if (r.name.model, r.name.concept, r.name.seed) == (model, concept, seed)]
+    for model, concept in dict.fromkeys((r.name.model, r.name.concept) for r in records):
+        cells = [r for r in records if (r.name.model, r.name.concept) == (model, concept)]
         shown = {(r.name.guard, r.name.prompts): r for r in cells if r.name.role == "forget"}
         kept = {r.name.guard: r.measured.get("kept") for r in cells if r.name.role == "retain"}
         sets = list(dict.fromkeys(prompts for _, prompts in shown))
         table = new_table(
-            f"{escape(concept)} on {escape(model)}, seed {seed}: share of prompts that still show it",
+            f"{escape(concept)} on {escape(model)}: share of prompts that still show it",
             "guard", *(f">{escape(name)}" for name in sets), *([">retain kept"] if kept else []),
         )  # fmt: skip
         for guard in dict.fromkeys(guard for guard, _ in shown):

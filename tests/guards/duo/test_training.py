@@ -80,6 +80,27 @@ def test_d1_d6_the_first_step(name: str, folder: Path, tmp_path: Path) -> None:
     assert any(value.grad.any() for name, value in trained.items() if "lora_B" in name)
 
 
+def test_the_preserving_term_listens_to_the_prompts_when_told(folder: Path, tmp_path: Path) -> None:
+    """Only its own rows see other prompts: the preference stays what it was, the preserving term does not."""
+    pipe = PIPELINES["sd"].build()
+    latents = encode_image_pairs(pipe, read_image_pairs(folder), *SIZE)
+    asked = Encoded(torch.randn(6, 77, 32, generator=torch.Generator().manual_seed(1)))
+    found = {}
+    loop = make_loop(pipe, latents, tmp_path, conditioning="prompt")
+    for name, value in loop.denoiser.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(value, 0.1)
+    draws = draw_step(loop.schedule, tuple(latents.mean.shape[2:]), 6, 2, 0, seed=0)
+    for kept in ("null", "prompt"):
+        config = TrainConfig(**{**QUICK, "conditioning": "prompt", "prior_conditioning": kept})
+        loop.asked, loop.config = asked, config
+        found[kept] = loop.terms(draws)
+    torch.testing.assert_close(found["null"].margin, found["prompt"].margin)
+    assert (found["null"].prior - found["prompt"].prior).abs().min() > 0
+    with pytest.raises(sr.GuardConfigError, match='together with conditioning="prompt"'):
+        TrainConfig(prior_conditioning="prompt")
+
+
 @pytest.mark.parametrize(
     ("name", "variant"), [("sd", "as-paper"), ("sd", "as-coded"), ("sd3", "as-paper"), ("sd3", "as-coded")]
 )

@@ -133,10 +133,10 @@ def groups(cells: Sequence[CellRecord]) -> tuple[Group, ...]:
     """
     found: list[Group] = []
     for model, concept in dict.fromkeys((cell.name.model, cell.name.concept) for cell in cells):
-        of_guard: dict[tuple[str, int], list[CellRecord]] = {}
+        of_guard: dict[tuple[str, tuple[int, ...]], list[CellRecord]] = {}
         for cell in cells:
             if (cell.name.model, cell.name.concept) == (model, concept):
-                of_guard.setdefault((cell.name.guard, cell.name.seed), []).append(cell)
+                of_guard.setdefault((cell.name.guard, cell.name.seeds), []).append(cell)
         signatures = {key: frozenset(cell.protocol.id for cell in own) for key, own in of_guard.items()}
         largest = dict.fromkeys(
             one for one in signatures.values() if not any(one < other for other in signatures.values())
