@@ -128,6 +128,17 @@ def _in_plan_order(folder: Path) -> list[bytes]:
     return [(folder / "cells" / f"{cell.name.slug}.json").read_bytes() for cell in read_planned(folder).cells]
 
 
+def test_a_judge_that_comes_later_looks_at_what_was_kept(bench: Path, tmp_path: Path, resources: Resources) -> None:
+    import shutil
+
+    shutil.copytree(bench, tmp_path / "more")
+    second = [{"name": "pictoworld-template", "preset": "star"}]
+    star = {**SMALL["concept"]["star"], "second_judges": second}  # type: ignore[index]
+    assert finish(tmp_path / "more", matrix(concept={"star": star}), resources) == 0
+    cell = json.loads(next((tmp_path / "more" / "cells").iterdir()).read_text())
+    assert cell["measured"]["concept:pictoworld-template"]["n"] == cell["protocol"]["n"]
+
+
 def test_pictures_that_were_not_kept_cannot_be_judged_again(tmp_path: Path, resources: Resources) -> None:
     finish(tmp_path, matrix(keep_images=False, guard={}, attacks=[]), resources)
     with pytest.raises(BenchError, match="none was kept"):

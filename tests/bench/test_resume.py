@@ -43,7 +43,6 @@ call = {num_inference_steps = 2, guidance_scale = 4.0}
 [concept.star]
 prompts = "pictoworld/star"
 judge = {name = "pictoworld", preset = "star"}
-second_judges = [{name = "pictoworld-template", preset = "star"}]
 [guard.saferedir]
 load = "pictoworld/{concept}"
 """

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from saferedir.bench.config import JudgeEntry
 from saferedir.bench.counting import write_cells
-from saferedir.bench.drawing import from_png, judged
 from saferedir.bench.judging import judge_spec, rule_of
-from saferedir.bench.planned import Planned, read_planned
+from saferedir.bench.looking import look
+from saferedir.bench.planned import read_planned
 from saferedir.bench.records import CellRecord
 from saferedir.bench.resources import Resources
 from saferedir.bench.store import Store
@@ -65,25 +65,5 @@ def rejudge(
         drawings_at=os.path.relpath(source.root.resolve(), out.resolve()),
     )
     target.prepare(0)
-    _look(plan, source, resources, on_progress)
+    look(plan.shards, plan.judges, source, resources, on_progress)
     return write_cells(plan, target, source)
-
-
-def _look(plan: Planned, source: Store, resources: Resources, on_progress: Callable[[int, int], None]) -> None:
-    """Let every judge see what it has not seen yet."""
-    todo = [
-        (shard, judge)
-        for key, shards in plan.shards.items()
-        for shard in shards
-        for judge in source.lacks(plan.judges[key], shard)
-    ]
-    for done, (shard, judge) in enumerate(todo):
-        if not source.has(shard):
-            raise BenchError(f"the bench in {source.root} is not finished; end it with `saferedir bench run` first.")
-        pictures = [from_png(image) for image in source.images(shard)]
-        if all(picture is None for picture in pictures) and not source.all_blocked(shard):
-            raise BenchError(
-                f"judge {judge.name!r} saw no picture, and none was kept (keep_images = false); draw them again."
-            )
-        source.write_judged(shard, judge, judged(pictures, resources.judge(judge)))
-        on_progress(done + 1, len(todo))

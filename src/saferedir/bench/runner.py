@@ -1,7 +1,7 @@
 """Runs a plan: draws what is missing, keeps each shard at once, tries failures again, then writes every cell's record.
 
 Killed at any moment, it goes on where it was; the cells are the same, bit for bit, however often that happens and whoever draws.
-Imports plan, executors, store, counting.
+Imports plan, executors, looking, store, counting.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from saferedir.bench.counting import write_cells
 from saferedir.bench.executors import Executor, Task
+from saferedir.bench.looking import can_look, look
 from saferedir.bench.plan import Plan
 from saferedir.bench.planned import planned
 from saferedir.bench.records import CellRecord
+from saferedir.bench.resources import Resources
 from saferedir.bench.store import Store, write_json
 from saferedir.errors import BenchError
 
@@ -39,25 +41,36 @@ def bytes_needed(plan: Plan) -> int:
 
 
 def missing_tasks(plan: Plan, store: Store) -> list[Task]:
-    """Shards not drawn yet, bare models first."""
+    """Shards to draw, bare models first: those not drawn yet, and those that a further judge must see but that were not kept."""
     return [
         Task(spec, shard)
         for spec in plan.drawings.values()
         for shard in spec.shards
-        if not store.has(shard) or store.lacks(spec.judges, shard)
+        if not store.has(shard) or (store.lacks(spec.judges, shard) and not can_look(store, shard))
     ]
 
 
 def run(
-    plan: Plan, store: Store, executor: Executor, on_progress: Callable[[Progress], None] = lambda progress: None
+    plan: Plan,
+    store: Store,
+    executor: Executor,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    resources: Resources | None = None,
 ) -> list[CellRecord]:
     """Draw, judge and write everything; the records, those of failed cells with their `error`.
 
-    Call it inside `store.lock()`. An error while keeping a shard (a full disk) counts as the shard's failure.
+    `resources` serve judges that look at pictures kept by an earlier run. Call it inside `store.lock()`. An error while
+    keeping a shard (a full disk) counts as the shard's failure.
     """
     labels = _labels(plan)
     write_json(store.root / "matrix.json", plan.matrix.model_dump(mode="json"))
     write_json(store.root / "plan.json", planned(plan).to_dict())
+    judges = {key: spec.judges for key, spec in plan.drawings.items()}
+    unseen = {
+        key: [one for one in spec.shards if store.has(one) and store.lacks(judges[key], one) and can_look(store, one)]
+        for key, spec in plan.drawings.items()
+    }
+    look(unseen, judges, store, resources or Resources())
     todo = missing_tasks(plan, store)
     total = plan.pictures
     done = total - sum(len(task.shard) for task in todo)

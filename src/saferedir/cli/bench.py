@@ -74,7 +74,7 @@ def run(
         return
     with store.lock():
         with chosen, _bar(plan.pictures, plan.pictures - left) as advance:
-            records = run_plan(plan, store, chosen, advance)
+            records = run_plan(plan, store, chosen, advance, resources)
         _print_cells(records)
         if report:
             _say_written(*report_folder(out))
