@@ -35,7 +35,7 @@ from saferedir.pictoworld.evaluation import (
     rate_of,
 )
 from saferedir.pictoworld.judge import WEIGHTS, Judge
-from saferedir.pictoworld.methods import ORDER, make_guards
+from saferedir.pictoworld.methods import CONTROLS, ORDER, make_guards
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
 from saferedir.precision import fast_precision, precision_name
@@ -52,9 +52,14 @@ and noise for every method; each rate with its 95 % Wilson interval. Words and p
   as asked, those still there. **Drift**: mean distance of the judge's features to the unguarded picture's, 1 being the mean
   distance between the unguarded pictures of two different prompts; 0 is bit-identical. **Broken**: pictures without a
   clear scene, forget and retain together.
+- **SAFREE** here has latent re-attention (`lra="paper"`, off by default in the class), which costs a third row in the steps that
+  filter: `safree` filters the first few steps of a run as the paper has it, `safree-all-steps` all of them.
 - **Time**: CPU time of the forget pictures against the unguarded ones' in the same run.
 
 """
+
+#: every row there may be: the comparison, and the controls if they were asked for by --methods
+SHOWN = (*ORDER, *CONTROLS)
 
 
 def digest_of(guards: Sequence[Guard[Any]], n: int) -> str:
@@ -124,7 +129,7 @@ def markdown(cells: dict[str, dict[str, Any]]) -> str:
     """The page's tables, one a task."""
     lines = []
     for task in TASKS:
-        rows = [(method, cells[f"{task}/{method}"]) for method in ORDER if f"{task}/{method}" in cells]
+        rows = [(method, cells[f"{task}/{method}"]) for method in SHOWN if f"{task}/{method}" in cells]
         if not rows:
             continue
         columns = "method|concept, as trained|synonyms|described|misspelt|retain kept|drift|broken|time".split("|")
@@ -142,7 +147,7 @@ def markdown(cells: dict[str, dict[str, Any]]) -> str:
 
 def write(out: Path, cells: dict[str, dict[str, Any]], n: int) -> None:
     """The JSON file and the page."""
-    order = {f"{task}/{method}": None for task in TASKS for method in ORDER}
+    order = {f"{task}/{method}": None for task in TASKS for method in SHOWN}
     kept = {name: cells[name] for name in order if name in cells}
     record = {"made_by": f"saferedir {library_version()}", "n": n, "cells": kept}
     for name, text in (
@@ -164,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=200, help="prompts a cell")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--methods", nargs="+", default=list(ORDER), choices=list(ORDER))
+    parser.add_argument("--methods", nargs="+", default=list(ORDER), choices=list(SHOWN))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--merge", type=Path, nargs="*", default=[], help="other --out folders whose cells to take in")
     arguments = parser.parse_args()

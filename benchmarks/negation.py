@@ -1,5 +1,6 @@
 """What negation guards cost: the engine against all pairwise differences, its share of a PictoWorld step, a million
-references streamed from a file, and an approximate index against the exact answer. Writes docs/negation.md.
+references streamed from a file, and an approximate index against the exact answer. Writes docs/negation.md
+below its mark.
 
 Times are CPU seconds of one thread, and the sides of every ratio alternate within one process. Memory is the most that torch's
 allocator held at one time; for a million references it is the resident peak (VmHWM) of a process of its own.
@@ -41,6 +42,8 @@ MIB = 1024**2
 #: of a step, for Safe Denoiser with 1,000 references
 BAR = 0.03
 PARTS = ("engine", "share", "index", "million")
+#: of docs/negation.md; what stands above it is written by hand, and kept
+MARK = "<!-- measured: written by `python benchmarks/negation.py`; edit what is above -->"
 
 
 def status(name: str) -> int:
@@ -323,13 +326,13 @@ def measure(arguments: argparse.Namespace, record: dict[str, Any]) -> dict[str, 
 
 def report(record: dict[str, Any]) -> str:
     lines = [
-        "# What negation guards cost",
+        "## What they cost",
         "",
         "Made by `python benchmarks/negation.py --out docs`; the raw numbers are in `negation.json`. Times are CPU time of one",
         "thread on a shared machine; only ratios within one run are compared. Memory is the most that torch held at one time",
         "above the references themselves.",
         "",
-        "## The engine against all pairwise differences",
+        "### The engine against all pairwise differences",
         "",
         "3,000 references of Stable Diffusion's size (4x64x64), kept as float16. *All pairs* materialises (batch, references,",
         "latent) arrays as the released code does, *one array* is the leanest form of that; both get float32 rows for nothing.",
@@ -350,7 +353,7 @@ def report(record: dict[str, Any]) -> str:
         "",
         f"The answers differ by {record['speed'][0]['relative_difference']:.1e} of their length (float16 rows).",
         "",
-        "## Share of a PictoWorld step",
+        "### Share of a PictoWorld step",
         "",
         "1,000 references. The guard's time is that of `on_denoised` at a step it acts at, the step's that of the bare pipeline",
         "with guidance. The last column is a whole run of 30 steps with default settings: Safe Denoiser then acts in its window",
@@ -381,7 +384,7 @@ def report(record: dict[str, Any]) -> str:
     many = record["million"]
     lines += [
         "",
-        "## A million references from a file",
+        "### A million references from a file",
         "",
         f"{many['references']:,} references of PictoWorld's size (4x16x16), {many['bytes'] / MIB:,.0f} MiB on disk, streamed "
         "exactly, one image. The peak is that of the whole process, torch included.",
@@ -391,7 +394,7 @@ def report(record: dict[str, Any]) -> str:
         f"| one step | {many['attend']['seconds']:.2f} | {many['attend']['peak'] / MIB:,.0f} |",
         f"| calibration, once | {many['calibration']['seconds']:.0f} | {many['calibration']['peak'] / MIB:,.0f} |",
         "",
-        "## An approximate index",
+        "### An approximate index",
         "",
     ]
     index = record["index"]
@@ -437,7 +440,9 @@ def main() -> None:
         print(report(record))
         if arguments.out:
             (arguments.out / "negation.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            (arguments.out / "negation.md").write_text(report(record), encoding="utf-8")
+            page = arguments.out / "negation.md"
+            above = page.read_text(encoding="utf-8").partition(MARK)[0] if page.is_file() else ""
+            page.write_text(f"{above}{MARK}\n\n{report(record)}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ from typer.testing import CliRunner
 import saferedir as sr
 from saferedir.cli import app
 from saferedir.guard import Guard, GuardConfig, Run, Step
+from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
+from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.outputs import Result
 
 PROMPTS = ["a star", "b moon", "c"]
@@ -266,6 +268,39 @@ def test_a_guard_given_as_verifier_is_its_own_classifier(pipe: Any) -> None:
     assert sr.protect(pipe, guard, on_unsafe="verify", verify=guard)("a", num_inference_steps=1).blocked == [True]
 
 
+NETWORK = {"prompt_dim": 96, "concepts": ["star"]}
+
+
+def blind(name: str) -> Guard[Any]:
+    if name == "saferedir":
+        return SafeRedir(SafeRedirConfig(concept="star", network=NETWORK, use_image=False))
+    return {
+        "sld": lambda: SLD(SLDConfig(concept="star")),
+        "negative_prompt": lambda: NegativePrompt(NegativePromptConfig(concept="star")),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", ["sld", "negative_prompt", "saferedir"])
+def test_verify_without_anything_that_looks_is_refused(name: str, pipe: Any) -> None:
+    """These would come out as under "redirect", silently."""
+    guard = blind(name)
+    for given in (None, guard):
+        with pytest.raises(sr.GuardConfigError, match=f"nothing to verify with: guards of '{name}' never call"):
+            sr.protect(pipe, guard, on_unsafe="verify", verify=given)
+    assert not pipe.unet._forward_pre_hooks
+    sr.protect(pipe, guard).detach()
+
+
+def test_one_pair_of_eyes_is_enough_to_verify(pipe: Any) -> None:
+    seeing = SafeRedir(SafeRedirConfig(concept="star", network=NETWORK))
+    for guards, verify in (
+        ([blind("sld")], lambda images: [False] * len(images)),
+        ([blind("sld"), Scripted()], None),  # of a method of yours nobody knows
+        ([blind("sld"), seeing], None),
+    ):
+        sr.protect(pipe, guards, on_unsafe="verify", verify=verify).detach()
+
+
 def test_latents_cannot_be_looked_at_by_a_function(pipe: Any) -> None:
     guarded = sr.protect(pipe, Scripted(), on_unsafe="verify", verify=lambda images: [False])
     with pytest.raises(sr.GuardError, match="nothing to look at"):
@@ -487,8 +522,7 @@ def test_a_run_inside_a_run_is_refused(pipe: Any) -> None:
 def firing_guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A guard with random weights that fires on every prompt, and finds every image unsafe to the end."""
     torch.manual_seed(0)
-    network = {"prompt_dim": 96, "concepts": ["star"]}
-    config = SafeRedirConfig(concept="star", network=network, prompt_threshold=-100.0, image_threshold=-1e9)
+    config = SafeRedirConfig(concept="star", network=NETWORK, prompt_threshold=-100.0, image_threshold=-1e9)
     return SafeRedir(config).save_pretrained(tmp_path_factory.mktemp("guards") / "star")
 
 

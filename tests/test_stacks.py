@@ -14,8 +14,10 @@ from torch import Tensor
 import saferedir as sr
 from saferedir.errors import AlreadyAttachedError, GuardError
 from saferedir.guard import Guard, GuardConfig, Step
+from saferedir.guards.dual_latent import DualLatentR2, DualLatentR2Config
 from saferedir.guards.negation import NegationSet
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
+from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.guards.spell import SPELL
 
@@ -91,9 +93,13 @@ def test_the_refusals_read_as_printed() -> None:
     pipe = make_pipeline()
     sld = SLD(SLDConfig(concept="a star", phrases=("star",)))
     negative = NegativePrompt(NegativePromptConfig(concept="a star", phrases=("star",)))
-    spell = SPELL.from_set(NegationSet.from_latents(torch.randn(4, 4, 8, 8)), concept="a star")
+    negation = NegationSet.from_latents(torch.randn(4, 4, 8, 8))
+    spell = SPELL.from_set(negation, concept="a star", backbone=None)
+    merging = DualLatentR2(DualLatentR2Config(concept="a star"))
+    renoising = SafeDenoiser.from_set(negation, concept="a star", backbone=None, renoise="stale")
     with sr.attach(pipe, spell):
         found = [refusal(GuardError, lambda: sr.attach(pipe, [sld, negative]))]
+        found.append(refusal(GuardError, lambda: sr.attach(pipe, [merging, renoising])))
         found.append(refusal(AlreadyAttachedError, lambda: sr.attach(pipe, spell)))
         other = type(pipe)(**pipe.components)
         found.append(refusal(AlreadyAttachedError, lambda: sr.attach(other, sld)))

@@ -32,8 +32,8 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
     Guards act in the order given; guards of earlier attachments act before those of later ones. Nothing is
     changed if anything is wrong: an unsupported pipeline or scheduler (UnsupportedPipelineError), a guard for
     another architecture (BackboneMismatchError, unless `force`), a guard already attached here
-    (AlreadyAttachedError), two guards that both replace guidance (GuardError). Other weights than those a guard was
-    trained on only warn.
+    (AlreadyAttachedError), two guards that both replace guidance, or both the sampler's step (GuardError). Other weights
+    than those a guard was trained on only warn.
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     if not chosen or not all(isinstance(guard, Guard) for guard in chosen):
@@ -63,6 +63,13 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
         raise GuardError(
             f"guards {guiding[0].method!r} and {guiding[1].method!r} both replace classifier-free guidance, so they cannot "
             "work on one pipeline; attach one of them, or name all concepts in one guard."
+        )
+    stepping = [guard for guard in [*present, *chosen] if guard.replaces_step]
+    if len(stepping) > 1:
+        raise GuardError(
+            f"guards {stepping[0].method!r} and {stepping[1].method!r} both rewrite the sampler's step (they re-noise, or merge "
+            "two latents), so they cannot work on one pipeline; attach one of them, or a safe_denoiser in default mode with "
+            "renoise='none'."
         )
     if not force:
         _check_backbones(pipe, chosen)

@@ -1,7 +1,8 @@
 """Guard: the base class of every method, its frozen config, and the points at which it may intervene.
 
 A guard is pure, differentiable tensor functions over a `Step`; it never sees a pipeline (that is `attach`).
-Imports torch, `errors`, `decisions`, `encoding`, `solver`. Saving and loading live in `storage`; concrete methods in `guards/`.
+Imports torch, `checks`, `errors`, `decisions`, `encoding`, `solver`. Saving and loading live in `storage`; concrete methods in
+`guards/`.
 
 Rules of the seam, for guard authors:
 
@@ -25,6 +26,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from saferedir.checks import Checked, is_text
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError, GuardError
@@ -72,7 +74,7 @@ def _no_encoder(texts: Sequence[str]) -> Encoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardConfig:
+class GuardConfig(Checked):
     """Configuration shared by every guard; a method adds its own fields and checks them in `validate`.
 
     Attributes:
@@ -89,21 +91,21 @@ class GuardConfig:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     measured: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    #: fields that are paths of files; saved relative to the guard's folder, found from there
+    file_fields: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):  # JSON has no tuples
             value = getattr(self, entry.name)
             if isinstance(value, list) and "tuple" in str(entry.type):
                 object.__setattr__(self, entry.name, tuple(value))
-        self.require(bool(self.concept), "concept", "a non-empty name")
+        self.require(is_text(self.concept), "concept", "a non-empty name")
         self.validate()
 
     def validate(self) -> None:
-        """Check the values of a method's own fields, with `require`. Called once, when the config is made."""
-
-    def require(self, holds: bool, name: str, expected: str) -> None:
-        """Raise a GuardConfigError naming field, value and expectation unless `holds`."""
-        if not holds:
-            raise GuardConfigError(f"{type(self).__name__}.{name} is {getattr(self, name)!r}; expected {expected}.")
+        """Check the values of a method's own fields, with `require` and its sisters (`checks.py`). Called once, when the config
+        is made.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -222,6 +224,9 @@ class Guard(Generic[ConfigT]):
     config_class: ClassVar[type[GuardConfig]] = GuardConfig
     #: whether it makes a guided prediction of its own; `attach` refuses two such guards on one pipeline
     replaces_guidance: ClassVar[bool] = False
+    #: whether it takes the sampler's step anew, or goes on from merged latents, in `on_step_end`; some settings of a guard may,
+    #: and others not; `attach` refuses two such guards on one pipeline
+    replaces_step: bool = False
     #: whether it reads `step.prompts` and `run.towers`; some settings of a guard may, and others not
     needs_text: bool = False
 

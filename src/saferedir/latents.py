@@ -34,6 +34,11 @@ def latent_constants(vae: Any) -> LatentConstants:
     return LatentConstants((float(config.get("shift_factor") or 0.0),), (scale,))
 
 
+def encodes_videos(vae: Any) -> bool:
+    """Whether a VAE's pixels and latents have an axis of frames in time."""
+    return "CausalConv3d" in type(getattr(vae.encoder, "conv_in", None)).__name__ or "Wan" in type(vae).__name__
+
+
 @torch.no_grad()
 def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
     """Latents (N, C, h, w) float32 on the CPU from pixels (N, 3, H, W) in [-1, 1]; the mode of the posterior, in float32.
@@ -42,9 +47,8 @@ def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
     """
     parameter = next(vae.parameters())
     dtype, device = parameter.dtype, parameter.device
-    is_video = "CausalConv3d" in type(getattr(vae.encoder, "conv_in", None)).__name__ or "Wan" in type(vae).__name__
     values = pixels.to(device, torch.float32)
-    values = values[:, :, None] if is_video else values
+    values = values[:, :, None] if encodes_videos(vae) else values
     if dtype == torch.float32:
         found = vae.encode(values)
     else:

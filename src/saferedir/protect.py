@@ -1,6 +1,7 @@
 """protect(pipe, guards): policy around `attach`. Redirect, verify and retry, or block; it fails closed.
 
-Imports attach, decisions, errors, guard, outputs; knows no concrete guard and no judge. A verifier is any function of PIL images.
+Imports attach, decisions, errors, guard, the registry of methods, outputs; knows no concrete guard and no judge. A verifier is
+any function of PIL images.
 What each policy promises, and against whom: docs/security.md.
 """
 
@@ -19,6 +20,7 @@ from saferedir.attach import Attached, attach
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guard import Guard
+from saferedir.guards.registry import may_be_unresolved
 from saferedir.outputs import Result, copied, pictures_of, same
 
 POLICIES = ("redirect", "verify", "block")
@@ -40,8 +42,9 @@ def protect(
     "redirect": steer, and return what came out. "verify": steer, then check every image; unsafe ones are drawn again
     from the same noise with more insistence, at most `retries` times, then blocked. "block": an image on which a guard
     acted, or which is unsafe, is blocked at once. Unsafe means that a guard's decision is `unresolved` (its own
-    classifier on the final x0) or that `verify`, a function of the finished PIL images, says so. A blocked image is
-    a blank of the same kind. Other weights, architectures and `force`: see `attach`.
+    classifier on the final x0; of our methods saferedir has one) or that `verify`, a function of the finished PIL images, says
+    so; with neither, "verify" is refused. A blocked image is a blank of the same kind. Other weights, architectures and
+    `force`: see `attach`.
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     if on_unsafe not in POLICIES:
@@ -56,6 +59,12 @@ def protect(
     elif verify is not None and not callable(verify):
         raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
     look = None if verify is None or isinstance(verify, Guard) else verify
+    if on_unsafe == "verify" and look is None and chosen and not any(map(may_be_unresolved, chosen)):
+        names = ", ".join(repr(guard.method) for guard in chosen)
+        raise GuardConfigError(
+            f'on_unsafe="verify" has nothing to verify with: guards of {names} never call an image unresolved; give verify=, a '
+            'function of the finished images, or use on_unsafe="redirect".'
+        )
     return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, look, retries)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saferedir.broadcast import per_sample
 from saferedir.errors import UnsupportedPipelineError
 from saferedir.schedules import Coefficients, coefficients
 
@@ -120,7 +121,7 @@ class Fork:
 
         def merged(live: Tensor, forked: Tensor, w: Tensor) -> Tensor:
             pack, unpack = self._solver.pack, self._solver.unpack
-            return torch.where(_column(w, live) == 0, live, pack(merge(unpack(live), unpack(forked))).to(live))
+            return torch.where(per_sample(w, live) == 0, live, pack(merge(unpack(live), unpack(forked))).to(live))
 
         self._mix(self._scheduler, self._solver.scheduler, weights, merged)
 
@@ -140,13 +141,9 @@ def _entry(
 
 
 def _mixed(mine: Tensor, theirs: Tensor, w: Tensor) -> Tensor:
-    w = _column(w, mine)
+    w = per_sample(w, mine)
     both = ((1 - w) * mine.float() + w * theirs.float()).to(mine.dtype)
     return torch.where(w == 0, mine, torch.where(w == 1, theirs, both))
-
-
-def _column(w: Tensor, like: Tensor) -> Tensor:
-    return w.view(-1, *(1,) * (like.ndim - 1)).to(like.device)
 
 
 def _copy(scheduler: Any) -> Any:

@@ -7,6 +7,7 @@ Imports `guard`, `guards.registry`, `packaged`, `errors`. The method in the conf
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from dataclasses import replace
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from saferedir.errors import GuardConfigError, GuardNotFoundError
-from saferedir.guard import Guard
+from saferedir.guard import Guard, GuardConfig
 from saferedir.guards.registry import guard_class
 from saferedir.packaged import GUARD_CONFIG, library_version, list_packaged_guards, packaged_guard_path
 
@@ -43,7 +44,7 @@ def save_guard(guard: Guard[Any], directory: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as room:
         fresh, old = Path(room) / "new", Path(room) / "old"
         fresh.mkdir()
-        record = {"method": guard.method, "version": library_version(), **guard.config.to_dict()}
+        record = {"method": guard.method, "version": library_version(), **_with_relative_files(guard.config, directory)}
         (fresh / GUARD_CONFIG).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         tensors = {name: value.detach().cpu().contiguous() for name, value in guard.tensors().items()}
         if tensors:
@@ -78,7 +79,7 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
     found = cls if cls.method == method else guard_class(method)
     if not issubclass(found, cls):
         raise GuardConfigError(f"{folder} holds a {found.__name__}, not a {cls.__name__}; use Guard.from_pretrained.")
-    config = found.config_class.from_dict(record)
+    config = found.config_class.from_dict(_with_found_files(found.config_class, record, folder))
     guard = found(replace(config, backbone=None) if force else config)
     weights = folder / WEIGHTS
     try:
@@ -86,6 +87,36 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
     except SafetensorError as error:
         raise GuardConfigError(f"{weights} is damaged ({error}); download or train the guard again.") from error
     return guard
+
+
+def _with_relative_files(config: GuardConfig, directory: Path) -> dict[str, Any]:
+    """A config as plain data, with the files it names seen from its folder, so that both can be moved together."""
+    record = config.to_dict()
+    for name in config.file_fields:
+        if record[name] is not None:
+            record[name] = _relative(Path(record[name]), directory)
+    return record
+
+
+def _relative(path: Path, directory: Path) -> str:
+    path = path.expanduser().absolute()
+    try:
+        return Path(os.path.relpath(path.resolve(), directory.resolve())).as_posix()
+    except ValueError:  # on another drive
+        return str(path)
+
+
+def _with_found_files(config_class: type[GuardConfig], record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The inverse of `_with_relative_files`; a file that is not there is one sentence here, not in some later run."""
+    files = {name: record[name] for name in config_class.file_fields if isinstance(record.get(name), str)}
+    paths = {name: Path(os.path.normpath(folder.resolve() / value)) for name, value in files.items()}
+    for name, path in paths.items():
+        if not path.is_file():
+            raise GuardNotFoundError(
+                f"the guard in {folder} needs the file {path} ({name!r} in {GUARD_CONFIG}), which is not there; move or copy it "
+                f"along with the folder, or write its place into {GUARD_CONFIG}."
+            )
+    return {**record, **{name: str(path) for name, path in paths.items()}}
 
 
 def _refuse_constant(name: str) -> Any:
@@ -96,6 +127,12 @@ def push_guard(guard: Guard[Any], repo_id: str, **upload_kwargs: Any) -> str:
     """See `Guard.push_to_hub`."""
     from huggingface_hub import create_repo, upload_folder
 
+    named = [str(path) for name in guard.config.file_fields if (path := getattr(guard.config, name)) is not None]
+    if named:
+        raise GuardConfigError(
+            f"this guard's references stay in {' and '.join(named)}, which is not uploaded; make it with a smaller set, or hand "
+            "on its folder together with that file."
+        )
     create_repo(repo_id, exist_ok=True)
     with tempfile.TemporaryDirectory() as room:
         folder = save_guard(guard, Path(room) / "guard")

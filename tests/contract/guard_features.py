@@ -222,11 +222,14 @@ def skip_if_lacking(guard: GuardCase, case: PipelineCase) -> None:
 def idle(case: PipelineCase, guard: GuardCase, **changes: Any) -> str:
     """Assert that the guard leaves the images alone, and say how exactly."""
     images, unguarded = guarded(case, guard, **changes)[0], bare(case, **changes)
-    if guard.is_exact_when_idle:
+    if guard.is_exact_when_idle(case):
         same(images, unguarded, "images where the guard has nothing to do")
-        return "checked to change no bit"
+        return f"checked to change no bit {guard.idle_note}".strip()
     close(images, unguarded, "images where the guard has nothing to do")
-    return f"{guard.name} then changes images by rounding only, not by no bit: a known defect"
+    return (
+        f"{guard.name}'s row rides in the first call, before it is known that none of guidance follows, so that images change by "
+        "rounding (1e-6)"
+    )
 
 
 def same_decisions(guard: GuardCase, decisions: list[Any], images: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import saferedir as sr
+from saferedir.bench.worlds import check_recipe, world_guards
 from saferedir.cli import app
 from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.guards.spell import SPELL
@@ -79,6 +80,18 @@ def test_the_package_is_used_where_it_fits_the_world(pipe: Any, monkeypatch: pyt
     for method in WITH_DATA:
         make_guards(method, TASKS["star"], pipe)
     assert made == list(WITH_DATA)
+
+
+def test_the_control_of_re_noising_is_a_recipe_of_its_own(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same gates and the same noise as Safe Denoiser with renoise="stale", and no shift; in no comparison by itself."""
+    monkeypatch.setattr(methods.negation_set, "__defaults__", (6, 0))
+    (control,) = make_guards("renoise-only", TASKS["star"], pipe) or [None]
+    assert control is not None and (control.config.eta, control.config.renoise) == (0.0, "stale")
+    assert control.config.gate == "auto" and control.negation.benign is not None
+    assert "renoise-only" not in (*METHODS, *methods.ORDER)
+    check_recipe("pictoworld/renoise-only")
+    (again,) = world_guards("pictoworld/renoise-only", "pictoworld/star", pipe)
+    assert again.config == control.config
 
 
 def test_the_command_writes_them_and_leaves_other_folders_alone(

@@ -151,6 +151,26 @@ def read_matrix(name: str, given: Mapping[str, str] | None = None) -> Matrix:
     return matrix.model_copy(update={"concept": {k: _absolute(c, base) for k, c in matrix.concept.items()}})
 
 
+def read_judges(path: Path) -> dict[str, JudgeEntry]:
+    """Concept -> judge, from a TOML file with a section for each concept:
+
+    [star]
+    name = "pictoworld"
+    rule = {kind = "AnyAbove", labels = ["shape:star"], threshold = 0.3}
+    """
+    try:
+        values = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        entries = {concept: JudgeEntry.model_validate(section) for concept, section in values.items()}
+    except tomllib.TOMLDecodeError as error:
+        raise BenchError(f"{path.name} is no TOML: {error}.") from error
+    except ValidationError as error:
+        raise BenchError(f"{path.name}: {_sentence(error, JudgeEntry)}") from error
+    for concept, entry in entries.items():
+        if (entry.preset is None) == (entry.rule is None):
+            raise BenchError(f"{path.name}: [{concept}] must have either a `preset` or a `rule`.")
+    return entries
+
+
 def _filled_in(values: dict[str, Any], given: Mapping[str, str], name: str) -> dict[str, Any]:
     needs = values.get("needs", {})
     needs = needs if isinstance(needs, Mapping) else {}
@@ -180,6 +200,8 @@ def _check_guards(matrix: Matrix, file: str) -> None:
     """What pydantic cannot see: names that must refer to each other."""
     if len(set(matrix.seeds)) < len(matrix.seeds):
         raise BenchError(f"{file}: seeds are {matrix.seeds}; give each only once, or nothing new is drawn.")
+    if len(set(matrix.attacks)) < len(matrix.attacks):
+        raise BenchError(f"{file}: attacks are {', '.join(matrix.attacks)}; give each only once.")
     for name, entry in matrix.guard.items():
         if name == "none":
             raise BenchError(
@@ -200,6 +222,9 @@ def _check_guards(matrix: Matrix, file: str) -> None:
     for name, concept_entry in matrix.concept.items():
         if (concept_entry.prompts is None) == (concept_entry.forget is None):
             raise BenchError(f"{file}: [concept.{name}] must have either `prompts` (built-in) or `forget` (a file).")
+        files = [kind for kind in ("rephrased", "retain", "neighbours", "look_alikes") if getattr(concept_entry, kind)]
+        if concept_entry.prompts is not None and files:
+            raise BenchError(f"{file}: [concept.{name}] has built-in `prompts`, so its own {files[0]} would go unused.")
         for judge in (concept_entry.judge, *concept_entry.second_judges):
             if (judge.preset is None) == (judge.rule is None):
                 raise BenchError(
@@ -218,13 +243,13 @@ def _absolute(concept: ConceptEntry, base: Path) -> ConceptEntry:
     return concept.model_copy(update=single | many)
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, top: type[BaseModel] | None = None) -> str:
     """The first problem, in words, with the nearest known key."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         parent = ".".join(str(part) for part in first["loc"][:-1]) or "the top level"
-        return f"at {parent}, {unknown('key', str(first['loc'][-1]), _keys_at(Matrix, first['loc'][:-1]))}"
+        return f"at {parent}, {unknown('key', str(first['loc'][-1]), _keys_at(top or Matrix, first['loc'][:-1]))}"
     if first["type"] == "missing":
         return f"{place} is missing."
     return f"{place} is {first['input']!r}: {first['msg'].lower()}."

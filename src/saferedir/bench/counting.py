@@ -13,6 +13,7 @@ from saferedir.bench.costs import measure_costs
 from saferedir.bench.planned import Planned
 from saferedir.bench.records import CellRecord
 from saferedir.bench.store import Drawn, Store, joined, write_json
+from saferedir.errors import SaferedirError
 
 
 def write_cells(
@@ -41,9 +42,12 @@ def write_cells(
         if why:
             record = failed_cell(cell, facts, why)
         else:
-            guarded, bare = (drawn(keys, cell.protocol.judge) for keys in (cell.drawings, cell.bare))
-            record = evaluate_cell(cell, facts, guarded, bare)
-            timed.append((cell, guarded, bare))
+            try:
+                guarded, bare = (drawn(keys, cell.judge) for keys in (cell.drawings, cell.bare))
+                record = evaluate_cell(cell, facts, guarded, bare)
+                timed.append((cell, guarded, bare))
+            except SaferedirError as error:  # one cell that cannot be counted must not take the others with it
+                record = failed_cell(cell, facts, str(error))
         store.write_cell(record)
         records.append(record)
     write_json(store.root / "costs.json", [dataclasses.asdict(cost) for cost in measure_costs(timed)])

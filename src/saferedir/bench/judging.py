@@ -5,6 +5,7 @@ from __future__ import annotations
 from saferedir.bench.config import JudgeEntry
 from saferedir.bench.resources import JudgeSpec, Resources, judge_digest
 from saferedir.errors import BenchError
+from saferedir.judges.calibration import check_rule
 from saferedir.judges.presets import preset
 from saferedir.judges.rules import Rule, rule_from_dict
 
@@ -24,7 +25,8 @@ def rule_of(entry: JudgeEntry) -> Rule:
 def judge_spec(entry: JudgeEntry, resources: Resources) -> JudgeSpec:
     """The judge with the options of its preset and of the entry, loaded once to know its facts.
 
-    Raises JudgeError where the entry changes an option that the preset fixes.
+    Raises JudgeError where the entry changes an option that the preset fixes, or where the rule asks for a score that this judge
+    does not give.
     """
     chosen = preset(entry.preset) if entry.preset else None
     options = {**(chosen.options if chosen else {}), **entry.options}
@@ -32,4 +34,5 @@ def judge_spec(entry: JudgeEntry, resources: Resources) -> JudgeSpec:
     facts = judge.facts()
     if chosen is not None:
         chosen.check(facts)
+    check_rule(judge, rule_of(entry))
     return JudgeSpec(entry.name, options, judge_digest(judge), facts)

@@ -7,7 +7,9 @@ checksums.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,13 +20,14 @@ from saferedir.bench.cells import CellSpec, PromptFacts
 from saferedir.bench.config import ConceptEntry, FileEntry, GuardEntry, Matrix, ModelEntry
 from saferedir.bench.drawing import DrawingSpec
 from saferedir.bench.judging import judge_spec, rule_of
-from saferedir.bench.prompt_files import read_prompts
+from saferedir.bench.prompt_files import read_prompts, subset_warnings, token_warnings
 from saferedir.bench.records import BARE, CellName, Protocol
 from saferedir.bench.resources import (
     GuardPart,
     JudgeSpec,
     ModelSpec,
     Resources,
+    device_of,
     guards_digest,
 )
 from saferedir.bench.worlds import check_recipe, world_prompts
@@ -38,6 +41,8 @@ from saferedir.prompts import ConceptPrompts, PromptSet
 
 #: pictures a shard, about: what a kill may cost at most
 SHARD = 64
+#: arguments of the pipeline call that are not the matrix's to set
+_OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds"}
 _SEED_STRIDE = 1_000_003  # a prime: seeds of different repetitions do not meet for sets of any usual size
 
 
@@ -121,7 +126,8 @@ class _Builder:
             self.missing.append(f"{guard} for {concept.name}: {error}")
             return
         facts = {"digest": guards_digest(guards), "method": " + ".join(one.method for one in guards)} if guards else {}
-        precision = self.resources.precision_name(model, self.resources.pipeline(model))
+        pipe = self.resources.pipeline(model)
+        precision = self.resources.precision_name(model, pipe)
         for role, attack, chosen in _sets(self.matrix, concept.prompts):
             own, bare = (
                 [self._drawing(model, part, digest, concept, chosen, seed) for seed in self.matrix.seeds]
@@ -139,7 +145,8 @@ class _Builder:
                     versions=self.versions,
                     drawings=tuple(spec.key for spec in own),
                     bare=tuple(spec.key for spec in bare),
-                    prompts=self._facts(concept, chosen),
+                    prompts=self._facts(concept, chosen, guard, pipe),
+                    judge=concept.judges[0].key,
                     second=concept.second,
                 )
             )
@@ -152,6 +159,7 @@ class _Builder:
             prompts=f"{chosen.protocol} {chosen.digest}",
             n=len(chosen),
             judge=judge.name,
+            judge_digest=concept.judges[0].digest,
             preset=judge.preset or "own rule",
             rule=concept.rule.to_dict(),
             attack=attack.name,
@@ -187,6 +195,7 @@ class _Builder:
             shard_size=model.batch * max(1, round(SHARD / model.batch)),
             keep_images=self.matrix.keep_images,
             versions=self.versions,
+            precision=f"{device_of(model).type}, {self.resources.precision_name(model, self.resources.pipeline(model))}",
         )
         known = self.guarded if parts else self.bare
         if spec.key in known:  # for several concepts: every judge of any of them looks at it
@@ -195,20 +204,26 @@ class _Builder:
         known[spec.key] = spec
         return spec
 
-    def _facts(self, concept: _Concept, chosen: PromptSet) -> str:
+    def _facts(self, concept: _Concept, chosen: PromptSet, guard: str, pipe: Any) -> str:
         """Keep what a reader may see of a prompt set; its texts only if they are our own."""
-        key = f"{concept.name} {chosen.name} {chosen.digest}"
+        warnings = (*chosen.warnings, *_cautions(chosen, guard, pipe))
+        key = f"{concept.name} {chosen.name} {chosen.digest} {len(warnings)}"
         self.prompts[key] = PromptFacts(
             name=chosen.name,
             expected=tuple(dict(item.expected) for item in chosen.items),
             sha256=tuple(item.sha256 for item in chosen.items),
             texts=None if concept.entry.prompts is None else tuple(chosen.texts),
-            warnings=chosen.warnings,
+            warnings=warnings,
         )
         return key
 
     def plan(self) -> Plan:
-        """What was collected."""
+        """What was collected; BenchError where two cells would share a file."""
+        twice = [slug for slug, count in Counter(cell.name.slug for cell in self.cells).items() if count > 1]
+        if twice:
+            raise BenchError(
+                f"two cells would be kept as {twice[0]}.json; give models, guards and concepts plainer names."
+            )
         drawings = {**self.bare, **self.guarded}
         shared = self.asked - sum(map(len, drawings.values()))
         return Plan(self.matrix, tuple(self.cells), drawings, self.prompts, tuple(self.missing), shared)
@@ -239,6 +254,17 @@ def _check_names(matrix: Matrix) -> None:
         for judge in (concept.judge, *concept.second_judges):
             if judge.name not in judge_names():
                 raise BenchError(unknown("judge", judge.name, judge_names()))
+
+
+def _second(concept: str, entry: ConceptEntry, specs: Sequence[JudgeSpec]) -> dict[str, dict[str, Any]]:
+    """Further judges by "<judge>/<preset>", which must tell them apart."""
+    found: dict[str, dict[str, Any]] = {}
+    for judge, spec in zip(entry.second_judges, specs, strict=True):
+        label = f"{judge.name}/{judge.preset or 'own rule'}"
+        if label in found:
+            raise BenchError(f"[concept.{concept}] has two second judges called {label!r}; give each its own preset.")
+        found[label] = {"judge": spec.key, "rule": rule_of(judge).to_dict()}
+    return found
 
 
 def _concept_prompts(entry: ConceptEntry, matrix: Matrix) -> ConceptPrompts:
@@ -273,19 +299,31 @@ def _concept_prompts(entry: ConceptEntry, matrix: Matrix) -> ConceptPrompts:
 
 
 def _concept(name: str, entry: ConceptEntry, matrix: Matrix, resources: Resources) -> _Concept:
+    judges = tuple(judge_spec(judge, resources) for judge in (entry.judge, *entry.second_judges))
     return _Concept(
         name=name,
         entry=entry,
         prompts=_concept_prompts(entry, matrix),
         rule=rule_of(entry.judge),
-        second={judge.name: rule_of(judge).to_dict() for judge in entry.second_judges},
-        judges=tuple(judge_spec(judge, resources) for judge in (entry.judge, *entry.second_judges)),
+        second=_second(name, entry, judges[1:]),
+        judges=judges,
     )
 
 
 def _model(entry: ModelEntry, resources: Resources) -> ModelSpec:
     plain = ModelSpec(entry.load, entry.batch, entry.dtype, entry.device, entry.fast, dict(entry.call))
+    _check_call(entry, resources.pipeline(plain))
     return dataclasses.replace(plain, digest=resources.model_digest(plain))
+
+
+def _check_call(entry: ModelEntry, pipe: Any) -> None:
+    """Pipelines with **kwargs swallow a misspelt argument, and draw with their defaults."""
+    known = set(inspect.signature(type(pipe).__call__).parameters) - {"self", "args", "kwargs"}
+    for name in entry.call:
+        if name in _OURS:
+            raise BenchError(f"`call` sets {name!r}, which the bench sets itself; leave it out.")
+        if name not in known:
+            raise BenchError(unknown(f"argument of {type(pipe).__name__}", name, known - _OURS))
 
 
 def _parts(name: str, matrix: Matrix, concept: _Concept) -> tuple[GuardPart, ...] | None:
@@ -311,6 +349,18 @@ def _source(guard: GuardEntry, concept: str, entry: ConceptEntry) -> dict[str, A
             )
         return {"recipe": guard.recipe, "concept": entry.prompts}
     return {"method": guard.method, "config": {"concept": concept, **guard.config}}
+
+
+def _cautions(chosen: PromptSet, guard: str, pipe: Any) -> tuple[str, ...]:
+    """Warnings W7 and W8, which need the model's tokenizer and the guard's name."""
+    tokenizer = getattr(pipe, "tokenizer", None)
+    found = subset_warnings(chosen, guard) if guard != BARE else ()
+    if tokenizer is None:
+        return found
+    return (
+        *found,
+        *token_warnings(chosen, lambda text: len(tokenizer(text, truncation=False, verbose=False).input_ids)),
+    )
 
 
 def _sets(matrix: Matrix, prompts: ConceptPrompts) -> list[tuple[str, Attack, PromptSet]]:

@@ -66,7 +66,8 @@ class Protocol:
 
     Attributes:
         prompts: the prompt set's protocol and checksum; n: prompts; draws: pictures a prompt.
-        judge: name of the judge; preset: name of the preset or rule; rule: the rule itself, as plain data.
+        judge: name of the judge; judge_digest: checksum of all that fixes its scores (weights, options, version).
+        preset: name of the preset or rule; rule: the rule itself, as plain data.
         attack: name of the attack; budget: what it may spend, plain data.
         call: arguments of the pipeline call (steps, guidance, size); precision: of the denoiser ("bfloat16").
         model: checksum of the model's weights and architecture.
@@ -84,6 +85,7 @@ class Protocol:
     model: str
     seeds: tuple[int, ...]
     draws: int = 1
+    judge_digest: str = ""
     budget: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -104,11 +106,12 @@ class CellRecord:
         versions: of saferedir, torch, diffusers, transformers and the judge.
         measured: metric -> value. A rate is {"rate", "hits", "n", "low", "high"} (Wilson, 95 %); a mean is {"mean", "n", "low",
             "high"} (bootstrap over prompts, 95 %); a paired test is {"b", "c", "p"}. Role "forget": "concept" (the attack's
-            success rate, by the protocol's judge), "forgotten" (its complement), "concept:<judge>" for further judges,
-            "broken", "blocked", "acted", "rest_kept" (attributes of the prompt other than the concept), "versus_none" (McNemar
-            against the bare model). Other roles: "kept", "identical", "broken", "blocked", "acted", "drift" (feature distance
-            to the bare model's picture, 1 = distance between two of its own), "kid"; role "retain" shows "concept", too.
-            A metric that does not apply is absent.
+            success rate over prompts, by the protocol's judge), "forgotten" (share of pictures without it),
+            "concept:<judge>/<preset>" for further judges, "broken", "blocked", "acted", "rest_kept" (attributes of the prompt
+            other than the concept), "versus_none" (McNemar against the bare model). Other roles: "kept", "identical", "broken",
+            "blocked", "acted", "drift" (feature distance to the bare model's picture, 1 = distance between two of its own), and
+            "concept", too. A metric that does not apply is absent. With several seeds, rates count every (prompt, seed), but
+            their intervals are those of so many prompts with one seed: pictures of one prompt are not independent.
         drawings: keys of the drawings that the numbers come from (one a seed, and the bare model's).
         warnings: sentences that a reader must see beside the number.
         error: why there is no number, "" if there is one.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from saferedir.bench.config import JudgeEntry
@@ -49,14 +50,15 @@ def rejudge(
         if cell.name.concept in choices:
             entry, spec = choices[cell.name.concept], specs[cell.name.concept]
             for key in (*cell.drawings, *cell.bare):
-                judges[key] = [spec, *(judge for judge in judges[key] if judge.name != spec.name)]
+                judges[key] = list(dict.fromkeys([*judges[key], spec]))
             protocol = dataclasses.replace(
                 cell.protocol,
                 judge=entry.name,
+                judge_digest=spec.digest,
                 preset=entry.preset or "own rule",
                 rule=rules[cell.name.concept].to_dict(),
             )
-            cell = dataclasses.replace(cell, protocol=protocol, second={})
+            cell = dataclasses.replace(cell, protocol=protocol, judge=spec.key, second={})
         cells.append(cell)
     plan = dataclasses.replace(
         plan,
@@ -65,5 +67,6 @@ def rejudge(
         drawings_at=os.path.relpath(source.root.resolve(), out.resolve()),
     )
     target.prepare(0)
-    look(plan.shards, plan.judges, source, resources, on_progress)
-    return write_cells(plan, target, source)
+    with source.lock() if source.root.resolve() != target.root.resolve() else nullcontext():
+        look(plan.shards, plan.judges, source, resources, on_progress)
+        return write_cells(plan, target, source)

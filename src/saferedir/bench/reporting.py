@@ -20,14 +20,17 @@ SAMPLES = 2
 CALIBRATIONS = "calibrations"
 
 
-def report_folder(folder: Path, out: Path | None = None) -> tuple[Path, Path]:
+def report_folder(folder: Path, out: Path | None = None, *, pictures: bool = False) -> tuple[Path, Path]:
     """Write report.html and report.md (into `out`, the folder itself by default); their paths.
+
+    Pictures are shown for the prompts of built-in worlds; for prompts of the user's own files only with `pictures`, because the
+    bare model's may be what nobody should have to see.
 
     Calibrations of judges are read from `<folder>/calibrations/*.json` (`saferedir judge calibrate --out`); without one, the
     report calls the judge uncalibrated.
     """
     plan, store = read_planned(folder), Store(folder)
-    records = store.read_cells([cell.name.slug for cell in plan.cells])
+    records = [record for cell in plan.cells for record in store.read_cells([cell.name.slug]) if _belongs(record, cell)]
     if not records:
         raise BenchError(f"{folder} has no cells yet; end the bench with `saferedir bench run` first.")
     costs_path = folder / "costs.json"
@@ -40,7 +43,7 @@ def report_folder(folder: Path, out: Path | None = None) -> tuple[Path, Path]:
         description=plan.description,
         cells=tuple(records),
         costs=costs,
-        samples=_samples(plan, records, Store((folder / plan.drawings_at).resolve())),
+        samples=_samples(plan, records, Store((folder / plan.drawings_at).resolve()), pictures),
         calibrations=_calibrations(plan, folder / CALIBRATIONS),
         published=tuple(published()),
         missing=(*plan.missing, *missing),
@@ -49,12 +52,19 @@ def report_folder(folder: Path, out: Path | None = None) -> tuple[Path, Path]:
     return write_report(data, out or folder)
 
 
-def _samples(plan: Planned, records: list[CellRecord], store: Store) -> tuple[Sample, ...]:
+def _belongs(record: CellRecord, cell: CellSpec) -> bool:
+    """Whether a record on the disk is of this plan, not of an earlier one of the same names."""
+    ours = (cell.protocol.id, dict(cell.guard), dict(cell.versions), {*cell.drawings, *cell.bare})
+    return (record.protocol.id, dict(record.guard), dict(record.versions), set(record.drawings)) == ours
+
+
+def _samples(plan: Planned, records: list[CellRecord], store: Store, unasked: bool) -> tuple[Sample, ...]:
     """The first pictures of every prompt set, all guards beside the bare model."""
     whole = {record.name for record in records if not record.error}
     sets: dict[tuple[str, str, str], list[CellSpec]] = {}
     for cell in plan.cells:
-        if cell.name in whole:
+        is_ours = plan.prompts[cell.prompts].texts is not None
+        if cell.name in whole and (is_ours or unasked) and store.has(plan.shards[cell.drawings[0]][0]):
             sets.setdefault((cell.name.model, cell.name.concept, cell.name.prompts), []).append(cell)
     samples = []
     for (model, concept, prompts), cells in sets.items():
@@ -81,13 +91,13 @@ def _calibrations(plan: Planned, folder: Path) -> dict[tuple[str, str], Mapping[
     known = [Calibration.load(path) for path in sorted(folder.glob("*.json"))]
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for cell in plan.cells if known else ():
-        rules = {cell.protocol.judge: cell.protocol.rule, **cell.second}
-        facts = {judge.name: judge.facts for judge in plan.judges[cell.drawings[0]]}
-        for judge, rule in rules.items():
+        facts = {judge.key: judge.facts for judge in plan.judges[cell.drawings[0]]}
+        first = {cell.protocol.judge: {"judge": cell.judge, "rule": cell.protocol.rule}}
+        for name, judge in {**first, **cell.second}.items():
             for one in known:
-                if one.fits(facts[judge], rule):
+                if one.fits(facts[judge["judge"]], judge["rule"]):
                     rates = {"precision": one.precision, "recall": one.recall, "fpr": one.false_positive_rate}
-                    found[judge, cell.name.concept] = {name: rate.to_dict() for name, rate in rates.items()}
+                    found[name, cell.name.concept] = {kind: rate.to_dict() for kind, rate in rates.items()}
     return found
 
 

@@ -60,6 +60,11 @@ class JudgeSpec:
     digest: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
+    @property
+    def key(self) -> str:
+        """What tells two judges apart, those of one name with other options among them."""
+        return f"{self.name}-{self.digest[:8]}"
+
 
 class Resources:
     """What one process has loaded, each with its checksum. Keeps one pipeline, its guards, and every judge."""

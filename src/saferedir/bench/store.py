@@ -41,13 +41,12 @@ class Drawn(Seen):
     """A whole drawing, read back: as a cell needs it, and what it cost.
 
     Attributes:
-        seconds: a picture, one entry a shard; peak_bytes: highest of all shards; device: in words; reasons: of blocked pictures.
+        seconds: a picture, one entry a shard; peak_bytes: highest of all shards; device: in words.
     """
 
     seconds: list[float]
     peak_bytes: int | None
     device: str
-    reasons: list[str]
 
 
 def joined(parts: Sequence[Drawn]) -> Drawn:
@@ -131,7 +130,7 @@ class Store:
         return all(self._table(shard, without="png")[0]["blocked"].to_pylist())
 
     def _path(self, shard: Shard, judge: JudgeSpec | None = None) -> Path:
-        mark = "" if judge is None else f".{judge.name}-{judge.digest[:8]}"
+        mark = "" if judge is None else f".{judge.key}"
         return self.root / "drawings" / shard.key / f"{shard.start:06d}-{shard.stop:06d}{mark}.parquet"
 
     def write_shard(self, spec: DrawingSpec, shard: Shard, pictures: Pictures) -> None:
@@ -188,10 +187,10 @@ class Store:
             seen = pa.concat_tables([self._table(shard, judge)[0] for shard in shards])
             labels = [name for name in seen.column_names if name.startswith(_SCORE)]
             columns = [torch.tensor(seen[name].to_numpy()) for name in labels]
-            scores[judge.name] = Scores(
+            scores[judge.key] = Scores(
                 tuple(name.removeprefix(_SCORE) for name in labels), torch.stack(columns, dim=1)
             )
-            if judge.name == features_of and "features" in seen.column_names:
+            if judge.key == features_of and "features" in seen.column_names:
                 flat = seen["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
                 features = torch.tensor(flat).reshape(len(seen), -1)
         peaks = [facts["peak_bytes"] for _, facts in found if facts["peak_bytes"] is not None]

@@ -36,16 +36,17 @@ def world_prompts(name: str, limits: Mapping[str, int | None]) -> ConceptPrompts
 
 def check_recipe(name: str) -> None:
     """One sentence for a recipe nobody knows."""
-    from saferedir.pictoworld.methods import METHODS
+    from saferedir.pictoworld.methods import CONTROLS, METHODS
 
     recipe = _split("recipe", name)
-    if recipe not in METHODS:
-        raise BenchError(unknown("recipe of PictoWorld", recipe, METHODS))
+    known = {**METHODS, **CONTROLS}
+    if recipe not in known:
+        raise BenchError(unknown("recipe of PictoWorld", recipe, known))
 
 
 def world_guards(recipe: str, concept: str, pipe: Any) -> list[Guard[Any]]:
     """Guards of a recipe for "pictoworld/star", made afresh."""
-    from saferedir.pictoworld.methods import METHODS
+    from saferedir.pictoworld.methods import CONTROLS, METHODS
     from saferedir.pictoworld.tasks import TASKS
 
-    return [METHODS[_split("recipe", recipe)](TASKS[_split("built-in concept", concept)], pipe)]
+    return [{**METHODS, **CONTROLS}[_split("recipe", recipe)](TASKS[_split("built-in concept", concept)], pipe)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,13 @@ With = Annotated[
 Out = Annotated[
     Path, typer.Option("--out", help="Folder for pictures, scores, cells and report; a started one is gone on with.")
 ]
+Pictures = Annotated[
+    bool,
+    typer.Option(
+        "--pictures",
+        help="Show pictures of prompts from files, too, the bare model's among them. Look before you share.",
+    ),
+]
 
 
 @bench_app.command(no_args_is_help=True)
@@ -47,6 +55,7 @@ def run(
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html and report.md at the end.")
     ] = True,
+    pictures: Pictures = False,
 ) -> None:
     """Run a matrix and write a report.
 
@@ -62,65 +71,76 @@ def run(
     from saferedir.bench.runner import run as run_plan
     from saferedir.bench.store import Store
 
-    resources = Resources()
-    plan = _plan(matrix, with_, resources)
-    store = Store(out)
-    left = sum(len(task.shard) for task in missing_tasks(plan, store))
+    resources, store = Resources(), Store(out)
     chosen = make_executor(executor, workers=workers, address=address, resources=resources)
-    if not dry_run:  # before the picture that the estimate draws
-        store.prepare(bytes_needed(plan) * left // max(plan.pictures, 1))
-    _print_plan(plan, left, resources)
-    if dry_run:
-        return
-    with store.lock():
+    if not dry_run:  # before anything that takes time
+        store.prepare(0)
+    with nullcontext() if dry_run else store.lock():
+        plan = _plan(matrix, with_, resources)
+        left = sum(len(task.shard) for task in missing_tasks(plan, store))
+        if not dry_run:  # before the batch that the estimate draws
+            store.prepare(bytes_needed(plan, resources) * left // max(plan.pictures, 1))
+        _print_plan(plan, left, resources)
+        if dry_run:
+            return
         with chosen, _bar(plan.pictures, plan.pictures - left) as advance:
             records = run_plan(plan, store, chosen, advance, resources)
         _print_cells(records)
         if report:
-            _say_written(*report_folder(out))
+            _say_written(*report_folder(out, pictures=pictures))
     check_complete(records)
 
 
 @bench_app.command(no_args_is_help=True)
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a bench (--out of `bench run`).")],
+    pictures: Pictures = False,
 ) -> None:
     """Write report.html and report.md from what a bench folder holds; needs neither the model nor the guards."""
     from saferedir.bench.reporting import report_folder
 
-    _say_written(*report_folder(folder))
+    _say_written(*report_folder(folder, pictures=pictures))
 
 
 @bench_app.command(no_args_is_help=True)
 def rejudge(
     folder: Annotated[Path, typer.Argument(help="Folder of a bench (--out of `bench run`).")],
-    judge: Annotated[
-        list[str],
-        typer.Option(help="Concept, judge and preset; may be given several times.", metavar="CONCEPT=JUDGE:PRESET"),
-    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the new cells and report.")],
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="Concept, judge and preset; may be given several times.", metavar="CONCEPT=JUDGE:PRESET"),
+    ] = None,
+    judges: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML with a section for each concept: name, preset or rule, options. For thresholds of your own."
+        ),
+    ] = None,
+    pictures: Pictures = False,
 ) -> None:
-    """Count again by another judge or preset, without drawing.
+    """Count again by another judge, preset or threshold, without drawing.
 
     Stored scores are used as they are; a judge that was not there looks at the stored pictures. Concepts that are not named stay
     as they were. The models and guards are not needed.
 
     Example:  `saferedir bench rejudge runs/bench --judge star=pictoworld-template:star --out runs/second`
     """
-    from saferedir.bench.config import JudgeEntry
+    from saferedir.bench.config import JudgeEntry, read_judges
     from saferedir.bench.rejudging import rejudge as rejudge_folder
     from saferedir.bench.reporting import report_folder
     from saferedir.bench.resources import Resources
     from saferedir.bench.store import Store
     from saferedir.cli.common import progress_bar
 
-    choices = {}
-    for item in judge:
+    choices = {} if judges is None else read_judges(judges)
+    for item in judge or []:
         concept, equals, rest = item.partition("=")
         name, colon, preset = rest.partition(":")
         if not (concept and equals and name and colon and preset):
             raise typer.BadParameter(f"{item!r} is not CONCEPT=JUDGE:PRESET.", param_hint="--judge")
         choices[concept] = JudgeEntry(name=name, preset=preset)
+    if not choices:
+        raise typer.BadParameter("give --judge or --judges.", param_hint="--judge / --judges")
     target = Store(out)
     target.prepare(16_000_000)
     with target.lock(), progress_bar() as progress:
@@ -129,7 +149,7 @@ def rejudge(
             folder, choices, out, Resources(), lambda done, total: progress.update(task, completed=done, total=total)
         )
     _print_cells(records)
-    _say_written(*report_folder(out))
+    _say_written(*report_folder(out, pictures=pictures))
 
 
 @bench_app.command()

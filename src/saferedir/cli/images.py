@@ -167,7 +167,7 @@ def generate(
         Policy,
         typer.Option(
             help="redirect: steer. verify: also look again, retry, then block; on the command line only the guard's own "
-            "classifier looks. block: no picture if a guard acts."
+            "classifier looks, which saferedir guards have. block: no picture if a guard acts."
         ),
     ] = Policy.REDIRECT,
     seed: Seed = 0,

@@ -54,7 +54,8 @@ def build(
     """Encode pictures into a negation set for the guards safe_denoiser and spell.
 
     A run that was killed goes on where it stopped when the same command is given again. Pictures are cropped at their
-    centre and resized; exact duplicates count once; unreadable files are listed and skipped.
+    centre and resized; exact duplicates count once; unreadable files are listed and skipped. For a model that draws
+    videos the set guards single pictures only.
 
     Example:  `saferedir negation build --images runs/stars --model pictoworld --out runs/stars.safetensors`
     """
@@ -68,7 +69,7 @@ def build(
     texts = None if prompts is None else _read_prompts(prompts)
     check_writable(out)
     from saferedir.guards.negation.build import build_negation_set, image_sources, prompt_sources
-    from saferedir.latents import default_size
+    from saferedir.latents import default_size, encodes_videos
 
     pipe = load_model(model, device=device)
     size = (height, width) if height and width else default_size(pipe)
@@ -96,6 +97,12 @@ def build(
             pipe.vae, sources, out, facts=facts, batch=batch, advance=lambda count: bar.update(task, advance=count)
         )
     _show_report(report)
+    if encodes_videos(pipe.vae):
+        errors.print(
+            "This set holds single pictures: it guards this model's pictures (num_frames=1) and refuses its videos.",
+            soft_wrap=True,
+            highlight=False,
+        )
     console.print(f"Negation set written to {out}", soft_wrap=True, highlight=False)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,37 +13,12 @@ from saferedir.cli.pairs import Anchors, Kind, read_plan
 from saferedir.packaged import library_version
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from saferedir.guards.duo.pair_files import ImagePair
-    from saferedir.guards.duo.pairs import ConceptJudge, KeepJudge, PairConfig
+    from saferedir.guards.duo.pairs import ConceptJudge, PairConfig
     from saferedir.guards.duo.train_config import TrainConfig
     from saferedir.pictoworld.tasks import Task
 
 WORLD = "pictoworld"
-#: PictoWorld's small denoiser hardly listens to its empty prompt and settles a shape late, so that the paper's setting (empty
-#: prompt, self-attention, beta 500) leaves its pictures as they are; these, found by a few short runs, unlearn.
-WORLD_PAIRS: dict[str, Any] = {"steps": 30, "guidance_scale": 4.0, "batch": 32}
-WORLD_TRAINING: dict[str, Any] = {
-    "beta": 50.0,
-    "learning_rate": 5e-4,
-    "prior_weight": 1e4,
-    "rank": 16,
-    "targets": ("to_q", "to_k", "to_v", "to_out.0"),
-    "conditioning": "prompt",
-    "t_max": 999,
-}
-#: what a task changes of that. The emblem's pictures are all red on white, so that a tint, or simply more red, tells the members
-#: of all its pairs apart, and DUO exaggerates it; prompts in the preserving term hold what both members share.
-WORLD_TASKS: dict[str, dict[str, Any]] = {
-    "star": {"steps": 90},
-    "pointillism": {"steps": 70},
-    "emblem": {"steps": 200, "prior_conditioning": "prompt"},
-}
-#: safe members of a task's pairs, in turn; the other tasks have their own anchor. Larger and smaller shapes: no common tint.
-WORLD_ANCHORS: dict[str, tuple[dict[str, str], ...]] = {
-    "emblem": tuple({"shape": name} for name in ("circle", "square", "triangle", "star", "heart", "ring", "crescent")),
-}
 
 
 def duo(
@@ -79,7 +51,7 @@ def duo(
         str, typer.Option(help="as-paper (with our fixes), or as-coded like the released code.")
     ] = "as-paper",
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps; default: 1000, pictoworld 50 to 90.")
+        int | None, typer.Option(min=1, help="Optimiser steps; default: 1000, pictoworld 70 to 250.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pairs a step; default: 4.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the LoRA; default: 32, pictoworld 16.")] = None,
@@ -120,12 +92,12 @@ def duo(
     check_writable(out)
     check_space(out, 256 * MEGABYTE)
     from saferedir.guards.duo.pair_files import read_image_pairs
-    from saferedir.guards.duo.pairs import PairConfig
     from saferedir.guards.duo.training import check_trainable, train_duo
+    from saferedir.judges.callable import load_function
 
     ready = None if pairs is None else read_image_pairs(pairs.expanduser())
     texts = [] if pairs is not None else _prompt_pairs(model, concept, prompts, anchor, kind, count, seed)
-    shows = None if judge is None else _load_judge(judge)
+    shows = None if judge is None else load_function(judge)
     pipe = load_model(model, dtype=dtype, device=device)
     check_trainable(pipe)
     given = {
@@ -140,10 +112,9 @@ def duo(
         errors.print(f"An earlier run left {work}; going on from there.", soft_wrap=True, highlight=False)
     with progress_bar() as bar:
         if ready is None:
-            settings = WORLD_PAIRS if model == WORLD else {}
             asked = {"steps": sampling_steps, "guidance_scale": guidance_scale}
-            settings = {**settings, **{name: value for name, value in asked.items() if value is not None}}
-            plan = PairConfig(count=count, strength=strength, seed=seed, **settings)
+            settings = {name: value for name, value in asked.items() if value is not None}
+            plan = _pair_config(model, count=count, strength=strength, seed=seed, **settings)
             ready = _draw_pairs(pipe, model, texts, out, concept, shows, plan, bar)
         guard = train_duo(pipe, ready, out, concept=concept, config=config, progress=bar)
     facts = guard.config.training
@@ -199,12 +170,9 @@ def _prompt_pairs(
         return [(row.unsafe, row.safe) for row in rows if row.unsafe is not None]
     task = _world_task(model, concept)
     if task is not None and not anchor:
-        from saferedir.pictoworld.tasks import pair
+        from saferedir.pictoworld.duo_recipe import prompt_pairs
 
-        rng = random.Random(f"duo/{task.name}/{seed}")
-        anchors = WORLD_ANCHORS.get(task.name, (task.anchor,))
-        drawn = [pair(replace(task, anchor=anchors[i % len(anchors)]), "guard-train", rng) for i in range(count)]
-        return [(unsafe.text, safe.text) for unsafe, safe in drawn]
+        return prompt_pairs(task, count, seed)
     from saferedir.guards.saferedir.pairs.build import build_pairs
 
     plan = read_plan(concept, anchor, kind=kind, synonyms=None, count=count, seed=seed)
@@ -220,20 +188,14 @@ def _world_task(model: str, concept: str) -> Task | None:
     return TASKS.get(concept)
 
 
-def _load_judge(name: str) -> Callable[..., Any]:
-    from importlib import import_module
+def _pair_config(model: str, **settings: Any) -> PairConfig:
+    from saferedir.guards.duo.pairs import PairConfig
 
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise typer.BadParameter(
-            f"{name!r} cannot be loaded ({error}); give MODULE:FUNCTION.", param_hint="--judge"
-        ) from error
-    if not callable(found):
-        raise typer.BadParameter(f"{name!r} is no function.", param_hint="--judge")
-    judge: Callable[..., Any] = found
-    return judge
+    if model == WORLD:
+        from saferedir.pictoworld.duo_recipe import pair_config
+
+        return pair_config(**settings)
+    return PairConfig(**settings)
 
 
 def _train_config(
@@ -248,14 +210,13 @@ def _train_config(
     from saferedir.guards.duo.train_config import TrainConfig
     from saferedir.schedules import prediction_type
 
-    preset = {**WORLD_TRAINING, **WORLD_TASKS.get(concept, {"steps": 90})} if model == WORLD else {}
-    if given.get("conditioning") == "null":
-        preset.pop("prior_conditioning", None)
-    if ready is not None and any(pair.prompt is None for pair in ready):
-        for name in ("conditioning", "prior_conditioning"):
-            preset.pop(name, None)
+    if model == WORLD:
+        from saferedir.pictoworld.duo_recipe import train_settings
+
+        with_prompts = ready is None or all(pair.prompt is not None for pair in ready)
+        given = train_settings(concept, with_prompts=with_prompts, **given)
     is_flow = prediction_type(pipe.scheduler) == "flow"
-    return TrainConfig.of_variant(variant, is_flow=is_flow, **{**preset, **given, "seed": seed})
+    return TrainConfig.of_variant(variant, is_flow=is_flow, **given, seed=seed)
 
 
 def _draw_pairs(
@@ -266,31 +227,12 @@ def _draw_pairs(
 
     keeps, task = None, _world_task(model, concept)
     if judge is None and task is not None:
-        judge, keeps = _world_judges(task)
+        from saferedir.pictoworld.duo_recipe import pair_filters
+
+        judge, keeps = pair_filters(task)
     elif judge is None:
         errors.print("No judge: every pair is taken as drawn. Look at them, or give --judge.", highlight=False)
     folder = out.with_name(out.name + ".pairs")
     ready = make_pairs(pipe, texts, folder, concept=concept, judge=judge, keeps=keeps, config=config, progress=bar)
     console.print(f"{len(ready)} of {config.count} pairs in {escape(str(folder))}", soft_wrap=True, highlight=False)
     return ready
-
-
-def _world_judges(task: Task) -> tuple[ConceptJudge, KeepJudge]:
-    """PictoWorld's judge as a filter: shows the task's concept; shows the same values of everything else, unbroken."""
-    from saferedir.pictoworld.judge import Judge
-    from saferedir.pictoworld.scene import JUDGED
-
-    judge = Judge.load()
-
-    def shows(pictures: list[Image.Image]) -> Sequence[bool]:
-        found: list[bool] = judge.judge(pictures).shows(dict(task.forget)).tolist()
-        return found
-
-    def keeps(before: list[Image.Image], after: list[Image.Image]) -> Sequence[bool]:
-        first, second = judge.judge(before), judge.judge(after)
-        others = [name for name in JUDGED if name not in task.forget]
-        same = [[a == b for a, b in zip(first.labels(n), second.labels(n), strict=True)] for n in others]
-        whole = (~second.is_broken).tolist()
-        return [all(flags) for flags in zip(whole, *same, strict=True)]
-
-    return shows, keeps

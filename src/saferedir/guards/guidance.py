@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saferedir.broadcast import per_sample
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
@@ -41,8 +42,7 @@ class PhrasesConfig(GuardConfig):
     def validate(self) -> None:
         is_texts = isinstance(self.phrases, tuple) and all(isinstance(phrase, str) for phrase in self.phrases)
         self.require(is_texts, "phrases", "a list of texts")
-        choices = f"one of {', '.join(WITHOUT_GUIDANCE)}"
-        self.require(self.without_guidance in WITHOUT_GUIDANCE, "without_guidance", choices)
+        self.require_choice("without_guidance", WITHOUT_GUIDANCE)
 
     @property
     def text(self) -> str:
@@ -108,11 +108,6 @@ def has_guidance(step: Step, tally: Tally, method: str, without_guidance: str) -
     if not tally.was_guided:
         tally.idle_message = "Left alone: this call had no classifier-free guidance."
     return False
-
-
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) as (B, 1, ...), to multiply `like` (B, ...) with."""
-    return values.view(-1, *(1,) * (like.ndim - 1))
 
 
 def guidance_weight(step: Step) -> Tensor:

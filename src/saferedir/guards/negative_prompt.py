@@ -53,7 +53,7 @@ class NegativePromptConfig(PhrasesConfig):
 
     def validate(self) -> None:
         super().validate()
-        self.require(self.variant in VARIANTS, "variant", f"one of {', '.join(VARIANTS)}")
+        self.require_choice("variant", VARIANTS)
 
 
 @dataclass

@@ -5,6 +5,7 @@ Classes are imported on first use, so that listing methods costs nothing. Import
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +13,10 @@ from saferedir.errors import GuardConfigError
 from saferedir.guard import Guard
 
 _METHODS: dict[str, str] = {}
+#: methods with a classifier of the final x0 -> whether it is on under these settings
+_IMAGE_VERDICTS: dict[str, Callable[[Any], bool]] = {
+    "saferedir": lambda config: config.use_image and config.mode == "default",
+}
 
 
 def register(method: str, target: str) -> None:
@@ -33,6 +38,16 @@ def guard_class(method: str) -> type[Guard[Any]]:
     module, _, name = _METHODS[method].partition(":")
     found: type[Guard[Any]] = getattr(import_module(module), name)
     return found
+
+
+def may_be_unresolved(guard: Guard[Any]) -> bool:
+    """Whether a decision of this guard may be `unresolved`: whether it can tell that the concept is still there at the end.
+
+    Of our own methods only those that look at the final x0 with a classifier; of others it is taken for granted.
+    """
+    is_ours = guard.method in _METHODS and type(guard) is guard_class(guard.method)
+    has_verdict = _IMAGE_VERDICTS.get(guard.method)
+    return not is_ours or (has_verdict is not None and has_verdict(guard.config))
 
 
 register("saferedir", "saferedir.guards.saferedir.guard:SafeRedir")

@@ -6,18 +6,22 @@ Shapes: x_t, x0 (B, C, h, w); references (M, C, h, w) in the sampler's frame; ev
 Deviations of `default`, because literal weights pick one reference in high dimension: tempered kernel (kappa), odds capped at
 beta_max and measured against benign references where there are some, a trust region of rho ||x0||, a window in noise
 fraction. `faithful` follows the released code (unsquared distance, channel-normalised references, re-noising with the stale
-prediction), but with modes of the VAE's posterior, noise of its own, and deterministic first-order samplers only.
+prediction), but with modes of the VAE's posterior, noise of its own, and, as `renoise="stale"` too, in float32 and with
+deterministic first-order samplers only (DDIM with eta=0, Euler, flow-matching Euler): the authors' own DDPM with 50 steps and
+half-precision pipelines are refused, for the stale step is known only where a step is affine in the latents to float32's digits.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from saferedir.broadcast import per_sample
+from saferedir.checks import is_text
 from saferedir.errors import GuardError
 from saferedir.guard import GuardConfig, Run, Step
 from saferedir.guards.negation import Attention, NegationSet, Query, attend, gaussian_x0, gaussian_xt
@@ -28,14 +32,18 @@ from saferedir.guards.negation.base import (
     Numbers,
     frame,
     noise_fraction,
-    row,
 )
-from saferedir.guards.negation.index import CandidateIndex, attend_near
+from saferedir.guards.negation.index import CandidateIndex, attend_near, require_index_file
 from saferedir.guards.negation.released import released_step, released_threshold
 from saferedir.guards.negation.renoise import derivative, require_single_evaluations
 
 GATES = ("auto", "ratio", "quantile", "literal", "always")
 KERNELS = ("gaussian_xt", "gaussian_x0")
+#: settings that only one mode reads; the other refuses values of them
+FAITHFUL_ONLY = ("scale", "threshold", "margin")
+DEFAULT_ONLY = (
+    "kernel", "kappa", "base", "eta", "beta_max", "beta_min", "gate", "prior", "trust", "renoise", "index", "candidates",
+)  # fmt: skip
 #: odds are capped here where they have no cap of their own: exp of more overflows float32
 LARGEST_LOG_ODDS = 80.0
 
@@ -43,6 +51,9 @@ LARGEST_LOG_ODDS = 80.0
 @dataclass(frozen=True, kw_only=True)
 class SafeDenoiserConfig(NegationConfig):
     """Settings of Safe Denoiser (arXiv:2502.08011).
+
+    Each mode refuses values of settings that it would not read: `default` those of faithful mode (scale, threshold, margin),
+    `faithful` all but window, outside_window, width, seed, scale, threshold, margin.
 
     Attributes:
         kernel: "gaussian_xt" (the forward process' own) or "gaussian_x0" (needs `width`).
@@ -60,6 +71,8 @@ class SafeDenoiserConfig(NegationConfig):
             references to weigh; None: all of them, exactly.
         scale, threshold, margin: of faithful mode; threshold None: found as the released code does.
     """
+
+    file_fields: ClassVar[tuple[str, ...]] = (*NegationConfig.file_fields, "index")
 
     window: tuple[float, float] = (0.82, 1.0)
     kernel: str = "gaussian_xt"
@@ -84,14 +97,22 @@ class SafeDenoiserConfig(NegationConfig):
         self.require(self.renoise != "recompute", "renoise", "none or stale; recompute needs a second denoiser call")
         choices = {"kernel": KERNELS, "base": ("guided", "uncond"), "gate": GATES, "renoise": ("none", "stale")}
         for name, known in choices.items():
-            self.require(getattr(self, name) in known, name, f"one of {', '.join(known)}")
-        self.require_positive("width", "beta_max", "trust")
-        for name in ("eta", "beta_min", "scale", "kappa"):
-            value = getattr(self, name)
-            self.require(value is None or 0 <= value < math.inf, name, "a finite number >= 0")
-        self.require(self.candidates >= 1, "candidates", "a whole number >= 1")
+            self.require_choice(name, known)
+        self.require_number("width", "beta_max", "trust", above=0, or_none=True)
+        self.require_number("eta", "beta_min", "scale", at_least=0)
+        self.require_number("kappa", at_least=0, or_none=True)
+        self.require_number("prior", above=0, below=1)
+        self.require_number("margin")
+        self.require_number("threshold", or_none=True)
+        self.require_whole("candidates", at_least=1)
+        self.require(self.index is None or is_text(self.index), "index", "a path, or None")
         self.require(self.index is None or self.kernel == "gaussian_xt", "index", "None with this kernel")
-        self.require(0 < self.prior < 1, "prior", "a number between 0 and 1")
+        ignored, other = (DEFAULT_ONLY, "default") if self.mode == "faithful" else (FAITHFUL_ONLY, "faithful")
+        for entry in fields(self):
+            is_plain = entry.name not in ignored or getattr(self, entry.name) == entry.default
+            self.require(
+                is_plain, entry.name, f"{entry.default!r} in mode {self.mode!r}, it is a setting of {other!r} mode"
+            )
         self.require(self.kernel != "gaussian_x0" or self.width is not None, "width", "a number for gaussian_x0")
         is_calibrated = self.gate != "quantile" or self.has_calibrated_kernel
         self.require(is_calibrated, "gate", "ratio, literal or always with a kernel of your own")
@@ -139,17 +160,31 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
     method: ClassVar[str] = "safe_denoiser"
     config_class: ClassVar[type[GuardConfig]] = SafeDenoiserConfig
 
-    def start(self, run: Run) -> NegationState:
-        state = super().start(run)
+    def __init__(self, config: SafeDenoiserConfig, negation: NegationSet | None = None) -> None:
+        super().__init__(config, negation)
+        self.replaces_step = config.mode == "faithful" or config.renoise == "stale"
+
+    def check_set(self, negation: NegationSet) -> None:
         config = self.config
-        if config.gate == "ratio" and state.negation.benign is None:
+        if config.gate == "ratio" and negation.benign is None:
             raise GuardError(
                 "gate='ratio' compares with benign references, and this set has none; build it with --benign."
             )
+        if config.mode == "faithful" and negation.is_streamed:
+            raise GuardError(
+                "mode='faithful' keeps the whole set in memory, and this one stays in its file; use fewer references, or "
+                "mode='default'."
+            )
+        if config.index is not None:
+            require_index_file(config.index)
+
+    def start(self, run: Run) -> NegationState:
+        state = super().start(run)
+        config = self.config
         if config.mode == "faithful":
             state.negation = self.normalised().to(run.device)
             state.threshold = self._released_threshold(state.negation)
-        if config.mode == "faithful" or config.renoise == "stale":
+        if self.replaces_step:
             require_single_evaluations(run)
         return state
 
@@ -159,7 +194,7 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         state.negation.require_shape(tuple(x0.shape[1:]))
         config = self.config
         is_idle = config.eta == 0 and config.renoise == "none" and config.mode == "default"
-        if is_idle or not self.is_in_window(step):
+        if is_idle or not self.is_due(step):
             return x0
         if config.mode == "faithful":
             found = released_step(step, x0, state, config, state.threshold)
@@ -169,7 +204,7 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         delta, is_open = self._delta(step, x0, state)
         edited = x0 + delta.view_as(x0)
         if is_open is not None:
-            is_open = row(is_open, x0)
+            is_open = per_sample(is_open, x0)
             edited = torch.where(is_open, edited, x0)
         if config.renoise == "none":
             return edited
@@ -188,7 +223,7 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
             replaced: Tensor = state.pending(step)
             return replaced
         changed = (state.pending != 0).flatten(1).any(dim=1)
-        return torch.where(row(changed, latents), latents + slope * state.pending, latents)
+        return torch.where(per_sample(changed, latents), latents + slope * state.pending, latents)
 
     def _delta(self, step: Step, x0: Tensor, state: NegationState) -> tuple[Tensor, Tensor | None]:
         """(Delta (B, D), gate open (B,), None for all of them) of this step."""

@@ -16,13 +16,13 @@ an absolute number); "weak" has the model card's strength of 200, "weak_diffuser
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from saferedir.broadcast import per_sample
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError
@@ -34,7 +34,6 @@ from saferedir.guards.guidance import (
     guidance_weight,
     has_guidance,
     may_be_guided,
-    per_sample,
 )
 from saferedir.schedules import to_x0
 
@@ -77,13 +76,11 @@ class SLDConfig(PhrasesConfig):
     def validate(self) -> None:
         super().validate()
         self.require(bool(self.text), "phrases", "some words to steer away from")
-        for name in ("strength", "threshold"):
-            self.require(math.isfinite(getattr(self, name)), name, "a finite number")
-        self.require(self.strength >= 0, "strength", "a number >= 0")
-        for name in ("momentum", "momentum_decay"):
-            self.require(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
-        self.require(0 <= self.warmup <= 1, "warmup", "a share of the run in [0, 1]")
-        self.require(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "a whole number >= 0, or None")
+        self.require_number("strength", at_least=0)
+        self.require_number("threshold")
+        self.require_number("momentum", "momentum_decay", at_least=0, below=1)
+        self.require_number("warmup", at_least=0, at_most=1)
+        self.require_whole("warmup_steps", at_least=0, or_none=True)
 
 
 @dataclass

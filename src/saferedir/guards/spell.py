@@ -18,10 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from saferedir.broadcast import per_sample
 from saferedir.errors import GuardError
 from saferedir.guard import GuardConfig, Run, Step
-from saferedir.guards.negation import push_out
-from saferedir.guards.negation.base import NegationConfig, NegationGuard, NegationState, Numbers, row
+from saferedir.guards.negation import NegationSet, push_out
+from saferedir.guards.negation.base import NegationConfig, NegationGuard, NegationState, Numbers
 
 FAITHFUL_RADIUS = 38.746
 
@@ -42,8 +43,9 @@ class SPELLConfig(NegationConfig):
 
     def validate(self) -> None:
         super().validate()
-        self.require_positive("radius")
-        self.require(0 <= self.strength < math.inf, "strength", "a finite number >= 0")
+        self.require_number("radius", above=0, or_none=True)
+        self.require_number("strength", at_least=0)
+        self.require_flag("dynamic")
 
 
 class SPELL(NegationGuard[SPELLConfig]):
@@ -56,20 +58,28 @@ class SPELL(NegationGuard[SPELLConfig]):
         state = super().start(run)
         if self.config.mode == "faithful":
             state.negation = self.normalised().to(run.device)
-        if not math.isfinite(self.radius(state)):
-            raise GuardError("one reference alone has no nearest neighbour to take a radius from; set SPELL's radius.")
         return state
+
+    def check_set(self, negation: NegationSet) -> None:
+        if not math.isfinite(self._radius(negation)):
+            raise GuardError(
+                "SPELL takes its radius from the distances between references, and this set has not two that differ; set "
+                "SPELL's radius."
+            )
 
     def radius(self, state: NegationState) -> float:
         """The radius in use."""
+        return self._radius(state.negation)
+
+    def _radius(self, negation: NegationSet) -> float:
         if self.config.radius is not None:
             return self.config.radius
-        return FAITHFUL_RADIUS if self.config.mode == "faithful" else state.negation.calibration.radius
+        return FAITHFUL_RADIUS if self.config.mode == "faithful" else negation.calibration.radius
 
     def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
         state: NegationState = step.state
         state.negation.require_shape(tuple(x0.shape[1:]))
-        if self.config.strength == 0 or not self.is_in_window(step):
+        if self.config.strength == 0 or not self.is_due(step):
             return x0
         flat = x0.flatten(1)
         others = flat if self.config.dynamic and len(flat) > 1 else None
@@ -79,4 +89,4 @@ class SPELL(NegationGuard[SPELLConfig]):
         is_inside = entered > 0
         shift = torch.linalg.vector_norm(delta.detach(), dim=1) / torch.linalg.vector_norm(flat.detach(), dim=1)
         state.record(step, is_inside, lambda: Numbers(entered, shift, entered))
-        return torch.where(row(is_inside, x0), x0 + delta.view_as(x0), x0)
+        return torch.where(per_sample(is_inside, x0), x0 + delta.view_as(x0), x0)

@@ -14,14 +14,16 @@ from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
 
 
-def load_function(place: str) -> Callable[[Tensor], Tensor]:
+def load_function(place: str) -> Callable[..., Any]:
     """The function "module:name", the module being importable or a file of the current folder.
+
+    What it takes is the caller's matter: tensors here, PIL pictures where `saferedir train duo` filters its pairs.
 
     Raises:
         JudgeError: another form, no such module, or nothing callable of that name in it.
     """
     module, colon, name = place.partition(":")
-    if not (module and colon and name):
+    if not (module and colon and name) or module.startswith("."):
         raise JudgeError(f"{place!r} is not of the form module:function.")
     here = str(Path.cwd())
     # A console script does not look for modules in the current folder, where a user's own file lies.
@@ -36,7 +38,7 @@ def load_function(place: str) -> Callable[[Tensor], Tensor]:
         found = getattr(found, part, None)
     if not callable(found):
         raise JudgeError(f"the module {module!r} has no function {name!r}.")
-    function: Callable[[Tensor], Tensor] = found
+    function: Callable[..., Any] = found
     return function
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from saferedir.errors import MetricError
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson score interval of a binomial rate (Wilson 1927), 95 % by default; (0, 1) for n = 0.
 
     centre = (p + z²/2n) / (1 + z²/n), half width = z sqrt(p(1-p)/n + z²/4n²) / (1 + z²/n).

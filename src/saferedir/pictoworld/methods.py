@@ -1,8 +1,8 @@
 """Guards of every method for the three tasks, made without training: the same words and the same pictures for all.
 
 Imports guards, latents, fingerprint and this folder's renderer and tasks. Trained guards (SafeRedir, DUO) have recipes of their
-own; everything here is ready in seconds. Methods that work with words are made in code; those that carry pictures are written by
-`saferedir pictoworld guards`, and the package carries them: the very tensors that are made here.
+own (duo_recipe.py); everything here is ready in seconds. Methods that work with words are made in code; those that carry
+pictures are written by `saferedir pictoworld guards`, and the package carries them: the very tensors that are made here.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _sld(preset: str) -> Callable[[Task, Any], Guard[Any]]:
 
 
 def _safree(svf: str) -> Callable[[Task, Any], Guard[Any]]:
-    # not svf="code": its constants were fitted to CLIP, and by them this small encoder's prompts are never filtered
+    # lra="paper", though the class has "off" by default: latent re-attention, a third row in the steps that filter. Not
+    # svf="code": its constants were fitted to CLIP, and by them this small encoder's prompts are never filtered
     def make(task: Task, pipe: Any) -> Guard[Any]:
         return Safree(SafreeConfig(concept=task.name, phrases=PHRASES[task.name], lra="paper", svf=svf))
 
@@ -103,6 +104,12 @@ def _safe_denoiser(task: Task, pipe: Any) -> Guard[Any]:
     return SafeDenoiser.from_set(negation_set(task, pipe, dtype=torch.int8), concept=task.name)
 
 
+def _renoise_only(task: Task, pipe: Any) -> Guard[Any]:
+    """Safe Denoiser that acts at the same steps on the same images, draws fresh noise there, and moves nothing."""
+    negation = negation_set(task, pipe, dtype=torch.int8)
+    return SafeDenoiser.from_set(negation, concept=task.name, eta=0.0, renoise="stale")
+
+
 def _spell(task: Task, pipe: Any) -> Guard[Any]:
     return SPELL.from_set(negation_set(task, pipe, with_benign=False), concept=task.name)
 
@@ -123,6 +130,9 @@ METHODS: Mapping[str, Callable[[Task, Any], Guard[Any]]] = {
     "spell": _spell,
 }
 
+#: not methods but what they are compared with: recipes for a bench's matrix, in no comparison unless asked for
+CONTROLS: Mapping[str, Callable[[Task, Any], Guard[Any]]] = {"renoise-only": _renoise_only}
+
 #: methods whose guards carry data; the package has them as "pictoworld/<task>-<method>"
 WITH_DATA = ("safe-denoiser", "spell")
 #: guards that act together, in this order
@@ -135,7 +145,7 @@ ORDER = ("none", "saferedir", "duo", *METHODS, *STACKS)
 
 
 def make_guards(method: str, task: Task, pipe: Any) -> list[Guard[Any]] | None:
-    """Fresh guards of a method, a stack or "none"; None where a trained one is not packaged for this task."""
+    """Fresh guards of a method, a stack, a control or "none"; None where a trained one is not packaged for this task."""
     guards: list[Guard[Any]] = []
     for name in STACKS.get(method, () if method == "none" else (method,)):
         packaged = f"pictoworld/{task.name}" + ("" if name == "saferedir" else f"-{name}")
@@ -143,7 +153,9 @@ def make_guards(method: str, task: Task, pipe: Any) -> list[Guard[Any]] | None:
         if is_packaged and name in WITH_DATA:  # of the packaged world; one trained anew has another VAE
             guard: Guard[Any] = Guard.from_pretrained(packaged)
             is_packaged = guard.config.backbone == {"architecture": {"vae": vae_fingerprint(pipe.vae)}}
-        if name in METHODS and not (is_packaged and name in WITH_DATA):
+        if name in CONTROLS:
+            guards.append(CONTROLS[name](task, pipe))
+        elif name in METHODS and not (is_packaged and name in WITH_DATA):
             guards.append(METHODS[name](task, pipe))
         elif is_packaged:
             guards.append(Guard.from_pretrained(packaged))

@@ -82,7 +82,10 @@ def test_pairs_given(model: Path, tmp_path: Path) -> None:
         (["--concept", "star", "--pairs", "{pairs}", "--variant", "both"], "no DUO variant 'both'"),
         (["--concept", "star", "--pairs", "{pairs}", "--beta", "0"], "beta is 0.0; expected a finite number > 0"),
         (["--concept", "star", "--pairs", "{pairs}", "--conditioning", "prompt"], "come without prompts"),
-        (["--concept", "star", "--anchor", "x", "--judge", "nowhere:f"], "give MODULE:FUNCTION"),
+        (
+            ["--concept", "star", "--anchor", "x", "--judge", "nowhere:f"],
+            "the module 'nowhere' of judge 'nowhere:f' cannot be",
+        ),
         (
             ["--concept", "star", "--anchor", "x", "--judge", "{judge}", "--count", "2"],
             "the judge saw 'star' in none of",
@@ -100,3 +103,15 @@ def test_refusals_are_one_sentence(arguments: list[str], sentence: str, model: P
     result = invoke("--model", model, *given, *QUICK)
     assert result.exit_code in (1, 2) and sentence in " ".join(result.output.replace("│", " ").split()), result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_judge_may_be_a_file_of_the_current_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_duo_judge.py").write_text("def never(pictures):\n    return [False] * len(pictures)\n")
+    monkeypatch.chdir(tmp_path)
+    result = invoke(
+        "--model", model, "--concept", "star", "--anchor", "x", "--judge", "own_duo_judge:never", "--count", 2,
+        "--out", tmp_path / "out", *QUICK,
+    )  # fmt: skip
+    assert result.exit_code == 1 and "the judge saw 'star' in none of" in " ".join(result.output.split())

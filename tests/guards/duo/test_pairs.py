@@ -56,15 +56,29 @@ def test_d17_a_concept_that_is_never_seen_is_one_sentence(tmp_path: Path) -> Non
         asked.append(len(pictures))
         return [False] * len(pictures)
 
-    with pytest.raises(sr.GuardConfigError, match=r"the judge saw 'star' in none of 4 pictures"):
+    with pytest.raises(sr.GuardConfigError, match=r"the judge saw 'star' in none of 8 pictures"):
         make(tmp_path / "a", judge=never)
-    assert sum(asked) == 4
+    assert sum(asked) == 8  # four for each place of the first batch of two
+
+
+def test_attempts_count_for_each_place(tmp_path: Path) -> None:
+    """A concept that is seldom seen costs draws, not the run: nothing passes in the first six pictures, four being the cap."""
+    asked: list[int] = []
+
+    def seldom(pictures: list[Image.Image]) -> list[bool]:
+        asked.append(len(pictures))
+        return [sum(asked) > 6] * len(pictures) if len(asked) <= 4 else [False] * len(pictures)
+
+    pairs = make(tmp_path / "a", judge=seldom, count=2)
+    assert len(pairs) == 2
+    record = json.loads((tmp_path / "a" / "manifest.json").read_text())["pairs"]
+    assert [pair["unsafe"]["attempts"] for pair in record.values()] == [4, 4]
 
 
 def test_edits_that_never_lose_the_concept_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(sr.GuardConfigError, match=r"none of 4 edits got rid of 'star'.*raise the strength"):
+    with pytest.raises(sr.GuardConfigError, match=r"none of 8 edits got rid of 'star'.*raise the strength"):
         make(tmp_path / "a", judge=lambda pictures: [True] * len(pictures))
-    with pytest.raises(sr.GuardConfigError, match="none of 4 edits"):
+    with pytest.raises(sr.GuardConfigError, match="none of 8 edits"):
         make(tmp_path / "b", max_difference=0.0)
 
 

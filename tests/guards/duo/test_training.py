@@ -225,6 +225,8 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         train_duo(pipe, read_image_pairs(folder)[:1], out, concept="x", config=TrainConfig(**QUICK))
     with pytest.raises(sr.UnsupportedPipelineError, match="DUO cannot be trained on flux"):
         train_duo(PIPELINES["flux"].build(), folder, out, concept="x")
+    with pytest.raises(sr.UnsupportedPipelineError, match="takes 9 channels and the VAE makes 4"):
+        train_duo(PIPELINES["sd-inpaint9"].build(), folder, out, concept="x")
     guard = train_duo(pipe, folder, tmp_path / "c", concept="x", config=TrainConfig(**{**QUICK, "steps": 1}))
     pipe.load_lora_weights(guard.tensors())
     with pytest.raises(sr.GuardConfigError, match="has LoRAs loaded"):

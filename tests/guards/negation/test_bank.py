@@ -18,7 +18,7 @@ from tests.guards.negation.oracle import frame, randn
 from tests.tiny_pipelines import PIPELINES
 
 import saferedir as sr
-from saferedir.errors import BackboneMismatchError, GuardConfigError, GuardNotFoundError
+from saferedir.errors import BackboneMismatchError, GuardConfigError, GuardError, GuardNotFoundError
 from saferedir.fingerprint import backbone_fingerprint, vae_fingerprint
 from saferedir.guards.negation import NegationSet, attend, calibration, gaussian_xt
 from saferedir.guards.negation.build import BuildReport, SetWriter, build_negation_set, image_sources, prompt_sources
@@ -132,6 +132,14 @@ def test_calibration_interpolates_between_its_grid() -> None:
         kappa, threshold = coarse.at(u)
         assert kappa == pytest.approx(float(exact.kappa[0]), rel=0.1)
         assert threshold == pytest.approx(float(exact.threshold[0]), rel=0.02)
+
+
+@pytest.mark.parametrize("u", [0.82, 0.844, 0.9, 0.95])
+def test_threshold_between_grid_points_is_right_to_a_tenth_of_a_deviation(u: float) -> None:
+    """At Stable Diffusion's size: half the squared length of D = 16384 numbers of noise deviates by sqrt(D / 2)."""
+    references = NegationSet.from_latents(0.9 * randn(40, 4, 64, 64), dtype=torch.float32).references
+    exact = float(calibrate(references, grid=(u,)).threshold[0])
+    assert abs(calibrate(references).at(u)[1] - exact) <= 0.1 * math.sqrt(16384 / 2)
 
 
 # ---------------------------------------------------------------- pictures to latents
@@ -271,13 +279,27 @@ def test_replaced_set_file_of_another_vae_is_refused(tmp_path: Path) -> None:
     path = NegationSet.from_latents(randn(4, 4, 8, 8), facts={"vae": "one"}).save(tmp_path / "set.safetensors")
     guard = SPELL.from_set(NegationSet.open(path, stream=True), concept="star")
     folder = guard.save_pretrained(tmp_path / "guard")
-    NegationSet.from_latents(randn(4, 4, 8, 8), facts={"vae": "two"}).save(path)
-    pipe = make_pipeline()
-    with (
-        sr.attach(pipe, sr.Guard.from_pretrained(folder), force=True),
-        pytest.raises(GuardConfigError, match="another VAE"),
-    ):
-        pipe("a star", num_inference_steps=2, output_type="latent")
+    for facts in ({"vae": "two"}, {}):
+        NegationSet.from_latents(randn(4, 4, 8, 8), facts=facts).save(path)
+        with pytest.raises(GuardConfigError, match=r"another VAE \((two|unknown)\)"):
+            sr.Guard.from_pretrained(folder)
+
+
+def test_a_set_that_does_not_say_its_vae_is_warned_of() -> None:
+    negation = NegationSet.from_latents(randn(4, 4, 8, 8))
+    with pytest.warns(UserWarning, match="does not say which VAE"):
+        SPELL.from_set(negation, concept="star")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert SPELL.from_set(negation, concept="star", backbone=None).config.backbone is None
+
+
+def test_pictures_and_videos_are_not_compared() -> None:
+    pictures = NegationSet.from_latents(randn(4, 4, 1, 8, 8))
+    with pytest.raises(GuardError, match=r"1 frames in time.*have 3.*num_frames=1"):
+        pictures.require_shape((4, 3, 8, 8))
+    with pytest.raises(GuardError, match="--height"):
+        pictures.require_shape((4, 1, 4, 8))
 
 
 # ---------------------------------------------------------------- the optional index
@@ -298,8 +320,58 @@ def test_index_approximates_the_exact_answer(tmp_path: Path) -> None:
     torch.testing.assert_close(near.mean, exact.mean, rtol=5e-2, atol=5e-2)
     single = attend_near(gaussian_xt(x[2:3], negation.references.centre, alpha, sigma), x[2:3] / alpha, index, 64)
     torch.testing.assert_close(single.mean[0], near.mean[2], rtol=1e-4, atol=1e-5)
+    others = NegationSet.from_latents(randn(3000, 4, 4, 4, seed=9), dtype=torch.float32)
+    with pytest.raises(GuardConfigError, match="for another negation set; build the index again"):
+        CandidateIndex.open(tmp_path / "set.faiss", others.references)
+    (tmp_path / "other.faiss").write_bytes(b"something else")
+    with pytest.raises(GuardConfigError, match="is no index"):
+        CandidateIndex.open(tmp_path / "other.faiss", negation.references)
     with pytest.raises(GuardConfigError, match="build the index again"):
         CandidateIndex(index.index, NegationSet.from_latents(randn(3, 4, 4, 4)).references)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_index_is_fitted_on_a_sample_of_bounded_size(
+    stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faiss = pytest.importorskip("faiss")
+    from saferedir.guards.negation import index as index_file
+
+    path = NegationSet.from_latents(randn(3000, 4, 4, 4)).save(tmp_path / "set.safetensors")
+    references = NegationSet.open(path, stream=stream).references
+    monkeypatch.setattr(index_file, "TRAIN_BYTES", 500 * 64 * 4)
+    shapes, factory = [], faiss.index_factory
+
+    class Watched:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def train(self, rows: Any) -> None:
+            shapes.append(rows.shape)
+            self.inner.train(rows)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+    monkeypatch.setattr(faiss, "index_factory", lambda *given: Watched(factory(*given)))
+    built = index_file.CandidateIndex.build(references)
+    assert shapes == [(500, 64)] and built.index.ntotal == 3000
+    with pytest.raises(GuardConfigError, match=r"lists is 501; expected at most 500"):
+        index_file.CandidateIndex.build(references, lists=501)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_rows_read_block_by_block_are_those_picked(
+    stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saferedir.guards.negation import bank
+    from saferedir.guards.negation.index import _rows_of
+
+    monkeypatch.setattr(bank, "BLOCK", 64 * 7)  # seven references a block
+    path = NegationSet.from_latents(randn(100, 4, 4, 4)).save(tmp_path / "set.safetensors")
+    references = NegationSet.open(path, stream=stream).references
+    chosen = torch.tensor([0, 6, 7, 8, 55, 56, 98, 99])
+    assert torch.equal(_rows_of(references, chosen), references.pick(chosen).rows.float())
 
 
 def test_eight_bit_rows_round_by_little_and_come_back_as_they_were(tmp_path: Path) -> None:

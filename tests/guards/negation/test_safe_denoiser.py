@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from typing import Any
@@ -14,7 +15,8 @@ from tests.guards.negation.oracle import circle, frame, make_run, make_step, ran
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.errors import GuardConfigError, GuardError
+from saferedir.errors import GuardConfigError, GuardError, GuardNotFoundError
+from saferedir.guards.dual_latent import DualLatentR2, DualLatentR2Config
 from saferedir.guards.negation import NegationSet, attend, gaussian_xt
 from saferedir.guards.negation.base import channel_normalised
 from saferedir.guards.negation.index import CandidateIndex
@@ -32,7 +34,7 @@ def make_set(count: int = 6, shape: tuple[int, ...] = SHAPE, benign: int = 0, se
 
 
 def make_guard(negation: NegationSet | None = None, **settings: Any) -> SafeDenoiser:
-    return SafeDenoiser.from_set(negation or make_set(), concept="star", **settings)
+    return SafeDenoiser.from_set(negation or make_set(), concept="star", **{"backbone": None, **settings})
 
 
 def denoise(
@@ -130,7 +132,7 @@ def test_ratio_gate_measures_the_posterior_odds(t: int) -> None:
 
 def test_idle_settings_return_the_very_object() -> None:
     x0 = randn(2, *SHAPE)
-    for settings in ({"eta": 0.0}, {"window": (0.0, 0.5)}):
+    for settings in ({"eta": 0.0}, {"window": (0.0, 0.5), "outside_window": "ignore"}):
         assert denoise(make_guard(gate="always", **settings), randn(2, *SHAPE, seed=1), x0) is x0
 
 
@@ -170,7 +172,7 @@ def test_trust_region_bounds_every_row(trust: float) -> None:
         {"gate": "ratio", "beta_min": 1e9}, {"gate": "literal", "beta_min": 0.0}, {"gate": "ratio", "beta_max": 0.3},
         {"mode": "faithful"}, {"mode": "faithful", "scale": 0.1}, {"mode": "faithful", "width": 1.0},
         {"mode": "faithful", "threshold": 1e9}, {"mode": "faithful", "threshold": 6.0, "margin": 0.0},
-        {"renoise": "stale"}, {"renoise": "stale", "seed": 5}, {"window": (0.0, 0.1)},
+        {"renoise": "stale"}, {"renoise": "stale", "seed": 5}, {"window": (0.0, 0.1), "outside_window": "ignore"},
     ],
     ids=str,
 )  # fmt: skip
@@ -178,7 +180,10 @@ def test_each_configured_value_changes_the_output(change: dict[str, Any]) -> Non
     negation, x_t, x0 = make_set(benign=5), randn(2, *SHAPE, seed=1), randn(2, *SHAPE, seed=2)
 
     def answer(**settings: Any) -> Tensor:
-        guard = make_guard(negation, **{**EVERYWHERE, "beta_max": 1e6, **settings})
+        usual: dict[str, Any] = {**EVERYWHERE, "beta_max": 1e6}
+        if settings.get("mode") == "faithful":
+            usual = {"window": (0.0, 1.0)}
+        guard = make_guard(negation, **{**usual, **settings})
         run = make_run(2)
         step = make_step(x_t, x0, *frame(401), guard.start(run), run, x0_uncond=randn(2, *SHAPE, seed=3))
         found = guard.on_denoised(step, x0)
@@ -334,7 +339,13 @@ def pipeline_set(seed: int = 0) -> NegationSet:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"eta": 0.0}, {"window": (0.0, 0.01)}, {"gate": "literal", "beta_min": 1e30}], ids=str
+    "settings",
+    [
+        {"eta": 0.0},
+        {"window": (0.0, 0.01), "outside_window": "ignore"},
+        {"gate": "literal", "beta_min": 1e30, "window": (0.0, 1.0)},
+    ],
+    ids=str,
 )
 def test_idle_guards_leave_images_and_generators_to_the_bit(pipe: Any, settings: dict[str, Any]) -> None:
     generators = [torch.Generator().manual_seed(1) for _ in range(2)]
@@ -419,6 +430,90 @@ def test_decisions_and_saved_guards(pipe: Any, tmp_path: Any) -> None:
     torch.testing.assert_close(again, images, rtol=1e-2, atol=1e-2)  # rows are kept as float16
 
 
+# ---------------------------------------------------------------- runs outside of the window
+
+
+def call_near_the_clean_end(guard: SafeDenoiser, levels: tuple[int, ...]) -> tuple[Any, Any]:
+    """The calls of a run at these timesteps; (state, run)."""
+    run, x0 = (
+        make_run(2, timesteps=tuple(map(float, levels)), num_steps=len(levels), num_evaluations=len(levels)),
+        randn(2, *SHAPE),
+    )
+    state = guard.start(run)
+    for evaluation, t in enumerate(levels):
+        step = make_step(randn(2, *SHAPE, seed=1), x0, *frame(t), state, run, evaluation=evaluation)
+        assert guard.on_denoised(step, x0) is x0 or t > 780
+    return state, run
+
+
+def test_a_run_that_never_enters_the_window_gives_no_image() -> None:
+    with pytest.raises(
+        GuardError, match=r"no image is returned.*\(0\.6\d* to 0\.0\d*\) is in the window 0\.82 to 1;.*strength"
+    ):
+        call_near_the_clean_end(make_guard(gate="always"), (521, 301, 1))
+    _, run = call_near_the_clean_end(make_guard(gate="always"), (801, 401, 1))
+    assert run.num_evaluations == 3
+    guard = make_guard(gate="always", outside_window="ignore")
+    state, run = call_near_the_clean_end(guard, (521, 301, 1))
+    for seen in guard.verdict(run, state):
+        assert not seen.fired and "Left alone: none of this run's noise fractions" in seen.message
+    state, run = call_near_the_clean_end(guard, (801, 301, 1))
+    assert all("Left alone" not in seen.message for seen in guard.verdict(run, state))
+
+
+def test_image_to_image_at_low_strength_fails_closed() -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    pipe = StableDiffusionImg2ImgPipeline(**make_pipeline("ddim").components)
+    pipe.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"prompt": "a star", "image": torch.rand(1, 3, 32, 32), "num_inference_steps": 5,
+                            "strength": 0.6, "output_type": "latent"}  # fmt: skip
+    plain = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    with (
+        sr.protect(pipe, make_guard(pipeline_set())) as guarded,
+        pytest.raises(GuardError, match="window 0"),
+    ):
+        guarded(**call)
+    with sr.attach(pipe, make_guard(pipeline_set(), outside_window="ignore")) as attached:
+        assert torch.equal(pipe(**call, generator=torch.Generator().manual_seed(0)).images, plain)
+    assert "Left alone" in attached.decisions[0].message
+
+
+# ---------------------------------------------------------------- guards that rewrite the step
+
+
+def test_two_guards_that_rewrite_the_step_are_refused_at_once() -> None:
+    pipe = make_pipeline("ddim")
+    r2 = DualLatentR2(DualLatentR2Config(concept="a star"))
+    faithful, stale, plain = (
+        make_guard(pipeline_set(), **settings) for settings in ({"mode": "faithful"}, {"renoise": "stale"}, {})
+    )
+    for pair in ([faithful, stale], [r2, stale], [stale, r2]):
+        with pytest.raises(GuardError, match="both rewrite the sampler's step"):
+            sr.attach(pipe, pair)
+    with sr.attach(pipe, stale), pytest.raises(GuardError, match="both rewrite"):
+        sr.attach(pipe, faithful)
+    sr.attach(pipe, [r2, plain]).detach()
+    sr.attach(pipe, [plain, stale]).detach()
+
+
+# ---------------------------------------------------------------- files beside the guard's folder
+
+
+def test_a_streamed_set_moves_with_its_folder(tmp_path: Any) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    path = pipeline_set().save(home / "set.safetensors")
+    guard = SafeDenoiser.from_set(NegationSet.open(path, stream=True), concept="star")
+    folder = guard.save_pretrained(home / "guards" / "star")
+    assert json.loads((folder / "guard_config.json").read_text())["bank"] == "../../set.safetensors"
+    home.rename(tmp_path / "moved")
+    found: Any = sr.Guard.from_pretrained(tmp_path / "moved" / "guards" / "star")
+    assert found.config.bank == str(tmp_path / "moved" / "set.safetensors") and len(found.negation) == 12
+    with pytest.raises(GuardConfigError, match="not uploaded"):
+        found.push_to_hub("me/star")
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -428,9 +523,20 @@ def test_wrong_shape_other_vae_missing_set_and_settings(tmp_path: Any) -> None:
     with pytest.raises(GuardError, match="no negation set"):
         SafeDenoiser(SafeDenoiserConfig(concept="star")).start(make_run(1))
     with pytest.raises(GuardError, match="benign references"):
-        make_guard(gate="ratio").start(make_run(1))
+        make_guard(gate="ratio")
+    with pytest.raises(GuardConfigError, match="there is no index"):
+        make_guard(index=str(tmp_path / "none"))
+    pipe = make_pipeline()
+    with pytest.raises(GuardError, match="no negation set"):
+        sr.attach(pipe, SafeDenoiser(SafeDenoiserConfig(concept="star")))
     bad: list[dict[str, Any]] = [{"eta": -1.0}, {"gate": "x"}, {"renoise": "recompute"}, {"window": (0.5, 2.0)}, {"prior": 1.0},
-                                 {"kernel": "gaussian_x0"}, {"kappa": 1.0, "gate": "quantile"}]  # fmt: skip
+                                 {"kernel": "gaussian_x0"}, {"kappa": 1.0, "gate": "quantile"}, {"window": (0.9, 0.1)},
+                                 {"window": (1.5, -3)}, {"window": (1, 0)}, {"window": 5}, {"window": (0.0, math.nan)},
+                                 {"eta": "1"}, {"eta": None}, {"prior": "a"}, {"seed": "a"}, {"candidates": 1.5}, {"bank": 3},
+                                 {"outside_window": "maybe"}, {"mode": "faithful", "threshold": math.nan}, {"beta_min": None},
+                                 {"mode": "faithful", "margin": math.nan}, {"mode": "faithful", "eta": 2.0},
+                                 {"mode": "faithful", "gate": "always"}, {"scale": 0.1}, {"threshold": 1.0}, {"margin": 0.0},
+                                 {"mode": "faithful", "renoise": "stale"}]  # fmt: skip
     for settings in bad:
         with pytest.raises(GuardConfigError, match="expected"):
             SafeDenoiserConfig(concept="star", **settings)
@@ -447,8 +553,8 @@ def test_streamed_set_travels_by_its_path(pipe: Any, tmp_path: Any) -> None:
     with sr.attach(pipe, sr.Guard.from_pretrained(folder)):
         assert torch.equal(generate(pipe), expected)
     path.unlink()
-    with sr.attach(pipe, sr.Guard.from_pretrained(folder)), pytest.raises(GuardError, match="no negation set"):
-        generate(pipe)
+    with pytest.raises(GuardNotFoundError, match=r"needs the file .*set\.safetensors.*move or copy it along"):
+        sr.Guard.from_pretrained(folder)
 
 
 def test_pure_noise_has_no_estimate_to_correct() -> None:

@@ -54,7 +54,7 @@ def test_radius_auto_is_the_quantile_of_nearest_neighbours() -> None:
     guard = SPELL.from_set(negation, concept="star")
     assert guard.radius(guard.start(make_run(1))) == pytest.approx(expected, rel=1e-4)
     with pytest.raises(GuardError, match="set SPELL's radius"):
-        SPELL.from_set(make_set(1), concept="star").start(make_run(1))
+        SPELL.from_set(make_set(1), concept="star")
 
 
 def test_faithful_uses_normalised_references_and_the_published_radius() -> None:
@@ -107,6 +107,10 @@ def test_bad_settings() -> None:
         {"strength": -1.0},
         {"mode": "x"},
         {"bank": None, "window": (2,)},
+        {"strength": "a"},
+        {"strength": float("nan")},
+        {"dynamic": "yes"},
+        {"seed": 0.5},
     ):
         with pytest.raises(GuardConfigError, match="expected"):
             SPELLConfig(concept="star", **settings)

@@ -1,10 +1,13 @@
-"""The frozen configuration of the dual latent guards, and the named levels of safety. Imports guard, errors."""
+"""The frozen configuration of the dual latent guards, and the named levels of safety. Imports guard, checks,
+errors.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Self
 
+from saferedir.checks import is_number, is_text
 from saferedir.errors import GuardConfigError
 from saferedir.guard import GuardConfig
 
@@ -60,16 +63,18 @@ class DualLatentConfig(GuardConfig):
                 "(specification of dual latent, section 9); use mode='default'."
             )
         self.require(self.mode == "default", "mode", "'default'")
+        self.require_flag("w_extrapolate")
         top = 1.5 if self.w_extrapolate else 1.0
-        self.require(all(0 <= w <= top for w in self.levels), "w", f"in [0, {top:g}]")
-        self.require(0 <= self.tau <= 1, "tau", "in [0, 1]")
+        is_in_range = bool(self.levels) and all(is_number(w) and 0 <= w <= top for w in self.levels)
+        self.require(is_in_range, "w", f"a number in [0, {top:g}], or one for each image")
+        self.require_number("tau", "amount", at_least=0, at_most=1)
         self.require(self.tau > 0 or self.tau_mode != "similarity", "tau", "above 0 in tau_mode 'similarity'")
-        self.require(self.tau_mode in TAU_MODES, "tau_mode", f"one of {', '.join(TAU_MODES)}")
-        self.require(self.phase_order in PHASE_ORDERS, "phase_order", f"one of {', '.join(PHASE_ORDERS)}")
-        self.require(self.provider in PROVIDERS, "provider", f"one of {', '.join(PROVIDERS)}")
-        self.require(0 <= self.amount <= 1, "amount", "in [0, 1]")
-        self.require(bool(self.safe_phrase), "safe_phrase", "some words")
-        self.require(bool(self.anchor) or self.provider != "anchor", "anchor", "some words for provider 'anchor'")
+        self.require_choice("tau_mode", TAU_MODES)
+        self.require_choice("phase_order", PHASE_ORDERS)
+        self.require_choice("provider", PROVIDERS)
+        self.require_text("safe_phrase")
+        self.require(isinstance(self.anchor, str), "anchor", "a text")
+        self.require(is_text(self.anchor) or self.provider != "anchor", "anchor", "some words for provider 'anchor'")
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -93,9 +98,9 @@ class DualLatentR2Config(DualLatentConfig):
 
     def validate(self) -> None:
         super().validate()
-        self.require(0 < self.dual_fraction < 1, "dual_fraction", "in (0, 1)")
-        self.require(self.merge in MERGES, "merge", f"one of {', '.join(MERGES)}")
-        self.require(self.after in AFTER, "after", f"one of {', '.join(AFTER)}")
+        self.require_number("dual_fraction", above=0, below=1)
+        self.require_choice("merge", MERGES)
+        self.require_choice("after", AFTER)
         self.require(
             self.phase_order == "context_first", "phase_order", "'context_first', the split follows the context phase"
         )

@@ -31,6 +31,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from saferedir.broadcast import per_sample
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
@@ -40,7 +41,7 @@ from saferedir.guards.dual_latent.base import DualLatent, Levels
 from saferedir.guards.dual_latent.config import DualLatentR2Config
 from saferedir.guards.dual_latent.merging import Stream, merge
 from saferedir.guards.dual_latent.similarity import largest_level, low_pass
-from saferedir.guards.guidance import guidance_weight, guided_alike, per_sample
+from saferedir.guards.guidance import guidance_weight, guided_alike
 from saferedir.schedules import to_x0
 from saferedir.solver import Fork
 
@@ -71,6 +72,7 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
 
     method: ClassVar[str] = "dual_latent_r2"
     config_class: ClassVar[type[GuardConfig]] = DualLatentR2Config
+    replaces_step = True
 
     def start(self, run: Run) -> DualLatentR2State:
         levels = self.levels(run)

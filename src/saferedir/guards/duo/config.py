@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from saferedir.checks import is_text
 from saferedir.guard import GuardConfig
 
 #: denoiser attribute -> projections that carry the LoRA unless told otherwise, by the ends of their names.
@@ -33,9 +33,8 @@ class DUOConfig(GuardConfig):
     weight: float = 1.0
 
     def validate(self) -> None:
-        is_count = isinstance(self.rank, int) and not isinstance(self.rank, bool)
-        is_number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
-        self.require(self.component in TARGETS, "component", f"one of {', '.join(TARGETS)}")
-        self.require(is_count and self.rank >= 1, "rank", "a whole number >= 1")
-        self.require(bool(self.targets), "targets", "at least one name of a projection")
-        self.require(is_number and math.isfinite(self.weight), "weight", "a finite number")
+        self.require_choice("component", tuple(TARGETS))
+        self.require_whole("rank", at_least=1)
+        is_named = isinstance(self.targets, tuple) and bool(self.targets) and all(map(is_text, self.targets))
+        self.require(is_named, "targets", "at least one name of a projection")
+        self.require_number("weight")

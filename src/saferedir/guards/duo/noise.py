@@ -98,10 +98,11 @@ def draw_step(
     schedule: Schedule, shape: tuple[int, ...], available: int, batch: int, step: int,
     *, seed: int, rank: int = 0, shared_t: bool = True, shared_noise: bool = False,
 ) -> Draws:  # fmt: skip
-    """Draws of optimiser step `step` on process `rank`, the same whenever asked again.
+    """Draws of optimiser step `step`, the same whenever asked again.
 
-    `shared_t`: both members of a pair at one moment. `shared_noise`: every process has the same seed and the pairs of a step
-    share eps, moments and posterior noise, as in the released code; which pairs come is still drawn for each process.
+    `shared_t`: both members of a pair at one moment. `shared_noise`: the pairs of a step share eps, moments and posterior noise,
+    as in the released code. `rank` tells streams apart as the released code's processes do: each has noise of its own, or
+    with `shared_noise` the same; the pairs are its own anyway. Our training has one stream.
     """
     own = torch.Generator().manual_seed(_seed(seed, step, rank))
     pairs = torch.randint(available, (batch,), generator=own)

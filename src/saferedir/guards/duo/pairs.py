@@ -48,7 +48,8 @@ class PairConfig:
     Attributes:
         count: pairs to make. strength: of the SDEdit, share of the steps that are drawn again.
         steps, guidance_scale: sampling settings; call: more arguments of both pipelines' calls, such as height and width.
-        attempts: pictures drawn at most for one place before its pair is given up. batch: pictures drawn at once.
+        attempts: pictures drawn at most for one place before its pair is given up; if none of any other place has passed by
+            then, the run ends. batch: pictures drawn at once.
         max_difference: reject an edit whose mean absolute difference in pixel values (0..1) is larger; None for no limit.
     """
 
@@ -155,7 +156,7 @@ class _Maker:
             index: 0 for index in range(config.count)
             if stage not in (record := self.records.setdefault(index, {})) and "given_up" not in record
         }  # fmt: skip
-        drawn = 0
+        drawn, gave_up = 0, False
         while attempts:
             chunk = list(attempts)[: config.batch]
             seeds = [_seed(config.seed, index, attempts[index], stage) for index in chunk]
@@ -169,10 +170,10 @@ class _Maker:
                     digest = save_picture(picture, picture_path(self.out, stage, index))
                     self.records[index][stage] = {"seed": seed, "attempts": attempts[index], "sha256": digest}
                 elif attempts[index] == config.attempts:
-                    self.records[index] = {"given_up": stage}
+                    self.records[index], gave_up = {"given_up": stage}, True
                 if is_right or attempts[index] == config.attempts:
                     del attempts[index]
-            if drawn >= config.attempts and not any(stage in record for record in self.records.values()):
+            if gave_up and not any(stage in record for record in self.records.values()):
                 raise GuardConfigError(self._failure(stage, drawn))
             write_manifest(self.out, self.plan, self.records)
             yield self.finished

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Self
 
+from saferedir.checks import Checked, is_text, is_whole
 from saferedir.errors import GuardConfigError
 from saferedir.guards.duo.loss import Rates, rescaled
 from saferedir.guards.duo.noise import SIGMA_MODES
@@ -15,17 +15,18 @@ CONDITIONING = ("null", "prompt")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """Defaults: the paper's nudity setting on SD 1.4, with every fix of the specification's table (variant "as-paper").
 
     Attributes:
-        steps, batch: optimiser steps, pairs per step and process. rank: of the LoRA. targets: ends of the names of the adapted
+        steps, batch: optimiser steps, pairs per step. rank: of the LoRA. targets: ends of the names of the adapted
             projections; () for self-attention only (UNets) or the image stream (SD3).
         beta: preference temperature; smaller pulls less towards the base model. learning_rate: of AdamW, constant.
         prior_weight: lambda of the preserving term. rescale: "none", or "reference" for lr 100/beta and lambda beta/100.
         t_min, t_max: trained timesteps (UNets); sigma_mode: trained sigmas (SD3), see noise.Schedule.
         shared_t: both members of a pair at one timestep. posterior: "mean" of the VAE's, or a "sample" for each member.
-        rank_shared_noise: all pairs of a step share noise and timesteps, on all processes.
+        rank_shared_noise: all pairs of a step share noise and timesteps (in the released code those of all processes do; here
+            training is a single process).
         conditioning: "null" trains at the empty prompt, as the method does; "prompt" at the prompt of each pair's unsafe picture
             (an option of the released code, unused there): it reaches models that hardly listen to their empty prompt.
         prior_conditioning: prompts of the preserving term's rows, "null" or "prompt" likewise (which needs the latter above).
@@ -72,40 +73,30 @@ class TrainConfig:
         return cls(**{**coded, **changes})
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("steps", 1),
-            ("batch", 1),
-            ("rank", 1),
-            ("checkpoint_every", 1),
-            ("t_min", 0),
-            ("stop_after", 0),
-            ("seed", 0),
-        ):
+        for name in ("targets", "size"):  # JSON has no tuples
             value = getattr(self, name)
-            self._require(
-                isinstance(value, int) and not isinstance(value, bool) and value >= low,
-                name,
-                f"a whole number >= {low}",
-            )
-        for name in ("beta", "learning_rate"):
-            self._require(math.isfinite(getattr(self, name)) and getattr(self, name) > 0, name, "a finite number > 0")
-        for name in ("prior_weight", "weight_decay"):
-            self._require(math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, name, "a finite number >= 0")
-        self._require(self.t_max >= self.t_min, "t_max", f"a whole number >= t_min = {self.t_min}")
-        self._require(self.sigma_mode in SIGMA_MODES, "sigma_mode", f"one of {', '.join(SIGMA_MODES)}")
-        self._require(self.posterior in ("mean", "sample"), "posterior", "mean or sample")
-        for name in ("conditioning", "prior_conditioning"):
-            self._require(getattr(self, name) in CONDITIONING, name, f"one of {', '.join(CONDITIONING)}")
-        self._require(
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        self.require_whole("steps", "batch", "rank", "checkpoint_every", at_least=1)
+        self.require_whole("t_min", "t_max", "stop_after", "seed", at_least=0)
+        self.require_number("beta", "learning_rate", above=0)
+        self.require_number("prior_weight", "weight_decay", at_least=0)
+        self.require(self.t_max >= self.t_min, "t_max", f"a whole number >= t_min = {self.t_min}")
+        is_named = isinstance(self.targets, tuple) and all(map(is_text, self.targets))
+        self.require(is_named, "targets", "names of projections, or ()")
+        is_pair = isinstance(self.size, tuple) and len(self.size) == 2
+        is_size = is_pair and all(is_whole(side) and side >= 1 for side in self.size or ())
+        self.require(self.size is None or is_size, "size", "two whole numbers >= 1, or None")
+        self.require_flag("shared_t", "rank_shared_noise")
+        self.require_choice("sigma_mode", SIGMA_MODES)
+        self.require_choice("posterior", ("mean", "sample"))
+        self.require_choice("conditioning", CONDITIONING)
+        self.require_choice("prior_conditioning", CONDITIONING)
+        self.require(
             self.prior_conditioning in ("null", self.conditioning),
             "prior_conditioning",
             'null, or prompt together with conditioning="prompt"',
         )
-        self._require(self.rescale in ("none", "reference"), "rescale", "none or reference")
-
-    def _require(self, holds: bool, name: str, expected: str) -> None:
-        if not holds:
-            raise GuardConfigError(f"TrainConfig.{name} is {getattr(self, name)!r}; expected {expected}.")
+        self.require_choice("rescale", ("none", "reference"))
 
     @property
     def rates(self) -> Rates:

@@ -2,7 +2,7 @@
 
 Implements Sec. 3.2 to 3.4 and 4 of our specification of "Direct Unlearning Optimization for Robust and Safe Text-to-Image
 Models" (arXiv:2407.21035). Imports adapters, families, encoding, loop.py and peft; everything lands in `<out>.work/` until
-the finished guard is renamed to `out`, and a run that was killed goes on from there.
+the finished guard is renamed to `out`, and a run that was killed goes on from there. One process, on one device.
 Deviations: both passes run in the model's own precision, with the same kernels and a float32 LoRA; half-precision autocast would
 put a noise floor of some 40 into the loss at the paper's weight of the preserving term (measured on PictoWorld, bf16).
 """
@@ -50,7 +50,14 @@ def check_trainable(pipe: Any) -> None:
     family = family_of(pipe)
     if family.name not in CALLS:
         raise UnsupportedPipelineError(f"DUO cannot be trained on {family.name} yet; supported: {', '.join(CALLS)}.")
-    if has_adapters(unwrapped(getattr(pipe, family.denoiser))):
+    denoiser = unwrapped(getattr(pipe, family.denoiser))
+    taken, made = denoiser.config.in_channels, pipe.vae.config.latent_channels
+    if taken != made:
+        raise UnsupportedPipelineError(
+            f"DUO trains denoisers that read latents and nothing else; this {family.denoiser} takes {taken} channels and the "
+            f"VAE makes {made} (an inpainting or editing model): train on the text-to-image model of the same backbone."
+        )
+    if has_adapters(denoiser):
         raise GuardConfigError("this pipeline has LoRAs loaded; unload them, or fuse and unload them, before training.")
 
 

@@ -1,26 +1,30 @@
 """What Safe Denoiser and SPELL share as guards: the set they hold, one run's records, and noise of their own.
 
-Imports guard, decisions, errors, `bank`. A small set travels in the guard's model.safetensors, a large one by its path.
+Imports checks, guard, decisions, errors, `bank`. A small set travels in the guard's model.safetensors; a large one stays in its
+file, whose path the folder keeps relative to itself: move or copy both together.
 """
 
 from __future__ import annotations
 
 import logging
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from saferedir.checks import is_number, is_text
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guard import Guard, GuardConfig, Run, Step
 from saferedir.guards.negation.bank import FileRows, NegationSet
 
 MODES = ("default", "faithful")
+OUTSIDE_WINDOW = ("raise", "ignore")
 logger = logging.getLogger(__name__)
 
 
@@ -32,25 +36,27 @@ class NegationConfig(GuardConfig):
         mode: "default" (this project's fixes) or "faithful" (the released code).
         bank: path of a set too large to travel with the guard; None where it is in model.safetensors.
         window: noise fractions u = sigma / (alpha + sigma), lowest and highest, at which to act.
+        outside_window: what happens to a run none of whose denoiser calls is in the window (image to image at low strength, few
+            steps), where the guard can do nothing: "raise" (no image), or "ignore" (its decision says so).
         seed: of the guard's own noise, drawn only where it re-noises.
     """
+
+    file_fields: ClassVar[tuple[str, ...]] = ("bank",)
 
     mode: str = "default"
     bank: str | None = None
     window: tuple[float, float] = (0.0, 1.0)
+    outside_window: str = "raise"
     seed: int = 0
 
     def validate(self) -> None:
-        self.require(self.mode in MODES, "mode", f"one of {', '.join(MODES)}")
-        is_pair = len(self.window) == 2 and all(isinstance(u, int | float) for u in self.window)
-        self.require(is_pair and 0 <= self.window[0] and self.window[1] <= 1, "window", "two noise fractions in [0, 1]")
-
-    def require_positive(self, *names: str) -> None:
-        """Each named field is None or a finite number > 0."""
-        for name in names:
-            value = getattr(self, name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-            self.require(value is None or is_number, name, "a finite number > 0")
+        self.require_choice("mode", MODES)
+        self.require_choice("outside_window", OUTSIDE_WINDOW)
+        self.require(self.bank is None or is_text(self.bank), "bank", "a path, or None")
+        is_pair = isinstance(self.window, tuple) and len(self.window) == 2 and all(map(is_number, self.window))
+        is_window = is_pair and 0 <= self.window[0] <= self.window[1] <= 1
+        self.require(is_window, "window", "two noise fractions in [0, 1], the lower one first")
+        self.require_whole("seed")
 
 
 class Numbers(NamedTuple):
@@ -72,6 +78,8 @@ class NegationState:
     indices: list[int] = field(default_factory=list)  # of the steps acted at or looked at
     edits: list[Tensor | None] = field(default_factory=list)  # whether a row was edited; None: every row
     numbers: list[Callable[[], Numbers]] = field(default_factory=list)
+    noise: list[float] = field(default_factory=list)  # noise fractions met before one was in the window
+    was_due: bool = False
     pending: Any = None
     threshold: float = 0.0
     frame: tuple[Tensor | None, float, float] = (None, 0.0, 0.0)  # a step's alpha; the same and its sigma as numbers
@@ -126,17 +134,36 @@ class NegationGuard(Guard[ConfigT]):
         super().__init__(config)
         self.negation = negation
         self._cache: dict[str, tuple[NegationSet | None, Any]] = {}  # made from the set, not from a run
+        if negation is not None:
+            self.check_set(negation)
+
+    def check_set(self, negation: NegationSet) -> None:
+        """Raise unless this guard can work with `negation` under its settings. Called once for every set it is given."""
 
     @classmethod
     def from_set(cls, negation: NegationSet | str | Path, *, concept: str, **settings: Any) -> Self:
-        """A guard of a negation set, or of its file; it will refuse a pipeline with another VAE than encoded the set."""
+        """A guard of a negation set, or of its file; it will refuse a pipeline with another VAE than encoded the set.
+
+        A set that does not say which VAE that was (facts["vae"]) cannot be checked, of which this warns; backbone=None says
+        that you know.
+        """
         found = negation if isinstance(negation, NegationSet) else NegationSet.open(negation)
         vae, rows = found.facts.get("vae"), found.references.rows
+        if vae is None and "backbone" not in settings:
+            warnings.warn(
+                "this negation set does not say which VAE encoded it, so nothing will notice a pipeline with another one; give "
+                "NegationSet.from_latents facts={'vae': saferedir.fingerprint.vae_fingerprint(pipe.vae)}, or this guard "
+                "backbone=None if you are sure.",
+                stacklevel=2,
+            )
         settings.setdefault("backbone", None if vae is None else {"architecture": {"vae": vae}})
         settings.setdefault("training", {**found.facts, "references": len(found)})
         bank = str(rows.path) if isinstance(rows, FileRows) else None
         config: Any = cls.config_class.from_dict({"concept": concept, "bank": bank, **settings})
         return cls(config, found)
+
+    def load(self, denoiser: nn.Module) -> None:
+        self._opened()  # so that attaching tells what is missing
 
     def start(self, run: Run) -> NegationState:
         self.negation = self._opened().to(run.device)
@@ -156,11 +183,14 @@ class NegationGuard(Guard[ConfigT]):
             )
         found = NegationSet.open(self.config.bank)
         bound = (self.config.backbone or {}).get("architecture", {}).get("vae")
-        if bound is not None and found.facts.get("vae") not in (None, bound):
+        if bound is not None and found.facts.get("vae") != bound:
+            theirs = found.facts.get("vae") or "unknown"
             raise GuardConfigError(
-                f"{self.config.bank} was encoded by another VAE ({found.facts['vae']}) than this guard's set ({bound}); "
+                f"{self.config.bank} was encoded by another VAE ({theirs}) than this guard's set ({bound}); "
                 "make the guard again with from_set."
             )
+        self.check_set(found)
+        self.negation = found
         return found
 
     def cached(self, name: str, make: Callable[[], T]) -> T:
@@ -183,13 +213,18 @@ class NegationGuard(Guard[ConfigT]):
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         if tensors:
-            self.negation = NegationSet.from_tensors(tensors, self.config.training)
+            found = NegationSet.from_tensors(tensors, self.config.training)
+            self.check_set(found)
+            self.negation = found
         elif self.config.bank is None:
             raise GuardConfigError(f"this {self.method} guard's folder holds no negation set; save it again.")
+        else:
+            self._opened()
 
     def verdict(self, run: Run, state: NegationState) -> list[Decision]:
         if not state.numbers:
-            return super().verdict(run, state)
+            message = f"Left alone: {self._outside(state)}." if state.noise and not state.was_due else ""
+            return [replace(decision, message=message) for decision in super().verdict(run, state)]
         numbers = [found() for found in state.numbers]
         scores, shifts = torch.stack([n.score for n in numbers]).cpu(), torch.stack([n.shift for n in numbers]).cpu()
         every = torch.ones(run.batch_size, dtype=torch.bool)
@@ -218,6 +253,30 @@ class NegationGuard(Guard[ConfigT]):
             )
         return found
 
+    def is_due(self, step: Step) -> bool:
+        """`is_in_window`, to be asked once a denoiser call; raises at the run's last one if it never was, unless told to "ignore"
+        that.
+        """
+        state: NegationState = step.state
+        is_due = self.is_in_window(step)
+        state.was_due = state.was_due or is_due
+        if state.was_due:
+            return is_due
+        state.noise.append(noise_fraction(step))
+        if self.config.outside_window == "raise" and step.evaluation + 1 >= step.run.num_evaluations:
+            raise GuardError(
+                f"guard {self.method!r} never got to act, so no image is returned: {self._outside(state)}; give the run more "
+                "steps or (image to image) more strength, widen the guard's window, or set outside_window='ignore' to let such "
+                "runs pass unguarded."
+            )
+        return False
+
+    def _outside(self, state: NegationState) -> str:
+        low, high = self.config.window
+        found = f"{max(state.noise):.3g} to {min(state.noise):.3g}" if len(state.noise) > 1 else f"{state.noise[0]:.3g}"
+        exempt = ", and pure noise has no estimate to correct" if low <= max(state.noise) <= high else ""
+        return f"none of this run's noise fractions ({found}) is in the window {low:g} to {high:g}{exempt}"
+
     def is_in_window(self, step: Step) -> bool:
         """Whether this step's noise fraction lies in the configured window; false where there is no noise, or no x0."""
         u = noise_fraction(step)
@@ -243,8 +302,3 @@ def channel_normalised(latents: Tensor) -> Tensor:
     """(M, C, ...) with each spatial position divided by its norm over channels, as the released code keeps references."""
     norms: Tensor = torch.linalg.vector_norm(latents, dim=1, keepdim=True)
     return latents / norms.clamp(min=1e-12)
-
-
-def row(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) as (B, 1, ...), to be broadcast against `like` (B, ...)."""
-    return values.view(-1, *(1,) * (like.ndim - 1))

@@ -56,7 +56,9 @@ class Calibration:
     NAMES: ClassVar[tuple[str, ...]] = ("calibration_noise", "calibration_kappa", "calibration_threshold", "radius")
 
     def at(self, u: float) -> tuple[float, float]:
-        """(kappa, threshold) at noise fraction u, interpolated in log(sigma / alpha)."""
+        """(kappa, threshold) at noise fraction u: log kappa interpolated in log(sigma / alpha), the threshold in
+        (alpha / sigma)^2, in which scores of noised references are linear: -(||eps||^2 + (alpha / sigma)^2 ||r_i - r_n||^2) / 2.
+        """
         if u not in self._known:  # the same few at every run
             self._known[u] = self._interpolated(u)
         return self._known[u]
@@ -70,9 +72,10 @@ class Calibration:
         where = min(max(_logit(u), places[0]), places[-1])
         right = min(max(bisect_right(places, where), 1), len(places) - 1)
         share = (where - places[right - 1]) / ((places[right] - places[right - 1]) or 1.0)
-        log_kappa, threshold = (
-            curve[right - 1] + share * (curve[right] - curve[right - 1]) for curve in (log_kappas, thresholds)
-        )
+        log_kappa = log_kappas[right - 1] + share * (log_kappas[right] - log_kappas[right - 1])
+        here, before, after = (math.exp(-2 * place) for place in (where, places[right - 1], places[right]))
+        share = (here - before) / ((after - before) or 1.0)
+        threshold = thresholds[right - 1] + share * (thresholds[right] - thresholds[right - 1])
         return (math.exp(log_kappa) if log_kappa > -600 else 0.0), threshold
 
     @cached_property

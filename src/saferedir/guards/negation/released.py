@@ -14,9 +14,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from saferedir.broadcast import per_sample
 from saferedir.guard import Step
 from saferedir.guards.negation.bank import NegationSet
-from saferedir.guards.negation.base import NegationState, channel_normalised, row
+from saferedir.guards.negation.base import NegationState, channel_normalised
 from saferedir.guards.negation.engine import attend_all
 from saferedir.guards.negation.kernels import laplace_x0
 
@@ -76,7 +77,7 @@ def released_step(step: Step, x0: Tensor, state: NegationState, config: Settings
         is_open = kernel_sum > threshold - config.margin
         state.draw(step, config.seed)
         noised = step.alpha * edited + step.sigma * state.draw(step, config.seed)
-        pending = torch.where(row(is_open, x0), noised - step.x_t.float(), 0.0)
+        pending = torch.where(per_sample(is_open, x0), noised - step.x_t.float(), 0.0)
     moved_by = torch.linalg.vector_norm((edited.flatten(1) - flat).detach(), dim=1)
     return Released(pending, is_open, kernel_sum, moved_by / torch.linalg.vector_norm(flat.detach(), dim=1))
 

@@ -44,7 +44,8 @@ def derivative(step: Step, stepped: Tensor) -> Tensor:
     if bool((residual > TOLERANCE).any()):
         raise GuardError(
             f"re-noising is exact for first-order deterministic samplers only, and step {step.index} was not one (residual "
-            f"{float(residual.max()):.1e}); use DDIM with eta=0, Euler or flow-matching Euler, or renoise='none'."
+            f"{float(residual.max()):.1e}); use DDIM with eta=0, Euler or flow-matching Euler without clipping, attach guards "
+            "that change the latents after the step behind this one, or use renoise='none'."
         )
     p, q = (found[:, i].view(alpha.shape) for i in (0, 1))
     kind = step.run.prediction_type

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -55,17 +54,14 @@ class SafeRedirConfig(GuardConfig):
     fail_closed: bool = True
 
     def validate(self) -> None:
-        for entry in fields(self):
-            if entry.type in ("float", "int"):
-                value = getattr(self, entry.name)
-                is_number = isinstance(value, int | float) and not isinstance(value, bool)
-                self.require(is_number and math.isfinite(value), entry.name, "a finite number")
-        self.require(self.mode in MODES, "mode", f"one of {', '.join(MODES)}")
-        self.require(self.gate in GATES, "gate", f"one of {', '.join(GATES)}")
-        self.require(self.scale >= 0, "scale", "a number >= 0")
-        self.require(self.replace_steps >= 0, "replace_steps", "a whole number >= 0")
-        self.require(self.patience >= 1, "patience", "a whole number >= 1")
-        self.require(self.hysteresis >= 0, "hysteresis", "a number >= 0")
-        self.require(self.escalation_scale >= 1, "escalation_scale", "a number >= 1")
-        self.require(self.gate_sharpness > 0, "gate_sharpness", "a number > 0")
+        self.require(isinstance(self.network, dict), "network", "the sizes of a redirector, by name")
+        self.require_choice("mode", MODES)
+        self.require_choice("gate", GATES)
+        self.require_number("prompt_threshold", "image_threshold")
+        self.require_number("scale", "hysteresis", at_least=0)
+        self.require_number("escalation_scale", at_least=1)
+        self.require_number("gate_sharpness", above=0)
+        self.require_whole("replace_steps", at_least=0)
+        self.require_whole("patience", at_least=1)
+        self.require_flag(*(entry.name for entry in fields(self) if entry.type == "bool"))
         self.require(self.use_prompt or self.use_image, "use_prompt", "true where use_image is false")

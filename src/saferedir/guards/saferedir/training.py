@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from rich.progress import Progress
 
+from saferedir.checks import Checked
 from saferedir.errors import GuardConfigError
 from saferedir.families import family_of
 from saferedir.fingerprint import backbone_fingerprint
@@ -46,7 +47,7 @@ MIN_PAIRS = 10
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """How to train a guard. Times are for PictoWorld on two CPU cores: about seven minutes with the defaults.
 
     Attributes:
@@ -80,10 +81,16 @@ class TrainConfig:
     loss: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
-        if self.image_input not in VIEWS:
-            raise GuardConfigError(
-                f"TrainConfig.image_input is {self.image_input!r}; expected {', '.join(VIEWS)}."
-            )
+        self.require(self.image_input in VIEWS, "image_input", ", ".join(VIEWS))
+        self.require_whole(
+            "steps", "batch", "rollouts", "held_out_rollouts", "rollout_steps", "rollout_batch", at_least=1
+        )
+        self.require_whole("evaluate_every", at_least=1)
+        self.require_whole("seed", at_least=0)
+        self.require_number("learning_rate", above=0)
+        self.require_number("guidance_scale", at_least=0)
+        self.require_number("held_out", "false_positive_rate", at_least=0, below=1)
+        self.require(self.anchor is None or isinstance(self.anchor, str), "anchor", "a prompt, or None")
         check_call(self.call)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from saferedir.checks import is_number, is_text
 from saferedir.guard import GuardConfig
 from saferedir.guards.safree.math import CALIBRATIONS
 
@@ -49,14 +49,14 @@ class SafreeConfig(GuardConfig):
     unknown_text: str = "filter_all"
 
     def validate(self) -> None:
-        is_texts = isinstance(self.phrases, tuple) and all(
-            isinstance(text, str) and text.strip() for text in self.phrases
-        )
+        is_texts = isinstance(self.phrases, tuple) and all(map(is_text, self.phrases))
         self.require(is_texts, "phrases", "a list of non-empty texts")
         for name, choices in CHOICES.items():
-            self.require(getattr(self, name) in choices, name, f"one of {', '.join(choices)}")
-        self.require(self.margin is None or -1 <= self.margin < math.inf, "margin", "a number >= -1, or None")
-        is_pair = len(self.lra_factors) == 2 and all(0 <= factor <= 1 for factor in self.lra_factors)
+            self.require_choice(name, choices)
+        self.require_number("margin", at_least=-1, or_none=True)
+        self.require_flag("negative", "filter_eos")
+        is_pair = isinstance(self.lra_factors, tuple) and len(self.lra_factors) == 2
+        is_pair = is_pair and all(is_number(factor) and 0 <= factor <= 1 for factor in self.lra_factors)
         self.require(is_pair, "lra_factors", "two numbers in [0, 1]")
         if self.mode == "faithful":
             self.require(self.lra == "off", "lra", "'off' in mode 'faithful': it never runs in the authors' code")
