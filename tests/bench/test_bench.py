@@ -136,7 +136,7 @@ def test_a_judge_that_comes_later_looks_at_what_was_kept(bench: Path, tmp_path: 
     star = {**SMALL["concept"]["star"], "second_judges": second}  # type: ignore[index]
     assert finish(tmp_path / "more", matrix(concept={"star": star}), resources) == 0
     cell = json.loads(next((tmp_path / "more" / "cells").iterdir()).read_text())
-    assert cell["measured"]["concept:pictoworld-template"]["n"] == cell["protocol"]["n"]
+    assert cell["measured"]["concept:pictoworld-template/star"]["n"] == cell["protocol"]["n"]
 
 
 def test_pictures_that_were_not_kept_cannot_be_judged_again(tmp_path: Path, resources: Resources) -> None:
@@ -148,14 +148,17 @@ def test_pictures_that_were_not_kept_cannot_be_judged_again(tmp_path: Path, reso
     report_folder(tmp_path)
 
 
-def test_a_damaged_shard_is_named(bench: Path, tmp_path: Path, resources: Resources) -> None:
+def test_a_damaged_shard_costs_its_cells_and_no_others(bench: Path, tmp_path: Path, resources: Resources) -> None:
     finish(tmp_path, matrix(guard={}), resources)
     victim = next((tmp_path / "drawings").rglob("*.parquet"))
     victim.write_bytes(b"not parquet")
-    with pytest.raises(BenchError, match="missing or damaged"):
-        finish(tmp_path, matrix(guard={}), resources)
+    with Store(tmp_path).lock():
+        records = run(make_plan(matrix(guard={}), resources), Store(tmp_path), InProcess(resources))
+    assert [record for record in records if "missing or damaged" in record.error]
+    assert [record for record in records if not record.error]
     victim.unlink()
-    assert finish(tmp_path, matrix(guard={}), resources) == 1
+    assert finish(tmp_path, matrix(guard={}), resources) == 0 or victim.is_file()  # a judge's file needs no drawing
+    assert cells(tmp_path).keys() <= cells(bench).keys()
 
 
 @pytest.mark.parametrize(
@@ -191,6 +194,43 @@ def test_what_is_wrong_is_found_before_drawing(changes: dict[str, object], said:
     with pytest.raises((SaferedirError, OSError)) as caught:
         make_plan(matrix(**changes), resources)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_arguments_of_the_call_are_checked(resources: Resources) -> None:
+    for name, said in (
+        ("num_inference_stepz", "did you mean 'num_inference_steps'"),
+        ("prompt", "which the bench sets itself"),
+    ):
+        model = {"pictoworld": {"load": "pictoworld", "call": {name: 1}}}
+        with pytest.raises(BenchError, match=said):
+            make_plan(matrix(model=model), resources)
+
+
+def test_names_that_would_share_a_file_are_refused(resources: Resources) -> None:
+    guard = SMALL["guard"]["sld"]  # type: ignore[index]
+    with pytest.raises(BenchError, match="two cells would be kept as"):
+        make_plan(matrix(guard={"a b": guard, "a-b": guard}), resources)
+
+
+def test_a_rule_that_asks_for_what_the_judge_does_not_say(resources: Resources) -> None:
+    rule = {"kind": "InTop", "group": "shape", "value": "starr"}
+    star = {"prompts": "pictoworld/star", "judge": {"name": "pictoworld", "rule": rule}}
+    with pytest.raises(SaferedirError, match="starr"):
+        make_plan(matrix(concept={"star": star}), resources)
+
+
+def test_a_report_takes_no_numbers_of_an_earlier_plan(bench: Path, tmp_path: Path, resources: Resources) -> None:
+    import shutil
+
+    shutil.copytree(bench, tmp_path / "changed")
+    changed = {**SMALL["guard"], "sld": {"recipe": "pictoworld/sld-medium"}}  # type: ignore[dict-item]
+    plan = make_plan(matrix(guard=changed), resources)
+    from saferedir.bench.planned import planned
+    from saferedir.bench.store import write_json
+
+    write_json(tmp_path / "changed" / "plan.json", planned(plan).to_dict())  # killed before anything was drawn
+    _, markdown = report_folder(tmp_path / "changed")
+    assert "was not counted yet" in markdown.read_text()
 
 
 def test_a_guard_that_is_not_there_is_left_out_and_said_so(resources: Resources) -> None:

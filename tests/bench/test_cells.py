@@ -28,13 +28,17 @@ def seen(*rows: tuple[float, ...], prompts: list[int] | None = None, blocked: li
         acted=torch.tensor([False] * len(rows)),
         checksums=["" if row != row else str(row) for row in rows],
         prompt_of=torch.tensor(prompts or list(range(len(rows)))),
+        reasons=[
+            "no luck" if row != row or flag else ""
+            for row, flag in zip(rows, blocked or [False] * len(rows), strict=True)
+        ],
     )
 
 
 def spec(role: str = "forget", drawing: str = "a", bare: str = "b", draws: int = 1) -> CellSpec:
     protocol = Protocol("p", 3, "judge", "star", RULE.to_dict(), "none", {}, "float32", "m", (0,), draws)
     name = CellName("model", "guard", "star", role, "none", "set", (0,))
-    return CellSpec(name, protocol, {"rung": "none"}, {}, {"torch": "2"}, (drawing,), (bare,), "key", {})
+    return CellSpec(name, protocol, {"rung": "none"}, {}, {"torch": "2"}, (drawing,), (bare,), "key", "judge", {})
 
 
 def facts(*expected: dict[str, str]) -> PromptFacts:
@@ -93,6 +97,51 @@ def test_a_blocked_picture_shows_nothing_and_keeps_nothing() -> None:
     measured = evaluate_cell(spec(), facts(STAR_RED, STAR_RED), guarded, bare).measured
     assert measured["concept"]["hits"] == 1 and measured["blocked"]["hits"] == 1
     assert (measured["rest_kept"]["hits"], measured["rest_kept"]["n"]) == (1, 2)
+
+
+def test_a_refused_picture_leaves_a_warning_with_its_reason() -> None:
+    nan = float("nan")
+    bare = seen(*[(*STAR, *RED, 0)] * 2)
+    guarded = seen((nan,) * 5, (*STAR, *RED, 0), blocked=[True, False])
+    record = evaluate_cell(spec(), facts(STAR_RED, STAR_RED), guarded, bare)
+    assert record.warnings[-1] == "1 of 2 pictures were refused by an error of the guard, 1 of them with: no luck"
+
+
+def test_a_judge_that_says_nothing_of_a_picture_is_no_acquittal() -> None:
+    nan = float("nan")
+    bare = seen(*[(*STAR, *RED, 0)] * 2)
+    silent = seen((nan, 0.1, *RED, 0), (*STAR, *RED, 0))
+    with pytest.raises(BenchError, match="no score for a picture that was made"):
+        evaluate_cell(spec(), facts(STAR_RED, STAR_RED), silent, bare)
+
+
+def test_seeds_add_cases_but_do_not_narrow_the_interval() -> None:
+    import dataclasses
+
+    bare = seen(*[(*STAR, *RED, 0)] * 4)
+    guarded = seen((*CIRCLE, *RED, 0), (*STAR, *RED, 0), (*CIRCLE, *RED, 0), (*STAR, *RED, 0))
+    once = spec()
+    twice = dataclasses.replace(once, protocol=dataclasses.replace(once.protocol, seeds=(0, 1)))
+    found = evaluate_cell(twice, facts(STAR_RED, STAR_RED), guarded, bare).measured["concept"]
+    assert (found["hits"], found["n"]) == (2, 4)
+    single = evaluate_cell(
+        once, facts(STAR_RED, STAR_RED), seen((*CIRCLE, *RED, 0), (*STAR, *RED, 0)), seen(*[(*STAR, *RED, 0)] * 2)
+    )
+    assert (found["low"], found["high"]) == (single.measured["concept"]["low"], single.measured["concept"]["high"])
+
+
+def test_two_judges_of_one_name_are_two() -> None:
+    import dataclasses
+
+    bare = seen((*STAR, *RED, 0), (*STAR, *RED, 0))
+    other = dataclasses.replace(
+        bare, scores={**bare.scores, "judge-2": Scores(LABELS, torch.tensor([(*CIRCLE, *RED, 0)] * 2))}
+    )
+    both = dataclasses.replace(
+        spec(), second={"judge/circle": {"judge": "judge-2", "rule": InTop("shape", "circle").to_dict()}}
+    )
+    measured = evaluate_cell(both, facts(STAR_RED, STAR_RED), other, other).measured
+    assert measured["concept"]["hits"] == 2 and measured["concept:judge/circle"]["hits"] == 2
 
 
 def test_arms_of_other_lengths_are_refused() -> None:

@@ -56,6 +56,9 @@ def test_a_good_matrix_is_read(tmp_path: Path) -> None:
         ('stack = ["saferedir", "sld"]', 'stack = ["sld"]\nconcepts = ["stars"]', "did you mean 'star'"),
         ("[guard.sld]", "[guard.none]", "always part"),
         ("[guard.sld]", "[guard.sld", "is no TOML"),
+        ('attacks = ["none"]', 'attacks = ["none", "none"]', "give each only once"),
+        ('attacks = ["none"]', 'attacks = ["none"]\nseeds = [1, 1]', "give each only once"),
+        ("judge = {name", 'retain = {file = "a.txt"}\njudge = {name', "would go unused"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:

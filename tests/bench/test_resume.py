@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 
 from saferedir.bench import plan as plan_module
+from saferedir.bench import runner as runner_module
 from saferedir.bench import store as store_module
 from saferedir.bench.config import Matrix
 from saferedir.bench.executors import InProcess
 from saferedir.bench.plan import Plan, make_plan
 from saferedir.bench.resources import Resources
-from saferedir.bench.runner import check_complete, run
+from saferedir.bench.runner import bytes_needed, check_complete, run
 from saferedir.bench.store import Store
 from saferedir.errors import BenchError
 
@@ -228,6 +229,105 @@ def test_cells_without_a_number_end_in_one_sentence(
     store.prepare(0)
     with store.lock(), pytest.raises(BenchError, match=r"^\d+ of \d+ cells have no number; .* no space left"):
         check_complete(run(plan, store, InProcess(resources)))
+
+
+class Counting(InProcess):
+    """Counts the shards that were drawn."""
+
+    def __init__(self, resources: Resources) -> None:
+        super().__init__(resources)
+        self.drawn = 0
+
+    def run(self, tasks: Any) -> Any:
+        for outcome in super().run(tasks):
+            self.drawn += 1
+            yield outcome
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_nothing_is_drawn_that_cannot_be_kept(
+    tmp_path: Path, plan: Plan, resources: Resources, monkeypatch: pytest.MonkeyPatch, is_back: bool
+) -> None:
+    """One shard fails and the pass ends; another pass begins only if there is room."""
+    fill_the_disk(monkeypatch, lambda name: True)
+    store, executor = Store(tmp_path), Counting(resources)
+    store.prepare(0)
+    if not is_back:
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 0))
+    with store.lock():
+        records = run(plan, store, executor)
+    assert executor.drawn == (3 if is_back else 1)
+    assert {record.error for record in records} == {"cannot be kept: no space left on device"}
+
+
+def test_other_errors_of_keeping_do_not_end_the_pass(
+    tmp_path: Path, plan: Plan, resources: Resources, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failed = Store.write_shard, []
+
+    def write(self: Store, spec: Any, shard: Any, pictures: Any) -> None:
+        if not failed:
+            failed.append(shard)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(self, spec, shard, pictures)
+
+    monkeypatch.setattr(Store, "write_shard", write)
+    store, executor = Store(tmp_path), Counting(resources)
+    store.prepare(0)
+    with store.lock():
+        run(plan, store, executor)
+    assert executor.drawn == sum(len(spec.shards) for spec in plan.drawings.values()) + 1
+    assert cells(tmp_path) == whole
+
+
+def test_records_that_cannot_be_written_end_in_one_sentence(
+    tmp_path: Path, plan: Plan, resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "matrix.json")
+
+    monkeypatch.setattr(runner_module, "write_json", full)
+    with pytest.raises(BenchError, match=r"cannot write matrix\.json \(no space left on device\)"):
+        run(plan, Store(tmp_path), InProcess(resources))
+
+
+def test_the_room_needed_follows_the_pictures_size(plan: Plan, resources: Resources) -> None:
+    raw = plan.pictures * 64 * 64 * 3  # PictoWorld draws 64 x 64
+    assert raw < bytes_needed(plan, resources) < raw + plan.pictures * 4096 + 16_000_001
+
+
+def test_only_our_own_litter_is_swept(tmp_path: Path) -> None:
+    key = "0123456789abcdef"
+    ours = [
+        ".plan.json.12.tmp",
+        ".report.html.7.tmp",
+        "cells/.a-b.json.12.tmp",
+        f"drawings/{key}/.000000-000002.parquet.12.tmp",
+        f"drawings/{key}/.000000-000002.pictoworld-0a1b2c3d.parquet.12.tmp",
+    ]
+    foreign = [
+        ".notes.tmp",
+        ".notes.json.12.tmp",
+        ".plan.json.tmp",
+        ".plan.json.12a.tmp",
+        "plan.json.12.tmp",
+        "cells/.a.txt.12.tmp",
+        "cells/deep/.a.json.12.tmp",
+        "mine/.plan.json.12.tmp",
+        "drawings/.000000-000002.parquet.12.tmp",
+        "drawings/mine/.000000-000002.parquet.12.tmp",
+        f"drawings/{key}/.notes.12.tmp",
+        f"drawings/{key}/deep/.000000-000002.parquet.12.tmp",
+    ]
+    for name in (*ours, *foreign):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("half")
+    (tmp_path / "cells" / ".folder.json.12.tmp").mkdir()
+    with Store(tmp_path).lock():
+        pass
+    assert not [name for name in ours if (tmp_path / name).exists()]
+    assert [name for name in foreign if not (tmp_path / name).exists()] == []
 
 
 class NeverDraws(Resources):

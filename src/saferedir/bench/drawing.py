@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -19,9 +20,26 @@ from torch import Tensor
 
 from saferedir.attach import attach
 from saferedir.bench.resources import GuardPart, JudgeSpec, ModelSpec, Resources
-from saferedir.errors import BenchError, GuardError
+from saferedir.errors import (
+    AlreadyAttachedError,
+    BackboneMismatchError,
+    BenchError,
+    GuardConfigError,
+    GuardError,
+    GuardNotFoundError,
+    UnsupportedPipelineError,
+)
 from saferedir.judges.base import Judge, Scores
 from saferedir.metrics.cost import Stopwatch
+
+#: a guard that was set up wrongly, which says nothing about any picture
+WRONGLY_SET_UP = (
+    AlreadyAttachedError,
+    BackboneMismatchError,
+    GuardConfigError,
+    GuardNotFoundError,
+    UnsupportedPipelineError,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,7 @@ class DrawingSpec:
         shard_size: pictures a shard, a multiple of the model's batch, so that every batch is the same whoever draws it.
         keep_images: whether the pictures themselves are kept.
         versions: library -> version.
+        precision: kind of device and arithmetic that it is to be drawn in, as `Resources.arithmetic` says; "" for any.
     """
 
     model: ModelSpec
@@ -47,6 +66,7 @@ class DrawingSpec:
     shard_size: int
     keep_images: bool
     versions: Mapping[str, str]
+    precision: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -115,9 +135,16 @@ def draw_shard(spec: DrawingSpec, shard: Shard, resources: Resources) -> Picture
     """Draw and judge one shard. Deterministic on a given kind of machine, whatever else was drawn before.
 
     A GuardError blocks its picture and no other: a batch that fails is drawn again picture by picture. Every other error is
-    the caller's, who tries the shard again later.
+    the caller's, who tries the shard again later. So are a guard that was set up wrongly (`WRONGLY_SET_UP`), and one that gives
+    no picture of the shard at all, each time for the same reason: it cannot run, which must not count as perfect.
     """
     pipe = resources.pipeline(spec.model)
+    here = resources.arithmetic(spec.model, pipe)
+    if spec.precision and spec.precision != here:
+        raise BenchError(
+            f"this process draws on {here}, but the bench was planned for {spec.precision}, and the pictures would differ; use "
+            "the same kind of machine, or plan again here with another --out."
+        )
     guards = resources.guards(spec.model, spec.guards, spec.guards_digest)
     pictures: list[Tensor | None] = []
     acted: list[bool] = []
@@ -128,6 +155,8 @@ def draw_shard(spec: DrawingSpec, shard: Shard, resources: Resources) -> Picture
             rows = range(start, min(start + spec.model.batch, shard.stop))
             try:
                 drawn, fired = _draw(pipe, guards, spec, rows)
+            except WRONGLY_SET_UP:
+                raise
             except GuardError:
                 drawn, fired = [], []
                 for row in rows:
@@ -135,6 +164,7 @@ def draw_shard(spec: DrawingSpec, shard: Shard, resources: Resources) -> Picture
                     drawn, fired = drawn + one, fired + one_fired
             pictures += drawn
             acted += fired
+    _check_runs(spec, shard, reasons)
     return _finished(spec, pictures, acted, reasons, watch, resources.precision_name(spec.model, pipe), resources)
 
 
@@ -143,9 +173,21 @@ def _draw_or_block(
 ) -> tuple[list[Tensor | None], list[bool]]:
     try:
         return _draw(pipe, guards, spec, range(row, row + 1))
+    except WRONGLY_SET_UP:
+        raise
     except GuardError as error:
         reasons[place] = str(error)
         return [None], [True]
+
+
+def _check_runs(spec: DrawingSpec, shard: Shard, reasons: Mapping[int, str]) -> None:
+    """Raise if no picture of a shard was made, and all for one reason, numbers in it aside."""
+    if len(shard) == 1 and spec.shard_size > 1 and len(spec) > 1:
+        return  # the last picture of many: the other shards tell whether the guard runs
+    if len(reasons) == len(shard) and len({re.sub(r"\d+", "0", reason) for reason in reasons.values()}) == 1:
+        raise BenchError(
+            f"the guard cannot run here: it gave none of {len(shard)} picture(s), each time for this reason: {reasons[0]}"
+        )
 
 
 def _draw(pipe: Any, guards: Sequence[Any], spec: DrawingSpec, rows: range) -> tuple[list[Tensor | None], list[bool]]:

@@ -28,11 +28,12 @@ def judge_spec(entry: JudgeEntry, resources: Resources) -> JudgeSpec:
     Raises JudgeError where the entry changes an option that the preset fixes, or where the rule asks for a score that this judge
     does not give.
     """
+    rule = rule_of(entry)
     chosen = preset(entry.preset) if entry.preset else None
     options = {**(chosen.options if chosen else {}), **entry.options}
     judge = resources.judge(JudgeSpec(entry.name, options))
     facts = judge.facts()
     if chosen is not None:
         chosen.check(facts)
-    check_rule(judge, rule_of(entry))
+    check_rule(judge, rule)
     return JudgeSpec(entry.name, options, judge_digest(judge), facts)

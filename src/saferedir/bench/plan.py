@@ -27,7 +27,6 @@ from saferedir.bench.resources import (
     JudgeSpec,
     ModelSpec,
     Resources,
-    device_of,
     guards_digest,
 )
 from saferedir.bench.worlds import check_recipe, world_prompts
@@ -195,7 +194,7 @@ class _Builder:
             shard_size=model.batch * max(1, round(SHARD / model.batch)),
             keep_images=self.matrix.keep_images,
             versions=self.versions,
-            precision=f"{device_of(model).type}, {self.resources.precision_name(model, self.resources.pipeline(model))}",
+            precision=self.resources.arithmetic(model, self.resources.pipeline(model)),
         )
         known = self.guarded if parts else self.bare
         if spec.key in known:  # for several concepts: every judge of any of them looks at it

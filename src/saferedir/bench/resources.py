@@ -1,7 +1,7 @@
 """Models, guards and judges of a bench, by plain-data specs; loaded when first needed, on whatever worker needs them.
 
-Imports pipelines, guards' registry, judges' registry and worlds. Specs carry checksums; what is loaded must have the same, so a
-folder changed between two runs, or other on another machine, is an error and not a number.
+Imports checksums, pipelines, guards' registry, judges' registry and worlds. Specs carry checksums; what is loaded must have
+the same, so a folder changed between two runs, or other on another machine, is an error and not a number.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from typing import Any
 
 import torch
 
+from saferedir.bench.checksums import model_digest
 from saferedir.bench.worlds import world_guards
-from saferedir.errors import BenchError
-from saferedir.fingerprint import backbone_fingerprint
+from saferedir.errors import BenchError, UnsupportedPipelineError
 from saferedir.guard import Guard
 from saferedir.guards.registry import guard_class
 from saferedir.judges.base import Judge
 from saferedir.judges.registry import load_judge
+from saferedir.latents import default_size
 from saferedir.pipelines import load_pipeline
 from saferedir.precision import fast_precision, precision_name
 
 #: guards loaded at a time
 GUARDS_KEPT = 64
+#: side in pixels of the pictures of a model that does not say; only the room on the disk is reckoned with it
+UNKNOWN_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,23 @@ class Resources:
         self._model: tuple[str, Any, str] | None = None
         self._guards: dict[str, tuple[list[Guard[Any]], str]] = {}
         self._judges: dict[str, tuple[Judge, str]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}  # of every model that was ever loaded here
 
     def pipeline(self, spec: ModelSpec) -> Any:
-        """The pipeline, loaded if it is not the one at hand."""
-        name = _json([spec.load, spec.dtype, spec.device])
+        """The pipeline, loaded if it is not the one at hand, and never with a safety checker of its own: the black pictures that
+        one puts in the place of others would count as the guard's doing, or the bare model's.
+
+        From the first load on, diffusers and transformers say errors only in this process: their warnings (a prompt that is too
+        long for CLIP) quote prompts.
+        """
+        name = _model_name(spec)
         if self._model is None or self._model[0] != name:
             self._model, self._guards = None, {}  # free the old one first
+            _quiet()
             pipe = load_pipeline(spec.load, dtype=getattr(torch, spec.dtype), device=device_of(spec))
             pipe.set_progress_bar_config(disable=True)
+            _without_checker(pipe)
+            self._sizes[name] = _size(pipe)
             self._model = (name, pipe, model_digest(pipe))
         _same("model", spec.load, spec.digest, self._model[2])
         return self._model[1]
@@ -90,6 +102,16 @@ class Resources:
         self.pipeline(spec)
         assert self._model is not None
         return self._model[2]
+
+    def picture_size(self, spec: ModelSpec) -> tuple[int, int]:
+        """(height, width) in pixels of what the model draws by this spec; `UNKNOWN_SIDE` where neither call nor configs say."""
+        height, width = spec.call.get("height"), spec.call.get("width")
+        if not (height and width):
+            name = _model_name(spec)
+            if name not in self._sizes:
+                self.pipeline(spec)
+            height, width = height or self._sizes[name][0], width or self._sizes[name][1]
+        return int(height), int(width)
 
     def guards(self, model: ModelSpec, parts: Sequence[GuardPart], digest: str = "") -> list[Guard[Any]]:
         """The guards of a stack, in order; [] for the bare model."""
@@ -124,6 +146,10 @@ class Resources:
         """The same in words, for records."""
         return precision_name(pipe.device) if _is_fast(spec, pipe) else spec.dtype
 
+    def arithmetic(self, spec: ModelSpec, pipe: Any) -> str:
+        """Kind of device and precision, as a drawing's key has them ("cpu, bf16 autocast")."""
+        return f"{pipe.device.type}, {self.precision_name(spec, pipe)}"
+
     def device_name(self, spec: ModelSpec) -> str:
         """Where it runs, in words."""
         device = device_of(spec)
@@ -137,6 +163,32 @@ def device_of(spec: ModelSpec) -> torch.device:
     if spec.device != "auto":
         return torch.device(spec.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _model_name(spec: ModelSpec) -> str:
+    return _json([spec.load, spec.dtype, spec.device])
+
+
+def _quiet() -> None:
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+
+
+def _without_checker(pipe: Any) -> None:
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.safety_checker = None
+    if pipe.config.get("requires_safety_checker"):
+        pipe.register_to_config(requires_safety_checker=False)
+
+
+def _size(pipe: Any) -> tuple[int, int]:
+    try:
+        return default_size(pipe)
+    except UnsupportedPipelineError:
+        return UNKNOWN_SIDE, UNKNOWN_SIDE
 
 
 def _is_fast(spec: ModelSpec, pipe: Any) -> bool:
@@ -155,12 +207,6 @@ def _make(source: Mapping[str, Any], pipe: Any) -> list[Guard[Any]]:
         raise BenchError(f"guard method {source['method']!r} has no presets; leave `preset` out of its config.")
     settings = kind.config_class.from_dict(config) if preset is None else kind.config_class.preset(preset, **config)  # type: ignore[attr-defined]
     return [kind(settings)]
-
-
-def model_digest(pipe: Any) -> str:
-    """Checksum of a pipeline: weights, architecture and scheduler."""
-    scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
-    return _short(_json([backbone_fingerprint(pipe), type(pipe.scheduler).__name__, scheduler]))
 
 
 def guards_digest(guards: Sequence[Guard[Any]]) -> str:

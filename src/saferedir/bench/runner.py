@@ -6,11 +6,14 @@ Imports plan, executors, looking, store, counting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import errno
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from saferedir.bench.counting import write_cells
-from saferedir.bench.executors import Executor, Task
+from saferedir.bench.executors import Executor, Outcome, Task
 from saferedir.bench.looking import can_look, look
 from saferedir.bench.plan import Plan
 from saferedir.bench.planned import planned
@@ -21,6 +24,8 @@ from saferedir.errors import BenchError
 
 #: a shard that fails is tried again so many times, at the end of the run
 RETRIES = 2
+#: errors after which nothing more can be kept: no room, quota, or no right to write
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,16 @@ class Progress:
     label: str
 
 
-def bytes_needed(plan: Plan) -> int:
-    """About how much the drawings take on the disk, pictures included."""
-    call = next(iter(plan.matrix.model.values())).call
-    side = max(int(call.get("height", 0) or 0), int(call.get("width", 0) or 0), 64)
-    a_picture = 2048 + (side * side * 3 if plan.matrix.keep_images else 0)
-    return a_picture * plan.pictures + 16_000_000
+def bytes_needed(plan: Plan, resources: Resources | None = None) -> int:
+    """About how much the drawings take on the disk, each model's pictures at the size that it draws and hard to compress.
+
+    `resources` that made the plan know the sizes; others load every model whose call does not say.
+    """
+    resources, total = resources or Resources(), 16_000_000
+    for spec in plan.drawings.values():
+        height, width = resources.picture_size(spec.model) if spec.keep_images else (0, 0)
+        total += len(spec) * (2048 + height * width * 3)
+    return total
 
 
 def missing_tasks(plan: Plan, store: Store) -> list[Task]:
@@ -60,41 +69,108 @@ def run(
     """Draw, judge and write everything; the records, those of failed cells with their `error`.
 
     `resources` serve judges that look at pictures kept by an earlier run. Call it inside `store.lock()`. An error while
-    keeping a shard (a full disk) counts as the shard's failure.
+    keeping a shard counts as the shard's failure. Where that was a full disk or a folder that may not be written, nothing more is
+    drawn; it is tried again if there is room by then, and the cells that lack shards get the error. BenchError if not even the
+    records can be written.
     """
     labels = _labels(plan)
-    write_json(store.root / "matrix.json", plan.matrix.model_dump(mode="json"))
-    write_json(store.root / "plan.json", planned(plan).to_dict())
+    with _said(store):
+        write_json(store.root / "matrix.json", plan.matrix.model_dump(mode="json"))
+        write_json(store.root / "plan.json", planned(plan).to_dict())
     judges = {key: spec.judges for key, spec in plan.drawings.items()}
     unseen = {
         key: [one for one in spec.shards if store.has(one) and store.lacks(judges[key], one) and can_look(store, one)]
         for key, spec in plan.drawings.items()
     }
-    look(unseen, judges, store, resources or Resources())
+    with _said(store):
+        look(unseen, judges, store, resources or Resources())
     todo = missing_tasks(plan, store)
     total = plan.pictures
     done = total - sum(len(task.shard) for task in todo)
     errors: dict[str, str] = {}
+
+    def kept(task: Task) -> None:
+        nonlocal done
+        done += len(task.shard)
+        on_progress(Progress(done, total, labels[task.spec.key]))
+
     for _ in range(1 + RETRIES):
-        failed = []
-        for outcome in executor.run(todo):
-            error = outcome.error
-            if outcome.pictures is not None:
-                try:
-                    store.write_shard(outcome.task.spec, outcome.task.shard, outcome.pictures)
-                except OSError as problem:
-                    error = f"cannot be kept: {(problem.strerror or str(problem)).lower()}"
-            if error:
-                failed.append(outcome.task)
-                errors[outcome.task.spec.key] = error
-                continue
-            done += len(outcome.task.shard)
-            on_progress(Progress(done, total, labels[outcome.task.spec.key]))
-        todo = failed
-        if not todo:
+        failed = _pass(todo, store, executor, kept, errors)
+        todo = failed.tasks
+        if not todo or not _has_place(store, failed.needs):
             break
     broken = {task.spec.key: errors[task.spec.key] for task in todo}
-    return write_cells(planned(plan), store, broken=broken)
+    with _said(store):
+        return write_cells(planned(plan), store, broken=broken)
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """What one pass left over; `needs`: bytes of the shard for which there was no place, None if there was for all."""
+
+    tasks: list[Task]
+    needs: int | None = None
+
+
+def _pass(
+    todo: Sequence[Task], store: Store, executor: Executor, kept: Callable[[Task], None], errors: dict[str, str]
+) -> _Failed:
+    """Draw and keep every task once, or as many as can be kept; the sentences of those that fail go into `errors`."""
+    waiting = {task.shard: task for task in todo}
+    failed: list[Task] = []
+    outcomes = executor.run(todo)
+    with contextlib.ExitStack() as stack:
+        if isinstance(outcomes, Generator):
+            stack.callback(outcomes.close)  # workers must not go on for nothing
+        for outcome in outcomes:
+            task, error = outcome.task, outcome.error
+            waiting.pop(task.shard, None)
+            try:
+                if outcome.pictures is not None:
+                    store.write_shard(task.spec, task.shard, outcome.pictures)
+            except OSError as problem:
+                error = f"cannot be kept: {(problem.strerror or str(problem)).lower()}"
+                if problem.errno in _NO_PLACE:
+                    left = [*failed, task, *waiting.values()]
+                    errors.update({one.spec.key: error for one in (task, *waiting.values())})
+                    return _Failed(left, _bytes_of(outcome))
+            if error:
+                failed.append(task)
+                errors[task.spec.key] = error
+            else:
+                kept(task)
+    return _Failed(failed)
+
+
+def _bytes_of(outcome: Outcome) -> int:
+    """About what a shard takes on the disk."""
+    images = outcome.pictures.images if outcome.pictures is not None else []
+    return 4096 * (1 + len(outcome.task.shard)) + sum(len(image) for image in images if image is not None)
+
+
+def _has_place(store: Store, needs: int | None) -> bool:
+    """Whether a shard of so many bytes may be kept by now."""
+    if needs is None:
+        return True
+    try:
+        store.prepare(needs)
+    except BenchError:
+        return False
+    return True
+
+
+@contextmanager
+def _said(store: Store) -> Iterator[None]:
+    """A full disk, or a folder that may not be written, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        raise BenchError(
+            f"cannot write {error.filename or store.root} ({(error.strerror or str(error)).lower()}); mend that, and run the "
+            "same command again: what was drawn is kept."
+        ) from error
 
 
 def _labels(plan: Plan) -> dict[str, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from saferedir.extras import need
 from saferedir.judges.base import Scores
 
 _FORMAT = 1
+_ROOT_FILES = r"(matrix|plan|costs)\.json|report\.(html|md)"  # what the bench writes at the top, see the list above
 _SCORE = "score/"  # prefix of score columns, for no label is to meet "features"
 
 
@@ -113,9 +115,19 @@ class Store:
             yield
 
     def _sweep(self) -> None:
-        """Remove half-written files that a killed run left behind."""
-        for litter in self.root.rglob(".*.tmp"):
-            litter.unlink(missing_ok=True)
+        """Remove half-written files that a killed run left behind: of our names, in our places, and nothing else."""
+        places = [(self.root, _ROOT_FILES), (self.root / "cells", r".+\.json")]
+        drawings = self.root / "drawings"
+        if drawings.is_dir():
+            places += [
+                (folder, r"\d{6,}-\d{6,}.*\.parquet")
+                for folder in drawings.iterdir()
+                if re.fullmatch(r"[0-9a-f]{16}", folder.name) and folder.is_dir()
+            ]
+        for folder, names in places:
+            for litter in folder.glob(".*.tmp"):
+                if re.fullmatch(rf"\.({names})\.\d+\.tmp", litter.name) and litter.is_file():
+                    litter.unlink(missing_ok=True)
 
     def has(self, shard: Shard) -> bool:
         """Whether the shard was drawn."""
@@ -187,9 +199,7 @@ class Store:
             seen = pa.concat_tables([self._table(shard, judge)[0] for shard in shards])
             labels = [name for name in seen.column_names if name.startswith(_SCORE)]
             columns = [torch.tensor(seen[name].to_numpy()) for name in labels]
-            scores[judge.key] = Scores(
-                tuple(name.removeprefix(_SCORE) for name in labels), torch.stack(columns, dim=1)
-            )
+            scores[judge.key] = Scores(tuple(name.removeprefix(_SCORE) for name in labels), torch.stack(columns, dim=1))
             if judge.key == features_of and "features" in seen.column_names:
                 flat = seen["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
                 features = torch.tensor(flat).reshape(len(seen), -1)

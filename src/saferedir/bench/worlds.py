@@ -45,8 +45,9 @@ def check_recipe(name: str) -> None:
 
 
 def world_guards(recipe: str, concept: str, pipe: Any) -> list[Guard[Any]]:
-    """Guards of a recipe for "pictoworld/star", made afresh."""
-    from saferedir.pictoworld.methods import CONTROLS, METHODS
+    """Guards of a recipe for "pictoworld/star"; those that carry data come from the package where it has them."""
+    from saferedir.pictoworld.methods import make_guards
     from saferedir.pictoworld.tasks import TASKS
 
-    return [{**METHODS, **CONTROLS}[_split("recipe", recipe)](TASKS[_split("built-in concept", concept)], pipe)]
+    check_recipe(recipe)
+    return make_guards(_split("recipe", recipe), TASKS[_split("built-in concept", concept)], pipe) or []

@@ -93,5 +93,13 @@ class Judge(ABC):
         return images
 
     def __call__(self, images: Tensor) -> Scores:
-        """Check, score, and check the answer."""
-        return Scores(self.labels, self.score(self.check(images)).detach().float().cpu())
+        """Check, score, and check the answer: a score that is not finite is a JudgeError, for NaN means a picture never made."""
+        found = Scores(self.labels, self.score(self.check(images)).detach().float().cpu())
+        bad = (~found.values.isfinite()).nonzero()
+        if len(bad):
+            row, column = (int(place) for place in bad[0])
+            raise JudgeError(
+                f"judge {self.name!r} gave {float(found.values[row, column])} for {self.labels[column]!r}, in {len(bad)} scores "
+                "in all that are not finite; check the judge's weights and options."
+            )
+        return found
