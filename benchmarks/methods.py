@@ -54,7 +54,8 @@ and noise for every method; each rate with its 95 % Wilson interval. Words and p
   clear scene, forget and retain together.
 - **SAFREE** here has latent re-attention (`lra="paper"`, off by default in the class), which costs a third row in the steps that
   filter: `safree` filters the first few steps of a run as the paper has it, `safree-all-steps` all of them.
-- **Time**: CPU time of the forget pictures against the unguarded ones' in the same run.
+- **Time**: CPU time of the forget pictures against the unguarded ones' in the same run. Other work on the machine moves it by a
+  tenth or two (a ratio below 1 is that); `saferedir bench run pictoworld-quick` gives times with intervals.
 
 """
 
