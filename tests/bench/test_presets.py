@@ -61,7 +61,7 @@ def test_the_pictoworld_presets_hold_every_guard() -> None:
     assert set(full.guard) == set(ORDER) - {"none"}
     assert set(full.guard) - set(quick.guard) == {"dual-latent-25", "dual-latent-75"}
     assert {guard.recipe for guard in full.guard.values() if guard.recipe} == {f"pictoworld/{name}" for name in METHODS}
-    assert quick.prompts.forget == quick.prompts.rephrased == quick.prompts.retain == 20
+    assert quick.prompts.forget == quick.prompts.rephrased == quick.prompts.retain == 14
     for matrix in (full, quick):
         assert set(matrix.concept) == set(TASKS)
         for name, guard in matrix.guard.items():

@@ -14,6 +14,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from saferedir.cli import common
 from saferedir.cli.common import Commands
 from saferedir.cli.judge import judge_app
 from saferedir.judges.calibration import Calibration
@@ -30,6 +31,13 @@ STAR = '{"kind": "InTop", "group": "shape", "value": "star"}'
 
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["judge", *map(str, arguments)], env={"COLUMNS": "250"})
+
+
+@pytest.fixture(autouse=True)
+def wide_consoles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables as wide as they like, whatever terminal the consoles found when they were made."""
+    for console in (common.console, common.errors):
+        monkeypatch.setattr(console, "_width", 250)
 
 
 def said(result: Result) -> str:

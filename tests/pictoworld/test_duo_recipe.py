@@ -44,7 +44,7 @@ def test_the_packaged_guards_were_trained_like_this(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"conditioning": "prompt", "prior_conditioning": "prompt", "steps": 250, "beta": 50.0}),
+        ({}, {"conditioning": "prompt", "prior_conditioning": "prompt", "steps": 400, "beta": 150.0}),
         ({"conditioning": "null"}, {"conditioning": "null", "prior_conditioning": "null"}),
         ({"with_prompts": False}, {"conditioning": "null", "prior_conditioning": "null", "t_max": 999}),
         ({"steps": 3, "rank": 2}, {"steps": 3, "rank": 2, "conditioning": "prompt"}),
