@@ -280,6 +280,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it works")
+    parser.add_argument("--prompts", type=int, help="prompts of each kind, in place of the part's own number")
+    parser.add_argument("--repetitions", type=int, help="likewise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
@@ -292,7 +294,9 @@ def main() -> None:
     }
     for part in arguments.parts:
         measure, sizes, tiny = PARTS[part]
-        record[part] = measure(tiny if arguments.tiny else sizes, random.Random(arguments.seed))
+        given = {name: value for name in ("prompts", "repetitions") if (value := getattr(arguments, name)) is not None}
+        chosen = {**(tiny if arguments.tiny else sizes), **given}
+        record[part] = measure(chosen, random.Random(arguments.seed))
     print(markdown(record))
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
