@@ -25,7 +25,7 @@ from tests.conftest import PROMPT_WIDTH, make_pipeline
 
 import saferedir
 from saferedir.cli import app
-from saferedir.cli.common import call_arguments
+from saferedir.cli.common import named_values
 from saferedir.decisions import Decision
 from saferedir.families import FAMILIES
 from saferedir.guards.saferedir import SafeRedir
@@ -238,7 +238,7 @@ def test_the_commands_and_the_page_train_alike(page: Path, monkeypatch: pytest.M
             "rollout_steps": config.rollout_steps, "steps": config.steps, "dtype": "bfloat16",
         }  # fmt: skip
         assert {name: options[name] for name in settings} == settings
-        assert call_arguments(options["call"]) == config.call
+        assert named_values(options["call"], "--call") == config.call
         assert config.held_out_rollouts in (max(2, round(0.65 * config.rollouts)), TrainConfig.held_out_rollouts)
 
 

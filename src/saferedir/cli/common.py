@@ -134,13 +134,13 @@ def load_model(name: str, *, dtype: str | None = None, device: str = "auto") -> 
     return pipe
 
 
-def call_arguments(given: list[str]) -> dict[str, Any]:
-    """{"height": 1024, ...} from NAME=VALUE; values are JSON where they can be, text otherwise."""
+def named_values(given: list[str], option: str) -> dict[str, Any]:
+    """{"height": 1024, ...} from NAME=VALUE; values are JSON where they can be, text otherwise. `option` is who asks."""
     found: dict[str, Any] = {}
     for item in given:
         name, equals, value = item.partition("=")
         if not name.isidentifier() or not equals:
-            raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint="--call")
+            raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint=option)
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from saferedir.cli.common import (
-    call_arguments,
     console,
     escape,
     load_guards,
     load_model,
+    named_values,
     new_table,
     percent_cell,
     progress_bar,
@@ -234,7 +234,7 @@ def generate(
 
 def _more_arguments(given: list[str]) -> dict[str, Any]:
     """--call as a dictionary; what an option of this command sets is refused."""
-    more = call_arguments(given)
+    more = named_values(given, "--call")
     for name in more.keys() & OWN_ARGUMENTS.keys():
         option = OWN_ARGUMENTS[name]
         raise typer.BadParameter(f"{name} is set by {option or 'this command'}; leave it out.", param_hint="--call")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saferedir.cli.common import console, errors, escape, new_table, quiet
+from saferedir.cli.common import console, errors, escape, named_values, new_table, quiet
 from saferedir.cli.output import OutputError, check_writable, write_json
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def selftest(
     """
     from saferedir.judges.selftest import selftest as run
 
-    checks = run(_load(name, _options(options or [])))
+    checks = run(_load(name, named_values(options or [], "--set")))
     table = new_table(f"Judge {escape(name)}", "check", "holds", "seen")
     for check in checks:
         table.add_row(escape(check.what), "yes" if check.passed else "[bold red]no[/]", escape(check.seen))
@@ -137,7 +137,7 @@ def score(
     files = picture_files(folder)
     if not files:
         raise OutputError(f"{folder} holds no picture; give a folder with PNG, JPEG or WebP files.")
-    chosen = _load(judge, _options(options or []))
+    chosen = _load(judge, named_values(options or [], "--set"))
     with console.status("judging"):
         found = score_files(chosen, files, batch, root=folder)
     names = [files[place].relative_to(folder).as_posix() for place in found.places]
@@ -160,20 +160,6 @@ def _free_file(out: Path, force: bool, suffixes: tuple[str, ...]) -> Path:
     return out
 
 
-def _options(given: list[str]) -> dict[str, Any]:
-    """{"resolution": 320, …} from NAME=VALUE; values are JSON where they can be, text otherwise."""
-    found: dict[str, Any] = {}
-    for item in given:
-        name, equals, value = item.partition("=")
-        if not name.isidentifier() or not equals:
-            raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint="--set")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
-    return found
-
-
 def _load(name: str, options: Mapping[str, Any]) -> Judge:
     quiet()
     from saferedir.judges.registry import load_judge
@@ -188,7 +174,7 @@ def _judge_and_rule(judge: str | None, preset: str | None, rule: str | None, giv
     from saferedir.judges.presets import preset as preset_named
     from saferedir.judges.rules import rule_from_dict
 
-    options = _options(given)
+    options = named_values(given, "--set")
     if (preset is None) == (rule is None):
         raise typer.BadParameter("give either --preset or --rule.", param_hint="--preset / --rule")
     if preset is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saferedir.cli.common import call_arguments, console, errors, escape, load_model, new_table, progress_bar
+from saferedir.cli.common import console, errors, escape, load_model, named_values, new_table, progress_bar
 from saferedir.cli.output import (
     MEGABYTE,
     SUMMARY,
@@ -123,7 +123,7 @@ def saferedir(
         rollout_steps=rollout_steps,
         rollout_batch=rollout_batch,
         guidance_scale=guidance,
-        call=call_arguments(call or []),
+        call=named_values(call or [], "--call"),
         evaluate_every=max(1, min(200, steps // 2)),
         seed=seed,
         anchor=anchor_prompt,
