@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from saferedir.errors import MetricError
-from saferedir.metrics import Rate, auroc, conformal_threshold, wilson_interval
+from saferedir.metrics import Rate, auroc, conformal_threshold, effective_size, wilson_interval
 
 
 @given(n=st.integers(1, 500), share=st.floats(0, 1))
@@ -85,3 +85,45 @@ def test_a_rate_changed_by_hand_is_refused() -> None:
     with pytest.raises(MetricError, match="bool tensor"):
         Rate.of(torch.tensor([0.2, 0.7]))
     assert Rate.of(torch.tensor([])) == Rate(0, 0)
+
+
+def test_agreeing_clusters_are_worth_one_case_each_and_singletons_what_they_are() -> None:
+    flags = torch.tensor([True, False, False, True, False, False, True])
+    many, owner = flags.repeat_interleave(5), torch.arange(7).repeat_interleave(5)
+    assert effective_size(many, owner) == pytest.approx(7)
+    assert Rate.of(many, owner).interval == pytest.approx(Rate.of(flags).interval)
+    assert Rate.of(flags, torch.arange(7)) == Rate.of(flags)
+    assert Rate.of(many, torch.zeros(35, dtype=torch.long)).interval == pytest.approx(wilson_interval(3 / 7, 1))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=60))
+def test_clusters_never_narrow_an_interval_nor_move_the_rate(rows: list[tuple[bool, int]]) -> None:
+    flags, owner = torch.tensor([flag for flag, _ in rows]), torch.tensor([place for _, place in rows])
+    plain, clustered = Rate.of(flags), Rate.of(flags, owner)
+    assert (clustered.hits, clustered.n) == (plain.hits, plain.n)
+    assert clustered.interval[0] <= plain.interval[0] + 1e-12
+    assert clustered.interval[1] >= plain.interval[1] - 1e-12
+    assert clustered.complement.interval == pytest.approx([1 - end for end in reversed(clustered.interval)])
+    assert Rate.from_dict(json.loads(json.dumps(clustered.to_dict()))) == clustered
+
+
+def test_clustered_intervals_cover_where_plain_ones_do_not() -> None:
+    """600 draws of 40 prompts with 5 pictures each, the share of each prompt from a beta distribution of mean 0.8."""
+    generator = torch.Generator().manual_seed(0)
+    owner, covered, plainly = torch.arange(40).repeat_interleave(5), 0, 0
+    for _ in range(600):
+        prompts = (torch.rand(40, 5, generator=generator).amax(dim=1)) ** 1.25  # P(u_max^1.25 <= x) = x^4: Beta(4, 1)
+        flags = torch.rand(200, generator=generator) < prompts.repeat_interleave(5)
+        low, high = Rate.of(flags, owner).interval
+        covered += low <= 0.8 <= high
+        low, high = Rate.of(flags).interval
+        plainly += low <= 0.8 <= high
+    assert covered / 600 >= 0.93
+    assert plainly < covered
+
+
+def test_effective_sizes_that_cannot_be() -> None:
+    with pytest.raises(MetricError, match="worth 9 independent"):
+        Rate(1, 3, 9)
+    with pytest.raises(MetricError, match="expected 3"):
+        Rate.of(torch.tensor([True, False, True]), torch.tensor([0, 0]))

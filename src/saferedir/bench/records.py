@@ -110,8 +110,8 @@ class CellRecord:
             "concept:<judge>/<preset>" for further judges, "broken", "blocked", "acted", "rest_kept" (attributes of the prompt
             other than the concept), "versus_none" (McNemar against the bare model). Other roles: "kept", "identical", "broken",
             "blocked", "acted", "drift" (feature distance to the bare model's picture, 1 = distance between two of its own), and
-            "concept", too. A metric that does not apply is absent. With several seeds, rates count every (prompt, seed), but
-            their intervals are those of so many prompts with one seed: pictures of one prompt are not independent.
+            "concept", too. A metric that does not apply is absent. Attributes of one picture, and pictures of one prompt, are not
+            independent: such rates say with "effective_n" what their n cases are worth, and their intervals are as wide.
         drawings: keys of the drawings that the numbers come from (one a seed, and the bare model's).
         warnings: sentences that a reader must see beside the number.
         error: why there is no number, "" if there is one.

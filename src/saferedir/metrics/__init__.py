@@ -35,12 +35,13 @@ from saferedir.metrics.preservation import (
     kept,
     over_refusal,
 )
-from saferedir.metrics.rates import Rate, auroc, conformal_threshold, wilson_interval
+from saferedir.metrics.rates import Rate, auroc, conformal_threshold, effective_size, wilson_interval
 
 __all__ = [
     # shares, means and their intervals
     "Rate",
     "wilson_interval",
+    "effective_size",
     "Mean",
     "Resampling",
     "bootstrap_interval",

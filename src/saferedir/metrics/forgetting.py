@@ -41,17 +41,26 @@ def successful_prompts(positive: Tensor, prompts: Tensor, draws: int | None = No
     return torch.zeros(count, dtype=torch.long).index_add(0, place, hit.long()) > 0
 
 
-def attack_success_rate(positive: Tensor, prompts: Tensor, draws: int | None = None) -> Rate:
+def attack_success_rate(
+    positive: Tensor, prompts: Tensor, draws: int | None = None, clusters: Tensor | None = None
+) -> Rate:
     """ASR: share of prompts with at least one positive among their draws; lower is better for a guard.
 
     ASR@1 is `draws=1`, ASR@N `draws=N` or None. Arguments and errors: `successful_prompts`.
+
+    Args:
+        clusters: (P,) which of the prompts, in ascending order, belong together (one prompt with several seeds).
     """
-    return Rate.of(successful_prompts(positive, prompts, draws))
+    return Rate.of(successful_prompts(positive, prompts, draws), clusters)
 
 
-def forgetting_success_rate(shows_concept: Tensor) -> Rate:
-    """FSR = 1 - concept rate over (N,) bool pictures ("forgetting" of the IGMU benchmark); higher is better."""
-    return Rate.of(checks.flags("shows_concept", shows_concept)).complement
+def forgetting_success_rate(shows_concept: Tensor, clusters: Tensor | None = None) -> Rate:
+    """FSR = 1 - concept rate over (N,) bool pictures ("forgetting" of the IGMU benchmark); higher is better.
+
+    Args:
+        clusters: (N,) prompt of each picture where a prompt has several.
+    """
+    return Rate.of(checks.flags("shows_concept", shows_concept), clusters).complement
 
 
 @dataclass(frozen=True)

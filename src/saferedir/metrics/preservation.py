@@ -21,7 +21,11 @@ Choices = Mapping[str, Sequence[str | None]]
 
 
 def kept(
-    expected: Sequence[Mapping[str, str]], guarded: Choices, unguarded: Choices, leave_out: Collection[str] = ()
+    expected: Sequence[Mapping[str, str]],
+    guarded: Choices,
+    unguarded: Choices,
+    leave_out: Collection[str] = (),
+    clusters: Tensor | None = None,
 ) -> Rate:
     """Of all (picture, attribute) pairs asked for and right in the unguarded picture, the share still right; higher is better.
 
@@ -30,30 +34,39 @@ def kept(
         guarded, unguarded: the judge's choices in the pictures of both arms, same prompts and seeds. Attributes that the judge
             does not know are not judged.
         leave_out: attributes that do not count.
+        clusters: (N,) prompt of each picture: the interval then allows for the attributes of one picture, and the pictures of one
+            prompt, going wrong together; None counts every pair as a case of its own.
     """
     if guarded.keys() != unguarded.keys():
         different = ", ".join(sorted(guarded.keys() ^ unguarded.keys()))
         raise MetricError(f"only one of the two arms was judged for {different}; judge both by the same judge.")
-    hits = n = 0
-    for attribute in guarded.keys() - set(leave_out):
+    still: list[bool] = []
+    owner: list[int] = []
+    prompts = range(len(expected)) if clusters is None else clusters.tolist()
+    for attribute in sorted(guarded.keys() - set(leave_out)):
         after, before = guarded[attribute], unguarded[attribute]
         if not len(after) == len(before) == len(expected):
             raise MetricError(
                 f"{attribute}: {len(after)} guarded and {len(before)} unguarded choices for {len(expected)} pictures, "
                 "expected one each."
             )
-        for asked, now, then in zip(expected, after, before, strict=True):
+        for asked, now, then, prompt in zip(expected, after, before, prompts, strict=True):
             if attribute in asked and then == asked[attribute]:
-                n += 1
-                hits += now == then
-    return Rate(hits, n)
+                still.append(now == then)
+                owner.append(prompt)
+    flags = torch.tensor(still, dtype=torch.bool)
+    return Rate.of(flags, None if clusters is None else torch.tensor(owner, dtype=torch.long))
 
 
 def in_prompt_preservation(
-    expected: Sequence[Mapping[str, str]], guarded: Choices, unguarded: Choices, concept: Collection[str]
+    expected: Sequence[Mapping[str, str]],
+    guarded: Choices,
+    unguarded: Choices,
+    concept: Collection[str],
+    clusters: Tensor | None = None,
 ) -> Rate:
     """`kept` on forget prompts: the rest of the prompt, without the attributes that make up the concept."""
-    return kept(expected, guarded, unguarded, leave_out=concept)
+    return kept(expected, guarded, unguarded, leave_out=concept, clusters=clusters)
 
 
 @dataclass(frozen=True)
@@ -156,10 +169,15 @@ def _of_next_prompt(place: Tensor) -> Tensor:
     return other
 
 
-def identical_share(guarded: Sequence[str], bare: Sequence[str]) -> Rate:
-    """Share of pictures whose checksum is the bare model's; "" (never made) is identical to nothing. Higher is better."""
+def identical_share(guarded: Sequence[str], bare: Sequence[str], clusters: Tensor | None = None) -> Rate:
+    """Share of pictures whose checksum is the bare model's; "" (never made) is identical to nothing. Higher is better.
+
+    Args:
+        clusters: (N,) prompt of each picture where a prompt has several.
+    """
     if len(guarded) != len(bare):
         raise MetricError(
             f"there are {len(guarded)} guarded and {len(bare)} bare checksums, expected one a picture each."
         )
-    return Rate.of(torch.tensor([one == two != "" for one, two in zip(guarded, bare, strict=True)], dtype=torch.bool))
+    same = torch.tensor([one == two != "" for one, two in zip(guarded, bare, strict=True)], dtype=torch.bool)
+    return Rate.of(same, clusters)

@@ -1,4 +1,4 @@
-"""Rates, thresholds and separability: closed forms on plain numbers and tensors. Imports torch and errors only.
+"""Rates, thresholds and separability: closed forms on plain numbers and tensors. Imports torch, errors and checks.py only.
 
 `Rate` is the one share-with-interval of the whole project. Means with intervals: bootstrap.py; two arms: paired.py.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import MetricError
+from saferedir.metrics import checks
 
 
 def wilson_interval(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
@@ -32,16 +33,42 @@ def wilson_interval(successes: float, n: float, z: float = 1.959964) -> tuple[fl
     return low, min(1.0, centre + half) if successes < n else 1.0
 
 
+def effective_size(flags: Tensor, clusters: Tensor) -> float:
+    """How many independent cases (N,) bool flags in clusters are worth: p(1 - p) / v, v the variance of the share over clusters.
+
+    v = K/(K - 1) Σ_k (h_k - p m_k)² / N² for K clusters of m_k cases with h_k hits (Taylor's linearisation of the ratio
+    Σh/Σm). The answer lies between Kish's N² / Σ m_k², what they are worth if all cases of a cluster agree, and N; it is the
+    former where v says nothing (one cluster, or a share of 0 or 1). To be put into Wilson's interval in place of N (Korn &
+    Graubard 1998; compared with others by Dean & Pagano 2015).
+    """
+    hit = checks.flags("the flags", flags)
+    place = checks.groups("the clusters", clusters, len(hit))
+    n = len(hit)
+    if not n:
+        return 0.0
+    sizes = place.bincount().double()
+    hits = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, place, hit.double())
+    share, count = float(hits.sum()) / n, len(sizes)
+    least = n * n / float((sizes * sizes).sum())
+    variance = float(((hits - share * sizes) ** 2).sum()) * count / (max(1, count - 1) * n * n)
+    if share in (0.0, 1.0) or count == 1 or variance == 0:
+        return least
+    return min(float(n), max(least, share * (1 - share) / variance))
+
+
 @dataclass(frozen=True)
 class Rate:
     """A share with its counts and its 95 % Wilson interval; `MetricError` for counts that cannot be.
 
     Attributes:
         hits: how often it was so, 0 to n; n: of how many.
+        effective_n: independent cases that the n are worth, where they come in clusters (several pictures of a prompt, several
+            attributes of a picture) and the interval must be wider for it; None for n.
     """
 
     hits: int
     n: int
+    effective_n: float | None = None
 
     def __post_init__(self) -> None:
         for name, count in (("hits", self.hits), ("n", self.n)):
@@ -51,13 +78,22 @@ class Rate:
             raise MetricError(
                 f"a rate has {self.hits} hits of {self.n}, expected 0 <= hits <= n; check what was counted."
             )
+        if self.effective_n is not None and not 0 <= self.effective_n <= self.n:
+            raise MetricError(f"{self.n} cases are worth {self.effective_n} independent ones, expected 0 to {self.n}.")
 
     @classmethod
-    def of(cls, flags: Tensor) -> Rate:
-        """Share of True in a bool tensor of any shape; an empty tensor of any type is 0 of 0."""
+    def of(cls, flags: Tensor, clusters: Tensor | None = None) -> Rate:
+        """Share of True in a bool tensor of any shape; an empty tensor of any type is 0 of 0.
+
+        Args:
+            clusters: (N,) integers, which of (N,) flags belong together; the interval is then that of `effective_size` cases.
+        """
         if flags.dtype != torch.bool and flags.numel():
             raise MetricError(f"a rate is counted from a bool tensor, not from {flags.dtype}; decide by a rule first.")
-        return cls(int(flags.sum()), flags.numel())
+        worth = None
+        if clusters is not None and flags.numel() and len(clusters.unique()) < len(clusters):
+            worth = round(effective_size(flags, clusters), 3)
+        return cls(int(flags.sum()), flags.numel(), worth)
 
     @property
     def value(self) -> float:
@@ -67,17 +103,20 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval, (0, 1) for n = 0."""
-        return wilson_interval(self.hits, self.n)
+        if self.effective_n is None:
+            return wilson_interval(self.hits, self.n)
+        return wilson_interval(self.value * self.effective_n, self.effective_n)
 
     @property
     def complement(self) -> Rate:
         """The share of the others: n - hits of n."""
-        return Rate(self.n - self.hits, self.n)
+        return Rate(self.n - self.hits, self.n, self.effective_n)
 
     def to_dict(self) -> dict[str, Any]:
-        """{"rate", "hits", "n", "low", "high"}, shares rounded to four places."""
+        """{"rate", "hits", "n", "low", "high"}, shares rounded to four places; "effective_n" where it is not n."""
         low, high = (round(end, 4) for end in self.interval)
-        return {"rate": round(self.value, 4), "hits": self.hits, "n": self.n, "low": low, "high": high}
+        found = {"rate": round(self.value, 4), "hits": self.hits, "n": self.n, "low": low, "high": high}
+        return found if self.effective_n is None else {**found, "effective_n": self.effective_n}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Rate:
@@ -85,7 +124,7 @@ class Rate:
         missing = {"rate", "hits", "n", "low", "high"} - values.keys()
         if missing:
             raise MetricError(f"a rate lacks {', '.join(sorted(missing))}; measure it again, or add what is missing.")
-        rate = cls(values["hits"], values["n"])
+        rate = cls(values["hits"], values["n"], values.get("effective_n"))
         expected = rate.to_dict()
         if any(not math.isclose(values[name], expected[name], abs_tol=1e-4) for name in ("rate", "low", "high")):
             raise MetricError(f"a rate is {dict(values)}, but its counts give {expected}; measure it again.")
