@@ -233,6 +233,32 @@ def test_a_report_takes_no_numbers_of_an_earlier_plan(bench: Path, tmp_path: Pat
     assert "was not counted yet" in markdown.read_text()
 
 
+def test_prompts_that_a_guard_was_made_from_are_told(tmp_path: Path, resources: Resources) -> None:
+    """W9: only the guard that knows them, and stacks that hold it, are said to; a file that is not there is found at planning."""
+    star = make_plan(matrix(guard={}), resources).prompts
+    (forget,) = [facts for facts in star.values() if facts.name == "test-seen"]
+    assert forget.texts is not None
+    pairs = tmp_path / "pairs-star.jsonl"
+    pairs.write_text(
+        "".join(json.dumps({"unsafe": text, "safe": "a circle"}) + "\n" for text in forget.texts[:2]), encoding="utf-8"
+    )
+    guards = {
+        "plain": {"recipe": "pictoworld/negative-prompt"},
+        "made": {"load": "pictoworld/{concept}", "trained_on": [str(tmp_path / "pairs-{concept}.jsonl")]},
+        "both": {"stack": ["made", "plain"]},
+    }
+    plan = make_plan(matrix(guard=guards), resources)
+    told = {
+        cell.name.guard: plan.prompts[cell.prompts].warnings for cell in plan.cells if cell.name.prompts == "test-seen"
+    }
+    assert told["none"] == told["plain"] == ()
+    for guard in ("made", "both"):
+        assert told[guard] == (f"2 of 3 prompts are also in pairs-star.jsonl, which {guard} was made from.",)
+    pairs.unlink()
+    with pytest.raises(SaferedirError, match=r"pairs-star\.jsonl"):
+        make_plan(matrix(guard=guards), resources)
+
+
 def test_a_guard_that_is_not_there_is_left_out_and_said_so(resources: Resources) -> None:
     plan = make_plan(matrix(guard={"duo": {"load": "pictoworld/{concept}-nothing"}}), resources)
     assert len(plan.missing) == 1 and "duo for star" in plan.missing[0]

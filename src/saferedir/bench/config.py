@@ -79,7 +79,10 @@ class ConceptEntry(_Section):
 
 
 class GuardEntry(_Section):
-    """A guard: exactly one of `load` (folder, hub id, packaged name), `recipe`, `method` (with `config`), `stack`."""
+    """A guard: exactly one of `load` (folder, hub id, packaged name), `recipe`, `method` (with `config`), `stack`.
+
+    `trained_on`: files of prompts that it was made from; prompts of the bench that are among them are reported.
+    """
 
     load: str | None = None
     recipe: str | None = None
@@ -88,6 +91,7 @@ class GuardEntry(_Section):
     config: dict[str, Any] = Field(default_factory=dict)
     concepts: list[str] | None = None
     force: bool = False
+    trained_on: list[str] = Field(default_factory=list)
 
     @property
     def kinds(self) -> list[str]:
@@ -148,7 +152,12 @@ def read_matrix(name: str, given: Mapping[str, str] | None = None) -> Matrix:
         raise BenchError(f"{path.name}: {_sentence(error)}") from error
     _check_guards(matrix, path.name)
     base = Path.cwd() if path.parent == PRESETS else path.parent
-    return matrix.model_copy(update={"concept": {k: _absolute(c, base) for k, c in matrix.concept.items()}})
+    concepts = {name: _absolute(entry, base) for name, entry in matrix.concept.items()}
+    guards = {
+        name: entry.model_copy(update={"trained_on": [str(base / Path(file).expanduser()) for file in entry.trained_on]})
+        for name, entry in matrix.guard.items()
+    }
+    return matrix.model_copy(update={"concept": concepts, "guard": guards})
 
 
 def read_judges(path: Path) -> dict[str, JudgeEntry]:

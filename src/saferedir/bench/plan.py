@@ -7,11 +7,13 @@ checksums.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from saferedir.attacks.base import Attack
@@ -20,7 +22,13 @@ from saferedir.bench.cells import CellSpec, PromptFacts
 from saferedir.bench.config import ConceptEntry, FileEntry, GuardEntry, Matrix, ModelEntry
 from saferedir.bench.drawing import DrawingSpec
 from saferedir.bench.judging import judge_spec, rule_of
-from saferedir.bench.prompt_files import read_prompts, subset_warnings, token_warnings
+from saferedir.bench.prompt_files import (
+    overlap_warnings,
+    read_prompts,
+    subset_warnings,
+    text_checksums,
+    token_warnings,
+)
 from saferedir.bench.records import BARE, CellName, Protocol
 from saferedir.bench.resources import (
     GuardPart,
@@ -112,6 +120,7 @@ class _Builder:
         self.guarded: dict[str, DrawingSpec] = {}
         self.prompts: dict[str, PromptFacts] = {}
         self.missing: list[str] = []
+        self.trained_on: dict[str, frozenset[str]] = {}  # file -> checksums of its texts
         self.asked = 0
 
     def add(self, model_name: str, model: ModelSpec, concept: _Concept, guard: str) -> None:
@@ -205,8 +214,9 @@ class _Builder:
 
     def _facts(self, concept: _Concept, chosen: PromptSet, guard: str, pipe: Any) -> str:
         """Keep what a reader may see of a prompt set; its texts only if they are our own."""
-        warnings = (*chosen.warnings, *_cautions(chosen, guard, pipe))
-        key = f"{concept.name} {chosen.name} {chosen.digest} {len(warnings)}"
+        warnings = (*chosen.warnings, *_cautions(chosen, guard, pipe), *self._overlaps(concept.name, chosen, guard))
+        said = hashlib.sha256("\n".join(warnings).encode()).hexdigest()[:8]
+        key = f"{concept.name} {chosen.name} {chosen.digest} {said}"
         self.prompts[key] = PromptFacts(
             name=chosen.name,
             expected=tuple(dict(item.expected) for item in chosen.items),
@@ -215,6 +225,18 @@ class _Builder:
             warnings=warnings,
         )
         return key
+
+    def _overlaps(self, concept: str, chosen: PromptSet, guard: str) -> tuple[str, ...]:
+        """Warning W9: prompts that the guard, or a part of its stack, was made from."""
+        entry = self.matrix.guard.get(guard)
+        found: list[str] = []
+        for part in [] if entry is None else [entry, *(self.matrix.guard[name] for name in entry.stack or [])]:
+            for file in part.trained_on:
+                path = file.replace("{concept}", concept)
+                if path not in self.trained_on:
+                    self.trained_on[path] = text_checksums(path)
+                found += overlap_warnings(chosen, self.trained_on[path], f"{Path(path).name}, which {guard} was made from")
+        return tuple(found)
 
     def plan(self) -> Plan:
         """What was collected; BenchError where two cells would share a file."""

@@ -6,7 +6,7 @@ Imports prompts, errors and names. Nothing here prints, copies or quotes a promp
 
 from saferedir.bench.prompt_files.cautions import overlap_warnings, subset_warnings, token_warnings
 from saferedir.bench.prompt_files.formats import FORMATS, Format, register
-from saferedir.bench.prompt_files.reading import read_prompts
+from saferedir.bench.prompt_files.reading import read_prompts, text_checksums
 from saferedir.bench.prompt_files.tables import git_blob_sha1
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "read_prompts",
     "register",
     "subset_warnings",
+    "text_checksums",
     "token_warnings",
 ]

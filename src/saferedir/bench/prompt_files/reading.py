@@ -1,4 +1,4 @@
-"""`read_prompts`: a file and the name of its format to a checked `PromptSet`. Imports formats, tables, cautions, prompts, errors.
+"""`read_prompts`: a file and the name of its format to a checked `PromptSet`; `text_checksums`: what a file holds, by checksum. Imports formats, tables, cautions, prompts, errors.
 
 Texts are kept as they stand in the file, to the last space: a prompt that was searched for is what it is.
 """
@@ -61,6 +61,20 @@ def read_prompts(
     merged = count - len(items)
     facts = Facts(kind, sha1, tuple(items), count, merged, len(repeats) if allow_duplicates else 0)
     return PromptSet(name, tuple(items), f"{format} sha1:{sha1}", file_warnings(facts))
+
+
+def text_checksums(path: str | Path) -> frozenset[str]:
+    """SHA-256 of every text in a file, whatever its columns mean: pairs files, prompt files, lists of words.
+
+    Raises PromptFileError as `read_prompts` does, and for a file without any text.
+    """
+    found: set[str] = set()
+    for entry in open_table(Path(path).expanduser(), under="", part="", is_nested=False).entries:
+        values = [entry.values] if isinstance(entry.values, str) else entry.values.values()
+        found |= {PromptItem(value).sha256 for value in values if isinstance(value, str) and value.strip()}
+    if not found:
+        raise PromptFileError(f"{path} holds no text.")
+    return frozenset(found)
 
 
 def _items(path: Path, table: Table, kind: Format, columns: Sequence[str]) -> tuple[list[PromptItem], list[int]]:
