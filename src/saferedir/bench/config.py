@@ -154,7 +154,9 @@ def read_matrix(name: str, given: Mapping[str, str] | None = None) -> Matrix:
     base = Path.cwd() if path.parent == PRESETS else path.parent
     concepts = {name: _absolute(entry, base) for name, entry in matrix.concept.items()}
     guards = {
-        name: entry.model_copy(update={"trained_on": [str(base / Path(file).expanduser()) for file in entry.trained_on]})
+        name: entry.model_copy(
+            update={"trained_on": [str(base / Path(file).expanduser()) for file in entry.trained_on]}
+        )
         for name, entry in matrix.guard.items()
     }
     return matrix.model_copy(update={"concept": concepts, "guard": guards})

@@ -1,4 +1,5 @@
-"""`read_prompts`: a file and the name of its format to a checked `PromptSet`; `text_checksums`: what a file holds, by checksum. Imports formats, tables, cautions, prompts, errors.
+"""A file and the name of its format to a checked `PromptSet` (`read_prompts`), or to the checksums of all its texts
+(`text_checksums`). Imports formats, tables, cautions, prompts, errors.
 
 Texts are kept as they stand in the file, to the last space: a prompt that was searched for is what it is.
 """
