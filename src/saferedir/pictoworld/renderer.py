@@ -139,12 +139,16 @@ _TEXTURES = {style: _texture(style) for style in STYLES}
 
 def render(scenes: Sequence[Scene]) -> Tensor:
     """Pictures of the scenes, (B, 3, 64, 64) float32 in [0, 1]."""
-    alpha = coverage(scenes)
+    return paint(scenes, coverage(scenes))
+
+
+def paint(scenes: Sequence[Scene], alpha: Tensor) -> Tensor:
+    """Pictures of the scenes whose coverage (B, 64, 64) is known: it depends on shape, place and radius only."""
     ink = torch.stack([_TEXTURES[scene.style][0] for scene in scenes])
     shade = torch.stack([_TEXTURES[scene.style][1] for scene in scenes])
     tint = torch.stack([_TEXTURES[scene.style][2] for scene in scenes])[:, None]
-    paint = torch.tensor([COLOUR_RGB[scene.colour] for scene in scenes])[:, :, None, None] * shade[:, None]
-    paint = paint + (1 - paint) * tint
+    colour = torch.tensor([COLOUR_RGB[scene.colour] for scene in scenes])[:, :, None, None] * shade[:, None]
+    colour = colour + (1 - colour) * tint
     ground = torch.tensor([BACKGROUND_RGB[scene.background] for scene in scenes])[:, :, None, None]
     weight = (alpha * ink)[:, None]
-    return paint * weight + ground * (1 - weight)
+    return colour * weight + ground * (1 - weight)

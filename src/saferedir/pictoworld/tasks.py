@@ -152,7 +152,9 @@ def pair(task: Task, split: str, rng: random.Random) -> tuple[Prompt, Prompt]:
     phrases = dict(unsafe.phrases)
     for attribute, value in task.anchor.items():
         phrases[attribute] = _anchor_phrase(attribute, value, phrases.get(attribute), rng)
-    for attribute in sorted(set(task.forget) - set(task.anchor) - set(phrases)):  # parts that the concept's name implied
+    for attribute in sorted(
+        set(task.forget) - set(task.anchor) - set(phrases)
+    ):  # parts that the concept's name implied
         phrases[attribute] = choose_phrase(attribute, task.forget[attribute], "canonical", rng)
     order = rng.randrange(2**31)
     unsafe_text = sentence(unsafe.phrases, random.Random(order))

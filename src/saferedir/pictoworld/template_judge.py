@@ -6,13 +6,13 @@ network has no reason to fool this one too. Slower (about 10 ms a picture), so i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from saferedir.pictoworld.judge import Judgement
-from saferedir.pictoworld.renderer import BACKGROUND_RGB, render
+from saferedir.pictoworld.renderer import BACKGROUND_RGB, coverage, paint, render
 from saferedir.pictoworld.scene import CENTRE_OF_POSITION, COLOURS, JUDGED, POSITIONS, SHAPES, STYLES, VALUES, Scene
 
 _RADII = (12.25, 14.0, 15.5, 17.75)
@@ -62,16 +62,21 @@ class TemplateJudge:
         self.grounds = torch.tensor(list(BACKGROUND_RGB.values()))
 
     def _explain(self, picture: Tensor, background: str, geometries: list[Scene]) -> tuple[Scene, float]:
-        candidates = [
-            Scene(g.shape, colour, background, style, g.position, g.size, g.radius, g.cx, g.cy)
-            for g in geometries
-            for colour in COLOURS
-            for style in STYLES
-        ]
-        weight = 0.2 + ((render(candidates) - self.ground_image(background)).abs().amax(1, keepdim=True) > 0.05).float()
-        error = ((render(candidates) - picture) ** 2 * weight).sum(dim=(1, 2, 3)) / (3 * weight.sum(dim=(1, 2, 3)))
-        best = int(error.argmin())
-        return candidates[best], float(error[best])
+        best: tuple[float, Scene] | None = None
+        for geometry, alpha in zip(geometries, coverage(geometries), strict=True):  # one at a time stays in the cache
+            candidates = [
+                replace(geometry, colour=colour, background=background, style=style)
+                for colour in COLOURS
+                for style in STYLES
+            ]
+            drawn = paint(candidates, alpha.expand(len(candidates), -1, -1))
+            weight = 0.2 + ((drawn - self.ground_image(background)).abs().amax(1, keepdim=True) > 0.05).float()
+            error = ((drawn - picture) ** 2 * weight).sum(dim=(1, 2, 3)) / (3 * weight.sum(dim=(1, 2, 3)))
+            place = int(error.argmin())
+            if best is None or float(error[place]) < best[0]:
+                best = float(error[place]), candidates[place]
+        assert best is not None
+        return best[1], best[0]
 
     def ground_image(self, background: str) -> Tensor:
         """The empty background, (1, 3, 1, 1)."""
