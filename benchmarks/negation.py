@@ -28,8 +28,9 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.guard import Step
-from saferedir.guards.negation import NegationSet, attend, bank, gaussian_xt
+from saferedir.guards.negation import NegationSet, attend, gaussian_xt
 from saferedir.guards.negation.build import SetWriter
+from saferedir.guards.negation.reference_rows import ReferenceRows
 from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.guards.spell import SPELL
 from saferedir.packaged import library_version
@@ -89,11 +90,11 @@ def all_pairs_once(x: Tensor, rows: Tensor) -> Tensor:
 def sides(batch: int, count: int = 3000, shape: tuple[int, ...] = SD) -> dict[str, Callable[[], Tensor]]:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(count, *shape, generator=generator)
-    negation = bank.NegationSet.from_latents(rows[:2])  # calibration is not what is measured
+    negation = NegationSet.from_latents(rows[:2])  # calibration is not what is measured
     centre = rows.mean(dim=0).flatten()
     kept = (rows.flatten(1) - centre).half()
-    references = bank.ReferenceRows(kept, kept.float().square().sum(dim=1), centre)
-    negation = bank.NegationSet(shape, references, None, negation.calibration)
+    references = ReferenceRows(kept, kept.float().square().sum(dim=1), centre)
+    negation = NegationSet(shape, references, None, negation.calibration)
     x = torch.randn(batch, centre.numel(), generator=generator)
     flat = rows.flatten(1)
     return {

@@ -2,7 +2,7 @@
 
 Two torch hooks on the denoiser, and `step` and `set_timesteps` of the scheduler *instance*: read-only, this
 pair is bit-identical to the bare pipeline. The hooks are in seam/hooks.py, one run in seam/session.py. One
-`Seam` per denoiser serves every attachment, so attachments nest and detach in any order.
+`Seam` (seam/seam.py) per denoiser serves every attachment, so attachments nest and detach in any order.
 
 Fail closed: whatever breaks here raises inside the pipeline call, so that no image comes out of it. What never comes
 through here cannot be seen here: a pipeline whose denoiser and scheduler were both replaced, latents that a callback
@@ -23,7 +23,7 @@ from saferedir.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.guard import Guard
 from saferedir.schedules import check_scheduler
 from saferedir.seam.finding import check_not_shared, find_seam, remove_foreign_hooks
-from saferedir.seam.hooks import Seam
+from saferedir.seam.seam import Seam
 
 
 def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool = False) -> Attached:

@@ -25,17 +25,12 @@ from saferedir.checks import is_text
 from saferedir.errors import GuardError
 from saferedir.guard import GuardConfig, Run, Step
 from saferedir.guards.negation import Attention, NegationSet, Query, attend, gaussian_x0, gaussian_xt
-from saferedir.guards.negation.base import (
-    NegationConfig,
-    NegationGuard,
-    NegationState,
-    Numbers,
-    frame,
-    noise_fraction,
-)
+from saferedir.guards.negation.base import NegationGuard
+from saferedir.guards.negation.config import NegationConfig
 from saferedir.guards.negation.index import CandidateIndex, attend_near, require_index_file
 from saferedir.guards.negation.released import released_step, released_threshold
 from saferedir.guards.negation.renoise import derivative, require_single_evaluations
+from saferedir.guards.negation.state import NegationState, Numbers, frame, noise_fraction
 
 GATES = ("auto", "ratio", "quantile", "literal", "always")
 KERNELS = ("gaussian_xt", "gaussian_x0")

@@ -22,7 +22,9 @@ from saferedir.broadcast import per_sample
 from saferedir.errors import GuardError
 from saferedir.guard import GuardConfig, Run, Step
 from saferedir.guards.negation import NegationSet, push_out
-from saferedir.guards.negation.base import NegationConfig, NegationGuard, NegationState, Numbers
+from saferedir.guards.negation.base import NegationGuard
+from saferedir.guards.negation.config import NegationConfig
+from saferedir.guards.negation.state import NegationState, Numbers
 
 FAITHFUL_RADIUS = 38.746
 

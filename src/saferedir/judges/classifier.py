@@ -20,9 +20,8 @@ from saferedir.judges.pretrained import (
     image_processor,
     in_batches,
     load_part,
+    model_facts,
     pixel_values,
-    preprocessing_facts,
-    transformers_version,
 )
 
 NAMES = ("name", "index")
@@ -86,12 +85,4 @@ class ClassifierJudge(Judge):
         return weights_checksum(self.network)
 
     def facts(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "weights": self.checksum,
-            "channels": "RGB",
-            **preprocessing_facts(self.processor),
-            "names": self.names,
-            "floor": 0.0,
-            "version": transformers_version(),
-        }
+        return model_facts(self.id, self.checksum, self.processor, names=self.names)

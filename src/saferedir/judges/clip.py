@@ -20,10 +20,9 @@ from saferedir.judges.pretrained import (
     image_processor,
     in_batches,
     load_part,
+    model_facts,
     one_text_each,
     pixel_values,
-    preprocessing_facts,
-    transformers_version,
 )
 
 
@@ -95,15 +94,7 @@ class CLIPJudge(Judge):
         return weights_checksum(self.network)
 
     def facts(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "weights": self.checksum,
-            "channels": "RGB",
-            **preprocessing_facts(self.processor),
-            "template": self.template,
-            "floor": 0.0,
-            "version": transformers_version(),
-        }
+        return model_facts(self.id, self.checksum, self.processor, template=self.template)
 
 
 def _unit(output: Any) -> Tensor:

@@ -80,6 +80,19 @@ def preprocessing_facts(processor: Any) -> dict[str, Any]:
     return {"resize": ", ".join(words), "preprocessing": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
+def model_facts(model: str, weights: str, processor: Any, **options: Any) -> dict[str, Any]:
+    """A judge's facts, from its model's id, the checksum of its weights and its preprocessing; `options`: settings of its own."""
+    return {
+        "id": model,
+        "weights": weights,
+        "channels": "RGB",
+        **preprocessing_facts(processor),
+        **options,
+        "floor": 0.0,
+        "version": transformers_version(),
+    }
+
+
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, batch: int) -> Tensor:
     """(N, …) of `function`, at most `batch` pictures at a time, without gradients, on the CPU."""
     with torch.inference_mode():

@@ -1,6 +1,6 @@
 """The facts of a run, read at its first denoiser call: rows, guidance, timesteps, channels.
 
-Reads a live pipeline and changes nothing. Imports guard, schedules, encoding, text_towers. Used by `seam.hooks`.
+Reads a live pipeline and changes nothing. Imports guard, schedules, encoding, text_towers. Used by `seam.seam`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,11 @@ def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:
 
 def guidance_scale_of(pipe: Any, settings: Mapping[str, Any]) -> float | None:
     """Weight of classifier-free guidance; distilled guidance (FLUX's `guidance_scale`) is another thing."""
-    for found in (settings.get("true_cfg_scale"), getattr(pipe, "guidance_scale", None), settings.get("guidance_scale")):
+    for found in (
+        settings.get("true_cfg_scale"),
+        getattr(pipe, "guidance_scale", None),
+        settings.get("guidance_scale"),
+    ):
         if isinstance(found, int | float):
             return float(found)
     return None

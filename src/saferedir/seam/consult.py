@@ -1,6 +1,7 @@
 """Asking a guard: every call into guard code, and the checks on what it answers. No pipeline, no scheduler.
 
-Imports guard, decisions, errors, encoding. Used by `session`; a guard's exception or misfit answer leaves here as a GuardError.
+Imports guard, decisions, errors, encoding. Used throughout this folder; a guard's exception or misfit answer leaves here as a
+GuardError.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class Rows(NamedTuple):
     def same_as(self, other: Rows) -> bool:
         """Whether every part is the very same object."""
         return all(mine is theirs for mine, theirs in zip(self, other, strict=True))
+
+
+def users(guards: Sequence[Guard[Any]], *points: str) -> list[tuple[int, Guard[Any]]]:
+    """(position, guard) of the guards that use at least one of these points."""
+    return [(i, guard) for i, guard in enumerate(guards) if any(guard.uses(point) for point in points)]
 
 
 def ask(guard: Guard[Any], point: str, method: Callable[..., T], *arguments: Any) -> T:

@@ -1,6 +1,6 @@
 """Arguments of one denoiser call: reading latents and conditioning from them, and writing others in, by family.
 
-Pure functions; imports torch, `errors`, `families`, `encoding`. Used by `seam.hooks` and `seam.session`.
+Pure functions; imports torch, `errors`, `families`, `encoding`. Made in `seam.hooks`, used by `seam.seam` and `seam.session`.
 """
 
 from __future__ import annotations

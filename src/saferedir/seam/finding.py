@@ -1,6 +1,6 @@
 """Finding the seam of a pipeline again, and removing what came along with a deep copy of a guarded one.
 
-Used by `attach` only. Imports `hooks`, `wrapping`, `skip`, `adapters`, `families`.
+Used by `attach` only. Imports `seam`, `wrapping`, `skip`, `adapters`, `families`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import nn
 from saferedir.adapters import guard_adapters, remove_adapter
 from saferedir.errors import AlreadyAttachedError
 from saferedir.families import Family, unwrapped
-from saferedir.seam.hooks import Seam
+from saferedir.seam.seam import Seam
 from saferedir.seam.skip import remove_foreign_skip_hooks
 from saferedir.seam.wrapping import owner_of_hooks, remove_foreign_wrappers, remove_marked_hooks
 
@@ -57,4 +57,4 @@ def remove_foreign_hooks(pipe: Any, family: Family) -> None:
 
 
 def _is_foreign(owner: object, module: nn.Module) -> bool:
-    return isinstance(owner, Seam) and all(module is not own for own in owner.modules.values())
+    return isinstance(owner, Seam) and all(module is not own for own in owner.hooks.modules.values())

@@ -1,12 +1,14 @@
 """Extra rows of a denoiser call: which guard's ride in it, what they are given, and which rows of the output are theirs.
 
-Imports guard, errors, encoding, consult and denoiser_call. Used by `session`. Rows of one call, B images each: the pipeline's
-own; then for each guard its E rows and, where these have latents of their own, one unconditional row at the same latents.
+Imports guard, errors, encoding, consult, denoiser_call and rows. Used by `session` and `edits`. Rows of one call, B images
+each: the pipeline's own; then for each guard its E rows and, where these have latents of their own, one unconditional row at
+the same latents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +16,10 @@ from torch import Tensor
 
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
-from saferedir.guard import Apart, Guard, Step
-from saferedir.seam.consult import ask, extra_rows_now, riders
+from saferedir.guard import Apart, Guard, Run, Step
+from saferedir.seam.consult import ask, extra_rows, extra_rows_now, riders
 from saferedir.seam.denoiser_call import Extra
+from saferedir.seam.rows import Layout
 
 
 class Riding(NamedTuple):
@@ -32,6 +35,64 @@ class Riding(NamedTuple):
     def copies(self) -> int:
         """E."""
         return 0 if self.extra is None else self.extra.prompt.shape[0]
+
+
+class ExtraRows:
+    """Of one run. The guards are asked once for them, and before each denoiser call which of them ride in it."""
+
+    def __init__(self, guards: Sequence[Guard[Any]], run: Run, layout: Layout) -> None:
+        self._guards, self._layout, self._has_solver = tuple(guards), layout, run.solver is not None
+        self._asked = [extra_rows(guard, run) for guard in guards]
+        self._riding: list[Riding] = []
+        self._latents: Tensor | None = None  # what the last step returned
+
+    def first(self, steps: Sequence[Step], own: Encoded, uncond: Encoded | None) -> Extra | None:
+        """For the denoiser call at `steps`, one a guard; `own`, `uncond`: the pipeline's rows, as `extra_of` has them."""
+        self._riding = [
+            self._fed(riding_now(guard, step, extra), step)
+            for guard, step, extra in zip(self._guards, steps, self._asked, strict=True)
+        ]
+        return extra_of(self._riding, own, uncond)
+
+    def second(self, uncond: Encoded) -> Extra | None:
+        """For the unconditional call, where it comes after the conditional one."""
+        return second_of(self._riding, uncond)
+
+    def _fed(self, riding: Riding, step: Step) -> Riding:
+        """With latents of its own, if it has some, as the denoiser gets them."""
+        solver, apart = step.run.solver, riding.apart
+        if apart is None or solver is None:
+            return riding
+        own = solver.scaled(apart.latents, step.evaluation).to(step.model_input)
+        expected = None if self._latents is None else solver.scaled(self._latents, step.evaluation)
+        return riding._replace(fed=followed(step.model_input, expected, apart, own))
+
+    @property
+    def copies(self) -> list[int]:
+        """E of each guard in this call."""
+        return [riding.copies for riding in self._riding]
+
+    def split(self, values: Tensor, *, is_second: bool) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        """(the pipeline's own rows, the extra rows of each guard) of values (R + extra, ...) from the denoiser."""
+        batch, has_both = self._layout.batch_size, self._layout.has_both
+        counts = [
+            (riding.fed is not None) if is_second else riding.copies + (riding.fed is not None and has_both)
+            for riding in self._riding
+        ]
+        return split_blocks(values, batch * (2 if has_both else 1), batch, counts)
+
+    def with_latents(self, steps: Sequence[Step], x_t: Tensor) -> list[Step]:
+        """The steps, with the latents of their own that guards have, beside `x_t` in the sampler's frame."""
+        return [
+            step
+            if riding.apart is None
+            else replace(step, extra_latents=followed(x_t, self._latents, riding.apart, riding.apart.latents))
+            for step, riding in zip(steps, self._riding, strict=True)
+        ]
+
+    def keep(self, latents: Tensor) -> None:
+        """Remember what a step returned, where a second stream has to follow it."""
+        self._latents = latents if self._has_solver else None
 
 
 def riding_now(guard: Guard[Any], step: Step, extra: Encoded | None) -> Riding:

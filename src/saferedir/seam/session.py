@@ -1,10 +1,10 @@
-"""Session: one pipeline call as its guards live through it. No pipeline in sight, only tensors and a
-scheduler.
+"""Session: one pipeline call as its guards live through it. No pipeline in sight, only tensors and a scheduler.
 
-`hooks` feeds it the four moments of every evaluation, in this order, and it answers with what to use
-instead: `before_denoiser` -> `after_denoiser` -> `before_step` -> `after_step`. Where guidance is sequential,
-the first two come twice, conditional rows first. A part no guard touched is answered with the very object that
-came in, so that an idle guard cannot change a bit. Imports guard, decisions, families, schedules.
+`seam` feeds it the four moments of every evaluation, in this order, and it answers with what to use instead:
+`before_denoiser` -> `after_denoiser` -> `before_step` -> `after_step`. Where guidance is sequential, the first two come twice,
+conditional rows first. A part no guard touched is answered with the very object that came in, so that an idle guard cannot
+change a bit. Imports guard, decisions, families, schedules; what the denoiser is given is in conditions.py, extra rows in
+riding.py, what guards make of the rest in edits.py.
 """
 
 from __future__ import annotations
@@ -21,27 +21,14 @@ from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
 from saferedir.families import Family
-from saferedir.guard import Guard, Run, SkipFeatures, Step
-from saferedir.schedules import (
-    Coefficients,
-    coefficients,
-    evaluation_steps,
-    from_x0,
-    model_input_coefficients,
-    to_x0,
-)
+from saferedir.guard import Guard, Run, Step
+from saferedir.schedules import coefficients, evaluation_steps, model_input_coefficients
 from saferedir.seam.conditions import Conditions
-from saferedir.seam.consult import Rows, ask, checked, decisions_of, extra_rows
+from saferedir.seam.consult import Rows, ask, decisions_of, users
 from saferedir.seam.denoiser_call import Conditioning
-from saferedir.seam.riding import Riding, extra_of, followed, riding_now, second_of, split_blocks
-from saferedir.seam.rows import (
-    Layout,
-    changed_rows,
-    check_finite,
-    check_guidance,
-    check_mask,
-    first_channels,
-)
+from saferedir.seam.edits import edited_latents, edited_prediction, edited_skip_features, told
+from saferedir.seam.riding import ExtraRows
+from saferedir.seam.rows import Layout, check_finite, check_guidance, check_mask, first_channels
 
 
 class Session:
@@ -71,18 +58,16 @@ class Session:
         self._timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations].tolist())
         self._indices = evaluation_steps(scheduler, self._timesteps)
         self._states = [ask(guard, "start", guard.start, run) for guard in self.guards]
-        self._extra = [extra_rows(guard, run) for guard in self.guards]
         self.layout = Layout(run.batch_size, run.guided and not family.is_sequential, family.cfg_layout)
+        self._extra = ExtraRows(self.guards, run, self.layout)
         self._conditions = Conditions(self.guards, self._states, family, self.layout, texts)
-        self._riding: list[Riding] = []
-        self._latents: Tensor | None = None  # what the last step returned
         self._steps: list[Step] | None = None
         self._calls = 0
         self._x0_previous: Tensor | None = None
-        self._needs_x0 = any(self._users("on_prediction", "on_denoised", "on_step_end"))
+        self._needs_x0 = bool(users(self.guards, "on_prediction", "on_denoised", "on_step_end"))
         #: no guard will ever look: calls are counted and checked, and nothing is computed for them
-        self._is_idle = not self._needs_x0 and not any(
-            self._users("on_prompt", "on_step_start", "extra_prompts", "extra_embeds", "on_skip_features")
+        self._is_idle = not self._needs_x0 and not users(
+            self.guards, "on_prompt", "on_step_start", "extra_prompts", "extra_embeds", "on_skip_features"
         )
 
     # --- the four moments
@@ -108,11 +93,7 @@ class Session:
             )
             for state in self._states
         ]
-        self._riding = [
-            self._fed(riding_now(guard, own_step, extra), step.model_input)
-            for guard, own_step, extra in zip(self.guards, self._steps, self._extra, strict=True)
-        ]
-        extra = extra_of(self._riding, *self._conditions.halves(given, rows))
+        extra = self._extra.first(self._steps, *self._conditions.halves(given, rows))
         return answer if extra is None else answer._replace(extra=extra)
 
     def beside_denoiser(self, latents: Tensor, given: Conditioning) -> Conditioning:
@@ -133,8 +114,8 @@ class Session:
         used = self._conditions.later(given)
         if not self.run.guided:
             self.run = replace(self.run, guided=True)
-        self._update_all(run=self.run, negative_prompt_embeds=used.prompt)
-        extra = second_of(self._riding, Encoded(used.prompt, used.pooled, used.mask))
+        self._steps = told(self._current(), run=self.run, negative_prompt_embeds=used.prompt)
+        extra = self._extra.second(Encoded(used.prompt, used.pooled, used.mask))
         return used if extra is None else used._replace(extra=extra)
 
     def after_denoiser(self, output: Tensor) -> Tensor:
@@ -144,23 +125,23 @@ class Session:
         if self._is_idle:
             return output
         if self._calls > 1:
-            own, blocks = self._blocks(output)
+            own, blocks = self._extra.split(output, is_second=True)
             uncond = self._signed(own)
             self._steps = [
                 replace(step, pred_uncond=uncond, pred_extra_uncond=self._signed(block[0]) if block else None)
                 for step, block in zip(steps, blocks, strict=True)
             ]
             return own
-        if not self._skips and self._users("on_skip_features"):
+        if not self._skips and users(self.guards, "on_skip_features"):
             raise GuardError(
                 "the UNet did not show its skip features, so no image is returned; if it is compiled, attach the guards first "
                 "and compile it then."
             )
-        own, blocks = self._blocks(output)
+        own, blocks = self._extra.split(output, is_second=False)
         pred_cond, pred_uncond = (None if half is None else self._signed(half) for half in self.layout.split(own))
         self._steps = []
-        for step, riding, block in zip(steps, self._riding, blocks, strict=True):
-            rows, count = tuple(map(self._signed, block)), riding.copies
+        for step, count, block in zip(steps, self._extra.copies, blocks, strict=True):
+            rows = tuple(map(self._signed, block))
             last = rows[count] if len(rows) > count else None
             step = replace(step, pred_cond=pred_cond, pred_uncond=pred_uncond)
             self._steps.append(replace(step, pred_extra=rows[:count], pred_extra_uncond=last) if rows else step)
@@ -168,36 +149,9 @@ class Session:
 
     def skip_features(self, values: Tensor, stage: int) -> Tensor:
         """Skip features (R + extra, C, h, w) to use in one layer, amid the denoiser call."""
-        steps, edited = self._current(), values
+        steps = self._current()
         self._skips += 1
-        for position, guard in self._users("on_skip_features"):
-            own, blocks = self._blocks(edited)
-            cond, uncond = self.layout.split(own)
-            extra = blocks[position][: self._riding[position].copies]
-            skip = SkipFeatures(cond, uncond, extra, stage)
-            answer = ask(guard, "on_skip_features", guard.on_skip_features, steps[position], skip)
-            new = checked(guard, "on_skip_features", answer, cond)
-            if new is not cond:
-                edited = torch.cat([self.layout.join(new, uncond), edited[own.shape[0] :]])
-        return edited
-
-    def _blocks(self, values: Tensor) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
-        """(the pipeline's own rows, the extra rows of each guard) of values (R + extra, ...) from the denoiser."""
-        batch, is_second = self.run.batch_size, self._calls > 1
-        counts = [
-            (riding.fed is not None) if is_second else riding.copies + (riding.fed is not None and self.layout.has_both)
-            for riding in self._riding
-        ]
-        return split_blocks(values, batch * (2 if self.layout.has_both else 1), batch, counts)
-
-    def _fed(self, riding: Riding, model_input: Tensor) -> Riding:
-        """With latents of its own, if it has some, as the denoiser gets them."""
-        solver, apart = self.run.solver, riding.apart
-        if apart is None or solver is None:
-            return riding
-        own = solver.scaled(apart.latents, self.evaluation).to(model_input)
-        expected = None if self._latents is None else solver.scaled(self._latents, self.evaluation)
-        return riding._replace(fed=followed(model_input, expected, apart, own))
+        return edited_skip_features(self.guards, steps, values, stage, self.layout, self._extra)
 
     def _signed(self, rows: Tensor) -> Tensor:
         """Rows of the denoiser's output as the scheduler will understand them."""
@@ -224,46 +178,17 @@ class Session:
         if not self._needs_x0:
             return pred
         coeffs = coefficients(self._scheduler, timestep).like(x_t)
-        wide = x_t.float()
-        self._update_all(x_t=x_t, alpha=coeffs.alpha, sigma=coeffs.sigma)
-        for position, riding in enumerate(self._riding):
-            if riding.apart is not None:
-                own = followed(x_t, self._latents, riding.apart, riding.apart.latents)
-                self._current()[position] = replace(self._current()[position], extra_latents=own)
-        if steps[0].pred_uncond is not None:
-            x0_uncond = self._x0(steps[0].pred_uncond, wide, coeffs)
-            self._update_all(x0_uncond=x0_uncond)
-        self._update_all(pred=pred, x0=self._x0(pred, wide, coeffs))
-        edited = pred
-        for position, guard in self._users("on_prediction"):
-            step = self._current()[position]
-            new = checked(guard, "on_prediction", ask(guard, "on_prediction", guard.on_prediction, step), edited)
-            if new is not edited:
-                edited = new
-                self._update_all(pred=edited, x0=self._x0(edited, wide, coeffs))
-        for position, guard in self._users("on_denoised"):
-            step = self._current()[position]
-            x0 = step.x0
-            assert x0 is not None
-            new = checked(guard, "on_denoised", ask(guard, "on_denoised", guard.on_denoised, step, x0), x0)
-            if new is not x0:
-                meant = from_x0(self.run.prediction_type, new, wide, coeffs.alpha, coeffs.sigma).to(edited.dtype)
-                edited = torch.where(changed_rows(new, x0), meant, edited)
-                self._update_all(pred=edited, x0=new)
-        if edited is not pred:
-            check_finite(edited, "the prediction edited by a guard")
+        steps = told(steps, x_t=x_t, alpha=coeffs.alpha, sigma=coeffs.sigma)
+        edited, self._steps = edited_prediction(self.guards, self._extra.with_latents(steps, x_t), pred)
         return edited
 
     def after_step(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to go on with; closes the evaluation and, after the last one, the run."""
         steps = self._current()
-        edited = latents
-        for position, guard in self._users("on_step_end"):
-            answer = ask(guard, "on_step_end", guard.on_step_end, steps[position], edited)
-            edited = checked(guard, "on_step_end", answer, edited)
+        edited = edited_latents(self.guards, steps, latents)
         check_finite(edited, "the latents after a step")
         self._x0_previous = steps[0].x0 if steps else None
-        self._latents = None if self.run.solver is None else edited
+        self._extra.keep(edited)
         self._steps, self._calls, self._skips = None, 0, 0
         self._conditions.close()
         self.evaluation += 1
@@ -278,9 +203,6 @@ class Session:
 
     # --- rows and steps
     # ---------------------------------------------------------------------------------------
-
-    def _users(self, *points: str) -> list[tuple[int, Guard[Any]]]:
-        return [(i, guard) for i, guard in enumerate(self.guards) if any(guard.uses(point) for point in points)]
 
     def _step(self, latents: Tensor, mask: Tensor | None, rows: Rows, prompts: tuple[str | None, ...]) -> Step:
         """This moment, before the denoiser call with model input `latents` (R, C, h, w) and `mask` (R, L)."""
@@ -322,9 +244,3 @@ class Session:
                 "attach the guards anew."
             )
         return self._steps
-
-    def _update_all(self, **values: Any) -> None:
-        self._steps = [replace(step, **values) for step in self._current()]
-
-    def _x0(self, pred: Tensor, x_t: Tensor, coeffs: Coefficients) -> Tensor:
-        return to_x0(self.run.prediction_type, pred.float(), x_t, coeffs.alpha, coeffs.sigma)

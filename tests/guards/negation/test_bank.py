@@ -364,10 +364,10 @@ def test_an_index_is_fitted_on_a_sample_of_bounded_size(
 def test_rows_read_block_by_block_are_those_picked(
     stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saferedir.guards.negation import bank
+    from saferedir.guards.negation import reference_rows
     from saferedir.guards.negation.index import _rows_of
 
-    monkeypatch.setattr(bank, "BLOCK", 64 * 7)  # seven references a block
+    monkeypatch.setattr(reference_rows, "BLOCK", 64 * 7)  # seven references a block
     path = NegationSet.from_latents(randn(100, 4, 4, 4)).save(tmp_path / "set.safetensors")
     references = NegationSet.open(path, stream=stream).references
     chosen = torch.tensor([0, 6, 7, 8, 55, 56, 98, 99])

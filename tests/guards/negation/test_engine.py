@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from tests.guards.negation.oracle import circle, frame, naive_attend, randn
 from torch import Tensor
 
-from saferedir.guards.negation import NegationSet, attend, bank, engine, gaussian_x0, gaussian_xt, laplace_x0, push_out
+from saferedir.guards.negation import (
+    NegationSet,
+    attend,
+    engine,
+    gaussian_x0,
+    gaussian_xt,
+    laplace_x0,
+    push_out,
+    reference_rows,
+)
 from saferedir.guards.negation.engine import attend_all
 
 SIZES = {
@@ -131,7 +140,7 @@ def test_finite_sets_approach_the_unsafe_denoiser(t: int) -> None:
 
 def test_streaming_equals_memory_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "BLOCK", 64 * 7)
-    monkeypatch.setattr(bank, "BLOCK", 64 * 7)  # seven rows a block
+    monkeypatch.setattr(reference_rows, "BLOCK", 64 * 7)  # seven rows a block
     negation = NegationSet.from_latents(randn(100, 4, 4, 4) + 1.0, randn(30, 4, 4, 4, seed=2))
     path = negation.save(tmp_path / "set.safetensors")
     streamed, loaded = NegationSet.open(path, stream=True), NegationSet.open(path)
@@ -152,7 +161,7 @@ def test_streaming_equals_memory_to_the_bit(tmp_path: Path, monkeypatch: pytest.
 def test_gradients_match_finite_differences_through_many_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr(bank, "BLOCK", 6 * 3)
+    monkeypatch.setattr(reference_rows, "BLOCK", 6 * 3)
     path = exact(randn(10, 6)).save(tmp_path / "set.safetensors")
     rows = NegationSet.open(path, stream=stream).references
 

@@ -18,9 +18,8 @@ import saferedir as sr
 from saferedir.errors import GuardConfigError, GuardError, GuardNotFoundError
 from saferedir.guards.dual_latent import DualLatentR2, DualLatentR2Config
 from saferedir.guards.negation import NegationSet, attend, gaussian_xt
-from saferedir.guards.negation.base import channel_normalised
 from saferedir.guards.negation.index import CandidateIndex
-from saferedir.guards.negation.released import released_estimate, released_flow_step
+from saferedir.guards.negation.released import channel_normalised, released_estimate, released_flow_step
 from saferedir.guards.safe_denoiser import SafeDenoiser, SafeDenoiserConfig, correction, log_odds
 from saferedir.schedules import from_x0, to_x0
 

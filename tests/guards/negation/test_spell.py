@@ -13,7 +13,7 @@ from torch import Tensor
 import saferedir as sr
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.negation import NegationSet
-from saferedir.guards.negation.base import channel_normalised
+from saferedir.guards.negation.released import channel_normalised
 from saferedir.guards.spell import SPELL, SPELLConfig
 
 SHAPE = (2, 3, 3)

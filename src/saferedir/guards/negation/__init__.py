@@ -1,8 +1,8 @@
 """The negation set and its engine: reference latents, kernel weights over them, and one weighted sum.
 
-Shared by `guards/safe_denoiser.py` and `guards/spell.py`. `bank.py` holds the set and its file, `engine.py` the two matrix
-products a step, `kernels.py` the logits, `calibration.py` widths and thresholds, `build.py` makes a set, `index.py` shortens a
-huge one.
+Shared by `guards/safe_denoiser.py` and `guards/spell.py`, whose base class is in `base.py`, with `config.py` and `state.py`.
+`bank.py` holds the set and its file, `reference_rows.py` its rows, `engine.py` the two matrix products a step, `kernels.py` the
+logits, `calibration.py` widths and thresholds, `build.py` makes a set, `index.py` shortens a huge one.
 """
 
 from saferedir.guards.negation.bank import NegationSet

@@ -1,6 +1,7 @@
 """NegationSet: reference latents of images that must not appear, in memory or streamed from a memory-mapped file.
 
-Imports torch, safetensors, `engine`, `calibration`, `errors`. Written by `build.py` and `from_latents`, read by both guards.
+Imports torch, safetensors, `reference_rows`, `calibration`, errors. Written by `build.py` and `from_latents`, read by both
+guards.
 One safetensors file: rows F16 (M, C, h, w) less their mean, centre F32 (C, h, w), norms F32 (M,), the same of optional benign
 references, calibration; facts about encoder and size in the header. A latent is (z - shift) * scale, as the sampler has it.
 Rows may be I8 instead, with units F32 (M,): half the size, each value rounded to 1/127 of the largest of its row.
@@ -9,9 +10,8 @@ Rows may be I8 instead, with units F32 (M,): half the size, each value rounded t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,100 +22,11 @@ from torch import Tensor
 
 from saferedir.errors import GuardConfigError, GuardError, GuardNotFoundError
 from saferedir.guards.negation.calibration import Calibration, calibrate
-from saferedir.guards.negation.engine import BLOCK, MOST_ROWS, Block
+from saferedir.guards.negation.reference_rows import FileRows, ReferenceRows, in_memory, kept
 
 FORMAT = "saferedir negation set 1"
 #: a larger set stays on disk, and is not copied into a guard's folder
 IN_MEMORY = 256 * 1024**2
-#: up to this size rows are kept as float32, which saves converting them at every step
-AS_FLOAT32 = 64 * 1024**2
-#: blocks read from a file at a time; the mapping is dropped after them, and with it the pages it holds
-READ_AHEAD = 8
-CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class FileRows:
-    """Rows (M, ...) of one tensor in a safetensors file, read slice by slice."""
-
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-
-    def __getitem__(self, where: slice) -> Tensor:
-        with safe_open(self.path, framework="pt") as file:
-            found: Tensor = file.get_slice(self.name)[where]
-        return found
-
-
-@dataclass(frozen=True)
-class ReferenceRows:
-    """References as the engine takes them: rows (M, ...) centred, norms (M,), centre (D,).
-
-    units (M,): what 1 stands for in a row of 8-bit numbers. Rows in memory may have been converted; they are saved as such again.
-    """
-
-    rows: Tensor | FileRows
-    norms: Tensor
-    centre: Tensor
-    device: torch.device = CPU
-    units: Tensor | None = None
-
-    def __len__(self) -> int:
-        return int(self.rows.shape[0])
-
-    def blocks(self) -> Iterable[Block]:
-        """All rows in order, some 4 MB (as float32) at a time."""
-        is_held = isinstance(self.rows, Tensor) and self.rows.dtype != torch.int8
-        return self._held if is_held else self._cut()
-
-    @cached_property
-    def _held(self) -> tuple[Block, ...]:
-        """Views of rows in memory, which need not be cut anew at every step."""
-        return tuple(self._cut())
-
-    def _cut(self) -> Iterator[Block]:
-        size = min(MOST_ROWS, max(1, BLOCK // self.centre.numel()))
-        stride = size * READ_AHEAD if isinstance(self.rows, FileRows) else len(self)
-        for first in range(0, len(self), stride):
-            part = self.rows[first : min(first + stride, len(self))].flatten(1)
-            for start in range(0, len(part), size):
-                at = first + start
-                rows = self._floats(part[start : start + size].to(self.device), slice(at, at + size))
-                yield Block(rows, self.norms[at : at + len(rows)], at)
-            del part
-
-    def pick(self, indices: Tensor) -> Block:
-        """The rows of these indices (k,), in their order, whatever way the set is kept."""
-        places = indices.cpu()
-        if isinstance(self.rows, Tensor):
-            rows = self.rows.flatten(1)[indices.to(self.rows.device)]
-        else:
-            with safe_open(self.rows.path, framework="pt") as file:
-                source = file.get_slice(self.rows.name)
-                rows = torch.cat([source[i : i + 1] for i in places.tolist()]).flatten(1)
-        own = indices.to(self.norms.device)
-        return Block(self._floats(rows.to(self.device), own), self.norms[own], 0)
-
-    def _floats(self, rows: Tensor, which: slice | Tensor) -> Tensor:
-        if rows.dtype != torch.int8 or self.units is None:
-            return rows
-        return rows.float() * self.units[which, None]
-
-    def to(self, device: torch.device) -> ReferenceRows:
-        """The same on `device`; streamed rows go there block by block."""
-        rows = self.rows if isinstance(self.rows, FileRows) else self.rows.to(device)
-        units = None if self.units is None else self.units.to(device)
-        return ReferenceRows(rows, self.norms.to(device), self.centre.to(device), device, units)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """By the names of the file format; rows as float16, or as the 8-bit numbers they were made from."""
-        rows = self.rows if isinstance(self.rows, Tensor) else self.rows[:]
-        if self.units is None:
-            return {"rows": rows.half(), "norms": self.norms.float()}
-        if rows.dtype != torch.int8:
-            rows = (rows.flatten(1) / self.units[:, None]).round().to(torch.int8)
-        return {"rows": rows, "norms": self.norms.float(), "units": self.units}
 
 
 @dataclass(frozen=True)
@@ -154,8 +65,8 @@ class NegationSet:
         if benign is not None and tuple(benign.shape[1:]) != shape:
             raise GuardConfigError(f"benign latents {tuple(benign.shape[1:])} differ in shape from the set's {shape}.")
         centre = latents.float().mean(dim=0).flatten()
-        references = _kept(latents, centre, dtype)
-        safe = None if benign is None or not len(benign) else _kept(benign, centre, dtype)
+        references = kept(latents, centre, dtype)
+        safe = None if benign is None or not len(benign) else kept(benign, centre, dtype)
         return cls(shape, references, safe, calibrate(references), dict(facts or {}))
 
     def latents(self) -> Tensor:
@@ -228,7 +139,7 @@ class NegationSet:
                 )
             if not len(norms):
                 raise GuardConfigError("the negation set is empty; give it at least one reference image.")
-            parts.append(_in_memory(ReferenceRows(rows, norms, centre.flatten(), units=units)))
+            parts.append(in_memory(ReferenceRows(rows, norms, centre.flatten(), units=units)))
         assert parts[0] is not None
         return cls(shape, parts[0], parts[1], Calibration.from_tensors(small), dict(facts or {}))
 
@@ -282,25 +193,3 @@ def require_latents(latents: Tensor) -> None:
 def header_facts(facts: Mapping[str, Any]) -> dict[str, str]:
     """The file's metadata."""
     return {"format": FORMAT, "facts": json.dumps(dict(facts), allow_nan=False, ensure_ascii=False)}
-
-
-def _kept(latents: Tensor, centre: Tensor, dtype: torch.dtype) -> ReferenceRows:
-    rows, units = latents.float().flatten(1) - centre, None
-    if dtype == torch.int8:
-        units = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        rows = (rows / units[:, None]).round().to(torch.int8)
-        norms = (rows.float() * units[:, None]).square().sum(dim=1)
-    else:
-        rows = rows.to(dtype)
-        norms = rows.float().square().sum(dim=1)
-    return _in_memory(ReferenceRows(rows, norms, centre, centre.device, units))
-
-
-def _in_memory(part: ReferenceRows) -> ReferenceRows:
-    """The same, as float32 if it is in memory and small."""
-    if not isinstance(part.rows, Tensor) or part.rows.numel() * 4 > AS_FLOAT32:
-        return part
-    rows = part.rows.float()
-    if part.units is not None:
-        rows = rows * part.units.view(-1, *(1,) * (rows.ndim - 1))
-    return replace(part, rows=rows)

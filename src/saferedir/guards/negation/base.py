@@ -1,127 +1,28 @@
-"""What Safe Denoiser and SPELL share as guards: the set they hold, one run's records, and noise of their own.
+"""NegationGuard: what Safe Denoiser and SPELL share as guards: the set they hold, when they are due, and their decisions.
 
-Imports checks, guard, decisions, errors, `bank`. A small set travels in the guard's model.safetensors; a large one stays in its
-file, whose path the folder keeps relative to itself: move or copy both together.
+Imports guard, decisions, errors and, of this folder, `bank`, `config`, `released`, `state`. A small set travels in the guard's
+model.safetensors; a large one stays in its file, whose path the folder keeps relative to itself: move or copy both together.
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from saferedir.checks import is_number, is_text
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
-from saferedir.guard import Guard, GuardConfig, Run, Step
-from saferedir.guards.negation.bank import FileRows, NegationSet
-
-MODES = ("default", "faithful")
-OUTSIDE_WINDOW = ("raise", "ignore")
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NegationConfig(GuardConfig):
-    """Settings of every guard with a negation set.
-
-    Attributes:
-        mode: "default" (this project's fixes) or "faithful" (the released code).
-        bank: path of a set too large to travel with the guard; None where it is in model.safetensors.
-        window: noise fractions u = sigma / (alpha + sigma), lowest and highest, at which to act.
-        outside_window: what happens to a run none of whose denoiser calls is in the window (image to image at low strength, few
-            steps), where the guard can do nothing: "raise" (no image), or "ignore" (its decision says so).
-        seed: of the guard's own noise, drawn only where it re-noises.
-    """
-
-    file_fields: ClassVar[tuple[str, ...]] = ("bank",)
-
-    mode: str = "default"
-    bank: str | None = None
-    window: tuple[float, float] = (0.0, 1.0)
-    outside_window: str = "raise"
-    seed: int = 0
-
-    def validate(self) -> None:
-        self.require_choice("mode", MODES)
-        self.require_choice("outside_window", OUTSIDE_WINDOW)
-        self.require(self.bank is None or is_text(self.bank), "bank", "a path, or None")
-        is_pair = isinstance(self.window, tuple) and len(self.window) == 2 and all(map(is_number, self.window))
-        is_window = is_pair and 0 <= self.window[0] <= self.window[1] <= 1
-        self.require(is_window, "window", "two noise fractions in [0, 1], the lower one first")
-        self.require_whole("seed")
-
-
-class Numbers(NamedTuple):
-    """What a step is remembered by, each (B,): score; shift, ||delta|| / ||x0||; ess, effective number of references."""
-
-    score: Tensor
-    shift: Tensor
-    ess: Tensor | None = None
-
-
-@dataclass
-class NegationState:
-    """One run: every tensor has B rows. pending: what re-noising adds to x (a function: the step to take
-    instead); threshold: of the released code's gate.
-    """
-
-    negation: NegationSet
-    insist: Tensor  # (B,) levels
-    indices: list[int] = field(default_factory=list)  # of the steps acted at or looked at
-    edits: list[Tensor | None] = field(default_factory=list)  # whether a row was edited; None: every row
-    numbers: list[Callable[[], Numbers]] = field(default_factory=list)
-    noise: list[float] = field(default_factory=list)  # noise fractions met before one was in the window
-    was_due: bool = False
-    pending: Any = None
-    threshold: float = 0.0
-    frame: tuple[Tensor | None, float, float] = (None, 0.0, 0.0)  # a step's alpha; the same and its sigma as numbers
-    generators: list[torch.Generator] | None = None
-
-    def record(self, step: Step, is_edited: Tensor | None, numbers: Callable[[], Numbers]) -> None:
-        """Keep one step's numbers, without a host synchronisation; they are worked out for the verdict, not at each step.
-
-        is_edited: (B,), None for every row. `numbers` may hold on to little; under autograd it is asked at once.
-        """
-        if torch.is_grad_enabled():
-            score, shift, ess = numbers()
-            found = Numbers(score.detach(), shift.detach(), None if ess is None else ess.detach())
-            self.numbers.append(lambda: found)
-        else:
-            self.numbers.append(numbers)
-        self.indices.append(step.index)
-        self.edits.append(is_edited)
-        if self.is_logging:
-            score, shift, ess = self.numbers[-1]()
-            edited = torch.ones_like(score) if is_edited is None else is_edited.float()
-            values = (score, torch.ones_like(score) if ess is None else ess, edited, shift * edited)
-            text = "step %d: score %.4g, effective references %.3g, gates open %.2f, moved by %.4f of x0"
-            logger.debug(text, step.index, *(float(value.mean()) for value in values))
-
-    @property
-    def is_logging(self) -> bool:
-        """Whether anybody reads the log of single steps."""
-        return logger.isEnabledFor(logging.DEBUG)
-
-    def draw(self, step: Step, seed: int) -> Tensor:
-        """Fresh noise like `step.x_t`, from generators of our own: one a row, seeded by `seed` and that row's first latents,
-        so that a batch equals single runs and the pipeline's random stream stays as it is.
-        """
-        latents = step.x_t
-        if self.generators is None:
-            rows = [row.detach().float().cpu().numpy().tobytes() for row in latents]
-            self.generators = [torch.Generator().manual_seed(seed ^ zlib.crc32(row)) for row in rows]
-        shape = latents.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
-        return noise.to(latents.device)
-
+from saferedir.guard import Guard, Run, Step
+from saferedir.guards.negation.bank import NegationSet
+from saferedir.guards.negation.config import NegationConfig
+from saferedir.guards.negation.reference_rows import FileRows
+from saferedir.guards.negation.released import channel_normalised
+from saferedir.guards.negation.state import NegationState, noise_fraction
 
 ConfigT = TypeVar("ConfigT", bound=NegationConfig)
 T = TypeVar("T")
@@ -282,23 +183,3 @@ class NegationGuard(Guard[ConfigT]):
         u = noise_fraction(step)
         has_x0 = u < 1 or step.run.prediction_type != "epsilon"
         return self.config.window[0] <= u <= self.config.window[1] and u > 0 and has_x0
-
-
-def noise_fraction(step: Step) -> float:
-    """u = sigma / (alpha + sigma): 0 at the clean end, 1 at pure noise, on every schedule; the same for all rows."""
-    alpha, sigma = frame(step)
-    return sigma / (alpha + sigma)
-
-
-def frame(step: Step) -> tuple[float, float]:
-    """(alpha, sigma) as numbers: all rows of a run are at the same step."""
-    state: NegationState = step.state
-    if state.frame[0] is not step.alpha:  # read once a step; on a GPU that waits for the device
-        state.frame = step.alpha, step.alpha[0].item(), step.sigma[0].item()
-    return state.frame[1:]
-
-
-def channel_normalised(latents: Tensor) -> Tensor:
-    """(M, C, ...) with each spatial position divided by its norm over channels, as the released code keeps references."""
-    norms: Tensor = torch.linalg.vector_norm(latents, dim=1, keepdim=True)
-    return latents / norms.clamp(min=1e-12)

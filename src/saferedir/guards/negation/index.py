@@ -1,7 +1,7 @@
 """An approximate index over a huge negation set: pick k candidates a row, then weigh those exactly.
 
-Optional: needs faiss (`pip install 'saferedir[index]'`). Imports `engine`, `bank`, `kernels`, errors. Valid only while the
-kernel's effective sample size is far below k, because everything else is taken for zero, in the gate's score too.
+Optional: needs faiss (`pip install 'saferedir[index]'`). Imports `engine`, `reference_rows`, `kernels`, errors. Valid only
+while the kernel's effective sample size is far below k, because everything else is taken for zero, in the gate's score too.
 The index holds product-quantised codes (some 64 bytes a reference), so that a set beyond memory stays in its file.
 """
 
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import GuardConfigError, GuardError
-from saferedir.guards.negation.bank import ReferenceRows
 from saferedir.guards.negation.engine import Attention, Block, attend
 from saferedir.guards.negation.kernels import Query
+from saferedir.guards.negation.reference_rows import ReferenceRows
 
 #: references that the quantisers are fitted on, at most so many and so many bytes as float32
 TRAIN_ON = 65536

@@ -1,6 +1,7 @@
 """The released Safe Denoiser loop, for `mode="faithful"`: Laplace kernel, pure subtraction, re-noising, stale prediction.
 
-Pure functions; imports `engine`, `kernels`, `base`. References are channel-normalised, x0 is not (but is in the flow variant).
+Pure functions; imports `bank`, `engine`, `kernels`, `state`. References are channel-normalised, x0 is not (but is in the flow
+variant).
 Not reproduced: the ungated variant that returns the unsafe mean itself in place of x0'. The extra scheduler call that yields
 x0 there becomes a table look-up; the variance noise it draws is drawn here too, from the guard's own generator.
 """
@@ -17,9 +18,9 @@ from torch import Tensor
 from saferedir.broadcast import per_sample
 from saferedir.guard import Step
 from saferedir.guards.negation.bank import NegationSet
-from saferedir.guards.negation.base import NegationState, channel_normalised
 from saferedir.guards.negation.engine import attend_all
 from saferedir.guards.negation.kernels import laplace_x0
+from saferedir.guards.negation.state import NegationState
 
 #: the released code adds this to its kernel sum, which makes the sum a gate
 EPSILON = 1e-8
@@ -48,6 +49,12 @@ class Released(NamedTuple):
     is_open: Tensor
     kernel_sum: Tensor
     shift: Tensor
+
+
+def channel_normalised(latents: Tensor) -> Tensor:
+    """(M, C, ...) with each spatial position divided by its norm over channels, as the released code keeps references."""
+    norms: Tensor = torch.linalg.vector_norm(latents, dim=1, keepdim=True)
+    return latents / norms.clamp(min=1e-12)
 
 
 def released_estimate(x0: Tensor, references: NegationSet, scale: float, width: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,226 @@
+"""Seam: one guarded pipeline: who is attached to it, and what is done at each moment of its runs.
+
+Private to `attach`. A run begins when the pipeline sets the scheduler's timesteps (or brings another scheduler), is made real
+by the first denoiser call, and ends with the last scheduler step; a run that broke off is simply replaced by the next. The
+hooks that call are in hooks.py, whose run it is in current.py, what guards make of it in session.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from saferedir.errors import GuardError
+from saferedir.families import Family
+from saferedir.guard import Guard
+from saferedir.packing import Grid
+from saferedir.seam.begin import latent_channels, run_of
+from saferedir.seam.caller import settings_of_caller
+from saferedir.seam.current import CurrentRun
+from saferedir.seam.denoiser_call import Call
+from saferedir.seam.hooks import Hooks
+from saferedir.seam.session import Session
+from saferedir.seam.texts import texts_of
+from saferedir.solver import Solver, history_of
+
+if TYPE_CHECKING:
+    from saferedir.attach import Attached
+
+
+class Seam:
+    """Of one pipeline. Its hooks are put on with the first attachment, and taken off with the last."""
+
+    def __init__(self, pipe: Any, family: Family) -> None:
+        self.pipe, self.family = pipe, family
+        self.attachments: list[Attached] = []
+        self.hooks = Hooks(pipe, family)
+        self._current = CurrentRun()
+        self._grid: Grid | None = None
+
+    # --- attachments
+
+    def guards(self) -> list[Guard[Any]]:
+        """All attached guards, in the order they act."""
+        return [guard for attached in self.attachments for guard in attached.guards]
+
+    def add(self, attached: Attached) -> None:
+        """Take an attachment in; the first one puts the hooks on."""
+        if self.family.denoiser != "unet" and (users := [g for g in attached.guards if g.uses("on_skip_features")]):
+            raise GuardError(f"guard {users[0].method!r} edits a UNet's skip features; {self.family.name} has no UNet.")
+        if any(guard.uses("extra_latents") for guard in attached.guards):
+            history_of(self.pipe.scheduler)
+        if not self.attachments:
+            self._leave()  # a tripwire may be left
+            self.hooks.put_on(self)
+        self.attachments.append(attached)
+        self.hooks.fit(self.guards(), self)
+
+    def remove(self, attached: Attached, *, aborted: bool = False) -> None:
+        """Let an attachment go; the last one takes the hooks off. A run in progress loses its protection and fails.
+
+        For that the hooks stay as a tripwire until the run has failed or another one begins, unless the caller knows
+        that the run was `aborted` by an exception.
+        """
+        if attached not in self.attachments:
+            return
+        for guard in attached.guards:
+            guard.unload(self.hooks.denoiser)
+        self.attachments.remove(attached)
+        self.hooks.fit(self.guards(), self)
+        was_running = self._current.fail()
+        if self.attachments:
+            return
+        if was_running and not aborted:
+            self._current.is_tripped = True
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.hooks.take_off()
+        self._current.forget()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the pipeline still holds the modules the hooks are on."""
+        return self.hooks.are_in_place
+
+    # --- moments
+
+    def set_timesteps(self, scheduler: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The pipeline sets timesteps: another run begins."""
+        if self._current.is_tripped:
+            self._leave()
+        else:
+            self._expect_run()
+        return original(*args, **kwargs)
+
+    def before_denoiser(self, module: nn.Module, call: Call) -> Any:
+        """(args, kwargs) for the denoiser, or None for those it was given."""
+        if call.is_aside:
+            return self.before_companion(module, call)
+        return self._with_conditioning(module, call, Session.before_denoiser)
+
+    def before_companion(self, module: nn.Module, call: Call) -> Any:
+        """The same for a module that reads the conditioning beside the denoiser."""
+        return self._with_conditioning(module, call, Session.beside_denoiser)
+
+    def _with_conditioning(self, module: nn.Module, call: Call, ask: Callable[..., Any]) -> Any:
+        """Enter or continue a run, and let `ask` choose the conditioning of this call."""
+        self._check_tripwire()
+        self.hooks.check_module(module)
+        self._current.check_thread()
+        if self.pipe.scheduler is not self.hooks.scheduler:  # replaced since: its set_timesteps went unseen
+            self.hooks.wrap_scheduler(self)
+            self._expect_run()
+        packing, latents = self.family.packing, call.latents
+        if packing is not None and (self._current.is_due or self._grid is None):
+            self._grid = packing.grid(call.kwargs)
+        if self._current.is_due:
+            with self._current.failing_closed():
+                self._current.begin(self._new_session(call))
+        session = self._active()
+        with self._current.failing_closed():
+            given = call.conditioning
+            used = ask(session, self._unpacked(latents), given)
+            return None if used is given else call.with_conditioning(used, session.layout.split, self._packed)
+
+    def after_denoiser(self, call: Call, output: Any) -> Any:
+        """The denoiser's output without extra rows, or None for the one it gave."""
+        session = self._active()
+        if call.is_aside:
+            return None
+        rows = output[0] if isinstance(output, tuple) else output.sample
+        with self._current.failing_closed():
+            unpacked = self._unpacked(rows)
+            own = session.after_denoiser(unpacked)
+        if own is unpacked:
+            return None
+        own = rows[: own.shape[0]]
+        return (own, *output[1:]) if isinstance(output, tuple) else type(output)(sample=own)
+
+    def skip_features(self, values: Tensor, stage: int) -> Tensor:
+        """Skip features (R, C, h, w) to use in one layer of a UNet."""
+        session = self._active()
+        with self._current.failing_closed():
+            return session.skip_features(values, stage)
+
+    def scheduler_step(
+        self, scheduler: Any, original: Callable[..., Any], model_output: Any, timestep: Any, sample: Any,
+        *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """The scheduler's own step, with prediction and latents as the guards edit them."""
+        self._check_tripwire()
+        session = self._active()
+        with self._current.failing_closed():
+            if session.run.solver is not None:
+                session.run.solver.meet(session.evaluation, model_output.dtype, args, kwargs)
+            given = self._unpacked(model_output)
+            used = session.before_step(given, timestep, self._unpacked(sample))
+            pred = model_output if used is given else self._packed(used)
+            output = original(pred, timestep, sample, *args, **kwargs)
+            self._active()
+            stepped = output[0] if isinstance(output, tuple) else output.prev_sample
+            latents = self._unpacked(stepped)
+            edited = session.after_step(latents)
+            if session.finished:
+                self._record(session)
+        if edited is not latents:
+            if isinstance(output, tuple):
+                return (self._packed(edited), *output[1:])
+            output["prev_sample"] = self._packed(edited)
+        return output
+
+    def _unpacked(self, values: Tensor) -> Tensor:
+        packing = self.family.packing
+        return values if packing is None or self._grid is None else packing.unpack(values, self._grid)
+
+    def _packed(self, values: Tensor) -> Tensor:
+        packing = self.family.packing
+        return values if packing is None else packing.pack(values)
+
+    # --- runs
+
+    def _expect_run(self) -> None:
+        self._current.expect()
+        for attached in self.attachments:
+            attached.clear()
+
+    def _new_session(self, call: Call) -> Session:
+        settings = settings_of_caller(self.pipe, self.family.denoiser)
+        denoiser, scheduler, known_texts = self.hooks.denoiser, self.hooks.scheduler, self.hooks.texts
+        for guard in self.guards():  # whatever the user did to the adapters, or to `enabled`, since
+            (guard.load if guard.enabled else guard.unload)(denoiser)
+        asked = [attached.insist for attached in self.attachments if attached.insist]
+        run, offset = run_of(self.pipe, self.family, call, settings, asked, with_towers=known_texts is not None)
+        enabled = [guard for guard in self.guards() if guard.enabled]
+        if any(guard.uses("extra_latents") for guard in enabled):
+            timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations + 1])
+            run = replace(run, solver=Solver(scheduler, timesteps, self._packed, self._unpacked))
+        texts = None if known_texts is None else partial(texts_of, records=known_texts.known())
+        channels = latent_channels(denoiser, self.family, call.latents)
+        return Session(run, self.family, enabled, scheduler, channels, offset, texts)
+
+    def _active(self) -> Session:
+        """The run this thread is in; anything else raises."""
+        self._current.check_thread()
+        if self.pipe.scheduler is not self.hooks.scheduler:
+            raise GuardError("the pipeline's scheduler was replaced in the middle of a run; replace it between calls.")
+        return self._current.active(self.family.denoiser)
+
+    def _check_tripwire(self) -> None:
+        if self._current.is_tripped:
+            self._leave()
+            raise GuardError(
+                "the guards were detached in the middle of this run, so it cannot go on; call the pipeline again."
+            )
+
+    def _record(self, session: Session) -> None:
+        verdicts = dict(zip(map(id, session.guards), session.verdicts(), strict=True))
+        for attached in self.attachments:
+            if any(guard.enabled and id(guard) not in verdicts for guard in attached.guards):
+                continue  # attached in the middle of this run: it guards from the next one on
+            attached.record([decision for guard in attached.guards for decision in verdicts.get(id(guard), [])])
