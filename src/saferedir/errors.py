@@ -41,6 +41,10 @@ class JudgeError(SaferedirError, ValueError):
     """A judge cannot be loaded, or was given pictures or scores it cannot read."""
 
 
+class EncoderError(SaferedirError, ValueError):
+    """An encoder cannot be loaded, or gave vectors that cannot be what it was asked for."""
+
+
 class PromptFileError(SaferedirError, ValueError):
     """A prompt file cannot be used as it is: missing column, wrong row count, duplicates."""
 
@@ -55,3 +59,7 @@ class BenchError(SaferedirError):
 
 class MissingExtraError(SaferedirError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
+
+
+class AttackError(SaferedirError, ValueError):
+    """An attack cannot be made as asked: no such step, a soft prompt that fits no encoder, no word left to write with."""

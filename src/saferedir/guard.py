@@ -1,8 +1,8 @@
 """Guard: the base class of every method, and the points at which it may intervene. Guard authors import from here.
 
 A guard is pure, differentiable tensor functions over a `Step` (step.py), with a frozen config (guard_config.py); it never sees
-a pipeline (that is `attach`). Imports these two, torch, `errors`, `decisions`, `encoding`. Saving and loading live in `storage`;
-concrete methods in `guards/`.
+a pipeline (that is `attach`). Imports these two, torch, `errors`, `decisions`, `encoding`, `gates`. Saving and loading live in
+`storage`; concrete methods in `guards/`.
 
 Rules of the seam, for guard authors:
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError
+from saferedir.gates import Gate
 from saferedir.guard_config import GuardConfig
 from saferedir.step import Apart, Embeds, Run, SkipFeatures, Step
 
@@ -131,6 +132,20 @@ class Guard(Generic[ConfigT]):
         return [
             Decision(guard=self.method, concept=self.config.concept, image=image) for image in range(run.batch_size)
         ]
+
+    def gates(self, state: Any) -> Mapping[str, Gate]:
+        """What decides whether it acts, as of the latest evaluation, in the graph; {} for a guard that always acts.
+
+        For those who attack it, or look on: the seam itself never asks.
+        """
+        return {}
+
+    def differentiable(self) -> Self:
+        """This guard with a gradient through its hard decisions: the same values, a surrogate's derivative.
+
+        Itself where nothing in it is hard. For those who attack it; it shares its weights with this one.
+        """
+        return self
 
     def uses(self, point: str) -> bool:
         """Whether this class overrides the named point of intervention. A guard that needs one only under some settings may

@@ -15,8 +15,8 @@ flow matching (flow)      1 - s, s                          FlowMatch Euler, Heu
 EDM (edm)                 1, sigma                          EDM Euler, EDM DPM++        x / sqrt(d^2 + sigma^2)
 ========================  ================================  ==========================  =======================
 
-where d = `sigma_data`, the deviation of clean latents. With n = sqrt(alpha^2 + sigma^2), a model output m means
-(design section 5): epsilon x0 = (x - sigma m) / alpha; sample x0 = m; flow x0 = x - sigma m;
+where d = `sigma_data`, the deviation of clean latents. With n = sqrt(alpha^2 + sigma^2), a model output m means:
+epsilon x0 = (x - sigma m) / alpha; sample x0 = m; flow x0 = x - sigma m;
 v x0 = (alpha/n)(x/n) - (sigma/n) m; EDM, with n = sqrt(d^2 + sigma^2) (arXiv:2206.00364, Table 1):
 x0 = (d/n)^2 x +- (sigma d/n) m, plus for "edm_epsilon:d", minus for "edm_v_prediction:d".
 

@@ -60,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One moment of the sampling as a guard may know it. Shapes as in design section 4.
+    """One moment of the sampling as a guard may know it. Shapes are those of docs/architecture.md.
 
     Before the denoiser call (`on_prompt`, `on_step_start`) there is no prediction yet: `pred*` and `x0` are
     None and `x_t` is `model_input`, the latents as the denoiser gets them. Variance-exploding schedulers

@@ -26,12 +26,13 @@ def run_of(
     call: Call,
     settings: Mapping[str, Any],
     asked: Sequence[tuple[int, ...]],
+    begins: float | None,
     with_towers: bool,
 ) -> tuple[Run, int]:
     """(run, index of its first evaluation in the scheduler's timesteps) from its first denoiser call.
 
     `settings`: the variables of the pipeline's own call. `asked`: levels of insistence, a tuple of images' levels for each
-    attachment that insists.
+    attachment that insists. `begins`: timestep of the run's first evaluation, if known.
     """
     latents, scheduler = call.latents, pipe.scheduler
     halves = 2 if is_guided(pipe, family, settings) else 1
@@ -39,7 +40,7 @@ def run_of(
         raise GuardError("guess_mode hides the negative prompt from the ControlNet; guarded, leave it off.")
     # a pipeline may start late (img2img) or stop early (SDXL's denoising_end); it says so before its first call
     count = getattr(pipe, "_num_timesteps", None)
-    offset, timesteps = evaluation_span(scheduler, count, call.time)
+    offset, timesteps = evaluation_span(scheduler, count, begins)
     rows = latents.shape[0]
     if not timesteps or rows % halves:
         raise GuardError(f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, guidance {halves == 2}.")

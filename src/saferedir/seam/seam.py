@@ -7,7 +7,8 @@ hooks that call are in hooks.py, whose run it is in current.py, what guards make
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from saferedir.errors import GuardError
 from saferedir.families import Family
+from saferedir.gates import Gate
 from saferedir.guard import Guard
 from saferedir.packing import Grid
 from saferedir.seam.begin import latent_channels, run_of
@@ -39,6 +41,7 @@ class Seam:
         self.attachments: list[Attached] = []
         self.hooks = Hooks(pipe, family)
         self._current = CurrentRun()
+        self._first = 0
         self._grid: Grid | None = None
 
     # --- attachments
@@ -195,14 +198,30 @@ class Seam:
         for guard in self.guards():  # whatever the user did to the adapters, or to `enabled`, since
             (guard.load if guard.enabled else guard.unload)(denoiser)
         asked = [attached.insist for attached in self.attachments if attached.insist]
-        run, offset = run_of(self.pipe, self.family, call, settings, asked, with_towers=known_texts is not None)
+        begins = None if self._first else call.time
+        run, offset = run_of(self.pipe, self.family, call, settings, asked, begins, with_towers=known_texts is not None)
         enabled = [guard for guard in self.guards() if guard.enabled]
         if any(guard.uses("extra_latents") for guard in enabled):
             timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations + 1])
             run = replace(run, solver=Solver(scheduler, timesteps, self._packed, self._unpacked))
         texts = None if known_texts is None else partial(texts_of, records=known_texts.known())
         channels = latent_channels(denoiser, self.family, call.latents)
-        return Session(run, self.family, enabled, scheduler, channels, offset, texts)
+        return Session(run, self.family, enabled, scheduler, channels, offset, texts, self._first)
+
+    @contextmanager
+    def part_from(self, first: int) -> Iterator[None]:
+        """Inside, runs are entered at evaluation `first` of their timesteps, and may be left before their end."""
+        self._first = first
+        try:
+            yield
+        finally:
+            self._first = 0
+            if self._current.session is not None and not self._current.session.finished:
+                self._current.forget()
+
+    def gates(self) -> dict[str, Gate]:
+        """ "<guard>.<gate>" -> gate, of the run under way; a second guard of one method is "<guard>-2"."""
+        return {} if self._current.session is None else self._current.session.gates()
 
     def _active(self) -> Session:
         """The run this thread is in; anything else raises."""

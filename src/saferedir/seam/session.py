@@ -9,6 +9,7 @@ riding.py, what guards make of the rest in edits.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
 from saferedir.families import Family
+from saferedir.gates import Gate
 from saferedir.guard import Guard, Run, Step
 from saferedir.schedules import coefficients, evaluation_steps, model_input_coefficients
 from saferedir.seam.conditions import Conditions
@@ -48,11 +50,12 @@ class Session:
         channels: int,
         offset: int = 0,
         texts: Callable[[Tensor], tuple[str | None, ...]] | None = None,
+        first: int = 0,
     ) -> None:
         self.run, self.family, self.guards = run, family, tuple(guards)
         self.failed = False
         self.finished = False
-        self.evaluation = 0
+        self.evaluation = first
         self._scheduler, self._channels = scheduler, channels
         self._offset, self._skips = offset, 0
         self._timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations].tolist())
@@ -200,6 +203,16 @@ class Session:
         if not self.finished or self.failed:
             raise GuardError("the run has not finished, so there are no decisions; run the pipeline again.")
         return [decisions_of(guard, self.run, state) for guard, state in zip(self.guards, self._states, strict=True)]
+
+    def gates(self) -> dict[str, Gate]:
+        """ "<guard>.<gate>" -> gate, as the guards left them; a second guard of one method is "<guard>-2"."""
+        found: dict[str, Gate] = {}
+        met: Counter[str] = Counter()
+        for guard, state in zip(self.guards, self._states, strict=True):
+            met[guard.method] += 1
+            name = guard.method if met[guard.method] == 1 else f"{guard.method}-{met[guard.method]}"
+            found |= {f"{name}.{key}": gate for key, gate in guard.gates(state).items()}
+        return found
 
     # --- rows and steps
     # ---------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ escalates; step 0 is protected. The released loop itself is in faithful.py, whic
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +22,12 @@ from saferedir.decisions import Decision
 from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.families import FAMILIES
+from saferedir.gates import Gate
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.card import model_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
+from saferedir.guards.saferedir.fit import require_anchors_fit, require_fit
 from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.network import Redirection, Redirector, RedirectorConfig, redirect, redirect_pooled
@@ -65,19 +69,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
                 "attach one guard for each concept instead."
             )
         if config.mode == "default":
-            self._check_anchors()
-
-    def _check_anchors(self) -> None:
-        sizes: RedirectorConfig = self.network.config
-        for name, value, dims, width in (
-            (ANCHOR, self.anchor, 2, sizes.prompt_dim),
-            (ANCHOR_POOLED, self.anchor_pooled, 1, sizes.pooled_dim),
-        ):
-            if value is not None and (value.ndim != dims or not len(value) or value.shape[-1] != width):
-                raise GuardConfigError(
-                    f"{name} has shape {tuple(value.shape)}, which does not fit a network for width {width}; "
-                    "train the guard again."
-                )
+            require_anchors_fit(self.network.config, {ANCHOR: anchor, ANCHOR_POOLED: anchor_pooled})
 
     def _adopt(self, network: nn.Module) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -138,7 +130,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             state.image_countdown -= 1
             return x0
         state.image_countdown = self.config.replace_steps
-        score = self.image_score(x0, step.t)
+        score = state.image_score = self.image_score(x0, step.t)
         state.image_scores.append(score.detach())
         high = state.is_high = score.detach() >= self.config.image_threshold
         was_redirected = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
@@ -148,6 +140,22 @@ class SafeRedir(Guard[SafeRedirConfig]):
         state.level = torch.where(escalate, (state.level + 1).clamp(max=2), state.level)
         state.unsafe_streak = torch.where(escalate, 0, state.unsafe_streak)
         return x0
+
+    def gates(self, state: RedirState | FaithfulState) -> dict[str, Gate]:
+        """ "prompt" and "image", whichever verdict has been given; none in faithful mode."""
+        if not isinstance(state, RedirState):
+            return {}
+        scores = {"prompt": state.score, "image": state.image_score}
+        limits = {"prompt": self.config.prompt_threshold, "image": self.config.image_threshold}
+        return {name: Gate(score, limits[name]) for name, score in scores.items() if score is not None}
+
+    def differentiable(self) -> Self:
+        """With straight-through gates: sigmoid's derivative at the threshold, see `SafeRedirConfig.gate`."""
+        if self.config.mode == "faithful" or self.config.gate != "hard":
+            return self
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, gate="straight_through")
+        return other
 
     # ------------------------------------------------------------------ scores
 
@@ -175,29 +183,13 @@ class SafeRedir(Guard[SafeRedirConfig]):
         if self.config.gate == "hard":
             return hard
         soft = torch.sigmoid(self.config.gate_sharpness * (score - threshold))
-        return soft if self.config.gate == "soft" else hard + soft - soft.detach()
-
-    def _require_fit(self, step: Step) -> None:
-        sizes: RedirectorConfig = self.network.config
-        pooled = 0 if step.pooled is None else step.pooled.shape[-1]
-        found = {"prompt width": step.prompt_embeds.shape[-1], "latent channels": step.x_t.shape[1]}
-        wanted = {"prompt width": sizes.prompt_dim, "latent channels": sizes.latent_channels}
-        if sizes.pooled_dim:
-            found, wanted = {**found, "pooled width": pooled}, {**wanted, "pooled width": sizes.pooled_dim}
-        wrong = [
-            f"{name} {found[name]} where it knows {wanted[name]}" for name in wanted if found[name] != wanted[name]
-        ]
-        if wrong:
-            raise GuardError(
-                f"this SafeRedir guard for {self.config.concept!r} was made for another pipeline: it is given "
-                f"{', '.join(wrong)}; train one for this pipeline."
-            )
+        return soft if self.config.gate == "soft" else hard + (soft - soft.detach())
 
     def _check_prompt(self, step: Step, state: RedirState) -> None:
         e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         given = Encoded(e0, step.pooled, real)
         if state.given is None or not same_conditioning(given, state.given):
-            self._require_fit(step)
+            require_fit(self.network.config, step, self.config.concept)
             state.given, state.redirection = (
                 given.map(lambda part: part.detach().clone()),
                 None,
@@ -295,7 +287,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
                 f"model.safetensors does not fit the network in guard_config.json: {', '.join(wrong[:5])}; "
                 "train the guard again."
             )
-        self._check_anchors()
+        require_anchors_fit(self.network.config, {ANCHOR: self.anchor, ANCHOR_POOLED: self.anchor_pooled})
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
             raise GuardConfigError("model.safetensors holds values that are not finite; train the guard again.")
         self.network.load_state_dict({n: t.to(own[n].dtype) for n, t in weights.items()})

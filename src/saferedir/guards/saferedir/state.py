@@ -32,6 +32,7 @@ class RedirState:
     image_countdown: int = 0
     given: Encoded | None = None  # copy of the conditioning that `score` and `redirection` belong to
     score: Tensor | None = None
+    image_score: Tensor | None = None  # of the latest check
     redirection: Redirection | None = None
     strengths: Tensor | None = None  # (B, L)
     prompt_scores: list[Tensor] = field(default_factory=list)

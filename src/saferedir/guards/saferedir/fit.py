@@ -1,0 +1,36 @@
+"""Does a redirector fit what it is given? One sentence where it does not. Imports errors, step and the sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from saferedir.errors import GuardConfigError, GuardError
+from saferedir.guards.saferedir.redirector_config import RedirectorConfig
+from saferedir.step import Step
+
+
+def require_fit(sizes: RedirectorConfig, step: Step, concept: str) -> None:
+    """GuardError for a run whose embeddings or latents have other widths than the network was made for."""
+    pooled = 0 if step.pooled is None else step.pooled.shape[-1]
+    found = {"prompt width": step.prompt_embeds.shape[-1], "latent channels": step.x_t.shape[1]}
+    wanted = {"prompt width": sizes.prompt_dim, "latent channels": sizes.latent_channels}
+    if sizes.pooled_dim:
+        found, wanted = {**found, "pooled width": pooled}, {**wanted, "pooled width": sizes.pooled_dim}
+    wrong = [f"{name} {found[name]} where it knows {wanted[name]}" for name in wanted if found[name] != wanted[name]]
+    if wrong:
+        raise GuardError(
+            f"this SafeRedir guard for {concept!r} was made for another pipeline: it is given {', '.join(wrong)}; train one for "
+            "this pipeline."
+        )
+
+
+def require_anchors_fit(sizes: RedirectorConfig, anchors: Mapping[str, Tensor | None]) -> None:
+    """GuardConfigError for an anchor of other width: a prompt's embeddings (L, D), or pooled ones (P,), by tensor name."""
+    for name, value in anchors.items():
+        dims, width = (1, sizes.pooled_dim) if name.endswith("pooled_embeds") else (2, sizes.prompt_dim)
+        if value is not None and (value.ndim != dims or not len(value) or value.shape[-1] != width):
+            raise GuardConfigError(
+                f"{name} has shape {tuple(value.shape)}, which does not fit a network for width {width}; train the guard again."
+            )

@@ -1,0 +1,147 @@
+"""Some steps of one pipeline call and no others, from latents of one's own, with gradients.
+
+The pipeline's own loop runs, with its guards, its guidance and its scheduler: nothing of it is written a second time, so what
+is differentiated is what is deployed. Steps before the first wanted one cost nothing: the denoiser is not asked and the
+scheduler does not step; after the last one the loop is left. Imports families, guard, prediction and the seam.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from saferedir.families import Family
+from saferedir.gates import Gate
+from saferedir.guard import Guard, GuardConfig, Step
+from saferedir.seam.seam import Seam
+from saferedir.seam.wrapping import WrappedMethods
+from saferedir.target.prediction import Prediction, prediction_of
+
+
+class _Left(Exception):
+    """Out of the pipeline's loop, once the wanted steps are done."""
+
+
+class Probe(Guard[GuardConfig]):
+    """Sees every step last of all guards, and changes nothing."""
+
+    method = "probe"
+
+    def __init__(self) -> None:
+        super().__init__(GuardConfig(concept="none"))
+        self.predictions: list[Prediction] = []
+        #: reads the gates of the guards of the run under way
+        self.read_gates: Callable[[], Mapping[str, Gate]] = dict
+        self._step: Step | None = None
+
+    def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
+        self._step = step
+        return x0
+
+    def on_step_end(self, step: Step, latents: Tensor) -> Tensor:
+        assert self._step is not None
+        self.predictions.append(prediction_of(self._step, latents, self.read_gates()))
+        return latents
+
+
+class _PassingOver:
+    """In a denoiser's place while steps are passed over: has its attributes, answers its own input."""
+
+    def __init__(self, module: Any, latents_arg: tuple[int, str]) -> None:
+        self._module, self._latents_arg = module, latents_arg
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any]:
+        position, name = self._latents_arg
+        return (kwargs[name] if name in kwargs else args[position],)
+
+
+def run_part(
+    seam: Seam,
+    call: Mapping[str, Any],
+    latents: Tensor | None,
+    start: int = 0,
+    stop: int | None = None,
+    on_pass: Callable[[Any, Any], None] = lambda scheduler, timestep: None,
+) -> Any:
+    """Call the pipeline, but only evaluations start..stop - 1; its output, or None where the loop was left before its end.
+
+    Args:
+        latents: (B, C, h, w) before evaluation `start`, in the sampler's frame; None for the pipeline's own noise.
+        start: the scheduler must be able to begin there: multistep solvers begin with a step of first order.
+        on_pass: told the scheduler and the timestep of every evaluation that is passed over.
+    """
+    pipe, family = seam.pipe, seam.family
+    call = dict(call)
+
+    def prepare(instance: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        if latents is None:
+            return found
+        mine = latents if family.packing is None else family.packing.pack(latents)
+        return (mine, *found[1:]) if isinstance(found, tuple) else mine
+
+    replaced = WrappedMethods(pipe, {"prepare_latents": prepare}, seam)
+    try:
+        with seam.part_from(start), _window(pipe, family, start, stop, on_pass):
+            return inspect.unwrap(type(pipe).__call__)(pipe, **call)  # without its `no_grad`
+    except _Left:
+        return None
+    finally:
+        replaced.release()
+
+
+@contextmanager
+def _window(
+    pipe: Any, family: Family, start: int, stop: int | None, on_pass: Callable[[Any, Any], None]
+) -> Iterator[None]:
+    """Inside, the scheduler passes over evaluations before `start`, and leaves the loop after evaluation `stop` - 1."""
+    names = (family.denoiser, *family.more_denoisers)
+    modules = {name: module for name in names if (module := getattr(pipe, name, None)) is not None}
+    done = 0
+
+    def put_back() -> None:
+        for name, module in modules.items():
+            pipe.__dict__[name] = module
+
+    def step(
+        scheduler: Any, original: Callable[..., Any], pred: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        nonlocal done
+        done += 1
+        if done <= start:
+            on_pass(scheduler, timestep)
+            _pass_over(scheduler)
+            if done == start:
+                put_back()
+            output = (sample,)
+        else:
+            output = original(pred, timestep, sample, *args, **kwargs)
+        if done == stop:
+            raise _Left
+        return output
+
+    wrapped = WrappedMethods(pipe.scheduler, {"step": step}, pipe)
+    if start:
+        for name, module in modules.items():
+            pipe.__dict__[name] = _PassingOver(module, family.latents_arg)
+    try:
+        yield
+    finally:
+        put_back()
+        wrapped.release()
+
+
+def _pass_over(scheduler: Any) -> None:
+    """Count one step, for schedulers that count. One that was told where to begin has not counted yet."""
+    index = getattr(scheduler, "_step_index", None)
+    if index is None:
+        index = getattr(scheduler, "begin_index", None)
+    if index is not None:
+        scheduler._step_index = index + 1

@@ -1,0 +1,193 @@
+"""Target: a guarded pipeline as a differentiable function. Imports attach, encoding, text_towers, schedules and this room.
+
+Nothing of a guard or a sampler is written a second time for attacks: every call goes through the pipeline's own loop with the
+guards attached (partial.py), so gradients pass through the defence as it is deployed, whichever family and scheduler it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from saferedir.attach import attach
+from saferedir.encoding import encode_prompts
+from saferedir.errors import AttackError
+from saferedir.families import family_of
+from saferedir.guard import Guard
+from saferedir.schedules import Coefficients, coefficients, evaluation_steps, training_time
+from saferedir.seam.finding import find_seam
+from saferedir.target.ledger import Ledger, count_rows
+from saferedir.target.partial import Probe, run_part
+from saferedir.target.prediction import Prediction
+from saferedir.target.soft_prompt import SoftPrompt, reading, table_of
+from saferedir.text_towers import TextTower, make_towers
+
+_ALL = 1 << 31
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One evaluation of the sampling, and the step it belongs to; x_t = alpha x0 + sigma eps, t in 0..1000."""
+
+    evaluation: int
+    index: int
+    t: float
+    alpha: float
+    sigma: float
+
+
+class Target:
+    """The model as defended, for attacks with gradients (threat model T3). Text to image only.
+
+    Use it in a `with` block: inside, guards and counters are on the pipeline, and nobody else should call it.
+
+    Args:
+        pipe: a supported pipeline; inside, its weights need no gradients.
+        guards: attached in this order, each in its `differentiable` form; () for the bare model.
+        call: arguments of every pipeline call (steps, guidance, size, negative prompt).
+        ledger: what is spent is charged there.
+
+    Raises AttackError for a pipeline that starts from a picture; else as `attach`.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        guards: Sequence[Guard[Any]] = (),
+        call: Mapping[str, Any] | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        if {"image", "control_image"} & set(inspect.signature(type(pipe).__call__).parameters):
+            raise AttackError(
+                f"a {type(pipe).__name__} starts from a picture; give the family's text-to-image pipeline."
+            )
+        self.pipe, self.guards = pipe, tuple(guards)
+        self.call = dict(call or {})
+        self.ledger = ledger or Ledger()
+        self._probe = Probe()
+        self._handles: list[Any] = []
+        self._thawed: list[nn.Parameter] = []  # weights that need gradients outside
+
+    def __enter__(self) -> Self:
+        self._attached = attach(self.pipe, [*(guard.differentiable() for guard in self.guards), self._probe])
+        seam = find_seam(self.pipe, family_of(self.pipe))
+        assert seam is not None
+        self._seam, self._probe.read_gates = seam, seam.gates
+        family = seam.family
+        denoisers, encoders = (
+            [module for name in names if (module := getattr(self.pipe, name, None)) is not None]
+            for names in ((family.denoiser, *family.more_denoisers), family.text_encoders)
+        )
+        self._handles = count_rows(denoisers, encoders, self.ledger)
+        modules = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        self._thawed = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
+        self._ask_for_gradients(False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._ask_for_gradients(True)
+        self._attached.__exit__(kind, error, trace)
+
+    def _ask_for_gradients(self, is_asked: bool) -> None:
+        for weight in self._thawed:
+            weight.requires_grad_(is_asked)
+
+    # --- what there is
+    # -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def moments(self) -> tuple[Moment, ...]:
+        """Every evaluation of a run with this call."""
+        levels: list[tuple[float, Coefficients]] = []
+
+        def note(scheduler: Any, timestep: Any) -> None:
+            levels.append((training_time(scheduler, float(timestep)), coefficients(scheduler, timestep)))
+
+        with torch.no_grad():
+            arguments = {**self.call, "prompt": "", "output_type": "latent"}
+            run_part(self._seam, arguments, None, start=_ALL, on_pass=note)
+        scheduler = self.pipe.scheduler
+        steps = evaluation_steps(scheduler, tuple(scheduler.timesteps.tolist()))
+        return tuple(
+            Moment(place, step, t, float(level.alpha), float(level.sigma))
+            for place, (step, (t, level)) in enumerate(zip(steps, levels, strict=True))
+        )
+
+    @cached_property
+    def towers(self) -> tuple[TextTower, ...]:
+        """The text encoders, with their tokenizers."""
+        length = encode_prompts(self.pipe, ["a"], self.call).prompt.shape[1]
+        return make_towers(self.pipe, self._seam.family, length)
+
+    def embed(self, ids: Tensor, tower: int = 0) -> Tensor:
+        """Token embeddings (B, L, d) that an encoder looks up for ids (B, L)."""
+        found: Tensor = table_of(self.towers[tower])(ids)
+        return found
+
+    def noised(self, x0: Tensor, noise: Tensor, evaluation: int) -> Tensor:
+        """alpha x0 + sigma noise at an evaluation, in the sampler's frame."""
+        moment = self.moments[evaluation]
+        return moment.alpha * x0 + moment.sigma * noise
+
+    # --- what it answers
+    # ---------------------------------------------------------------------------------------
+
+    def predict(
+        self, latents: Tensor, evaluation: int, soft: Sequence[SoftPrompt] = (), **conditioning: Any
+    ) -> Prediction:
+        """One evaluation from latents (B, C, h, w), everything that the guards do in it included.
+
+        Guards begin anew: what they would remember from earlier steps is not there, see `roll_out`.
+
+        Args:
+            evaluation: 0-based, the first one of a step where the scheduler asks several times.
+            soft: token embeddings to read in place of looked-up ones.
+            conditioning: `prompt=[...]`, or `prompt_embeds=...` and what belongs to it; further arguments of the call.
+        """
+        return self.roll_out(latents, evaluation, evaluation + 1, soft, **conditioning)[-1]
+
+    def roll_out(
+        self,
+        latents: Tensor | None,
+        start: int = 0,
+        stop: int | None = None,
+        soft: Sequence[SoftPrompt] = (),
+        **conditioning: Any,
+    ) -> list[Prediction]:
+        """Evaluations start..stop - 1 in a row (all that are left for None), one `Prediction` each.
+
+        latents: (B, C, h, w) before the first of them; None for the pipeline's own noise (give it a `generator`).
+        """
+        count = len(self.moments)
+        end = count if stop is None else stop
+        if not 0 <= start < end <= count:
+            raise AttackError(f"evaluations {start} to {end - 1} were asked for, but the run has 0 to {count - 1}.")
+        if start and self.moments[start].index == self.moments[start - 1].index:
+            raise AttackError(f"evaluation {start} is in the middle of a step; begin with the first one of a step.")
+        self._probe.predictions = []
+        with reading(self.towers, soft) if soft else nullcontext():
+            self._run({**conditioning, "output_type": "latent"}, latents, start, end)
+        return self._probe.predictions
+
+    def draw(self, latents: Tensor | None = None, soft: Sequence[SoftPrompt] = (), **conditioning: Any) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1], drawn to the end."""
+        with reading(self.towers, soft) if soft else nullcontext():
+            output = self._run({**conditioning, "output_type": "pt"}, latents, 0, None)
+        images: Tensor = output.images
+        self.ledger.charge(gen=len(images))
+        return images
+
+    def _run(self, arguments: Mapping[str, Any], latents: Tensor | None, start: int, stop: int | None) -> Any:
+        return run_part(self._seam, {**self.call, **arguments}, latents, start, stop)
