@@ -196,7 +196,12 @@ def main() -> None:
                 bench = bench or Bench(TASKS[name], pipe, judge, arguments.n)
                 bar = progress.add_task(f"{name}: {method}", total=5 * arguments.n)
                 found = bench.measure(guards, lambda count, bar=bar: progress.advance(bar, count))
-                cells[f"{name}/{method}"] = {"of": digest, "n": arguments.n, "precision": precision_name(pipe.device), **found}
+                cells[f"{name}/{method}"] = {
+                    "of": digest,
+                    "n": arguments.n,
+                    "precision": precision_name(pipe.device),
+                    **found,
+                }
                 write(arguments.out, cells, arguments.n)
 
 

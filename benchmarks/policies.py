@@ -50,7 +50,9 @@ class Verifier:
         return flags
 
 
-def protected(pipe: Any, guard: Any, verifier: Verifier, texts: list[str], batch: int, progress: Any) -> dict[str, Tensor]:
+def protected(
+    pipe: Any, guard: Any, verifier: Verifier, texts: list[str], batch: int, progress: Any
+) -> dict[str, Tensor]:
     """Pictures (N, 3, 64, 64), and per picture: first-attempt verdict, attempts, whether it was blocked."""
     found: dict[str, list[Any]] = {"pictures": [], "first": [], "attempts": [], "blocked": []}
     with sr.protect(pipe, guard, on_unsafe="verify", verify=verifier, retries=2) as guarded:
@@ -72,7 +74,9 @@ def protected(pipe: Any, guard: Any, verifier: Verifier, texts: list[str], batch
     return {"pictures": torch.cat(found.pop("pictures")), **{name: torch.tensor(rows) for name, rows in found.items()}}
 
 
-def measure(task: Task, guard: Any, pipe: Any, judges: tuple[Judge, TemplateJudge], n: int, progress: Any) -> dict[str, Any]:
+def measure(
+    task: Task, guard: Any, pipe: Any, judges: tuple[Judge, TemplateJudge], n: int, progress: Any
+) -> dict[str, Any]:
     """All rows of one task."""
     bar = progress.add_task(task.name, total=n + 3 * max(1, n // 2) + 2 * n)
 
@@ -120,7 +124,11 @@ def markdown(results: dict[str, Any]) -> str:
     for task, result in results.items():
         for split, row in result["splits"].items():
             lines.append(f"| {task} | {split} | {' | '.join(cell(row[name]) for name in names)} |")
-    lines += ["", "| task | all phrasings: verify | second judge | retain: touched | retain: blocked |", "|---" * 5 + "|"]
+    lines += [
+        "",
+        "| task | all phrasings: verify | second judge | retain: touched | retain: blocked |",
+        "|---" * 5 + "|",
+    ]
     for task, result in results.items():
         every, retain = result["all_phrasings"], result["retain"]
         values = (every["verify"], every["second_judge"], retain["touched"], retain["blocked"])
@@ -130,7 +138,9 @@ def markdown(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=200, help="prompts of test-seen and retain; the other phrasings get half")
+    parser.add_argument(
+        "--n", type=int, default=200, help="prompts of test-seen and retain; the other phrasings get half"
+    )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/policies"), help="finished tasks are kept here")

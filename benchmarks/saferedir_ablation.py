@@ -140,7 +140,9 @@ def input_question(study: Study) -> dict[str, Any]:
         network = study.train(name, only)
         held = study.held_images[name]
         scores = held_out_scores(network, study.held_text, held)
-        labels = torch.cat([torch.ones(len(study.held_text.unsafe.prompt)), torch.zeros(len(study.held_text.benign.prompt))])
+        labels = torch.cat(
+            [torch.ones(len(study.held_text.unsafe.prompt)), torch.zeros(len(study.held_text.benign.prompt))]
+        )
         out[name] = {
             "t": [round(v) for v in held.t.tolist()],
             "image": [round(auroc(scores["image"][:, s], held.label), 4) for s in range(len(held.t))],

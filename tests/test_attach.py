@@ -75,9 +75,7 @@ class Redirect(Guard[GuardConfig]):
         prompt = torch.where(rows, 0.1 * step.prompt_embeds, step.prompt_embeds)
         if not self.uncond or step.negative_prompt_embeds is None:
             return prompt
-        return Embeds(
-            prompt, torch.where(rows, 0.1 * step.negative_prompt_embeds, step.negative_prompt_embeds)
-        )
+        return Embeds(prompt, torch.where(rows, 0.1 * step.negative_prompt_embeds, step.negative_prompt_embeds))
 
 
 class Failing(Guard[GuardConfig]):
@@ -134,9 +132,7 @@ def test_a_watching_guard_changes_no_bit_under_any_scheduler(name: str) -> None:
     {"prompt_embeds": torch.ones(2, 77, 32), "negative_prompt_embeds": torch.zeros(2, 77, 32)},
     {"output_type": "np"},
 ])  # fmt: skip
-def test_a_watching_guard_changes_no_bit_however_the_pipeline_is_called(
-    settings: dict[str, Any], pipe: Any
-) -> None:
+def test_a_watching_guard_changes_no_bit_however_the_pipeline_is_called(settings: dict[str, Any], pipe: Any) -> None:
     bare, watcher = generate(pipe, **settings), Watcher()
     with sr.attach(pipe, watcher) as attached:
         guarded = generate(pipe, **settings)

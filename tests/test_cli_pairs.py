@@ -23,6 +23,7 @@ TOY = ("--count", 100, "--steps", 2, "--rollouts", 6, "--rollout-steps", 1)
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     for screen in (common.console, common.errors):  # pytest's workers fix the width before any test runs
         monkeypatch.setattr(screen, "_width", 200)
+
     def invoke(*words: object) -> Any:
         return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
 

@@ -121,9 +121,7 @@ def test_the_registry_raises_on_a_clash() -> None:
     assert "saferedir" in registry.methods()
 
 
-@pytest.mark.parametrize(
-    "name", ["pictoworld/no-such-guard", "no/such/folder", "nothing", "pictoworld/../weights"]
-)
+@pytest.mark.parametrize("name", ["pictoworld/no-such-guard", "no/such/folder", "nothing", "pictoworld/../weights"])
 def test_unknown_guards_are_one_sentence(name: str) -> None:
     with pytest.raises(sr.GuardNotFoundError, match="packaged one"):
         Guard.from_pretrained(name)

@@ -180,7 +180,9 @@ def test_a_verifier_that_fails_or_answers_nonsense_is_an_error(answer: Any, pipe
     assert guarded.decisions == []
 
 
-@pytest.mark.parametrize("answer", [(False,) * 3, np.zeros(3, bool), torch.zeros(3, dtype=torch.bool), [np.bool_(0)] * 3])
+@pytest.mark.parametrize(
+    "answer", [(False,) * 3, np.zeros(3, bool), torch.zeros(3, dtype=torch.bool), [np.bool_(0)] * 3]
+)
 def test_bools_of_every_library_are_understood(answer: Any, pipe: Any) -> None:
     guarded = sr.protect(pipe, Scripted(), on_unsafe="verify", verify=lambda images: answer)
     assert guarded(PROMPTS, num_inference_steps=1).blocked == [False] * 3
@@ -211,7 +213,9 @@ def test_videos_are_looked_at_and_blocked_frame_by_frame(kind: str, pipe: Any) -
         asked.append(len(images))
         return [number == 3 for number in range(len(images))]  # the second frame of the second video
 
-    guarded = sr.protect(Filmed(**pipe.components, requires_safety_checker=False), Scripted(), on_unsafe="block", verify=verify)
+    guarded = sr.protect(
+        Filmed(**pipe.components, requires_safety_checker=False), Scripted(), on_unsafe="block", verify=verify
+    )
     with pytest.raises(sr.GuardError, match="by name"):
         guarded(PROMPTS)
     output = guarded(prompt=PROMPTS, num_inference_steps=1, output_type=kind)
@@ -224,10 +228,15 @@ def test_videos_are_looked_at_and_blocked_frame_by_frame(kind: str, pipe: Any) -
 @pytest.mark.parametrize("case", PIPELINES.values(), ids=PIPELINES)
 def test_every_kind_of_pipeline_can_be_protected(case: PipelineCase) -> None:
     guard = Scripted(until={0: 1, 1: 9})
-    guarded = sr.protect(case.build(), guard, on_unsafe="verify", verify=lambda images: [False] * len(images), retries=1)
+    guarded = sr.protect(
+        case.build(), guard, on_unsafe="verify", verify=lambda images: [False] * len(images), retries=1
+    )
     plain = run(case, case.build(), PROMPTS, output_type="np")
     images = run(case, guarded, PROMPTS, output_type="np")
-    assert [d.action for d in guarded.decisions] == ["none", "blocked", "none"] and guard.levels == [(0,) * 3, (1, 1, 0)]
+    assert [d.action for d in guarded.decisions] == ["none", "blocked", "none"] and guard.levels == [
+        (0,) * 3,
+        (1, 1, 0),
+    ]
     assert images.shape == plain.shape and not images[1].any() and images[0].any()
     assert (images[2] == plain[2]).all() and [d.attempts for d in guarded.decisions] == [2, 2, 1]
 
@@ -528,7 +537,19 @@ def firing_guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("policy", "attempts"), [("redirect", 1), ("verify", 3), ("block", 1)])
 def test_generate_under_a_policy(policy: str, attempts: int, firing_guard: Path, tmp_path: Path) -> None:
-    words = ["generate", "a star", "a heart", "--guard", firing_guard, "--policy", policy, "--steps", 1, "--out", tmp_path]
+    words = [
+        "generate",
+        "a star",
+        "a heart",
+        "--guard",
+        firing_guard,
+        "--policy",
+        policy,
+        "--steps",
+        1,
+        "--out",
+        tmp_path,
+    ]
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "summary.json").read_text())

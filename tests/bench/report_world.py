@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import random
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from PIL import Image
 from saferedir.bench.records import CellName, CellRecord, Cost, Protocol
 from saferedir.bench.report import ReportData, Sample
 from saferedir.figures import to_image
+from saferedir.judges.calibration import Calibration
 from saferedir.metrics.paired import exact_mcnemar
 from saferedir.metrics.rates import Rate
 from saferedir.pictoworld.renderer import render
@@ -42,6 +44,10 @@ GUARDS = {
     "spell": (0.2, 0.965, 0.24, 1.21),
     "saferedir + safe-denoiser": (0.002, 0.96, 0.28, 1.2),
 }
+#: guard -> pictures in a hundred that it refuses where the concept is asked for
+REFUSED = {"safree": 40, "saferedir + safe-denoiser": 5}
+#: phrasing -> prompts of it that show the concept in the bare model
+LIVE = {"test-synonym": 100, "test-implicit": 81, "test-noisy": 97}
 
 
 @dataclass(frozen=True)
@@ -108,21 +114,26 @@ def binomial(rng: random.Random, n: int, p: float) -> int:
 
 
 def cells() -> tuple[CellRecord, ...]:
-    """15 arms x 3 concepts x (4 phrasings, retain, neighbours)."""
+    """15 arms x 3 concepts x (4 phrasings, retain, neighbours, look-alikes)."""
     rng, found = random.Random(0), []
     for concept in CONCEPTS:
         hard = {"star": 1.0, "pointillism": 1.5, "emblem": 2.2}[concept]
         for guard, (share, keeps, drift, _) in GUARDS.items():
             for place, (prompts, n) in enumerate(PHRASINGS.items()):
                 hits = binomial(rng, n, min(0.995, share * (hard if guard != "none" else 1) * (1 + 0.2 * place)))
+                hits = LIVE.get(prompts, hits) if guard == "none" else hits
+                refused = min(n - hits, REFUSED.get(guard, 0) * n // 100)
                 measured = {
                     "concept": rate(hits, n),
                     "concept:template": rate(min(n, hits + 1), n),
                     "broken": rate(binomial(rng, n, 0.25 if guard == "dual-latent-100" else 0.003), n),
                     "rest_kept": rate(binomial(rng, 3 * n, keeps), 3 * n),
+                    "blocked": rate(refused, n),
                 }
                 if guard != "none":
                     measured["versus_none"] = exact_mcnemar(0, n - hits).to_dict()
+                    if place:
+                        measured["live"] = rate(min(hits, LIVE[prompts]), LIVE[prompts])
                 warned = (
                     ("12 of the prompts also stand in this guard's training pairs.",)
                     if (guard, place) == ("duo", 0)
@@ -136,6 +147,30 @@ def cells() -> tuple[CellRecord, ...]:
             found.append(cell(guard, concept, "retain", "retain", kept, 200))
             near = {"kept": rate(binomial(rng, 300, keeps**2), 300)}
             found.append(cell(guard, concept, "neighbours", "neighbours", near, 100))
+            alike = {"kept": rate(binomial(rng, 300, keeps**2), 300), "blocked": rate(REFUSED.get(guard, 0) // 10, 100)}
+            alike["acted"] = rate(binomial(rng, 100, min(1, 2 * drift)), 100)
+            found.append(cell(guard, concept, "look-alikes", "look-alikes", alike, 100))
+    return tuple(found)
+
+
+def without_kept(records: tuple[CellRecord, ...], also: tuple[str, ...] = ()) -> tuple[CellRecord, ...]:
+    """The same as seen by a judge of the concept only: no attributes, but shares of identical pictures and an encoder's numbers.
+
+    `also`: metrics to leave out as well.
+    """
+    gone = ("kept", "rest_kept", "broken", *also)
+    found = []
+    for record in records:
+        share, _, drift, _ = GUARDS[record.name.guard]
+        measured = dict(record.measured)
+        if record.name.role != "forget" and record.name.guard != "none":
+            measured["identical"] = rate(round(100 * max(0.0, 1 - 2 * drift - share)), 100)
+            measured["drift:inception"] = {"mean": drift / 2, "n": 100, "low": 0.45 * drift, "high": 0.6 * drift}
+            change = {"mean": -3 * drift, "n": 100, "low": -3.4 * drift - 0.1, "high": -2.7 * drift + 0.1}
+            measured["clip_change:clip"] = change
+        found.append(
+            dataclasses.replace(record, measured={name: one for name, one in measured.items() if name not in gone})
+        )
     return tuple(found)
 
 
@@ -195,10 +230,7 @@ def report_data(pictures: bool = False, **changes: Any) -> ReportData:
         "cells": cells(),
         "costs": costs(),
         "samples": samples() if pictures else (),
-        "calibrations": {
-            ("pictoworld", concept): {"precision": rate(498, 500), "recall": rate(495, 500), "fpr": rate(2, 1500)}
-            for concept in CONCEPTS
-        },
+        "calibrations": {("pictoworld", concept): Calibration(495, 2, 1498, 5, {}, {}) for concept in CONCEPTS},
         "published": (
             Published(),
             Published(system="ESD", value=76.1, attack="uda", n=142, table="other", source="A study"),

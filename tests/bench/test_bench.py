@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from saferedir.bench.resources import Resources
 from saferedir.bench.runner import missing_tasks, run
 from saferedir.bench.store import Store
 from saferedir.errors import BenchError, SaferedirError
+from saferedir.judges.calibration import Calibration
 
 SMALL = {
     "title": "small",
@@ -92,8 +94,6 @@ def test_the_bare_models_pictures_serve_all(resources: Resources) -> None:
 
 
 def test_more_seeds_are_more_cases_in_the_same_cells(bench: Path, tmp_path: Path, resources: Resources) -> None:
-    import shutil
-
     shutil.copytree(bench, tmp_path / "more")
     # the first seed's pictures are there already: only the second one's are drawn
     one = len(missing_tasks(make_plan(matrix(), resources), Store(tmp_path)))
@@ -124,13 +124,27 @@ def test_judged_again_without_drawing(bench: Path, tmp_path: Path, resources: Re
     assert [record.measured for record in same] == [json.loads(text)["measured"] for text in _in_plan_order(bench)]
 
 
+def test_a_calibration_of_that_very_judge_and_rule_corrects_the_rates_of_a_report(bench: Path, tmp_path: Path) -> None:
+    cell = read_planned(bench).cells[0]
+    (judge,) = read_planned(bench).judges[cell.drawings[0]]
+    for name, rule, is_fitting in (
+        ("other", {**cell.protocol.rule, "x": 1}, False),
+        ("same", cell.protocol.rule, True),
+    ):
+        folder = tmp_path / name
+        shutil.copytree(bench, folder)
+        (folder / "calibrations").mkdir()
+        Calibration(90, 5, 95, 10, judge.facts, rule).save(folder / "calibrations" / "star.json")
+        page, markdown = (path.read_text(encoding="utf-8") for path in report_folder(folder))
+        assert ("corrected for the judge's errors</summary>" in page) is is_fitting
+        assert ("recall 90.0" in markdown) is is_fitting and ("is uncalibrated" in markdown) is not is_fitting
+
+
 def _in_plan_order(folder: Path) -> list[bytes]:
     return [(folder / "cells" / f"{cell.name.slug}.json").read_bytes() for cell in read_planned(folder).cells]
 
 
 def test_a_judge_that_comes_later_looks_at_what_was_kept(bench: Path, tmp_path: Path, resources: Resources) -> None:
-    import shutil
-
     shutil.copytree(bench, tmp_path / "more")
     second = [{"name": "pictoworld-template", "preset": "star"}]
     star = {**SMALL["concept"]["star"], "second_judges": second}  # type: ignore[index]
@@ -220,8 +234,6 @@ def test_a_rule_that_asks_for_what_the_judge_does_not_say(resources: Resources) 
 
 
 def test_a_report_takes_no_numbers_of_an_earlier_plan(bench: Path, tmp_path: Path, resources: Resources) -> None:
-    import shutil
-
     shutil.copytree(bench, tmp_path / "changed")
     changed = {**SMALL["guard"], "sld": {"recipe": "pictoworld/sld-medium"}}  # type: ignore[dict-item]
     plan = make_plan(matrix(guard=changed), resources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -72,6 +73,30 @@ def test_several_draws_count_by_prompt() -> None:
     assert (measured["forgotten"]["hits"], measured["forgotten"]["n"]) == (3, 4)  # pictures, not prompts
 
 
+def test_live_prompts_are_those_that_the_bare_model_shows() -> None:
+    attacked = dataclasses.replace(spec(), name=dataclasses.replace(spec().name, attack="phrasings"))
+    bare = seen((*STAR, *RED, 0), (*CIRCLE, *RED, 0), (*STAR, *BLUE, 0))
+    guarded = seen((*STAR, *RED, 0), (*STAR, *RED, 0), (*CIRCLE, *BLUE, 0))
+    wanted = facts(STAR_RED, STAR_RED, STAR_BLUE)
+    measured = evaluate_cell(attacked, wanted, guarded, bare).measured
+    assert (measured["concept"]["hits"], measured["concept"]["n"]) == (2, 3)
+    assert (measured["live"]["hits"], measured["live"]["n"]) == (1, 2)
+    assert "live" not in evaluate_cell(spec(), wanted, guarded, bare).measured
+    alone = dataclasses.replace(attacked, bare=attacked.drawings)
+    assert "live" not in evaluate_cell(alone, wanted, bare, bare).measured
+
+
+def test_live_prompts_of_several_seeds_do_not_narrow_the_interval() -> None:
+    once = dataclasses.replace(spec(), name=dataclasses.replace(spec().name, attack="phrasings"))
+    twice = dataclasses.replace(once, protocol=dataclasses.replace(once.protocol, seeds=(0, 1)))
+    rows = ((*STAR, *RED, 0), (*CIRCLE, *RED, 0))
+    bare, more = seen(*[(*STAR, *RED, 0)] * 2), seen(*[(*STAR, *RED, 0)] * 4)
+    single = evaluate_cell(once, facts(STAR_RED, STAR_RED), seen(*rows), bare).measured["live"]
+    double = evaluate_cell(twice, facts(STAR_RED, STAR_RED), seen(*rows, *rows), more).measured["live"]
+    assert (double["hits"], double["n"], double["effective_n"]) == (2, 4, 2)
+    assert (double["low"], double["high"]) == (single["low"], single["high"])
+
+
 def test_a_retain_cell_by_hand() -> None:
     bare = seen((*CIRCLE, *RED, 0), (*CIRCLE, *RED, 0), (*CIRCLE, *BLUE, 0))
     guarded = seen((*CIRCLE, *RED, 0), (*CIRCLE, *BLUE, 0), (*CIRCLE, *BLUE, 0))
@@ -116,8 +141,6 @@ def test_a_judge_that_says_nothing_of_a_picture_is_no_acquittal() -> None:
 
 
 def test_seeds_add_cases_but_do_not_narrow_the_interval() -> None:
-    import dataclasses
-
     bare = seen(*[(*STAR, *RED, 0)] * 4)
     guarded = seen((*CIRCLE, *RED, 0), (*STAR, *RED, 0), (*CIRCLE, *RED, 0), (*STAR, *RED, 0))
     once = spec()
@@ -131,8 +154,6 @@ def test_seeds_add_cases_but_do_not_narrow_the_interval() -> None:
 
 
 def test_two_judges_of_one_name_are_two() -> None:
-    import dataclasses
-
     bare = seen((*STAR, *RED, 0), (*STAR, *RED, 0))
     other = dataclasses.replace(
         bare, scores={**bare.scores, "judge-2": Scores(LABELS, torch.tensor([(*CIRCLE, *RED, 0)] * 2))}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.report_screenshot import VIEWS, find_browser, look
-from tests.bench.report_world import write
+from tests.bench.report_world import cells, without_kept, write
 
 CHROMIUM = find_browser()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
@@ -36,6 +36,15 @@ def test_the_page_has_no_fault(report: Path, view: str, dark: bool) -> None:
     assert seen.faults == []
     assert seen.values["unfolded"] == VIEWS[view][0]
     assert seen.picture.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("gone", [(), ("identical", "drift")])
+def test_the_page_without_a_share_kept_has_no_fault(tmp_path: Path, view: str, gone: tuple[str, ...]) -> None:
+    assert CHROMIUM is not None
+    write(tmp_path, cells=without_kept(cells(), gone), calibrations={}, published=())
+    seen = look(tmp_path / "report.html", CHROMIUM, view, whole=False, ask={"unfolded": UNFOLDED})
+    assert seen.faults == [] and seen.values["unfolded"] == VIEWS[view][0]
 
 
 def test_columns_sort_and_the_bare_model_stays_on_top(report: Path) -> None:

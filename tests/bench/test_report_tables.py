@@ -7,7 +7,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.bench.report_world import CONCEPTS, GUARDS, PHRASINGS, Published, cell, cells, costs, rate
+from tests.bench.report_world import CONCEPTS, GUARDS, PHRASINGS, Published, cell, cells, costs, rate, without_kept
 
 from saferedir.bench.records import CellRecord
 from saferedir.bench.report.data import Group, groups
@@ -17,6 +17,7 @@ from saferedir.bench.report.numbers import Estimate, decimal, estimate, listing,
 from saferedir.bench.report.ranking import ranking
 from saferedir.bench.report.reported import published_tables
 from saferedir.bench.report.tables import (
+    Table,
     bystanders,
     column,
     everything,
@@ -33,6 +34,10 @@ def forget(guard: str, hits: int, n: int = 100, prompts: str = "test-seen", **ch
 
 def retain(guard: str, hits: int, n: int = 100) -> CellRecord:
     return cell(guard, "star", "retain", "retain", {"kept": rate(hits, n)}, n)
+
+
+def beside(group: Group) -> Table:
+    return bystanders(group, ranking(group, ()).measure)
 
 
 def one_group(*records: CellRecord) -> Group:
@@ -63,13 +68,41 @@ def test_whatever_changes_the_protocol_parts_the_columns(change: dict[str, objec
 def test_every_column_of_every_table_holds_the_cells_of_its_own_protocol_only() -> None:
     for group in groups(cells()):
         by_key = {(record.protocol.id, record.name.guard): record for record in group.cells}
-        for make in (rates_by_phrasing, further_judges, bystanders, everything):
+        for make in (rates_by_phrasing, further_judges, beside, everything):
             table = make(group)
             assert len({one.key for one in table.columns}) == len(table.columns)
             for guard in table.guards:
                 for head, entry in zip(table.columns, table.entries[guard], strict=True):
                     record = by_key[head.protocol.id, guard]
                     assert entry.estimate == estimate(record.measured.get(head.metric))
+
+
+def test_live_rates_stand_beside_the_others_where_they_count_fewer_prompts() -> None:
+    for group in groups(cells()):
+        table = rates_by_phrasing(group)
+        for record in (record for record in group.cells if record.name.role == "forget"):
+            place = [one.protocol.id for one in table.columns].index(record.protocol.id)
+            live = estimate(record.measured.get("live"))
+            expected = (("live", live),) if live and live.n < record.protocol.n else ()
+            assert table.entries[record.name.guard][place].beside == expected
+
+
+def test_bystanders_show_what_is_kept_and_of_look_alikes_what_the_guard_did() -> None:
+    shown = [(one.role, one.metric) for one in beside(groups(cells())[0]).columns]
+    assert sorted(shown) == [
+        ("look-alikes", "acted"),
+        ("look-alikes", "blocked"),
+        ("look-alikes", "kept"),
+        ("neighbours", "kept"),
+    ]
+    other = {one.metric for one in beside(groups(without_kept(cells()))[0]).columns if one.role == "neighbours"}
+    assert other == {"identical"}
+
+
+def test_no_judge_is_named_for_what_no_judge_decides() -> None:
+    judges = {one.metric: one.judge for one in everything(groups(without_kept(cells()))[0]).columns}
+    assert judges["concept"] == judges["live"] == "pictoworld" and judges["concept:template"] == "template"
+    assert {judges[name] for name in ("blocked", "acted", "identical", "drift", "drift:inception")} == {""}
 
 
 def test_groups_are_concepts_in_order_and_hold_every_cell_once() -> None:

@@ -23,7 +23,9 @@ PROMPT = "a star"
 
 
 def dual(**settings: Any) -> DualLatentR1:
-    return DualLatentR1(DualLatentConfig(**{"concept": "a star", "provider": "phrase", "safe_phrase": "b moon", **settings}))
+    return DualLatentR1(
+        DualLatentConfig(**{"concept": "a star", "provider": "phrase", "safe_phrase": "b moon", **settings})
+    )
 
 
 def guarded(pipe: Any, guard: DualLatentR1, prompt: Any = PROMPT, **call: Any) -> Tensor:
@@ -43,7 +45,11 @@ def embeds_of(pipe: Any, text: str) -> Tensor:
 def test_level_0_and_tau_1_change_no_bit_and_need_no_row(name: str) -> None:
     pipe = make_pipeline(name)
     bare = generate(pipe)
-    for settings in ({"w": 0.0, "tau": 0.0}, {"w": 1.0, "tau": 1.0}, {"w": 1.0, "tau": 1.0, "phase_order": "dual_first"}):
+    for settings in (
+        {"w": 0.0, "tau": 0.0},
+        {"w": 1.0, "tau": 1.0},
+        {"w": 1.0, "tau": 1.0, "phase_order": "dual_first"},
+    ):
         with RowCounter(pipe.unet) as rows:
             assert torch.equal(guarded(pipe, dual(**settings)), bare)
         assert set(rows.counts) == {2}
@@ -57,7 +63,9 @@ def test_level_0_changes_no_bit_in_any_prediction_type(kind: str) -> None:
         assert torch.equal(guarded(pipe, dual(**settings)), bare)
 
 
-@pytest.mark.parametrize("settings", [{"w": 0.3}, {"w": 1.0, "tau": 0.0}, {"w": 0.7, "tau": 0.5, "phase_order": "dual_first"}])
+@pytest.mark.parametrize(
+    "settings", [{"w": 0.3}, {"w": 1.0, "tau": 0.0}, {"w": 0.7, "tau": 0.5, "phase_order": "dual_first"}]
+)
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_a_safe_prompt_that_is_the_users_changes_nothing(settings: dict[str, Any], scale: float, pipe: Any) -> None:
     bare = generate(pipe, guidance_scale=scale)
@@ -223,7 +231,9 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def test_the_closed_form_is_the_bisection(tau: float) -> None:
     generator = torch.Generator().manual_seed(int(100 * tau))
     a, b = (torch.randn(200, 6, generator=generator, dtype=torch.float64) for _ in range(2))
-    b = b * torch.rand(200, 1, generator=generator, dtype=torch.float64) * 4 + a * torch.randn(200, 1, generator=generator)
+    b = b * torch.rand(200, 1, generator=generator, dtype=torch.float64) * 4 + a * torch.randn(
+        200, 1, generator=generator
+    )
     found = largest_level(a, b, tau)
     low, high = torch.zeros(200, dtype=torch.float64), torch.full((200,), 64.0, dtype=torch.float64)
     for _ in range(100):
@@ -258,7 +268,9 @@ def test_similarity_holds_on_what_the_scheduler_gets(pipe: Any) -> None:
         x0 = to_x0("epsilon", user, step.x_t, step.alpha, step.sigma)
         assert step.x0 is not None
         assert (cosine(low_pass(x0), low_pass(step.x0)) >= 0.999 - 1e-5).all()
-    free, held = (guarded(pipe, dual(w=1.0, tau=tau, tau_mode=mode)) for tau, mode in ((0.0, "steps"), (1.0, "similarity")))
+    free, held = (
+        guarded(pipe, dual(w=1.0, tau=tau, tau_mode=mode)) for tau, mode in ((0.0, "steps"), (1.0, "similarity"))
+    )
     bare = generate(pipe)
     assert not close(held, free, 1e-5) and close(held, bare, 1e-4)
 
@@ -344,7 +356,9 @@ def test_providers(pipe: Any) -> None:
         if provider == "learned":
             guard.safe_prompt_embeds = safe[0]
         found = guarded(pipe, guard)
-        assert close(found, generate(pipe, prompt_embeds=meant, negative_prompt_embeds=embeds_of(pipe, "")), 1e-5), provider
+        assert close(found, generate(pipe, prompt_embeds=meant, negative_prompt_embeds=embeds_of(pipe, "")), 1e-5), (
+            provider
+        )
 
 
 @by_case
@@ -455,7 +469,9 @@ def test_files_and_levels(tmp_path: Path) -> None:
     guard = DualLatentR1(config, embeds, torch.ones(3))
     loaded = Guard.from_pretrained(guard.save_pretrained(tmp_path / "guard"))
     assert isinstance(loaded, DualLatentR1) and loaded.config == config
-    assert torch.equal(loaded.tensors()["safe_prompt_embeds"], embeds) and len(loaded.tensors()["safe_pooled_embeds"]) == 3
+    assert (
+        torch.equal(loaded.tensors()["safe_prompt_embeds"], embeds) and len(loaded.tensors()["safe_pooled_embeds"]) == 3
+    )
     for wrong in ({"other": embeds}, {"safe_prompt_embeds": embeds[None]}):
         with pytest.raises(sr.GuardConfigError, match="dual_latent_r1"):
             guard.load_tensors(wrong)

@@ -58,7 +58,9 @@ def test_every_pipeline_works_or_refuses_with_one_sentence(case: PipelineCase) -
                 assert result.isfinite().all() and not torch.equal(result, bare)
                 assert attached.decisions[0].fired and attached.decisions[0].steps_redirected >= 1
             else:
-                with pytest.raises(sr.GuardError, match=r"works through classifier-free guidance and this call has none"):
+                with pytest.raises(
+                    sr.GuardError, match=r"works through classifier-free guidance and this call has none"
+                ):
                     run(case, pipe, steps=2)
     with sr.attach(pipe, negative(without_guidance="ignore")) as attached:
         unguided = run(case, pipe, **case.unguided)

@@ -32,7 +32,9 @@ def sld(**settings: Any) -> SLD:
 def safe_pipeline(pipe: Any) -> Any:
     """diffusers' own SLD pipeline on the parts of a tiny one; "a moon" is its concept."""
     parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
-    safe = StableDiffusionPipelineSafe(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    safe = StableDiffusionPipelineSafe(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
     safe._safety_text_concept = "a moon"
     safe.set_progress_bar_config(disable=True)
     return safe
@@ -181,7 +183,9 @@ def test_the_factor_is_the_change_of_epsilon_with_the_output(kind: str, alpha: f
     f = epsilon_per_output(step)
     if kind in expected:
         assert float(f) == pytest.approx(expected[kind], rel=1e-6)
-    low, high = (to_epsilon(to_x0(kind, row + m, x_t, step.alpha, step.sigma), x_t, step.alpha, step.sigma) for m in (0.0, 1.0))
+    low, high = (
+        to_epsilon(to_x0(kind, row + m, x_t, step.alpha, step.sigma), x_t, step.alpha, step.sigma) for m in (0.0, 1.0)
+    )
     torch.testing.assert_close(high - low, f.expand_as(low), rtol=1e-5, atol=1e-5)
 
 
@@ -190,7 +194,11 @@ def test_nothing_is_edited_at_pure_flow_noise() -> None:
     step = fake_step("flow", 0.4, 0.6, rows, torch.randn(1, 4, 8, 8))
     guard = sld(**{**OPEN, "momentum": 0.5})
     state = guard.start(step.run)
-    for name, value in (("state", state), ("alpha", torch.zeros_like(step.alpha)), ("sigma", torch.ones_like(step.sigma))):
+    for name, value in (
+        ("state", state),
+        ("alpha", torch.zeros_like(step.alpha)),
+        ("sigma", torch.ones_like(step.sigma)),
+    ):
         object.__setattr__(step, name, value)
     assert torch.equal(guard.on_prediction(step), step.pred) and not state.tally.calls.any()
 
@@ -297,5 +305,3 @@ def test_warm_up_at_ten_steps_starts_although_the_authors_number_never_would() -
     with sr.attach(pipe, sld(**{**OPEN, "warmup": PRESETS["medium"]["warmup"]})) as attached:
         generate(pipe, num_inference_steps=10)
     assert attached.decisions[0].first_fired_step == 2 and attached.decisions[0].steps_redirected == 8
-
-

@@ -199,6 +199,31 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.91 < covered / repeats < 0.99
 
 
+def test_the_judge_errs_only_in_pictures_it_saw() -> None:
+    """Half of 400 pictures refused: those seen are corrected as if they were all, and count for half."""
+    known = of(80, 20, 80, 20)
+    part, whole = corrected_rate(100, 400, known, unseen=200), corrected_rate(100, 200, known)
+    assert part is not None and whole is not None
+    assert part["rate"] == pytest.approx(whole["rate"] / 2) and part["high"] <= 0.6
+    nothing = corrected_rate(0, 400, known, unseen=400)
+    assert nothing is not None and nothing["rate"] == 0 and nothing["high"] < 0.02
+    with pytest.raises(JudgeError, match="4 of 5 cases are unseen, expected 0 to 3"):
+        corrected_rate(2, 5, known, unseen=4)
+
+
+def test_the_interval_covers_the_truth_where_pictures_are_refused_too() -> None:
+    """As above, with 40 % refused and the concept in half of the rest."""
+    draws, covered, repeats = np.random.default_rng(1), 0, 300
+    for seed in range(repeats):
+        tp, fp, seen = int(draws.binomial(150, 0.8)), int(draws.binomial(150, 0.1)), int(draws.binomial(200, 0.6))
+        hits = int(draws.binomial(seen, 0.5 * 0.8 + 0.5 * 0.1))
+        known = of(tp, fp, 150 - fp, 150 - tp)
+        found = corrected_rate(hits, 200, known, unseen=200 - seen, resamples=400, seed=seed)
+        assert found is not None
+        covered += found["low"] <= 0.3 <= found["high"]
+    assert covered / repeats > 0.91
+
+
 @pytest.mark.parametrize(("hits", "n"), [(-1, 5), (6, 5), (0, 0)])
 def test_impossible_counts_are_one_sentence(hits: int, n: int) -> None:
     with pytest.raises(JudgeError, match="expected a number from 0 to n"):

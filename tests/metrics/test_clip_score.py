@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from tests.conftest import make_tokenizer
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from tests.encoders.tiny_clip import save_clip
+from transformers import CLIPModel
 
 from saferedir.errors import MetricError
 from saferedir.metrics import ClipModel, clip_score
@@ -16,21 +17,7 @@ from saferedir.metrics import ClipModel, clip_score
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of width 16 on 32-pixel pictures, saved as transformers does."""
-    path = tmp_path_factory.mktemp("clip")
-    tokenizer = make_tokenizer()
-    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    shared = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config={**shared, **ends, "vocab_size": 64},
-        vision_config={**shared, "image_size": 32, "patch_size": 8},
-        projection_dim=12,
-    )
-    CLIPModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(path)
-    return path
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 PICTURES = torch.rand(3, 3, 48, 40, generator=torch.Generator().manual_seed(0))

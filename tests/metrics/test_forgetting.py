@@ -70,6 +70,16 @@ def test_live_variants_are_those_the_bare_model_still_shows(rows: list[tuple[int
     assert found.over_all == attack_success_rate(guarded, prompts)
 
 
+def test_live_rates_allow_for_prompts_that_belong_together() -> None:
+    prompts, clusters = torch.arange(6), torch.tensor([0, 1, 2, 0, 1, 2])
+    guarded, bare = (torch.tensor([flag, other, True] * 2) for flag, other in ((True, False), (True, True)))
+    found = live_attack_success_rate(guarded, bare, prompts, clusters)
+    assert found.over_all == attack_success_rate(guarded, prompts, clusters=clusters)
+    assert found.over_live.effective_n == 3 and found.live.effective_n == 3
+    fewer = live_attack_success_rate(guarded, torch.tensor([True, True, False] * 2), prompts, clusters)
+    assert (fewer.over_live.n, fewer.over_live.effective_n) == (4, 2)
+
+
 def test_fsr_is_what_the_concept_rate_leaves() -> None:
     assert forgetting_success_rate(torch.tensor([True, False, False, False])) == Rate(3, 4)
 

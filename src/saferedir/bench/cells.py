@@ -1,6 +1,6 @@
 """From scores to numbers: one cell's record out of its drawing and the bare model's. Pure, and repeatable without the models.
 
-Imports metrics, judges' rules and records. `CellSpec` is plain data (plan.json), so that rejudging needs nothing else.
+Imports metrics, encoded.py, judges' rules and records. `CellSpec` is plain data (plan.json): rejudging needs nothing else.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saferedir.bench.records import CellName, CellRecord, Protocol, name_from_dict
+from saferedir.bench.encoded import Encoded, EncoderUse, check_encoded, encoded_metrics, set_distances
+from saferedir.bench.records import JUDGE, CellName, CellRecord, Protocol, name_from_dict
 from saferedir.errors import BenchError, MetricError
 from saferedir.judges.base import Scores
 from saferedir.judges.rules import AllOf, AnyAbove, InTop, Rule, Unless, rule_from_dict
@@ -26,6 +27,7 @@ from saferedir.metrics import (
     forgetting_success_rate,
     identical_share,
     kept,
+    live_attack_success_rate,
     mcnemar,
 )
 from saferedir.metrics.forgetting import successful_prompts
@@ -54,6 +56,8 @@ class CellSpec:
         judge: key of the protocol's judge (`resources.JudgeSpec.key`).
         second: "<judge>/<preset>" of further judges -> "judge", their key, and "rule", as plain data.
         guard: "method" and "digest" of the guard, {} for the bare model.
+        encoders: name in the matrix -> what the cell takes of that encoder; {} leaves distances to the judge's own features.
+        without: the bare model's drawings of the forget prompts without the concept, () for none.
     """
 
     name: CellName
@@ -66,6 +70,8 @@ class CellSpec:
     prompts: str
     judge: str
     second: Mapping[str, Mapping[str, Any]]
+    encoders: Mapping[str, EncoderUse] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -75,8 +81,14 @@ class CellSpec:
     def from_dict(cls, values: Mapping[str, Any]) -> CellSpec:
         """Inverse of `to_dict`."""
         protocol = Protocol(**{**values["protocol"], "seeds": tuple(values["protocol"]["seeds"])})
-        keys = {name: tuple(values[name]) for name in ("drawings", "bare")}
+        keys: dict[str, Any] = {name: tuple(values[name]) for name in ("drawings", "bare", "without")}
+        keys["encoders"] = {name: EncoderUse(**use) for name, use in values["encoders"].items()}
         return cls(**{**values, **keys, "name": name_from_dict(values["name"]), "protocol": protocol})
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Every drawing that its numbers come from, once."""
+        return tuple(dict.fromkeys((*self.drawings, *self.bare, *self.without)))
 
 
 @dataclass(frozen=True)
@@ -100,8 +112,10 @@ class Seen:
     reasons: list[str]
 
 
-def evaluate_cell(cell: CellSpec, facts: PromptFacts, guarded: Seen, bare: Seen) -> CellRecord:
-    """All numbers of one cell; see `CellRecord.measured`."""
+def evaluate_cell(
+    cell: CellSpec, facts: PromptFacts, guarded: Seen, bare: Seen, encoded: Mapping[str, Encoded] | None = None
+) -> CellRecord:
+    """All numbers of one cell, by what its judges saw and what its encoders made of it; see `CellRecord.measured`."""
     if guarded.checksums and len(guarded.checksums) != len(bare.checksums):
         raise BenchError(
             f"{cell.name.slug}: {len(guarded.checksums)} pictures, but the bare model has {len(bare.checksums)}."
@@ -133,12 +147,19 @@ def evaluate_cell(cell: CellSpec, facts: PromptFacts, guarded: Seen, bare: Seen)
             measured["versus_none"] = mcnemar(
                 successful_prompts(shown, prompts), successful_prompts(then, prompts)
             ).to_dict()
+            if cell.name.attack != "none":
+                success = live_attack_success_rate(shown, then, guarded.prompt_of, clusters=cases)
+                measured["live"] = success.over_live.to_dict()
     else:
         if choices:
             measured["kept"] = kept(expected, choices, before, clusters=prompts).to_dict()
         if not is_bare:
             measured |= _distances(guarded, bare, prompts)
-    return _record(cell, facts, measured, warnings=_refusals(guarded))
+            if not cell.encoders and guarded.features is not None and bare.features is not None:
+                measured |= set_distances(JUDGE, guarded.features, bare.features, prompts)
+    check_encoded(cell.name.slug, encoded or {}, guarded.blocked, bare.blocked)
+    further, notes = encoded_metrics(cell.name.role, is_bare, prompts, encoded or {})
+    return _record(cell, facts, measured | further, warnings=(*_refusals(guarded), *notes))
 
 
 def _check_judged(cell: CellSpec, *seen: Seen) -> None:
@@ -191,7 +212,7 @@ def _record(
         guard=cell.guard,
         versions=cell.versions,
         measured=measured,
-        drawings=tuple(dict.fromkeys((*cell.drawings, *cell.bare))),
+        drawings=cell.needs,
         warnings=(*facts.warnings, *warnings),
         error=error,
     )

@@ -1,4 +1,5 @@
-"""The matrix: what a TOML file may say, checked before any time is spent. Imports pydantic (extra `bench`), errors and names.
+"""The matrix: what a TOML file may say, checked before any time is spent. Imports pydantic (extra `bench`), errors, names and
+config_checks.py.
 
 `read_matrix` gives a frozen `Matrix`; plan.py turns it into work. Presets are the TOML files in presets/.
 """
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from saferedir.bench.config_checks import check_matrix
 from saferedir.errors import BenchError
 from saferedir.extras import need
 from saferedir.names import unknown
@@ -74,6 +76,7 @@ class ConceptEntry(_Section):
     retain: FileEntry | None = None
     neighbours: dict[str, FileEntry] = Field(default_factory=dict)
     look_alikes: FileEntry | None = None
+    without: FileEntry | None = None  # the forget prompts with the concept taken out, row by row
     judge: JudgeEntry
     second_judges: list[JudgeEntry] = Field(default_factory=list)
 
@@ -99,6 +102,14 @@ class GuardEntry(_Section):
         return [name for name in ("load", "recipe", "method", "stack") if getattr(self, name) is not None]
 
 
+class EncoderEntry(_Section):
+    """An encoder; reference: a folder of pictures to compare a model's with, besides the bare model's own."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    reference: str | None = None
+
+
 class Matrix(_Section):
     """A whole bench."""
 
@@ -113,6 +124,7 @@ class Matrix(_Section):
     model: dict[str, ModelEntry] = Field(min_length=1)
     concept: dict[str, ConceptEntry] = Field(min_length=1)
     guard: dict[str, GuardEntry] = Field(default_factory=dict)
+    encoder: dict[str, EncoderEntry] = Field(default_factory=dict)
 
 
 def preset_names() -> list[str]:
@@ -150,7 +162,7 @@ def read_matrix(name: str, given: Mapping[str, str] | None = None) -> Matrix:
         matrix = Matrix.model_validate(values)
     except ValidationError as error:
         raise BenchError(f"{path.name}: {_sentence(error)}") from error
-    _check_guards(matrix, path.name)
+    check_matrix(matrix, path.name)
     base = Path.cwd() if path.parent == PRESETS else path.parent
     concepts = {name: _absolute(entry, base) for name, entry in matrix.concept.items()}
     guards = {
@@ -159,7 +171,13 @@ def read_matrix(name: str, given: Mapping[str, str] | None = None) -> Matrix:
         )
         for name, entry in matrix.guard.items()
     }
-    return matrix.model_copy(update={"concept": concepts, "guard": guards})
+    encoders = {
+        name: entry.model_copy(update={"reference": str(base / Path(entry.reference).expanduser())})
+        if entry.reference is not None
+        else entry
+        for name, entry in matrix.encoder.items()
+    }
+    return matrix.model_copy(update={"concept": concepts, "guard": guards, "encoder": encoders})
 
 
 def read_judges(path: Path) -> dict[str, JudgeEntry]:
@@ -207,49 +225,13 @@ def _filled_in(values: dict[str, Any], given: Mapping[str, str], name: str) -> d
     return {key: value if key == "needs" else fill(value) for key, value in values.items()}
 
 
-def _check_guards(matrix: Matrix, file: str) -> None:
-    """What pydantic cannot see: names that must refer to each other."""
-    if len(set(matrix.seeds)) < len(matrix.seeds):
-        raise BenchError(f"{file}: seeds are {matrix.seeds}; give each only once, or nothing new is drawn.")
-    if len(set(matrix.attacks)) < len(matrix.attacks):
-        raise BenchError(f"{file}: attacks are {', '.join(matrix.attacks)}; give each only once.")
-    for name, entry in matrix.guard.items():
-        if name == "none":
-            raise BenchError(
-                f"{file}: [guard.none] is the bare model, which is always part; call the guard something else."
-            )
-        if len(entry.kinds) != 1:
-            found = ", ".join(entry.kinds) or "none"
-            raise BenchError(
-                f"{file}: [guard.{name}] must have exactly one of load, recipe, method, stack; found {found}."
-            )
-        for part in entry.stack or []:
-            if part not in matrix.guard or matrix.guard[part].stack is not None:
-                others = [other for other, found in matrix.guard.items() if found.stack is None]
-                raise BenchError(f"{file}: [guard.{name}] " + unknown("guard to stack", part, others))
-        for concept in entry.concepts or []:
-            if concept not in matrix.concept:
-                raise BenchError(f"{file}: [guard.{name}] " + unknown("concept", concept, matrix.concept))
-    for name, concept_entry in matrix.concept.items():
-        if (concept_entry.prompts is None) == (concept_entry.forget is None):
-            raise BenchError(f"{file}: [concept.{name}] must have either `prompts` (built-in) or `forget` (a file).")
-        files = [kind for kind in ("rephrased", "retain", "neighbours", "look_alikes") if getattr(concept_entry, kind)]
-        if concept_entry.prompts is not None and files:
-            raise BenchError(f"{file}: [concept.{name}] has built-in `prompts`, so its own {files[0]} would go unused.")
-        for judge in (concept_entry.judge, *concept_entry.second_judges):
-            if (judge.preset is None) == (judge.rule is None):
-                raise BenchError(
-                    f"{file}: judge {judge.name!r} of [concept.{name}] must have either a `preset` or a `rule`."
-                )
-
-
 def _absolute(concept: ConceptEntry, base: Path) -> ConceptEntry:
     """File names relative to the matrix file."""
 
     def fixed(entry: FileEntry | None) -> FileEntry | None:
         return None if entry is None else entry.model_copy(update={"file": str(base / Path(entry.file).expanduser())})
 
-    single = {name: fixed(getattr(concept, name)) for name in ("forget", "retain", "look_alikes")}
+    single = {name: fixed(getattr(concept, name)) for name in ("forget", "retain", "look_alikes", "without")}
     many = {name: {k: fixed(v) for k, v in getattr(concept, name).items()} for name in ("rephrased", "neighbours")}
     return concept.model_copy(update=single | many)
 

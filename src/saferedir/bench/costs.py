@@ -1,6 +1,6 @@
 """What guards cost: seconds a picture beside the bare model's, from the drawings of the same prompts; and an estimate before.
 
-Imports cells, drawing, records, store.
+Imports cells, drawing, drawn and records.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 
 from saferedir.bench.cells import CellSpec
 from saferedir.bench.drawing import DrawingSpec, Shard, draw_shard
+from saferedir.bench.drawn import Drawn
 from saferedir.bench.records import BARE, Cost
 from saferedir.bench.resources import Resources
-from saferedir.bench.store import Drawn
 from saferedir.metrics import bootstrap_ratio
 
 

@@ -1,6 +1,6 @@
 """From a bench folder to its cells: reads what is drawn, writes every cell's record and costs.json. Needs no model.
 
-Imports planned, store, cells, costs. The same drawings always give the same records, bit for bit.
+Imports planned, store, vectors, cells, costs. The same drawings always give the same records, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Mapping
 
 from saferedir.bench.cells import evaluate_cell, failed_cell
 from saferedir.bench.costs import measure_costs
+from saferedir.bench.drawn import Drawn, joined
 from saferedir.bench.planned import Planned
 from saferedir.bench.records import CellRecord
-from saferedir.bench.store import Drawn, Store, joined, write_json
+from saferedir.bench.store import Store, write_json
+from saferedir.bench.vectors import Vectors
 from saferedir.errors import SaferedirError
 
 
@@ -27,6 +29,7 @@ def write_cells(
     """
     source, broken = source or store, broken or {}
     read: dict[tuple[str, str], Drawn] = {}
+    vectors = Vectors(source, planned.shards)
 
     def drawn(keys: tuple[str, ...], judge: str) -> Drawn:
         for key in keys:
@@ -38,13 +41,13 @@ def write_cells(
     records, timed = [], []
     for cell in planned.cells:
         facts = planned.prompts[cell.prompts]
-        why = next((broken[key] for key in (*cell.drawings, *cell.bare) if key in broken), "")
+        why = next((broken[key] for key in cell.needs if key in broken), "")
         if why:
             record = failed_cell(cell, facts, why)
         else:
             try:
                 guarded, bare = (drawn(keys, cell.judge) for keys in (cell.drawings, cell.bare))
-                record = evaluate_cell(cell, facts, guarded, bare)
+                record = evaluate_cell(cell, facts, guarded, bare, vectors.of(cell))
                 timed.append((cell, guarded, bare))
             except SaferedirError as error:  # one cell that cannot be counted must not take the others with it
                 record = failed_cell(cell, facts, str(error))

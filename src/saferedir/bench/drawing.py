@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from saferedir.attach import attach
-from saferedir.bench.resources import GuardPart, JudgeSpec, ModelSpec, Resources
+from saferedir.bench.resources import EncoderSpec, GuardPart, JudgeSpec, Looker, ModelSpec, Resources
+from saferedir.bench.seeing import Judged, seen_by
 from saferedir.errors import (
     AlreadyAttachedError,
     BackboneMismatchError,
@@ -29,7 +30,6 @@ from saferedir.errors import (
     GuardNotFoundError,
     UnsupportedPipelineError,
 )
-from saferedir.judges.base import Judge, Scores
 from saferedir.metrics.cost import Stopwatch
 
 #: a guard that was set up wrongly, which says nothing about any picture
@@ -49,7 +49,7 @@ class DrawingSpec:
     Attributes:
         model: the pipeline and its call; guards: parts of the guard, () for the bare model; guards_digest: their checksum.
         texts, seeds: one entry a picture; prompt_of: which prompt of the set it belongs to.
-        judges: all who score the pictures.
+        judges: all who score the pictures; encoders: all who turn them into vectors.
         shard_size: pictures a shard, a multiple of the model's batch, so that every batch is the same whoever draws it.
         keep_images: whether the pictures themselves are kept.
         versions: library -> version.
@@ -67,13 +67,20 @@ class DrawingSpec:
     keep_images: bool
     versions: Mapping[str, str]
     precision: str = ""
+    encoders: tuple[EncoderSpec, ...] = ()
 
     @cached_property
     def key(self) -> str:
-        """Sixteen hexadecimal digits over all that the pictures depend on: not who judges them, nor whether they are kept."""
+        """Sixteen hexadecimal digits over all that the pictures depend on: not who looks at them, nor whether they are kept."""
         model = asdict(self.model) | {"load": None}  # the digest says which one it is
         facts = asdict(self) | {"model": model, "guards": None, "judges": None, "keep_images": None}
+        del facts["encoders"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def lookers(self) -> tuple[Looker, ...]:
+        """All who look at the pictures."""
+        return (*self.judges, *self.encoders)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -96,27 +103,19 @@ class Shard:
         return self.stop - self.start
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What one judge saw in n pictures: scores (n, L), and features (n, d) if it has any; NaN for pictures never made."""
-
-    scores: Scores
-    features: Tensor | None
-
-
 @dataclass
 class Pictures:
     """What was drawn: n rows, in the drawing's order.
 
     Attributes:
-        judged: what each judge saw.
+        judged: what each judge and encoder saw.
         blocked: (n,) bool, the guard gave no picture; acted: (n,) bool, some guard acted on it.
         checksums: SHA-256 of the 8-bit pixels, "" for none; images: PNG bytes, None where not kept or not made.
         seconds, peak_bytes: cost of all n; device, precision: where and how.
         reasons: row -> why it was blocked.
     """
 
-    judged: dict[JudgeSpec, Judged]
+    judged: dict[Looker, Judged]
     blocked: Tensor
     acted: Tensor
     checksums: list[str]
@@ -230,7 +229,7 @@ def _finished(
     resources: Resources,
 ) -> Pictures:
     return Pictures(
-        judged={judge: judged(pictures, resources.judge(judge)) for judge in spec.judges},
+        judged={looker: seen_by(looker, pictures, resources) for looker in spec.lookers},
         blocked=torch.tensor([picture is None for picture in pictures]),
         acted=torch.tensor(list(acted)),
         checksums=[
@@ -251,29 +250,3 @@ def _png(picture: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def judged(pictures: Sequence[Tensor | None], judge: Judge, batch: int = 64) -> Judged:
-    """What a judge sees in 8-bit pictures (3, H, W), None for those never made. The pictures may differ in size."""
-    made = [row for row, picture in enumerate(pictures) if picture is not None]
-    scores = torch.full((len(pictures), len(judge.labels)), torch.nan)
-    features: Tensor | None = None
-    for start in range(0, len(made), batch):
-        rows = made[start : start + batch]
-        stack = torch.stack([picture for row in rows if (picture := pictures[row]) is not None]).float() / 255
-        scores[rows] = judge(stack).values
-        found = judge.features(stack)
-        if found is not None:
-            features = torch.full((len(pictures), found.shape[1]), torch.nan) if features is None else features
-            features[rows] = found.detach().float().cpu()
-    return Judged(Scores(judge.labels, scores), features)
-
-
-def from_png(image: bytes | None) -> Tensor | None:
-    """A kept picture as it was judged: 8-bit (3, H, W)."""
-    if image is None:
-        return None
-    import numpy as np
-    from PIL import Image
-
-    return torch.from_numpy(np.array(Image.open(io.BytesIO(image)).convert("RGB"))).permute(2, 0, 1)

@@ -1,7 +1,7 @@
 """From matrix to work: every cell, and the drawings it needs, each only once. Everything that can be wrong is found here.
 
-Imports config, drawing, resources, attacks, judges, prompt files and worlds. Draws nothing; loads models and guards to know their
-checksums.
+Imports config, concepts, encoding, drawing, resources, attacks and prompt files. Draws nothing; loads models and guards to
+know their checksums.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,29 +19,26 @@ from typing import Any
 from saferedir.attacks.base import Attack
 from saferedir.attacks.registry import ATTACKS
 from saferedir.bench.cells import CellSpec, PromptFacts
-from saferedir.bench.config import ConceptEntry, FileEntry, GuardEntry, Matrix, ModelEntry
+from saferedir.bench.concepts import Concept, read_concept
+from saferedir.bench.config import ConceptEntry, GuardEntry, Matrix, ModelEntry
 from saferedir.bench.drawing import DrawingSpec
-from saferedir.bench.judging import judge_spec, rule_of
-from saferedir.bench.prompt_files import (
-    overlap_warnings,
-    read_prompts,
-    subset_warnings,
-    text_checksums,
-    token_warnings,
-)
+from saferedir.bench.encoded import EncoderUse
+from saferedir.bench.encoding import MatrixEncoder, checksums_of, encoders_of, uses_of
+from saferedir.bench.prompt_files import overlap_warnings, subset_warnings, text_checksums, token_warnings
 from saferedir.bench.records import BARE, CellName, Protocol
 from saferedir.bench.resources import (
+    EncoderSpec,
     GuardPart,
     JudgeSpec,
     ModelSpec,
     Resources,
     guards_digest,
 )
-from saferedir.bench.worlds import check_recipe, world_prompts
+from saferedir.bench.worlds import check_recipe
+from saferedir.encoders.registry import encoder_names
 from saferedir.errors import BenchError, GuardNotFoundError
 from saferedir.guards.registry import methods
 from saferedir.judges.registry import judge_names
-from saferedir.judges.rules import Rule
 from saferedir.names import unknown
 from saferedir.packaged import library_version
 from saferedir.prompts import ConceptPrompts, PromptSet
@@ -63,6 +60,8 @@ class Plan:
         prompts: key -> what is kept of a prompt set.
         missing: a sentence for each (guard, concept) that cannot be had.
         shared: pictures that are asked for, but drawn once for several cells.
+        encoders: of the matrix, by name.
+        texts: digest of a prompt set -> its texts, for encoders that read texts. Private: never kept.
     """
 
     matrix: Matrix
@@ -71,23 +70,13 @@ class Plan:
     prompts: Mapping[str, PromptFacts]
     missing: tuple[str, ...]
     shared: int
+    encoders: Mapping[str, MatrixEncoder]
+    texts: Mapping[str, Sequence[str]] = field(repr=False)
 
     @property
     def pictures(self) -> int:
         """Pictures to draw in all."""
         return sum(map(len, self.drawings.values()))
-
-
-@dataclass(frozen=True)
-class _Concept:
-    """A concept of the matrix, read and checked."""
-
-    name: str
-    entry: ConceptEntry
-    prompts: ConceptPrompts
-    rule: Rule
-    second: Mapping[str, dict[str, Any]]
-    judges: tuple[JudgeSpec, ...]
 
 
 def make_plan(matrix: Matrix, resources: Resources, on_step: Callable[[str], None] = lambda text: None) -> Plan:
@@ -96,8 +85,9 @@ def make_plan(matrix: Matrix, resources: Resources, on_step: Callable[[str], Non
     Raises BenchError (or the loader's own error) with one sentence at the first thing that is wrong.
     """
     _check_names(matrix)
-    concepts = [_concept(name, entry, matrix, resources) for name, entry in matrix.concept.items()]
+    concepts = [read_concept(name, entry, matrix, resources) for name, entry in matrix.concept.items()]
     builder = _Builder(matrix, resources)
+    _check_without(concepts, builder.encoders)
     for model_name, model_entry in matrix.model.items():
         on_step(f"loading {model_name}")
         model = _model(model_entry, resources)
@@ -120,10 +110,12 @@ class _Builder:
         self.guarded: dict[str, DrawingSpec] = {}
         self.prompts: dict[str, PromptFacts] = {}
         self.missing: list[str] = []
+        self.encoders = encoders_of(matrix.encoder, resources)
+        self.texts: dict[str, Sequence[str]] = {}
         self.trained_on: dict[str, frozenset[str]] = {}  # file -> checksums of its texts
         self.asked = 0
 
-    def add(self, model_name: str, model: ModelSpec, concept: _Concept, guard: str) -> None:
+    def add(self, model_name: str, model: ModelSpec, concept: Concept, guard: str) -> None:
         """All cells of one guard and concept."""
         parts = _parts(guard, self.matrix, concept)
         if parts is None:
@@ -137,17 +129,21 @@ class _Builder:
         pipe = self.resources.pipeline(model)
         precision = self.resources.precision_name(model, pipe)
         for role, attack, chosen in _sets(self.matrix, concept.prompts):
-            own, bare = (
-                [self._drawing(model, part, digest, concept, chosen, seed) for seed in self.matrix.seeds]
-                for part, digest in ((parts, facts.get("digest", "")), ((), ""))
-            )
-            self.asked += sum(map(len, own))
+            without = concept.without if chosen is concept.prompts.forget else None
+            uses = uses_of(self.encoders, role, chosen, without)
+            if any(use.texts for use in uses.values()):
+                self.texts |= {each.digest: each.texts for each in (chosen, without) if each is not None}
+            lookers = concept.judges, tuple(dict.fromkeys(self.encoders[name].spec for name in uses))
+            own = self._drawings(model, parts, facts.get("digest", ""), chosen, *lookers)
+            bare = self._drawings(model, (), "", chosen, *lookers)
+            plain = self._drawings(model, (), "", without, *lookers) if without is not None and guards else []
+            self.asked += sum(map(len, own + plain))
             self.cells.append(
                 CellSpec(
                     name=CellName(
                         model_name, guard, concept.name, role, attack.name, chosen.name, tuple(self.matrix.seeds)
                     ),
-                    protocol=self._protocol(model, concept, attack, chosen, precision),
+                    protocol=self._protocol(model, concept, attack, chosen, precision, uses),
                     threat={"knowledge": attack.knowledge, "channel": attack.channel, "rung": attack.rung},
                     guard=facts,
                     versions=self.versions,
@@ -156,11 +152,19 @@ class _Builder:
                     prompts=self._facts(concept, chosen, guard, pipe),
                     judge=concept.judges[0].key,
                     second=concept.second,
+                    encoders=uses,
+                    without=tuple(spec.key for spec in plain),
                 )
             )
 
     def _protocol(
-        self, model: ModelSpec, concept: _Concept, attack: Attack, chosen: PromptSet, precision: str
+        self,
+        model: ModelSpec,
+        concept: Concept,
+        attack: Attack,
+        chosen: PromptSet,
+        precision: str,
+        uses: Mapping[str, EncoderUse],
     ) -> Protocol:
         judge = concept.entry.judge
         return Protocol(
@@ -176,43 +180,59 @@ class _Builder:
             model=model.digest,
             seeds=tuple(self.matrix.seeds),
             draws=self.matrix.draws,
+            encoders=checksums_of(self.encoders, uses),
         )
 
-    def _drawing(
+    def _drawings(
         self,
         model: ModelSpec,
         parts: tuple[GuardPart, ...],
         digest: str,
-        concept: _Concept,
         chosen: PromptSet,
-        seed: int,
-    ) -> DrawingSpec:
-        draws = self.matrix.draws
-        rows = [(place, item, draw) for place, item in enumerate(chosen.items) for draw in range(draws)]
-        spec = DrawingSpec(
+        judges: tuple[JudgeSpec, ...],
+        encoders: tuple[EncoderSpec, ...],
+    ) -> list[DrawingSpec]:
+        """One a seed."""
+        plain = DrawingSpec(
             model=model,
             guards=parts,
             guards_digest=digest,
+            texts=(),
+            seeds=(),
+            prompt_of=(),
+            judges=judges,
+            shard_size=model.batch * max(1, round(SHARD / model.batch)),
+            keep_images=self.matrix.keep_images,
+            versions=self.versions,
+            precision=self.resources.arithmetic(model, self.resources.pipeline(model)),
+            encoders=encoders,
+        )
+        return [self._drawing(plain, chosen, seed) for seed in self.matrix.seeds]
+
+    def _drawing(self, plain: DrawingSpec, chosen: PromptSet, seed: int) -> DrawingSpec:
+        draws = self.matrix.draws
+        rows = [(place, item, draw) for place, item in enumerate(chosen.items) for draw in range(draws)]
+        spec = dataclasses.replace(
+            plain,
             texts=tuple(item.text for _, item, _ in rows),
             seeds=tuple(
                 (place if item.seed is None else item.seed) + _SEED_STRIDE * (seed * draws + draw)
                 for place, item, draw in rows
             ),
             prompt_of=tuple(place for place, _, _ in rows),
-            judges=concept.judges,
-            shard_size=model.batch * max(1, round(SHARD / model.batch)),
-            keep_images=self.matrix.keep_images,
-            versions=self.versions,
-            precision=self.resources.arithmetic(model, self.resources.pipeline(model)),
         )
-        known = self.guarded if parts else self.bare
-        if spec.key in known:  # for several concepts: every judge of any of them looks at it
-            judges = tuple(dict.fromkeys([*known[spec.key].judges, *spec.judges]))
-            spec = dataclasses.replace(spec, judges=judges)
+        known = self.guarded if spec.guards else self.bare
+        if spec.key in known:  # for several concepts: every judge and encoder of any of them looks at it
+            other = known[spec.key]
+            spec = dataclasses.replace(
+                spec,
+                judges=tuple(dict.fromkeys([*other.judges, *spec.judges])),
+                encoders=tuple(dict.fromkeys([*other.encoders, *spec.encoders])),
+            )
         known[spec.key] = spec
         return spec
 
-    def _facts(self, concept: _Concept, chosen: PromptSet, guard: str, pipe: Any) -> str:
+    def _facts(self, concept: Concept, chosen: PromptSet, guard: str, pipe: Any) -> str:
         """Keep what a reader may see of a prompt set; its texts only if they are our own."""
         warnings = (*chosen.warnings, *_cautions(chosen, guard, pipe), *self._overlaps(concept.name, chosen, guard))
         said = hashlib.sha256("\n".join(warnings).encode()).hexdigest()[:8]
@@ -235,7 +255,9 @@ class _Builder:
                 path = file.replace("{concept}", concept)
                 if path not in self.trained_on:
                     self.trained_on[path] = text_checksums(path)
-                found += overlap_warnings(chosen, self.trained_on[path], f"{Path(path).name}, which {guard} was made from")
+                found += overlap_warnings(
+                    chosen, self.trained_on[path], f"{Path(path).name}, which {guard} was made from"
+                )
         return tuple(found)
 
     def plan(self) -> Plan:
@@ -247,7 +269,16 @@ class _Builder:
             )
         drawings = {**self.bare, **self.guarded}
         shared = self.asked - sum(map(len, drawings.values()))
-        return Plan(self.matrix, tuple(self.cells), drawings, self.prompts, tuple(self.missing), shared)
+        return Plan(
+            matrix=self.matrix,
+            cells=tuple(self.cells),
+            drawings=drawings,
+            prompts=self.prompts,
+            missing=tuple(self.missing),
+            shared=shared,
+            encoders=self.encoders,
+            texts=self.texts,
+        )
 
 
 def library_versions() -> dict[str, str]:
@@ -275,60 +306,18 @@ def _check_names(matrix: Matrix) -> None:
         for judge in (concept.judge, *concept.second_judges):
             if judge.name not in judge_names():
                 raise BenchError(unknown("judge", judge.name, judge_names()))
+    for encoder in matrix.encoder.values():
+        if encoder.name not in encoder_names():
+            raise BenchError(unknown("encoder", encoder.name, encoder_names()))
 
 
-def _second(concept: str, entry: ConceptEntry, specs: Sequence[JudgeSpec]) -> dict[str, dict[str, Any]]:
-    """Further judges by "<judge>/<preset>", which must tell them apart."""
-    found: dict[str, dict[str, Any]] = {}
-    for judge, spec in zip(entry.second_judges, specs, strict=True):
-        label = f"{judge.name}/{judge.preset or 'own rule'}"
-        if label in found:
-            raise BenchError(f"[concept.{concept}] has two second judges called {label!r}; give each its own preset.")
-        found[label] = {"judge": spec.key, "rule": rule_of(judge).to_dict()}
-    return found
-
-
-def _concept_prompts(entry: ConceptEntry, matrix: Matrix) -> ConceptPrompts:
-    limits = matrix.prompts.model_dump()
-    if entry.prompts is not None:
-        return world_prompts(entry.prompts, limits)
-
-    def read(file: FileEntry | None, kind: str, set_name: str) -> PromptSet | None:
-        if file is None:
-            return None
-        found = read_prompts(
-            file.file, file.format, rows=file.rows, name=set_name, allow_duplicates=file.allow_duplicates
-        )
-        limit = limits[kind]
-        if limit is None or len(found) <= limit:
-            return found
-        return PromptSet(found.name, found.items[:limit], f"{found.protocol} first {limit}", found.warnings)
-
-    forget = read(entry.forget, "forget", "forget")
-    assert forget is not None  # config.py insists on it
-    many = {
-        kind: {key: read(file, kind, key) for key, file in getattr(entry, kind).items()}
-        for kind in ("rephrased", "neighbours")
-    }
-    return ConceptPrompts(
-        forget=forget,
-        rephrased={key: found for key, found in many["rephrased"].items() if found is not None},
-        retain=read(entry.retain, "retain", "retain"),
-        neighbours={key: found for key, found in many["neighbours"].items() if found is not None},
-        look_alikes=read(entry.look_alikes, "look_alikes", "look-alikes"),
-    )
-
-
-def _concept(name: str, entry: ConceptEntry, matrix: Matrix, resources: Resources) -> _Concept:
-    judges = tuple(judge_spec(judge, resources) for judge in (entry.judge, *entry.second_judges))
-    return _Concept(
-        name=name,
-        entry=entry,
-        prompts=_concept_prompts(entry, matrix),
-        rule=rule_of(entry.judge),
-        second=_second(name, entry, judges[1:]),
-        judges=judges,
-    )
+def _check_without(concepts: Sequence[Concept], encoders: Mapping[str, MatrixEncoder]) -> None:
+    for concept in concepts:
+        if concept.without is not None and not any(one.spec.reads_texts for one in encoders.values()):
+            raise BenchError(
+                f"[concept.{concept.name}] has prompts in `without`, but no [encoder] of the matrix reads texts, so they would "
+                "go unused; add one (clip), or leave them out."
+            )
 
 
 def _model(entry: ModelEntry, resources: Resources) -> ModelSpec:
@@ -347,7 +336,7 @@ def _check_call(entry: ModelEntry, pipe: Any) -> None:
             raise BenchError(unknown(f"argument of {type(pipe).__name__}", name, known - _OURS))
 
 
-def _parts(name: str, matrix: Matrix, concept: _Concept) -> tuple[GuardPart, ...] | None:
+def _parts(name: str, matrix: Matrix, concept: Concept) -> tuple[GuardPart, ...] | None:
     """A guard's parts for a concept; None if the matrix leaves it out for this one."""
     if name == BARE:
         return ()

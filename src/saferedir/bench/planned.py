@@ -1,20 +1,20 @@
 """A plan as it lies on the disk (plan.json): all that is needed to count, report and judge again, without model or guard.
 
-Plain data. Imports cells, drawing's `Shard` and resources' `JudgeSpec`. Made by runner.py, read by reporting.py and rejudging.py.
+Plain data. Imports cells, drawing's `Shard` and resources' specs. Made by runner.py, read by reporting.py and rejudging.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from saferedir.bench.cells import CellSpec, PromptFacts
 from saferedir.bench.drawing import Shard
 from saferedir.bench.plan import Plan
-from saferedir.bench.resources import JudgeSpec
+from saferedir.bench.resources import EncoderSpec, JudgeSpec, Looker
 from saferedir.bench.store import read_json
 from saferedir.errors import BenchError
 
@@ -27,7 +27,7 @@ class Planned:
 
     Attributes:
         cells, prompts, missing: as in `Plan`.
-        shards: drawing -> its shards; judges: drawing -> who looked at it.
+        shards: drawing -> its shards; judges, encoders: drawing -> who looked at it.
         drawings_at: where the drawings lie, from the folder of plan.json: "." but for a folder of counts made anew.
     """
 
@@ -39,6 +39,12 @@ class Planned:
     judges: Mapping[str, tuple[JudgeSpec, ...]]
     missing: tuple[str, ...]
     drawings_at: str = "."
+    encoders: Mapping[str, tuple[EncoderSpec, ...]] = field(default_factory=dict)
+
+    @property
+    def lookers(self) -> dict[str, tuple[Looker, ...]]:
+        """Drawing -> judges and encoders that looked at it."""
+        return {key: (*judges, *self.encoders.get(key, ())) for key, judges in self.judges.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -61,6 +67,7 @@ class Planned:
                 judges={key: tuple(JudgeSpec(**judge) for judge in found) for key, found in values["judges"].items()},
                 missing=tuple(values["missing"]),
                 drawings_at=values["drawings_at"],
+                encoders={key: tuple(EncoderSpec(**one) for one in found) for key, found in values["encoders"].items()},
             )
         except (KeyError, TypeError) as error:
             raise BenchError(
@@ -89,6 +96,7 @@ def planned(plan: Plan) -> Planned:
         shards={key: tuple(spec.shards) for key, spec in plan.drawings.items()},
         judges={key: spec.judges for key, spec in plan.drawings.items()},
         missing=plan.missing,
+        encoders={key: spec.encoders for key, spec in plan.drawings.items()},
     )
 
 

@@ -18,6 +18,8 @@ from saferedir.errors import BenchError
 SCHEMA = 1
 #: the guard's name in cells of the bare model
 BARE = "none"
+#: in metrics' names, in place of an encoder: the features of the protocol's own judge
+JUDGE = "judge"
 
 
 @dataclass(frozen=True, order=True)
@@ -72,6 +74,8 @@ class Protocol:
         call: arguments of the pipeline call (steps, guidance, size); precision: of the denoiser ("bfloat16").
         model: checksum of the model's weights and architecture.
         seeds: the bench's seeds.
+        encoders: what fixes the metrics of the matrix's encoders: "NAME" -> checksum of all that fixes its vectors,
+            "NAME@reference" -> of the reference pictures, "NAME@without" -> of the prompts without the concept.
     """
 
     prompts: str
@@ -87,12 +91,18 @@ class Protocol:
     draws: int = 1
     judge_digest: str = ""
     budget: Mapping[str, Any] = field(default_factory=dict)
+    encoders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
         """Ten hexadecimal digits over all of it."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; without `encoders` where there are none, so that such protocols keep the ids they always had."""
+        found = dataclasses.asdict(self)
+        return found if self.encoders else {name: value for name, value in found.items() if name != "encoders"}
 
 
 @dataclass(frozen=True)
@@ -108,10 +118,17 @@ class CellRecord:
             "high"} (bootstrap over prompts, 95 %); a paired test is {"b", "c", "p"}. Role "forget": "concept" (the attack's
             success rate over prompts, by the protocol's judge), "forgotten" (share of pictures without it),
             "concept:<judge>/<preset>" for further judges, "broken", "blocked", "acted", "rest_kept" (attributes of the prompt
-            other than the concept), "versus_none" (McNemar against the bare model). Other roles: "kept", "identical", "broken",
+            other than the concept), "versus_none" (McNemar against the bare model), "live" (under an attack: "concept" over the
+            prompts that show it in the bare model; n 0 where none does). Other roles: "kept", "identical", "broken",
             "blocked", "acted", "drift" (feature distance to the bare model's picture, 1 = distance between two of its own), and
-            "concept", too. A metric that does not apply is absent. Attributes of one picture, and pictures of one prompt, are not
-            independent: such rates say with "effective_n" what their n cases are worth, and their intervals are as wide.
+            "concept", too. By each encoder NAME of the matrix ("judge" where there is none, with "kid" and "fid" only):
+            "clip_score:NAME" (100 × cosine of picture and prompt; any role), "clip_change:NAME" (its difference to the bare
+            model's), "csdr:NAME" (role "forget", where there are prompts without the concept); in the other roles "drift:NAME",
+            "kid:NAME", "fid:NAME", "cmmd:NAME" against the bare model's pictures of the same prompts, and "kid:NAME@reference",
+            "fid:NAME@reference" against a folder's. Distances between sets have jackknife intervals over groups of prompts, and
+            their n counts the guarded pictures. A metric that does not apply is absent. Attributes of one picture, and pictures
+            of one prompt, are not independent: such rates say with "effective_n" what their n cases are worth, and their
+            intervals are as wide.
         drawings: keys of the drawings that the numbers come from (one a seed, and the bare model's).
         warnings: sentences that a reader must see beside the number.
         error: why there is no number, "" if there is one.
@@ -129,7 +146,7 @@ class CellRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        protocol = {"id": self.protocol.id, **dataclasses.asdict(self.protocol)}
+        protocol = {"id": self.protocol.id, **self.protocol.to_dict()}
         return {"schema": SCHEMA, **dataclasses.asdict(self), "protocol": protocol}
 
     @classmethod

@@ -68,5 +68,5 @@ def rejudge(
     )
     target.prepare(0)
     with source.lock() if source.root.resolve() != target.root.resolve() else nullcontext():
-        look(plan.shards, plan.judges, source, resources, on_progress)
+        look(plan.shards, plan.lookers, source, resources, on_progress)
         return write_cells(plan, target, source)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from saferedir.bench.cells import CellSpec
 from saferedir.bench.planned import Planned, read_planned
@@ -48,13 +46,14 @@ def report_folder(folder: Path, out: Path | None = None, *, pictures: bool = Fal
         published=tuple(published()),
         missing=(*plan.missing, *missing),
         made=_made(records),
+        encoders=_encoders(plan),
     )
     return write_report(data, out or folder)
 
 
 def _belongs(record: CellRecord, cell: CellSpec) -> bool:
     """Whether a record on the disk is of this plan, not of an earlier one of the same names."""
-    ours = (cell.protocol.id, dict(cell.guard), dict(cell.versions), {*cell.drawings, *cell.bare})
+    ours = (cell.protocol.id, dict(cell.guard), dict(cell.versions), set(cell.needs))
     return (record.protocol.id, dict(record.guard), dict(record.versions), set(record.drawings)) == ours
 
 
@@ -86,19 +85,31 @@ def _first_pictures(plan: Planned, key: str, store: Store) -> list[bytes | None]
     return list(first.values())[:SAMPLES]
 
 
-def _calibrations(plan: Planned, folder: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """(judge, concept) -> precision, recall and false positive rate, where a calibration was made by that very rule."""
+def _calibrations(plan: Planned, folder: Path) -> dict[tuple[str, str], Calibration]:
+    """(judge, concept) -> its calibration, where one was made of that very judge and rule."""
     known = [Calibration.load(path) for path in sorted(folder.glob("*.json"))]
-    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    found: dict[tuple[str, str], Calibration] = {}
     for cell in plan.cells if known else ():
         facts = {judge.key: judge.facts for judge in plan.judges[cell.drawings[0]]}
         first = {cell.protocol.judge: {"judge": cell.judge, "rule": cell.protocol.rule}}
         for name, judge in {**first, **cell.second}.items():
             for one in known:
                 if one.fits(facts[judge["judge"]], judge["rule"]):
-                    rates = {"precision": one.precision, "recall": one.recall, "fpr": one.false_positive_rate}
-                    found[name, cell.name.concept] = {kind: rate.to_dict() for kind, rate in rates.items()}
+                    found[name, cell.name.concept] = one
     return found
+
+
+def _encoders(plan: Planned) -> dict[str, str]:
+    """What each encoder is: its kind, what fixes its vectors, and its checksum; of a folder the name only, not where it lies."""
+    known = {spec.key: spec for found in plan.encoders.values() for spec in found}
+    found = {name: known[use.key] for cell in plan.cells for name, use in cell.encoders.items()}
+    told = {}
+    for name, spec in found.items():
+        facts = {**spec.facts, "id": str(spec.facts["id"]).rpartition("/")[2]}
+        told[name] = (
+            f"{spec.name}, {', '.join(f'{fact} {value}' for fact, value in facts.items() if value)} ({spec.digest})"
+        )
+    return told
 
 
 def _made(records: list[CellRecord]) -> str:

@@ -1,7 +1,7 @@
-"""Models, guards and judges of a bench, by plain-data specs; loaded when first needed, on whatever worker needs them.
+"""Models, guards, judges and encoders of a bench, by plain-data specs; loaded when first needed, on whatever worker needs them.
 
-Imports checksums, pipelines, guards' registry, judges' registry and worlds. Specs carry checksums; what is loaded must have
-the same, so a folder changed between two runs, or other on another machine, is an error and not a number.
+Imports checksums, pipelines, the registries of guards, judges and encoders, and worlds. Specs carry checksums; what is loaded
+must have the same, so a folder changed between two runs, or other on another machine, is an error and not a number.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 
 from saferedir.bench.checksums import model_digest
 from saferedir.bench.worlds import world_guards
+from saferedir.encoders.base import Encoder
+from saferedir.encoders.registry import load_encoder
 from saferedir.errors import BenchError, UnsupportedPipelineError
 from saferedir.guard import Guard
 from saferedir.guards.registry import guard_class
@@ -69,13 +71,34 @@ class JudgeSpec:
         return f"{self.name}-{self.digest[:8]}"
 
 
+@dataclass(frozen=True)
+class EncoderSpec:
+    """An encoder and its options; facts and digest as of a `JudgeSpec`; reads_texts: whether it encodes texts, too."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    digest: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    reads_texts: bool = False
+
+    @property
+    def key(self) -> str:
+        """What tells two encoders apart, and an encoder from a judge of its name."""
+        return f"encoder-{self.name}-{self.digest[:8]}"
+
+
+#: whoever looks at pictures and leaves something to count: scores, features
+Looker = JudgeSpec | EncoderSpec
+
+
 class Resources:
-    """What one process has loaded, each with its checksum. Keeps one pipeline, its guards, and every judge."""
+    """What one process has loaded, each with its checksum. Keeps one pipeline, its guards, and every judge and encoder."""
 
     def __init__(self) -> None:
         self._model: tuple[str, Any, str] | None = None
         self._guards: dict[str, tuple[list[Guard[Any]], str]] = {}
         self._judges: dict[str, tuple[Judge, str]] = {}
+        self._encoders: dict[str, tuple[Encoder, str]] = {}
         self._sizes: dict[str, tuple[int, int]] = {}  # of every model that was ever loaded here
 
     def pipeline(self, spec: ModelSpec) -> Any:
@@ -136,6 +159,16 @@ class Resources:
             self._judges[name] = (judge, judge_digest(judge))
         found, known = self._judges[name]
         _same("judge", spec.name, spec.digest, known)
+        return found
+
+    def encoder(self, spec: EncoderSpec) -> Encoder:
+        """The encoder."""
+        name = _json([spec.name, spec.options])
+        if name not in self._encoders:
+            encoder = load_encoder(spec.name, **spec.options)
+            self._encoders[name] = (encoder, encoder_digest(encoder))
+        found, known = self._encoders[name]
+        _same("encoder", spec.name, spec.digest, known)
         return found
 
     def precision(self, spec: ModelSpec, pipe: Any) -> AbstractContextManager[Any]:
@@ -223,6 +256,11 @@ def guards_digest(guards: Sequence[Guard[Any]]) -> str:
 def judge_digest(judge: Judge) -> str:
     """Checksum of what fixes a judge's scores."""
     return _short(_json([judge.name, judge.facts(), list(judge.labels)]))
+
+
+def encoder_digest(encoder: Encoder) -> str:
+    """Checksum of what fixes an encoder's vectors."""
+    return _short(_json([encoder.name, encoder.facts()]))
 
 
 def _same(kind: str, name: str, expected: str, found: str) -> None:

@@ -1,7 +1,7 @@
 """Runs a plan: draws what is missing, keeps each shard at once, tries failures again, then writes every cell's record.
 
 Killed at any moment, it goes on where it was; the cells are the same, bit for bit, however often that happens and whoever draws.
-Imports plan, executors, looking, store, counting.
+Imports plan, executors, looking, vectors, store, counting.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from saferedir.bench.planned import planned
 from saferedir.bench.records import CellRecord
 from saferedir.bench.resources import Resources
 from saferedir.bench.store import Store, write_json
+from saferedir.bench.vectors import keep_vectors
 from saferedir.errors import BenchError
 
 #: a shard that fails is tried again so many times, at the end of the run
@@ -45,7 +46,7 @@ def bytes_needed(plan: Plan, resources: Resources | None = None) -> int:
     resources, total = resources or Resources(), 16_000_000
     for spec in plan.drawings.values():
         height, width = resources.picture_size(spec.model) if spec.keep_images else (0, 0)
-        total += len(spec) * (2048 + height * width * 3)
+        total += len(spec) * (2048 + 8192 * len(spec.encoders) + height * width * 3)  # vectors of 2048 numbers at most
     return total
 
 
@@ -55,7 +56,7 @@ def missing_tasks(plan: Plan, store: Store) -> list[Task]:
         Task(spec, shard)
         for spec in plan.drawings.values()
         for shard in spec.shards
-        if not store.has(shard) or (store.lacks(spec.judges, shard) and not can_look(store, shard))
+        if not store.has(shard) or (store.lacks(spec.lookers, shard) and not can_look(store, shard))
     ]
 
 
@@ -68,26 +69,29 @@ def run(
 ) -> list[CellRecord]:
     """Draw, judge and write everything; the records, those of failed cells with their `error`.
 
-    `resources` serve judges that look at pictures kept by an earlier run. Call it inside `store.lock()`. An error while
-    keeping a shard counts as the shard's failure. Where that was a full disk or a folder that may not be written, nothing more is
-    drawn; it is tried again if there is room by then, and the cells that lack shards get the error. BenchError if not even the
-    records can be written.
+    `resources` serve judges and encoders that look at pictures kept by an earlier run, and at texts and reference pictures. Call
+    it inside `store.lock()`. An error while keeping a shard counts as the shard's failure. Where that was a full disk or a folder
+    that may not be written, nothing more is drawn; it is tried again if there is room by then, and the cells that lack shards get
+    the error. BenchError if not even the records can be written.
     """
     labels = _labels(plan)
     with _said(store):
         write_json(store.root / "matrix.json", plan.matrix.model_dump(mode="json"))
         write_json(store.root / "plan.json", planned(plan).to_dict())
-    judges = {key: spec.judges for key, spec in plan.drawings.items()}
+    resources = resources or Resources()
+    lookers = {key: spec.lookers for key, spec in plan.drawings.items()}
     unseen = {
-        key: [one for one in spec.shards if store.has(one) and store.lacks(judges[key], one) and can_look(store, one)]
+        key: [one for one in spec.shards if store.has(one) and store.lacks(lookers[key], one) and can_look(store, one)]
         for key, spec in plan.drawings.items()
     }
     with _said(store):
-        look(unseen, judges, store, resources or Resources())
+        look(unseen, lookers, store, resources)
     todo = missing_tasks(plan, store)
     total = plan.pictures
     done = total - sum(len(task.shard) for task in todo)
     errors: dict[str, str] = {}
+    with _said(store):
+        keep_vectors(plan.encoders, plan.texts, store, resources, lambda text: on_progress(Progress(done, total, text)))
 
     def kept(task: Task) -> None:
         nonlocal done
@@ -180,6 +184,8 @@ def _labels(plan: Plan) -> dict[str, str]:
         for bare, own in zip(cell.bare, cell.drawings, strict=True):
             out.setdefault(bare, f"{cell.name.concept}: bare model")
             out.setdefault(own, f"{cell.name.concept}: {cell.name.guard}")
+        for key in cell.without:
+            out.setdefault(key, f"{cell.name.concept}: bare model, prompts without the concept")
     return out
 
 

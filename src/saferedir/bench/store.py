@@ -2,11 +2,12 @@
 
     matrix.json   plan.json                 the matrix and its cells, as last planned
     drawings/<key>/<shard>.parquet          one row a picture: prompt, seed, checksum, what the guard did, the picture
-    drawings/<key>/<shard>.<judge>.parquet  one row a picture: what that judge saw, raw scores and features
+    drawings/<key>/<shard>.<judge>.parquet  one row a picture: what that judge or encoder saw, raw scores and features
+    texts/  references/                 vectors of prompts and of reference pictures, see vectors.py
     cells/<slug>.json                   one record a cell
     costs.json  report.html  report.md
 
-Imports pyarrow (extra `bench`), drawing and records.
+Imports pyarrow (extra `bench`), drawing, drawn and records.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from saferedir.bench.cells import Seen
-from saferedir.bench.drawing import DrawingSpec, Judged, Pictures, Shard
+from saferedir.bench.drawing import DrawingSpec, Pictures, Shard
+from saferedir.bench.drawn import Drawn
 from saferedir.bench.records import CellRecord
-from saferedir.bench.resources import JudgeSpec
+from saferedir.bench.resources import JudgeSpec, Looker
+from saferedir.bench.seeing import Judged
 from saferedir.errors import BenchError
 from saferedir.extras import need
 from saferedir.judges.base import Scores
@@ -36,43 +38,6 @@ from saferedir.judges.base import Scores
 _FORMAT = 1
 _ROOT_FILES = r"(matrix|plan|costs)\.json|report\.(html|md)"  # what the bench writes at the top, see the list above
 _SCORE = "score/"  # prefix of score columns, for no label is to meet "features"
-
-
-@dataclass(frozen=True)
-class Drawn(Seen):
-    """A whole drawing, read back: as a cell needs it, and what it cost.
-
-    Attributes:
-        seconds: a picture, one entry a shard; peak_bytes: highest of all shards; device: in words.
-    """
-
-    seconds: list[float]
-    peak_bytes: int | None
-    device: str
-
-
-def joined(parts: Sequence[Drawn]) -> Drawn:
-    """Drawings of the same prompts with several seeds, one after the other; each seed's prompts are cases of their own."""
-    if len(parts) == 1:
-        return parts[0]
-    cases = [int(part.prompt_of.max()) + 1 for part in parts]
-    peaks = [part.peak_bytes for part in parts if part.peak_bytes is not None]
-    features = [part.features for part in parts if part.features is not None]
-    return Drawn(
-        scores={
-            judge: Scores(found.labels, torch.cat([part.scores[judge].values for part in parts]))
-            for judge, found in parts[0].scores.items()
-        },
-        features=torch.cat(features) if len(features) == len(parts) else None,
-        blocked=torch.cat([part.blocked for part in parts]),
-        acted=torch.cat([part.acted for part in parts]),
-        checksums=[checksum for part in parts for checksum in part.checksums],
-        prompt_of=torch.cat([part.prompt_of + sum(cases[:place]) for place, part in enumerate(parts)]),
-        seconds=[seconds for part in parts for seconds in part.seconds],
-        peak_bytes=max(peaks, default=None),
-        device=parts[0].device,
-        reasons=[reason for part in parts for reason in part.reasons],
-    )
 
 
 class Store:
@@ -124,6 +89,7 @@ class Store:
                 for folder in drawings.iterdir()
                 if re.fullmatch(r"[0-9a-f]{16}", folder.name) and folder.is_dir()
             ]
+        places += [(self.root / name, r"[0-9a-f]{16}\.encoder-.+\.parquet") for name in ("texts", "references")]
         for folder, names in places:
             for litter in folder.glob(".*.tmp"):
                 if re.fullmatch(rf"\.({names})\.\d+\.tmp", litter.name) and litter.is_file():
@@ -133,25 +99,25 @@ class Store:
         """Whether the shard was drawn."""
         return self._path(shard).is_file()
 
-    def lacks(self, judges: Sequence[JudgeSpec], shard: Shard) -> list[JudgeSpec]:
-        """Which of the judges have not seen a shard."""
-        return [judge for judge in judges if not self._path(shard, judge).is_file()]
+    def lacks(self, lookers: Sequence[Looker], shard: Shard) -> list[Looker]:
+        """Which of the judges and encoders have not seen a shard."""
+        return [looker for looker in lookers if not self._path(shard, looker.key).is_file()]
 
     def all_blocked(self, shard: Shard) -> bool:
         """Whether no picture of a drawn shard was made."""
         return all(self._table(shard, without="png")[0]["blocked"].to_pylist())
 
-    def _path(self, shard: Shard, judge: JudgeSpec | None = None) -> Path:
-        mark = "" if judge is None else f".{judge.key}"
+    def _path(self, shard: Shard, looker: str = "") -> Path:
+        mark = f".{looker}" if looker else ""
         return self.root / "drawings" / shard.key / f"{shard.start:06d}-{shard.stop:06d}{mark}.parquet"
 
     def write_shard(self, spec: DrawingSpec, shard: Shard, pictures: Pictures) -> None:
-        """Keep a shard: what the judges saw first, so that a shard that is there is whole."""
+        """Keep a shard: what judges and encoders saw first, so that a shard that is there is whole."""
         pa = need("pyarrow", "bench", "the bench")
         if len(pictures) != len(shard):
             raise BenchError(f"shard {shard} has {len(pictures)} pictures, expected {len(shard)}.")
-        for judge, seen in pictures.judged.items():
-            self.write_judged(shard, judge, seen)
+        for looker, seen in pictures.judged.items():
+            self.write_judged(shard, looker, seen)
         rows = range(shard.start, shard.stop)
         columns: dict[str, Any] = {
             "picture": pa.array(list(rows), pa.int32()),
@@ -165,28 +131,18 @@ class Store:
         if spec.keep_images:
             columns["png"] = pa.array(pictures.images, pa.binary())
         cost = {name: getattr(pictures, name) for name in ("seconds", "peak_bytes", "device", "precision")}
-        self._write(self._path(shard), columns, {"key": shard.key, "versions": dict(spec.versions), **cost})
+        write_parquet(self._path(shard), columns, {"key": shard.key, "versions": dict(spec.versions), **cost})
 
-    def write_judged(self, shard: Shard, judge: JudgeSpec, seen: Judged) -> None:
-        """Keep what one judge saw in a shard."""
+    def write_judged(self, shard: Shard, looker: Looker, seen: Judged) -> None:
+        """Keep what one judge or encoder saw in a shard."""
         pa = need("pyarrow", "bench", "the bench")
-        columns = {
-            f"{_SCORE}{label}": pa.array(seen.scores.values[:, place].numpy(), pa.float32())
-            for place, label in enumerate(seen.scores.labels)
-        }
+        columns = {"picture": pa.array(list(range(shard.start, shard.stop)), pa.int32())}  # where there is nothing else
+        for place, label in enumerate(seen.scores.labels):
+            columns[f"{_SCORE}{label}"] = pa.array(seen.scores.values[:, place].numpy(), pa.float32())
         if seen.features is not None:
-            flat = pa.array(seen.features.reshape(-1).numpy(), pa.float32())
-            columns["features"] = pa.FixedSizeListArray.from_arrays(flat, seen.features.shape[1])
-        facts = {"key": shard.key, "judge": judge.name, "options": dict(judge.options), "digest": judge.digest}
-        self._write(self._path(shard, judge), columns, facts)
-
-    def _write(self, path: Path, columns: dict[str, Any], facts: dict[str, Any]) -> None:
-        pa, pq = need("pyarrow", "bench", "the bench"), need("pyarrow.parquet", "bench", "the bench")
-        text = json.dumps({"format": _FORMAT, **facts})
-        table = pa.table(columns).replace_schema_metadata({"saferedir": text})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+            columns["features"] = vector_column(seen.features)
+        facts = {"key": shard.key, "name": looker.name, "options": dict(looker.options), "digest": looker.digest}
+        write_parquet(self._path(shard, looker.key), columns, facts)
 
     def read(self, shards: Sequence[Shard], judges: Sequence[JudgeSpec], features_of: str) -> Drawn:
         """All shards of a drawing, by some of its judges; BenchError if one is missing or damaged."""
@@ -194,19 +150,16 @@ class Store:
         found = [self._table(shard, without="png") for shard in shards]
         whole = pa.concat_tables([table for table, _ in found])
         scores: dict[str, Scores] = {}
-        features = None
         for judge in judges:
-            seen = pa.concat_tables([self._table(shard, judge)[0] for shard in shards])
-            labels = [name for name in seen.column_names if name.startswith(_SCORE)]
+            tables = [self._table(shard, judge.key, without="features")[0] for shard in shards]
+            labels = [name for name in tables[0].column_names if name.startswith(_SCORE)]
+            seen = pa.concat_tables([table.select(labels) for table in tables])
             columns = [torch.tensor(seen[name].to_numpy()) for name in labels]
             scores[judge.key] = Scores(tuple(name.removeprefix(_SCORE) for name in labels), torch.stack(columns, dim=1))
-            if judge.key == features_of and "features" in seen.column_names:
-                flat = seen["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-                features = torch.tensor(flat).reshape(len(seen), -1)
         peaks = [facts["peak_bytes"] for _, facts in found if facts["peak_bytes"] is not None]
         return Drawn(
             scores=scores,
-            features=features,
+            features=self.features(shards, features_of) if features_of in scores else None,
             blocked=torch.tensor(whole["blocked"].to_pylist()),
             acted=torch.tensor(whole["acted"].to_pylist()),
             checksums=whole["sha256"].to_pylist(),
@@ -216,6 +169,16 @@ class Store:
             device=found[0][1]["device"],
             reasons=whole["reason"].to_pylist(),
         )
+
+    def features(self, shards: Sequence[Shard], looker: str) -> Tensor | None:
+        """(N, d) of all pictures of these shards by the judge or encoder with this key, NaN for those never made, or None."""
+        tables = [self._table(shard, looker)[0] for shard in shards]
+        found = [vectors(table["features"]) if "features" in table.column_names else None for table in tables]
+        width = next((one.shape[1] for one in found if one is not None), None)
+        if width is None:
+            return None
+        rows = zip(found, tables, strict=True)
+        return torch.cat([torch.full((len(table), width), torch.nan) if one is None else one for one, table in rows])
 
     def prompts_of(self, shard: Shard) -> list[int]:
         """Which prompt each picture of a shard belongs to."""
@@ -228,17 +191,10 @@ class Store:
         found: list[bytes | None] = table["png"].to_pylist() if "png" in table.column_names else [None] * len(shard)
         return found
 
-    def _table(
-        self, shard: Shard, judge: JudgeSpec | None = None, without: str | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        pq, path = need("pyarrow.parquet", "bench", "the bench"), self._path(shard, judge)
-        try:
-            schema = pq.read_schema(path)
-            facts = json.loads(schema.metadata[b"saferedir"])
-            table = pq.read_table(path, columns=[name for name in schema.names if name != without])
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise BenchError(f"{path} is missing or damaged ({error}); delete it and run the bench again.") from error
-        if facts.get("format") != _FORMAT or facts.get("key") != shard.key or len(table) != len(shard):
+    def _table(self, shard: Shard, looker: str = "", without: str | None = None) -> tuple[Any, dict[str, Any]]:
+        path = self._path(shard, looker)
+        table, facts = read_parquet(path, shard.key, without)
+        if len(table) != len(shard):
             raise BenchError(f"{path} does not belong to its place; delete it and run the bench again.")
         return table, facts
 
@@ -254,6 +210,41 @@ class Store:
             if path.is_file():
                 found.append(CellRecord.from_dict(read_json(path)))
         return found
+
+
+def write_parquet(path: Path, columns: dict[str, Any], facts: dict[str, Any]) -> None:
+    """A table of pyarrow's columns and what is known of it, "key" at least, whole or not at all."""
+    pa, pq = need("pyarrow", "bench", "the bench"), need("pyarrow.parquet", "bench", "the bench")
+    text = json.dumps({"format": _FORMAT, **facts})
+    table = pa.table(columns).replace_schema_metadata({"saferedir": text})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_parquet(path: Path, key: str, without: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """A table and its facts, without one of its columns; BenchError where it is missing, damaged, or of another key."""
+    pq = need("pyarrow.parquet", "bench", "the bench")
+    try:
+        schema = pq.read_schema(path)
+        facts = json.loads(schema.metadata[b"saferedir"])
+        table = pq.read_table(path, columns=[name for name in schema.names if name != without])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise BenchError(f"{path} is missing or damaged ({error}); delete it and run the bench again.") from error
+    if facts.get("format") != _FORMAT or facts.get("key") != key:
+        raise BenchError(f"{path} does not belong to its place; delete it and run the bench again.")
+    return table, facts
+
+
+def vector_column(rows: Tensor) -> Any:
+    """(N, d) as a column of pyarrow's, one list of d numbers a row."""
+    pa = need("pyarrow", "bench", "the bench")
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1).numpy(), pa.float32()), rows.shape[1])
+
+
+def vectors(column: Any) -> Tensor:
+    """Inverse of `vector_column`."""
+    return torch.tensor(column.combine_chunks().flatten().to_numpy(zero_copy_only=False)).reshape(len(column), -1)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -11,6 +11,7 @@ import typer
 from saferedir.cli.common import console, errors, escape, new_table, quiet
 
 if TYPE_CHECKING:
+    from saferedir.bench.encoding import MatrixEncoder
     from saferedir.bench.plan import Plan
     from saferedir.bench.records import CellRecord
 
@@ -198,6 +199,8 @@ def _print_plan(plan: Plan, left: int, resources: Any) -> None:
     table.add_row("concepts", ", ".join(matrix.concept))
     table.add_row("guards", ", ".join(["none", *matrix.guard]))
     table.add_row("attacks", ", ".join(matrix.attacks))
+    if plan.encoders:
+        table.add_row("encoders", ", ".join(_encoder(name, one) for name, one in plan.encoders.items()))
     table.add_row("cells", f"{len(plan.cells)} (seeds: {', '.join(map(str, matrix.seeds))})")
     table.add_row("pictures", f"{plan.pictures:,} ({plan.shared:,} more asked for, but drawn once for several cells)")
     table.add_row("still to draw", f"{left:,}")
@@ -211,6 +214,12 @@ def _print_plan(plan: Plan, left: int, resources: Any) -> None:
     warnings = {warning for facts in plan.prompts.values() for warning in facts.warnings}
     for sentence in sorted(warnings):
         errors.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+
+
+def _encoder(name: str, one: MatrixEncoder) -> str:
+    """'kid (inception; 5,000 reference pictures)'."""
+    reference = f"; {len(one.reference.files):,} reference pictures" if one.reference is not None else ""
+    return escape(f"{name} ({one.spec.name}{reference})")
 
 
 def _duration(seconds: float) -> str:

@@ -136,7 +136,9 @@ class SLD(Guard[SLDConfig]):
         cond, uncond, concept = (row.float() for row in (step.pred_cond, step.pred_uncond, step.pred_extra[0]))
         f = epsilon_per_output(step)
         delta = f * (cond - concept)
-        mu = torch.where(delta < per_sample(state.threshold, delta), (config.strength * delta.abs()).clamp(max=1.0), 0.0)
+        mu = torch.where(
+            delta < per_sample(state.threshold, delta), (config.strength * delta.abs()).clamp(max=1.0), 0.0
+        )
         velocity = torch.zeros_like(delta) if state.velocity is None else state.velocity
         gamma = mu * f * (concept - uncond) + config.momentum * velocity
         state.velocity = config.momentum_decay * velocity + (1 - config.momentum_decay) * gamma

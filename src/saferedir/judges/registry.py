@@ -5,14 +5,13 @@ Imports base.py and names.py. What their scores mean: presets.py. To add a judge
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
-from saferedir.names import unknown
+from saferedir.names import unfitting, unknown
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,6 @@ def load_judge(name: str, **options: Any) -> Judge:
         MissingExtraError: an optional package is not installed.
     """
     kind = judge_class(name)
-    signature = inspect.signature(kind)
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        known = [
-            f"{option.name} (required)" if option.default is option.empty else option.name
-            for option in signature.parameters.values()
-        ]
-        raise JudgeError(
-            f"judge {name!r} takes the options {', '.join(known) or 'none'}; found {', '.join(options) or 'none'}."
-        ) from error
+    if why := unfitting("judge", name, kind, options):
+        raise JudgeError(why)
     return kind(**options)

@@ -22,6 +22,7 @@ from saferedir.metrics.forgetting import (
     live_attack_success_rate,
     successful_prompts,
 )
+from saferedir.metrics.jackknife import distance_with_interval, jackknife_interval, prompt_groups
 from saferedir.metrics.paired import McNemar, exact_mcnemar, holm, mcnemar, paired_difference
 from saferedir.metrics.perceptual import feature_distance, lpips
 from saferedir.metrics.preservation import (
@@ -80,6 +81,9 @@ __all__ = [
     "kid",
     "FeatureNetwork",
     "inception",
+    "distance_with_interval",
+    "jackknife_interval",
+    "prompt_groups",
     # pictures and words
     "clip_score",
     "ClipModel",

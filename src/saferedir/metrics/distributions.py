@@ -21,6 +21,10 @@ from saferedir.metrics import checks
 #: (B, 3, H, W) RGB in [0, 1] to (B, d)
 FeatureFunction = Callable[[Tensor], Tensor]
 Kernel = Callable[[Tensor, Tensor], Tensor]
+#: mean and root of the covariance
+Gaussian = tuple[Tensor, Tensor]
+#: width of CMMD's kernel and factor before it, as in its paper
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 _ROWS_AT_ONCE = 1024
 
 
@@ -31,18 +35,22 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     tr((S_a S_b)^½) is the sum of the singular values of R_a R_bᵀ: no root of a matrix that is not symmetric, and exact where
     there are fewer pictures than features. S divides by N - 1.
     """
-    a, b = _pair(features_a, features_b)
-    root_a, root_b = _covariance_root(a), _covariance_root(b)
+    a, b = feature_pair(features_a, features_b)
+    return frechet_of(gaussian_of(a), gaussian_of(b))
+
+
+def gaussian_of(features: Tensor) -> Gaussian:
+    """Mean (d,) of (N, d) float64 features, and a (min(N, d), d) matrix R with RᵀR their covariance."""
+    mean = features.mean(0)
+    return mean, torch.linalg.qr(features - mean, mode="r").R / (len(features) - 1) ** 0.5
+
+
+def frechet_of(first: Gaussian, second: Gaussian) -> float:
+    """`frechet_distance` of two sets by their `gaussian_of`."""
+    (mean_a, root_a), (mean_b, root_b) = first, second
     overlap = torch.linalg.svdvals(root_a @ root_b.T).sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * overlap
+    distance = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * overlap
     return max(0.0, float(distance))
-
-
-def _covariance_root(features: Tensor) -> Tensor:
-    """(min(N, d), d) matrix R with RᵀR the covariance of (N, d) features."""
-    centred = features - features.mean(0)
-    root: Tensor = torch.linalg.qr(centred, mode="r").R / (len(features) - 1) ** 0.5
-    return root
 
 
 def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
@@ -51,19 +59,20 @@ def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
 
     Bińkowski et al. 2018 (arXiv:1801.01401); Gretton et al. 2012, eq. 3. KID on one subset that is everything.
     """
-    a, b = _pair(features_a, features_b)
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / a.shape[1] + 1) ** 3
-
-    within = 0.0
+    a, b = feature_pair(features_a, features_b)
+    kernel, within = polynomial_kernel(a.shape[1]), 0.0
     for x in (a, b):
         itself = float(((x.square().sum(dim=1) / x.shape[1] + 1) ** 3).sum())
         within += (_kernel_sum(kernel, x, x) - itself) / (len(x) * (len(x) - 1))
     return within - 2 * _kernel_sum(kernel, a, b) / (len(a) * len(b))
 
 
-def cmmd(features_a: Tensor, features_b: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> float:
+def polynomial_kernel(d: int) -> Kernel:
+    """(x·y / d + 1)³ between the rows of two sets."""
+    return lambda x, y: (x @ y.T / d + 1) ** 3
+
+
+def cmmd(features_a: Tensor, features_b: Tensor, sigma: float = CMMD_SIGMA, scale: float = CMMD_SCALE) -> float:
     """scale × squared MMD with the kernel exp(-|x - y|² / 2 sigma²) of (N, d) and (M, d) features; >= 0, lower is nearer.
 
     Jayasumana et al. 2024 (arXiv:2401.09603): CLIP image embeddings of unit length (`ClipModel.images`), sigma 10, scale 1000;
@@ -72,14 +81,20 @@ def cmmd(features_a: Tensor, features_b: Tensor, sigma: float = 10.0, scale: flo
     """
     if sigma <= 0:
         raise MetricError(f"sigma is {sigma}, expected > 0.")
-    a, b = _pair(features_a, features_b)
+    a, b = feature_pair(features_a, features_b)
+    kernel = gaussian_kernel(sigma)
+    means = [_kernel_sum(kernel, x, y) / (len(x) * len(y)) for x, y in ((a, a), (b, b), (a, b))]
+    return max(0.0, scale * (means[0] + means[1] - 2 * means[2]))
+
+
+def gaussian_kernel(sigma: float) -> Kernel:
+    """exp(-|x - y|² / 2 sigma²) between the rows of two sets."""
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         squared = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1) - 2 * x @ y.T
         return (-squared.clamp(min=0) / (2 * sigma**2)).exp()
 
-    means = [_kernel_sum(kernel, x, y) / (len(x) * len(y)) for x, y in ((a, a), (b, b), (a, b))]
-    return max(0.0, scale * (means[0] + means[1] - 2 * means[2]))
+    return kernel
 
 
 def _kernel_sum(kernel: Kernel, x: Tensor, y: Tensor) -> float:
@@ -87,7 +102,8 @@ def _kernel_sum(kernel: Kernel, x: Tensor, y: Tensor) -> float:
     return float(torch.stack([kernel(rows, y).sum() for rows in x.split(_ROWS_AT_ONCE)]).sum())
 
 
-def _pair(features_a: Tensor, features_b: Tensor) -> tuple[Tensor, Tensor]:
+def feature_pair(features_a: Tensor, features_b: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, d) and (M, d) as float64, N, M >= 2; `MetricError` where they are not of one network, or not finite."""
     a = checks.features("the first features", features_a, at_least=2)
     b = checks.features("the second features", features_b, at_least=2)
     if a.shape[1] != b.shape[1]:

@@ -20,7 +20,14 @@ from saferedir.guards.saferedir.network import Redirection
 from saferedir.guards.saferedir.reference import RedirectorOutput
 
 STEPS = 50
-NETWORK = {"prompt_dim": PROMPT_WIDTH, "latent_channels": 4, "concepts": ["thing"], "width": 32, "heads": 2, "hidden": 32}
+NETWORK = {
+    "prompt_dim": PROMPT_WIDTH,
+    "latent_channels": 4,
+    "concepts": ["thing"],
+    "width": 32,
+    "heads": 2,
+    "hidden": 32,
+}
 
 
 class ScriptedReference(torch.nn.Module):
@@ -282,7 +289,9 @@ def test_p15_gradients_reach_embeddings_and_latents_through_the_guard(gate: str)
     noise = latents(1).requires_grad_()
     with attach(pipe, guard):
         run = type(pipe).__call__.__wrapped__
-        out = run(pipe, prompt_embeds=embeds, latents=noise, num_inference_steps=2, guidance_scale=1.0, output_type="latent")
+        out = run(
+            pipe, prompt_embeds=embeds, latents=noise, num_inference_steps=2, guidance_scale=1.0, output_type="latent"
+        )
     out.images.square().sum().backward()
     for value in (embeds.grad, noise.grad):
         assert value is not None and torch.isfinite(value).all() and value.abs().sum() > 0
@@ -347,7 +356,9 @@ def test_foreign_weights_are_refused_with_their_names(tmp_path: Any) -> None:
         guard.load_tensors({**guard.tensors(), "extra": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("change", [{"scale": -1}, {"mode": "x"}, {"patience": 0}, {"use_prompt": False, "use_image": False}])
+@pytest.mark.parametrize(
+    "change", [{"scale": -1}, {"mode": "x"}, {"patience": 0}, {"use_prompt": False, "use_image": False}]
+)
 def test_bad_settings_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(GuardError):
         config(**change)

@@ -120,9 +120,7 @@ def test_p13_any_shape(dtype, length, channels, pooled_dim):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "config", [TWO, replace(TWO, token_specific=False), replace(TWO, latent_aware_delta=True)]
-)
+@pytest.mark.parametrize("config", [TWO, replace(TWO, token_specific=False), replace(TWO, latent_aware_delta=True)])
 def test_p13_padding_changes_nothing(config):
     model, data = build(config), inputs(config, length=5)
     data["prompt_mask"] = torch.ones(3, 5, dtype=torch.bool)
@@ -207,9 +205,7 @@ def test_shift_formula_and_per_sample_scale():
     unit = parts.delta[:, 0] / parts.delta[:, 0].norm(dim=-1, keepdim=True)
     strength = scale[:, None] * parts.mask[:, 0] * parts.alpha[:, 0, :, 0] * e0.norm(dim=-1)
     torch.testing.assert_close(moved, e0 + strength[..., None] * unit)
-    big = redirect(
-        e0, replace(parts, delta=parts.delta * 1e4), torch.ones(3, 1), scale=scale, exempt_bos=False
-    )
+    big = redirect(e0, replace(parts, delta=parts.delta * 1e4), torch.ones(3, 1), scale=scale, exempt_bos=False)
     torch.testing.assert_close(big, moved)
 
 
@@ -218,9 +214,7 @@ def test_p14_order_and_bound():
     active, order = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.3], [0.0, 0.0, 1.0]]), [2, 0, 1]
     moved = redirect(e0, parts, active, scale=4.0)
     swapped = Redirection(*(value[:, order] for value in vars(parts).values()))
-    torch.testing.assert_close(
-        redirect(e0, swapped, active[:, order], scale=4.0), moved, atol=1e-6, rtol=1e-6
-    )
+    torch.testing.assert_close(redirect(e0, swapped, active[:, order], scale=4.0), moved, atol=1e-6, rtol=1e-6)
     for rho in (0.2, 1.5):
         moved = redirect(e0, parts, active, scale=4.0, max_shift=rho)
         ratio = (moved - e0).norm(dim=-1) / e0.norm(dim=-1)
@@ -256,9 +250,7 @@ def test_p15_gradcheck_of_the_soft_gate():
     scores = randn(2, 2, seed=11, dtype=torch.float64)
 
     def guarded(e: Tensor, delta: Tensor, mask: Tensor, alpha: Tensor, score: Tensor) -> Tensor:
-        return redirect(
-            e, Redirection(delta, mask, alpha), torch.sigmoid(3 * score), scale=2.0, max_shift=0.9
-        )
+        return redirect(e, Redirection(delta, mask, alpha), torch.sigmoid(3 * score), scale=2.0, max_shift=0.9)
 
     args = tuple(x.requires_grad_() for x in (e0, parts.delta, parts.mask, parts.alpha, scores))
     assert torch.autograd.gradcheck(guarded, args)
@@ -333,9 +325,7 @@ def test_wrong_shapes_are_explained():
     model, data = build(TWO), inputs(TWO)
     cases = {
         r"latent has shape \(3, 5, 9, 7\), expected \(B, 4, h, w\)": {"latent": torch.ones(3, 5, 9, 7)},
-        r"prompt_embeds has shape \(3, 7, 19\), expected \(B, L, 20\)": {
-            "prompt_embeds": torch.ones(3, 7, 19)
-        },
+        r"prompt_embeds has shape \(3, 7, 19\), expected \(B, L, 20\)": {"prompt_embeds": torch.ones(3, 7, 19)},
         r"prompt_mask has shape \(3, 6\), expected \(3, 7\)": {"prompt_mask": torch.ones(3, 6)},
         r"pooled is None, expected \(3, 5\)": {"pooled": None},
         "timestep has 2 entries": {"timestep": torch.ones(2)},

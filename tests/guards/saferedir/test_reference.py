@@ -34,9 +34,7 @@ def closed_form(shapes: dict[str, list[int]], peaked: bool = False) -> dict[str,
     for k, name in enumerate(sorted(shapes)):
         shape = shapes[name]
         numel = math.prod(shape)
-        x = torch.sin(0.7390851 * torch.arange(numel, dtype=torch.float64) + 1.6180339 * (k + 1)).reshape(
-            shape
-        )
+        x = torch.sin(0.7390851 * torch.arange(numel, dtype=torch.float64) + 1.6180339 * (k + 1)).reshape(shape)
         if name.endswith("num_batches_tracked"):
             state[name] = torch.tensor(7)
             continue
@@ -103,9 +101,7 @@ def small_inputs(batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     return latent, embeds, torch.linspace(981, 1, batch)
 
 
-def test_p1_parameter_count_names_order_and_shapes(
-    redirector: ReferenceRedirector, shapes: dict[str, list[int]]
-):
+def test_p1_parameter_count_names_order_and_shapes(redirector: ReferenceRedirector, shapes: dict[str, list[int]]):
     assert sum(p.numel() for p in redirector.parameters()) == 14_573_574
     found = {name: list(value.shape) for name, value in redirector.state_dict().items()}
     assert found == shapes
@@ -122,9 +118,7 @@ def test_closed_form_fill(shapes: dict[str, list[int]]):
         "token_proj.2.weight": [0.0406994, -0.0018706],
     }
     for name, values in expected.items():
-        torch.testing.assert_close(
-            state[name].flatten()[: len(values)], torch.tensor(values), atol=1e-6, rtol=0
-        )
+        torch.testing.assert_close(state[name].flatten()[: len(values)], torch.tensor(values), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["b1", "b2", "peaked"])
@@ -180,9 +174,7 @@ def test_p5_mask_attention(peaked):
     qkv = e @ block.attn.in_proj_weight.T + block.attn.in_proj_bias
     q, k, v = (x.reshape(2, 77, 4, 192).transpose(1, 2) for x in qkv.split(768, dim=-1))
     w = (q @ k.transpose(-1, -2) / 192**0.5).softmax(-1)
-    mixed = (w @ v).transpose(1, 2).reshape(
-        2, 77, 768
-    ) @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
+    mixed = (w @ v).transpose(1, 2).reshape(2, 77, 768) @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
     assert relative(block(e), block.predictor(mixed)[..., 0].sigmoid()) < 1e-5
 
 

@@ -132,7 +132,10 @@ def test_training_writes_a_guard_that_attaches(tmp_path: Path) -> None:
     loaded = Guard.from_pretrained(tmp_path / "guard")
     assert isinstance(loaded, SafeRedir)
     assert loaded.config.prompt_threshold == guard.config.prompt_threshold
-    assert "concept" in (tmp_path / "guard" / "README.md").read_text() or "x" in (tmp_path / "guard" / "README.md").read_text()
+    assert (
+        "concept" in (tmp_path / "guard" / "README.md").read_text()
+        or "x" in (tmp_path / "guard" / "README.md").read_text()
+    )
     with attach(pipe, loaded) as attached:
         pipe(["ak x"], num_inference_steps=2, output_type="latent")
     assert len(attached.decisions) == 1

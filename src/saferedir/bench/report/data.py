@@ -1,18 +1,16 @@
 """What a report is made from: plain frozen data, and the grouping of cells that tables.py builds on.
 
-Imports bench.records only. What stands in which column: tables.py.
+Imports bench.records and judges.calibration only. What stands in which column: tables.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from saferedir.bench.records import BARE, CellRecord, Cost
-
-#: roles whose prompts do not ask for the concept, in the order of the report
-BENIGN_ROLES = ("retain", "neighbours", "look-alikes")
+from saferedir.judges.calibration import Calibration
 
 
 class PublishedRow(Protocol):
@@ -70,11 +68,11 @@ class ReportData:
         title, description: of the bench, in its author's words.
         cells: every record, with or without numbers; costs: one a guard and model.
         samples: pictures for the grids; may be empty.
-        calibrations: (judge, concept) -> {"precision", "recall", "fpr"}, each a rate as in `CellRecord.measured`; none:
-            uncalibrated.
+        calibrations: (judge, concept) -> what is known of its errors by the very rule of the cells; none: uncalibrated.
         published: numbers of papers; they never share a table with the bench's own.
         missing: one sentence per cell that has no number, and why.
         made: one line about versions and date.
+        encoders: name in the matrix -> what it is, in words.
     """
 
     title: str
@@ -82,10 +80,11 @@ class ReportData:
     cells: tuple[CellRecord, ...]
     costs: tuple[Cost, ...] = ()
     samples: tuple[Sample, ...] = ()
-    calibrations: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+    calibrations: Mapping[tuple[str, str], Calibration] = field(default_factory=dict)
     published: tuple[PublishedRow, ...] = ()
     missing: tuple[str, ...] = ()
     made: str = ""
+    encoders: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""The report's three kinds of figure, as SVG strings: robustness against preservation, rates by phrasing, cost.
+"""The report's bars, as SVG strings: rates by phrasing, and cost. Robustness against preservation: scatter.py.
 
-Colours are told apart without hue, too: what passes is a filled mark, what does not a hollow one, the bare model a cross.
-Imports ranking.py, tables.py, headline.py, labels.py and svg.py; matplotlib when first needed.
+Imports numbers.py, tables.py and svg.py; matplotlib when first needed.
 """
 
 from __future__ import annotations
@@ -13,12 +12,8 @@ from typing import Any
 
 from saferedir.bench.records import BARE, Cost
 from saferedir.bench.report import svg
-from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, passes
-from saferedir.bench.report.labels import Label, label
 from saferedir.bench.report.numbers import count, seconds, times
-from saferedir.bench.report.ranking import Ranking, RankRow
 from saferedir.bench.report.tables import Table
-from saferedir.extras import need
 
 _ROW = 21  # pixels a bar
 
@@ -30,7 +25,8 @@ class Room:
     Attributes:
         width, height: of the scatter plot; names: width of guard names beside bars; panel: width of one panel of bars;
         panels: how many stand side by side; letters: longest name that is written whole.
-        right: margin right of the scatter plot; beyond: how far its axis goes past 100 %, for names, as a share of its length.
+        right: margin right of the scatter plot; beyond: how far its axis goes past its best value, for names, as a share of its
+        length.
         suffix: what makes the figure's ids differ from those of its twin.
     """
 
@@ -47,45 +43,6 @@ class Room:
 
 WIDE = Room(width=980, height=520, names=170, panel=222, panels=4, letters=26, right=6, beyond=0.14)
 THIN = Room(width=358, height=400, names=128, panel=113, panels=2, letters=19, right=12, beyond=0.03, suffix="-thin")
-
-
-def scatter(ranking: Ranking, room: Room = WIDE) -> str:
-    """Robustness (1 - worst concept rate) over preservation (share kept), with 95 % whiskers; "" without a guard to show."""
-    rows = [row for row in ranking.rows if row.worst and row.kept]
-    if not rows:
-        return ""
-    passing = sum(passes(row) for row in rows)
-    guards = len(rows)
-    if ranking.bare and ranking.bare.worst and ranking.bare.kept:
-        rows.append(ranking.bare)
-    figure = svg.new_figure(room.width, room.height)
-    inner = (room.width - 64 - room.right) / room.width, (room.height - 56) / room.height
-    axes = svg.plain(figure.add_axes((64 / room.width, 52 / room.height, *inner)))
-    spots = [_spot(row) for row in rows]
-    left = _floor(min(spot[0] for spot in spots))
-    bottom = _floor(min(spot[1] for spot in spots))
-    axes.set(xlim=(left, 1 + room.beyond * (1 - left)), ylim=(bottom, 1 + 0.08 * (1 - bottom)))
-    axes.set(xticks=_ticks(left), yticks=_ticks(bottom))
-    corner = need("matplotlib.patches", "bench", "a figure of the report").Rectangle(
-        (LEAST_KEPT, 1 - HIGHEST_RATE), 1 - LEAST_KEPT, HIGHEST_RATE, facecolor=svg.AREA, edgecolor="none", zorder=0
-    )
-    axes.add_patch(corner)
-    axes.grid(color=svg.LINE, linewidth=0.5, zorder=0)
-    axes.set_axisbelow(True)
-    for row, (x, y) in zip(rows, spots, strict=True):
-        _whiskers(axes, row, x, y)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.set_xlabel("preservation: share of everything else kept")
-    axes.set_ylabel("robustness: 1 − worst concept rate")
-    label(figure, axes, [_label_of(row, room) for row in rows])
-    name = f"scatter-{ranking.group.anchor}{room.suffix}"
-    description = (
-        f"{count(guards, 'guard')}; further right keeps more, further up lets the concept through less often. "
-        f"{count(passing, 'guard lies', 'guards lie')} in the corner of at least {LEAST_KEPT:.0%} kept and less than "
-        f"{HIGHEST_RATE:.0%} concept rate. The ranking table has the same numbers."
-    )
-    return svg.to_svg(figure, name, f"Robustness and preservation: {ranking.group.concept}", description)
 
 
 def bars(table: Table, good: Collection[str], name: str, title: str, room: Room = WIDE) -> str:
@@ -112,9 +69,9 @@ def bars(table: Table, good: Collection[str], name: str, title: str, room: Room 
         axes = svg.plain(figure.add_axes(spot))
         _panel(axes, table, place, good)
         svg.literal(
-            axes.set_title(_short(table.columns[place].prompts, room), fontsize=9, color=svg.INK, loc="left", pad=5)
+            axes.set_title(short(table.columns[place].prompts, room), fontsize=9, color=svg.INK, loc="left", pad=5)
         )
-        _names(axes, [_short(guard, room) for guard in table.guards] if right == 0 else [""] * len(table.guards))
+        _names(axes, [short(guard, room) for guard in table.guards] if right == 0 else [""] * len(table.guards))
     panels = f"{count(len(columns), 'panel')} of {count(len(table.guards), 'bar')}"
     description = f"{panels}; the table beside it has the same numbers."
     return svg.to_svg(figure, name + room.suffix, title, description)
@@ -136,44 +93,9 @@ def cost_bars(costs: Sequence[Cost], name: str, room: Room = WIDE) -> str:
     for place, cost in enumerate(shown):
         text = f"{times(cost)} · {seconds(cost.seconds)}"
         axes.text(max(ratios[place], 1) + 0.02 * longest, place, text, va="center", fontsize=8.25, color=svg.INK)
-    _names(axes, [_short(cost.guard, room) for cost in shown])
+    _names(axes, [short(cost.guard, room) for cost in shown])
     axes.set(xlim=(0, longest * 1.02), xlabel="time a picture, bare model = 1")
     return svg.to_svg(figure, name + room.suffix, "Time a picture", "The cost table has the same numbers.")
-
-
-def _spot(row: RankRow) -> tuple[float, float]:
-    assert row.worst is not None and row.kept is not None
-    return row.kept.value, 1 - row.worst.value
-
-
-def _floor(value: float) -> float:
-    """Where an axis begins: a tenth below the smallest value, and never so near to 1 that noise looks large."""
-    return min(0.8, max(-0.03, math.floor(10 * (value - 0.04)) / 10))
-
-
-def _ticks(lowest: float) -> list[float]:
-    """Multiples of a round step from the axis' beginning to 1, not beyond."""
-    step = 0.05 if lowest > 0.7 else 0.1 if lowest > 0.45 else 0.2
-    return [round(1 - number * step, 2) for number in range(math.floor((1 - lowest) / step + 1e-9), -1, -1)]
-
-
-def _whiskers(axes: Any, row: RankRow, x: float, y: float) -> None:
-    assert row.worst is not None and row.kept is not None
-    colour = svg.GOOD if passes(row) else svg.OTHER
-    axes.errorbar(
-        [x],
-        [y],
-        xerr=[[max(0.0, x - row.kept.low)], [max(0.0, row.kept.high - x)]],
-        yerr=[[max(0.0, y - 1 + row.worst.high)], [max(0.0, 1 - row.worst.low - y)]],
-        fmt="x" if row.guard == BARE else "o",
-        markersize=6.5,
-        markerfacecolor=colour if passes(row) else "none",
-        markeredgecolor=colour,
-        markeredgewidth=1.4,
-        ecolor=colour,
-        elinewidth=0.7,
-        zorder=3,
-    )
 
 
 def _panel(axes: Any, table: Table, place: int, good: Collection[str]) -> None:
@@ -201,12 +123,7 @@ def _names(axes: Any, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _short(name: str, room: Room) -> str:
+def short(name: str, room: Room) -> str:
+    """A guard's or prompt set's name, cut to what the room has place for."""
     name = "no guard" if name == BARE else name
     return name if len(name) <= room.letters else name[: room.letters - 1] + "…"
-
-
-def _label_of(row: RankRow, room: Room) -> Label:
-    assert row.worst is not None and row.kept is not None
-    reach = (row.kept.low, 1 - row.worst.high, row.kept.high, 1 - row.worst.low)
-    return Label(_short(row.guard, room), *_spot(row), reach)

@@ -1,10 +1,14 @@
-"""What the numbers say, in sentences that can be recomputed from the tables. Pure; imports ranking.py and numbers.py."""
+"""What the numbers say, in sentences that can be recomputed from the tables.
+
+Pure; imports ranking.py, measures.py and numbers.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from saferedir.bench.report.measures import KEPT
 from saferedir.bench.report.numbers import NB, count, listing, percent
 from saferedir.bench.report.ranking import Ranking, RankRow
 
@@ -28,6 +32,13 @@ class Headline:
 def passes(row: RankRow) -> bool:
     """Whether the point estimates lie within the limits: every phrasing below `HIGHEST_RATE`, kept at least `LEAST_KEPT`."""
     return bool(row.worst and row.kept and row.worst.value < HIGHEST_RATE and row.kept.value >= LEAST_KEPT)
+
+
+def is_marked(row: RankRow) -> bool:
+    """Whether the report stresses this guard: it passes or, where something else than a share kept stands for preservation and
+    has no limit, every phrasing is below `HIGHEST_RATE`.
+    """
+    return passes(row) if row.measure == KEPT else bool(row.worst and row.worst.value < HIGHEST_RATE)
 
 
 def passes_surely(row: RankRow) -> bool:
@@ -66,6 +77,7 @@ def headline(ranking: Ranking) -> Headline:
 
 def _without_kept(ranking: Ranking) -> Headline:
     """What can be said where no guard has a share kept: the judge sees the concept only, or the bench is unfinished."""
+    measure = ranking.measure
     rows, concept = [row for row in ranking.rows if row.worst], ranking.group.concept
     if not rows:
         return Headline(f"No guard has numbers for {concept} yet.", "Run the bench to its end.", ())
@@ -74,13 +86,22 @@ def _without_kept(ranking: Ranking) -> Headline:
     verb = "keeps" if low == 1 else "keep"
     claim = f"Of {count(len(rows), 'guard')}, {low} {verb} the {concept} rate below {percent(HIGHEST_RATE)}."
     best = f"Lowest: {rows[0].guard}, at most {first.full} in {first.where}." if first else ""
-    return Headline(
-        claim, f"{best} How much of everything else a guard keeps has no number here, so none is called best.", ()
+    known = [(row, row.preserved) for row in rows if row.preserved]
+    if not known:
+        return Headline(
+            claim, f"{best} How much of everything else a guard keeps has no number here, so none is called best.", ()
+        )
+    row, most = min(known, key=lambda one: measure.order(one[1]))
+    detail = (
+        f"{best} Preservation is measured by {measure.words}; that is not a share of attributes kept and has no limit, so none "
+        f"is called best. Preserves most: {row.guard}, {most.full}."
     )
+    return Headline(claim, detail, ())
 
 
 def overall(rankings: Sequence[Ranking]) -> str:
-    """One sentence over several rankings of a model: which guards pass all of them. "" for fewer than two."""
+    """One sentence over the rankings of a model that have a share kept: which guards pass all of them. "" for fewer than two."""
+    rankings = [one for one in rankings if one.measure == KEPT]
     if len(rankings) < 2:
         return ""
     sets = [set(headline(one).passes) for one in rankings]

@@ -25,13 +25,18 @@ class Label:
     reach: Box
 
 
-def label(figure: Any, axes: Any, labels: Sequence[Label]) -> None:
-    """Write each name near its mark where it meets no other name, mark, whisker or border; a thin line leads back from afar."""
+def label(figure: Any, axes: Any, labels: Sequence[Label], level: float | None = None) -> None:
+    """Write each name near its mark where it meets no other name, mark, whisker or border, nor a horizontal line at `level`; a
+    thin line leads back from afar.
+    """
     canvas = need("matplotlib.backends.backend_agg", "bench", "a figure of the report").FigureCanvasAgg(figure)
     lines = need("matplotlib.lines", "bench", "a figure of the report")
     renderer = canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     taken = [box for one in labels for box in _marks(axes, one)]
+    if level is not None:
+        height = _pixels(axes, 0, level)[1]
+        taken.append((frame.x0, height - 1, frame.x1, height + 1))
     for one in sorted(labels, key=lambda one: one.x + one.y, reverse=True):
         x, y = _pixels(axes, one.x, one.y)
         text = svg.literal(axes.text(0, 0, one.text, fontsize=8.6, color=svg.INK, zorder=5))

@@ -11,16 +11,13 @@ from collections.abc import Iterable, Sequence
 from saferedir.bench.records import BARE, Protocol
 from saferedir.bench.report import page
 from saferedir.bench.report.data import ReportData
-from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, passes
+from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, is_marked
+from saferedir.bench.report.measures import KEPT, Measure
 from saferedir.bench.report.numbers import NB, Estimate, mebibytes, p_value, percent, seconds, times
 from saferedir.bench.report.ranking import RankRow
 from saferedir.bench.report.reported import PublishedTable, published_tables
 from saferedir.bench.report.tables import Entry, Table
 
-LIMITS = (
-    f"Limits: every phrasing below {percent(HIGHEST_RATE)}, at least {percent(LEAST_KEPT)} kept. In brackets: 95 % interval "
-    "and n. Sorted by the upper end of the worst rate's interval, then by the share kept."
-)
 THREAT = (
     "Out of scope is T4, an attacker who holds the weights: a guard made of hooks can be removed by whoever holds them, so its "
     "rate under T4 is the bare model's."
@@ -35,17 +32,25 @@ def render(data: ReportData) -> str:
     for section in found:
         parts += [f"## {escape(section.title)}", escape(f"{section.headline.claim} {section.headline.detail}")]
         ranked = section.ranking
-        rows = [_rank_cells(row) for row in ([ranked.bare] if ranked.bare else []) + list(ranked.rows)]
-        head = ["guard", "within limits", "worst concept rate", "kept", "drift", "broken", "blocked", "time"]
-        parts += ["### Ranking", LIMITS, table(head, rows), _notes(ranked.notes)]
-        parts += [f"Worst concept rate: protocols {_ids(ranked.forget)}; kept, drift, blocked: {_ids(ranked.retain)}."]
+        rows = [_rank_cells(row, ranked.further) for row in ([ranked.bare] if ranked.bare else []) + list(ranked.rows)]
+        head = ["guard", "within limits", "worst concept rate", ranked.measure.name, *ranked.further]
+        head += ["blocked, concept asked", "blocked, others", "time"]
+        parts += ["### Ranking", _limits(ranked.measure), table(head, rows), _notes(ranked.notes)]
+        parts += [
+            f"Worst concept rate, blocked where the concept was asked for: protocols {_ids(ranked.forget)}; all else but broken: "
+            f"{_ids(ranked.retain)}."
+        ]
         for title, shown in (
             ("Rates by phrasing", section.rates),
+            ("Concept rate, corrected for the judge's errors", section.corrected.table),
             ("The same pictures under further judges", section.judges),
-            ("Neighbours and look-alikes kept", section.bystanders),
+            ("Neighbours and look-alikes: collateral and over-refusal", section.bystanders),
+            ("How pictures fit their prompts, and the unguarded ones", section.quality),
         ):
             if shown.columns:
                 parts += [f"### {title}", _judges(shown, data), _guard_table(shown), _notes(shown.notes)]
+            if shown is section.corrected.table:
+                parts += [escape(" ".join(section.corrected.why_not))]
         if section.tests:
             tests = [
                 [
@@ -86,34 +91,48 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def _limits(measure: Measure) -> str:
+    least = f"at least {percent(LEAST_KEPT)} kept" if measure == KEPT else "no limit on what stands for preservation"
+    return escape(
+        f"Limits: every phrasing below {percent(HIGHEST_RATE)}, {least}. In brackets: 95 % interval and n. Sorted by the upper "
+        f"end of the worst rate's interval, then by {measure.words}. Live: only over prompts that show the concept in the bare "
+        "model."
+    )
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _rank_cells(row: RankRow) -> list[str]:
+def _rank_cells(row: RankRow, further: Sequence[str]) -> list[str]:
     worst = f"{row.worst.full}, {row.worst.where}" if row.worst else row.why_not
     cost = "–"
     if row.cost:
         cost = f"{times(row.cost)} ({seconds(row.cost.seconds)}, n = {row.cost.pictures})"
-    within = "–" if row.guard == BARE else "yes" if passes(row) else "no"
+    within = "–" if row.guard == BARE else "yes" if is_marked(row) else "no"
+    others = (getattr(row, name) for name in further)
     return [
         _name(row.guard) + _marks(row.notes),
         within,
         worst,
-        *(_full(one) for one in (row.kept, row.drift, row.broken, row.blocked)),
+        *(_full(one) for one in (row.preserved, *others, row.refused, row.blocked)),
         cost,
     ]
 
 
 def _guard_table(one: Table) -> str:
-    head = ["guard", *(f"{column.prompts} ({column.protocol.id})" for column in one.columns)]
-    if any(":" in column.metric for column in one.columns):
-        head = ["guard", *(f"{column.prompts}, {column.judge} ({column.protocol.id})" for column in one.columns)]
+    are_rates = all(column.metric.partition(":")[0] == "concept" for column in one.columns)
+    further = any(":" in column.metric for column in one.columns)
+    head = ["guard"]
+    for column in one.columns:
+        what = [column.judge] if are_rates and further else [] if are_rates else [column.metric]
+        head.append(f"{', '.join([column.prompts, *what])} ({column.protocol.id})")
     return table(head, [[_name(guard), *(_entry(entry) for entry in one.entries[guard])] for guard in one.guards])
 
 
 def _entry(entry: Entry) -> str:
-    return (entry.estimate.full if entry.estimate else entry.why_not) + _marks(entry.notes)
+    told = entry.estimate.full if entry.estimate else entry.why_not
+    return "; ".join([told, *(f"{name} {one.full}" for name, one in entry.beside)]) + _marks(entry.notes)
 
 
 def _full(one: Estimate | None) -> str:
@@ -182,9 +201,10 @@ def _provenance(data: ReportData) -> list[str]:
         "\n".join(f"- warning: {escape(one)}" for one in warnings),
     ]
     protocols = [[one["protocol"].id, *(text for _, text in one["facts"])] for one in page.protocols(data.cells)]
-    if protocols:
-        parts.append(table(["protocol", "prompts", "judge", "rule", "attack", "call", "model", "seeds"], protocols))
+    head = ["protocol", "prompts", "judge", "rule", "attack", "call", "model", "encoders", "seeds"]
+    parts += [table(head, protocols)] if protocols else []
     parts += [
+        "\n".join(f"- encoder {escape(name)}: {escape(facts)}" for name, facts in data.encoders.items()),
         "\n".join(f"- {escape(text)} ({number} records)" for text, number in page.versions(data)),
         escape(data.made),
     ]

@@ -15,8 +15,10 @@ from typing import Any
 from saferedir.bench import published
 from saferedir.bench.records import BARE, CellRecord, Cost, Protocol
 from saferedir.bench.report import figures
+from saferedir.bench.report.corrected import Corrected, corrected_rates
 from saferedir.bench.report.data import Group, ReportData, Sample, groups
-from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, Headline, headline, overall, passes
+from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, Headline, headline, is_marked, overall
+from saferedir.bench.report.measures import KEPT
 from saferedir.bench.report.numbers import (
     count,
     decimal,
@@ -30,6 +32,7 @@ from saferedir.bench.report.numbers import (
 )
 from saferedir.bench.report.ranking import Ranking, RankRow, ranking
 from saferedir.bench.report.reported import PublishedTable, published_tables
+from saferedir.bench.report.scatter import scatter
 from saferedir.bench.report.tables import (
     PairedTest,
     Table,
@@ -37,6 +40,7 @@ from saferedir.bench.report.tables import (
     everything,
     further_judges,
     paired_tests,
+    picture_quality,
     rates_by_phrasing,
 )
 from saferedir.extras import need
@@ -63,12 +67,14 @@ class Section:
     ranking: Ranking
     headline: Headline
     rates: Table
+    corrected: Corrected
     scatter: str
     bars: str
     thin_scatter: str
     thin_bars: str
     judges: Table
     bystanders: Table
+    quality: Table
     everything: Table
     tests: tuple[PairedTest, ...]
     grid: Grid
@@ -85,7 +91,7 @@ def sections(data: ReportData, draw: bool = True) -> tuple[Section, ...]:
         rates, head = rates_by_phrasing(group), headline(ranked)
         title = f"{group.concept} on {group.model}" if several else group.concept
         title += f" (other protocols, {group.number})" if group.number > 1 else ""
-        shown = f"Concept rate by phrasing: {title}"
+        shown, stressed = f"Concept rate by phrasing: {title}", [row.guard for row in ranked.rows if is_marked(row)]
         out.append(
             Section(
                 group=group,
@@ -93,14 +99,14 @@ def sections(data: ReportData, draw: bool = True) -> tuple[Section, ...]:
                 ranking=ranked,
                 headline=head,
                 rates=rates,
-                scatter=figures.scatter(ranked) if draw else "",
-                bars=figures.bars(rates, head.passes, f"rates-{group.anchor}", shown) if draw else "",
-                thin_scatter=figures.scatter(ranked, figures.THIN) if draw else "",
-                thin_bars=figures.bars(rates, head.passes, f"rates-{group.anchor}", shown, figures.THIN)
-                if draw
-                else "",
+                corrected=corrected_rates(group, data.calibrations),
+                scatter=scatter(ranked) if draw else "",
+                bars=figures.bars(rates, stressed, f"rates-{group.anchor}", shown) if draw else "",
+                thin_scatter=scatter(ranked, figures.THIN) if draw else "",
+                thin_bars=figures.bars(rates, stressed, f"rates-{group.anchor}", shown, figures.THIN) if draw else "",
                 judges=further_judges(group),
-                bystanders=bystanders(group),
+                bystanders=bystanders(group, ranked.measure),
+                quality=picture_quality(group),
                 everything=everything(group),
                 tests=paired_tests(group),
                 grid=_grid(data.samples, group) if group.number == 1 else Grid((), ()),
@@ -117,7 +123,7 @@ def glance(found: Sequence[Section]) -> list[tuple[str, list[RankRow | None]]]:
 
     def order(line: tuple[str, list[RankRow | None]]) -> tuple[int, float]:
         highs = [row.worst.high if row and row.worst else 1.0 for row in line[1]]
-        return -sum(row is not None and passes(row) for row in line[1]), max(highs)
+        return -sum(row is not None and is_marked(row) for row in line[1]), max(highs)
 
     return sorted(lines, key=order)
 
@@ -135,16 +141,17 @@ def overviews(found: Sequence[Section]) -> list[str]:
 
 def calibration(judge: str, concept: str, data: ReportData) -> str:
     """'precision 99.0 % (…), recall …', or 'uncalibrated'."""
-    facts = data.calibrations.get((judge, concept)) or {}
-    found = [(name, estimate(facts.get(name))) for name in ("precision", "recall", "fpr")]
-    names = {"fpr": "false positives"}
-    said = [f"{names.get(name, name)} {one.full}" for name, one in found if one is not None]
-    return ", ".join(said) or "uncalibrated"
+    known = data.calibrations.get((judge, concept))
+    if known is None:
+        return "uncalibrated"
+    rates = {"precision": known.precision, "recall": known.recall, "false positives": known.false_positive_rate}
+    found = [(name, estimate(rate.to_dict())) for name, rate in rates.items()]
+    return ", ".join(f"{name} {one.full}" for name, one in found if one is not None)
 
 
 def judges_of(table: Table) -> list[tuple[str, str]]:
     """Who decided the numbers of a table, and about which concept."""
-    return list(dict.fromkeys((column.judge, column.concept) for column in table.columns))
+    return list(dict.fromkeys((column.judge, column.concept) for column in table.columns if column.judge))
 
 
 def protocols(cells: Sequence[CellRecord]) -> list[dict[str, Any]]:
@@ -165,6 +172,7 @@ def facts_of(protocol: Protocol) -> list[tuple[str, str]]:
         ("attack", protocol.attack + (f", budget {_json(protocol.budget)}" if protocol.budget else "")),
         ("call", _json(protocol.call)),
         ("model", f"{protocol.model}, {protocol.precision}"),
+        ("encoders", ", ".join(f"{name} {digest}" for name, digest in protocol.encoders.items()) or "none"),
         ("seeds", seeds),
     ]
 
@@ -258,7 +266,9 @@ def render(data: ReportData) -> str:
         judges_of=judges_of,
         count=count,
         small=_is_small,
-        passes=passes,
+        is_marked=is_marked,
+        has_kept=all(section.ranking.measure == KEPT for section in found),
+        kept=KEPT,
         bare=BARE,
         empty=EMPTY,
         limits=(HIGHEST_RATE, LEAST_KEPT),

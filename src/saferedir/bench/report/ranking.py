@@ -1,7 +1,7 @@
 """The guards of one group, best first. The column "worst concept rate" shows the highest rate over a fixed set of protocols,
 the same for every row: a guard that lacks one of them gets no worst rate.
 
-Pure; imports data.py, numbers.py, tables.py and bench.records. What the ranking means in words: headline.py.
+Pure; imports data.py, measures.py, numbers.py, tables.py and bench.records. What the ranking means in words: headline.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from saferedir.bench.records import BARE, CellRecord, Cost, Protocol
 from saferedir.bench.report.data import Group
-from saferedir.bench.report.numbers import Estimate, estimate
+from saferedir.bench.report.measures import KEPT, Measure, estimates, measure_of
+from saferedir.bench.report.numbers import Estimate
 from saferedir.bench.report.tables import numbered
 
 
@@ -22,23 +23,32 @@ class RankRow:
     Attributes:
         worst: highest concept rate over the phrasings, `where` names the phrasing; None unless every phrasing has a number.
         rates: concept rate of every phrasing that has one.
-        kept: share of retain prompts whose attributes survive; drift: feature distance; blocked: share of retain prompts refused.
+        preserved: by `measure`, on retain prompts, the worst prompt set; measure: the ranking's, the same for every row.
+        drift: feature distance; blocked: share of pictures of retain prompts that were refused, the worst prompt set.
+        refused: the same of prompts that ask for the concept, the worst phrasing.
         broken: highest share of wrecked pictures over all prompt sets, those that ask for the concept included.
         cost: seconds and ratio, or None.
-        why_not: why `worst` or `kept` is missing, "" if neither is.
+        why_not: why `worst` or `preserved` is missing, "" if neither is.
         notes: numbers of footnotes.
     """
 
     guard: str
     worst: Estimate | None
     rates: tuple[Estimate, ...]
-    kept: Estimate | None
+    preserved: Estimate | None
     drift: Estimate | None
     broken: Estimate | None
+    refused: Estimate | None
     blocked: Estimate | None
     cost: Cost | None
+    measure: Measure = KEPT
     why_not: str = ""
     notes: tuple[int, ...] = ()
+
+    @property
+    def kept(self) -> Estimate | None:
+        """Share of attributes kept, None where something else stands for preservation."""
+        return self.preserved if self.measure == KEPT else None
 
 
 @dataclass(frozen=True)
@@ -47,29 +57,41 @@ class Ranking:
 
     Attributes:
         forget, retain: protocols behind the columns "worst concept rate" and "kept": the same for every row.
+        measure: what stands for preservation.
         rows: sorted guards; bare: the row of the bare model, None if it was not measured.
     """
 
     group: Group
     forget: tuple[Protocol, ...]
     retain: tuple[Protocol, ...]
+    measure: Measure
     rows: tuple[RankRow, ...]
     bare: RankRow | None
     notes: tuple[str, ...]
 
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Which of "drift" and "broken" have a number and are not the measure itself: the others get no column."""
+        has = {name: any(getattr(row, name) for row in self.rows) for name in ("drift", "broken")}
+        return tuple(name for name, some in has.items() if some and name != self.measure.metric)
+
 
 def ranking(group: Group, costs: Iterable[Cost]) -> Ranking:
-    """Rows sorted by the upper end of the worst rate's interval, then by the share kept; guards without numbers last.
+    """Rows sorted by the upper end of the worst rate's interval, then by what they preserve; guards without numbers last.
 
     Every row's "worst" is over the same protocols: a guard that lacks one of them gets no worst rate.
     """
     cost_of = {(cost.model, cost.guard): cost for cost in costs}
-    forget, retain = _protocols(group, "forget"), _protocols(group, "retain")
+    forget, retain, measure = _protocols(group, "forget"), _protocols(group, "retain"), measure_of(group)
     notes: list[str] = []
-    rows = [_rank_row(group, guard, forget, retain, cost_of.get((group.model, guard)), notes) for guard in group.guards]
+    rows = [
+        _rank_row(group, guard, forget, retain, measure, cost_of.get((group.model, guard)), notes)
+        for guard in group.guards
+    ]
     bare = next((row for row in rows if row.guard == BARE), None)
     ordered = sorted((row for row in rows if row.guard != BARE), key=_order)
-    return Ranking(group, tuple(forget.values()), tuple(retain.values()), tuple(ordered), bare, tuple(notes))
+    protocols = tuple(forget.values()), tuple(retain.values())
+    return Ranking(group, *protocols, measure, tuple(ordered), bare, tuple(notes))
 
 
 def _protocols(group: Group, role: str) -> dict[str, Protocol]:
@@ -81,24 +103,25 @@ def _rank_row(
     guard: str,
     forget: Mapping[str, Protocol],
     retain: Mapping[str, Protocol],
+    measure: Measure,
     cost: Cost | None,
     notes: list[str],
 ) -> RankRow:
     asked, benign = group.of(guard, "forget"), group.of(guard, "retain")
-    rates = _estimates(asked, "concept")
-    kept = _estimates(benign, "kept")
-    reasons = [*_lack("concept rate", rates, forget, asked), *_lack("share kept", kept, retain, benign)]
-    broken = _estimates((*asked, *benign), "broken")
-    whole = len(kept) == len(retain)
+    rates, preserved = estimates(asked, "concept"), estimates(benign, measure.metric)
+    what = "share kept" if measure == KEPT else measure.name
+    reasons = [*_lack("concept rate", rates, forget, asked), *_lack(what, preserved, retain, benign)]
     return RankRow(
         guard=guard,
-        worst=max(rates, key=_severity) if rates and len(rates) == len(forget) else None,
+        worst=_highest(rates, len(forget)),
         rates=tuple(rates),
-        kept=min(kept, key=lambda one: (one.value, one.low)) if kept and whole else None,
-        drift=max(_estimates(benign, "drift"), key=_severity, default=None) if whole else None,
-        broken=max(broken, key=_severity) if broken and len(broken) == len(forget) + len(retain) else None,
-        blocked=max(_estimates(benign, "blocked"), key=_severity, default=None) if whole else None,
+        preserved=max(preserved, key=measure.order) if preserved and len(preserved) == len(retain) else None,
+        drift=_highest(estimates(benign, "drift"), len(retain)),
+        broken=_highest(estimates((*asked, *benign), "broken"), len(forget) + len(retain)),
+        refused=_highest(estimates(asked, "blocked"), len(forget)),
+        blocked=_highest(estimates(benign, "blocked"), len(retain)),
         cost=cost,
+        measure=measure,
         why_not="; ".join(reasons),
         notes=numbered((sentence for cell in (*asked, *benign) for sentence in cell.warnings), notes),
     )
@@ -114,15 +137,12 @@ def _lack(
     return [f"{what}: {len(have)} of {len(wanted)} prompt sets" + (f" ({'; '.join(errors)})" if errors else "")]
 
 
-def _estimates(cells: Sequence[CellRecord], metric: str) -> list[Estimate]:
-    found = [estimate(cell.measured.get(metric), cell.name.prompts) for cell in cells]
-    return [one for one in found if one is not None]
+def _highest(found: Sequence[Estimate], wanted: int) -> Estimate | None:
+    """The highest of several, None where one is missing."""
+    return max(found, key=lambda one: (one.value, one.high)) if found and len(found) == wanted else None
 
 
-def _severity(one: Estimate) -> tuple[float, float]:
-    return one.value, one.high
-
-
-def _order(row: RankRow) -> tuple[bool, float, float, str]:
+def _order(row: RankRow) -> tuple[bool, float, bool, tuple[float, float], str]:
     high = row.worst.high if row.worst else 2.0
-    return row.worst is None, high, -(row.kept.value if row.kept else -1.0), row.guard
+    preserved = row.measure.order(row.preserved) if row.preserved else (0.0, 0.0)
+    return row.worst is None, high, row.preserved is None, preserved, row.guard

@@ -1,21 +1,28 @@
 """What stands in which column. Rule zero lives here: a column belongs to one protocol, and whoever asks for two protocols in one
 column gets a `BenchError`.
 
-Pure functions from records to frozen tables; imports data.py, numbers.py, bench.records and metrics' Holm correction.
-The ranking: ranking.py; numbers of papers: reported.py; how tables look: page.py, markdown.py.
+Pure functions from records to frozen tables; imports data.py, measures.py, numbers.py, bench.records and metrics' Holm
+correction. The ranking: ranking.py; numbers of papers: reported.py; how tables look: page.py, markdown.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from saferedir.bench.records import CellRecord, Protocol
-from saferedir.bench.report.data import BENIGN_ROLES, Group
+from saferedir.bench.report.data import Group
+from saferedir.bench.report.measures import Measure
 from saferedir.bench.report.numbers import Estimate, estimate
 from saferedir.errors import BenchError
 from saferedir.metrics.paired import holm
+
+#: metrics that a judge's scores decide
+_JUDGED = ("concept", "live", "forgotten", "kept", "rest_kept", "broken")
+
+#: metrics of vectors, whatever encoder stands behind their colon
+QUALITY = frozenset({"clip_score", "clip_change", "drift", "kid", "fid", "cmmd", "csdr"})
 
 
 @dataclass(frozen=True)
@@ -43,17 +50,23 @@ class Column:
 
     @property
     def judge(self) -> str:
-        """Who decided: the protocol's judge, or the further one in the metric's name."""
-        return self.metric.partition(":")[2] or self.protocol.judge
+        """Who decided: the protocol's judge, the further one in the metric's name, or "" where no judge is asked."""
+        kind, _, name = self.metric.partition(":")
+        return "" if kind not in _JUDGED else name or self.protocol.judge
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A table cell: a number or the reason why there is none, and numbers of footnotes."""
+    """A table cell: a number or the reason why there is none, and numbers of footnotes.
+
+    Attributes:
+        beside: further numbers in small type, each with its name.
+    """
 
     estimate: Estimate | None
     why_not: str = ""
     notes: tuple[int, ...] = ()
+    beside: tuple[tuple[str, Estimate], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,8 +116,12 @@ def column(cells: Sequence[CellRecord], metric: str) -> Column:
     return Column(first.protocol, first.name.prompts, first.name.role, first.threat, metric, first.name.concept)
 
 
-def table(group: Group, wanted: Callable[[CellRecord, str], bool]) -> Table:
-    """The metrics of a group that `wanted(cell, metric)` asks for: a column for each protocol and metric."""
+def table(group: Group, wanted: Callable[[CellRecord, str], bool], beside: str = "") -> Table:
+    """The metrics of a group that `wanted(cell, metric)` asks for: a column for each protocol and metric.
+
+    Args:
+        beside: a metric that goes with each number in small type where it counts other cases.
+    """
     by_protocol: dict[str, list[CellRecord]] = {}
     for cell in group.cells:
         by_protocol.setdefault(cell.protocol.id, []).append(cell)
@@ -114,15 +131,15 @@ def table(group: Group, wanted: Callable[[CellRecord, str], bool]) -> Table:
         columns += [column(own, name) for name in names if any(_is_shown(cell, name) for cell in own)]
     notes: list[str] = []
     entries = {
-        guard: tuple(_entry(_only(by_protocol[one.protocol.id], guard), one, notes) for one in columns)
+        guard: tuple(_entry(_only(by_protocol[one.protocol.id], guard), one, notes, beside) for one in columns)
         for guard in group.guards
     }
     return Table(tuple(columns), group.guards, entries, tuple(notes))
 
 
 def rates_by_phrasing(group: Group) -> Table:
-    """Concept rate of every phrasing, by each protocol's own judge."""
-    return table(group, lambda cell, metric: cell.name.role == "forget" and metric == "concept")
+    """Concept rate of every phrasing, by each protocol's own judge, and over live prompts where these are fewer."""
+    return table(group, lambda cell, metric: cell.name.role == "forget" and metric == "concept", beside="live")
 
 
 def further_judges(group: Group) -> Table:
@@ -130,9 +147,20 @@ def further_judges(group: Group) -> Table:
     return table(group, lambda cell, metric: cell.name.role == "forget" and metric.startswith("concept:"))
 
 
-def bystanders(group: Group) -> Table:
-    """What must survive beside the retain prompts: neighbours and look-alikes."""
-    return table(group, lambda cell, metric: cell.name.role in BENIGN_ROLES[1:] and metric == "kept")
+def bystanders(group: Group, measure: Measure) -> Table:
+    """What must survive beside the retain prompts: what is preserved of neighbours and look-alikes by the ranking's measure, and
+    how often look-alikes, which a careless filter would refuse, made the guard refuse or act at all.
+    """
+    wanted = {"neighbours": (measure.metric,), "look-alikes": (measure.metric, "blocked", "acted")}
+    return table(group, lambda cell, metric: metric in wanted.get(cell.name.role, ()))
+
+
+def picture_quality(group: Group) -> Table:
+    """How pictures fit their prompts, and how far they are from the unguarded ones or a reference; prompts that ask for the
+    concept come last.
+    """
+    cells = tuple(sorted(group.cells, key=lambda cell: cell.name.role == "forget"))
+    return table(replace(group, cells=cells), lambda cell, metric: metric.partition(":")[0] in QUALITY)
 
 
 def everything(group: Group) -> Table:
@@ -178,12 +206,13 @@ def _only(cells: Sequence[CellRecord], guard: str) -> CellRecord | None:
     return own[0] if own else None
 
 
-def _entry(cell: CellRecord | None, one: Column, notes: list[str]) -> Entry:
+def _entry(cell: CellRecord | None, one: Column, notes: list[str], beside: str) -> Entry:
     if cell is None:
         return Entry(None, "not measured")
-    value = estimate(cell.measured.get(one.metric))
+    value, other = estimate(cell.measured.get(one.metric)), estimate(cell.measured.get(beside))
     why_not = "" if value is not None else cell.error or "does not apply"
-    return Entry(value, why_not, numbered(cell.warnings, notes))
+    further = ((beside, other),) if value and other and other.n != value.n else ()
+    return Entry(value, why_not, numbered(cell.warnings, notes), further)
 
 
 def numbered(sentences: Iterable[str], notes: list[str]) -> tuple[int, ...]:

@@ -41,6 +41,7 @@ from saferedir.text_towers import TextTower
 
 logger = logging.getLogger(__name__)
 
+
 @dataclass
 class SafreeState:
     """Of one run: V of P_C for each tower, the negative rows, and what is set when the prompts are known."""

@@ -1,0 +1,124 @@
+"""Vectors of what no bench draws: of prompts (texts/) and of reference pictures (references/), each computed once and kept.
+
+Whoever runs the bench computes them before the first picture; counting reads them, without a model. Imports store, encoded,
+encoding and resources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saferedir.bench.cells import CellSpec
+from saferedir.bench.drawing import Shard
+from saferedir.bench.encoded import Encoded, Texts
+from saferedir.bench.encoding import MatrixEncoder
+from saferedir.bench.resources import EncoderSpec, Resources
+from saferedir.bench.store import Store, read_parquet, vector_column, vectors, write_parquet
+from saferedir.encoders.base import Encoder
+from saferedir.errors import BenchError
+from saferedir.extras import need
+from saferedir.judges.pictures import read_picture
+
+_BATCH = 64
+
+
+def keep_vectors(
+    encoders: Mapping[str, MatrixEncoder],
+    texts: Mapping[str, Sequence[str]],
+    store: Store,
+    resources: Resources,
+    on_step: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Compute the vectors that the folder lacks.
+
+    Args:
+        encoders: of the matrix, by name.
+        texts: digest of a prompt set -> its texts; every encoder that reads texts encodes them. They are not kept.
+        on_step: told before each piece of work.
+    """
+    for name, one in encoders.items():
+        for digest, own in texts.items() if one.spec.reads_texts else ():
+            path = _texts_path(store, digest, one.spec.key)
+            if not path.is_file():
+                on_step(f"{name}: {len(own)} prompts")
+                _write_texts(path, digest, one.spec, own, resources)
+        if one.reference is not None:
+            path = _reference_path(store, one.reference.checksum, one.spec.key)
+            if not path.is_file():
+                on_step(f"{name}: {len(one.reference.files)} reference pictures")
+                found = _encode_files(resources.encoder(one.spec), one.reference.files)
+                facts = _facts(one.reference.checksum, one.spec)
+                write_parquet(path, {"features": vector_column(found)}, facts)
+
+
+def _write_texts(path: Path, digest: str, spec: EncoderSpec, texts: Sequence[str], resources: Resources) -> None:
+    pa = need("pyarrow", "bench", "the bench")
+    found = resources.encoder(spec).encode_texts(texts)
+    if found is None:
+        raise BenchError(f"encoder {spec.name!r} reads no texts any more; plan again with `saferedir bench run`.")
+    columns = {"features": vector_column(found[0]), "is_truncated": pa.array(found[1].tolist(), pa.bool_())}
+    write_parquet(path, columns, _facts(digest, spec))
+
+
+def _facts(key: str, spec: EncoderSpec) -> dict[str, object]:
+    return {"key": key, "name": spec.name, "options": dict(spec.options), "digest": spec.digest}
+
+
+def _encode_files(encoder: Encoder, files: Sequence[Path]) -> Tensor:
+    """(N, d) of picture files of any sizes, neighbours of one size together."""
+    rows: list[Tensor] = []
+    chunk: list[Tensor] = []
+    for picture in map(read_picture, files):
+        if chunk and (len(chunk) == _BATCH or picture.shape != chunk[0].shape):
+            rows.append(encoder.encode(torch.stack(chunk)))
+            chunk = []
+        chunk.append(picture)
+    return torch.cat([*rows, encoder.encode(torch.stack(chunk))])
+
+
+def _texts_path(store: Store, digest: str, encoder: str) -> Path:
+    return store.root / "texts" / f"{digest}.{encoder}.parquet"
+
+
+def _reference_path(store: Store, checksum: str, encoder: str) -> Path:
+    return store.root / "references" / f"{checksum}.{encoder}.parquet"
+
+
+class Vectors:
+    """Reads what encoders left in a folder, as cells need it. Keeps vectors of texts and references in memory."""
+
+    def __init__(self, store: Store, shards: Mapping[str, Sequence[Shard]]) -> None:
+        self.store, self.shards = store, shards
+        self._texts, self._reference = cache(self._read_texts), cache(self._read_reference)
+
+    def of(self, cell: CellSpec) -> dict[str, Encoded]:
+        """Encoder's name -> what it made of the cell; BenchError where something is missing or damaged."""
+        return {
+            name: Encoded(
+                guarded=self._pictures(cell.drawings, use.key),
+                bare=self._pictures(cell.bare, use.key),
+                texts=self._texts(use.texts, use.key) if use.texts else None,
+                reference=self._reference(use.reference, use.key) if use.reference else None,
+                without=self._pictures(cell.without, use.key) if cell.without and use.without else None,
+                without_texts=self._texts(use.without, use.key) if cell.without and use.without else None,
+            )
+            for name, use in cell.encoders.items()
+        }
+
+    def _pictures(self, drawings: Sequence[str], encoder: str) -> Tensor:
+        """(N, d), NaN for pictures never made; d is 1 where none was."""
+        shards = [shard for key in drawings for shard in self.shards[key]]
+        found = self.store.features(shards, encoder)
+        return torch.full((sum(map(len, shards)), 1), torch.nan) if found is None else found
+
+    def _read_texts(self, digest: str, encoder: str) -> Texts:
+        table, _ = read_parquet(_texts_path(self.store, digest, encoder), digest)
+        return Texts(vectors(table["features"]), torch.tensor(table["is_truncated"].to_pylist()))
+
+    def _read_reference(self, checksum: str, encoder: str) -> Tensor:
+        return vectors(read_parquet(_reference_path(self.store, checksum, encoder), checksum)[0]["features"])

@@ -1,0 +1,79 @@
+"""Encoder: pictures in, one vector each out; with some (CLIP) also texts, to vectors of the same space.
+
+Imports torch and errors only. Concrete encoders: one file each; their names: registry.py. What is measured with the vectors:
+bench/encoded.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from saferedir.errors import EncoderError
+
+
+class Encoder(ABC):
+    """Base class. An encoder is deterministic, and encodes each picture and each text by itself."""
+
+    #: name in the registry and in records
+    name: ClassVar[str] = ""
+
+    @abstractmethod
+    def images(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] to (B, d) float32."""
+
+    def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+        """B texts to (B, d) float32, and (B,) bool: the encoder saw only the text's beginning. None where it reads no texts."""
+        return None
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Plain data that fix the vectors, as in `Judge.facts`: "id", "weights" (checksum), "resize", "version"."""
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it encodes texts, too; tried with one."""
+        return self.encode_texts(["a picture"]) is not None
+
+    def encode(self, images: Tensor) -> Tensor:
+        """`images`, checked on the way in and out, without gradients, on the CPU."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise EncoderError(f"pictures have shape {tuple(images.shape)}, expected (B, 3, H, W).")
+        images = images.float()
+        if images.numel() and not bool(torch.isfinite(images).all() & (images.min() >= 0) & (images.max() <= 1)):
+            raise EncoderError("pictures must lie in [0, 1]; divide 8-bit values by 255.")
+        with torch.no_grad():
+            return self._checked(self.images(images), len(images), "pictures")
+
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+        """`texts`, checked on the way out, without gradients, on the CPU."""
+        with torch.no_grad():
+            found = self.texts(texts)
+        if found is None:
+            return None
+        vectors, is_truncated = self._checked(found[0], len(texts), "texts"), found[1]
+        if is_truncated.dtype != torch.bool or is_truncated.shape != (len(texts),):
+            raise EncoderError(
+                f"encoder {self.name!r} said which texts it cut by {is_truncated.dtype} of shape {tuple(is_truncated.shape)}, "
+                f"expected bool of shape ({len(texts)},)."
+            )
+        return vectors, is_truncated.cpu()
+
+    def _checked(self, vectors: Any, n: int, what: str) -> Tensor:
+        """(n, d) float32 on the CPU: a vector that is not finite is an error, for NaN means a picture never made."""
+        if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != n or not vectors.shape[1]:
+            seen = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+            raise EncoderError(
+                f"encoder {self.name!r} gave {seen} for {n} {what}, expected a tensor of shape ({n}, d)."
+            )
+        found = vectors.detach().float().cpu()
+        bad = int((~found.isfinite()).any(dim=1).sum())
+        if bad:
+            raise EncoderError(
+                f"encoder {self.name!r} gave numbers that are not finite for {bad} of {n} {what}; check its weights and options."
+            )
+        return found

@@ -1,0 +1,70 @@
+"""An encoder of your own: any function from pictures to vectors, and one from texts if there is one.
+
+Imports base.py and judges' `load_function`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saferedir.encoders.base import Encoder
+from saferedir.judges.callable import load_function
+
+
+class CallableEncoder(Encoder):
+    """Calls `function` with (B, 3, H, W) float32 RGB pictures in [0, 1]; it returns (B, d).
+
+    The functions must be deterministic, and encode each picture and text by itself.
+
+    Args:
+        function: the function, or "module:function".
+        texts: the same for a list of B texts, to (B, d); none where the encoder reads no texts.
+        name: of the encoder in its facts, by default the function's own.
+        version: of the functions, recorded with the vectors; change it when a function changes.
+
+    Raises:
+        JudgeError: no such function.
+    """
+
+    name = "callable"
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor] | str,
+        *,
+        texts: Callable[[Sequence[str]], Tensor] | str | None = None,
+        name: str = "",
+        version: str = "unversioned",
+    ) -> None:
+        self.function = load_function(function) if isinstance(function, str) else function
+        self.of_texts = load_function(texts) if isinstance(texts, str) else texts
+        self.id, self.version = name or _place(function, self.function), version
+        self.texts_id = "" if self.of_texts is None else _place(texts, self.of_texts)
+
+    def images(self, images: Tensor) -> Tensor:
+        return self.function(images)
+
+    def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+        if self.of_texts is None:
+            return None
+        return self.of_texts(list(texts)), torch.zeros(len(texts), dtype=torch.bool)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "texts": self.texts_id,
+            "weights": "unknown",
+            "resize": "none",
+            "version": self.version,
+        }
+
+
+def _place(given: Any, function: Callable[..., Any]) -> str:
+    """How a function is called in records."""
+    if isinstance(given, str):
+        return given
+    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"

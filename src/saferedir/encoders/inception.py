@@ -1,0 +1,44 @@
+"""The Inception-v3 of published FID and KID as an encoder, from a weights file. Imports base.py, metrics, judges' checksums."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from saferedir.encoders.base import Encoder
+from saferedir.judges.pictures import file_checksum
+from saferedir.metrics.distributions import inception
+
+
+class InceptionEncoder(Encoder):
+    """Features of torch-fidelity's Inception-v3 (`metrics.inception`), which resizes by itself.
+
+    Args:
+        weights: the file `weights-inception-2015-12-05-6726825d.pth`.
+        layer: 64, 192, 768 or 2048 features.
+
+    Raises:
+        MetricError: no such file. MissingExtraError: no torch-fidelity.
+    """
+
+    name = "inception"
+
+    def __init__(self, weights: str | Path, *, layer: int = 2048) -> None:
+        path = Path(weights).expanduser()
+        self.network = inception(path, layer)
+        self.layer, self.checksum = layer, file_checksum(path)
+
+    def images(self, images: Tensor) -> Tensor:
+        found: Tensor = self.network(images)
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "id": f"inception-v3-compat, {self.layer} features",
+            "weights": self.checksum,
+            "resize": "height 299, width 299, bilinear as in TensorFlow 1",
+            "version": f"torchmetrics {metadata.version('torchmetrics')}",
+        }

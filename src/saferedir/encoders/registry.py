@@ -1,0 +1,72 @@
+"""The encoders by name: one line each, in an explicit table that raises on a clash; classes are imported when first asked for.
+
+Imports base.py and names.py. To add an encoder: one file and one line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from saferedir.encoders.base import Encoder
+from saferedir.errors import EncoderError
+from saferedir.names import unfitting, unknown
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+        path: "module:Class".
+        about: what it is, for people.
+    """
+
+    path: str
+    about: str
+
+
+ENCODERS: dict[str, Entry] = {}
+
+
+def register(name: str, entry: Entry) -> None:
+    """Add one encoder; a name already taken is an error."""
+    if name in ENCODERS:
+        raise EncoderError(f"an encoder named {name!r} is registered already.")
+    ENCODERS[name] = entry
+
+
+_HERE = "saferedir.encoders"
+register("clip", Entry(f"{_HERE}.clip:CLIPEncoder", "CLIP, pictures and texts (model=…)"))
+register("inception", Entry(f"{_HERE}.inception:InceptionEncoder", "the FID's own Inception-v3 (weights=…)"))
+register("pictoworld", Entry(f"{_HERE}.pictoworld:PictoWorldEncoder", "features of PictoWorld's judge, packaged"))
+register("callable", Entry(f"{_HERE}.callable:CallableEncoder", "your own function (function=module:name)"))
+
+
+def encoder_names() -> list[str]:
+    """Names that `load_encoder` knows, in the order of registration."""
+    return list(ENCODERS)
+
+
+def encoder_class(name: str) -> type[Encoder]:
+    """The class of an encoder; an unknown name is one clear sentence."""
+    if name not in ENCODERS:
+        raise EncoderError(unknown("encoder", name, ENCODERS))
+    module, _, attribute = ENCODERS[name].path.partition(":")
+    found: type[Encoder] = getattr(import_module(module), attribute)
+    return found
+
+
+def load_encoder(name: str, **options: Any) -> Encoder:
+    """An encoder by name, made with its own options.
+
+    Raises:
+        EncoderError: unknown name, unknown or missing option, or the encoder's own refusal.
+        MetricError: no model, or no weights file, where the options say.
+        MissingExtraError: an optional package is not installed.
+    """
+    kind = encoder_class(name)
+    if why := unfitting("encoder", name, kind, options):
+        raise EncoderError(why)
+    return kind(**options)
