@@ -1,30 +1,30 @@
 """From matrix to work: every cell, and the drawings it needs, each only once. Everything that can be wrong is found here.
 
-Imports config, concepts, encoding, drawing, resources, attacks and prompt files. Draws nothing; loads models and guards to
-know their checksums.
+Imports config, concepts, encoding, drawing, resources and attacks; what is checked is in plan_checks.py and concepts.py. Draws
+nothing; loads models and guards to know their checksums.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from saferedir.attacks.base import Attack
 from saferedir.attacks.registry import ATTACKS
+from saferedir.bench.cautions import Cautions
 from saferedir.bench.cells import CellSpec, PromptFacts
 from saferedir.bench.concepts import Concept, read_concept
-from saferedir.bench.config import ConceptEntry, GuardEntry, Matrix, ModelEntry
+from saferedir.bench.config import Matrix, ModelEntry
 from saferedir.bench.drawing import DrawingSpec
 from saferedir.bench.encoded import EncoderUse
 from saferedir.bench.encoding import MatrixEncoder, checksums_of, encoders_of, uses_of
-from saferedir.bench.prompt_files import overlap_warnings, subset_warnings, text_checksums, token_warnings
+from saferedir.bench.guard_parts import guard_parts
+from saferedir.bench.plan_checks import check_call, check_names, check_without
 from saferedir.bench.records import BARE, CellName, Protocol
 from saferedir.bench.resources import (
     EncoderSpec,
@@ -34,19 +34,12 @@ from saferedir.bench.resources import (
     Resources,
     guards_digest,
 )
-from saferedir.bench.worlds import check_recipe
-from saferedir.encoders.registry import encoder_names
 from saferedir.errors import BenchError, GuardNotFoundError
-from saferedir.guards.registry import methods
-from saferedir.judges.registry import judge_names
-from saferedir.names import unknown
 from saferedir.packaged import library_version
 from saferedir.prompts import ConceptPrompts, PromptSet
 
 #: pictures a shard, about: what a kill may cost at most
 SHARD = 64
-#: arguments of the pipeline call that are not the matrix's to set
-_OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds"}
 _SEED_STRIDE = 1_000_003  # a prime: seeds of different repetitions do not meet for sets of any usual size
 
 
@@ -84,10 +77,10 @@ def make_plan(matrix: Matrix, resources: Resources, on_step: Callable[[str], Non
 
     Raises BenchError (or the loader's own error) with one sentence at the first thing that is wrong.
     """
-    _check_names(matrix)
+    check_names(matrix)
     concepts = [read_concept(name, entry, matrix, resources) for name, entry in matrix.concept.items()]
     builder = _Builder(matrix, resources)
-    _check_without(concepts, builder.encoders)
+    check_without(concepts, builder.encoders)
     for model_name, model_entry in matrix.model.items():
         on_step(f"loading {model_name}")
         model = _model(model_entry, resources)
@@ -112,12 +105,12 @@ class _Builder:
         self.missing: list[str] = []
         self.encoders = encoders_of(matrix.encoder, resources)
         self.texts: dict[str, Sequence[str]] = {}
-        self.trained_on: dict[str, frozenset[str]] = {}  # file -> checksums of its texts
+        self.cautions = Cautions(matrix)
         self.asked = 0
 
     def add(self, model_name: str, model: ModelSpec, concept: Concept, guard: str) -> None:
         """All cells of one guard and concept."""
-        parts = _parts(guard, self.matrix, concept)
+        parts = guard_parts(guard, self.matrix, concept.name, concept.entry)
         if parts is None:
             return
         try:
@@ -234,7 +227,7 @@ class _Builder:
 
     def _facts(self, concept: Concept, chosen: PromptSet, guard: str, pipe: Any) -> str:
         """Keep what a reader may see of a prompt set; its texts only if they are our own."""
-        warnings = (*chosen.warnings, *_cautions(chosen, guard, pipe), *self._overlaps(concept.name, chosen, guard))
+        warnings = (*chosen.warnings, *self.cautions.of(concept.name, chosen, guard, pipe))
         said = hashlib.sha256("\n".join(warnings).encode()).hexdigest()[:8]
         key = f"{concept.name} {chosen.name} {chosen.digest} {said}"
         self.prompts[key] = PromptFacts(
@@ -245,20 +238,6 @@ class _Builder:
             warnings=warnings,
         )
         return key
-
-    def _overlaps(self, concept: str, chosen: PromptSet, guard: str) -> tuple[str, ...]:
-        """Warning W9: prompts that the guard, or a part of its stack, was made from."""
-        entry = self.matrix.guard.get(guard)
-        found: list[str] = []
-        for part in [] if entry is None else [entry, *(self.matrix.guard[name] for name in entry.stack or [])]:
-            for file in part.trained_on:
-                path = file.replace("{concept}", concept)
-                if path not in self.trained_on:
-                    self.trained_on[path] = text_checksums(path)
-                found += overlap_warnings(
-                    chosen, self.trained_on[path], f"{Path(path).name}, which {guard} was made from"
-                )
-        return tuple(found)
 
     def plan(self) -> Plan:
         """What was collected; BenchError where two cells would share a file."""
@@ -292,85 +271,10 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def _check_names(matrix: Matrix) -> None:
-    """Names that other rooms know, before anything is loaded."""
-    for attack in matrix.attacks:
-        if attack not in ATTACKS:
-            raise BenchError(unknown("attack", attack, ATTACKS))
-    for entry in matrix.guard.values():
-        if entry.method is not None and entry.method not in methods():
-            raise BenchError(unknown("guard method", entry.method, methods()))
-        if entry.recipe is not None:
-            check_recipe(entry.recipe)
-    for concept in matrix.concept.values():
-        for judge in (concept.judge, *concept.second_judges):
-            if judge.name not in judge_names():
-                raise BenchError(unknown("judge", judge.name, judge_names()))
-    for encoder in matrix.encoder.values():
-        if encoder.name not in encoder_names():
-            raise BenchError(unknown("encoder", encoder.name, encoder_names()))
-
-
-def _check_without(concepts: Sequence[Concept], encoders: Mapping[str, MatrixEncoder]) -> None:
-    for concept in concepts:
-        if concept.without is not None and not any(one.spec.reads_texts for one in encoders.values()):
-            raise BenchError(
-                f"[concept.{concept.name}] has prompts in `without`, but no [encoder] of the matrix reads texts, so they would "
-                "go unused; add one (clip), or leave them out."
-            )
-
-
 def _model(entry: ModelEntry, resources: Resources) -> ModelSpec:
     plain = ModelSpec(entry.load, entry.batch, entry.dtype, entry.device, entry.fast, dict(entry.call))
-    _check_call(entry, resources.pipeline(plain))
+    check_call(entry.call, resources.pipeline(plain))
     return dataclasses.replace(plain, digest=resources.model_digest(plain))
-
-
-def _check_call(entry: ModelEntry, pipe: Any) -> None:
-    """Pipelines with **kwargs swallow a misspelt argument, and draw with their defaults."""
-    known = set(inspect.signature(type(pipe).__call__).parameters) - {"self", "args", "kwargs"}
-    for name in entry.call:
-        if name in _OURS:
-            raise BenchError(f"`call` sets {name!r}, which the bench sets itself; leave it out.")
-        if name not in known:
-            raise BenchError(unknown(f"argument of {type(pipe).__name__}", name, known - _OURS))
-
-
-def _parts(name: str, matrix: Matrix, concept: Concept) -> tuple[GuardPart, ...] | None:
-    """A guard's parts for a concept; None if the matrix leaves it out for this one."""
-    if name == BARE:
-        return ()
-    guard = matrix.guard[name]
-    if guard.concepts is not None and concept.name not in guard.concepts:
-        return None
-    if guard.stack is None:
-        return (GuardPart(_source(guard, concept.name, concept.entry)),)
-    parts = [_parts(part, matrix, concept) for part in guard.stack]
-    return None if None in parts else tuple(part for found in parts for part in found or ())
-
-
-def _source(guard: GuardEntry, concept: str, entry: ConceptEntry) -> dict[str, Any]:
-    if guard.load is not None:
-        return {"load": guard.load.replace("{concept}", concept), "force": guard.force}
-    if guard.recipe is not None:
-        if entry.prompts is None:
-            raise BenchError(
-                f"recipe {guard.recipe!r} is for built-in concepts; give {concept!r} a guard by `method` or `load`."
-            )
-        return {"recipe": guard.recipe, "concept": entry.prompts}
-    return {"method": guard.method, "config": {"concept": concept, **guard.config}}
-
-
-def _cautions(chosen: PromptSet, guard: str, pipe: Any) -> tuple[str, ...]:
-    """Warnings W7 and W8, which need the model's tokenizer and the guard's name."""
-    tokenizer = getattr(pipe, "tokenizer", None)
-    found = subset_warnings(chosen, guard) if guard != BARE else ()
-    if tokenizer is None:
-        return found
-    return (
-        *found,
-        *token_warnings(chosen, lambda text: len(tokenizer(text, truncation=False, verbose=False).input_ids)),
-    )
 
 
 def _sets(matrix: Matrix, prompts: ConceptPrompts) -> list[tuple[str, Attack, PromptSet]]:

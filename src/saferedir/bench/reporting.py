@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from saferedir.bench.calibrating import CALIBRATIONS
 from saferedir.bench.cells import CellSpec
 from saferedir.bench.planned import Planned, read_planned
 from saferedir.bench.published import published
@@ -15,7 +16,6 @@ from saferedir.judges.calibration import Calibration
 
 #: prompts of each set that the picture grids show
 SAMPLES = 2
-CALIBRATIONS = "calibrations"
 
 
 def report_folder(folder: Path, out: Path | None = None, *, pictures: bool = False) -> tuple[Path, Path]:
@@ -24,8 +24,8 @@ def report_folder(folder: Path, out: Path | None = None, *, pictures: bool = Fal
     Pictures are shown for the prompts of built-in worlds; for prompts of the user's own files only with `pictures`, because the
     bare model's may be what nobody should have to see.
 
-    Calibrations of judges are read from `<folder>/calibrations/*.json` (`saferedir judge calibrate --out`); without one, the
-    report calls the judge uncalibrated.
+    Calibrations of judges are read from `<folder>/calibrations/*.json`: those of built-in worlds are made by the bench, others by
+    `saferedir judge calibrate --out`. Without one, the report calls the judge uncalibrated.
     """
     plan, store = read_planned(folder), Store(folder)
     records = [record for cell in plan.cells for record in store.read_cells([cell.name.slug]) if _belongs(record, cell)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from saferedir.errors import BenchError
 from saferedir.guard import Guard
 from saferedir.names import unknown
@@ -51,3 +53,18 @@ def world_guards(recipe: str, concept: str, pipe: Any) -> list[Guard[Any]]:
 
     check_recipe(recipe)
     return make_guards(_split("recipe", recipe), TASKS[_split("built-in concept", concept)], pipe) or []
+
+
+def world_concept(protocol: str) -> str | None:
+    """The built-in concept, such as "pictoworld/star", that prompts of this protocol are about; None for the user's own."""
+    world, _, rest = protocol.partition("/")
+    return f"{world}/{rest.partition('/')[0]}" if world in WORLDS else None
+
+
+def labelled_pictures(concept: str, n: int) -> tuple[Tensor, list[bool], str]:
+    """n pictures that show a built-in concept and n that do not, (2n, 3, H, W), their labels, and what they are in words."""
+    from saferedir.pictoworld.labelled import labelled_scenes
+    from saferedir.pictoworld.tasks import TASKS
+
+    pictures, labels = labelled_scenes(TASKS[_split("built-in concept", concept)], n)
+    return pictures, labels, "rendered scenes, through the model's own autoencoder"

@@ -88,6 +88,7 @@ def run(
             records = run_plan(plan, store, chosen, advance, resources)
         _print_cells(records)
         if report:
+            _calibrate_worlds(out, resources)
             _say_written(*report_folder(out, pictures=pictures))
     check_complete(records)
 
@@ -144,12 +145,14 @@ def rejudge(
         raise typer.BadParameter("give --judge or --judges.", param_hint="--judge / --judges")
     target = Store(out)
     target.prepare(16_000_000)
+    resources = Resources()
     with target.lock(), progress_bar() as progress:
         task = progress.add_task("looking", total=None)
         records = rejudge_folder(
-            folder, choices, out, Resources(), lambda done, total: progress.update(task, completed=done, total=total)
+            folder, choices, out, resources, lambda done, total: progress.update(task, completed=done, total=total)
         )
     _print_cells(records)
+    _calibrate_worlds(out, resources)
     _say_written(*report_folder(out, pictures=pictures))
 
 
@@ -176,6 +179,14 @@ def _plan(matrix: str, with_: list[str] | None, resources: Any) -> Plan:
     read = read_matrix(matrix, _answers(with_ or []))
     with console.status("planning") as status:
         return make_plan(read, resources, lambda text: status.update(f"planning: {escape(text)}"))
+
+
+def _calibrate_worlds(folder: Path, resources: Any) -> None:
+    from saferedir.bench.calibrating import calibrate_worlds
+    from saferedir.bench.planned import read_planned
+
+    with console.status("calibrating") as status:
+        calibrate_worlds(read_planned(folder), folder, resources, lambda text: status.update(escape(text)))
 
 
 def _answers(given: list[str]) -> dict[str, str]:

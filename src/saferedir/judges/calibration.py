@@ -37,6 +37,7 @@ class Calibration:
         judge: `Judge.facts()`; rule: `Rule.to_dict()`: what was calibrated.
         preset: name of the rule, "" for none.
         skipped: file -> why it could not be read.
+        source: what the pictures are, in words; "" where nobody said.
     """
 
     true_positives: int
@@ -47,6 +48,7 @@ class Calibration:
     rule: Mapping[str, Any]
     preset: str = ""
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    source: str = ""
 
     def __post_init__(self) -> None:
         counts = (self.true_positives, self.false_positives, self.true_negatives, self.false_negatives)
@@ -100,7 +102,8 @@ class Calibration:
         if not isinstance(values, Mapping) or values.get("schema") != SCHEMA:
             raise JudgeError(f"this is no calibration of schema {SCHEMA}; run `saferedir judge calibrate` again.")
         try:
-            return cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls)})
+            named = {"source": "", **values}  # older ones do not say
+            return cls(**{entry.name: named[entry.name] for entry in dataclasses.fields(cls)})
         except (KeyError, TypeError) as error:
             raise JudgeError(f"a calibration is incomplete: {error}.") from error
 
@@ -130,6 +133,7 @@ def count(
     rule: Rule,
     preset: str = "",
     skipped: Mapping[str, str] | None = None,
+    source: str = "",
 ) -> Calibration:
     """Counts of (N,) decisions against (N,) labels."""
     truth = torch.as_tensor(labels, dtype=torch.bool)
@@ -144,19 +148,29 @@ def count(
         rule.to_dict(),
         preset,
         dict(skipped or {}),
+        source,
     )
 
 
 def calibrate(
-    judge: Judge, rule: Rule, images: Tensor | Iterable[Tensor], labels: Sequence[bool], *, preset: str = ""
+    judge: Judge,
+    rule: Rule,
+    images: Tensor | Iterable[Tensor],
+    labels: Sequence[bool],
+    *,
+    preset: str = "",
+    source: str = "",
 ) -> Calibration:
     """Judge N pictures in memory, (N, 3, H, W) or (3, H, W) each, against their labels (True: the concept is there).
+
+    `source` says in words what the pictures are.
 
     Raises:
         JudgeError: another number of labels, or only one kind of them.
     """
     check_rule(judge, rule)
-    return count(rule.decide(score_images(judge, images)), labels, judge=judge.facts(), rule=rule, preset=preset)
+    decided = rule.decide(score_images(judge, images))
+    return count(decided, labels, judge=judge.facts(), rule=rule, preset=preset, source=source)
 
 
 def check_rule(judge: Judge, rule: Rule) -> None:

@@ -146,7 +146,8 @@ def calibration(judge: str, concept: str, data: ReportData) -> str:
         return "uncalibrated"
     rates = {"precision": known.precision, "recall": known.recall, "false positives": known.false_positive_rate}
     found = [(name, estimate(rate.to_dict())) for name, rate in rates.items()]
-    return ", ".join(f"{name} {one.full}" for name, one in found if one is not None)
+    said = ", ".join(f"{name} {one.full}" for name, one in found if one is not None)
+    return f"{said}, on {known.source}" if known.source else said
 
 
 def judges_of(table: Table) -> list[tuple[str, str]]:

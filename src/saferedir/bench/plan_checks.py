@@ -1,0 +1,63 @@
+"""What can be wrong in a matrix though every key is known: names of other rooms, and arguments of the call. One sentence each.
+
+Imports config, concepts, encoding, worlds and the registries of attacks, guards, judges and encoders. Used by plan.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from saferedir.attacks.registry import ATTACKS
+from saferedir.bench.concepts import Concept
+from saferedir.bench.config import Matrix
+from saferedir.bench.encoding import MatrixEncoder
+from saferedir.bench.worlds import check_recipe
+from saferedir.encoders.registry import encoder_names
+from saferedir.errors import BenchError
+from saferedir.guards.registry import methods
+from saferedir.judges.registry import judge_names
+from saferedir.names import unknown
+
+#: arguments of the pipeline call that are not the matrix's to set
+_OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds"}
+
+
+def check_names(matrix: Matrix) -> None:
+    """Names that other rooms know, before anything is loaded."""
+    for attack in matrix.attacks:
+        if attack not in ATTACKS:
+            raise BenchError(unknown("attack", attack, ATTACKS))
+    for entry in matrix.guard.values():
+        if entry.method is not None and entry.method not in methods():
+            raise BenchError(unknown("guard method", entry.method, methods()))
+        if entry.recipe is not None:
+            check_recipe(entry.recipe)
+    for concept in matrix.concept.values():
+        for judge in (concept.judge, *concept.second_judges):
+            if judge.name not in judge_names():
+                raise BenchError(unknown("judge", judge.name, judge_names()))
+    for encoder in matrix.encoder.values():
+        if encoder.name not in encoder_names():
+            raise BenchError(unknown("encoder", encoder.name, encoder_names()))
+
+
+def check_without(concepts: Sequence[Concept], encoders: Mapping[str, MatrixEncoder]) -> None:
+    """Prompts without the concept are for encoders that read texts."""
+    for concept in concepts:
+        if concept.without is not None and not any(one.spec.reads_texts for one in encoders.values()):
+            raise BenchError(
+                f"[concept.{concept.name}] has prompts in `without`, but no [encoder] of the matrix reads texts, so they would "
+                "go unused; add one (clip), or leave them out."
+            )
+
+
+def check_call(call: Iterable[str], pipe: Any) -> None:
+    """Pipelines with **kwargs swallow a misspelt argument, and draw with their defaults."""
+    known = set(inspect.signature(type(pipe).__call__).parameters) - {"self", "args", "kwargs"}
+    for name in call:
+        if name in _OURS:
+            raise BenchError(f"`call` sets {name!r}, which the bench sets itself; leave it out.")
+        if name not in known:
+            raise BenchError(unknown(f"argument of {type(pipe).__name__}", name, known - _OURS))
