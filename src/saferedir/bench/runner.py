@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import random
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,13 +52,19 @@ def bytes_needed(plan: Plan, resources: Resources | None = None) -> int:
 
 
 def missing_tasks(plan: Plan, store: Store) -> list[Task]:
-    """Shards to draw, bare models first: those not drawn yet, and those that a further judge must see but that were not kept."""
-    return [
-        Task(spec, shard)
-        for spec in plan.drawings.values()
-        for shard in spec.shards
-        if not store.has(shard) or (store.lacks(spec.lookers, shard) and not can_look(store, shard))
-    ]
+    """Shards to draw: those not drawn yet, and those that a further judge must see but that were not kept.
+
+    Model by model, each one's in an order of chance (always the same): a machine that slows down, or is busy for a while, then
+    slows all guards alike, and the bare model with them, so that the costs can be compared.
+    """
+    todo: dict[str, list[Task]] = {}
+    for spec in plan.drawings.values():
+        for shard in spec.shards:
+            if not store.has(shard) or (store.lacks(spec.lookers, shard) and not can_look(store, shard)):
+                todo.setdefault(spec.model.digest, []).append(Task(spec, shard))
+    for tasks in todo.values():
+        random.Random(0).shuffle(tasks)
+    return [task for tasks in todo.values() for task in tasks]
 
 
 def run(
