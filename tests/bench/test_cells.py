@@ -97,6 +97,29 @@ def test_live_prompts_of_several_seeds_do_not_narrow_the_interval() -> None:
     assert (double["low"], double["high"]) == (single["low"], single["high"])
 
 
+def test_neighbours_are_recognised_or_not() -> None:
+    """Of three pictures that the bare model drew as asked, one still has all of it; the fourth was wrong before, too."""
+    bare = seen((*STAR, *RED, 0), (*STAR, *BLUE, 0), (*CIRCLE, *RED, 0), (*STAR, *RED, 0))
+    guarded = seen((*STAR, *RED, 0), (*STAR, *RED, 0), (*CIRCLE, *RED, 0.9), (*CIRCLE, *RED, 0))
+    wanted = facts(STAR_RED, STAR_BLUE, CIRCLE_RED, CIRCLE_RED)
+    found = evaluate_cell(spec("neighbours"), wanted, guarded, bare).measured["collateral"]
+    assert found["mean"] == pytest.approx(2 / 3) and found["n"] == 4  # the last became right by luck
+    assert "collateral" not in evaluate_cell(spec("retain"), wanted, guarded, bare).measured
+
+
+def test_look_alikes_change_where_they_move_further_than_a_seed_does() -> None:
+    """Features are the scores: two seeds a prompt differ by 0.1 in one score, the guard moves one picture of four by more."""
+    rows = [(*STAR, *RED, 0.0), (*STAR, *RED, 0.1), (*CIRCLE, *RED, 0.0), (*CIRCLE, *RED, 0.1)]
+    moved = [rows[0], (*STAR, *RED, 0.4), (*CIRCLE, *RED, 0.05), rows[3]]
+    owners = [0, 0, 1, 1]
+    bare, guarded = seen(*rows, prompts=owners), seen(*moved, prompts=owners)
+    wanted = facts(STAR_RED, CIRCLE_RED)
+    found = evaluate_cell(spec("look-alikes", draws=2), wanted, guarded, bare).measured["changed"]
+    assert (found["hits"], found["n"]) == (1, 4)
+    once = evaluate_cell(spec("look-alikes"), wanted, seen(*moved[::2]), seen(*rows[::2])).measured
+    assert "changed" not in once and "acted" in once
+
+
 def test_a_retain_cell_by_hand() -> None:
     bare = seen((*CIRCLE, *RED, 0), (*CIRCLE, *RED, 0), (*CIRCLE, *BLUE, 0))
     guarded = seen((*CIRCLE, *RED, 0), (*CIRCLE, *BLUE, 0), (*CIRCLE, *BLUE, 0))

@@ -36,6 +36,17 @@ def test_the_same_numbers_have_the_same_interval_whatever_happened_before() -> N
     assert bootstrap_mean(torch.ones(5)) == Mean(1.0, 5, 1.0, 1.0)
 
 
+def test_few_cases_still_cover() -> None:
+    """Means of 6 and of 10 normal cases; one prompt has no interval at all."""
+    generator = torch.Generator().manual_seed(0)
+    for n in (6, 10):
+        samples = torch.randn(400, n, generator=generator)
+        covered = sum(found.low <= 0 <= found.high for found in (bootstrap_mean(one, how=FEW) for one in samples))
+        assert 0.9 <= covered / 400 <= 0.99
+    with pytest.raises(MetricError, match="one prompt has no interval"):
+        bootstrap_mean(torch.ones(3), torch.zeros(3, dtype=torch.long))
+
+
 def test_level_is_the_share_of_draws_inside() -> None:
     values = torch.arange(1000.0)
     low, high = bootstrap_interval(lambda rows: rows[:, 0].double(), 1000, Resampling(resamples=20_000, level=0.5))
@@ -62,7 +73,7 @@ def test_coverage_by_prompt_holds_where_coverage_by_picture_does_not() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=12), st.integers(1, 4))
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=12), st.integers(1, 4))
 def test_clusters_of_copies_are_as_wide_as_their_originals(values: list[float], copies: int) -> None:
     once = torch.tensor(values, dtype=torch.float64)
     again = once.repeat_interleave(copies)

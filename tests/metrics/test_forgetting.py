@@ -89,6 +89,6 @@ def test_csdr_by_hand() -> None:
     found = csdr(torch.tensor([30.0, 20.0, 25.0]), torch.tensor([24.0, 25.0, 25.0]))
     assert found.value == pytest.approx(15.0)
     assert found.n == 3 and 0 <= found.low <= 15 <= found.high <= 25 + 1e-9
-    assert csdr(torch.tensor([3.0]), torch.tensor([3.0])).value == 0
+    assert csdr(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.0])).value == 0
     with pytest.raises(MetricError, match="expected > 0"):
         csdr(torch.tensor([0.0]), torch.tensor([1.0]))

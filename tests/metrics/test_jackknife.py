@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 from typing import Any, get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 from torch import Tensor
 
 from saferedir.errors import MetricError
 from saferedir.metrics import cmmd, frechet_distance, kernel_distance
 from saferedir.metrics.jackknife import Distance, distance_with_interval, jackknife_interval, prompt_groups
 
-Z = NormalDist().inv_cdf(0.975)
 PLAIN: dict[Any, Any] = {"fid": frechet_distance, "kid": kernel_distance, "cmmd": cmmd}
 
 
@@ -48,8 +47,8 @@ def test_a_mean_of_single_cases_has_its_classic_standard_error(values: list[floa
     cases, groups = torch.tensor(values).double(), torch.arange(len(values))
     low, high = jackknife_interval(mean_of(cases, groups), groups)
     error = float(cases.std()) / math.sqrt(len(values))
-    assert low == pytest.approx(float(cases.mean()) - Z * error, abs=1e-6)
-    assert high == pytest.approx(float(cases.mean()) + Z * error, abs=1e-6)
+    reach = float(student.ppf(0.975, len(values) - 1)) * error
+    assert (low, high) == pytest.approx((float(cases.mean()) - reach, float(cases.mean()) + reach), abs=1e-6)
 
 
 def test_groups_of_one_size_give_the_formula_of_the_books() -> None:
@@ -57,7 +56,7 @@ def test_groups_of_one_size_give_the_formula_of_the_books() -> None:
     without = torch.stack([values[groups != g].mean() for g in range(8)])
     error = float((7 / 8 * (without - without.mean()).square().sum()).sqrt())
     low, high = jackknife_interval(mean_of(values, groups), groups, level=0.9)
-    assert high - low == pytest.approx(2 * NormalDist().inv_cdf(0.95) * error)
+    assert high - low == pytest.approx(2 * float(student.ppf(0.95, 7)) * error)
 
 
 def test_groups_of_unequal_size_are_unbiased_for_a_mean() -> None:
@@ -66,7 +65,7 @@ def test_groups_of_unequal_size_are_unbiased_for_a_mean() -> None:
     found = []
     for seed in range(3000):
         low, high = jackknife_interval(mean_of(normal(6, 1, seed)[:, 0], groups), groups)
-        found.append(((high - low) / 2 / Z) ** 2)
+        found.append(((high - low) / 2 / float(student.ppf(0.975, 2))) ** 2)
     assert sum(found) / len(found) == pytest.approx(1 / 6, rel=0.1)
 
 
@@ -75,7 +74,7 @@ def test_two_independent_samples_add_their_variances() -> None:
     one, two = torch.arange(12), torch.arange(30)
     low, high = jackknife_interval(lambda x, y: float(a[x].mean() - b[y].mean()), one, two)
     error = math.sqrt(float(a.var()) / 12 + float(b.var()) / 30)
-    assert high - low == pytest.approx(2 * Z * error)
+    assert high - low == pytest.approx(2 * float(student.ppf(0.975, 11)) * error)
     assert (low + high) / 2 == pytest.approx(float(a.mean() - b.mean()))
 
 
@@ -120,7 +119,7 @@ def test_kid_of_paired_sets_is_unbiased_however_alike_partners_are() -> None:
 
 def test_many_rows_are_summed_in_pieces() -> None:
     a, b = normal(1500, 2, 0), normal(1500, 2, 1)
-    groups = torch.arange(1500) % 4
+    groups = torch.arange(1500) % 6
     for kind in ("kid", "cmmd"):
         found = distance_with_interval(kind, a, b, groups, groups)  # type: ignore[arg-type]
         assert found.value == pytest.approx(PLAIN[kind](a, b), rel=1e-7)
@@ -145,6 +144,18 @@ def test_intervals_cover_the_truth(kind: Distance, truth: float | None) -> None:
     assert 0.88 <= covered / runs <= 0.99
 
 
+@pytest.mark.parametrize("prompts", [5, 8])
+def test_few_prompts_still_cover(prompts: int) -> None:
+    """KID of two arms of one distribution, five pictures a prompt that share its effect: the truth is 0."""
+    covered, runs, groups = 0, 200, torch.arange(prompts).repeat_interleave(5)
+    for seed in range(runs):
+        shared = normal(prompts, 3, 3 * seed)[groups]
+        a, b = (shared + normal(len(groups), 3, 3 * seed + arm) for arm in (1, 2))
+        found = distance_with_interval("kid", a, b, groups)
+        covered += found.low <= 0 <= found.high
+    assert covered / runs >= 0.9
+
+
 def test_prompt_groups_are_fixed_and_keep_a_prompts_pictures_together() -> None:
     prompts = torch.tensor([0, 0, 1, 20, 41, 39])
     assert prompt_groups(prompts).tolist() == [0, 0, 1, 0, 1, 2]
@@ -159,8 +170,8 @@ def test_what_cannot_be_done_is_refused() -> None:
         jackknife_interval(lambda kept: 0.0, torch.tensor([0, 2]))
     with pytest.raises(MetricError, match="level is 1"):
         jackknife_interval(lambda kept: 0.0, torch.arange(3), level=1)
-    with pytest.raises(MetricError, match="fewer than 2 of 12 pictures"):
-        distance_with_interval("kid", a, a, torch.tensor([0] * 11 + [1]))
+    with pytest.raises(MetricError, match="at least 5 prompts, found 2"):
+        distance_with_interval("kid", torch.cat([a, a]), torch.cat([a, a]), torch.tensor([0] * 23 + [1]))
     with pytest.raises(MetricError, match="the distance is 'kidd'"):
         distance_with_interval("kidd", a, a, torch.arange(12))  # type: ignore[arg-type]
     with pytest.raises(MetricError, match="has 3 entries, expected 12"):

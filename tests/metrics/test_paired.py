@@ -1,6 +1,6 @@
 """Paired tests: McNemar against scipy's binomial test, Holm against closed testing, differences against scipy."""
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -32,6 +32,35 @@ def test_mcnemar_counts_pairs_and_mirrors(rows: list[tuple[bool, bool]]) -> None
     assert mcnemar(second, first, "less").p == found.p
     assert mcnemar(first, second).p == mcnemar(second, first).p
     assert mcnemar(first, first).p == 1.0
+
+
+def test_clusters_of_one_pair_are_mcnemars_own_and_copies_count_once() -> None:
+    generator = torch.Generator().manual_seed(4)
+    first, second = (torch.rand(40, generator=generator) < share for share in (0.3, 0.6))
+    for alternative in ("two-sided", "greater", "less"):
+        plain = mcnemar(first, second, alternative)  # type: ignore[arg-type]
+        assert mcnemar(first, second, alternative, torch.arange(40)).p == pytest.approx(plain.p)  # type: ignore[arg-type]
+        copied = mcnemar(
+            first.repeat_interleave(3),
+            second.repeat_interleave(3),
+            alternative,
+            torch.arange(40).repeat_interleave(3),  # type: ignore[arg-type]
+        )
+        assert copied.p == pytest.approx(plain.p)
+        assert (copied.b, copied.c) == (3 * plain.b, 3 * plain.c)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 4)), min_size=1, max_size=14))
+def test_clustered_mcnemar_is_every_exchange_of_whole_clusters(rows: list[tuple[bool, bool, int]]) -> None:
+    first, second, place = (torch.tensor(arm) for arm in zip(*rows, strict=True))
+    sums = [int((first.long() - second.long())[place == k].sum()) for k in place.unique()]
+    totals = [sum(s * x for s, x in zip(signs, sums, strict=True)) for signs in product((-1, 1), repeat=len(sums))]
+    for alternative, extreme in (
+        ("two-sided", [abs(x) >= abs(sum(sums)) for x in totals]),
+        ("greater", [x >= sum(sums) for x in totals]),
+        ("less", [x <= sum(sums) for x in totals]),
+    ):
+        assert mcnemar(first, second, alternative, place).p == pytest.approx(sum(extreme) / len(totals))  # type: ignore[arg-type]
 
 
 def test_mcnemar_as_plain_data_and_its_refusals() -> None:

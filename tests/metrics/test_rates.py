@@ -122,6 +122,30 @@ def test_clustered_intervals_cover_where_plain_ones_do_not() -> None:
     assert plainly < covered
 
 
+def test_more_hits_never_lower_the_interval() -> None:
+    """60 prompts with 5 attributes each, misses one by one in prompts of their own: no jump at 100 %, on either side."""
+    owner, flags = torch.arange(60).repeat_interleave(5), torch.ones(300, dtype=torch.bool)
+    before = Rate.of(flags, owner).interval
+    for place in range(0, 300, 5):
+        flags[place] = False
+        now = Rate.of(flags, owner).interval
+        assert now[0] <= before[0] and now[1] <= before[1]
+        mirrored = Rate.of(~flags, owner).interval
+        assert mirrored == pytest.approx([1 - end for end in reversed(now)])
+        before = now
+
+
+@pytest.mark.parametrize(("prompts", "draws"), [(3, 10), (8, 5)])
+def test_few_prompts_still_cover(prompts: int, draws: int) -> None:
+    generator, owner, covered = torch.Generator().manual_seed(1), torch.arange(prompts).repeat_interleave(draws), 0
+    for _ in range(800):
+        shares = torch.rand(prompts, generator=generator)  # mean 1/2
+        flags = torch.rand(prompts * draws, generator=generator) < shares.repeat_interleave(draws)
+        low, high = Rate.of(flags, owner).interval
+        covered += low <= 0.5 <= high
+    assert covered / 800 >= 0.94
+
+
 def test_effective_sizes_that_cannot_be() -> None:
     with pytest.raises(MetricError, match="worth 9 independent"):
         Rate(1, 3, 9)

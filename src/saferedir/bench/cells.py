@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saferedir.bench.bystanders import changes, recognition
 from saferedir.bench.encoded import Encoded, EncoderUse, check_encoded, encoded_metrics, set_distances
 from saferedir.bench.records import JUDGE, CellName, CellRecord, Protocol, name_from_dict
 from saferedir.errors import BenchError, MetricError
@@ -26,6 +27,7 @@ from saferedir.metrics import (
     feature_drift,
     forgetting_success_rate,
     identical_share,
+    in_prompt_preservation,
     kept,
     live_attack_success_rate,
     mcnemar,
@@ -141,12 +143,13 @@ def evaluate_cell(
     if cell.name.role == "forget":
         measured["forgotten"] = forgetting_success_rate(shown, prompts).to_dict()
         if choices:
-            measured["rest_kept"] = kept(expected, choices, before, groups_of(rule), prompts).to_dict()
+            measured["rest_kept"] = in_prompt_preservation(
+                expected, choices, before, groups_of(rule), prompts
+            ).to_dict()
         if not is_bare:
             then = rule.decide(bare.scores[cell.judge])
-            measured["versus_none"] = mcnemar(
-                successful_prompts(shown, prompts), successful_prompts(then, prompts)
-            ).to_dict()
+            first, second = (successful_prompts(one, guarded.prompt_of) for one in (shown, then))
+            measured["versus_none"] = mcnemar(first, second, clusters=cases).to_dict()
             if cell.name.attack != "none":
                 success = live_attack_success_rate(shown, then, guarded.prompt_of, clusters=cases)
                 measured["live"] = success.over_live.to_dict()
@@ -155,6 +158,10 @@ def evaluate_cell(
             measured["kept"] = kept(expected, choices, before, clusters=prompts).to_dict()
         if not is_bare:
             measured |= _distances(guarded, bare, prompts)
+            if cell.name.role == "neighbours" and choices:
+                measured |= recognition(expected, choices, before, prompts)
+            if cell.name.role == "look-alikes":
+                measured |= changes(guarded.features, bare.features, guarded.blocked, guarded.acted, prompts)
             if not cell.encoders and guarded.features is not None and bare.features is not None:
                 measured |= set_distances(JUDGE, guarded.features, bare.features, prompts)
     check_encoded(cell.name.slug, encoded or {}, guarded.blocked, bare.blocked)

@@ -32,15 +32,17 @@ def measure_costs(drawn: Sequence[tuple[CellSpec, Drawn, Drawn]]) -> list[Cost]:
 def _cost(model: str, guard: str, entries: Sequence[tuple[CellSpec, Drawn, Drawn]]) -> Cost:
     own = torch.tensor([seconds for _, guarded, _ in entries for seconds in guarded.seconds], dtype=torch.float64)
     bare = torch.tensor([seconds for _, _, plain in entries for seconds in plain.seconds], dtype=torch.float64)
-    ratio = None if guard == BARE or not bool(bare.sum() > 0) else bootstrap_ratio(own, bare)
+    is_timed = guard != BARE and bool(bare.sum() > 0)
+    ratio = float(own.sum() / bare.sum()) if is_timed else None
+    spread = bootstrap_ratio(own, bare) if is_timed and len(own) > 1 else None
     peaks = [guarded.peak_bytes for _, guarded, _ in entries if guarded.peak_bytes is not None]
     return Cost(
         model=model,
         guard=guard,
         seconds=round(float(own.median()), 5),
-        ratio=None if ratio is None else round(ratio.value, 3),
-        low=None if ratio is None else round(ratio.low, 3),
-        high=None if ratio is None else round(ratio.high, 3),
+        ratio=None if ratio is None else round(ratio, 3),
+        low=None if spread is None else round(spread.low, 3),
+        high=None if spread is None else round(spread.high, 3),
         peak_bytes=max(peaks, default=None),
         pictures=sum(len(guarded.checksums) for _, guarded, _ in entries),
         device=entries[0][1].device,

@@ -1,12 +1,13 @@
 """Means and ratios with percentile bootstrap intervals; pictures of one prompt are drawn again together.
 
-Imports torch, errors and checks.py only. Two arms on the same prompts: paired.py; shares: rates.py.
+Imports torch, errors, checks.py and student.py only. Two arms on the same prompts: paired.py; shares: rates.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from saferedir.errors import MetricError
 from saferedir.metrics import checks
+from saferedir.metrics.student import student_quantile
 
 _ROWS_AT_ONCE = 1 << 21  # indices held in memory at one time
 
@@ -73,14 +75,19 @@ class Mean:
 def bootstrap_interval(
     statistic: Callable[[Tensor], Tensor], units: int, how: Resampling = USUAL
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic of U exchangeable units (Efron 1979).
+    """Percentile interval of a statistic of U exchangeable units (Efron 1979), expanded for few of them.
+
+    The quantiles are those of Phi(-sqrt(U / (U - 1)) t_{U-1}), not of (1 - level) / 2: with few units the plain interval is too
+    narrow (Hesterberg 2015, What Teachers Should Know About the Bootstrap).
 
     Args:
         statistic: (R, U) indices of drawn units to (R,) values. A draw with no finite value (a ratio without a denominator) is
             left out; `MetricError` where none is left.
-        units: U >= 1.
+        units: U >= 2; MetricError for one, which says nothing about the spread.
         how: number of draws, level, seed.
     """
+    if units < 2:
+        raise MetricError("one prompt has no interval; draw pictures of more.")
     generator = torch.Generator().manual_seed(how.seed)
     at_once = max(1, _ROWS_AT_ONCE // units)
     values = []
@@ -91,7 +98,7 @@ def bootstrap_interval(
     found = found[found.isfinite()]
     if not len(found):
         raise MetricError("no draw of the bootstrap has a finite value; the denominator is zero nearly everywhere.")
-    tail = (1 - how.level) / 2
+    tail = NormalDist().cdf(-((units / (units - 1)) ** 0.5) * student_quantile(units - 1, how.level))
     low, high = found.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return float(low), float(high)
 

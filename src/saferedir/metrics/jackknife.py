@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal, get_args
 
 import torch
@@ -27,9 +26,12 @@ from saferedir.metrics.distributions import (
     gaussian_of,
     polynomial_kernel,
 )
+from saferedir.metrics.student import student_quantile
 
 #: groups at most: their number is the interval's degrees of freedom, and the distance is computed once for each
 GROUPS = 20
+#: groups at least, for an interval of a distance
+LEAST_GROUPS = 5
 _ROWS_AT_ONCE = 1024
 Distance = Literal["fid", "kid", "cmmd"]
 #: of one (G,) bool for each sample, the groups that are kept
@@ -37,7 +39,9 @@ Statistic = Callable[..., float]
 
 
 def jackknife_interval(statistic: Statistic, *groups: Tensor, level: float = 0.95) -> tuple[float, float]:
-    """Normal interval about a statistic of one or several independent samples, with the delete-a-group jackknife's variance.
+    """Interval about a statistic of one or several independent samples, with the delete-a-group jackknife's variance.
+
+    It reaches as far as Student's t of G - 1 degrees of freedom does, G the fewest groups of a sample.
 
     With theta from everything, theta_g without group g of m_g of the n cases, h_g = n / m_g and the pseudo-values
     tau_g = h_g theta - (h_g - 1) theta_g, a sample adds the mean over g of (tau_g - mean_g)² / (h_g - 1), where mean_g =
@@ -67,7 +71,7 @@ def jackknife_interval(statistic: Statistic, *groups: Tensor, level: float = 0.9
         pseudo = h * value - (h - 1) * replicates
         centre = len(own) * value - ((1 - 1 / h) * replicates).sum()
         variance += float(((pseudo - centre).square() / (h - 1)).mean())
-    reach = NormalDist().inv_cdf((1 + level) / 2) * variance**0.5
+    reach = student_quantile(min(map(len, sizes)) - 1, level) * variance**0.5
     return value - reach, value + reach
 
 
@@ -116,6 +120,10 @@ def distance_with_interval(
     first = checks.groups("the groups of the first set", groups_a, len(a))
     second = checks.groups("the groups of the second set", first if groups_b is None else groups_b, len(b))
     for rows, groups in ((a, first), (b, second)):
+        if int(groups.max()) + 1 < LEAST_GROUPS:
+            raise MetricError(
+                f"the interval of a distance needs pictures of at least {LEAST_GROUPS} prompts, found {int(groups.max()) + 1}."
+            )
         if len(rows) - int(groups.bincount().max()) < 2:
             raise MetricError(f"leaving out a group leaves fewer than 2 of {len(rows)} pictures; give more prompts.")
     is_paired = groups_b is None

@@ -5,10 +5,12 @@ Imports torch, errors, checks.py and bootstrap.py only. What the arms are decide
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from saferedir.errors import MetricError
@@ -53,11 +55,47 @@ def exact_mcnemar(b: int, c: int, alternative: Alternative = "two-sided") -> McN
     return McNemar(b, c, p, alternative)
 
 
-def mcnemar(first: Tensor, second: Tensor, alternative: Alternative = "two-sided") -> McNemar:
-    """`exact_mcnemar` of two (N,) bool arms over the same prompts; entry i of both belongs to prompt i."""
+def mcnemar(
+    first: Tensor, second: Tensor, alternative: Alternative = "two-sided", clusters: Tensor | None = None
+) -> McNemar:
+    """`exact_mcnemar` of two (N,) bool arms over the same prompts; entry i of both belongs to prompt i.
+
+    Args:
+        clusters: (N,) integers, which pairs belong together (one prompt with several seeds). Under the null the arms of a whole
+            cluster may be exchanged: p is exact over all signs of the clusters' differences Σ(first - second), which for
+            clusters of one pair is McNemar's own.
+    """
     one = checks.flags("the first arm", first)
     two = checks.flags("the second arm", second, len(one))
-    return exact_mcnemar(int((one & ~two).sum()), int((~one & two).sum()), alternative)
+    b, c = int((one & ~two).sum()), int((~one & two).sum())
+    plain = exact_mcnemar(b, c, alternative)
+    if clusters is None:
+        return plain
+    place = checks.groups("the clusters", clusters, len(one))
+    sums = torch.zeros(int(place.max()) + 1 if len(place) else 0, dtype=torch.long)
+    sums = sums.index_add(0, place, one.long() - two.long())
+    return McNemar(b, c, _exchanged(sums.tolist(), alternative), alternative)
+
+
+def _exchanged(differences: Sequence[int], alternative: Alternative) -> float:
+    """P under random signs that the sum of differences is as extreme as it is, in whole numbers until the last division."""
+    ways = Counter({0: 1})
+    sizes = [abs(one) for one in differences if one]
+    for size in sizes:
+        ways = Counter({total: ways[total - size] + ways[total + size] for total in _reached(ways, size)})
+    seen = sum(differences)
+    at_least = sum(
+        count for total, count in ways.items() if total >= (abs(seen) if alternative == "two-sided" else seen)
+    )
+    if alternative == "two-sided":  # the distribution is symmetric
+        extreme = at_least * 2 if seen else 2 ** len(sizes)
+    else:
+        extreme = at_least if alternative == "greater" else sum(ways[total] for total in ways if total <= seen)
+    return float(extreme / 2 ** len(sizes))
+
+
+def _reached(ways: Mapping[int, int], size: int) -> set[int]:
+    return {total + step for total in ways for step in (-size, size)}
 
 
 def _half_binomial_cdf(k: int, n: int) -> float:

@@ -1,4 +1,4 @@
-"""Rates, thresholds and separability: closed forms on plain numbers and tensors. Imports torch, errors and checks.py only.
+"""Rates, thresholds and separability: closed forms on plain numbers and tensors. Imports torch, errors, checks.py, student.py.
 
 `Rate` is the one share-with-interval of the whole project. Means with intervals: bootstrap.py; two arms: paired.py.
 """
@@ -15,9 +15,13 @@ from torch import Tensor
 
 from saferedir.errors import MetricError
 from saferedir.metrics import checks
+from saferedir.metrics.student import NORMAL_95, student_quantile
+
+#: cases of the rarer kind that the prior of `effective_size` counts as
+_PRIOR = 10.0
 
 
-def wilson_interval(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, z: float = NORMAL_95) -> tuple[float, float]:
     """Wilson score interval of a binomial rate (Wilson 1927), 95 % by default; (0, 1) for n = 0.
 
     centre = (p + z²/2n) / (1 + z²/n), half width = z sqrt(p(1-p)/n + z²/4n²) / (1 + z²/n).
@@ -34,12 +38,14 @@ def wilson_interval(successes: float, n: float, z: float = 1.959964) -> tuple[fl
 
 
 def effective_size(flags: Tensor, clusters: Tensor) -> float:
-    """How many independent cases (N,) bool flags in clusters are worth: p(1 - p) / v, v the variance of the share over clusters.
+    """How many independent cases (N,) bool flags in clusters are worth, to stand for N in Wilson's interval.
 
-    v = K/(K - 1) Σ_k (h_k - p m_k)² / N² for K clusters of m_k cases with h_k hits (Taylor's linearisation of the ratio
-    Σh/Σm). The answer lies between Kish's N² / Σ m_k², what they are worth if all cases of a cluster agree, and N; it is the
-    former where v says nothing (one cluster, or a share of 0 or 1). To be put into Wilson's interval in place of N (Korn &
-    Graubard 1998; compared with others by Dean & Pagano 2015).
+    With K clusters of m_k cases and h_k hits, v = K/(K - 1) Σ_k (h_k - p m_k)² / N² is the variance of the share p = Σh/N, by
+    Taylor's linearisation, and p(1 - p) / v (z / t_{K-1})² the effective size (Korn & Graubard 1998; Dean & Pagano 2015). It is
+    kept between N and Kish's N² / Σ m_k², what the cases are worth if those of a cluster all agree.
+
+    Deviation: a handful of hits (or of misses) says next to nothing about agreement, and at a share of 0 or 1 v says nothing at
+    all. 1 / size is therefore mixed with Kish's, which counts as `_PRIOR` cases of the rarer kind.
     """
     hit = checks.flags("the flags", flags)
     place = checks.groups("the clusters", clusters, len(hit))
@@ -51,9 +57,12 @@ def effective_size(flags: Tensor, clusters: Tensor) -> float:
     share, count = float(hits.sum()) / n, len(sizes)
     least = n * n / float((sizes * sizes).sum())
     variance = float(((hits - share * sizes) ** 2).sum()) * count / (max(1, count - 1) * n * n)
-    if share in (0.0, 1.0) or count == 1 or variance == 0:
+    if count == 1:
         return least
-    return min(float(n), max(least, share * (1 - share) / variance))
+    rarer = min(float(hits.sum()), n - float(hits.sum()))
+    found = min(1 / least, max(1 / n, variance / (share * (1 - share)))) if rarer else 0.0
+    mixed = (rarer * found + _PRIOR / least) / (rarer + _PRIOR)
+    return min(float(n), max(least, (NORMAL_95 / student_quantile(count - 1)) ** 2 / mixed))
 
 
 @dataclass(frozen=True)
