@@ -17,7 +17,7 @@ from saferedir.bench.reporting import report_folder
 from saferedir.bench.resources import Resources
 from saferedir.bench.runner import missing_tasks, run
 from saferedir.bench.store import Store
-from saferedir.errors import BenchError, SaferedirError
+from saferedir.errors import BenchError, JudgeError, SaferedirError
 from saferedir.judges.calibration import Calibration
 
 SMALL = {
@@ -115,6 +115,8 @@ def test_judged_again_without_drawing(bench: Path, tmp_path: Path, resources: Re
     assert {record.protocol.judge for record in records} == {"pictoworld-template"}
     old = read_planned(bench).cells[0].protocol
     assert records[0].protocol.id != old.id
+    told = read_planned(tmp_path / "again")
+    assert told.title == "small, judged again" and told.description == "Judged again: star by pictoworld-template (star)."
     report_folder(tmp_path / "again")
     assert (tmp_path / "again" / "report.html").stat().st_size > 10_000
     with pytest.raises(BenchError, match="did you mean 'star'"):
@@ -138,6 +140,32 @@ def test_a_calibration_of_that_very_judge_and_rule_corrects_the_rates_of_a_repor
         page, markdown = (path.read_text(encoding="utf-8") for path in report_folder(folder))
         assert ("corrected for the judge's errors</summary>" in page) is is_fitting
         assert ("recall 90.0" in markdown) is is_fitting and ("is uncalibrated" in markdown) is not is_fitting
+
+
+def test_of_two_calibrations_that_fit_the_larger_is_taken_and_said(bench: Path, tmp_path: Path) -> None:
+    cell = read_planned(bench).cells[0]
+    (judge,) = read_planned(bench).judges[cell.drawings[0]]
+    shutil.copytree(bench, tmp_path / "two")
+    (tmp_path / "two" / "calibrations").mkdir()
+    for name, found in (("a", 18), ("b", 180), ("c", 9)):
+        counts = found, 0, found, found // 9
+        Calibration(*counts, judge.facts, cell.protocol.rule).save(tmp_path / "two" / "calibrations" / f"{name}.json")
+    for path in report_folder(tmp_path / "two"):
+        text = path.read_text(encoding="utf-8").replace("\u00a0", " ")
+        assert "recall 90.0 % (85.1 to 93.4, n = 200)" in text
+        assert (
+            "3 calibrations fit; b.json, with the most pictures (380), is used, and not a.json (38), c.json (19)."
+            in text
+        )
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', '{"schema": 1, "true_positives": "x"}'])
+def test_a_calibration_that_cannot_be_read_is_named(bench: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(bench, tmp_path / "bad")
+    (tmp_path / "bad" / "calibrations").mkdir()
+    (tmp_path / "bad" / "calibrations" / "mine.json").write_text(text)
+    with pytest.raises(JudgeError, match=r"mine\.json"):
+        report_folder(tmp_path / "bad")
 
 
 def _in_plan_order(folder: Path) -> list[bytes]:
@@ -267,8 +295,17 @@ def test_prompts_that_a_guard_was_made_from_are_told(tmp_path: Path, resources: 
     for guard in ("made", "both"):
         assert told[guard] == (f"2 of 3 prompts are also in pairs-star.jsonl, which {guard} was made from.",)
     pairs.unlink()
-    with pytest.raises(SaferedirError, match=r"pairs-star\.jsonl"):
-        make_plan(matrix(guard=guards), resources)
+
+    class NoModel(Resources):
+        def pipeline(self, spec: object) -> object:
+            raise AssertionError("a model was loaded")
+
+    with pytest.raises(
+        BenchError, match=r"^\[guard\.made\] has a file in `trained_on` that cannot .* \S+pairs-star\.jsonl"
+    ):
+        make_plan(matrix(guard=guards), NoModel())
+    other = {**guards, "made": {**guards["made"], "concepts": []}}  # of no concept of this matrix
+    assert "made" not in {cell.name.guard for cell in make_plan(matrix(guard=other), resources).cells}
 
 
 def test_a_guard_that_is_not_there_is_left_out_and_said_so(resources: Resources) -> None:

@@ -122,7 +122,9 @@ def test_a_reference_is_compared_with_both_arms() -> None:
         assert found["kid:mine@reference"]["mean"] == pytest.approx(kernel_distance(own, reference), rel=1e-5)
         assert found["fid:mine@reference"]["mean"] == pytest.approx(frechet_distance(own, reference), rel=1e-5)
         assert found["kid:mine@reference"]["n"] == 15
-        assert encoded_metrics("forget", is_bare, torch.arange(15), {"mine": one}) == ({}, ())
+        for role in ("forget", "neighbours", "look-alikes"):  # the folder holds pictures like the retained ones
+            found, _ = encoded_metrics(role, is_bare, torch.arange(15), {"mine": one})
+            assert not [name for name in found if "@" in name]
 
 
 def test_deviation_from_pictures_without_the_concept() -> None:
@@ -134,6 +136,13 @@ def test_deviation_from_pictures_without_the_concept() -> None:
     before, now = cosine(without, plain.vectors)[1:], cosine(guarded, plain.vectors)[1:]
     assert found["csdr:clip"]["mean"] == pytest.approx((np.abs(before - now) / before * 100).mean(), abs=1e-4)
     assert found["csdr:clip"]["n"] == 3
+    # what any guard is compared with: the model that was not told to leave the concept out
+    found, _ = encoded_metrics("forget", True, torch.arange(4), {"clip": dataclasses.replace(one, guarded=bare)})
+    before, now = cosine(without, plain.vectors), cosine(bare, plain.vectors)
+    assert found["csdr:clip"]["mean"] == pytest.approx((np.abs(before - now) / before * 100).mean(), abs=1e-4)
+    cut = dataclasses.replace(one, without_texts=texts(plain.vectors, cut=3))
+    _, notes = encoded_metrics("forget", False, torch.arange(4), {"clip": cut})
+    assert notes == ("encoder 'clip' saw only the beginning of 3 of 4 prompts in `without`.",)
     away = dataclasses.replace(one, without_texts=texts(-plain.vectors))
     found, notes = encoded_metrics("forget", False, torch.arange(4), {"clip": away})
     assert "csdr:clip" not in found and notes[0].startswith(
@@ -178,6 +187,15 @@ def colours(images):
 
 def words(texts):
     return torch.tensor([[0.2 + sum(COLOURS[w][c] for w in text.split() if w in COLOURS) for c in range(3)] for text in texts])
+
+def broken(anything):
+    raise RuntimeError("no such kernel image")
+
+def flat(images):
+    return images.mean(dim=(1, 2, 3))
+
+def long_words(texts):
+    return torch.ones(len(texts), 5)
 
 def greys(images):
     return torch.stack([images.mean(dim=(1, 2, 3)), images.std(dim=(1, 2, 3))], dim=1)
@@ -281,7 +299,7 @@ def test_a_bench_has_its_encoders_numbers(bench: Path, plan: Plan) -> None:
     to_reference = {"kid:mine@reference", "fid:mine@reference"}
     against_bare = {"clip_change:mine", "drift:mine", "kid:mine", "fid:mine", "cmmd:mine"}
     assert found == {
-        ("none", "forget"): {"clip_score:mine"},
+        ("none", "forget"): {"clip_score:mine", "csdr:mine"},
         ("sld", "forget"): {"clip_score:mine", "clip_change:mine", "csdr:mine"},
         ("none", "retain"): {"clip_score:mine"} | to_reference,
         ("sld", "retain"): {"clip_score:mine"} | to_reference | against_bare,
@@ -289,8 +307,21 @@ def test_a_bench_has_its_encoders_numbers(bench: Path, plan: Plan) -> None:
     # forget, without and retain of the bare model, forget and retain of the guard
     assert plan.pictures == 4 + 4 + 12 + 4 + 12
     own = {cell.name.guard: cell for cell in plan.cells if cell.name.role == "forget"}
-    assert not own["none"].without and len(own["sld"].without) == 1
+    assert len(own["none"].without) == 1 and own["none"].without == own["sld"].without
     assert own["none"].protocol == own["sld"].protocol and set(own["sld"].protocol.encoders) == {"mine", "mine@without"}
+
+
+def test_what_is_said_of_a_file_of_prompts_without_the_concept(
+    tmp_path: Path, resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = lay_out(tmp_path)
+    (tmp_path / "without.txt").write_text(lines([*["a scene"] * 4, "a scene " + "on white " * 80]))
+    found = make_plan(read_matrix(path), resources)
+    said = [warning for facts in found.prompts.values() for warning in facts.warnings]
+    assert any(one.startswith("prompts in `without`: 3 prompts repeat an earlier one") for one in said)
+    mine = [facts for facts in found.prompts.values() if facts.name != "forget"]
+    assert mine and not [one for facts in mine for one in facts.warnings if "`without`" in one]
 
 
 def test_prompts_without_the_concept_have_their_partners_seeds(plan: Plan) -> None:
@@ -434,15 +465,47 @@ def test_the_report_shows_them(bench: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('name = "callable"\noptions', 'name = "calable"\noptions', "did you mean 'callable'"),
-        ("own_encoder:colours", "own_encoder:colour", "no function 'colour'"),
-        ('reference = "pictures"', 'reference = "nowhere"', "there is no folder"),
+        (
+            'name = "callable"\noptions',
+            'name = "calable"\noptions',
+            "[encoder.mine] there is no encoder 'calable'; did you",
+        ),
+        (
+            "own_encoder:colours",
+            "own_encoder:colour",
+            "[encoder.mine] the module 'own_encoder' has no function 'colour'",
+        ),
+        (
+            "own_encoder:colours",
+            "owm_encoder:colours",
+            "[encoder.mine] the module 'owm_encoder' of 'owm_encoder:colours' can",
+        ),
+        ("own_encoder:colours", "own_encoder:broken", "[encoder.mine] fails (RuntimeError: no such kernel image)"),
+        ("own_encoder:colours", "own_encoder:flat", "[encoder.mine] encoder 'callable' gave (1,) for 1 pictures"),
+        ("own_encoder:words", "own_encoder:broken", "[encoder.mine] fails (RuntimeError: no such kernel image)"),
+        (
+            "own_encoder:words",
+            "own_encoder:long_words",
+            "[encoder.mine] gives 3 numbers for a picture and 5 for a text",
+        ),
+        ('"own_encoder:words"', "5", "[encoder.mine] texts is 5"),
+        ('name = "callable"\noptions = {', 'name = "clip"\noptions = {model = "nowhere"}\n#', "allow_download = true"),
+        ('reference = "pictures"', 'reference = ""', "[encoder.mine] has an empty `reference`"),
+        ('reference = "pictures"', 'reference = "nowhere"', "[encoder.mine] there is no folder"),
+        ('reference = "pictures"', 'reference = "nine"', "has 9 picture(s) in its reference folder"),
         ('reference = "pictures"', 'reference = "one"', "has 1 picture(s) in its reference folder"),
         ('reference = "pictures"', 'reference = "broken"', "reference picture that cannot be read, b.png"),
         ('reference = "pictures"', 'reference = "cut"', "reference picture that cannot be read, b.jpg"),
         ('reference = "pictures"', 'referense = "pictures"', "did you mean 'reference'"),
         ("[encoder.mine]", "[encoder.judge]", "and not 'judge'"),
         ("[encoder.mine]", '[encoder."a@b"]', "letters, digits"),
+        ("without.txt", "forget.txt", "has the same prompts in `without` as in `forget`"),
+        ('attacks = ["none"]', 'attacks = ["phrasings"]', 'add "none" to `attacks`'),
+        (
+            '{file = "without.txt"}',
+            '"without.txt"',
+            "without is 'without.txt', expected a table of allow_duplicates, file, format, rows",
+        ),
         ("without.txt", "forget4.txt", "has 4 prompts in `without` and 5 in `forget`"),
         (', texts = "own_encoder:words"', "", "no [encoder] of the matrix reads texts"),
         ('forget = {file = "forget.txt"}', 'prompts = "pictoworld/star"', "would go unused"),
@@ -456,9 +519,10 @@ def test_what_is_wrong_is_found_before_drawing(
     path = lay_out(tmp_path, MATRIX.replace(old, new).replace('retain = {file = "retain.txt"}\n', ""))
     (tmp_path / "forget4.txt").write_text(lines([str(place) for place in range(4)]))
     whole = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    for folder in ("one", "broken", "cut"):
+    for folder, count in (("one", 1), ("nine", 9), ("broken", 9), ("cut", 9)):
         (tmp_path / folder).mkdir()
-        whole.save(tmp_path / folder / "a.png")
+        for place in range(count):
+            whole.save(tmp_path / folder / f"a{place}.png")
     (tmp_path / "broken" / "b.png").write_bytes(b"no picture")
     whole.save(tmp_path / "cut" / "b.jpg")
     (tmp_path / "cut" / "b.jpg").write_bytes((tmp_path / "cut" / "b.jpg").read_bytes()[:1000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -12,12 +13,13 @@ import torch
 from tests.encoders.tiny_clip import save_clip
 from torch import Tensor
 
+from saferedir.bench.resources import encoder_digest
 from saferedir.encoders.base import Encoder
 from saferedir.encoders.callable import CallableEncoder
 from saferedir.encoders.clip import CLIPEncoder
 from saferedir.encoders.inception import InceptionEncoder
 from saferedir.encoders.registry import ENCODERS, Entry, encoder_class, encoder_names, load_encoder, register
-from saferedir.errors import EncoderError, JudgeError, MetricError
+from saferedir.errors import EncoderError, JudgeError, MetricError, SaferedirError
 from saferedir.judges.pictoworld import PictoWorldJudge
 from saferedir.metrics import ClipModel
 
@@ -27,6 +29,10 @@ TEXTS = ["a red circle", "stripes", " ".join("a" * 75) + " b c d"]
 
 def means(images: Tensor) -> Tensor:
     return images.mean(dim=(2, 3))
+
+
+def shades(images: Tensor) -> Tensor:
+    return 1 - images.mean(dim=(2, 3))
 
 
 def lengths(texts: list[str]) -> Tensor:
@@ -63,7 +69,7 @@ def test_clip_is_the_metrics_clip(clip_folder: Path) -> None:
     assert found is not None and encoder.reads_texts
     torch.testing.assert_close(found[0], model.texts(TEXTS)[0])
     assert found[1].tolist() == [False, False, True]
-    with pytest.raises(MetricError, match="no complete CLIP"):
+    with pytest.raises(EncoderError, match=r"no complete CLIP 'nowhere' .* set allow_download = true"):
         load_encoder("clip", model="nowhere")
     with pytest.raises(EncoderError, match="batch is 0"):
         CLIPEncoder(clip_folder, batch=0)
@@ -79,6 +85,44 @@ def test_facts_of_clip_tell_weights_words_and_preprocessing_apart(clip_folder: P
     encoder = CLIPEncoder(clip_folder)
     encoder.clip.limit = 20
     assert encoder.facts()["tokenizer"] != facts["tokenizer"]
+
+
+def test_the_path_to_a_clip_is_not_part_of_its_checksum(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(clip_folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    places = (clip_folder, tmp_path / "copy", "copy", "./copy")
+    assert len({encoder_digest(load_encoder("clip", model=place)) for place in places}) == 1
+    other = save_clip(tmp_path / "other", seed=1)
+    assert encoder_digest(load_encoder("clip", model=other)) != encoder_digest(load_encoder("clip", model=clip_folder))
+
+
+def test_functions_are_told_apart_whatever_they_are_called() -> None:
+    plain, named, other = (
+        CallableEncoder(means),
+        CallableEncoder(means, name="mine"),
+        CallableEncoder(shades, name="mine"),
+    )
+    assert "function" not in plain.facts() and named.facts()["function"].endswith(":means")
+    assert len({encoder_digest(one) for one in (plain, named, other)}) == 3
+    assert (
+        load_encoder("callable", function=means, name="mine").facts() == named.facts()
+    )  # not the registry's own `name`
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("callable", {"function": 3}, 'function is 3, expected "module:function"'),
+        ("callable", {"function": means, "texts": 5}, "texts is 5, expected"),
+        ("clip", {"model": 5}, "model is 5, expected a folder or a hub id"),
+        ("inception", {"weights": 5}, "weights is 5, expected the path of a file"),
+    ],
+)
+def test_options_of_another_kind_are_one_sentence(name: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(SaferedirError, match=said):
+        load_encoder(name, **options)
 
 
 def test_using_a_clip_does_not_change_its_facts(clip_folder: Path) -> None:
@@ -106,7 +150,9 @@ def test_inception_reads_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     encoder = InceptionEncoder(weights, layer=64)
     torch.testing.assert_close(encoder.encode(PICTURES), (PICTURES * 255).byte().flatten(1)[:, :64].float())
     first = encoder.facts()
-    assert "64 features" in first["id"]
+    assert first["layer"] == 64 and encoder_digest(encoder) != encoder_digest(InceptionEncoder(weights, layer=192))
+    (tmp_path / "copy.pth").write_bytes(b"one")
+    assert encoder_digest(InceptionEncoder(tmp_path / "copy.pth", layer=64)) == encoder_digest(encoder)
     weights.write_bytes(b"two")
     assert InceptionEncoder(weights, layer=64).facts()["weights"] != first["weights"]
 

@@ -61,6 +61,20 @@ def test_a_function_is_found_by_its_place(tmp_path: Path, monkeypatch: pytest.Mo
     assert judge.facts()["id"] == "my_own_judges:dark" and judge.facts()["version"] == "2"
 
 
+def test_a_name_of_its_own_does_not_hide_the_function() -> None:
+    named = [load_judge("callable", function=place, labels="x", name="mine") for place in ("math:sin", "math:cos")]
+    assert [judge.facts()["id"] for judge in named] == ["mine", "mine"]
+    assert named[0].facts() != named[1].facts()
+    plain = load_judge("callable", function="math:sin", labels="x").facts()
+    assert set(plain) == {"id", "weights", "channels", "resize", "floor", "version"}  # as ever, so that checksums stay
+
+
+@pytest.mark.parametrize(("option", "value"), [("function", 3), ("labels", 5), ("labels", [1, 2])])
+def test_options_of_another_kind_are_one_sentence(option: str, value: Any) -> None:
+    with pytest.raises(JudgeError, match=rf"^{option} is .*, expected "):
+        load_judge("callable", **{"function": redness, "labels": "x", option: value})
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [

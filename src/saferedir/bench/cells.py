@@ -83,8 +83,8 @@ class CellSpec:
     def from_dict(cls, values: Mapping[str, Any]) -> CellSpec:
         """Inverse of `to_dict`."""
         protocol = Protocol(**{**values["protocol"], "seeds": tuple(values["protocol"]["seeds"])})
-        keys: dict[str, Any] = {name: tuple(values[name]) for name in ("drawings", "bare", "without")}
-        keys["encoders"] = {name: EncoderUse(**use) for name, use in values["encoders"].items()}
+        keys: dict[str, Any] = {name: tuple(values[name]) for name in ("drawings", "bare", "without") if name in values}
+        keys["encoders"] = {name: EncoderUse(**use) for name, use in values.get("encoders", {}).items()}
         return cls(**{**values, **keys, "name": name_from_dict(values["name"]), "protocol": protocol})
 
     @property

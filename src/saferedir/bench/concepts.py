@@ -107,7 +107,10 @@ def _without(concept: str, entry: ConceptEntry, file: FileEntry, forget: PromptS
             f"[concept.{concept}] has {len(found)} prompts in `without` and {whole} in `forget`, expected the same prompts row "
             "by row with the concept taken out."
         )
-    pairs = zip(found.items, forget.items, strict=False)  # as far as the limit allows
-    return PromptSet(
-        "without", tuple(dataclasses.replace(item, seed=partner.seed) for item, partner in pairs), found.protocol
-    )
+    pairs = list(zip(found.items, forget.items, strict=False))  # as far as the limit allows
+    if all(item.text == partner.text for item, partner in pairs):
+        raise BenchError(
+            f"[concept.{concept}] has the same prompts in `without` as in `forget`; give those with the concept taken out."
+        )
+    items = tuple(dataclasses.replace(item, seed=partner.seed) for item, partner in pairs)
+    return PromptSet("without", items, found.protocol, found.warnings)

@@ -245,6 +245,8 @@ def _sentence(error: ValidationError, top: type[BaseModel] | None = None) -> str
         return f"at {parent}, {unknown('key', str(first['loc'][-1]), _keys_at(top or Matrix, first['loc'][:-1]))}"
     if first["type"] == "missing":
         return f"{place} is missing."
+    if first["type"] == "model_type":
+        return f"{place} is {first['input']!r}, expected a table of {', '.join(_keys_at(top or Matrix, first['loc']))}."
     return f"{place} is {first['input']!r}: {first['msg'].lower()}."
 
 

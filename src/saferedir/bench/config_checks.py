@@ -32,6 +32,10 @@ def check_matrix(matrix: Matrix, file: str) -> None:
                 f"{file}: [encoder.{name}] must have a name of letters, digits, '-', '_' and '.', and not {JUDGE!r}, which "
                 "means the judge's own features."
             )
+        if matrix.encoder[name].reference is not None and not str(matrix.encoder[name].reference).strip():
+            raise BenchError(
+                f"{file}: [encoder.{name}] has an empty `reference`; give a folder of pictures, or leave it out."
+            )
 
 
 def _check_guards(matrix: Matrix, file: str) -> None:

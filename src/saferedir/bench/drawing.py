@@ -20,7 +20,7 @@ from torch import Tensor
 
 from saferedir.attach import attach
 from saferedir.bench.resources import EncoderSpec, GuardPart, JudgeSpec, Looker, ModelSpec, Resources
-from saferedir.bench.seeing import Judged, seen_by
+from saferedir.bench.seeing import Judged, seen_by_all
 from saferedir.errors import (
     AlreadyAttachedError,
     BackboneMismatchError,
@@ -108,7 +108,7 @@ class Pictures:
     """What was drawn: n rows, in the drawing's order.
 
     Attributes:
-        judged: what each judge and encoder saw.
+        judged: what each judge and encoder saw; unseen: why some of them failed, and saw nothing.
         blocked: (n,) bool, the guard gave no picture; acted: (n,) bool, some guard acted on it.
         checksums: SHA-256 of the 8-bit pixels, "" for none; images: PNG bytes, None where not kept or not made.
         seconds, peak_bytes: cost of all n; device, precision: where and how.
@@ -125,6 +125,7 @@ class Pictures:
     device: str
     precision: str
     reasons: dict[int, str] = field(default_factory=dict)
+    unseen: dict[Looker, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.blocked)
@@ -133,6 +134,7 @@ class Pictures:
 def draw_shard(spec: DrawingSpec, shard: Shard, resources: Resources) -> Pictures:
     """Draw and judge one shard. Deterministic on a given kind of machine, whatever else was drawn before.
 
+    A judge or encoder that fails is told in `Pictures.unseen`: the pictures are there all the same.
     A GuardError blocks its picture and no other: a batch that fails is drawn again picture by picture. Every other error is
     the caller's, who tries the shard again later. So are a guard that was set up wrongly (`WRONGLY_SET_UP`), and one that gives
     no picture of the shard at all, each time for the same reason: it cannot run, which must not count as perfect.
@@ -228,8 +230,10 @@ def _finished(
     precision: str,
     resources: Resources,
 ) -> Pictures:
+    judged, unseen = seen_by_all(spec.lookers, pictures, resources)
     return Pictures(
-        judged={looker: seen_by(looker, pictures, resources) for looker in spec.lookers},
+        judged=judged,
+        unseen=unseen,
         blocked=torch.tensor([picture is None for picture in pictures]),
         acted=torch.tensor(list(acted)),
         checksums=[

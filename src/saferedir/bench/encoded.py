@@ -93,16 +93,19 @@ def encoded_metrics(
             cut = int(found.texts.is_truncated.sum())
             if cut:
                 notes.append(f"encoder {name!r} saw only the beginning of {cut} of {len(found.texts.vectors)} prompts.")
+        if found.without_texts is not None and bool(found.without_texts.is_truncated.any()):
+            cut, all_of_them = int(found.without_texts.is_truncated.sum()), len(found.without_texts.vectors)
+            notes.append(f"encoder {name!r} saw only the beginning of {cut} of {all_of_them} prompts in `without`.")
         if role == "forget":
             try:
-                measured |= {} if is_bare else _deviation(name, found, prompts)
+                measured |= _deviation(name, found, prompts)
             except MetricError as error:
                 notes.append(f"csdr:{name} has no number: {error}")
             continue
         if not is_bare:
             measured |= _drift(name, found, prompts)
             measured |= set_distances(name, found.guarded, found.bare, prompts, reads_texts=found.texts is not None)
-        if found.reference is not None:
+        if found.reference is not None and role == "retain":
             measured |= _to_reference(name, found.guarded, found.reference, prompts)
     return measured, tuple(notes)
 
@@ -127,14 +130,19 @@ def _fit(name: str, found: Encoded, texts: Texts, is_bare: bool, prompts: Tensor
     """CLIP score, and its change against the bare model's."""
     wanted, out = texts.vectors[prompts], {}
     own = made(found.guarded)
-    if bool(own.any()):
+    if _several(prompts[own]):
         score = clip_score(found.guarded[own], wanted[own])
         out[f"clip_score:{name}"] = bootstrap_mean(score, prompts[own]).to_dict()
     both = own & made(found.bare)
-    if not is_bare and bool(both.any()):
+    if not is_bare and _several(prompts[both]):
         now, then = (clip_score(rows[both], wanted[both]) for rows in (found.guarded, found.bare))
         out[f"clip_change:{name}"] = paired_difference(now, then, prompts[both]).to_dict()
     return out
+
+
+def _several(prompts: Tensor) -> bool:
+    """Whether these pictures are of two prompts or more: of one there is no interval."""
+    return len(prompts.unique()) > 1
 
 
 def _deviation(name: str, found: Encoded, prompts: Tensor) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def _deviation(name: str, found: Encoded, prompts: Tensor) -> dict[str, Any]:
     if found.without is None or found.without_texts is None:
         return {}
     both = made(found.guarded) & made(found.without)
-    if not bool(both.any()):
+    if not _several(prompts[both]):
         return {}
     wanted = found.without_texts.vectors[prompts][both]
     reference, now = (clip_score(rows[both], wanted) for rows in (found.without, found.guarded))

@@ -1,23 +1,29 @@
 """From a matrix entry to an encoder and its reference pictures, both checked, and to what a cell takes of them.
 
-Imports config, encoded, resources and judges' pictures; used by plan.
+Imports config, encoded, resources, seeing and judges' pictures; used by plan and vectors.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from saferedir.bench.config import EncoderEntry
-from saferedir.bench.encoded import EncoderUse
+from saferedir.bench.encoded import LEAST, EncoderUse
 from saferedir.bench.resources import EncoderSpec, Resources, encoder_digest
-from saferedir.errors import BenchError
+from saferedir.bench.seeing import in_words
+from saferedir.errors import EncoderError, SaferedirError
 from saferedir.judges.pictures import picture_files
 from saferedir.prompts import PromptSet
+
+#: a picture to try encoders with: greys from dark to bright, for some divide by a picture's contrast
+_TRIAL = torch.linspace(0.2, 0.8, 64).expand(1, 3, 64, 64)
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,30 @@ class MatrixEncoder:
 
 
 def encoders_of(entries: Mapping[str, EncoderEntry], resources: Resources) -> dict[str, MatrixEncoder]:
-    """All encoders by their names in the matrix, each loaded once to know its facts.
+    """All encoders by their names in the matrix, each loaded once to know its facts, and tried.
 
-    Raises BenchError for a reference that cannot be used; EncoderError, MetricError or JudgeError where an encoder cannot be had.
+    Raises EncoderError, which names the section, for a reference that cannot be used, or an encoder that cannot be had or fails.
     """
-    references = {
-        name: None if one.reference is None else _reference(name, one.reference) for name, one in entries.items()
-    }
-    return {name: MatrixEncoder(_spec(entry, resources), references[name]) for name, entry in entries.items()}
+    references: dict[str, Reference | None] = {}
+    for name, entry in entries.items():
+        with errors_of(name):
+            references[name] = None if entry.reference is None else _reference(entry.reference)
+    found = {}
+    for name, entry in entries.items():
+        with errors_of(name):
+            found[name] = MatrixEncoder(_spec(entry, resources), references[name])
+    return found
+
+
+@contextmanager
+def errors_of(name: str) -> Iterator[None]:
+    """Whatever goes wrong with an encoder as an EncoderError that leads back to its section of the matrix."""
+    try:
+        yield
+    except SaferedirError as error:
+        raise EncoderError(f"[encoder.{name}] {error}") from error
+    except Exception as error:
+        raise EncoderError(f"[encoder.{name}] fails ({in_words(error)}); check its `options`.") from error
 
 
 def uses_of(
@@ -58,7 +80,7 @@ def uses_of(
             found[name] = EncoderUse(
                 key=one.spec.key,
                 texts=chosen.digest if reads else "",
-                reference=one.reference.checksum if one.reference is not None and role != "forget" else "",
+                reference=one.reference.checksum if one.reference is not None and role == "retain" else "",
                 without=without.digest if reads and without is not None else "",
             )
     return found
@@ -74,16 +96,23 @@ def checksums_of(encoders: Mapping[str, MatrixEncoder], uses: Mapping[str, Encod
 
 
 def _spec(entry: EncoderEntry, resources: Resources) -> EncoderSpec:
+    """The encoder, tried with a picture and a text."""
     encoder = resources.encoder(EncoderSpec(entry.name, entry.options))
-    return EncoderSpec(entry.name, entry.options, encoder_digest(encoder), encoder.facts(), encoder.reads_texts)
+    picture, text = encoder.encode(_TRIAL), encoder.encode_texts(["a picture"])
+    if text is not None and text[0].shape[1] != picture.shape[1]:
+        raise EncoderError(
+            f"gives {picture.shape[1]} numbers for a picture and {text[0].shape[1]} for a text, expected as many, for the "
+            "two are compared; check its `options`."
+        )
+    return EncoderSpec(entry.name, entry.options, encoder_digest(encoder), encoder.facts(), text is not None)
 
 
-def _reference(name: str, folder: str) -> Reference:
+def _reference(folder: str) -> Reference:
     """The pictures of a folder, each tried, and read once for the checksum."""
     files = picture_files(Path(folder))
-    if len(files) < 2:
-        raise BenchError(
-            f"[encoder.{name}] has {len(files)} picture(s) in its reference folder {folder}, expected at least 2."
+    if len(files) < LEAST:
+        raise EncoderError(
+            f"has {len(files)} picture(s) in its reference folder {folder}, expected at least {LEAST}: fewer give no distance."
         )
     digest = hashlib.sha256()
     for path in files:
@@ -95,8 +124,7 @@ def _reference(name: str, folder: str) -> Reference:
                 image.load()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).replace(str(path), path.name).split())
-            raise BenchError(
-                f"[encoder.{name}] has a reference picture that cannot be read, {path.name} ({reason}); mend it, or take it out "
-                "of the folder."
+            raise EncoderError(
+                f"has a reference picture that cannot be read, {path.name} ({reason}); mend it, or take it out of the folder."
             ) from error
     return Reference(digest.hexdigest()[:16], tuple(files))

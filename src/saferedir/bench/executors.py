@@ -1,7 +1,7 @@
 """Executors: who draws the shards. In-process here; more processes and machines by Ray in ray_executor.py.
 
 An executor gives every shard back exactly once, drawn or failed, in any order; the runner keeps what comes and tries failures
-again. Imports drawing and resources.
+again. Imports drawing, seeing and resources.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Protocol, Self
 
 from saferedir.bench.drawing import DrawingSpec, Pictures, Shard, draw_shard
 from saferedir.bench.resources import Resources
+from saferedir.bench.seeing import in_words
 from saferedir.errors import BenchError
 from saferedir.names import unknown
 
@@ -70,8 +71,7 @@ def attempt(task: Task, resources: Resources, worker: str = "this process") -> O
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
-        return Outcome(task, None, f"{type(error).__name__}: {text or 'no message'}", worker)
+        return Outcome(task, None, in_words(error), worker)
 
 
 EXECUTORS = ("local", "ray")

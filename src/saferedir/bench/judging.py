@@ -1,10 +1,11 @@
-"""From a matrix entry to a judge and its rule. Imports config, judges and resources; used by plan and rejudging."""
+"""From a matrix entry to a judge and its rule. Imports config, judges, resources and seeing; used by plan and rejudging."""
 
 from __future__ import annotations
 
 from saferedir.bench.config import JudgeEntry
 from saferedir.bench.resources import JudgeSpec, Resources, judge_digest
-from saferedir.errors import BenchError
+from saferedir.bench.seeing import in_words
+from saferedir.errors import BenchError, SaferedirError
 from saferedir.judges.calibration import check_rule
 from saferedir.judges.presets import preset
 from saferedir.judges.rules import Rule, rule_from_dict
@@ -25,13 +26,20 @@ def rule_of(entry: JudgeEntry) -> Rule:
 def judge_spec(entry: JudgeEntry, resources: Resources) -> JudgeSpec:
     """The judge with the options of its preset and of the entry, loaded once to know its facts.
 
-    Raises JudgeError where the entry changes an option that the preset fixes, or where the rule asks for a score that this judge
-    does not give.
+    Raises BenchError where the judge cannot be made with such options, JudgeError where the entry changes an option that the
+    preset fixes, or where the rule asks for a score that this judge does not give.
     """
     rule = rule_of(entry)
     chosen = preset(entry.preset) if entry.preset else None
     options = {**(chosen.options if chosen else {}), **entry.options}
-    judge = resources.judge(JudgeSpec(entry.name, options))
+    try:
+        judge = resources.judge(JudgeSpec(entry.name, options))
+    except SaferedirError:
+        raise
+    except Exception as error:
+        raise BenchError(
+            f"judge {entry.name!r} cannot be made with its options {', '.join(options)} ({in_words(error)})."
+        ) from error
     facts = judge.facts()
     if chosen is not None:
         chosen.check(facts)

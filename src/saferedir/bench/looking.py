@@ -1,44 +1,60 @@
-"""Judges and encoders that come later look at the pictures that were kept: nothing is drawn for them.
+"""Judges and encoders that come later, or failed before, look at the pictures that were kept: nothing is drawn for them.
 
 Imports drawing, seeing, resources and store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from saferedir.bench.drawing import Shard
 from saferedir.bench.resources import JudgeSpec, Looker, Resources
-from saferedir.bench.seeing import from_png, seen_by
+from saferedir.bench.seeing import from_png, in_words, seen_by
 from saferedir.bench.store import Store
 from saferedir.errors import BenchError
 
+#: (drawing, key of a judge or encoder) -> why it has not seen all of that drawing
+Unseen = dict[tuple[str, str], str]
+
+
+def to_look_at(
+    shards: Mapping[str, Sequence[Shard]], lookers: Mapping[str, Sequence[Looker]], store: Store
+) -> list[tuple[Shard, Looker]]:
+    """Every drawn shard with each judge or encoder that has not seen it, whether or not its pictures were kept."""
+    drawn = [(shard, lookers[key]) for key, own in shards.items() for shard in own if store.has(shard)]
+    return [(shard, one) for shard, all_of_them in drawn for one in store.lacks(all_of_them, shard)]
+
 
 def look(
-    shards: Mapping[str, Sequence[Shard]],
-    lookers: Mapping[str, Sequence[Looker]],
+    todo: Sequence[tuple[Shard, Looker]],
     store: Store,
     resources: Resources,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-    """Let every judge and encoder of a drawing see the shards that it has not seen; `on_progress(done, total)` counts them.
-
-    Raises BenchError where a shard was not drawn, or its pictures were not kept.
+) -> Unseen:
+    """Let judges and encoders see shards; `on_progress(done, total)` counts them. What comes back is who failed at which drawing:
+    it has not seen all of it, and others are not held up.
     """
-    todo = [(shard, one) for key, own in shards.items() for shard in own for one in store.lacks(lookers[key], shard)]
+    failed: Unseen = {}
+    if todo:
+        on_progress(0, len(todo))
     for done, (shard, looker) in enumerate(todo, start=1):
-        if not store.has(shard):
-            raise BenchError(f"the bench in {store.root} is not finished; end it with `saferedir bench run` first.")
-        if not can_look(store, shard):
+        try:
+            if not store.can_show(shard):
+                raise BenchError("the pictures were not kept (keep_images = false)")
+            seen = seen_by(looker, [from_png(image) for image in store.images(shard)], resources)
+        except Exception as error:
+            failed.setdefault((shard.key, looker.key), in_words(error))
+        else:
+            store.write_judged(shard, looker, seen)
+        on_progress(done, len(todo))
+    return failed
+
+
+def check_kept(todo: Sequence[tuple[Shard, Looker]], needed: Collection[Looker], store: Store) -> None:
+    """BenchError where one of those that are needed has to look at pictures that were not kept."""
+    for shard, looker in todo:
+        if looker in needed and not store.can_show(shard):
             kind = "judge" if isinstance(looker, JudgeSpec) else "encoder"
             raise BenchError(
                 f"{kind} {looker.name!r} saw no picture, and none was kept (keep_images = false); draw them again."
             )
-        pictures = [from_png(image) for image in store.images(shard)]
-        store.write_judged(shard, looker, seen_by(looker, pictures, resources))
-        on_progress(done, len(todo))
-
-
-def can_look(store: Store, shard: Shard) -> bool:
-    """Whether a drawn shard's pictures were kept, as far as they were made at all."""
-    return any(image is not None for image in store.images(shard)) or store.all_blocked(shard)

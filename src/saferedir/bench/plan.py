@@ -80,7 +80,7 @@ def make_plan(matrix: Matrix, resources: Resources, on_step: Callable[[str], Non
     check_names(matrix)
     concepts = [read_concept(name, entry, matrix, resources) for name, entry in matrix.concept.items()]
     builder = _Builder(matrix, resources)
-    check_without(concepts, builder.encoders)
+    check_without(matrix, concepts, builder.encoders)
     for model_name, model_entry in matrix.model.items():
         on_step(f"loading {model_name}")
         model = _model(model_entry, resources)
@@ -103,9 +103,9 @@ class _Builder:
         self.guarded: dict[str, DrawingSpec] = {}
         self.prompts: dict[str, PromptFacts] = {}
         self.missing: list[str] = []
+        self.cautions = Cautions(matrix)
         self.encoders = encoders_of(matrix.encoder, resources)
         self.texts: dict[str, Sequence[str]] = {}
-        self.cautions = Cautions(matrix)
         self.asked = 0
 
     def add(self, model_name: str, model: ModelSpec, concept: Concept, guard: str) -> None:
@@ -129,7 +129,7 @@ class _Builder:
             lookers = concept.judges, tuple(dict.fromkeys(self.encoders[name].spec for name in uses))
             own = self._drawings(model, parts, facts.get("digest", ""), chosen, *lookers)
             bare = self._drawings(model, (), "", chosen, *lookers)
-            plain = self._drawings(model, (), "", without, *lookers) if without is not None and guards else []
+            plain = self._drawings(model, (), "", without, *lookers) if without is not None else []
             self.asked += sum(map(len, own + plain))
             self.cells.append(
                 CellSpec(
@@ -142,7 +142,7 @@ class _Builder:
                     versions=self.versions,
                     drawings=tuple(spec.key for spec in own),
                     bare=tuple(spec.key for spec in bare),
-                    prompts=self._facts(concept, chosen, guard, pipe),
+                    prompts=self._facts(concept, chosen, without, guard, pipe),
                     judge=concept.judges[0].key,
                     second=concept.second,
                     encoders=uses,
@@ -225,9 +225,12 @@ class _Builder:
         known[spec.key] = spec
         return spec
 
-    def _facts(self, concept: Concept, chosen: PromptSet, guard: str, pipe: Any) -> str:
+    def _facts(self, concept: Concept, chosen: PromptSet, without: PromptSet | None, guard: str, pipe: Any) -> str:
         """Keep what a reader may see of a prompt set; its texts only if they are our own."""
         warnings = (*chosen.warnings, *self.cautions.of(concept.name, chosen, guard, pipe))
+        if without is not None:
+            further = (*without.warnings, *self.cautions.of(concept.name, without, BARE, pipe))
+            warnings += tuple(f"prompts in `without`: {sentence}" for sentence in further)
         said = hashlib.sha256("\n".join(warnings).encode()).hexdigest()[:8]
         key = f"{concept.name} {chosen.name} {chosen.digest} {said}"
         self.prompts[key] = PromptFacts(

@@ -38,15 +38,23 @@ def check_names(matrix: Matrix) -> None:
         for judge in (concept.judge, *concept.second_judges):
             if judge.name not in judge_names():
                 raise BenchError(unknown("judge", judge.name, judge_names()))
-    for encoder in matrix.encoder.values():
+    for name, encoder in matrix.encoder.items():
         if encoder.name not in encoder_names():
-            raise BenchError(unknown("encoder", encoder.name, encoder_names()))
+            raise BenchError(f"[encoder.{name}] " + unknown("encoder", encoder.name, encoder_names()))
 
 
-def check_without(concepts: Sequence[Concept], encoders: Mapping[str, MatrixEncoder]) -> None:
-    """Prompts without the concept are for encoders that read texts."""
+def check_without(matrix: Matrix, concepts: Sequence[Concept], encoders: Mapping[str, MatrixEncoder]) -> None:
+    """Prompts without the concept are for encoders that read texts, and for forget prompts as they are."""
     for concept in concepts:
-        if concept.without is not None and not any(one.spec.reads_texts for one in encoders.values()):
+        if concept.without is None:
+            continue
+        drawn = [chosen for name in matrix.attacks for chosen in ATTACKS[name]().prompts(concept.prompts).values()]
+        if concept.prompts.forget not in drawn:
+            raise BenchError(
+                f"[concept.{concept.name}] has prompts in `without`, which go with the forget prompts as they are, but none of "
+                f'the attacks ({", ".join(matrix.attacks)}) draws these; add "none" to `attacks`, or leave them out.'
+            )
+        if not any(one.spec.reads_texts for one in encoders.values()):
             raise BenchError(
                 f"[concept.{concept.name}] has prompts in `without`, but no [encoder] of the matrix reads texts, so they would "
                 "go unused; add one (clip), or leave them out."

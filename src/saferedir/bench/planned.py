@@ -54,7 +54,9 @@ class Planned:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Planned:
-        """Inverse of `to_dict`; BenchError for another schema or a missing field."""
+        """Inverse of `to_dict`; BenchError for another schema or a missing field. What earlier releases did not write has its
+        default.
+        """
         if values.get("schema") != SCHEMA:
             raise BenchError(f"plan.json has schema {values.get('schema')!r}, expected {SCHEMA}; run the bench again.")
         try:
@@ -66,8 +68,10 @@ class Planned:
                 shards={key: tuple(Shard(key, *ends) for ends in found) for key, found in values["shards"].items()},
                 judges={key: tuple(JudgeSpec(**judge) for judge in found) for key, found in values["judges"].items()},
                 missing=tuple(values["missing"]),
-                drawings_at=values["drawings_at"],
-                encoders={key: tuple(EncoderSpec(**one) for one in found) for key, found in values["encoders"].items()},
+                drawings_at=values.get("drawings_at", "."),
+                encoders={
+                    key: tuple(EncoderSpec(**one) for one in found) for key, found in values.get("encoders", {}).items()
+                },
             )
         except (KeyError, TypeError) as error:
             raise BenchError(

@@ -121,14 +121,15 @@ class CellRecord:
             other than the concept), "versus_none" (McNemar against the bare model), "live" (under an attack: "concept" over the
             prompts that show it in the bare model; n 0 where none does). Other roles: "kept", "identical", "broken",
             "blocked", "acted", "drift" (feature distance to the bare model's picture, 1 = distance between two of its own), and
-            "concept", too. By each encoder NAME of the matrix ("judge" where there is none, with "kid" and "fid" only):
+            "concept", too; role "neighbours" also "collateral" (recognised under guard ÷ under the bare model), role "look-alikes"
+            with several pictures a prompt "changed" (further from the bare model's than another seed). By each encoder NAME of the matrix ("judge" where there is none, with "kid" and "fid" only):
             "clip_score:NAME" (100 × cosine of picture and prompt; any role), "clip_change:NAME" (its difference to the bare
-            model's), "csdr:NAME" (role "forget", where there are prompts without the concept); in the other roles "drift:NAME",
-            "kid:NAME", "fid:NAME", "cmmd:NAME" against the bare model's pictures of the same prompts, and "kid:NAME@reference",
-            "fid:NAME@reference" against a folder's. Distances between sets have jackknife intervals over groups of prompts, and
-            their n counts the guarded pictures. A metric that does not apply is absent. Attributes of one picture, and pictures
-            of one prompt, are not independent: such rates say with "effective_n" what their n cases are worth, and their
-            intervals are as wide.
+            model's), "csdr:NAME" (role "forget", where there are prompts without the concept; for the bare model, too); in the
+            other roles "drift:NAME", "kid:NAME", "fid:NAME", "cmmd:NAME" against the bare model's pictures of the same prompts,
+            and on retain prompts "kid:NAME@reference", "fid:NAME@reference" against a folder's. Distances between sets have
+            jackknife intervals over groups of prompts, and their n counts the guarded pictures. A metric that does not apply is
+            absent. Attributes of one picture, and pictures of one prompt, are not independent: such rates say with
+            "effective_n" what their n cases are worth, and their intervals are as wide.
         drawings: keys of the drawings that the numbers come from (one a seed, and the bare model's).
         warnings: sentences that a reader must see beside the number.
         error: why there is no number, "" if there is one.
@@ -180,7 +181,7 @@ class Cost:
     Attributes:
         seconds: median seconds a picture (CPU time on a CPU, wall time on an accelerator).
         ratio: all seconds divided by the bare model's for the same prompts; low, high: its 95 % interval, by bootstrap over
-            shards. None for the bare model.
+            shards. None for the bare model; the interval also where there is one shard only.
         peak_bytes: highest memory of the device, None on a CPU.
         pictures: how many were timed.
         device: in words.

@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 from saferedir.bench.config import JudgeEntry
 from saferedir.bench.counting import write_cells
 from saferedir.bench.judging import judge_spec, rule_of
-from saferedir.bench.looking import look
+from saferedir.bench.looking import check_kept, look, to_look_at
 from saferedir.bench.planned import read_planned
 from saferedir.bench.records import CellRecord
 from saferedir.bench.resources import Resources
 from saferedir.bench.store import Store
 from saferedir.errors import BenchError
 from saferedir.names import unknown
+
+#: at the end of the title
+_AGAIN = ", judged again"
+
+
+def _told(choices: Mapping[str, JudgeEntry], others: Collection[str]) -> str:
+    """Whose numbers these are, for the description."""
+    said = ", ".join(f"{concept} by {one.name} ({one.preset or 'own rule'})" for concept, one in choices.items())
+    return f"Judged again: {said}." + (f" As at first: {', '.join(sorted(others))}." if others else "")
 
 
 def rejudge(
@@ -62,11 +71,16 @@ def rejudge(
         cells.append(cell)
     plan = dataclasses.replace(
         plan,
+        title=plan.title if plan.title.endswith(_AGAIN) else plan.title + _AGAIN,
+        description=f"{plan.description.rstrip()} {_told(choices, concepts - choices.keys())}".lstrip(),
         cells=tuple(cells),
         judges={key: tuple(found) for key, found in judges.items()},
         drawings_at=os.path.relpath(source.root.resolve(), out.resolve()),
     )
     target.prepare(0)
     with source.lock() if source.root.resolve() != target.root.resolve() else nullcontext():
-        look(plan.shards, plan.lookers, source, resources, on_progress)
-        return write_cells(plan, target, source)
+        if not all(source.has(shard) for own in plan.shards.values() for shard in own):
+            raise BenchError(f"the bench in {source.root} is not finished; end it with `saferedir bench run` first.")
+        todo = to_look_at(plan.shards, plan.lookers, source)
+        check_kept(todo, specs.values(), source)
+        return write_cells(plan, target, source, unseen=look(todo, source, resources, on_progress))

@@ -259,8 +259,11 @@ def judge_digest(judge: Judge) -> str:
 
 
 def encoder_digest(encoder: Encoder) -> str:
-    """Checksum of what fixes an encoder's vectors."""
-    return _short(_json([encoder.name, encoder.facts()]))
+    """Checksum of what fixes an encoder's vectors: of its weights, where they are known, and not of the path to them."""
+    facts = encoder.facts()
+    if facts.get("weights", "unknown") != "unknown":
+        del facts["id"]
+    return _short(_json([encoder.name, facts]))
 
 
 def _same(kind: str, name: str, expected: str, found: str) -> None:

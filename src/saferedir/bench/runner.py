@@ -1,7 +1,7 @@
 """Runs a plan: draws what is missing, keeps each shard at once, tries failures again, then writes every cell's record.
 
 Killed at any moment, it goes on where it was; the cells are the same, bit for bit, however often that happens and whoever draws.
-Imports plan, executors, looking, vectors, store, counting.
+A judge or encoder that fails costs its own numbers only. Imports plan, executors, looking, vectors, store, counting.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from saferedir.bench.counting import write_cells
+from saferedir.bench.drawing import Shard
 from saferedir.bench.executors import Executor, Outcome, Task
-from saferedir.bench.looking import can_look, look
+from saferedir.bench.looking import Unseen, look, to_look_at
 from saferedir.bench.plan import Plan
 from saferedir.bench.planned import planned
 from saferedir.bench.records import CellRecord
-from saferedir.bench.resources import Resources
+from saferedir.bench.resources import Looker, Resources
 from saferedir.bench.store import Store, write_json
 from saferedir.bench.vectors import keep_vectors
 from saferedir.errors import BenchError
@@ -52,7 +53,7 @@ def bytes_needed(plan: Plan, resources: Resources | None = None) -> int:
 
 
 def missing_tasks(plan: Plan, store: Store) -> list[Task]:
-    """Shards to draw: those not drawn yet, and those that a further judge must see but that were not kept.
+    """Shards to draw: those not drawn yet, and those that a further judge or encoder must see but that were not kept.
 
     Model by model, each one's in an order of chance (always the same): a machine that slows down, or is busy for a while, then
     slows all guards alike, and the bare model with them, so that the costs can be compared.
@@ -60,11 +61,18 @@ def missing_tasks(plan: Plan, store: Store) -> list[Task]:
     todo: dict[str, list[Task]] = {}
     for spec in plan.drawings.values():
         for shard in spec.shards:
-            if not store.has(shard) or (store.lacks(spec.lookers, shard) and not can_look(store, shard)):
+            if not store.has(shard) or (store.lacks(spec.lookers, shard) and not store.can_show(shard)):
                 todo.setdefault(spec.model.digest, []).append(Task(spec, shard))
     for tasks in todo.values():
         random.Random(0).shuffle(tasks)
     return [task for tasks in todo.values() for task in tasks]
+
+
+def unseen_shards(plan: Plan, store: Store) -> list[tuple[Shard, Looker]]:
+    """Kept shards, each with a judge or encoder that has not seen it: one that came later, or that failed."""
+    shards = {key: spec.shards for key, spec in plan.drawings.items()}
+    todo = to_look_at(shards, {key: spec.lookers for key, spec in plan.drawings.items()}, store)
+    return [(shard, looker) for shard, looker in todo if store.can_show(shard)]
 
 
 def run(
@@ -76,27 +84,22 @@ def run(
 ) -> list[CellRecord]:
     """Draw, judge and write everything; the records, those of failed cells with their `error`.
 
-    `resources` serve judges and encoders that look at pictures kept by an earlier run, and at texts and reference pictures. Call
+    `resources` serve judges and encoders that look at kept pictures, because they came later or failed, and at texts and
+    reference pictures. An earlier run's plan stays until the new one is counted, so that its report can be made meanwhile. Call
     it inside `store.lock()`. An error while keeping a shard counts as the shard's failure. Where that was a full disk or a folder
     that may not be written, nothing more is drawn; it is tried again if there is room by then, and the cells that lack shards get
     the error. BenchError if not even the records can be written.
     """
     labels = _labels(plan)
-    with _said(store):
-        write_json(store.root / "matrix.json", plan.matrix.model_dump(mode="json"))
-        write_json(store.root / "plan.json", planned(plan).to_dict())
     resources = resources or Resources()
-    lookers = {key: spec.lookers for key, spec in plan.drawings.items()}
-    unseen = {
-        key: [one for one in spec.shards if store.has(one) and store.lacks(lookers[key], one) and can_look(store, one)]
-        for key, spec in plan.drawings.items()
-    }
     with _said(store):
-        look(unseen, lookers, store, resources)
+        if not (store.root / "plan.json").is_file():
+            _write_plan(plan, store)
     todo = missing_tasks(plan, store)
     total = plan.pictures
     done = total - sum(len(task.shard) for task in todo)
     errors: dict[str, str] = {}
+    unseen: Unseen = {}
     with _said(store):
         keep_vectors(plan.encoders, plan.texts, store, resources, lambda text: on_progress(Progress(done, total, text)))
 
@@ -106,13 +109,31 @@ def run(
         on_progress(Progress(done, total, labels[task.spec.key]))
 
     for _ in range(1 + RETRIES):
-        failed = _pass(todo, store, executor, kept, errors)
+        failed = _pass(todo, store, executor, kept, errors, unseen)
         todo = failed.tasks
         if not todo or not _has_place(store, failed.needs):
             break
     broken = {task.spec.key: errors[task.spec.key] for task in todo}
+
+    def looked(at: int, of: int) -> None:
+        on_progress(Progress(done, total, f"looking at kept pictures: {at} of {of}"))
+
     with _said(store):
-        return write_cells(planned(plan), store, broken=broken)
+        unseen |= look(unseen_shards(plan, store), store, resources, looked)
+        still = {
+            (key, one.key)
+            for key, spec in plan.drawings.items()
+            for shard in spec.shards
+            for one in store.lacks(spec.lookers, shard)
+        }
+        _write_plan(plan, store)
+        unseen = {place: why for place, why in unseen.items() if place in still}
+        return write_cells(planned(plan), store, broken=broken, unseen=unseen)
+
+
+def _write_plan(plan: Plan, store: Store) -> None:
+    write_json(store.root / "matrix.json", plan.matrix.model_dump(mode="json"))
+    write_json(store.root / "plan.json", planned(plan).to_dict())
 
 
 @dataclass(frozen=True)
@@ -124,9 +145,16 @@ class _Failed:
 
 
 def _pass(
-    todo: Sequence[Task], store: Store, executor: Executor, kept: Callable[[Task], None], errors: dict[str, str]
+    todo: Sequence[Task],
+    store: Store,
+    executor: Executor,
+    kept: Callable[[Task], None],
+    errors: dict[str, str],
+    unseen: Unseen,
 ) -> _Failed:
-    """Draw and keep every task once, or as many as can be kept; the sentences of those that fail go into `errors`."""
+    """Draw and keep every task once, or as many as can be kept; the sentences of those that fail go into `errors`, those of
+    judges and encoders that fail into `unseen`.
+    """
     waiting = {task.shard: task for task in todo}
     failed: list[Task] = []
     outcomes = executor.run(todo)
@@ -139,6 +167,7 @@ def _pass(
             try:
                 if outcome.pictures is not None:
                     store.write_shard(task.spec, task.shard, outcome.pictures)
+                    unseen |= {(task.spec.key, one.key): why for one, why in outcome.pictures.unseen.items()}
             except OSError as problem:
                 error = f"cannot be kept: {(problem.strerror or str(problem)).lower()}"
                 if problem.errno in _NO_PLACE:

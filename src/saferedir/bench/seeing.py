@@ -16,6 +16,11 @@ from saferedir.judges.base import Judge, Scores
 _BATCH = 64
 
 
+def in_words(error: BaseException) -> str:
+    """An error of whatever kind in one line: "RuntimeError: no such kernel image"."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+
+
 @dataclass(frozen=True)
 class Judged:
     """What one judge or encoder saw in n pictures: scores (n, L), L = 0 for an encoder, and features (n, d) if it has any; NaN
@@ -24,6 +29,20 @@ class Judged:
 
     scores: Scores
     features: Tensor | None
+
+
+def seen_by_all(
+    lookers: Sequence[Looker], pictures: Sequence[Tensor | None], resources: Resources
+) -> tuple[dict[Looker, Judged], dict[Looker, str]]:
+    """What each of them sees, and why those that failed saw nothing: their failure costs neither the pictures nor the others."""
+    seen: dict[Looker, Judged] = {}
+    failed: dict[Looker, str] = {}
+    for looker in lookers:
+        try:
+            seen[looker] = seen_by(looker, pictures, resources)
+        except Exception as error:
+            failed[looker] = in_words(error)
+    return seen, failed
 
 
 def seen_by(looker: Looker, pictures: Sequence[Tensor | None], resources: Resources) -> Judged:

@@ -103,16 +103,24 @@ class Store:
         """Which of the judges and encoders have not seen a shard."""
         return [looker for looker in lookers if not self._path(shard, looker.key).is_file()]
 
-    def all_blocked(self, shard: Shard) -> bool:
-        """Whether no picture of a drawn shard was made."""
-        return all(self._table(shard, without="png")[0]["blocked"].to_pylist())
+    def can_show(self, shard: Shard) -> bool:
+        """Whether a drawn shard's pictures were kept, as far as they were made at all."""
+        rest, _ = self._table(shard, without="png")
+        return "png" in self._columns(shard) or all(rest["blocked"].to_pylist())
+
+    def _columns(self, shard: Shard) -> list[str]:
+        pq = need("pyarrow.parquet", "bench", "the bench")
+        found: list[str] = pq.read_schema(self._path(shard)).names
+        return found
 
     def _path(self, shard: Shard, looker: str = "") -> Path:
         mark = f".{looker}" if looker else ""
         return self.root / "drawings" / shard.key / f"{shard.start:06d}-{shard.stop:06d}{mark}.parquet"
 
     def write_shard(self, spec: DrawingSpec, shard: Shard, pictures: Pictures) -> None:
-        """Keep a shard: what judges and encoders saw first, so that a shard that is there is whole."""
+        """Keep a shard: what judges and encoders saw first, so that a shard that is there lacks only those that failed, or come
+        later (`lacks`).
+        """
         pa = need("pyarrow", "bench", "the bench")
         if len(pictures) != len(shard):
             raise BenchError(f"shard {shard} has {len(pictures)} pictures, expected {len(shard)}.")

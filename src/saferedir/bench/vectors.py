@@ -16,11 +16,11 @@ from torch import Tensor
 from saferedir.bench.cells import CellSpec
 from saferedir.bench.drawing import Shard
 from saferedir.bench.encoded import Encoded, Texts
-from saferedir.bench.encoding import MatrixEncoder
+from saferedir.bench.encoding import MatrixEncoder, errors_of
 from saferedir.bench.resources import EncoderSpec, Resources
 from saferedir.bench.store import Store, read_parquet, vector_column, vectors, write_parquet
 from saferedir.encoders.base import Encoder
-from saferedir.errors import BenchError
+from saferedir.errors import EncoderError
 from saferedir.extras import need
 from saferedir.judges.pictures import read_picture
 
@@ -40,29 +40,33 @@ def keep_vectors(
         encoders: of the matrix, by name.
         texts: digest of a prompt set -> its texts; every encoder that reads texts encodes them. They are not kept.
         on_step: told before each piece of work.
+
+    Raises EncoderError, which names the section of the matrix, where an encoder fails.
     """
+    pa = need("pyarrow", "bench", "the bench")
     for name, one in encoders.items():
         for digest, own in texts.items() if one.spec.reads_texts else ():
             path = _texts_path(store, digest, one.spec.key)
             if not path.is_file():
                 on_step(f"{name}: {len(own)} prompts")
-                _write_texts(path, digest, one.spec, own, resources)
+                with errors_of(name):
+                    read, is_cut = _encode_texts(resources.encoder(one.spec), own)
+                columns = {"features": vector_column(read), "is_truncated": pa.array(is_cut.tolist(), pa.bool_())}
+                write_parquet(path, columns, _facts(digest, one.spec))
         if one.reference is not None:
             path = _reference_path(store, one.reference.checksum, one.spec.key)
             if not path.is_file():
                 on_step(f"{name}: {len(one.reference.files)} reference pictures")
-                found = _encode_files(resources.encoder(one.spec), one.reference.files)
-                facts = _facts(one.reference.checksum, one.spec)
-                write_parquet(path, {"features": vector_column(found)}, facts)
+                with errors_of(name):
+                    found = _encode_files(resources.encoder(one.spec), one.reference.files)
+                write_parquet(path, {"features": vector_column(found)}, _facts(one.reference.checksum, one.spec))
 
 
-def _write_texts(path: Path, digest: str, spec: EncoderSpec, texts: Sequence[str], resources: Resources) -> None:
-    pa = need("pyarrow", "bench", "the bench")
-    found = resources.encoder(spec).encode_texts(texts)
+def _encode_texts(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    found = encoder.encode_texts(texts)
     if found is None:
-        raise BenchError(f"encoder {spec.name!r} reads no texts any more; plan again with `saferedir bench run`.")
-    columns = {"features": vector_column(found[0]), "is_truncated": pa.array(found[1].tolist(), pa.bool_())}
-    write_parquet(path, columns, _facts(digest, spec))
+        raise EncoderError("reads no texts any more; plan again with `saferedir bench run`.")
+    return found
 
 
 def _facts(key: str, spec: EncoderSpec) -> dict[str, object]:

@@ -1,4 +1,7 @@
-"""`saferedir bench …`: plan, run, report and re-judge a matrix of models, guards, concepts and attacks. Thin: see bench/."""
+"""`saferedir bench …`: plan, run, report and re-judge a matrix of models, guards, concepts and attacks. Thin: see bench/.
+
+What is printed: bench_printing.py.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saferedir.cli.common import console, errors, escape, new_table, quiet
+from saferedir.cli.bench_printing import print_cells, print_notes, print_plan
+from saferedir.cli.common import console, escape, new_table, quiet
 
 if TYPE_CHECKING:
-    from saferedir.bench.encoding import MatrixEncoder
     from saferedir.bench.plan import Plan
-    from saferedir.bench.records import CellRecord
 
 bench_app = typer.Typer(
     name="bench",
@@ -68,7 +70,7 @@ def run(
     from saferedir.bench.executors import make_executor
     from saferedir.bench.reporting import report_folder
     from saferedir.bench.resources import Resources
-    from saferedir.bench.runner import bytes_needed, check_complete, missing_tasks
+    from saferedir.bench.runner import bytes_needed, check_complete, missing_tasks, unseen_shards
     from saferedir.bench.runner import run as run_plan
     from saferedir.bench.store import Store
 
@@ -78,15 +80,18 @@ def run(
         store.prepare(0)
     with nullcontext() if dry_run else store.lock():
         plan = _plan(matrix, with_, resources)
-        left = sum(len(task.shard) for task in missing_tasks(plan, store))
+        tasks = missing_tasks(plan, store)
+        left = sum(len(task.shard) for task in tasks)
         if not dry_run:  # before the batch that the estimate draws
             store.prepare(bytes_needed(plan, resources) * left // max(plan.pictures, 1))
-        _print_plan(plan, left, resources)
+        again = sum(len(task.shard) for task in tasks if store.has(task.shard))
+        print_plan(plan, left, again, unseen_shards(plan, store), resources)
         if dry_run:
             return
         with chosen, _bar(plan.pictures, plan.pictures - left) as advance:
             records = run_plan(plan, store, chosen, advance, resources)
-        _print_cells(records)
+        print_cells(records)
+        print_notes(records, plan)
         if report:
             _calibrate_worlds(out, resources)
             _say_written(*report_folder(out, pictures=pictures))
@@ -131,6 +136,7 @@ def rejudge(
     from saferedir.bench.rejudging import rejudge as rejudge_folder
     from saferedir.bench.reporting import report_folder
     from saferedir.bench.resources import Resources
+    from saferedir.bench.runner import check_complete
     from saferedir.bench.store import Store
     from saferedir.cli.common import progress_bar
 
@@ -151,9 +157,10 @@ def rejudge(
         records = rejudge_folder(
             folder, choices, out, resources, lambda done, total: progress.update(task, completed=done, total=total)
         )
-    _print_cells(records)
+    print_cells(records)
     _calibrate_worlds(out, resources)
     _say_written(*report_folder(out, pictures=pictures))
+    check_complete(records)
 
 
 @bench_app.command()
@@ -199,46 +206,6 @@ def _answers(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _print_plan(plan: Plan, left: int, resources: Any) -> None:
-    """What will be done, and about how long it takes."""
-    from saferedir.bench.costs import estimate_seconds
-
-    matrix = plan.matrix
-    table = new_table(escape(matrix.title), "", "")
-    table.show_header = False
-    table.add_row("models", ", ".join(matrix.model))
-    table.add_row("concepts", ", ".join(matrix.concept))
-    table.add_row("guards", ", ".join(["none", *matrix.guard]))
-    table.add_row("attacks", ", ".join(matrix.attacks))
-    if plan.encoders:
-        table.add_row("encoders", ", ".join(_encoder(name, one) for name, one in plan.encoders.items()))
-    table.add_row("cells", f"{len(plan.cells)} (seeds: {', '.join(map(str, matrix.seeds))})")
-    table.add_row("pictures", f"{plan.pictures:,} ({plan.shared:,} more asked for, but drawn once for several cells)")
-    table.add_row("still to draw", f"{left:,}")
-    if left:
-        bare = next(spec for spec in plan.drawings.values() if not spec.guards)
-        seconds = estimate_seconds(bare, resources)
-        table.add_row("time for the rest", f"about {_duration(seconds * left)} with one worker like this one")
-    console.print(table)
-    for sentence in plan.missing:
-        errors.print(f"[yellow]left out:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
-    warnings = {warning for facts in plan.prompts.values() for warning in facts.warnings}
-    for sentence in sorted(warnings):
-        errors.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
-
-
-def _encoder(name: str, one: MatrixEncoder) -> str:
-    """'kid (inception; 5,000 reference pictures)'."""
-    reference = f"; {len(one.reference.files):,} reference pictures" if one.reference is not None else ""
-    return escape(f"{name} ({one.spec.name}{reference})")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _bar(total: int, done: int) -> Any:
     from collections.abc import Callable, Iterator
     from contextlib import contextmanager
@@ -253,31 +220,6 @@ def _bar(total: int, done: int) -> Any:
             yield lambda at: progress.update(task, completed=at.pictures, description=escape(at.label))
 
     return bar()
-
-
-def _print_cells(records: list[CellRecord]) -> None:
-    """What a person looks for first: how often the concept is still shown, one line a guard, one column a phrasing."""
-    from saferedir.cli.common import percent_cell
-
-    for model, concept in dict.fromkeys((r.name.model, r.name.concept) for r in records):
-        cells = [r for r in records if (r.name.model, r.name.concept) == (model, concept)]
-        shown = {(r.name.guard, r.name.prompts): r for r in cells if r.name.role == "forget"}
-        kept = {r.name.guard: r.measured.get("kept") for r in cells if r.name.role == "retain"}
-        sets = list(dict.fromkeys(prompts for _, prompts in shown))
-        table = new_table(
-            f"{escape(concept)} on {escape(model)}: share of prompts that still show it",
-            "guard", *(f">{escape(name)}" for name in sets), *([">retain kept"] if kept else []),
-        )  # fmt: skip
-        for guard in dict.fromkeys(guard for guard, _ in shown):
-            rates = [shown[guard, name].measured.get("concept") if (guard, name) in shown else None for name in sets]
-            rates += [kept.get(guard)] if kept else []
-            table.add_row(
-                escape(guard), *("-" if rate is None else percent_cell(rate).replace(" (", "\n(") for rate in rates)
-            )
-        console.print(table)
-    for record in records:
-        if record.error:
-            errors.print(f"[red]no number:[/] {escape(f'{record.name.slug}: {record.error}')}", soft_wrap=True)
 
 
 def _say_written(html: Path, markdown: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, JustifyMethod
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 DEBUG = "SAFEREDIR_DEBUG"
+#: of progress, where there is no terminal to draw a bar on
+SECONDS_A_LINE = 60.0
 
 console = Console()
 errors = Console(stderr=True)
@@ -155,10 +166,37 @@ def load_guards(names: list[str]) -> list[Any]:
     return [Guard.from_pretrained(name) for name in names]
 
 
+class _Bar(Progress):
+    """rich's own, but not silent until the end where the output goes to a file."""
+
+    _said = 0.0
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        self._say(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._say(task_id)
+
+    def _say(self, task_id: TaskID) -> None:
+        now, task = time.monotonic(), self._tasks[task_id]
+        if self.console.is_terminal or now - (self._said or self._started(now)) < SECONDS_A_LINE:
+            return
+        self._said = now
+        left = "" if task.time_remaining is None else f", about {task.time_remaining / 60:.0f} min left"
+        total = "" if task.total is None else f" of {task.total:,.0f}"
+        self.console.print(f"{task.description}: {task.completed:,.0f}{total}{left}", highlight=False, soft_wrap=True)
+
+    def _started(self, now: float) -> float:
+        self._said = now
+        return now
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """The bar of long jobs, on standard error."""
-    with Progress(
+    """The bar of long jobs, on standard error; a line a minute where that is no terminal."""
+    with _Bar(
         TextColumn("{task.description:<34}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -189,8 +227,12 @@ def score_cell(score: float | None) -> str:
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """A table in the look that all commands share; a column that starts with '>' is right-aligned."""
+    """A table in the look that all commands share; a column that starts with '>' is right-aligned.
+
+    The first column is never wrapped: it holds names, to be copied.
+    """
     table = Table(title=title, title_justify="left", title_style="bold")
-    for name in columns:
-        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for place, name in enumerate(columns):
+        side: JustifyMethod = "right" if name.startswith(">") else "left"
+        table.add_column(name.removeprefix(">"), justify=side, overflow="fold", no_wrap=place == 0)
     return table

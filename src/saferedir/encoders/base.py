@@ -32,7 +32,10 @@ class Encoder(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Plain data that fix the vectors, as in `Judge.facts`: "id", "weights" (checksum), "resize", "version"."""
+        """Plain data that fix the vectors, as in `Judge.facts`: "id", "weights" (checksum, or "unknown"), "resize", "version".
+
+        Where the weights are known, "id" is for people only: all else that tells two encoders apart must stand beside it.
+        """
 
     @property
     def reads_texts(self) -> bool:

@@ -1,6 +1,6 @@
 """An encoder of your own: any function from pictures to vectors, and one from texts if there is one.
 
-Imports base.py and judges' `load_function`.
+Imports base.py and how judges find functions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saferedir.encoders.base import Encoder
-from saferedir.judges.callable import load_function
+from saferedir.judges.callable import as_function, place_of
 
 
 class CallableEncoder(Encoder):
@@ -27,7 +27,7 @@ class CallableEncoder(Encoder):
         version: of the functions, recorded with the vectors; change it when a function changes.
 
     Raises:
-        JudgeError: no such function.
+        JudgeError: no such function, or none at all.
     """
 
     name = "callable"
@@ -40,13 +40,15 @@ class CallableEncoder(Encoder):
         name: str = "",
         version: str = "unversioned",
     ) -> None:
-        self.function = load_function(function) if isinstance(function, str) else function
-        self.of_texts = load_function(texts) if isinstance(texts, str) else texts
-        self.id, self.version = name or _place(function, self.function), version
-        self.texts_id = "" if self.of_texts is None else _place(texts, self.of_texts)
+        self.function = as_function("function", function)
+        self.of_texts = None if texts is None else as_function("texts", texts)
+        self.id, self.version = name or place_of(function), version
+        self.place = place_of(function)
+        self.texts_id = "" if texts is None else place_of(texts)
 
     def images(self, images: Tensor) -> Tensor:
-        return self.function(images)
+        found: Tensor = self.function(images)
+        return found
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor] | None:
         if self.of_texts is None:
@@ -56,15 +58,9 @@ class CallableEncoder(Encoder):
     def facts(self) -> dict[str, Any]:
         return {
             "id": self.id,
+            **({"function": self.place} if self.id != self.place else {}),
             "texts": self.texts_id,
             "weights": "unknown",
             "resize": "none",
             "version": self.version,
         }
-
-
-def _place(given: Any, function: Callable[..., Any]) -> str:
-    """How a function is called in records."""
-    if isinstance(given, str):
-        return given
-    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"

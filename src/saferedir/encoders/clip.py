@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from saferedir.encoders.base import Encoder
-from saferedir.errors import EncoderError
+from saferedir.errors import EncoderError, MetricError
 from saferedir.judges.pictures import weights_checksum
 from saferedir.judges.pretrained import preprocessing_facts, transformers_version
 from saferedir.metrics.clip_score import ClipModel
@@ -28,7 +28,7 @@ class CLIPEncoder(Encoder):
         batch: pictures at a time.
 
     Raises:
-        MetricError: no complete CLIP of that name here.
+        EncoderError: no complete CLIP of that name here, or an option out of range.
     """
 
     name = "clip"
@@ -36,10 +36,19 @@ class CLIPEncoder(Encoder):
     def __init__(
         self, model: str | Path, *, allow_download: bool = False, device: str = "cpu", batch: int = 32
     ) -> None:
+        if not isinstance(model, str | Path):
+            raise EncoderError(f"model is {model!r}, expected a folder or a hub id.")
         if batch < 1:
             raise EncoderError(f"batch is {batch}, expected 1 or more.")
         self.id, self.batch = str(model), batch
-        self.clip = ClipModel.load(Path(model).expanduser(), device=device, download=allow_download)
+        try:
+            self.clip = ClipModel.load(Path(model).expanduser(), device=device, download=allow_download)
+        except MetricError as error:
+            advice = "" if allow_download else ", or set allow_download = true to fetch it from the hub"
+            raise EncoderError(
+                f"there is no complete CLIP {self.id!r} at hand (model.safetensors, tokenizer, preprocessor_config.json); give "
+                f"another folder or hub id as `model`{advice}."
+            ) from error
 
     def images(self, images: Tensor) -> Tensor:
         return self.clip.images(images, self.batch)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from saferedir.encoders.base import Encoder
+from saferedir.errors import EncoderError
 from saferedir.judges.pictures import file_checksum
 from saferedir.metrics.distributions import inception
 
@@ -21,12 +22,14 @@ class InceptionEncoder(Encoder):
         layer: 64, 192, 768 or 2048 features.
 
     Raises:
-        MetricError: no such file. MissingExtraError: no torch-fidelity.
+        EncoderError: `weights` is no path. MetricError: no such file. MissingExtraError: no torch-fidelity.
     """
 
     name = "inception"
 
     def __init__(self, weights: str | Path, *, layer: int = 2048) -> None:
+        if not isinstance(weights, str | Path):
+            raise EncoderError(f"weights is {weights!r}, expected the path of a file.")
         path = Path(weights).expanduser()
         self.network = inception(path, layer)
         self.layer, self.checksum = layer, file_checksum(path)
@@ -37,8 +40,9 @@ class InceptionEncoder(Encoder):
 
     def facts(self) -> dict[str, Any]:
         return {
-            "id": f"inception-v3-compat, {self.layer} features",
+            "id": "inception-v3-compat",
             "weights": self.checksum,
+            "layer": self.layer,
             "resize": "height 299, width 299, bilinear as in TensorFlow 1",
             "version": f"torchmetrics {metadata.version('torchmetrics')}",
         }

@@ -58,12 +58,12 @@ def encoder_class(name: str) -> type[Encoder]:
     return found
 
 
-def load_encoder(name: str, **options: Any) -> Encoder:
+def load_encoder(name: str, /, **options: Any) -> Encoder:
     """An encoder by name, made with its own options.
 
     Raises:
-        EncoderError: unknown name, unknown or missing option, or the encoder's own refusal.
-        MetricError: no model, or no weights file, where the options say.
+        EncoderError: unknown name, unknown or missing option, no model where the options say, or the encoder's own refusal.
+        MetricError: no weights file where the options say. JudgeError: no function of your own there.
         MissingExtraError: an optional package is not installed.
     """
     kind = encoder_class(name)

@@ -113,12 +113,11 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; JudgeError naming the file where it is something else."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise JudgeError(f"there is no calibration in {path}: {error}.") from error
-        return cls.from_dict(values)
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, JudgeError) as error:
+            raise JudgeError(f"there is no calibration in {path}: {str(error).removesuffix('.')}.") from error
 
 
 def _plain(values: Mapping[str, Any]) -> str:

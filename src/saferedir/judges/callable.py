@@ -31,7 +31,7 @@ def load_function(place: str) -> Callable[..., Any]:
     try:
         found: Any = import_module(module)
     except ImportError as error:
-        raise JudgeError(f"the module {module!r} of judge {place!r} cannot be imported: {error}.") from error
+        raise JudgeError(f"the module {module!r} of {place!r} cannot be imported: {error}.") from error
     finally:
         sys.path.remove(here)
     for part in name.split("."):
@@ -40,6 +40,20 @@ def load_function(place: str) -> Callable[..., Any]:
         raise JudgeError(f"the module {module!r} has no function {name!r}.")
     function: Callable[..., Any] = found
     return function
+
+
+def as_function(option: str, given: Any) -> Callable[..., Any]:
+    """The value of an option: a function, or "module:function"; JudgeError for anything else."""
+    if not isinstance(given, str) and not callable(given):
+        raise JudgeError(f'{option} is {given!r}, expected "module:function" (or, in Python, a function).')
+    return load_function(given) if isinstance(given, str) else given
+
+
+def place_of(given: Callable[..., Any] | str) -> str:
+    """How a function, or "module:function", is called in records."""
+    if isinstance(given, str):
+        return given
+    return f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', type(given).__name__)}"
 
 
 class CallableJudge(Judge):
@@ -67,12 +81,16 @@ class CallableJudge(Judge):
         name: str = "",
         version: str = "unversioned",
     ) -> None:
+        if not isinstance(labels, str) and not (
+            isinstance(labels, Sequence) and all(isinstance(label, str) for label in labels)
+        ):
+            raise JudgeError(f"labels is {labels!r}, expected a text or a list of texts.")
         self.labels = (labels,) if isinstance(labels, str) else tuple(labels)
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise JudgeError(f"a judge of your own needs distinct labels; found {', '.join(self.labels) or 'none'}.")
-        self.function = load_function(function) if isinstance(function, str) else function
-        own = f"{getattr(self.function, '__module__', '')}:{getattr(self.function, '__qualname__', type(function).__name__)}"
-        self.id = name or (function if isinstance(function, str) else own)
+        self.function = as_function("function", function)
+        self.place = place_of(function)
+        self.id = name or self.place
         self.version = version
 
     def score(self, images: Tensor) -> Tensor:
@@ -90,6 +108,7 @@ class CallableJudge(Judge):
     def facts(self) -> dict[str, Any]:
         return {
             "id": self.id,
+            **({"function": self.place} if self.id != self.place else {}),
             "weights": "unknown",
             "channels": "RGB",
             "resize": "none",

@@ -65,7 +65,7 @@ def judge_class(name: str) -> type[Judge]:
     return found
 
 
-def load_judge(name: str, **options: Any) -> Judge:
+def load_judge(name: str, /, **options: Any) -> Judge:
     """A judge by name, made with its own options.
 
     Raises:

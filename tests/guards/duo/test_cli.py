@@ -84,7 +84,7 @@ def test_pairs_given(model: Path, tmp_path: Path) -> None:
         (["--concept", "star", "--pairs", "{pairs}", "--conditioning", "prompt"], "come without prompts"),
         (
             ["--concept", "star", "--anchor", "x", "--judge", "nowhere:f"],
-            "the module 'nowhere' of judge 'nowhere:f' cannot be",
+            "the module 'nowhere' of 'nowhere:f' cannot be",
         ),
         (
             ["--concept", "star", "--anchor", "x", "--judge", "{judge}", "--count", "2"],
