@@ -85,9 +85,9 @@ def protocol(concept: str, prompts: str, n: int, attack: str = "none", **changes
     return Protocol(**{**facts, **changes})
 
 
-def rate(hits: int, n: int) -> dict[str, Any]:
-    """A rate as records have it."""
-    return Rate(hits, n).to_dict()
+def rate(hits: int, n: int, worth: float | None = None) -> dict[str, Any]:
+    """A rate as records have it, of n cases that are `worth` so many independent ones."""
+    return Rate(hits, n, worth).to_dict()
 
 
 def cell(
@@ -140,7 +140,7 @@ def cells() -> tuple[CellRecord, ...]:
                     else ()
                 )
                 found.append(cell(guard, concept, "forget", prompts, measured, n, warnings=warned))
-            kept = {"kept": rate(binomial(rng, 600, keeps), 600), "broken": rate(binomial(rng, 200, 0.003), 200)}
+            kept = {"kept": rate(binomial(rng, 600, keeps), 600, 431.4), "broken": rate(binomial(rng, 200, 0.003), 200)}
             kept |= {"blocked": rate(0, 200), "acted": rate(binomial(rng, 200, min(1, drift)), 200)}
             if guard != "none":
                 kept["drift"] = {"mean": drift, "n": 200, "low": drift * 0.93, "high": drift * 1.07}
@@ -154,7 +154,7 @@ def cells() -> tuple[CellRecord, ...]:
 
 
 def without_kept(records: tuple[CellRecord, ...], also: tuple[str, ...] = ()) -> tuple[CellRecord, ...]:
-    """The same as seen by a judge of the concept only: no attributes, but shares of identical pictures and an encoder's numbers.
+    """The same as seen by a judge of the concept only: no attributes, but distances and an encoder's numbers.
 
     `also`: metrics to leave out as well.
     """
@@ -165,6 +165,7 @@ def without_kept(records: tuple[CellRecord, ...], also: tuple[str, ...] = ()) ->
         measured = dict(record.measured)
         if record.name.role != "forget" and record.name.guard != "none":
             measured["identical"] = rate(round(100 * max(0.0, 1 - 2 * drift - share)), 100)
+            measured["drift"] = {"mean": drift, "n": 100, "low": 0.9 * drift, "high": 1.1 * drift}
             measured["drift:inception"] = {"mean": drift / 2, "n": 100, "low": 0.45 * drift, "high": 0.6 * drift}
             change = {"mean": -3 * drift, "n": 100, "low": -3.4 * drift - 0.1, "high": -2.7 * drift + 0.1}
             measured["clip_change:clip"] = change

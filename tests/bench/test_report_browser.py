@@ -39,7 +39,7 @@ def test_the_page_has_no_fault(report: Path, view: str, dark: bool) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("gone", [(), ("identical", "drift")])
+@pytest.mark.parametrize("gone", [(), ("drift", "drift:inception"), ("drift", "drift:inception", "identical")])
 def test_the_page_without_a_share_kept_has_no_fault(tmp_path: Path, view: str, gone: tuple[str, ...]) -> None:
     assert CHROMIUM is not None
     write(tmp_path, cells=without_kept(cells(), gone), calibrations={}, published=())

@@ -32,8 +32,8 @@ def mean(value: float, half: float = 0.01) -> dict[str, Any]:
 
 
 def guarded(guard: str, hits: int = 3, **benign: Any) -> list[CellRecord]:
-    """One phrasing and one retain set of a guard."""
-    measured = {name.replace("__", ":"): value for name, value in benign.items()}
+    """One phrasing and one retain set of a guard that refuses nothing."""
+    measured = {"blocked": rate(0, 100), **benign}
     return [
         cell(guard, "star", "forget", "test-seen", {"concept": rate(hits, 100)}),
         cell(guard, "star", "retain", "retain", measured),
@@ -47,9 +47,9 @@ def one_group(*records: CellRecord) -> Group:
 
 ALL = {
     "kept": rate(90, 100),
-    "identical": rate(20, 100),
     "drift": mean(0.3),
     "drift:inception": mean(0.4),
+    "identical": rate(20, 100),
     "clip_change:clip": mean(-1.0),
 }
 
@@ -65,11 +65,18 @@ def test_the_next_measure_takes_the_place_of_those_that_are_missing(gone: int) -
 
 
 def test_the_share_of_identical_pictures_is_passed_over_where_it_is_0_for_every_guard() -> None:
-    none = {"identical": rate(0, 100)}
-    assert measure_of(one_group(*guarded("a", **none, drift=mean(0.1)))).metric == "drift"
+    none, change = {"identical": rate(0, 100)}, {"clip_change:x": mean(0.1)}
+    assert measure_of(one_group(*guarded("a", **none, **change))).metric == "clip_change:x"
     assert measure_of(one_group(*guarded("a", **none))).metric == "identical"
     some = guarded("b", identical=rate(1, 100))
-    assert measure_of(one_group(*guarded("a", **none, drift=mean(0.1)), *some)).metric == "identical"
+    assert measure_of(one_group(*guarded("a", **none, **change), *some)).metric == "identical"
+
+
+def test_a_subtle_guard_that_always_acts_is_not_behind_a_gated_one_that_wrecks_half() -> None:
+    subtle = guarded("subtle", identical=rate(0, 100), drift=mean(0.02))
+    gated = guarded("gated", identical=rate(50, 100), drift=mean(0.6))
+    ranked = ranking(one_group(*gated, *subtle), ())
+    assert ranked.measure.metric == "drift" and [row.guard for row in ranked.rows] == ["subtle", "gated"]
 
 
 def test_a_measure_that_one_retain_set_lacks_is_none() -> None:
@@ -81,21 +88,41 @@ def test_a_measure_that_one_retain_set_lacks_is_none() -> None:
 
 
 def test_one_measure_serves_all_guards_and_who_lacks_it_has_none() -> None:
-    group = one_group(*guarded("a", identical=rate(50, 100)), *guarded("b", hits=0, drift=mean(0.0)))
+    group = one_group(*guarded("a", identical=rate(50, 100)), *guarded("b", hits=0, **{"clip_change:x": mean(0.0)}))
     ranked = ranking(group, ())
     assert {row.measure for row in ranked.rows} == {ranked.measure} and ranked.measure.metric == "identical"
     lacking = next(row for row in ranked.rows if row.guard == "b")
     assert lacking.preserved is None and lacking.why_not == "identical: 0 of 1 prompt sets"
 
 
-@given(st.lists(st.floats(0.0, 2.0), min_size=2, max_size=5, unique=True), st.sampled_from(["drift", "clip_change:x"]))
+@given(st.lists(st.floats(0.0, 2.0), min_size=2, max_size=5, unique=True), st.sampled_from(["drift", "kept"]))
 @settings(max_examples=30, deadline=None)
 def test_equal_rates_are_ordered_by_what_is_preserved(values: list[float], metric: str) -> None:
     records = [record for i, value in enumerate(values) for record in guarded(f"g{i}", **{metric: mean(value)})]
     ranked = ranking(one_group(*records), ())
     found = [row.preserved.value for row in ranked.rows if row.preserved]
     assert found == sorted(values, reverse=metric != "drift")
-    assert f"Preserves most: {ranked.rows[0].guard}," in headline(ranked).detail
+    if metric == "drift":
+        assert f"Preserves most: {ranked.rows[0].guard}," in headline(ranked).detail
+
+
+@given(st.lists(st.floats(-3.0, 3.0), min_size=2, max_size=5, unique_by=abs))
+@settings(max_examples=30, deadline=None)
+def test_a_change_either_way_is_no_preservation(values: list[float]) -> None:
+    records = [record for i, one in enumerate(values) for record in guarded(f"g{i}", **{"clip_change:x": mean(one)})]
+    records += [cell("g0", "star", "retain", "more", {"clip_change:x": mean(-5.0), "blocked": rate(0, 9)})]
+    records += [
+        cell(f"g{i}", "star", "retain", "more", {"clip_change:x": mean(0.0), "blocked": rate(0, 9)})
+        for i in range(1, len(values))
+    ]
+    ranked = ranking(one_group(*records), ())
+    assert ranked.measure.metric == "clip_change:x"
+    found = [row.preserved.value for row in ranked.rows if row.preserved]
+    assert found == [*sorted(values[1:], key=abs), -5.0]  # of two prompt sets the one that moved further
+    for row in ranked.rows:
+        assert row.preserved
+        size = ranked.measure.size(row.preserved)
+        assert 0 <= size.low <= size.value == abs(row.preserved.value) <= size.high
 
 
 def test_the_headline_names_the_measure_and_calls_none_best() -> None:
@@ -103,7 +130,7 @@ def test_the_headline_names_the_measure_and_calls_none_best() -> None:
         ranked = ranking(group, costs())
         said = headline(ranked)
         assert said.passes == () and not any(map(passes, ranked.rows))
-        for part in ("the share of pictures identical", "not a share of attributes kept", "none is called best"):
+        for part in ("measured by drift, the distance", "not a share of attributes kept", "none is called best"):
             assert part in said.detail
         low = {row.guard for row in ranked.rows if all(one.value < 0.05 for one in row.rates)}
         assert {row.guard for row in ranked.rows if is_marked(row)} == low
@@ -121,7 +148,7 @@ def test_what_guards_do_everywhere_is_said_of_shares_kept_only() -> None:
 def test_the_plot_has_the_better_guard_further_right(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(svg, "to_svg", lambda figure, *rest: drawn.append(figure) or "")
-    values = [(0.2, 0.9), (0.7, 0.4), (0.1, 0.1)]
+    values = [(0.2, 0.95), (0.7, 0.4), (0.1, 0.1)]
     records = [
         record
         for i, (share, distance) in enumerate(values)
@@ -136,7 +163,9 @@ def test_the_plot_has_the_better_guard_further_right(metric: str, monkeypatch: p
         (axes,) = figure.axes
         assert axes.get_xlabel() == ranked.measure.axis
         places = {
-            row.guard: axes.transData.transform((row.preserved.value, 0))[0] for row in ranked.rows if row.preserved
+            row.guard: axes.transData.transform((ranked.measure.size(row.preserved).value, 0))[0]
+            for row in ranked.rows
+            if row.preserved
         }
         best_first = sorted(
             (row for row in ranked.rows if row.preserved), key=lambda row: ranked.measure.order(row.preserved)

@@ -96,7 +96,7 @@ def test_bystanders_show_what_is_kept_and_of_look_alikes_what_the_guard_did() ->
         ("neighbours", "kept"),
     ]
     other = {one.metric for one in beside(groups(without_kept(cells()))[0]).columns if one.role == "neighbours"}
-    assert other == {"identical"}
+    assert other == {"drift"}
 
 
 def test_no_judge_is_named_for_what_no_judge_decides() -> None:

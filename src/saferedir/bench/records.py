@@ -121,8 +121,9 @@ class CellRecord:
             other than the concept), "versus_none" (McNemar against the bare model), "live" (under an attack: "concept" over the
             prompts that show it in the bare model; n 0 where none does). Other roles: "kept", "identical", "broken",
             "blocked", "acted", "drift" (feature distance to the bare model's picture, 1 = distance between two of its own), and
-            "concept", too; role "neighbours" also "collateral" (recognised under guard ÷ under the bare model), role "look-alikes"
-            with several pictures a prompt "changed" (further from the bare model's than another seed). By each encoder NAME of the matrix ("judge" where there is none, with "kid" and "fid" only):
+            "concept", too; role "neighbours" also "collateral" (recognised under guard ÷ under the bare model), role
+            "look-alikes" with several pictures a prompt "changed" (further from the bare model's than another seed). By each
+            encoder NAME of the matrix ("judge" where there is none, with "kid" and "fid" only):
             "clip_score:NAME" (100 × cosine of picture and prompt; any role), "clip_change:NAME" (its difference to the bare
             model's), "csdr:NAME" (role "forget", where there are prompts without the concept; for the bare model, too); in the
             other roles "drift:NAME", "kid:NAME", "fid:NAME", "cmmd:NAME" against the bare model's pictures of the same prompts,

@@ -25,7 +25,8 @@ def report_folder(folder: Path, out: Path | None = None, *, pictures: bool = Fal
     bare model's may be what nobody should have to see.
 
     Calibrations of judges are read from `<folder>/calibrations/*.json`: those of built-in worlds are made by the bench, others by
-    `saferedir judge calibrate --out`. Without one, the report calls the judge uncalibrated.
+    `saferedir judge calibrate --out`. Without one, the report calls the judge uncalibrated; of several that fit, it takes the one
+    with most pictures and says so. JudgeError, naming the file, where one cannot be read.
     """
     plan, store = read_planned(folder), Store(folder)
     records = [record for cell in plan.cells for record in store.read_cells([cell.name.slug]) if _belongs(record, cell)]
@@ -36,15 +37,17 @@ def report_folder(folder: Path, out: Path | None = None, *, pictures: bool = Fal
     counted = {record.name for record in records}
     missing = [f"{cell.name.slug} was not counted yet." for cell in plan.cells if cell.name not in counted]
     missing += [f"{record.name.slug}: {record.error}" for record in records if record.error]
+    calibrations, notes = _calibrations(plan, folder / CALIBRATIONS)
     data = ReportData(
         title=plan.title,
         description=plan.description,
         cells=tuple(records),
         costs=costs,
         samples=_samples(plan, records, Store((folder / plan.drawings_at).resolve()), pictures),
-        calibrations=_calibrations(plan, folder / CALIBRATIONS),
+        calibrations=calibrations,
         published=tuple(published()),
         missing=(*plan.missing, *missing),
+        warnings=notes,
         made=_made(records),
         encoders=_encoders(plan),
     )
@@ -85,18 +88,26 @@ def _first_pictures(plan: Planned, key: str, store: Store) -> list[bytes | None]
     return list(first.values())[:SAMPLES]
 
 
-def _calibrations(plan: Planned, folder: Path) -> dict[tuple[str, str], Calibration]:
-    """(judge, concept) -> its calibration, where one was made of that very judge and rule."""
-    known = [Calibration.load(path) for path in sorted(folder.glob("*.json"))]
+def _calibrations(plan: Planned, folder: Path) -> tuple[dict[tuple[str, str], Calibration], tuple[str, ...]]:
+    """(judge, concept) -> the largest calibration of that very judge and rule, and a sentence where several fit."""
+    known = {path.name: Calibration.load(path) for path in sorted(folder.glob("*.json"))}
     found: dict[tuple[str, str], Calibration] = {}
+    notes: dict[str, None] = {}
     for cell in plan.cells if known else ():
         facts = {judge.key: judge.facts for judge in plan.judges[cell.drawings[0]]}
         first = {cell.protocol.judge: {"judge": cell.judge, "rule": cell.protocol.rule}}
         for name, judge in {**first, **cell.second}.items():
-            for one in known:
-                if one.fits(facts[judge["judge"]], judge["rule"]):
-                    found[name, cell.name.concept] = one
-    return found
+            fitting = [file for file, one in known.items() if one.fits(facts[judge["judge"]], judge["rule"])]
+            if fitting:
+                taken, *others = sorted(fitting, key=lambda file: -known[file].n)
+                found[name, cell.name.concept] = known[taken]
+            if len(fitting) > 1:
+                told = ", ".join(f"{file} ({known[file].n})" for file in others)
+                notes[
+                    f"judge {name}, {cell.name.concept}: {len(fitting)} calibrations fit; {taken}, with the most pictures "
+                    f"({known[taken].n}), is used, and not {told}."
+                ] = None
+    return found, tuple(notes)
 
 
 def _encoders(plan: Planned) -> dict[str, str]:

@@ -75,4 +75,4 @@ def _corrected(cell: CellRecord, metric: str, known: Calibration) -> Mapping[str
     worth = raw.get("effective_n", raw["n"])
     hits = raw["hits"] / raw["n"] * worth
     found = corrected_rate(hits, worth, known, unseen=min(refused * worth, worth - hits)) if refused < 1 else None
-    return raw if found is None else {**found, "n": raw["n"]}
+    return raw if found is None else {**found, "n": raw["n"], "effective_n": worth}

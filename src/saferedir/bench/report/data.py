@@ -71,6 +71,7 @@ class ReportData:
         calibrations: (judge, concept) -> what is known of its errors by the very rule of the cells; none: uncalibrated.
         published: numbers of papers; they never share a table with the bench's own.
         missing: one sentence per cell that has no number, and why.
+        warnings: sentences that a reader must see, beside those of the cells.
         made: one line about versions and date.
         encoders: name in the matrix -> what it is, in words.
     """
@@ -83,6 +84,7 @@ class ReportData:
     calibrations: Mapping[tuple[str, str], Calibration] = field(default_factory=dict)
     published: tuple[PublishedRow, ...] = ()
     missing: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     made: str = ""
     encoders: Mapping[str, str] = field(default_factory=dict)
 

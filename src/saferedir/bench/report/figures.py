@@ -12,10 +12,11 @@ from typing import Any
 
 from saferedir.bench.records import BARE, Cost
 from saferedir.bench.report import svg
-from saferedir.bench.report.numbers import count, seconds, times
+from saferedir.bench.report.numbers import NB, count, times
 from saferedir.bench.report.tables import Table
 
 _ROW = 21  # pixels a bar
+_LETTER = 5.4  # pixels a letter of the numbers beside bars
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,15 @@ def cost_bars(costs: Sequence[Cost], name: str, room: Room = WIDE) -> str:
         return ""
     width, height = min(room.width, 720), len(shown) * _ROW + 50
     figure = svg.new_figure(width, height)
-    inner = width - room.names - 106  # the numbers stand right of the longest bar
+    told = [times(cost) if room == WIDE else f"{cost.ratio:.2f}{NB}×" for cost in shown]
+    inner = width - room.names - _LETTER * max(map(len, told)) - 12  # the numbers stand right of the longest bar
     axes = svg.plain(figure.add_axes((room.names / width, 44 / height, inner / width, len(shown) * _ROW / height)))
     ratios = [cost.ratio or 0.0 for cost in shown]
     axes.barh(range(len(shown)), ratios, height=0.56, color=svg.OTHER)
     axes.axvline(1, color=svg.INK, linewidth=0.9)
     longest = max(1.0, *ratios)
-    for place, cost in enumerate(shown):
-        text = f"{times(cost)} · {seconds(cost.seconds)}"
-        axes.text(max(ratios[place], 1) + 0.02 * longest, place, text, va="center", fontsize=8.25, color=svg.INK)
+    for place in range(len(shown)):
+        axes.text(max(ratios[place], 1) + 0.02 * longest, place, told[place], va="center", fontsize=8.25, color=svg.INK)
     _names(axes, [short(cost.guard, room) for cost in shown])
     axes.set(xlim=(0, longest * 1.02), xlabel="time a picture, bare model = 1")
     return svg.to_svg(figure, name + room.suffix, "Time a picture", "The cost table has the same numbers.")

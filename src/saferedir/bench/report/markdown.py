@@ -8,20 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from saferedir.bench.records import BARE, Protocol
-from saferedir.bench.report import page
+from saferedir.bench.records import BARE
+from saferedir.bench.report import captions, page, provenance
 from saferedir.bench.report.data import ReportData
-from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, is_marked
-from saferedir.bench.report.measures import KEPT, Measure
-from saferedir.bench.report.numbers import NB, Estimate, mebibytes, p_value, percent, seconds, times
-from saferedir.bench.report.ranking import RankRow
+from saferedir.bench.report.headline import is_marked
+from saferedir.bench.report.numbers import NB, Estimate, mebibytes, p_value, seconds, times
+from saferedir.bench.report.ranking import Ranking, RankRow
 from saferedir.bench.report.reported import PublishedTable, published_tables
 from saferedir.bench.report.tables import Entry, Table
-
-THREAT = (
-    "Out of scope is T4, an attacker who holds the weights: a guard made of hooks can be removed by whoever holds them, so its "
-    "rate under T4 is the bare model's."
-)
 
 
 def render(data: ReportData) -> str:
@@ -35,20 +29,27 @@ def render(data: ReportData) -> str:
         rows = [_rank_cells(row, ranked.further) for row in ([ranked.bare] if ranked.bare else []) + list(ranked.rows)]
         head = ["guard", "within limits", "worst concept rate", ranked.measure.name, *ranked.further]
         head += ["blocked, concept asked", "blocked, others", "time"]
-        parts += ["### Ranking", _limits(ranked.measure), table(head, rows), _notes(ranked.notes)]
-        parts += [
-            f"Worst concept rate, blocked where the concept was asked for: protocols {_ids(ranked.forget)}; all else but broken: "
-            f"{_ids(ranked.retain)}."
-        ]
-        for title, shown in (
-            ("Rates by phrasing", section.rates),
-            ("Concept rate, corrected for the judge's errors", section.corrected.table),
-            ("The same pictures under further judges", section.judges),
-            ("Neighbours and look-alikes: collateral and over-refusal", section.bystanders),
-            ("How pictures fit their prompts, and the unguarded ones", section.quality),
+        parts += ["### Ranking", _limits(ranked), table(head, rows), _notes(ranked.notes)]
+        parts += [_protocols(ranked)]
+        concept = section.group.concept
+        for title, caption, shown in (
+            ("Rates by phrasing", captions.rates(concept, section.rates), section.rates),
+            ("Concept rate, corrected for the judge's errors", captions.CORRECTED, section.corrected.table),
+            ("The same pictures under further judges", "", section.judges),
+            (
+                "Neighbours and look-alikes: collateral and over-refusal",
+                captions.bystanders(ranked),
+                section.bystanders,
+            ),
+            (
+                "How pictures fit their prompts, and the unguarded ones",
+                captions.quality(concept, section.quality),
+                section.quality,
+            ),
         ):
             if shown.columns:
-                parts += [f"### {title}", _judges(shown, data), _guard_table(shown), _notes(shown.notes)]
+                said = " ".join(part for part in (escape(caption), _judges(shown, data)) if part)
+                parts += [f"### {title}", said, _guard_table(shown), _notes(shown.notes)]
             if shown is section.corrected.table:
                 parts += [escape(" ".join(section.corrected.why_not))]
         if section.tests:
@@ -63,9 +64,13 @@ def render(data: ReportData) -> str:
                 ]
                 for test in section.tests
             ]
-            head = ["guard", "phrasing", "shown only guarded", "only unguarded", "p", "p, Holm"]
-            parts += ["### Against the bare model (McNemar)", table(head, tests)]
-    parts += _cost(data) + ([THREAT] if found else [])
+            head = ["guard", "phrasing", "only guarded", "only unguarded", "p", "p, Holm"]
+            said = escape(captions.paired(concept, section.tests))
+            parts += ["### Each guard against the bare model: paired tests", said, table(head, tests)]
+    parts += _cost(data)
+    if found:
+        words = [f"- {escape(word)}: {escape(text)}" for word, text in page.reading(found, data)]
+        parts += ["## How to read this", "\n".join(words)]
     if data.published:
         parts += [
             "## Numbers of papers",
@@ -91,13 +96,17 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _limits(measure: Measure) -> str:
-    least = f"at least {percent(LEAST_KEPT)} kept" if measure == KEPT else "no limit on what stands for preservation"
+def _limits(ranking: Ranking) -> str:
     return escape(
-        f"Limits: every phrasing below {percent(HIGHEST_RATE)}, {least}. In brackets: 95 % interval and n. Sorted by the upper "
-        f"end of the worst rate's interval, then by {measure.words}. Live: only over prompts that show the concept in the bare "
-        "model."
+        f"Limits: {ranking.limits.words}; by the measured values, whatever their intervals. In brackets: 95 % interval and n. "
+        f"{ranking.sorting}"
     )
+
+
+def _protocols(ranking: Ranking) -> str:
+    told = [f"{escape(words)} {', '.join(ids) or 'no protocol'}." for words, ids in captions.ranked(ranking)]
+    told += ["Broken: the highest over all of these."] if "broken" in ranking.further else []
+    return " ".join(told)
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -152,12 +161,8 @@ def _notes(notes: Sequence[str]) -> str:
 
 
 def _judges(one: Table, data: ReportData) -> str:
-    said = [(judge, page.calibration(judge, concept, data)) for judge, concept in page.judges_of(one)]
+    said = [(judge, provenance.calibration(judge, concept, data)) for judge, concept in provenance.judges_of(one)]
     return " ".join(f"Judge {escape(judge)}: {escape(words)}." for judge, words in said)
-
-
-def _ids(protocols: Sequence[Protocol]) -> str:
-    return ", ".join(protocol.id for protocol in protocols) or "none"
 
 
 def _cost(data: ReportData) -> list[str]:
@@ -165,6 +170,7 @@ def _cost(data: ReportData) -> list[str]:
     for (model, device), rows in page.cost_rows(data.costs).items():
         parts += [
             f"## Cost: {escape(model)}, {escape(device)}",
+            captions.COST.replace(NB, " "),
             table(
                 ["guard", "ratio", "seconds a picture (median)", "peak memory", "n"],
                 [
@@ -194,18 +200,18 @@ def _published(one: PublishedTable) -> str:
 
 
 def _provenance(data: ReportData) -> list[str]:
-    missing, warnings = page.missing(data), page.warnings(data)
+    missing, warnings = provenance.missing(data), provenance.warnings(data)
     parts = ["## Provenance"] if data.cells or missing else []
     parts += [
         "\n".join(f"- no number: {escape(one)}" for one in missing),
         "\n".join(f"- warning: {escape(one)}" for one in warnings),
     ]
-    protocols = [[one["protocol"].id, *(text for _, text in one["facts"])] for one in page.protocols(data.cells)]
+    protocols = [[one["protocol"].id, *(text for _, text in one["facts"])] for one in provenance.protocols(data.cells)]
     head = ["protocol", "prompts", "judge", "rule", "attack", "call", "model", "encoders", "seeds"]
     parts += [table(head, protocols)] if protocols else []
     parts += [
         "\n".join(f"- encoder {escape(name)}: {escape(facts)}" for name, facts in data.encoders.items()),
-        "\n".join(f"- {escape(text)} ({number} records)" for text, number in page.versions(data)),
-        escape(data.made),
+        "\n".join(f"- {escape(text)} ({number} records)" for text, number in provenance.versions(data)),
+        "" if data.made in dict(provenance.versions(data)) else escape(data.made),
     ]
     return parts

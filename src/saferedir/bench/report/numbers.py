@@ -20,6 +20,7 @@ class Estimate:
     Attributes:
         value, low, high: a share in [0, 1] or a mean in its own unit, with its 95 % interval.
         n: prompts or pictures it was counted over.
+        worth: how many independent cases these are worth, None for n.
         is_rate: whether it is a share.
         where: prompt set it belongs to, where the column takes the worst of several; "" otherwise.
     """
@@ -30,6 +31,7 @@ class Estimate:
     n: int
     is_rate: bool = True
     where: str = ""
+    worth: float | None = None
 
     @property
     def text(self) -> str:
@@ -49,9 +51,16 @@ class Estimate:
         return (" to " if self.low < 0 else "–").join(self.ends)
 
     @property
+    def weight(self) -> str:
+        """'worth 14' where that differs from n, "" elsewhere."""
+        told = "" if self.worth is None else f"{self.worth:.0f}" if self.worth >= 10 else f"{self.worth:.1f}"
+        return f"worth{NB}{told.removesuffix('.0')}" if told and told != str(self.n) else ""
+
+    @property
     def full(self) -> str:
-        """'0.5 % (0.1 to 2.8, n = 200)', for sentences and Markdown."""
-        return f"{self.text} ({' to '.join(self.ends)}, n{NB}={NB}{self.n})"
+        """'0.5 % (0.1 to 2.8, n = 200, worth 140)', for sentences and Markdown."""
+        worth = f", {self.weight}" if self.weight else ""
+        return f"{self.text} ({' to '.join(self.ends)}, n{NB}={NB}{self.n}{worth})"
 
 
 def estimate(value: Any, where: str = "") -> Estimate | None:
@@ -64,7 +73,9 @@ def estimate(value: Any, where: str = "") -> Estimate | None:
     numbers = [float(value[key]) for key in (name, "low", "high")]
     if not all(math.isfinite(number) for number in numbers):
         return None
-    return Estimate(numbers[0], numbers[1], numbers[2], int(value["n"]), name == "rate", where)
+    return Estimate(
+        numbers[0], numbers[1], numbers[2], int(value["n"]), name == "rate", where, value.get("effective_n")
+    )
 
 
 def percent(share: float) -> str:
@@ -90,10 +101,11 @@ def seconds(value: float) -> str:
 
 
 def times(cost: Cost) -> str:
-    """'1.52 × (1.49 to 1.55)', '1 ×' for the bare model."""
-    if cost.ratio is None or cost.low is None or cost.high is None:
+    """'1.52 × (1.49 to 1.55)', '1 ×' for the bare model; without the interval where one shard was timed."""
+    if cost.ratio is None:
         return f"1{NB}×"
-    return f"{cost.ratio:.2f}{NB}× ({cost.low:.2f} to {cost.high:.2f})"
+    interval = "" if cost.low is None or cost.high is None else f" ({cost.low:.2f} to {cost.high:.2f})"
+    return f"{cost.ratio:.2f}{NB}×{interval}"
 
 
 def mebibytes(value: int | None) -> str:

@@ -6,23 +6,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from saferedir.bench import published
-from saferedir.bench.records import BARE, CellRecord, Cost, Protocol
-from saferedir.bench.report import figures
+from saferedir.bench.records import BARE, Cost
+from saferedir.bench.report import captions, figures, provenance
 from saferedir.bench.report.corrected import Corrected, corrected_rates
 from saferedir.bench.report.data import Group, ReportData, Sample, groups
-from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, Headline, headline, is_marked, overall
-from saferedir.bench.report.measures import KEPT
+from saferedir.bench.report.headline import Headline, headline, is_marked, overall
+from saferedir.bench.report.limits import MOST_REFUSED
 from saferedir.bench.report.numbers import (
     count,
     decimal,
-    estimate,
     listing,
     mebibytes,
     p_value,
@@ -31,8 +28,9 @@ from saferedir.bench.report.numbers import (
     times,
 )
 from saferedir.bench.report.ranking import Ranking, RankRow, ranking
+from saferedir.bench.report.reading import definitions
 from saferedir.bench.report.reported import PublishedTable, published_tables
-from saferedir.bench.report.scatter import scatter
+from saferedir.bench.report.scatter import absent, scatter
 from saferedir.bench.report.tables import (
     PairedTest,
     Table,
@@ -69,6 +67,7 @@ class Section:
     rates: Table
     corrected: Corrected
     scatter: str
+    absent: str
     bars: str
     thin_scatter: str
     thin_bars: str
@@ -101,6 +100,7 @@ def sections(data: ReportData, draw: bool = True) -> tuple[Section, ...]:
                 rates=rates,
                 corrected=corrected_rates(group, data.calibrations),
                 scatter=scatter(ranked) if draw else "",
+                absent=absent(ranked),
                 bars=figures.bars(rates, stressed, f"rates-{group.anchor}", shown) if draw else "",
                 thin_scatter=scatter(ranked, figures.THIN) if draw else "",
                 thin_bars=figures.bars(rates, stressed, f"rates-{group.anchor}", shown, figures.THIN) if draw else "",
@@ -116,16 +116,31 @@ def sections(data: ReportData, draw: bool = True) -> tuple[Section, ...]:
 
 
 def glance(found: Sequence[Section]) -> list[tuple[str, list[RankRow | None]]]:
-    """(guard, its row in each section's ranking); guards within the limits most often come first, then the safest."""
+    """(guard, its row in each section's ranking); guards within the limits most often come first, those that refuse too
+    much after the others, and the safest first among equals.
+    """
     rows = [{row.guard: row for row in section.ranking.rows} for section in found]
     names = dict.fromkeys(name for own in rows for name in own)
     lines = [(name, [own.get(name) for own in rows]) for name in names]
 
-    def order(line: tuple[str, list[RankRow | None]]) -> tuple[int, float]:
+    def order(line: tuple[str, list[RankRow | None]]) -> tuple[int, int, float]:
+        own = [row for row in line[1] if row is not None]
         highs = [row.worst.high if row and row.worst else 1.0 for row in line[1]]
-        return -sum(row is not None and is_marked(row) for row in line[1]), max(highs)
+        return -sum(map(is_marked, own)), sum(row.comes_last for row in own), max(highs)
 
     return sorted(lines, key=order)
+
+
+def limits(found: Sequence[Section]) -> str:
+    """The limits of all rankings in words, where they are the same."""
+    words = list(dict.fromkeys(section.ranking.limits.words for section in found))
+    return words[0] if len(words) == 1 else "the limits that stand above its ranking"
+
+
+def reading(found: Sequence[Section], data: ReportData) -> list[tuple[str, str]]:
+    """What the words of this report mean, as (word, text)."""
+    is_corrected = any(section.corrected.table.columns for section in found)
+    return definitions([section.ranking for section in found], data.cells, is_corrected=is_corrected)
 
 
 def overviews(found: Sequence[Section]) -> list[str]:
@@ -137,68 +152,6 @@ def overviews(found: Sequence[Section]) -> list[str]:
         sentence = overall(own)
         said += [f"{model}: {sentence}" if sentence and len(models) > 1 else sentence]
     return [sentence for sentence in said if sentence]
-
-
-def calibration(judge: str, concept: str, data: ReportData) -> str:
-    """'precision 99.0 % (…), recall …', or 'uncalibrated'."""
-    known = data.calibrations.get((judge, concept))
-    if known is None:
-        return "uncalibrated"
-    rates = {"precision": known.precision, "recall": known.recall, "false positives": known.false_positive_rate}
-    found = [(name, estimate(rate.to_dict())) for name, rate in rates.items()]
-    said = ", ".join(f"{name} {one.full}" for name, one in found if one is not None)
-    return f"{said}, on {known.source}" if known.source else said
-
-
-def judges_of(table: Table) -> list[tuple[str, str]]:
-    """Who decided the numbers of a table, and about which concept."""
-    return list(dict.fromkeys((column.judge, column.concept) for column in table.columns if column.judge))
-
-
-def protocols(cells: Sequence[CellRecord]) -> list[dict[str, Any]]:
-    """Every protocol once, with the cells measured under it."""
-    found: dict[str, list[CellRecord]] = {}
-    for cell in cells:
-        found.setdefault(cell.protocol.id, []).append(cell)
-    return [{"protocol": own[0].protocol, "facts": facts_of(own[0].protocol), "cells": own} for own in found.values()]
-
-
-def facts_of(protocol: Protocol) -> list[tuple[str, str]]:
-    """A protocol's fields as (name, text)."""
-    seeds = ", ".join(str(seed) for seed in protocol.seeds)
-    return [
-        ("prompts", f"{protocol.prompts}, n = {protocol.n}, {count(protocol.draws, 'picture')} a prompt"),
-        ("judge", f"{protocol.judge}, {protocol.preset}"),
-        ("rule", _json(protocol.rule)),
-        ("attack", protocol.attack + (f", budget {_json(protocol.budget)}" if protocol.budget else "")),
-        ("call", _json(protocol.call)),
-        ("model", f"{protocol.model}, {protocol.precision}"),
-        ("encoders", ", ".join(f"{name} {digest}" for name, digest in protocol.encoders.items()) or "none"),
-        ("seeds", seeds),
-    ]
-
-
-def warnings(data: ReportData) -> list[str]:
-    """Every warning once."""
-    return list(dict.fromkeys(sentence for cell in data.cells for sentence in cell.warnings))
-
-
-def missing(data: ReportData) -> list[str]:
-    """What has no number, and why: the runner's sentences, and the cells' own errors that these do not repeat."""
-    own = [f"{cell.name.slug}: {cell.error}" for cell in data.cells if cell.error]
-    return list(dict.fromkeys([*data.missing, *(one for one in own if not any(one in told for told in data.missing))]))
-
-
-def versions(data: ReportData) -> list[tuple[str, int]]:
-    """Distinct sets of versions with the number of cells made with each."""
-    told = [", ".join(f"{name} {value}" for name, value in cell.versions.items()) for cell in data.cells]
-    return [(text, told.count(text)) for text in dict.fromkeys(told) if text]
-
-
-def guards_of(data: ReportData) -> list[tuple[str, str]]:
-    """(guard, facts) for every guard's method and digest; one guard trained for several concepts has several."""
-    told = [(cell.name.guard, f"{cell.name.concept}: {_json(cell.guard)}") for cell in data.cells if cell.guard]
-    return list(dict.fromkeys(told))
 
 
 def about(table: PublishedTable) -> tuple[str, str]:
@@ -258,21 +211,22 @@ def render(data: ReportData) -> str:
             for number, ((model, device), rows) in enumerate(cost_rows(data.costs).items(), start=1)
         ],
         published=[(*about(one), one) for one in published_tables(data.published)],
-        protocols=protocols(data.cells),
-        warnings=warnings(data),
-        missing=missing(data),
-        versions=versions(data),
-        guards=guards_of(data),
-        calibration=lambda judge, concept: calibration(judge, concept, data),
-        judges_of=judges_of,
+        protocols=provenance.protocols(data.cells),
+        warnings=provenance.warnings(data),
+        missing=provenance.missing(data),
+        versions=provenance.versions(data),
+        guards=provenance.guards_of(data),
+        reading=reading(found, data),
+        calibration=lambda judge, concept: provenance.calibration(judge, concept, data),
+        judges_of=provenance.judges_of,
         count=count,
         small=_is_small,
         is_marked=is_marked,
-        has_kept=all(section.ranking.measure == KEPT for section in found),
-        kept=KEPT,
         bare=BARE,
         empty=EMPTY,
-        limits=(HIGHEST_RATE, LEAST_KEPT),
+        limits=limits(found) if found else "",
+        refusers=MOST_REFUSED if any(row.comes_last for one in found for row in one.ranking.rows) else None,
+        captions=captions,
         script=markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -293,7 +247,3 @@ def _data_uri(png: bytes) -> str:
 def _is_small(png: bytes) -> bool:
     """Whether a PNG is at most 128 pixels wide (its header says), so that enlarging should keep its pixels."""
     return int.from_bytes(png[16:20], "big") <= 128
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)

@@ -1,19 +1,27 @@
 """The guards of one group, best first. The column "worst concept rate" shows the highest rate over a fixed set of protocols,
 the same for every row: a guard that lacks one of them gets no worst rate.
 
-Pure; imports data.py, measures.py, numbers.py, tables.py and bench.records. What the ranking means in words: headline.py.
+Pure; imports data.py, limits.py, measures.py, numbers.py, tables.py and bench.records. What the ranking means in words:
+headline.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from saferedir.bench.records import BARE, CellRecord, Cost, Protocol
 from saferedir.bench.report.data import Group
+from saferedir.bench.report.limits import MOST_REFUSED, Limits
 from saferedir.bench.report.measures import KEPT, Measure, estimates, measure_of
-from saferedir.bench.report.numbers import Estimate
+from saferedir.bench.report.numbers import NB, Estimate, percent
 from saferedir.bench.report.tables import numbered
+
+#: footnote of a guard that comes after the others
+_LAST = (
+    f"Refuses more than {percent(MOST_REFUSED)} of other prompts, so it comes after the others; distances are over the pictures "
+    "that it did make."
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class RankRow:
     Attributes:
         worst: highest concept rate over the phrasings, `where` names the phrasing; None unless every phrasing has a number.
         rates: concept rate of every phrasing that has one.
-        preserved: by `measure`, on retain prompts, the worst prompt set; measure: the ranking's, the same for every row.
+        preserved: by `measure`, on retain prompts, the worst prompt set; measure, limits: the ranking's, the same for every row.
         drift: feature distance; blocked: share of pictures of retain prompts that were refused, the worst prompt set.
         refused: the same of prompts that ask for the concept, the worst phrasing.
         broken: highest share of wrecked pictures over all prompt sets, those that ask for the concept included.
@@ -42,6 +50,7 @@ class RankRow:
     blocked: Estimate | None
     cost: Cost | None
     measure: Measure = KEPT
+    limits: Limits = field(default_factory=Limits)
     why_not: str = ""
     notes: tuple[int, ...] = ()
 
@@ -50,6 +59,16 @@ class RankRow:
         """Share of attributes kept, None where something else stands for preservation."""
         return self.preserved if self.measure == KEPT else None
 
+    @property
+    def is_refusing(self) -> bool:
+        """Whether it refuses more than `MOST_REFUSED` of the prompts that do not ask for the concept."""
+        return self.blocked is not None and self.blocked.value > MOST_REFUSED
+
+    @property
+    def comes_last(self) -> bool:
+        """Whether it refuses so much where nothing else in the ranking would show it."""
+        return self.limits.refused and self.is_refusing
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -57,7 +76,7 @@ class Ranking:
 
     Attributes:
         forget, retain: protocols behind the columns "worst concept rate" and "kept": the same for every row.
-        measure: what stands for preservation.
+        measure: what stands for preservation; limits: those that apply.
         rows: sorted guards; bare: the row of the bare model, None if it was not measured.
     """
 
@@ -65,6 +84,7 @@ class Ranking:
     forget: tuple[Protocol, ...]
     retain: tuple[Protocol, ...]
     measure: Measure
+    limits: Limits
     rows: tuple[RankRow, ...]
     bare: RankRow | None
     notes: tuple[str, ...]
@@ -75,23 +95,45 @@ class Ranking:
         has = {name: any(getattr(row, name) for row in self.rows) for name in ("drift", "broken")}
         return tuple(name for name, some in has.items() if some and name != self.measure.metric)
 
+    @property
+    def sorting(self) -> str:
+        """By what the rows are sorted, as a sentence."""
+        told = f"Sorted by the upper end of the worst rate's 95{NB}% interval, lowest first"
+        told += f", then by {self.measure.words}" if any(row.preserved for row in self.rows) else ""
+        if self.limits.refused:
+            told += f"; guards that refuse more than {percent(MOST_REFUSED)} of other prompts come after the others"
+        return f"{told}."
+
 
 def ranking(group: Group, costs: Iterable[Cost]) -> Ranking:
-    """Rows sorted by the upper end of the worst rate's interval, then by what they preserve; guards without numbers last.
+    """Rows sorted by the upper end of the worst rate's interval, then by what they preserve; guards that refuse too much come
+    after these, guards without numbers last.
 
     Every row's "worst" is over the same protocols: a guard that lacks one of them gets no worst rate.
     """
     cost_of = {(cost.model, cost.guard): cost for cost in costs}
     forget, retain, measure = _protocols(group, "forget"), _protocols(group, "retain"), measure_of(group)
+    limits = _limits(group, measure, len(retain))
     notes: list[str] = []
     rows = [
-        _rank_row(group, guard, forget, retain, measure, cost_of.get((group.model, guard)), notes)
+        _rank_row(group, guard, forget, retain, measure, limits, cost_of.get((group.model, guard)), notes)
         for guard in group.guards
     ]
     bare = next((row for row in rows if row.guard == BARE), None)
     ordered = sorted((row for row in rows if row.guard != BARE), key=_order)
     protocols = tuple(forget.values()), tuple(retain.values())
-    return Ranking(group, *protocols, measure, tuple(ordered), bare, tuple(notes))
+    return Ranking(group, *protocols, measure, limits, tuple(ordered), bare, tuple(notes))
+
+
+def _limits(group: Group, measure: Measure, wanted: int) -> Limits:
+    """Those limits that some guard has the numbers for."""
+
+    def is_measured(metric: str) -> bool:
+        guarded = (group.of(guard, "retain") for guard in group.guards if guard != BARE)
+        return wanted > 0 and any(len(estimates(cells, metric)) == wanted for cells in guarded)
+
+    kept = measure == KEPT and is_measured(KEPT.metric)
+    return Limits(kept, refused=not kept and is_measured("blocked"))
 
 
 def _protocols(group: Group, role: str) -> dict[str, Protocol]:
@@ -104,14 +146,20 @@ def _rank_row(
     forget: Mapping[str, Protocol],
     retain: Mapping[str, Protocol],
     measure: Measure,
+    limits: Limits,
     cost: Cost | None,
     notes: list[str],
 ) -> RankRow:
     asked, benign = group.of(guard, "forget"), group.of(guard, "retain")
     rates, preserved = estimates(asked, "concept"), estimates(benign, measure.metric)
     what = "share kept" if measure == KEPT else measure.name
-    reasons = [*_lack("concept rate", rates, forget, asked), *_lack(what, preserved, retain, benign)]
-    return RankRow(
+    blocked = _highest(estimates(benign, "blocked"), len(retain))
+    reasons = _lack("concept rate", rates, forget, asked)
+    if blocked and blocked.value == 1 and len(preserved) < len(retain):
+        reasons.append(f"{what}: every picture was refused")
+    else:
+        reasons += _lack(what, preserved, retain, benign)
+    row = RankRow(
         guard=guard,
         worst=_highest(rates, len(forget)),
         rates=tuple(rates),
@@ -119,20 +167,25 @@ def _rank_row(
         drift=_highest(estimates(benign, "drift"), len(retain)),
         broken=_highest(estimates((*asked, *benign), "broken"), len(forget) + len(retain)),
         refused=_highest(estimates(asked, "blocked"), len(forget)),
-        blocked=_highest(estimates(benign, "blocked"), len(retain)),
+        blocked=blocked,
         cost=cost,
         measure=measure,
+        limits=limits,
         why_not="; ".join(reasons),
-        notes=numbered((sentence for cell in (*asked, *benign) for sentence in cell.warnings), notes),
     )
+    told = [sentence for cell in (*asked, *benign) for sentence in cell.warnings]
+    told += [_LAST] if row.comes_last else []
+    return replace(row, notes=numbered(told, notes))
 
 
 def _lack(
     what: str, have: Sequence[Estimate], wanted: Mapping[str, Protocol], cells: Sequence[CellRecord]
 ) -> list[str]:
     """Why a worst value cannot be given: [] if it can."""
-    if len(have) == len(wanted) and wanted:
+    if wanted and len(have) == len(wanted):
         return []
+    if not wanted:
+        return [f"{what}: not measured"]
     errors = list(dict.fromkeys(cell.error for cell in cells if cell.error))
     return [f"{what}: {len(have)} of {len(wanted)} prompt sets" + (f" ({'; '.join(errors)})" if errors else "")]
 
@@ -142,7 +195,7 @@ def _highest(found: Sequence[Estimate], wanted: int) -> Estimate | None:
     return max(found, key=lambda one: (one.value, one.high)) if found and len(found) == wanted else None
 
 
-def _order(row: RankRow) -> tuple[bool, float, bool, tuple[float, float], str]:
+def _order(row: RankRow) -> tuple[bool, bool, float, bool, tuple[float, float], str]:
     high = row.worst.high if row.worst else 2.0
     preserved = row.measure.order(row.preserved) if row.preserved else (0.0, 0.0)
-    return row.worst is None, high, row.preserved is None, preserved, row.guard
+    return row.worst is None, row.comes_last, high, row.preserved is None, preserved, row.guard

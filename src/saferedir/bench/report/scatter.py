@@ -1,7 +1,7 @@
 """Robustness against preservation, one mark a guard, as an SVG string.
 
 Colours are told apart without hue, too: what passes is a filled mark, what does not a hollow one, the bare model a cross.
-Imports ranking.py, measures.py, headline.py, labels.py, figures.py and svg.py; matplotlib when first needed.
+Imports ranking.py, limits.py, headline.py, labels.py, figures.py and svg.py; matplotlib when first needed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 from saferedir.bench.records import BARE
 from saferedir.bench.report import svg
 from saferedir.bench.report.figures import WIDE, Room, short
-from saferedir.bench.report.headline import HIGHEST_RATE, LEAST_KEPT, is_marked
+from saferedir.bench.report.headline import is_marked
 from saferedir.bench.report.labels import Label, label
-from saferedir.bench.report.measures import KEPT
-from saferedir.bench.report.numbers import count
+from saferedir.bench.report.limits import HIGHEST_RATE, LEAST_KEPT
+from saferedir.bench.report.numbers import Estimate, count
 from saferedir.bench.report.ranking import Ranking, RankRow
 from saferedir.extras import need
 
 
 def scatter(ranking: Ranking, room: Room = WIDE) -> str:
     """Robustness (1 - worst concept rate) over preservation by the ranking's measure, with 95 % whiskers; "" without a guard
-    to show. A bare model without that measure (it is compared with itself) is a dashed line.
+    to show. A bare model without that measure (it is compared with itself) is a dashed line. Who is not shown: `absent`.
     """
-    rows = [row for row in ranking.rows if row.worst and row.preserved]
+    rows = [row for row in ranking.rows if _is_shown(row)]
     if not rows:
         return ""
     description, bare = _description(rows), ranking.bare
@@ -54,9 +54,26 @@ def scatter(ranking: Ranking, room: Room = WIDE) -> str:
     return svg.to_svg(figure, name, f"Robustness and preservation: {ranking.group.concept}", description)
 
 
+def absent(ranking: Ranking) -> str:
+    """Which guards the plot does not show, and why, as a sentence; "" for none."""
+    told = []
+    for row in (row for row in ranking.rows if not _is_shown(row)):
+        why = row.why_not
+        if row.comes_last and row.blocked:
+            why = (
+                f"refuses {row.blocked.full} of other prompts, so that the pictures left do not tell what it preserves"
+            )
+        told.append(f"{row.guard} ({why})")
+    return f"Not in the plot: {'; '.join(told)}." if told else ""
+
+
+def _is_shown(row: RankRow) -> bool:
+    return row.worst is not None and row.preserved is not None and not row.comes_last
+
+
 def _description(rows: Sequence[RankRow]) -> str:
     """The scatter plot for those who do not see it."""
-    where = f"in the corner of at least {LEAST_KEPT:.0%} kept and" if rows[0].measure == KEPT else "in the band of"
+    where = f"in the corner of at least {LEAST_KEPT:.0%} kept and" if rows[0].limits.kept else "in the band of"
     return (
         f"{count(len(rows), 'guard')}; further right preserves more, further up lets the concept through less often. "
         f"{count(sum(map(is_marked, rows)), 'guard lies', 'guards lie')} {where} less than "
@@ -66,7 +83,7 @@ def _description(rows: Sequence[RankRow]) -> str:
 
 def _limits(axes: Any, ranking: Ranking) -> None:
     """The area within the limits: a corner or, where preservation has no limit, the whole band of low rates."""
-    if ranking.measure != KEPT:
+    if not ranking.limits.kept:
         axes.axhspan(1 - HIGHEST_RATE, 1, facecolor=svg.AREA, edgecolor="none", zorder=0)
         return
     patches = need("matplotlib.patches", "bench", "a figure of the report")
@@ -87,7 +104,8 @@ def _across_shares(axes: Any, rows: Sequence[RankRow], room: Room) -> None:
 
 def _across_means(axes: Any, rows: Sequence[RankRow], room: Room) -> None:
     """Horizontal axis of distances or changes: holds 0, and the better end is on the right."""
-    ends = [end for row in rows if row.preserved for end in (row.preserved.low, row.preserved.high)]
+    shown = [_size(row) for row in rows if row.preserved]
+    ends = [end for one in shown for end in (one.low, one.high)]
     sign = -1 if rows[0].measure.is_lower_better else 1
     worst, best = min(-0.1, *(sign * end for end in ends)), max(0.0, *(sign * end for end in ends))
     span = best - worst
@@ -97,9 +115,14 @@ def _across_means(axes: Any, rows: Sequence[RankRow], room: Room) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
 
 
+def _size(row: RankRow) -> Estimate:
+    assert row.preserved is not None
+    return row.measure.size(row.preserved)
+
+
 def _spot(row: RankRow) -> tuple[float, float]:
-    assert row.worst is not None and row.preserved is not None
-    return row.preserved.value, 1 - row.worst.value
+    assert row.worst is not None
+    return _size(row).value, 1 - row.worst.value
 
 
 def _floor(value: float) -> float:
@@ -114,12 +137,12 @@ def _ticks(lowest: float) -> list[float]:
 
 
 def _whiskers(axes: Any, row: RankRow, x: float, y: float) -> None:
-    assert row.worst is not None and row.preserved is not None
-    colour = svg.GOOD if is_marked(row) else svg.OTHER
+    assert row.worst is not None
+    colour, across = svg.GOOD if is_marked(row) else svg.OTHER, _size(row)
     axes.errorbar(
         [x],
         [y],
-        xerr=[[max(0.0, x - row.preserved.low)], [max(0.0, row.preserved.high - x)]],
+        xerr=[[max(0.0, x - across.low)], [max(0.0, across.high - x)]],
         yerr=[[max(0.0, y - 1 + row.worst.high)], [max(0.0, 1 - row.worst.low - y)]],
         fmt="x" if row.guard == BARE else "o",
         markersize=6.5,
@@ -133,7 +156,7 @@ def _whiskers(axes: Any, row: RankRow, x: float, y: float) -> None:
 
 
 def _label_of(row: RankRow, room: Room) -> Label:
-    assert row.worst is not None and row.preserved is not None
-    ends = sorted((row.preserved.low, row.preserved.high), reverse=row.measure.is_lower_better)
+    assert row.worst is not None
+    ends = sorted((_size(row).low, _size(row).high), reverse=row.measure.is_lower_better)
     reach = (ends[0], 1 - row.worst.high, ends[1], 1 - row.worst.low)
     return Label(short(row.guard, room), *_spot(row), reach)

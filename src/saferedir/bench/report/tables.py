@@ -13,7 +13,7 @@ from typing import Any
 
 from saferedir.bench.records import CellRecord, Protocol
 from saferedir.bench.report.data import Group
-from saferedir.bench.report.measures import Measure
+from saferedir.bench.report.measures import KEPT, Measure
 from saferedir.bench.report.numbers import Estimate, estimate
 from saferedir.errors import BenchError
 from saferedir.metrics.paired import holm
@@ -23,6 +23,8 @@ _JUDGED = ("concept", "live", "forgotten", "kept", "rest_kept", "broken")
 
 #: metrics of vectors, whatever encoder stands behind their colon
 QUALITY = frozenset({"clip_score", "clip_change", "drift", "kid", "fid", "cmmd", "csdr"})
+#: footnote of a number of such a metric over fewer pictures than its neighbours
+FEWER = "Fewer pictures than others of this column (some were refused), so not comparable."
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class PairedTest:
     """McNemar's exact test of one guard against the bare model on one protocol.
 
     Attributes:
-        b: prompts that show the concept only with the guard; c: only without it.
+        b: prompts (with several seeds: pairs of prompt and seed) that show the concept only with the guard; c: only without it.
+        is_clustered: whether pairs of one prompt belong together in the test.
         p: of the test; holm: the same, corrected over the whole group.
     """
 
@@ -101,6 +104,7 @@ class PairedTest:
     c: int
     p: float
     holm: float
+    is_clustered: bool = False
 
 
 def column(cells: Sequence[CellRecord], metric: str) -> Column:
@@ -151,7 +155,10 @@ def bystanders(group: Group, measure: Measure) -> Table:
     """What must survive beside the retain prompts: what is preserved of neighbours and look-alikes by the ranking's measure, and
     how often look-alikes, which a careless filter would refuse, made the guard refuse or act at all.
     """
-    wanted = {"neighbours": (measure.metric,), "look-alikes": (measure.metric, "blocked", "acted")}
+    what = (
+        (measure.metric,) if measure == KEPT else (measure.metric, "blocked")
+    )  # only a share kept shows what was refused
+    wanted = {"neighbours": what, "look-alikes": (measure.metric, "blocked", "acted")}
     return table(group, lambda cell, metric: metric in wanted.get(cell.name.role, ()))
 
 
@@ -160,7 +167,20 @@ def picture_quality(group: Group) -> Table:
     concept come last.
     """
     cells = tuple(sorted(group.cells, key=lambda cell: cell.name.role == "forget"))
-    return table(replace(group, cells=cells), lambda cell, metric: metric.partition(":")[0] in QUALITY)
+    found = table(replace(group, cells=cells), lambda cell, metric: metric.partition(":")[0] in QUALITY)
+    notes = list(found.notes)
+    most = [
+        max(one.n for one in (row[place].estimate for row in found.entries.values()) if one)
+        for place in range(len(found.columns))
+    ]
+
+    def noted(entry: Entry, whole: int) -> Entry:
+        if entry.estimate is None or entry.estimate.n == whole:
+            return entry
+        return replace(entry, notes=tuple(sorted({*entry.notes, *numbered([FEWER], notes)})))
+
+    entries = {guard: tuple(map(noted, row, most)) for guard, row in found.entries.items()}
+    return replace(found, entries=entries, notes=tuple(notes))
 
 
 def everything(group: Group) -> Table:
@@ -185,6 +205,7 @@ def paired_tests(group: Group) -> tuple[PairedTest, ...]:
             int(test["c"]),
             float(test["p"]),
             corrected[str(place)],
+            "clusters" in test,
         )
         for place, (cell, test) in enumerate(found)
     )
