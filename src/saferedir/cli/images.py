@@ -67,7 +67,7 @@ def demo(
 ) -> None:
     """Draw the same prompts with and without a guard, and let a judge count.
 
-    Uses the small model inside the package: nothing is downloaded, a CPU is enough, it takes a minute or two; some four
+    Uses the small model inside the package: nothing is downloaded, a CPU is enough, it takes a minute or two; two to four
     minutes with `--guard all`, which draws 8 + 4 prompts per concept and method.
 
     Example:  `saferedir demo --out runs/demo`
