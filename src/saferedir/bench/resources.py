@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -90,6 +90,8 @@ class EncoderSpec:
 #: whoever looks at pictures and leaves something to count: scores, features
 Looker = JudgeSpec | EncoderSpec
 
+T = TypeVar("T")
+
 
 class Resources:
     """What one process has loaded, each with its checksum. Keeps one pipeline, its guards, and every judge and encoder."""
@@ -153,23 +155,11 @@ class Resources:
 
     def judge(self, spec: JudgeSpec) -> Judge:
         """The judge."""
-        name = _json([spec.name, spec.options])
-        if name not in self._judges:
-            judge = load_judge(spec.name, **spec.options)
-            self._judges[name] = (judge, judge_digest(judge))
-        found, known = self._judges[name]
-        _same("judge", spec.name, spec.digest, known)
-        return found
+        return _loaded("judge", spec, self._judges, load_judge, judge_digest)
 
     def encoder(self, spec: EncoderSpec) -> Encoder:
         """The encoder."""
-        name = _json([spec.name, spec.options])
-        if name not in self._encoders:
-            encoder = load_encoder(spec.name, **spec.options)
-            self._encoders[name] = (encoder, encoder_digest(encoder))
-        found, known = self._encoders[name]
-        _same("encoder", spec.name, spec.digest, known)
-        return found
+        return _loaded("encoder", spec, self._encoders, load_encoder, encoder_digest)
 
     def precision(self, spec: ModelSpec, pipe: Any) -> AbstractContextManager[Any]:
         """The arithmetic that its pictures are drawn in."""
@@ -264,6 +254,19 @@ def encoder_digest(encoder: Encoder) -> str:
     if facts.get("weights", "unknown") != "unknown":
         del facts["id"]
     return _short(_json([encoder.name, facts]))
+
+
+def _loaded(
+    kind: str, spec: Looker, known: dict[str, tuple[T, str]], load: Callable[..., T], digest_of: Callable[[T], str]
+) -> T:
+    """What the spec names, loaded once, with the checksum that the spec expects."""
+    name = _json([spec.name, spec.options])
+    if name not in known:
+        made = load(spec.name, **spec.options)
+        known[name] = (made, digest_of(made))
+    found, digest = known[name]
+    _same(kind, spec.name, spec.digest, digest)
+    return found
 
 
 def _same(kind: str, name: str, expected: str, found: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from saferedir.families import Family
 from saferedir.gates import Gate
 from saferedir.guard import Guard, GuardConfig, Step
+from saferedir.seam.denoiser_call import Call
 from saferedir.seam.seam import Seam
 from saferedir.seam.wrapping import WrappedMethods
 from saferedir.target.prediction import Prediction, prediction_of
@@ -51,15 +52,14 @@ class Probe(Guard[GuardConfig]):
 class _PassingOver:
     """In a denoiser's place while steps are passed over: has its attributes, answers its own input."""
 
-    def __init__(self, module: Any, latents_arg: tuple[int, str]) -> None:
-        self._module, self._latents_arg = module, latents_arg
+    def __init__(self, module: Any, family: Family) -> None:
+        self._module, self._family = module, family
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any]:
-        position, name = self._latents_arg
-        return (kwargs[name] if name in kwargs else args[position],)
+        return (Call(self._family, args, kwargs).latents,)
 
 
 def run_part(
@@ -78,7 +78,6 @@ def run_part(
         on_pass: told the scheduler and the timestep of every evaluation that is passed over.
     """
     pipe, family = seam.pipe, seam.family
-    call = dict(call)
 
     def prepare(instance: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         found = original(*args, **kwargs)
@@ -130,7 +129,7 @@ def _window(
     wrapped = WrappedMethods(pipe.scheduler, {"step": step}, pipe)
     if start:
         for name, module in modules.items():
-            pipe.__dict__[name] = _PassingOver(module, family.latents_arg)
+            pipe.__dict__[name] = _PassingOver(module, family)
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saferedir.gates import Gate
 from saferedir.guard import Step
-from saferedir.schedules import to_x0
+from saferedir.schedules import to_epsilon, to_x0
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,14 @@ class Prediction:
     @property
     def eps(self) -> Tensor:
         """Noise that x0 implies: (x_t - alpha x0) / sigma, the same frame for every parametrisation."""
-        return self._noise(self.x0)
+        return to_epsilon(self.x0, self.x_t.float(), self.alpha, self.sigma)
 
     @property
     def eps_cond(self) -> Tensor:
         """The same of the conditional row alone, which no guidance-side defence has touched."""
-        return self._noise(
-            to_x0(self.prediction_type, self.pred_cond.float(), self.x_t.float(), self.alpha, self.sigma)
-        )
-
-    def _noise(self, x0: Tensor) -> Tensor:
-        noise: Tensor = (self.x_t.float() - self.alpha * x0) / self.sigma
-        return noise
+        x_t = self.x_t.float()
+        x0 = to_x0(self.prediction_type, self.pred_cond.float(), x_t, self.alpha, self.sigma)
+        return to_epsilon(x0, x_t, self.alpha, self.sigma)
 
 
 def prediction_of(step: Step, latents: Tensor, gates: Mapping[str, Gate]) -> Prediction:
