@@ -28,8 +28,9 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
     edited (fine-tuned, unlearned) ones of the same architecture: a short hash per module over a few values
     of every parameter, rounded to float16 and then bfloat16. Copies of a float16 checkpoint in any of the
     three dtypes, and float32 and float16 copies of a float32 one, agree; a bfloat16 copy of a float32
-    checkpoint may read as edited. None where the weights are not in memory (sequential offload), or packed by
-    quantisation, which hides the shapes too; what is None is not compared.
+    checkpoint may read as edited. None where the weights are not in memory (sequential offload, offload to
+    disk) or stored in another way (8-bit floats, tensor subclasses of quantisers, packed integers; the last hide the
+    shapes too); what is None is not compared. Neither torch's default dtype nor the device changes a fingerprint.
     """
     family = family_of(pipe)
     denoiser = unwrapped(getattr(pipe, family.denoiser))
@@ -113,18 +114,46 @@ def _shapes_hash(module: nn.Module) -> str | None:
 
 def _weights_hash(module: nn.Module, per_tensor: int = 8) -> str | None:
     """Short hash over `per_tensor` evenly spaced values of every parameter."""
+    module = unwrapped(module)
+    if _is_on_disk(module):
+        return None
     samples = []
-    for value in _own_parameters(unwrapped(module)).values():
-        if value.is_meta or not value.is_floating_point():
+    for value in _own_parameters(module).values():
+        if not _is_readable(value):
             return None
         flat = value.detach().reshape(-1)
-        where = torch.linspace(0, flat.numel() - 1, min(per_tensor, flat.numel()), device=flat.device).long()
+        where = _sample_places(flat.numel(), per_tensor).to(flat.device)
         samples.append(flat[where].to(torch.float16).to(torch.bfloat16).float().cpu())
     if not samples:
         return None
     values = torch.cat(samples)
     values = torch.where(values.abs() < 1e-4, torch.zeros_like(values), values)  # float16 subnormals are unreliable
     return _short_hash(values.numpy().astype("<f4").tobytes())
+
+
+def _sample_places(size: int, count: int) -> Tensor:
+    """Up to `count` evenly spaced indices below `size`.
+
+    Rounded as in float32, which repeats none but above 2^24 ends beyond `size`; every guard in use was fingerprinted so.
+    """
+    places = torch.linspace(0, size - 1, min(count, size), dtype=torch.float32, device="cpu")
+    return places.long().clamp(max=size - 1)
+
+
+def _is_readable(value: Tensor) -> bool:
+    """Whether the values of a parameter are those of its checkpoint, and not another storage of them."""
+    is_plain = type(value) in (Tensor, nn.Parameter)
+    return is_plain and not value.is_meta and value.is_floating_point() and value.dtype.itemsize > 1
+
+
+def _is_on_disk(module: nn.Module) -> bool:
+    """Whether diffusers' group offload keeps weights in a file; the tensors in memory are then uninitialised."""
+    for part in module.modules():
+        registry = getattr(part, "_diffusers_hook", None)
+        hook = registry.get_hook("group_offloading") if registry is not None else None
+        if hook is not None and getattr(hook.group, "offload_to_disk_path", None) is not None:
+            return True
+    return False
 
 
 def _short_hash(data: bytes) -> str:
