@@ -57,6 +57,13 @@ class BenchError(SaferedirError):
     """A bench cannot be planned, run, resumed or reported as asked."""
 
 
+class OutputError(SaferedirError, OSError):
+    """The place for the results cannot be used; the message says why and what to do."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class MissingExtraError(SaferedirError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from saferedir.errors import GuardConfigError, GuardNotFoundError
 from saferedir.guard import Guard, GuardConfig
 from saferedir.guards.registry import guard_class
 from saferedir.packaged import GUARD_CONFIG, library_version, list_packaged_guards, packaged_guard_path
+from saferedir.utils.files import replacing_folder, save_tensors, take_over
+from saferedir.utils.locks import output_lock
 
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
@@ -40,28 +42,14 @@ def save_guard(guard: Guard[Any], directory: Path) -> Path:
     directory = directory.absolute()
     if directory.exists() and any(directory.iterdir()) and not (directory / GUARD_CONFIG).is_file():
         raise GuardConfigError(f"{directory} is not empty and holds no guard; choose another folder to save to.")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as room:
-        fresh, old = Path(room) / "new", Path(room) / "old"
-        fresh.mkdir()
+    with output_lock(directory, nested=True) as place, replacing_folder(place) as fresh:
         record = {"method": guard.method, "version": library_version(), **_with_relative_files(guard.config, directory)}
         (fresh / GUARD_CONFIG).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         tensors = {name: value.detach().cpu().contiguous() for name, value in guard.tensors().items()}
         if tensors:
-            save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+            save_tensors(tensors, fresh / WEIGHTS, {"format": "pt"})
         (fresh / CARD).write_text(guard.card(), encoding="utf-8")
-        if directory.exists():
-            directory.rename(old)
-        try:
-            fresh.rename(directory)
-        except OSError:
-            if old.exists():
-                old.rename(directory)
-            raise
-        if old.exists():  # whatever else the owner keeps there stays
-            for entry in old.iterdir():
-                if entry.name not in (GUARD_CONFIG, WEIGHTS, CARD):
-                    entry.rename(directory / entry.name)
+        take_over(place, fresh, without=(GUARD_CONFIG, WEIGHTS, CARD))  # whatever else the owner keeps there stays
     return directory
 
 

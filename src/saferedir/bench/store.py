@@ -12,14 +12,13 @@ Imports pyarrow (extra `bench`), drawing, drawn and records.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,11 @@ from saferedir.bench.drawn import Drawn
 from saferedir.bench.records import CellRecord
 from saferedir.bench.resources import JudgeSpec, Looker
 from saferedir.bench.seeing import Judged
-from saferedir.errors import BenchError
+from saferedir.errors import BenchError, OutputError
 from saferedir.extras import need
 from saferedir.judges.base import Scores
+from saferedir.utils.files import reason, replacing
+from saferedir.utils.locks import output_lock
 
 _FORMAT = 1
 _ROOT_FILES = r"(matrix|plan|costs)\.json|report\.(html|md)"  # what the bench writes at the top, see the list above
@@ -48,7 +49,7 @@ class Store:
 
     def prepare(self, needs_bytes: int) -> None:
         """Make the folder, and find out now whether it can take what will come."""
-        for folder in (self.root, self.root / "drawings", self.root / "cells"):
+        for folder in self._folders:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder) as probe:  # nameless: a kill leaves nothing
@@ -57,7 +58,7 @@ class Store:
                     os.fsync(probe.fileno())
             except OSError as error:
                 raise BenchError(
-                    f"cannot write to {folder} ({(error.strerror or str(error)).lower()}); choose another --out."
+                    f"cannot write to {folder} ({reason(error)}); choose another --out."
                 ) from error
         free = shutil.disk_usage(self.root).free
         if free < needs_bytes:
@@ -68,16 +69,28 @@ class Store:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder; a second run is refused at once. The lock dies with its process."""
-        with (self.root / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise BenchError(
-                    f"another run is writing to {self.root}; wait for it, or choose another --out."
-                ) from error
-            self._sweep()
-            yield
+        """Hold the folder; a second run is refused at once. The lock dies with its process.
+
+        A block that fails before anything is kept leaves no folder behind.
+        """
+        try:
+            with output_lock(self.root):
+                made = [folder for folder in (*self._folders[::-1],) if not folder.exists()]
+                (self.root / ".lock").unlink(missing_ok=True)  # of an earlier version
+                self._sweep()
+                try:
+                    yield
+                except BaseException:
+                    for folder in made:
+                        with suppress(OSError):  # it is not empty
+                            folder.rmdir()
+                    raise
+        except OutputError as error:
+            raise BenchError(str(error)) from error
+
+    @property
+    def _folders(self) -> tuple[Path, Path, Path]:
+        return self.root, self.root / "drawings", self.root / "cells"
 
     def _sweep(self) -> None:
         """Remove half-written files that a killed run left behind: of our names, in our places, and nothing else."""
@@ -226,7 +239,7 @@ def write_parquet(path: Path, columns: dict[str, Any], facts: dict[str, Any]) ->
     text = json.dumps({"format": _FORMAT, **facts})
     table = pa.table(columns).replace_schema_metadata({"saferedir": text})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
@@ -257,7 +270,7 @@ def vectors(column: Any) -> Tensor:
 
 def write_json(path: Path, values: Any) -> None:
     """JSON, whole or not at all."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -267,16 +280,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BenchError(f"{path} is missing or damaged ({error}); run the bench again.") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the place of `path` when the block ends without an error, flushed to the disk first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,20 +1,43 @@
 """Output folders: checked before the work starts, written beside their place, renamed when all is done.
 
-Imports the standard library and `packaged`. A reader never sees half a result, and no file that is not ours is ever lost.
+Imports `packaged`, `errors` and `utils` (files, locks). A reader never sees half a result, and no file that is not ours is
+ever lost.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from saferedir.errors import OutputError
 from saferedir.packaged import library_version
+from saferedir.utils.files import (
+    make_parents,
+    make_room,
+    refuse_finished,
+    replacing_folder,
+    sweep,
+    write_json,
+    write_text,
+)
+from saferedir.utils.locks import output_lock
+
+__all__ = [
+    "MEGABYTE",
+    "SUMMARY",
+    "OutputError",
+    "check_space",
+    "check_writable",
+    "output_lock",
+    "refuse_finished",
+    "refuse_foreign_folder",
+    "staged_output",
+    "write_json",
+    "write_text",
+]
 
 MEGABYTE = 1024**2
 SUMMARY = "summary.json"
@@ -22,42 +45,24 @@ _MAKER = "saferedir"
 _LITTER = {".DS_Store", "Thumbs.db"}
 
 
-class OutputError(OSError):
-    """The place for the results cannot be used; the message says why and what to do."""
-
-
 @contextmanager
-def staged_output(out: Path, *, marker: str = SUMMARY, needs: int = 32 * MEGABYTE) -> Iterator[tuple[Path, Path]]:
+def staged_output(
+    out: Path, *, marker: str = SUMMARY, needs: int = 32 * MEGABYTE, overwrite: bool = True
+) -> Iterator[tuple[Path, Path]]:
     """Yields (folder to write to now, its final place); the rename happens when the block ends without an error.
 
     The block must write the JSON object `marker`; who made it and which files belong to it are added there, so that
-    a later run knows a folder of ours, which it may replace, from any other, which it refuses.
+    a later run knows a folder of ours, which it may replace, from any other, which it refuses. Without `overwrite` a finished
+    result of ours is refused, too. The place is locked until the end.
     """
-    out = out.expanduser().resolve()
-    refuse_foreign_folder(out, marker)
-    created = _make_parents(out.parent, out)
-    room: Path | None = None
-    try:
-        room = _make_room(out)
-        check_space(out.parent, needs)
-        fresh, old = room / "new", room / "old"
-        fresh.mkdir()
-        yield fresh, out
-        _sign(fresh, marker)
-        if out.exists():
-            out.rename(old)
-        try:
-            fresh.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-    finally:
-        if room is not None:
-            shutil.rmtree(room, ignore_errors=True)
-        for folder in created:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+    with output_lock(out) as place:
+        refuse_foreign_folder(place, marker)
+        sweep(place)
+        refuse_finished(place, (place / marker).is_file(), overwrite)
+        check_space(place.parent, needs)
+        with replacing_folder(place) as fresh:
+            yield fresh, place
+            _sign(fresh, marker)
 
 
 def refuse_foreign_folder(out: Path, marker: str = SUMMARY) -> None:
@@ -100,28 +105,12 @@ def check_space(place: Path, needs: int) -> None:
 def check_writable(out: Path) -> None:
     """Raise unless a file can be made beside `out`; nothing is left behind."""
     out = out.expanduser().resolve()
-    created = _make_parents(out.parent, out)
+    created = make_parents(out)
     try:
-        _make_room(out).rmdir()
+        make_room(out).rmdir()
     finally:
         for folder in created:
             folder.rmdir()
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write JSON through a temporary sibling and a rename."""
-    text = json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_text(path, text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text through a temporary sibling and a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _own_files(marker: Path) -> set[str] | None:
@@ -140,24 +129,3 @@ def _sign(folder: Path, marker: str) -> None:
     record = json.loads((folder / marker).read_text(encoding="utf-8"))
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     write_json(folder / marker, {**record, "made_by": f"{_MAKER} {library_version()}", "files": files})
-
-
-def _make_parents(parent: Path, out: Path) -> list[Path]:
-    """Make the folders above `out`; returns the new ones, innermost first."""
-    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write to {out} ({_reason(error)}); choose another --out.") from error
-    return missing
-
-
-def _make_room(out: Path) -> Path:
-    try:
-        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise OutputError(f"cannot write beside {out} ({_reason(error)}); choose another --out.") from error
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -138,15 +138,10 @@ def read_captions(path: Path | None) -> list[str]:
 
 
 def save_pairs(rows: Sequence[Pair], out: Path) -> None:
-    """Write a pairs file through a temporary sibling and a rename."""
+    """Write a pairs file, whole or not at all."""
     from saferedir.guards.saferedir.dataset import write_pairs
 
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        write_pairs(rows, temporary)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_pairs(rows, out)
 
 
 def show_samples(built: BuiltPairs, count: int, seed: int) -> None:

@@ -22,6 +22,7 @@ from saferedir.judges.base import Judge, Scores
 from saferedir.judges.pictures import picture_files, score_files, score_images
 from saferedir.judges.rules import Rule
 from saferedir.metrics.rates import Rate
+from saferedir.utils.files import write_text
 
 SCHEMA = 1
 _YES = frozenset({"positive", "1", "true", "yes"})
@@ -109,7 +110,7 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

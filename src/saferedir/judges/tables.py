@@ -12,6 +12,7 @@ import numpy as np
 from saferedir.errors import JudgeError
 from saferedir.extras import need
 from saferedir.judges.base import Scores
+from saferedir.utils.files import replacing
 
 
 def write_scores(path: Path, names: Sequence[str], scores: Scores) -> None:
@@ -24,9 +25,10 @@ def write_scores(path: Path, names: Sequence[str], scores: Scores) -> None:
         arrow = need("pyarrow", "bench", "a Parquet file")
         parquet = need("pyarrow.parquet", "bench", "a Parquet file")
         columns = {label: values[:, place] for place, label in enumerate(scores.labels)}
-        parquet.write_table(arrow.table({"file": list(names), **columns}), path)
+        with replacing(path) as temporary:
+            parquet.write_table(arrow.table({"file": list(names), **columns}), temporary)
     elif path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", *scores.labels])
             writer.writerows(

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from saferedir.pictoworld.scene import JUDGED, VALUES, Scene
+from saferedir.utils.files import save_tensors
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 
@@ -115,7 +116,7 @@ class Judge(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write the weights as float16 safetensors."""
-        save_file({name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}, path)
+        save_tensors({name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}, path)
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Judge:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from saferedir.bench.report.data import ReportData
 from saferedir.bench.report.markdown import render as render_markdown
 from saferedir.bench.report.page import render as render_page
+from saferedir.utils.files import write_text
 
 PAGE, MARKDOWN = "report.html", "report.md"
 
@@ -21,7 +21,5 @@ def write_report(data: ReportData, out: Path) -> tuple[Path, Path]:
     texts = {PAGE: render_page(data), MARKDOWN: render_markdown(data)}
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        temporary = out / f".{name}.{os.getpid()}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(out / name)
+        write_text(out / name, text)
     return out / PAGE, out / MARKDOWN

@@ -7,7 +7,6 @@ Shapes: B pairs make 3B rows (unsafe, safe, pure noise) of (C, h, w). One proces
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from saferedir.guards.duo.loss import DUOTerms, Moment, duo_terms
 from saferedir.guards.duo.noise import Draws, Schedule, draw_step
 from saferedir.guards.duo.pair_files import PairLatents
 from saferedir.guards.duo.train_config import TrainConfig
+from saferedir.utils.files import replacing
 
 LOG = "training.jsonl"
 NOISE_FLOOR = 0.01  # of the weighted preserving term, where it should be 0
@@ -190,8 +190,8 @@ class Loop:
             "optimiser": self.optimiser.state_dict(),
         }
         path = self.work / "checkpoint.pt"
-        torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

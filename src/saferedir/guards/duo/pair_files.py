@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from saferedir.errors import GuardConfigError
 from saferedir.latents import fit_image, latent_constants
+from saferedir.utils.files import replacing
 
 MANIFEST = "manifest.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -72,9 +72,8 @@ def write_manifest(folder: Path, plan: Mapping[str, Any], records: Mapping[int, 
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_image_pairs(folder: Path) -> list[ImagePair]:

@@ -17,12 +17,12 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from saferedir.errors import GuardConfigError, GuardError, GuardNotFoundError
 from saferedir.guards.negation.calibration import Calibration, calibrate
 from saferedir.guards.negation.reference_rows import FileRows, ReferenceRows, in_memory, kept
+from saferedir.utils.files import save_tensors
 
 FORMAT = "saferedir negation set 1"
 #: a larger set stays on disk, and is not copied into a guard's folder
@@ -147,13 +147,8 @@ class NegationSet:
         """Write the set as one safetensors file, through a temporary sibling."""
         path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            values = {name: value.detach().cpu().contiguous() for name, value in self.tensors().items()}
-            save_file(values, temporary, metadata=header_facts(self.facts))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        values = {name: value.detach().cpu().contiguous() for name, value in self.tensors().items()}
+        save_tensors(values, path, header_facts(self.facts))
         return path
 
     @classmethod

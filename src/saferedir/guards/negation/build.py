@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from saferedir.errors import GuardConfigError
@@ -28,6 +27,7 @@ from saferedir.fingerprint import vae_fingerprint
 from saferedir.guards.negation.bank import NegationSet, header_facts
 from saferedir.guards.negation.calibration import GRID, Calibration, calibrate
 from saferedir.latents import encode_images, fit_image, latent_constants
+from saferedir.utils.files import replacing, save_tensors, write_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
@@ -116,7 +116,7 @@ def build_negation_set(
     if known.is_file() and known.read_text(encoding="utf-8") != plan:
         raise GuardConfigError(f"{work} is left from other pictures or settings; remove it, or choose another --out.")
     work.mkdir(parents=True, exist_ok=True)
-    known.write_text(plan, encoding="utf-8")
+    write_text(known, plan)
     report = BuildReport()
     shards: dict[str, list[Path]] = {}
     for part in PARTS:
@@ -124,12 +124,8 @@ def build_negation_set(
     if not shards["references"]:
         reasons = f" ({len(report.skipped)} pictures could not be read)" if report.skipped else ""
         raise GuardConfigError(f"the negation set is empty{reasons}; give it at least one reference image.")
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
+    with replacing(out) as temporary:
         _write(temporary, shards, facts)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     shutil.rmtree(work)
     return report
 
@@ -151,9 +147,7 @@ def _encode_part(
         shard, record_file = work / f"{part}-{number:06d}.safetensors", work / f"{part}-{number:06d}.json"
         if not record_file.is_file():  # written last
             record = _encode_batch(vae, chosen, shard, seen)
-            temporary = record_file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(record), encoding="utf-8")
-            temporary.replace(record_file)
+            write_text(record_file, json.dumps(record))
         record = json.loads(record_file.read_text(encoding="utf-8"))
         seen.update(record["digests"])
         report.duplicates += record["duplicates"]
@@ -190,7 +184,7 @@ def _encode_batch(vae: Any, sources: Sequence[Source], shard: Path, seen: set[st
         latents = encode_images(vae, list(pictures.values()))
         if not bool(torch.isfinite(latents).all()):
             raise GuardConfigError(f"the VAE made latents of {sources[0].name!r} or near it that are not finite.")
-        save_file({"latents": latents.contiguous()}, shard)
+        save_tensors({"latents": latents.contiguous()}, shard)
     return {"digests": list(pictures), "duplicates": duplicates, "skipped": skipped}
 
 

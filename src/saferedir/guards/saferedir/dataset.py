@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saferedir.attach import attach
@@ -25,6 +24,7 @@ from saferedir.errors import GuardConfigError
 from saferedir.guard import Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.precision import fast_precision
+from saferedir.utils.files import save_tensors, write_text
 
 ENCODED_AT_ONCE = 64  # prompts; the accelerator never holds the embeddings of more
 VIEWS = ("x0", "x0_uncond", "x_t")  # x0 is what the guard reads; the others are for ablations
@@ -86,9 +86,9 @@ def _parse_pair(line: str, where: str) -> Pair:
 
 
 def write_pairs(pairs: Sequence[Pair], path: Path) -> None:
-    """Inverse of `read_pairs`."""
+    """Inverse of `read_pairs`; the file appears whole or not at all."""
     records = [{"safe": p.safe} if p.unsafe is None else {"unsafe": p.unsafe, "safe": p.safe} for p in pairs]
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
 
 def hash_pairs(rows: Sequence[Pair]) -> str:
@@ -237,8 +237,7 @@ def roll_out(
                 )
             parts.append({"frames": torch.stack(recorder.frames, dim=1), "t": torch.stack(recorder.times)})
             if path is not None:
-                save_file(parts[-1], path.with_suffix(".tmp"))
-                os.replace(path.with_suffix(".tmp"), path)
+                save_tensors(parts[-1], path)
         if on_progress is not None:
             on_progress(len(chunk))
     return Rollouts(torch.cat([part["frames"] for part in parts]), parts[0]["t"])

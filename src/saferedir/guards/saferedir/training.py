@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +41,7 @@ from saferedir.guards.saferedir.dataset import (
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.guards.saferedir.losses import LossWeights, classification_term, redirection_terms, total
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
+from saferedir.utils.files import replacing
 
 MIN_PAIRS = 10
 
@@ -293,6 +293,6 @@ def fit_redirector(
                 "step": step + 1,
                 "best": best,
             }
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            with replacing(checkpoint) as temporary:
+                torch.save(state, temporary)
     return best

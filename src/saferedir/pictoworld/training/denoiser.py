@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -26,6 +26,7 @@ from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import Scene, random_scene
 from saferedir.pictoworld.training.loop import LoopConfig, fit
 from saferedir.pictoworld.training.text_encoder import WIDTH, tokenize
+from saferedir.utils.files import save_tensors
 
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
@@ -86,7 +87,7 @@ def encode_pool(
         rows.append((mean.float() * vae.config.scaling_factor).half().cpu())
         progress.update(task, advance=len(pictures))
     latents = torch.cat(rows)
-    save_file({"latents": latents}, path)
+    save_tensors({"latents": latents}, path)
     return latents
 
 

@@ -7,7 +7,6 @@ uninterrupted one would have seen. Checkpoints are written to a temporary name a
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from saferedir.utils.files import replacing
 
 LossFn = Callable[[int, torch.Generator], Tensor]
 
@@ -81,12 +82,9 @@ def fit(
         average, start = state["average"], int(state["step"])
 
     def save(step: int) -> None:
-        temporary = checkpoint.with_suffix(".tmp")
-        torch.save(
-            {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step},
-            temporary,
-        )
-        os.replace(temporary, checkpoint)
+        state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step}
+        with replacing(checkpoint) as temporary:
+            torch.save(state, temporary)
 
     module.train()
     task = progress.add_task(label, total=config.steps, completed=start)
