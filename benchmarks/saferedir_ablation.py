@@ -31,7 +31,7 @@ from saferedir.guards.saferedir.calibration import evaluate, held_out_scores
 from saferedir.guards.saferedir.dataset import Pair
 from saferedir.guards.saferedir.losses import LossWeights
 from saferedir.guards.saferedir.network import Redirection
-from saferedir.guards.saferedir.training import TrainConfig, draw_images, encode_text, fit_redirector
+from saferedir.guards.saferedir.training import TrainConfig, encode_text, fit_redirector, generate_images
 from saferedir.metrics import auroc
 from saferedir.pictoworld.evaluation import (
     Drawing,
@@ -101,7 +101,9 @@ class Study:
         """Roll-outs (cached) seen through one of the three inputs."""
         config = replace(self.config, image_input=name)
         count = config.rollouts if side == "training" else config.held_out_rollouts
-        return draw_images(self.pipe, pairs, count, config, self.work, self.progress, f"{side} images")
+        return generate_images(
+            self.pipe, pairs, count, config, self.work, self.progress, f"{side} images", held_out=side != "training"
+        )
 
     def train(self, image_input: str = "x0", loss: LossWeights | None = None, **network: Any) -> Redirector:
         """Train one variant."""

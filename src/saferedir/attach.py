@@ -73,6 +73,9 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
         )
     if not force:
         _check_backbones(pipe, chosen)
+    for guard in chosen:
+        if (caution := guard.caution()) is not None:
+            warnings.warn(caution, stacklevel=2)
     if seam is None:
         seam = Seam(pipe, family)
     denoiser = unwrapped(getattr(pipe, family.denoiser))
@@ -157,6 +160,7 @@ def _check_backbones(pipe: Any, guards: Sequence[Guard[Any]]) -> None:
         if edited:
             warnings.warn(
                 f"guard {guard.method!r} meets the architecture it was trained for with other weights "
-                f"({'; '.join(edited)}); recalibrate its thresholds on this checkpoint.",
+                f"({'; '.join(edited)}); recalibrate its thresholds on this checkpoint "
+                "(`saferedir guards calibrate`).",
                 stacklevel=3,
             )

@@ -28,6 +28,7 @@ class Decision:
         thresholds: name -> threshold the scores were held against.
         first_fired_step: 0-based index of the first step acted on, None if none.
         unresolved: whether the concept still seemed to be there at the end: do not show this image.
+        unverified: whether this run could not tell: its last verdict is known to be weak, so that `unresolved` false says little.
         steps_redirected: number of denoiser calls that ran with edited conditioning or latents.
         token_strengths: (L,) strength per prompt token (of the strongest redirection), or None.
         tokens: the L tokens, where the caller knows them.
@@ -46,6 +47,7 @@ class Decision:
     thresholds: dict[str, float] = field(default_factory=dict)
     first_fired_step: int | None = None
     unresolved: bool = False
+    unverified: bool = False
     steps_redirected: int = 0
     token_strengths: tuple[float, ...] | None = None
     tokens: tuple[str, ...] | None = None

@@ -56,6 +56,12 @@ class Guard(Generic[ConfigT]):
         #: a disabled guard is not called at all: the output is bit-identical to the unguarded one
         self.enabled = True
 
+    def caution(self) -> str | None:
+        """A sentence that whoever attaches this guard should read, such as a weak verdict by its own record; None for none.
+        `attach` warns with it.
+        """
+        return None
+
     def load(self, denoiser: nn.Module) -> None:
         """Put this guard's adapters on the denoiser, switched on, leaving base weights and others' adapters as they are.
 

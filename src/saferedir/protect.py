@@ -43,7 +43,8 @@ def protect(
     from the same noise with more insistence, at most `retries` times, then blocked. "block": an image on which a guard
     acted, or which is unsafe, is blocked at once. Unsafe means that a guard's decision is `unresolved` (its own
     classifier on the final x0; of our methods saferedir has one) or that `verify`, a function of the finished PIL images, says
-    so; with neither, "verify" is refused. A blocked image is a blank of the same kind. Other weights, architectures and
+    so; with neither, "verify" is refused, and so is a run in which a guard's classifier is weak by the guard's own record. A
+    blocked image is a blank of the same kind. Other weights, architectures and
     `force`: see `attach`.
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
@@ -164,6 +165,8 @@ class GuardedPipeline:
                 "and protect the pipeline again if its parts were replaced."
             )
         result.check_finite()
+        if self._on_unsafe == "verify" and self._look is None:
+            _refuse_unverified(result.decisions)
         return result
 
     def _unsafe(self, result: Result, rows: Iterable[int]) -> list[int]:
@@ -261,6 +264,16 @@ class GuardedPipeline:
         kind = type(self._pipe).__name__
         return (
             f"GuardedPipeline({kind}, guards=[{names}], on_unsafe={self._on_unsafe!r}, retries={self._retries}{state})"
+        )
+
+
+def _refuse_unverified(decisions: Sequence[Decision]) -> None:
+    """Without a verifier the guards' own last verdicts are all there is; one that is known to be weak is none."""
+    weak = next((decision for decision in decisions if decision.unverified), None)
+    if weak is not None:
+        raise GuardError(
+            f'on_unsafe="verify" has nothing to verify with in this run, so no image is returned. {weak.message} Give verify=, a '
+            'function of the finished images, take more steps, or use on_unsafe="redirect".'
         )
 
 

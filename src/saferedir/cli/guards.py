@@ -1,4 +1,7 @@
-"""`saferedir guards list` and `show`: what is packaged, and all facts of one guard. Reads configs, never weights."""
+"""`saferedir guards list` and `show`: what is packaged, and all facts of one guard. Reads configs, never weights.
+
+`calibrate` is in calibrate.py.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
+from saferedir.cli.calibrate import calibrate
 from saferedir.cli.common import console, escape, new_table
 
-guards_app = typer.Typer(name="guards", help="Look at guards.", no_args_is_help=True, rich_markup_mode="markdown")
+guards_app = typer.Typer(
+    name="guards", help="Look at guards, and calibrate them.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+guards_app.command(no_args_is_help=True)(calibrate)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -53,7 +60,7 @@ def show(
         return
     config = dict(record["config"])
     console.print(f"[bold]{escape(record['guard'])}[/]  {escape(record['folder'])}", soft_wrap=True)
-    parts = {name: config.pop(name, None) for name in ("measured", "training", "network", "backbone")}
+    parts = {name: config.pop(name, None) for name in ("calibration", "measured", "training", "network", "backbone")}
     _facts_table("Settings", config)
     for name, values in parts.items():
         if isinstance(values, dict) and values:

@@ -140,13 +140,14 @@ def saferedir(
         "method": guard.method,
         "concept": values.concept,
         "model": model,
-        "thresholds": {"prompt": values.prompt_threshold, "image": values.image_threshold},
+        "thresholds": guard_thresholds(values),
         "measured": values.measured,
         "training": values.training,
     }
     write_json(out / SUMMARY, summary)
-    _tables(summary)
+    tables(summary)
     console.print(f"Guard written to {out}", soft_wrap=True, highlight=False)
+    print_verdict(values, out, model)
 
 
 def _refuse_both(options: dict[str, Any]) -> None:
@@ -198,7 +199,28 @@ def _bytes_per_frame(pipe: Any, call: dict[str, Any]) -> int:
     return int(2 * channels * height * width * call.get("num_frames", 1))
 
 
-def _tables(summary: dict[str, Any]) -> None:
+def guard_thresholds(config: Any) -> dict[str, float]:
+    """The thresholds of a SafeRedir guard by verdict."""
+    found = {"prompt": config.prompt_threshold, "image": config.image_threshold}
+    return found if config.last_threshold is None else {**found, "last image": config.last_threshold}
+
+
+def print_verdict(config: Any, out: Path, model: str) -> None:
+    """The last word on a guard: good, or weak and why, and what to do next."""
+    verdict = config.calibration["verdict"]
+    style = "bold green" if verdict["good"] else "bold red"
+    console.print(f"[{style}]{escape(verdict['why'])}[/]", soft_wrap=True, highlight=False)
+    steps = [f'saferedir generate "…{config.concept}…" --model {model} --guard {out} --out runs/trial']
+    if not verdict["good"]:
+        steps = [
+            "more pairs, phrasings and near misses (saferedir pairs build --count --synonyms), and more --rollouts",
+            'until then, in Python: protect(pipe, guard, on_unsafe="verify", verify=a function of the finished images)',
+        ]
+    for step in steps:
+        console.print(f"Next: {escape(step)}", soft_wrap=True, highlight=False)
+
+
+def tables(summary: dict[str, Any]) -> None:
     thresholds = new_table("Thresholds", "verdict", ">score")
     for name, value in summary["thresholds"].items():
         thresholds.add_row(name, f"{value:.3f}")

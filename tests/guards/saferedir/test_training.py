@@ -14,7 +14,6 @@ from saferedir import Guard, GuardError, attach
 from saferedir.encoding import Encoded
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir import training as training_module
-from saferedir.guards.saferedir.calibration import margin_threshold
 from saferedir.guards.saferedir.dataset import (
     Pair,
     encode_on_cpu,
@@ -114,14 +113,6 @@ def test_benign_rows_do_not_enter_the_unsafe_terms() -> None:
     )
     for name in ("mse", "cosine", "align"):
         torch.testing.assert_close(one[name], other[name])
-
-
-def test_margin_threshold_sits_between_classes_and_keeps_the_rate_when_they_overlap() -> None:
-    benign = torch.linspace(-5, -3, 400)
-    assert -3 < margin_threshold(benign, torch.full((100,), 4.0), 0.01) < 4
-    generator = torch.Generator().manual_seed(0)
-    benign, unsafe = torch.randn(400, generator=generator), torch.randn(400, generator=generator)
-    assert (benign >= margin_threshold(benign, unsafe, 0.05)).float().mean() <= 0.05
 
 
 def test_training_writes_a_guard_that_attaches(tmp_path: Path) -> None:

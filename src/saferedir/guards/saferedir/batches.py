@@ -25,14 +25,15 @@ class TextData:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Frames (N, S, C, h, w), or (N, S, C, F, h, w) of videos, with one label and the conditioning of one prompt an image,
-    and the times (S,).
+    """Frames (N, S, C, h, w), or (N, S, C, F, h, w) of videos, with one label, the guidance scale and the conditioning of one
+    prompt an image, and the times (S,).
     """
 
     frames: Tensor
     prompts: Encoded
     label: Tensor
     t: Tensor
+    scale: Tensor | None = None
 
 
 def encode_text(pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None = None) -> TextData:

@@ -1,11 +1,13 @@
 """Held-out evaluation and thresholds of a redirector: what training.py selects by and what the guard decides with.
 
-Imports torch, metrics, and this folder's data, losses and network. Section 7.8 of our specification of arXiv:2601.08623.
+Imports torch, metrics, and this folder's data, losses, network and thresholds. Section 7.8 of our specification of
+arXiv:2601.08623.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,34 +17,64 @@ from saferedir.guards.saferedir.batches import ImageData, TextData
 from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.losses import redirection_terms
 from saferedir.guards.saferedir.network import Redirector
-from saferedir.metrics import auroc, conformal_threshold
+from saferedir.guards.saferedir.thresholds import CONTAMINATION, choose_threshold
+from saferedir.metrics import Rate, auroc
 
 ROWS_AT_ONCE = 64
+#: places of the two thresholds in the gap between benign and unsafe scores, see `choose_threshold`
+PROMPT_SHARE, IMAGE_SHARE = 0.5, 0.5
+
+
+class Calibrated(NamedTuple):
+    """Thresholds by verdict ("prompt", "image", "last": the last image verdict of a run), what was measured, and the record
+    of how: plain data for a guard's config.
+    """
+
+    thresholds: dict[str, float]
+    measured: dict[str, Any]
+    record: dict[str, Any]
 
 
 @torch.no_grad()
 def held_out_scores(network: Redirector, text: TextData, images: ImageData) -> dict[str, Tensor]:
     """Scores on held-out data: prompt (unsafe, benign), image and joint per image and step (N, S)."""
-    device = next(network.parameters()).device
-    image, joint = [], []
-    for chunk in chunks(len(images.frames)):
-        prompts = images.prompts.rows(chunk).map(lambda part: part.to(device)).floats
-        for s, t in enumerate(images.t.to(device)):
-            frames = images.frames[chunk, s].to(device).float()
-
-            def both(frames: Tensor, t: Tensor, prompts: Encoded = prompts) -> Tensor:
-                each = prompts.map(lambda part: part.repeat_interleave(len(frames) // len(part), dim=0))
-                return network.joint_verdict(frames, t, each.prompt, each.mask, each.pooled)
-
-            image.append(highest_over_frames(network.image_verdict, frames, t.expand(len(frames))).cpu())
-            joint.append(highest_over_frames(both, frames, t.expand(len(frames))).cpu())
-    steps = len(images.t)
     return {
         "prompt_unsafe": prompt_scores(network, text.unsafe),
         "prompt_benign": prompt_scores(network, text.benign),
-        "image": torch.cat([torch.stack(image[at : at + steps], dim=1) for at in range(0, len(image), steps)]),
-        "joint": torch.cat([torch.stack(joint[at : at + steps], dim=1) for at in range(0, len(joint), steps)]),
+        "image": image_scores(network, images),
+        "joint": joint_scores(network, images),
     }
+
+
+@torch.no_grad()
+def image_scores(network: Redirector, images: ImageData) -> Tensor:
+    """Image score of each image and step (N, S), on the CPU; of a video, of its worst frame."""
+    device, parts = next(network.parameters()).device, []
+    for chunk in chunks(len(images.frames)):
+        steps = []
+        for s, t in enumerate(images.t.to(device)):
+            frames = images.frames[chunk, s].to(device).float()
+            steps.append(highest_over_frames(network.image_verdict, frames, t.expand(len(frames))).cpu())
+        parts.append(torch.stack(steps, dim=1))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def joint_scores(network: Redirector, images: ImageData) -> Tensor:
+    """The same of the verdict that reads image and prompt."""
+    device, parts = next(network.parameters()).device, []
+    for chunk in chunks(len(images.frames)):
+        prompts, steps = images.prompts.rows(chunk).map(lambda part: part.to(device)).floats, []
+
+        def both(frames: Tensor, t: Tensor, prompts: Encoded = prompts) -> Tensor:
+            each = prompts.map(lambda part: part.repeat_interleave(len(frames) // len(part), dim=0))
+            return network.joint_verdict(frames, t, each.prompt, each.mask, each.pooled)
+
+        for s, t in enumerate(images.t.to(device)):
+            frames = images.frames[chunk, s].to(device).float()
+            steps.append(highest_over_frames(both, frames, t.expand(len(frames))).cpu())
+        parts.append(torch.stack(steps, dim=1))
+    return torch.cat(parts)
 
 
 def chunks(count: int) -> list[slice]:
@@ -88,40 +120,78 @@ def evaluate(network: Redirector, text: TextData, images: ImageData) -> dict[str
     }
 
 
-def margin_threshold(benign: Tensor, unsafe: Tensor, false_positive_rate: float, share: float = 0.5) -> float:
-    """A threshold that keeps the false-positive rate and, where the classes separate, leaves both a margin.
-
-    The conformal threshold of the benign scores; if 99 % of the unsafe scores lie above it, moved towards them by `share` of
-    the gap. With too few benign scores for the rate, the highest of them stands in for the conformal one.
-    """
-    tau = conformal_threshold(benign, false_positive_rate)
-    if tau == float("inf"):
-        tau = conformal_threshold(benign, 1.0 / (len(benign) + 1))
-    low = float(torch.quantile(unsafe.float(), 0.01))
-    return tau + share * max(0.0, low - tau)
-
-
 def calibrate(
-    network: Redirector, text: TextData, images: ImageData, false_positive_rate: float
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Thresholds of the two verdicts and what they do on the held-out side (rates there are not independent of them)."""
+    network: Redirector,
+    text: TextData,
+    images: ImageData,
+    false_positive_rate: float,
+    *,
+    contamination: float = CONTAMINATION,
+    short: Sequence[ImageData] = (),
+    keep: Mapping[str, float] | None = None,
+) -> Calibrated:
+    """Thresholds of the two verdicts and what they do on the held-out side (rates there are not independent of them).
+
+    The image threshold is held against the highest score of each run, the last one against its last score, of which the
+    roll-outs of fewer steps, `short`, give some, too. Runs of a single step set no threshold: their last estimate is their first.
+    `keep`: thresholds by verdict that are not chosen, only measured.
+    """
     scores = held_out_scores(network, text, images)
-    unsafe = images.label.bool()
-    peaks = scores["image"].amax(dim=1)
-    prompt = margin_threshold(scores["prompt_benign"], scores["prompt_unsafe"], false_positive_rate)
-    image = margin_threshold(peaks[~unsafe], peaks[unsafe], false_positive_rate, share=0.25)
-    per_step = {
+    unsafe, peaks = images.label.bool(), scores["image"].amax(dim=1)
+    last = {len(images.t): (scores["image"][:, -1], unsafe)}
+    for part in short:
+        last[len(part.t)] = (image_scores(network, part)[:, -1], part.label.bool())
+    lasts, flags = (torch.cat(parts) for parts in zip(*(last[n] for n in last if n > 1 or len(last) == 1), strict=True))
+    kept = keep or {}
+    prompt, image, end = (
+        choose_threshold(
+            benign, high, false_positive_rate, share=share, contamination=contamination, keep=kept.get(name)
+        )
+        for name, benign, high, share in (
+            ("prompt", scores["prompt_benign"], scores["prompt_unsafe"], PROMPT_SHARE),
+            ("image", peaks[~unsafe], peaks[unsafe], IMAGE_SHARE),
+            ("last", lasts[~flags], lasts[flags], IMAGE_SHARE),
+        )
+    )
+    record = {
+        "false_positive_rate": false_positive_rate,
+        "contamination": contamination,
+        "benign": int((~unsafe).sum()),
+        "unsafe": int(unsafe.sum()),
+        "steps": len(images.t),
+        "guidance_scales": [] if images.scale is None else sorted(set(images.scale.tolist())),
+        "by_guidance": _by_guidance(peaks, images, image.value),
+        "by_steps": {f"{steps}": _errors(*last[steps], end.value) for steps in sorted(last)},
+        "prompt": prompt.to_dict(),
+        "image": image.to_dict(),
+        "last": end.to_dict(),
+    }
+    by_time = {
         f"{int(t)}": round(auroc(scores["image"][:, s], images.label), 4) for s, t in enumerate(images.t.tolist())
     }
     measured = {
         **{k: round(v, 4) for k, v in evaluate(network, text, images).items()},
-        "image_auroc_by_time": per_step,
-        "prompt_recall": round(float((scores["prompt_unsafe"] >= prompt).float().mean()), 4),
-        "prompt_false_positive_rate": round(float((scores["prompt_benign"] >= prompt).float().mean()), 4),
-        "image_recall": round(float((peaks[unsafe] >= image).float().mean()), 4),
-        "image_false_positive_rate": round(float((peaks[~unsafe] >= image).float().mean()), 4),
+        "image_auroc_by_time": by_time,
+        "prompt_recall": round(prompt.recall.value, 4),
+        "prompt_false_positive_rate": round(prompt.false_positives.value, 4),
+        "image_recall": round(image.recall.value, 4),
+        "image_false_positive_rate": round(image.false_positives.value, 4),
         "held_out_unsafe_prompts": len(text.unsafe.prompt),
         "held_out_benign_prompts": len(text.benign.prompt),
         "held_out_benign_images": int((~unsafe).sum()),
     }
-    return {"prompt": prompt, "image": image}, measured
+    return Calibrated({"prompt": prompt.value, "image": image.value, "last": end.value}, measured, record)
+
+
+def _errors(scores: Tensor, unsafe: Tensor, threshold: float) -> dict[str, Any]:
+    """Both error rates of scores (N,) at a threshold, with counts and intervals."""
+    high = scores >= threshold
+    return {"false_positives": Rate.of(high[~unsafe]).to_dict(), "recall": Rate.of(high[unsafe]).to_dict()}
+
+
+def _by_guidance(peaks: Tensor, images: ImageData, threshold: float) -> dict[str, Any]:
+    if images.scale is None:
+        return {}
+    places = {scale: images.scale == scale for scale in sorted(set(images.scale.tolist()))}
+    unsafe = images.label.bool()
+    return {f"{scale:g}": _errors(peaks[here], unsafe[here], threshold) for scale, here in places.items()}

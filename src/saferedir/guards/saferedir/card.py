@@ -13,6 +13,23 @@ def _table(values: dict[str, object]) -> str:
     return "| what | value |\n|---|---|\n" + "\n".join(rows)
 
 
+def _last(config: SafeRedirConfig) -> str:
+    return "" if config.last_threshold is None else f", last image score {config.last_threshold:.3f}"
+
+
+def _calibration(config: SafeRedirConfig) -> str:
+    """How the thresholds were chosen, and the verdict; nothing where nobody recorded it."""
+    record = config.calibration
+    if not record:
+        return ""
+    scales = ", ".join(f"{scale:g}" for scale in record["guidance_scales"])
+    why = record.get("verdict", {}).get("why", "")
+    return (
+        f"Chosen on {record['benign']} benign and {record['unsafe']} unsafe roll-outs of {record['steps']} steps at guidance "
+        f"{scales}; {100 * record['contamination']:.0f} % of each side may lie on the wrong one.\n\n{why}"
+    )
+
+
 def model_card(config: SafeRedirConfig) -> str:
     """The card as Markdown with the front matter that the Hugging Face hub reads."""
     backbone = config.backbone or {}
@@ -33,8 +50,8 @@ Load it with `saferedir.Guard.from_pretrained(folder)` and `saferedir.attach(pip
 Method: SafeRedir (arXiv:2601.08623), this project's `default` mode. Backbone: {family}.
 
 ## Thresholds
-Prompt score {config.prompt_threshold:.3f}, image score {config.image_threshold:.3f} (logits): the conformal threshold of held-out
-benign prompts, moved towards the unsafe ones where the two separate.
+Prompt score {config.prompt_threshold:.3f}, image score {config.image_threshold:.3f}{_last(config)} (logits).
+{_calibration(config)}
 
 ## Training
 {_table(config.training)}
@@ -48,6 +65,7 @@ ones are in the project's documentation.
 AUROC of the image verdict by time: {times}
 
 ## Limits
-Trained on one backbone, sampler setting and set of phrasings; recalibrate for others. It is no defence against somebody who
+Trained on one backbone, sampler setting and set of phrasings; recalibrate for others
+(`saferedir guards calibrate`). It is no defence against somebody who
 can edit weights or remove the guard.
 """

@@ -20,6 +20,9 @@ class SafeRedirConfig(GuardConfig):
         network: sizes of the redirector, `RedirectorConfig.to_dict()`; unused in faithful mode.
         prompt_threshold: the prompt is redirected at score (logit) >= this value; calibrated by training.
         image_threshold: the same for the verdict on the denoised estimate.
+        last_threshold: from this score of a run's last denoised estimate on the image is `unresolved`; None: `image_threshold`.
+        calibration: how the thresholds were chosen and what they do: guidance scales, steps, counts, both error rates of each
+            verdict (`calibration.calibrate`); empty where nobody recorded it.
         use_prompt, use_image: switch either verdict off, for ablations.
         scale: s, multiplier of the shift, >= 0.
         replace_steps: steps skipped after a hit (faithful) or after every check of either verdict (default).
@@ -39,6 +42,8 @@ class SafeRedirConfig(GuardConfig):
     network: dict[str, Any] = field(default_factory=dict)
     prompt_threshold: float = 0.0
     image_threshold: float = 0.0
+    last_threshold: float | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
     use_prompt: bool = True
     use_image: bool = True
     scale: float = 1.0
@@ -55,9 +60,11 @@ class SafeRedirConfig(GuardConfig):
 
     def validate(self) -> None:
         self.require(isinstance(self.network, dict), "network", "the sizes of a redirector, by name")
+        self.require(isinstance(self.calibration, dict), "calibration", "what was recorded, by name")
         self.require_choice("mode", MODES)
         self.require_choice("gate", GATES)
         self.require_number("prompt_threshold", "image_threshold")
+        self.require_number("last_threshold", or_none=True)
         self.require_number("scale", "hysteresis", at_least=0)
         self.require_number("escalation_scale", at_least=1)
         self.require_number("gate_sharpness", above=0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -24,6 +25,8 @@ from saferedir.errors import GuardConfigError, GuardError
 from saferedir.families import FAMILIES
 from saferedir.gates import Gate
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
+from saferedir.guards.saferedir import assessment
+from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
 from saferedir.guards.saferedir.card import model_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
@@ -93,6 +96,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
             self.anchor = self.anchor.to(device)
         if self.anchor_pooled is not None:
             self.anchor_pooled = self.anchor_pooled.to(device)
+        caution = outside_calibration(self.config, run)
+        if caution is not None:
+            warnings.warn(caution, stacklevel=2)
         insist = torch.tensor(run.insist or (0,) * rows, device=device)
         return RedirState(
             prompt_weight=(insist > 0).float(),
@@ -104,6 +110,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
             redirected=torch.zeros(rows, dtype=torch.long, device=device),
             first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
             is_high=torch.zeros(rows, dtype=torch.bool, device=device),
+            caution=caution,
+            weak_end=weak_at(self.config, run.num_steps),
         )
 
     def on_step_start(self, step: Step) -> Tensor | Embeds:
@@ -132,7 +140,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
         state.image_countdown = self.config.replace_steps
         score = state.image_score = self.image_score(x0, step.t)
         state.image_scores.append(score.detach())
-        high = state.is_high = score.detach() >= self.config.image_threshold
+        high = score.detach() >= self.config.image_threshold
+        state.is_high = high if step.evaluation + 1 < step.run.num_evaluations else self._is_unresolved(score.detach())
         was_redirected = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
         state.image_weight = torch.maximum(state.image_weight, self._gate(score, self.config.image_threshold))
         state.unsafe_streak = torch.where(high & was_redirected, state.unsafe_streak + 1, 0)
@@ -140,6 +149,11 @@ class SafeRedir(Guard[SafeRedirConfig]):
         state.level = torch.where(escalate, (state.level + 1).clamp(max=2), state.level)
         state.unsafe_streak = torch.where(escalate, 0, state.unsafe_streak)
         return x0
+
+    def _is_unresolved(self, last_score: Tensor) -> Tensor:
+        """(B,) bool, whether the last estimate of a run still shows the concept."""
+        threshold = self.config.last_threshold
+        return last_score >= (self.config.image_threshold if threshold is None else threshold)
 
     def gates(self, state: RedirState | FaithfulState) -> dict[str, Gate]:
         """ "prompt" and "image", whichever verdict has been given; none in faithful mode."""
@@ -260,6 +274,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
             assert self.faithful is not None
             return self.faithful.verdict(run, state)
         return decisions(self.config, state)
+
+    def caution(self) -> str | None:
+        return assessment.caution(self.config)
 
     def card(self) -> str:
         return model_card(self.config)

@@ -35,6 +35,8 @@ class RedirState:
     image_score: Tensor | None = None  # of the latest check
     redirection: Redirection | None = None
     strengths: Tensor | None = None  # (B, L)
+    caution: str | None = None  # why the record of this run is worth less
+    weak_end: str | None = None  # why its last image verdict says little
     prompt_scores: list[Tensor] = field(default_factory=list)
     image_scores: list[Tensor] = field(default_factory=list)
 
@@ -55,6 +57,9 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
     """One record per image, in batch order."""
     prompt = torch.stack(state.prompt_scores).cpu() if state.prompt_scores else None
     image = torch.stack(state.image_scores).cpu() if state.image_scores else None
+    thresholds = {"prompt": config.prompt_threshold, "image": config.image_threshold}
+    if config.last_threshold is not None:
+        thresholds["last"] = config.last_threshold
     found = []
     for row in range(len(state.level)):
         fired = int(state.first_fired[row]) >= 0
@@ -69,7 +74,8 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
                 why = "request, whatever its scores"
             message = f"Redirected by {why} from step {int(state.first_fired[row])}."
         if unresolved:
-            message = f"{message} The image score was still above its threshold at the end; block this image.".strip()
+            message = f"{message} The image score was still above its threshold at the end; block this image."
+        message = " ".join(part for part in (message.strip(), state.caution, state.weak_end) if part)
         found.append(
             Decision(
                 guard=METHOD,
@@ -79,10 +85,11 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
                 action="escalated" if level else "redirected" if fired else "none",
                 prompt_score=None if prompt is None else float(prompt[:, row].max()),
                 image_score=None if image is None else float(image[:, row].max()),
-                thresholds={"prompt": config.prompt_threshold, "image": config.image_threshold},
+                thresholds=thresholds,
                 first_fired_step=int(state.first_fired[row]) if fired else None,
                 steps_redirected=int(state.redirected[row]),
                 unresolved=unresolved,
+                unverified=state.weak_end is not None,
                 token_strengths=tuple(state.strengths[row].tolist()) if fired and state.strengths is not None else None,
                 prompt_scores=() if prompt is None else tuple(prompt[:, row].tolist()),
                 image_scores=() if image is None else tuple(image[:, row].tolist()),

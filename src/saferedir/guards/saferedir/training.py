@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ import torch
 from accelerate import Accelerator
 from rich.progress import Progress
 
-from saferedir.checks import Checked
+from saferedir.checks import Checked, is_number
 from saferedir.errors import GuardConfigError
 from saferedir.families import family_of
 from saferedir.fingerprint import backbone_fingerprint
+from saferedir.guards.saferedir.assessment import verdict
 from saferedir.guards.saferedir.batches import ImageData, TextData, encode_text, image_batch, text_batch
 from saferedir.guards.saferedir.calibration import calibrate, evaluate
 from saferedir.guards.saferedir.config import SafeRedirConfig
@@ -34,13 +35,20 @@ from saferedir.guards.saferedir.dataset import (
     encode_on_cpu,
     hash_pairs,
     read_pairs,
-    roll_out,
     split_pairs,
     without_padding,
 )
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.guards.saferedir.losses import LossWeights, classification_term, redirection_terms, total
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
+from saferedir.guards.saferedir.rollouts import (
+    SHORT_IMAGES,
+    SHORT_STEPS,
+    calibration_scales,
+    generate_rollouts,
+    rollout_prompts,
+)
+from saferedir.guards.saferedir.thresholds import CONTAMINATION
 from saferedir.utils.files import replacing
 
 MIN_PAIRS = 10
@@ -57,6 +65,8 @@ class TrainConfig(Checked):
             call: more arguments of the pipeline's call, such as height, width or num_frames.
         held_out: share of the pairs kept for calibration and for choosing the best checkpoint.
         false_positive_rate: target of each verdict's threshold, per image.
+        contamination: share of the held-out roll-outs of each side that may be on the wrong one, see `choose_threshold`.
+        calibration_scales: guidance scales of the held-out images, in turn; None: `rollouts.calibration_scales`.
         image_input: what the image side is trained on; the guard itself always reads "x0" (others: ablation).
         network: overrides of `RedirectorConfig` fields.
         anchor: a prompt whose embedding is the last resort of the escalation; default, the first safe prompt.
@@ -73,6 +83,8 @@ class TrainConfig(Checked):
     call: dict[str, Any] = field(default_factory=dict)
     held_out: float = 0.2
     false_positive_rate: float = 0.005
+    contamination: float = CONTAMINATION
+    calibration_scales: tuple[float, ...] | None = None
     evaluate_every: int = 150
     seed: int = 0
     image_input: str = "x0"
@@ -90,6 +102,10 @@ class TrainConfig(Checked):
         self.require_number("learning_rate", above=0)
         self.require_number("guidance_scale", at_least=0)
         self.require_number("held_out", "false_positive_rate", at_least=0, below=1)
+        self.require_number("contamination", at_least=0, below=0.5)
+        if self.calibration_scales is not None:
+            are_scales = all(is_number(scale) and scale >= 0 for scale in self.calibration_scales)
+            self.require(bool(self.calibration_scales) and are_scales, "calibration_scales", "numbers >= 0, or None")
         self.require(self.anchor is None or isinstance(self.anchor, str), "anchor", "a prompt, or None")
         check_call(self.call)
 
@@ -122,10 +138,8 @@ def train_saferedir(
     _claim(work / "plan.json", config, rows, concept, pipe)
 
     text, held_text = encode_text(pipe, training, config.call), encode_text(pipe, held_out, config.call)
-    images = draw_images(pipe, training, config.rollouts, config, work, progress, "drawing training images")
-    held_images = draw_images(
-        pipe, held_out, config.held_out_rollouts, config, work, progress, "drawing held-out images"
-    )
+    images = generate_images(pipe, training, config.rollouts, config, work, progress, "generating training images")
+    held_images, short = held_out_images(pipe, held_out, config, work, progress)
     pooled = text.unsafe.pooled
     sizes = {
         "prompt_dim": text.unsafe.prompt.shape[-1],
@@ -141,27 +155,33 @@ def train_saferedir(
         network, text, images, held_text, held_images, config, work, progress, log, on_cpu=pipe.device.type == "cpu"
     )
     network.load_state_dict(best["network"])
-    thresholds, measured = calibrate(network.eval(), held_text, held_images, config.false_positive_rate)
+    found = calibrate(
+        network.eval(), held_text, held_images, config.false_positive_rate,
+        contamination=config.contamination, short=short,
+    )  # fmt: skip
     anchor_text = config.anchor or next(pair.safe for pair in training if pair.unsafe)
     anchor = encode_on_cpu(pipe, [anchor_text], config.call)
+    settings = SafeRedirConfig(
+        concept=concept,
+        backbone=backbone_fingerprint(pipe),
+        network=network.config.to_dict(),
+        prompt_threshold=found.thresholds["prompt"],
+        image_threshold=found.thresholds["image"],
+        last_threshold=found.thresholds["last"],
+        training={
+            **{k: v for k, v in asdict(config).items() if k not in ("network", "loss", "calibration_scales")},
+            "loss": config.loss.to_dict(),
+            "pairs": sum(p.unsafe is not None for p in rows),
+            "benign_prompts": sum(p.unsafe is None for p in rows),
+            "best_step": best["step"],
+            "seconds": round(time.monotonic() - started, 1),
+            "anchor": anchor_text,
+        },
+        measured=found.measured,
+        calibration=found.record,
+    )
     guard = SafeRedir(
-        SafeRedirConfig(
-            concept=concept,
-            backbone=backbone_fingerprint(pipe),
-            network=network.config.to_dict(),
-            prompt_threshold=thresholds["prompt"],
-            image_threshold=thresholds["image"],
-            training={
-                **{k: v for k, v in asdict(config).items() if k not in ("network", "loss")},
-                "loss": config.loss.to_dict(),
-                "pairs": sum(p.unsafe is not None for p in rows),
-                "benign_prompts": sum(p.unsafe is None for p in rows),
-                "best_step": best["step"],
-                "seconds": round(time.monotonic() - started, 1),
-                "anchor": anchor_text,
-            },
-            measured=measured,
-        ),
+        replace(settings, calibration={**settings.calibration, "verdict": verdict(settings)}),
         network,
         anchor=without_padding(anchor)[0],
         anchor_pooled=None if anchor.pooled is None else anchor.pooled[0],
@@ -189,37 +209,58 @@ def _claim(path: Path, config: TrainConfig, rows: Sequence[Pair], concept: str, 
     path.write_text(json.dumps(plan, indent=2))
 
 
-def draw_images(
-    pipe: Any, pairs: Sequence[Pair], count: int, config: TrainConfig, work: Path, progress: Progress, label: str
+def held_out_images(
+    pipe: Any, pairs: Sequence[Pair], config: TrainConfig, work: Path, progress: Progress
+) -> tuple[ImageData, list[ImageData]]:
+    """Roll-outs to calibrate on, over all guidance scales, and short ones of the unsafe and benign prompts."""
+    scales = config.calibration_scales or calibration_scales(config.guidance_scale)
+    return (
+        generate_images(
+            pipe, pairs, config.held_out_rollouts, config, work, progress, "generating held-out images",
+            held_out=True, guidance_scales=scales,
+        ),
+        [
+            generate_images(
+                pipe, pairs, min(SHORT_IMAGES, config.held_out_rollouts), config, work, progress,
+                f"generating held-out images in {steps} steps", held_out=True,
+                guidance_scales=sorted({min(scales), config.guidance_scale}), steps=steps,
+            )
+            for steps in SHORT_STEPS
+            if steps < config.rollout_steps
+        ],
+    )  # fmt: skip
+
+
+def generate_images(
+    pipe: Any,
+    pairs: Sequence[Pair],
+    count: int,
+    config: TrainConfig,
+    work: Path,
+    progress: Progress,
+    label: str,
+    *,
+    held_out: bool = False,
+    guidance_scales: Sequence[float] | None = None,
+    steps: int | None = None,
 ) -> ImageData:
-    """Roll out `count` prompts, half unsafe, the rest from benign lines and safe sides in turn."""
-    generator = torch.Generator().manual_seed(config.seed)
-    order = torch.randperm(len(pairs), generator=generator).tolist()
-    unsafe = [str(pairs[i].unsafe) for i in order if pairs[i].unsafe is not None][: count // 2]
-    lines = [pairs[i].safe for i in order if pairs[i].unsafe is None]
-    sides = [pairs[i].safe for i in order if pairs[i].unsafe is not None]
-    wanted = count - len(unsafe)
-    from_lines = lines[: max(wanted - len(sides), round(0.6 * wanted))]
-    benign = from_lines + sides[: wanted - len(from_lines)]
-    prompts = unsafe + benign
-    task = progress.add_task(label, total=len(prompts))
-    rollouts = roll_out(
+    """Roll out `count` prompts, half unsafe, the rest from benign lines and safe sides in turn.
+
+    `held_out` chooses the noise. `guidance_scales` and `steps`: the config's where None.
+    """
+    prompts = rollout_prompts(pairs, count, config.seed)
+    task = progress.add_task(label, total=sum(map(len, prompts)))
+    return generate_rollouts(
         pipe,
         prompts,
-        steps=config.rollout_steps,
-        guidance_scale=config.guidance_scale,
+        steps=steps or config.rollout_steps,
+        guidance_scales=guidance_scales or (config.guidance_scale,),
+        seed=config.seed * 1_000_000 + (500_000 if held_out else 0),
         batch=config.rollout_batch,
         call=config.call,
         view=config.image_input,
-        seed=config.seed * 1_000_000 + (0 if "training" in label else 500_000),
         cache=work,
         on_progress=lambda n: progress.advance(task, n),
-    )
-    return ImageData(
-        frames=rollouts.frames,
-        prompts=encode_on_cpu(pipe, prompts, config.call),
-        label=torch.tensor([1.0] * len(unsafe) + [0.0] * len(benign)),
-        t=rollouts.t,
     )
 
 

@@ -1,0 +1,147 @@
+"""`saferedir guards calibrate`: the thresholds of a trained guard, measured anew on another checkpoint, with its LoRAs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saferedir.cli.common import console, escape, load_model, named_values, progress_bar
+from saferedir.cli.output import MEGABYTE, SUMMARY, OutputError, check_space, check_writable, write_json
+from saferedir.cli.pairs import read_captions
+
+if TYPE_CHECKING:
+    from saferedir.guards.saferedir.dataset import Pair
+
+
+def calibrate(
+    guard: Annotated[str, typer.Argument(metavar="GUARD", help="A packaged guard, a folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the guard with the new thresholds.")],
+    model: Annotated[
+        str, typer.Option(metavar="ID", help="The checkpoint: pictoworld, a diffusers folder, or a hub id.")
+    ] = "pictoworld",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH[:SCALE]", help="A LoRA that will be loaded in use, and its scale (1); repeatable."),
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompt pairs, as for training; better ones that it never saw.")
+    ] = None,
+    forget: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Or prompts that ask for the concept, one a line.")
+    ] = None,
+    benign: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts that do not, one a line.")] = None,
+    rollouts: Annotated[int, typer.Option(min=40, help="Images to generate, half of them with the concept.")] = 416,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps of those images.")] = 20,
+    guidance: Annotated[
+        list[float] | None,
+        typer.Option(help="Guidance scales of those images, in turn; default: 1, 4, 7.5, 12 and that of training."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images generated at once; fewer need less memory.")] = 50,
+    call: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="More arguments of the pipeline's call, such as height=1024."),
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="prompt or image: choose this threshold only, keep the other.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of prompts and noise.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace the guard at --out.")] = False,
+) -> None:
+    """Choose a guard's thresholds anew for another checkpoint, or for one with your LoRAs; its weights stay.
+
+    Generates images of both kinds of prompts with that checkpoint, scores them with the guard, and writes a guard folder with
+    the new thresholds, the checkpoint's fingerprint and the record of what was measured. A run that was killed goes on where
+    it stopped when the same command is given again.
+
+    Example:  `saferedir guards calibrate runs/star --model MODEL --lora style.safetensors:0.8 --pairs star.jsonl --out runs/new`
+
+    Example:  `saferedir guards calibrate runs/star --forget stars.txt --benign others.txt --out runs/star-2`
+    """
+    from saferedir.packaged import GUARD_CONFIG, library_version
+
+    out = out.expanduser().resolve()
+    if (pairs is None) == (forget is None):
+        raise typer.BadParameter("give --pairs, or --forget and --benign.", param_hint="--pairs / --forget")
+    if forget is not None and benign is None:
+        raise typer.BadParameter("--forget needs prompts without the concept, too.", param_hint="--benign")
+    if only not in (None, "prompt", "image"):
+        raise typer.BadParameter(f"{only!r} is neither prompt nor image.", param_hint="--only")
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / GUARD_CONFIG).is_file()):
+        raise OutputError(f"{out} is no guard folder; choose another --out.")
+    if (out / GUARD_CONFIG).is_file() and not force:
+        raise OutputError(f"{out} holds a guard already; choose another --out, or give --force to replace it.")
+    adapters = [_path_and_scale(text) for text in lora or []]
+    check_writable(out)
+    check_space(out, 256 * MEGABYTE)
+    from saferedir.guards.saferedir import SafeRedir
+    from saferedir.guards.saferedir.dataset import Pair, read_pairs
+    from saferedir.guards.saferedir.recalibrate import CalibrationConfig, calibrate_guard, unpaired
+
+    others = read_captions(benign)
+    if pairs is not None:
+        rows: list[Pair] = [*read_pairs(pairs), *(Pair(None, text) for text in others)]
+    else:
+        rows = unpaired(read_captions(forget), others)
+    chosen = SafeRedir.from_pretrained(guard)
+    config = CalibrationConfig(
+        rollouts=rollouts, steps=steps, guidance_scales=tuple(guidance) if guidance else None, batch=batch,
+        call=named_values(call or [], "--call"), verdicts=(only,) if only else ("prompt", "image"), seed=seed,
+    )  # fmt: skip
+    pipe = load_model(model, dtype=dtype, device=device)
+    load_adapters(pipe, adapters)
+    work = out.with_name(out.name + ".work")
+    with progress_bar() as bar:
+        found = calibrate_guard(pipe, chosen, rows, config=config, work=work, progress=bar, is_paired=pairs is not None)
+    found.save_pretrained(out)
+    _finish(found, out, model, guard, f"saferedir {library_version()}")
+    import shutil
+
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _finish(found: Any, out: Path, model: str, source: str, maker: str) -> None:
+    from saferedir.cli.train import guard_thresholds, print_verdict, tables
+
+    values = found.config
+    summary = {
+        "made_by": maker,
+        "method": found.method,
+        "concept": values.concept,
+        "model": model,
+        "from": source,
+        "thresholds": guard_thresholds(values),
+        "measured": values.measured,
+        "calibration": values.calibration,
+    }
+    write_json(out / SUMMARY, summary)
+    tables(summary)
+    console.print(f"Guard written to {escape(str(out))}", soft_wrap=True, highlight=False)
+    print_verdict(values, out, model)
+
+
+def _path_and_scale(text: str) -> tuple[Path, float]:
+    """PATH or PATH:SCALE."""
+    path, scale = Path(text).expanduser(), 1.0
+    head, colon, tail = text.rpartition(":")
+    if colon and not path.exists():
+        try:
+            path, scale = Path(head).expanduser(), float(tail)
+        except ValueError:
+            raise typer.BadParameter(f"{tail!r} is no scale; give PATH or PATH:SCALE.", param_hint="--lora") from None
+    if not path.exists():
+        raise typer.BadParameter(f"there is no LoRA at {path}.", param_hint="--lora")
+    return path, scale
+
+
+def load_adapters(pipe: Any, adapters: list[tuple[Path, float]]) -> None:
+    """Load LoRAs from safetensors files or folders, each at its scale."""
+    names = []
+    for number, (path, _) in enumerate(adapters):
+        names.append(f"{''.join(c if c.isalnum() else '_' for c in path.stem)}_{number}")
+        place = {"weight_name": path.name} if path.is_file() else {}
+        folder = path.parent if path.is_file() else path
+        pipe.load_lora_weights(str(folder), adapter_name=names[-1], use_safetensors=True, local_files_only=True, **place)
+    if names:
+        pipe.set_adapters(names, [scale for _, scale in adapters])

@@ -1,0 +1,116 @@
+"""What a guard's own record says of it: good or weak and why, and where a run leaves what was calibrated.
+
+Imports the config and `step.Run` only. The trainer ends with `verdict`, `attach` warns of `weaknesses`, a run of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.step import Run
+
+#: a side that finds fewer of the unsafe images, or prompts, than this is weak
+LEAST_RECALL = 0.9
+#: a side that disturbs more of the benign ones than this is weak
+MOST_FALSE_POSITIVES = 0.03
+RECALIBRATE = "`saferedir guards calibrate`"
+_WHAT = {"prompt": ("prompts that ask for it", "others"), "image": ("images that show it", "others")}
+
+
+def weaknesses(config: SafeRedirConfig) -> list[str]:
+    """One clause for each side that cannot tell the concept from the rest, by what was measured on held-out data."""
+    found = []
+    for side, (unsafe, benign) in _WHAT.items():
+        if not getattr(config, f"use_{side}") or config.mode != "default":
+            continue
+        recall, alarms = (config.measured.get(f"{side}_{name}") for name in ("recall", "false_positive_rate"))
+        if _is_share(recall) and recall < LEAST_RECALL:
+            found.append(f"the {side} verdict misses {1 - recall:.0%} of the {unsafe}")
+        if _is_share(alarms) and alarms > MOST_FALSE_POSITIVES:
+            found.append(f"the {side} verdict takes {alarms:.0%} of the {benign} for the concept")
+    return found
+
+
+def verdict(config: SafeRedirConfig) -> dict[str, Any]:
+    """{"good": bool, "why": one sentence}: the trainer's last word, for a person."""
+    weak = weaknesses(config)
+    if weak:
+        return {"good": False, "why": f"Weak: on held-out data {' and '.join(weak)}."}
+    sides = []
+    for side, (unsafe, benign) in _WHAT.items():
+        rates = config.calibration.get(side, {})
+        recall, alarms = (_percent(rates.get(name)) for name in ("recall", "false_positives"))
+        sides.append(f"the {side} verdict finds {recall} of the {unsafe} and disturbs {alarms} of the {benign}")
+    return {"good": True, "why": f"Good: on held-out data {', '.join(sides)}."}
+
+
+def caution(config: SafeRedirConfig) -> str | None:
+    """What `attach` warns of, or None."""
+    weak = weaknesses(config)
+    if not weak:
+        return None
+    return (
+        f"guard 'saferedir' for {config.concept!r} is weak: by its own record {' and '.join(weak)}; recalibrate its thresholds "
+        f"({RECALIBRATE}), train it on more pairs, or use protect with a verifier."
+    )
+
+
+def outside_calibration(config: SafeRedirConfig, run: Run) -> str | None:
+    """A sentence where the run's guidance scale was never calibrated; None where it was, or nothing is known."""
+    scales = guidance_scales(config)
+    if not scales or run.guidance_scale is None or not config.use_image or config.mode != "default":
+        return None
+    scale = max(1.0, run.guidance_scale)  # from 1 down there is no guidance
+    lowest, highest = min(scales), max(scales)
+    if max(1.0, lowest) - 1e-6 <= scale <= highest + 1e-6:
+        return None
+    known = f"{lowest:g}" if lowest == highest else f"{lowest:g} to {highest:g}"
+    return (
+        f"Guidance scale {run.guidance_scale:g} lies outside of what the thresholds for {config.concept!r} were calibrated on "
+        f"({known}), so benign images may be changed and the concept may be missed; calibrate the guard there ({RECALIBRATE})."
+    )
+
+
+def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
+    """A sentence where the last image verdict of a run of so many steps says little, None where it can be relied on."""
+    if not config.use_image or config.mode != "default":
+        return None
+    recalls = {int(count): rates["recall"]["rate"] for count, rates in config.calibration.get("by_steps", {}).items()}
+    recall, known = None, [count for count in recalls if count <= steps]
+    if known:
+        recall = recalls[max(known)]
+    elif recalls or steps * 4 < config.training.get("rollout_steps", 0):
+        return (
+            f"The image verdict for {config.concept!r} was never measured in runs of so few steps ({steps}), so it cannot tell "
+            "whether the concept is still there."
+        )
+    else:
+        recall = config.measured.get("image_recall")
+    if not _is_share(recall) or recall >= LEAST_RECALL:
+        return None
+    length = "1 step" if steps == 1 else f"{steps} steps"
+    return (
+        f"The last image verdict for {config.concept!r} in a run of {length} finds {recall:.0%} of the images that show it "
+        "by the guard's own record, so it cannot tell whether the concept is still there."
+    )
+
+
+def guidance_scales(config: SafeRedirConfig) -> list[float]:
+    """Scales that the thresholds were calibrated on; an older guard's is that of its training."""
+    recorded = config.calibration.get("guidance_scales")
+    if recorded is None:
+        recorded = [config.training.get("guidance_scale")]
+    return [float(scale) for scale in recorded if isinstance(scale, int | float)]
+
+
+def _is_share(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def _percent(rate: Mapping[str, Any] | None) -> str:
+    """ "98 % (95 to 99, n = 208)" """
+    if not rate:
+        return "an unknown share"
+    return f"{100 * rate['rate']:.0f} % ({100 * rate['low']:.0f} to {100 * rate['high']:.0f}, n = {rate['n']})"
