@@ -21,6 +21,7 @@ from saferedir.errors import AlreadyAttachedError, GuardError, UnsupportedPipeli
 from saferedir.families import family_of, unwrapped
 from saferedir.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.guard import Guard
+from saferedir.own_adapters import fused_adapters
 from saferedir.schedules import check_scheduler
 from saferedir.seam.finding import check_not_shared, find_seam, remove_foreign_hooks
 from saferedir.seam.seam import Seam
@@ -83,7 +84,10 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
         for guard in chosen:
             if guard.enabled:
                 guard.load(denoiser)
-        return Attached(seam, chosen)
+        attached = Attached(seam, chosen)
+        if not force:
+            seam.warn_of_adapters(chosen, is_attaching=True, stacklevel=3)
+        return attached
     except BaseException:
         for guard in chosen:
             guard.unload(denoiser)
@@ -155,12 +159,13 @@ class Attached:
 def _check_backbones(pipe: Any, guards: Sequence[Guard[Any]]) -> None:
     bound = [guard for guard in guards if guard.config.backbone is not None]
     actual = backbone_fingerprint(pipe) if bound else {}
+    fused = [f"fused LoRA {name!r}" for name in sorted(fused_adapters(pipe))]
     for guard in bound:
         edited = check_backbone(guard.config.backbone or {}, actual, guard.method)
         if edited:
             warnings.warn(
                 f"guard {guard.method!r} meets the architecture it was trained for with other weights "
-                f"({'; '.join(edited)}); recalibrate its thresholds on this checkpoint "
+                f"({'; '.join([*edited, *fused])}); recalibrate its thresholds on this checkpoint "
                 "(`saferedir guards calibrate`).",
                 stacklevel=3,
             )

@@ -1,6 +1,7 @@
 """Fingerprint of a backbone: what a guard trained on a pipeline may rely on, and the refusal to guard another.
 
-Imports torch, `errors`, `families`, `latents`, `schedules`. Used by `attach` (to check) and by trainers (to write).
+Imports torch, `errors`, `families`, `latents`, `own_adapters`, `schedules`. Used by `attach` (to check) and by trainers (to
+write).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from saferedir.errors import BackboneMismatchError
 from saferedir.families import family_of, unwrapped
 from saferedir.latents import latent_constants
+from saferedir.own_adapters import ADAPTERS, own_adapters
 from saferedir.schedules import prediction_type
 
 #: parts of the names of parameters that adapters and `fuse_qkv_projections` bring along
@@ -31,6 +33,7 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
     checkpoint may read as edited. None where the weights are not in memory (sequential offload, offload to
     disk) or stored in another way (8-bit floats, tensor subclasses of quantisers, packed integers; the last hide the
     shapes too); what is None is not compared. Neither torch's default dtype nor the device changes a fingerprint.
+    "adapters" is there only where LoRAs of the user's act: `own_adapters`.
     """
     family = family_of(pipe)
     denoiser = unwrapped(getattr(pipe, family.denoiser))
@@ -48,6 +51,7 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
             "shapes": _shapes_hash(denoiser),
         },
         "weights": weights if vae is None else {**weights, "vae": vae_fingerprint(vae)},
+        **({ADAPTERS: adapters} if (adapters := own_adapters(pipe)) else {}),
     }
 
 

@@ -7,7 +7,8 @@ hooks that call are in hooks.py, whose run it is in current.py, what guards make
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from saferedir.errors import GuardError
 from saferedir.families import Family
 from saferedir.gates import Gate
 from saferedir.guard import Guard
+from saferedir.own_adapters import fused_adapters, own_adapters, unknown_adapters
 from saferedir.packing import Grid
 from saferedir.seam.begin import latent_channels, run_of
 from saferedir.seam.caller import settings_of_caller
@@ -42,6 +44,8 @@ class Seam:
         self.hooks = Hooks(pipe, family)
         self._current = CurrentRun()
         self._first = 0
+        self._warned: set[str] = set()
+        self._fused: set[str] = set()
         self._grid: Grid | None = None
 
     # --- attachments
@@ -90,6 +94,34 @@ class Seam:
     def is_in_place(self) -> bool:
         """Whether the pipeline still holds the modules the hooks are on."""
         return self.hooks.are_in_place
+
+    def warn_of_adapters(
+        self, guards: Iterable[Guard[Any]], *, is_attaching: bool = False, stacklevel: int = 2
+    ) -> None:
+        """Warn of the user's LoRAs that a guard was made without: at attach, and before a run that has others.
+
+        Those that were fused before are among the weights, whose fingerprint `attach` compares.
+        """
+        bound = [guard for guard in guards if guard.config.backbone]
+        if not bound:
+            return
+        actual, fused = own_adapters(self.pipe), fused_adapters(self.pipe)
+        if is_attaching:
+            self._fused |= fused
+        for guard in bound:
+            backbone = guard.config.backbone or {}
+            texts = unknown_adapters(backbone, actual)
+            if "weights" in backbone and not texts:
+                texts = [f"LoRA {name!r} fused into the weights" for name in sorted(fused - self._fused)]
+            if not texts or (text := f"{id(guard)}: {texts}") in self._warned:
+                continue
+            self._warned.add(text)
+            warnings.warn(
+                f"guard {guard.method!r} for {guard.config.concept!r} was made without what this pipeline runs with "
+                f"({'; '.join(texts)}), so it may miss the concept or act on benign prompts; for a SafeRedir guard choose the "
+                "thresholds anew (`saferedir guards calibrate --lora`), measure others.",
+                stacklevel=stacklevel + 1,
+            )
 
     # --- moments
 
@@ -197,6 +229,7 @@ class Seam:
         denoiser, scheduler, known_texts = self.hooks.denoiser, self.hooks.scheduler, self.hooks.texts
         for guard in self.guards():  # whatever the user did to the adapters, or to `enabled`, since
             (guard.load if guard.enabled else guard.unload)(denoiser)
+        self.warn_of_adapters(self.guards())
         asked = [attached.insist for attached in self.attachments if attached.insist]
         begins = None if self._first else call.time
         run, offset = run_of(self.pipe, self.family, call, settings, asked, begins, with_towers=known_texts is not None)
