@@ -81,15 +81,19 @@ class Hooks:
             hooks.append(torch.compiler.disable(hook))
             setattr(hooks[-1], MARK, moments)
         self.wrap_scheduler(moments)
-        for name in (family.denoiser, *family.more_denoisers):
-            if (module := getattr(self._pipe, name, None)) is not None:
-                self.modules[name] = module
+        self.modules = self.held_now()
+        for name, module in self.modules.items():
+            if name in family.companions:
+                self._handles.append(module.register_forward_pre_hook(hooks[2], with_kwargs=True))
+            else:
                 self._handles.append(module.register_forward_pre_hook(hooks[0], with_kwargs=True))
                 self._handles.append(module.register_forward_hook(hooks[1], with_kwargs=True))
-        for name in family.companions:
-            if (module := getattr(self._pipe, name, None)) is not None:
-                self.modules[name] = module
-                self._handles.append(module.register_forward_pre_hook(hooks[2], with_kwargs=True))
+
+    def held_now(self) -> dict[str, nn.Module]:
+        """The denoisers and their companions that the pipeline holds at this moment, by attribute."""
+        family = self._family
+        names = (family.denoiser, *family.more_denoisers, *family.companions)
+        return {name: module for name in names if (module := getattr(self._pipe, name, None)) is not None}
 
     def take_off(self) -> None:
         """Take off what `put_on` put on; harmless where there is nothing."""

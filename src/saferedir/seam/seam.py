@@ -23,6 +23,7 @@ from saferedir.guard import Guard
 from saferedir.own_adapters import fused_adapters, own_adapters, unknown_adapters
 from saferedir.packing import Grid
 from saferedir.seam.begin import latent_channels, run_of
+from saferedir.seam.caches import Caches
 from saferedir.seam.caller import settings_of_caller
 from saferedir.seam.current import CurrentRun
 from saferedir.seam.denoiser_call import Call
@@ -47,6 +48,7 @@ class Seam:
         self._warned: set[str] = set()
         self._fused: set[str] = set()
         self._grid: Grid | None = None
+        self._caches = Caches({})
 
     # --- attachments
 
@@ -60,6 +62,7 @@ class Seam:
             raise GuardError(f"guard {users[0].method!r} edits a UNet's skip features; {self.family.name} has no UNet.")
         if any(guard.uses("extra_latents") for guard in attached.guards):
             history_of(self.pipe.scheduler)
+        Caches(self.hooks.held_now()).check([guard for guard in attached.guards if guard.enabled])
         if not self.attachments:
             self._leave()  # a tripwire may be left
             self.hooks.put_on(self)
@@ -87,6 +90,7 @@ class Seam:
             self._leave()
 
     def _leave(self) -> None:
+        self._caches.clear()  # a run that broke off leaves features behind
         self.hooks.take_off()
         self._current.forget()
 
@@ -161,6 +165,8 @@ class Seam:
         with self._current.failing_closed():
             given = call.conditioning
             used = ask(session, self._unpacked(latents), given)
+            if not session.is_idle:
+                self._caches.before(module, "aside" if call.is_aside else session.position, given, used)
             return None if used is given else call.with_conditioning(used, session.layout.split, self._packed)
 
     def after_denoiser(self, call: Call, output: Any) -> Any:
@@ -234,6 +240,11 @@ class Seam:
         begins = None if self._first else call.time
         run, offset = run_of(self.pipe, self.family, call, settings, asked, begins, with_towers=known_texts is not None)
         enabled = [guard for guard in self.guards() if guard.enabled]
+        self._caches = Caches(self.hooks.modules)
+        self._caches.clear()
+        self._caches.check(enabled)
+        if enabled:
+            self._caches.check_layout(self.family.cfg_layout, is_guided=run.guided)
         if any(guard.uses("extra_latents") for guard in enabled):
             timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations + 1])
             run = replace(run, solver=Solver(scheduler, timesteps, self._packed, self._unpacked))

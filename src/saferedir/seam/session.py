@@ -69,9 +69,14 @@ class Session:
         self._x0_previous: Tensor | None = None
         self._needs_x0 = bool(users(self.guards, "on_prediction", "on_denoised", "on_step_end"))
         #: no guard will ever look: calls are counted and checked, and nothing is computed for them
-        self._is_idle = not self._needs_x0 and not users(
+        self.is_idle = not self._needs_x0 and not users(
             self.guards, "on_prompt", "on_step_start", "extra_prompts", "extra_embeds", "on_skip_features"
         )
+
+    @property
+    def position(self) -> str:
+        """Which denoiser call of a step comes next: "first", or "second" where guidance has a call of its own."""
+        return "second" if self._calls else "first"
 
     # --- the four moments
     # -------------------------------------------------------------------------------------
@@ -80,7 +85,7 @@ class Session:
         """Conditioning to use for this call. latents (R, C, h, w): the scaled model input."""
         if self._calls:
             return self._before_unconditional(given)
-        if self._is_idle:
+        if self.is_idle:
             self.layout.split(given.prompt)
             self._check_evaluation()
             self._steps = []
@@ -103,7 +108,7 @@ class Session:
         """Conditioning for a call that makes no prediction of its own: a ControlNet's, before the denoiser's, or skip-layer
         guidance, after it. It may have the conditional rows only.
         """
-        if self._is_idle:
+        if self.is_idle:
             return given
         return self._conditions.beside(given, partial(self._step, latents, given.mask))
 
@@ -125,7 +130,7 @@ class Session:
         """Take the raw rows (R + extra, C, h, w); answer what the pipeline should see, (R, C, h, w)."""
         steps = self._current()
         self._calls += 1
-        if self._is_idle:
+        if self.is_idle:
             return output
         if self._calls > 1:
             own, blocks = self._extra.split(output, is_second=True)

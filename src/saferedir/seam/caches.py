@@ -1,0 +1,262 @@
+"""Caches: features that a denoiser keeps from one call to the next, and what a guarded run does about each kind.
+
+`CACHES` is the one table of them. A run begins with empty caches. Where a guard changes the conditioning between two calls, they
+are emptied before that call and every later one of the run: features of the old prompt would answer for the new one. What
+cannot be emptied, or would mix rows, is refused. Imports errors, families, guard and denoiser_call; used by `seam`.
+What was measured with each: docs/pipelines.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saferedir.errors import GuardError
+from saferedir.families import CfgLayout, unwrapped
+from saferedir.guard import Guard
+from saferedir.seam.denoiser_call import Conditioning
+
+#: points at which a guard adds rows of its own to the denoiser's calls
+ROW_POINTS = ("extra_prompts", "extra_embeds", "extra_latents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheKind:
+    """One kind of cache.
+
+    Attributes:
+        name: as its users know it.
+        hooks: names under which diffusers' hook registry has it.
+        has_contexts: whether it keeps the two calls of sequential guidance apart, where the pipeline names them.
+        halves_rows: whether it takes a call's first half of rows for the unconditional and its second for the conditional ones.
+        refusal: why no guard works beside it; "" where one does.
+    """
+
+    name: str
+    hooks: tuple[str, ...] = ()
+    has_contexts: bool = True
+    halves_rows: bool = False
+    refusal: str = ""
+
+
+DEEPCACHE = CacheKind(name="DeepCache", has_contexts=False)
+CACHES = (
+    CacheKind(name="FirstBlockCache", hooks=("fbc_leader_block_hook", "fbc_block_hook")),
+    CacheKind(name="TaylorSeerCache", hooks=("taylorseer_cache",)),
+    CacheKind(name="MagCache", hooks=("mag_cache_leader_block_hook", "mag_cache_block_hook")),
+    CacheKind(
+        name="SeaCache",
+        hooks=("sea_cache_root", "sea_cache_leader_block", "sea_cache_block", "sea_cache_post_norm"),
+    ),
+    CacheKind(name="PyramidAttentionBroadcast", hooks=("pyramid_attention_broadcast",), has_contexts=False),
+    CacheKind(
+        name="FasterCache",
+        hooks=("faster_cache_denoiser", "faster_cache_block"),
+        has_contexts=False,
+        halves_rows=True,
+    ),
+    CacheKind(
+        name="TextKVCache",
+        hooks=("text_kv_cache_transformer", "text_kv_cache_block"),
+        refusal="it knows a prompt by its place in memory, where a guard may have put another one",
+    ),
+    DEEPCACHE,
+)
+#: attributes by which caches of other projects mark a denoiser, and what they are
+MARKS = {"_is_cached": "a cache of para-attn or cache-dit", "enable_teacache": "TeaCache"}
+_BY_HOOK = {name: kind for kind in CACHES for name in kind.hooks}
+
+
+class Held(NamedTuple):
+    """One stateful hook of diffusers, or (`module` None) one helper of DeepCache."""
+
+    kind: CacheKind
+    hook: Any
+    module: nn.Module | None
+
+    def clear(self) -> None:
+        """Forget all features; the name of the call in progress, which diffusers keeps beside them, stays."""
+        if self.module is None:
+            self.hook.cached_output, self.hook.start_timestep = {}, None
+            return
+        contexts = [(states, context_of(states)) for states in states_of(self.hook)]
+        self.hook.reset_state(self.module)
+        for states, context in contexts:
+            states.set_context(context)
+        if getattr(self.hook, "is_guidance_distilled", False) and hasattr(self.hook, "block_skip_range"):
+            # FasterCache without guidance skips its first call, too, and has nothing to answer with
+            self.hook.state.iteration = self.hook.block_skip_range
+
+
+class Caches:
+    """Those on the denoisers, and what reads beside them, of one pipeline, by attribute; empty until a run begins."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = dict(modules)
+        self._marks: tuple[object, ...] = ()
+        self._held: dict[int, list[Held]] = {}
+        self._heard: dict[tuple[int, str], Heard] = {}
+        self._first: dict[int, object] = {}
+        self._is_off = False
+        self._find()
+
+    def _find(self) -> None:
+        self._marks = tuple(map(marks_of, self._modules.values()))
+        self._held = {id(unwrapped(module)): list(held_by(module, name)) for name, module in self._modules.items()}
+
+    def _all(self) -> list[Held]:
+        return [held for each in self._held.values() for held in each]
+
+    def clear(self) -> None:
+        """Forget the features of earlier calls: a run begins, or has broken off."""
+        self._is_off = False
+        self._heard.clear()
+        for held in self._all():
+            held.clear()
+
+    def check(self, guards: Sequence[Guard[Any]]) -> None:
+        """Raise GuardError where a cache cannot serve these guards."""
+        adding = [guard.method for guard in guards if any(guard.uses(point) for point in ROW_POINTS)]
+        for held in self._all():
+            kind = held.kind
+            if kind.halves_rows and adding:
+                raise GuardError(
+                    f"guard {adding[0]!r} adds rows to the denoiser's calls, which {kind.name} would take for rows of guidance; "
+                    "disable it, or use another cache."
+                )
+
+    def check_layout(self, layout: CfgLayout, *, is_guided: bool) -> None:
+        """Raise GuardError where a cache would take rows of a call for what they are not. `is_guided`: both halves are in one."""
+        for held in self._all():
+            if not held.kind.halves_rows or getattr(held.hook, "is_guidance_distilled", True):
+                continue
+            if not is_guided or layout != "uncond_cond":
+                raise GuardError(
+                    f"{held.kind.name} expects unconditional and conditional rows in one call, in this order, which this run "
+                    "does not have, so it would mix images; disable it, or set is_guidance_distilled=True where there is no "
+                    "guidance."
+                )
+
+    def before(self, module: nn.Module, position: str, given: Conditioning, used: Conditioning) -> None:
+        """Before a call of `module`: once a guard has changed the conditioning within the run, every call is computed in full.
+
+        `given` is the pipeline's conditioning and `used` what the guards made of it. `position`: "first", "second" (the
+        unconditional one, where it has a call of its own) or "aside"; calls are compared with the one before in their position.
+        """
+        if tuple(map(marks_of, self._modules.values())) != self._marks:  # a cache came or went in the middle of the run
+            self._find()
+            self.clear()
+        owner = id(unwrapped(module))
+        held = self._held.get(owner)
+        if not held:
+            return
+        if position == "first":
+            self._first[owner] = context_of_call(held)
+        elif position == "second":
+            self._check_apart(held, self._first.get(owner))
+        now, before = Heard.of(used, is_edited=used is not given), self._heard.get((owner, position))
+        if before is not None and (now.is_edited or before.is_edited) and not now.same_as(before):
+            self._is_off = True
+        if self._is_off:
+            for each in held:
+                each.clear()
+        self._heard[owner, position] = now
+
+    def _check_apart(self, held: Sequence[Held], first: object) -> None:
+        for kind in (each.kind for each in held):
+            if not kind.has_contexts or first is None or context_of_call(held) == first:
+                raise GuardError(
+                    f"{kind.name} keeps one set of features for the two calls of guidance of this pipeline, so the negative "
+                    "prompt's would serve for the prompt, past the guards; disable it, or switch guidance off."
+                )
+
+
+class Heard(NamedTuple):
+    """What a denoiser call was given: prompt, pooled, mask, and the same of extra rows; copies, as callers may write in place."""
+
+    parts: tuple[Tensor | None, ...]
+    rows: tuple[tuple[int, bool], ...]
+    is_edited: bool
+
+    @classmethod
+    def of(cls, used: Conditioning, *, is_edited: bool) -> Heard:
+        extra = used.extra
+        parts = [*used[:3], *((None,) * 3 if extra is None else extra.rows)]
+        rows = () if extra is None else tuple((h, x is None) for h, x in zip(extra.halves, extra.latents, strict=True))
+        return cls(tuple(None if part is None else part.detach().clone() for part in parts), rows, is_edited)
+
+    def same_as(self, other: Heard) -> bool:
+        """Whether every number is the same."""
+        return self.rows == other.rows and all(map(_same, self.parts, other.parts))
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def held_by(module: nn.Module, name: str) -> Iterator[Held]:
+    """The caches on a module, called `name` in the sentence for one that saferedir does not know."""
+    inner = unwrapped(module)
+    for mark, project in MARKS.items():
+        if getattr(inner, mark, False):
+            raise GuardError(
+                f"{project} is on the {name} of a guarded pipeline, and saferedir cannot empty it; disable it."
+            )
+    if (helper := deepcache_of(inner)) is not None:
+        yield Held(DEEPCACHE, helper, None)
+    seen: set[int] = set()
+    for part in inner.modules():
+        registry = getattr(unwrapped(part), "_diffusers_hook", None)
+        if registry is None or id(registry) in seen:
+            continue
+        seen.add(id(registry))
+        for label, hook in registry.hooks.items():
+            if not getattr(hook, "_is_stateful", False):
+                continue
+            if label not in _BY_HOOK:
+                raise GuardError(
+                    f"the {name} of a guarded pipeline has a hook {label!r} with a memory, which saferedir does not know; "
+                    "remove it."
+                )
+            if (kind := _BY_HOOK[label]).refusal:
+                raise GuardError(f"{kind.name} is on the {name} of a guarded pipeline, and {kind.refusal}; disable it.")
+            yield Held(kind, hook, part)
+
+
+def marks_of(module: nn.Module) -> tuple[object, ...]:
+    """What changes when a cache is put on a module, or taken off; cheap to ask for."""
+    inner = unwrapped(module)
+    marks = (bool(getattr(inner, mark, False)) for mark in MARKS)
+    return (id(getattr(inner, "_cache_config", None)), id(vars(inner).get("forward")), *marks)
+
+
+def deepcache_of(module: nn.Module) -> Any:
+    """The DeepCacheSDHelper that wrapped the `forward` of this UNet and of its blocks, or None."""
+    for part in (module, getattr(module, "mid_block", None)):
+        closure = () if part is None else getattr(vars(part).get("forward"), "__closure__", None)
+        for cell in closure or ():
+            if type(cell.cell_contents).__name__ == "DeepCacheSDHelper":
+                return cell.cell_contents
+    return None
+
+
+def states_of(hook: Any) -> list[Any]:
+    """The containers of states, by named call, that a hook of diffusers holds."""
+    return [value for value in vars(hook).values() if hasattr(value, "set_context") and hasattr(value, "get_state")]
+
+
+def context_of(states: Any) -> Any:
+    """The named call that a container of states is in; None where the pipeline names none."""
+    return getattr(states, "_context", getattr(states, "_current_context", None))
+
+
+def context_of_call(held: Sequence[Held]) -> object:
+    """Name of the call in progress, as these caches know it."""
+    found = (context_of(states) for each in held for states in states_of(each.hook))
+    return next((getattr(context, "name", context) for context in found if context is not None), None)
