@@ -81,7 +81,7 @@ def test_bad_input_is_one_sentence(model: Path, pictures: Path, tmp_path: Path) 
         (("--images", pictures, "--model", model, "--out", empty), "is a folder; give a file"),
         (("--images", empty, *fresh), "holds no picture"),
         (("--images", tmp_path / "none", *fresh), "is no folder"),
-        (("--prompts", empty / "none.txt", *fresh), "holds no prompt"),
+        (("--prompts", empty / "none.txt", *fresh), "is empty"),
         (("--prompts", tmp_path / "none.txt", *fresh), "no such file"),
         (("--images", pictures, "--prompts", empty, *fresh), "give either --images or --prompts"),
     ]

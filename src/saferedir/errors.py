@@ -45,6 +45,10 @@ class EncoderError(SaferedirError, ValueError):
     """An encoder cannot be loaded, or gave vectors that cannot be what it was asked for."""
 
 
+class TextFileError(SaferedirError, ValueError):
+    """A text file cannot be read as it is: another encoding, a NUL character, a malformed row or line."""
+
+
 class PromptFileError(SaferedirError, ValueError):
     """A prompt file cannot be used as it is: missing column, wrong row count, duplicates."""
 

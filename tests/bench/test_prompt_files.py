@@ -27,6 +27,7 @@ from saferedir.bench.prompt_files import (
 from saferedir.bench.prompt_files.cautions import Facts, file_warnings
 from saferedir.errors import PromptFileError
 from saferedir.prompts import PromptItem, PromptSet
+from saferedir.utils import text_files
 
 TEXTS = ["a red star on grass", 'a "plain" circle, on sand', "two lines\nof a ring", "ein Stern über dem Meer"]
 SECRET = "a secret crescent nobody may quote"
@@ -247,7 +248,7 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "no name": ("x.csv", f",\n{SECRET},1\n", "names no column"),
     "latin-1": ("x.csv", b"prompt\na gr\xfcn star\n", "not UTF-8"),
     "latin-1 json": ("x.json", b'["a gr\xfcn star"]', "not UTF-8"),
-    "utf-16": ("x.txt", "a star\n".encode("utf-16"), "not UTF-8"),
+    "utf-16 without its mark": ("x.txt", "a star\n".encode("utf-16-le"), "line 1 has a NUL"),
     "nul": ("x.txt", "a star\na\0b\n", "line 2 has a NUL"),
     "too few fields": ("x.csv", f"prompt,evaluation_seed\n{SECRET}\n", "line 2 has 1 fields where the header has 2"),
     "too many fields": ("x.csv", f"prompt\n{SECRET}, unquoted\n", "line 2 has 2 fields"),
@@ -291,7 +292,7 @@ def test_bare_texts_have_no_columns(tmp_path: Path) -> None:
 
 
 def test_files_too_large_to_be_prompts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "line 2 is longer" in refusal(written(tmp_path / "x.txt", "a star\n" + "x" * (tables.MAX_LINE + 1)), "plain")
+    assert "line 2 is longer" in refusal(written(tmp_path / "x.txt", "a star\n" + "x" * (text_files.MAX_LINE + 1)), "plain")
     monkeypatch.setattr(tables, "MAX_JSON", 3)
     assert ".jsonl" in refusal(written(tmp_path / "x.json", '["a star"]'), "plain")
     monkeypatch.setattr("saferedir.bench.prompt_files.reading.MAX_PROMPTS", 2)

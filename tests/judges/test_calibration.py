@@ -103,7 +103,7 @@ def test_a_table_says_the_same_as_the_folder(labelled: Path) -> None:
     ("content", "words"),
     [
         ("name,label\na.png,1\n", "needs the columns file and label; found name, label"),
-        ("", "needs the columns file and label; found none"),
+        ("", "is empty"),
         ("file,label\na.png,maybe\n", "line 2 of .* has label 'maybe', expected positive or negative"),
         ("file,label\na.png,1\n", "holds no negative picture"),
     ],

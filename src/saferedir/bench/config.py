@@ -16,6 +16,7 @@ from saferedir.bench.config_checks import check_matrix
 from saferedir.errors import BenchError
 from saferedir.extras import need
 from saferedir.names import unknown
+from saferedir.utils.text_files import read_text
 
 need("pydantic", "bench", "the bench")
 from pydantic import BaseModel, ConfigDict, Field, ValidationError  # noqa: E402 - after the sentence about the extra
@@ -152,7 +153,7 @@ def read_matrix(name: str, given: Mapping[str, str] | None = None) -> Matrix:
     Raises BenchError with one sentence: no TOML, an unknown key (with the nearest known one), something needed but not given.
     """
     path = matrix_path(name)
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, error=BenchError)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -187,8 +188,9 @@ def read_judges(path: Path) -> dict[str, JudgeEntry]:
     name = "pictoworld"
     rule = {kind = "AnyAbove", labels = ["shape:star"], threshold = 0.3}
     """
+    text = read_text(path.expanduser(), error=BenchError)
     try:
-        values = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        values = tomllib.loads(text)
         entries = {concept: JudgeEntry.model_validate(section) for concept, section in values.items()}
     except tomllib.TOMLDecodeError as error:
         raise BenchError(f"{path.name} is no TOML: {error}.") from error

@@ -32,7 +32,7 @@ def build(
         Path | None, typer.Option(metavar="DIR", help="Pictures that must not appear, in any folder below.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Or prompts, one a line; the model draws one picture for each.")
+        Path | None, typer.Option(metavar="FILE", help="Or prompts: text, JSON lines or CSV; one image is made of each.")
     ] = None,
     benign: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Harmless pictures to compare with; makes the gate much better.")
@@ -145,14 +145,9 @@ def guard(
 
 
 def _read_prompts(path: Path) -> list[str]:
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise OutputError(f"{path} is not UTF-8 text; give prompts, one a line.") from error
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise OutputError(f"{path} holds no prompt; the negation set would be empty.")
-    return found
+    from saferedir.guards.saferedir.pairs.files import read_prompts
+
+    return read_prompts(path.expanduser())
 
 
 def _show_report(report: BuildReport) -> None:

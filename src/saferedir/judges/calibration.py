@@ -5,7 +5,6 @@ Imports base.py, rules.py, pictures.py and metrics. Command: `saferedir judge ca
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from saferedir.judges.pictures import picture_files, score_files, score_images
 from saferedir.judges.rules import Rule
 from saferedir.metrics.rates import Rate
 from saferedir.utils.files import write_text
+from saferedir.utils.text_files import read_rows
 
 SCHEMA = 1
 _YES = frozenset({"positive", "1", "true", "yes"})
@@ -224,21 +224,15 @@ def read_labelled(source: Path) -> tuple[list[Path], list[bool]]:
 
 def _read_csv(path: Path) -> list[tuple[Path, bool]]:
     rows: list[tuple[Path, bool]] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"file", "label"} <= set(reader.fieldnames or ()):
-                found = ", ".join(reader.fieldnames or ()) or "none"
-                raise JudgeError(f"{path} needs the columns file and label; found {found}.")
-            for row in reader:
-                label = (row["label"] or "").strip().lower()
-                if label not in _YES | _NO:
-                    raise JudgeError(
-                        f"line {reader.line_num} of {path} has label {label!r}, expected positive or negative."
-                    )
-                rows.append((path.parent / (row["file"] or ""), label in _YES))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise JudgeError(f"{path} is no CSV file in UTF-8: {error}.") from error
+    found = read_rows(path, ",", error=JudgeError)
+    if not {"file", "label"} <= set(found.columns):
+        raise JudgeError(f"{path} needs the columns file and label; found {', '.join(found.columns)}.")
+    file, decided = found.columns.index("file"), found.columns.index("label")
+    for line, row in found.rows:
+        label = row[decided].strip().lower()
+        if label not in _YES | _NO:
+            raise JudgeError(f"line {line} of {path} has label {label!r}, expected positive or negative.")
+        rows.append((path.parent / row[file], label in _YES))
     return rows
 
 

@@ -475,8 +475,8 @@ def test_synonyms_are_read_from_text_and_json(tmp_path: Path) -> None:
     ("name", "content", "says"),
     [
         ("a.txt", b" \n", "is empty"),
-        ("a.txt", b"\xff\xfe\x00", "no UTF-8"),
-        ("a.jsonl", b'{"caption": "a"}\nnot json\n', "line 2: not JSON"),
+        ("a.txt", b"\xff\xfe\x00", "not UTF-16 text"),
+        ("a.jsonl", b'{"caption": "a"}\nnot json\n', "line 2 is not JSON"),
         ("a.jsonl", b'{"label": "a"}\n', "line 1: expected a text"),
         ("a.json", b"[", "is not JSON"),
         ("a.csv", b"id,label\n1,a\n", "has the columns 'id', 'label'; expected one called caption or prompt or text"),

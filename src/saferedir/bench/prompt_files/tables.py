@@ -1,21 +1,21 @@
-"""Reads CSV, TSV, JSON, JSON lines and plain text as a stream of entries, and refuses what is none. Imports errors only.
+"""Reads CSV, TSV, JSON, JSON lines and plain text as a stream of entries, and refuses what is none.
+
+How text is decoded, where a line ends and what a row must be: utils/text_files.py.
 
 Every refusal is one sentence with a line or entry number and no content. The meaning of columns: formats.py, reading.py.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saferedir.errors import PromptFileError
+from saferedir.utils.text_files import iterate_lines, parse_json, read_rows, read_text
 
-MAX_LINE = 1 << 20  # characters; a prompt is some hundred
 MAX_JSON = 1 << 28  # bytes; JSON must be read as a whole
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
 
@@ -53,7 +53,7 @@ def git_blob_sha1(path: Path) -> str:
                 size -= len(chunk)
                 found.update(chunk)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise PromptFileError(f"{path} cannot be read ({(error.strerror or str(error)).lower()}).") from error
     if size:
         raise PromptFileError(f"{path} changed while it was read; try again.")
     return found.hexdigest()
@@ -86,88 +86,22 @@ def open_table(path: Path, *, under: str = "", part: str = "", is_nested: bool =
     if ending in (".jsonl", ".ndjson"):
         return Table(_json_lines(path), "line")
     if ending == ".txt":
-        return Table((Entry(n, text) for n, line in _lines(path) if (text := line.rstrip("\r\n")).strip()), "line")
+        lines = iterate_lines(path, error=PromptFileError)
+        return Table((Entry(n, text) for n, line in lines if (text := line.rstrip("\r\n")).strip()), "line")
     return _separated(path, "\t" if ending == ".tsv" else ",")
 
 
-def _unreadable(path: Path, error: OSError) -> PromptFileError:
-    return PromptFileError(f"{path} cannot be read ({(error.strerror or str(error)).lower()}).")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            while line := handle.readline(MAX_LINE + 1):
-                number += 1
-                if len(line) > MAX_LINE:
-                    raise PromptFileError(
-                        f"{path}, line {number} is longer than {MAX_LINE:,} characters; give a text file."
-                    )
-                if "\0" in line:
-                    raise PromptFileError(f"{path}, line {number} has a NUL character; save the file as UTF-8 text.")
-                yield number, line
-    except UnicodeDecodeError as error:
-        raise PromptFileError(f"{path} is not UTF-8 text (after line {number}); save it as UTF-8.") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
 def _separated(path: Path, delimiter: str) -> Table:
-    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
-    rows = _rows(path, reader)
-    _, header = next(rows, (0, []))
-    if not header:
-        raise PromptFileError(f"{path} is empty.")
-    columns = tuple(name.strip() for name in header)
-    named = [name for name in columns if name]
-    repeated = [place for place, name in enumerate(columns, 1) if name and columns.index(name) < place - 1]
-    if repeated:
-        raise PromptFileError(f"{path}: column {repeated[0]} of the header has the name of an earlier one; rename it.")
-    if not named:
-        raise PromptFileError(f"{path}: the first line names no column.")
-
-    def entries() -> Iterator[Entry]:
-        for line, row in rows:
-            if len(row) != len(columns):
-                raise PromptFileError(
-                    f"{path}, line {line} has {len(row)} fields where the header has {len(columns)}; quote texts that "
-                    f"hold a {'tab' if delimiter == chr(9) else 'comma'}, a quote or a line break."
-                )
-            yield Entry(line, dict(zip(columns, row, strict=True)))
-
-    return Table(entries(), "line", tuple(named))
-
-
-def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """(first line, fields) of every row that is not blank."""
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise PromptFileError(f"{path}, line {line} is no row that can be read ({error}).") from error
-        if row is None:
-            return
-        if row:
-            yield line, row
-
-
-def _parsed(text: str, where: str, *, is_whole_file: bool = False) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{where}, line {error.lineno}" if is_whole_file else where
-        raise PromptFileError(f"{place} is not JSON ({error.msg.lower()}).") from error
-    except (RecursionError, ValueError) as error:
-        raise PromptFileError(f"{where} holds JSON that is nested too deeply or has a number too long.") from error
+    found = read_rows(path, delimiter, error=PromptFileError)
+    entries = (Entry(line, dict(zip(found.columns, row, strict=True))) for line, row in found.rows)
+    return Table(entries, "line", tuple(name for name in found.columns if name))
 
 
 def _json_lines(path: Path) -> Iterator[Entry]:
-    for number, line in _lines(path):
+    for number, line in iterate_lines(path, error=PromptFileError):
         if line.strip():
             where = f"{path}, line {number}"
-            yield Entry(number, _row(_parsed(line, where), where))
+            yield Entry(number, _row(parse_json(line, where, error=PromptFileError), where))
 
 
 def _row(value: Any, where: str) -> Mapping[str, Any] | str:
@@ -181,13 +115,8 @@ def _json(path: Path) -> Any:
         raise PromptFileError(
             f"{path} is larger than {MAX_JSON >> 20} MiB; write it as JSON lines (.jsonl), which are read bit by bit."
         )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptFileError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return _parsed(text, str(path), is_whole_file=True)
+    text = read_text(path, error=PromptFileError)
+    return parse_json(text, str(path), error=PromptFileError, is_whole_file=True)
 
 
 def _listed(whole: Any, path: Path, under: str) -> Iterator[Entry]:

@@ -25,6 +25,7 @@ from saferedir.guard import Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.precision import fast_precision
 from saferedir.utils.files import save_tensors, write_text
+from saferedir.utils.text_files import is_encodable, iterate_lines, parse_json
 
 ENCODED_AT_ONCE = 64  # prompts; the accelerator never holds the embeddings of more
 VIEWS = ("x0", "x0_uncond", "x_t")  # x0 is what the guard reads; the others are for ablations
@@ -59,7 +60,7 @@ def read_pairs(path: Path) -> list[Pair]:
             f"There is no pairs file at {path}; give a JSON-lines file with unsafe and safe prompts."
         )
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in iterate_lines(path, error=GuardConfigError):
         if line.strip():
             pairs.append(_parse_pair(line, f"{path}, line {number}"))
     if not any(pair.unsafe for pair in pairs):
@@ -68,10 +69,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def _parse_pair(line: str, where: str) -> Pair:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise GuardConfigError(f"{where}: not JSON ({error.msg}); expected an object with unsafe and safe.") from error
+    record = parse_json(line, where, error=GuardConfigError)
     if not isinstance(record, dict) or not set(record) <= {"unsafe", "safe"}:
         raise GuardConfigError(f'{where}: expected an object with the keys "unsafe" and "safe" only.')
     unsafe, safe = record.get("unsafe"), record.get("safe")
@@ -86,7 +84,14 @@ def _parse_pair(line: str, where: str) -> Pair:
 
 
 def write_pairs(pairs: Sequence[Pair], path: Path) -> None:
-    """Inverse of `read_pairs`; the file appears whole or not at all."""
+    """Inverse of `read_pairs`; the file appears whole or not at all.
+
+    Raises:
+        GuardConfigError: a prompt that holds half of a surrogate pair, which neither a file nor a tokenizer takes.
+    """
+    broken = next((n for n, p in enumerate(pairs, 1) if not is_encodable(f"{p.unsafe}{p.safe}")), None)
+    if broken is not None:
+        raise GuardConfigError(f"pair {broken} holds half of a surrogate pair, which is no character; nothing was written.")
     records = [{"safe": p.safe} if p.unsafe is None else {"unsafe": p.unsafe, "safe": p.safe} for p in pairs]
     write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 

@@ -1,16 +1,17 @@
 """Reads what a person gives to make pairs from: synonyms and near concepts, captions, evaluation prompts.
 
-Imports the standard library and errors. Every refusal names the file, the place in it and what was expected.
+How text is decoded, where a line ends and what a table must be: utils/text_files.py.
+Every refusal names the file, the place in it and what was expected.
 """
 
 from __future__ import annotations
 
-import csv
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from saferedir.errors import GuardConfigError
+from saferedir.utils.text_files import parse_json, read_rows, read_text, split_lines
 
 CAPTION_COLUMNS = ("caption", "prompt", "text")
 PROMPT_COLUMNS = (*CAPTION_COLUMNS, "unsafe", "safe")  # an evaluation file may itself hold pairs
@@ -24,11 +25,8 @@ def read_synonyms(path: Path) -> tuple[list[str], list[str]]:
     """
     text = _read(path)
     if text.lstrip()[:1] not in ("{", "["):
-        return [line.strip() for line in text.splitlines() if line.strip()], []
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise GuardConfigError(f"{path} is not JSON ({error.msg}, line {error.lineno}).") from error
+        return [line.strip() for line in split_lines(text) if line.strip()], []
+    record = parse_json(text, str(path), error=GuardConfigError, is_whole_file=True)
     lists = {"synonyms": record} if isinstance(record, list) else record
     unknown = sorted(set(lists) - {"synonyms", "near"})
     if unknown:
@@ -45,18 +43,19 @@ def read_synonyms(path: Path) -> tuple[list[str], list[str]]:
 def read_prompts(path: Path, columns: tuple[str, ...] = CAPTION_COLUMNS) -> list[str]:
     """Prompts from a text file (one a line), JSON lines (a text, or an object) or CSV with one of `columns`.
 
-    The ending decides: .jsonl or .json, .csv or .tsv, anything else is text.
+    The ending decides: .jsonl or .json, .csv or .tsv, anything else is text. White space within a prompt becomes one space.
 
     Raises:
         GuardConfigError: an unreadable or empty file, a malformed line, or none of the columns in it.
     """
+    found: Iterable[str]
     text, ending = _read(path), path.suffix.lower()
     if ending in (".jsonl", ".ndjson", ".json"):
         found = _from_json_lines(text, path, columns)
     elif ending in (".csv", ".tsv"):
-        found = _from_table(text, path, columns, "\t" if ending == ".tsv" else ",")
+        found = _from_table(path, columns, "\t" if ending == ".tsv" else ",")
     else:
-        found = text.splitlines()
+        found = split_lines(text)
     prompts = [" ".join(prompt.split()) for prompt in found if prompt.strip()]
     if not prompts:
         raise GuardConfigError(f"{path} holds no prompt.")
@@ -64,12 +63,7 @@ def read_prompts(path: Path, columns: tuple[str, ...] = CAPTION_COLUMNS) -> list
 
 
 def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise GuardConfigError(f"{path} is no UTF-8 text.") from error
-    except OSError as error:
-        raise GuardConfigError(f"{path} cannot be read ({(error.strerror or str(error)).lower()}).") from error
+    text = read_text(path, error=GuardConfigError)
     if not text.strip():
         raise GuardConfigError(f"{path} is empty.")
     return text
@@ -77,19 +71,14 @@ def _read(path: Path) -> str:
 
 def _from_json_lines(text: str, path: Path, columns: tuple[str, ...]) -> list[str]:
     if text.lstrip().startswith("["):
-        try:
-            entries = [(f"entry {i}", entry) for i, entry in enumerate(json.loads(text), start=1)]
-        except json.JSONDecodeError as error:
-            raise GuardConfigError(f"{path} is not JSON ({error.msg}, line {error.lineno}).") from error
+        whole = parse_json(text, str(path), error=GuardConfigError, is_whole_file=True)
+        entries = [(f"entry {i}", entry) for i, entry in enumerate(whole, start=1)]
     else:
-        entries = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                entries.append((f"line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise GuardConfigError(f"{path}, line {number}: not JSON ({error.msg}).") from error
+        entries = [
+            (place, parse_json(line, f"{path}, {place}", error=GuardConfigError))
+            for number, line in enumerate(split_lines(text), start=1)
+            if line.strip() and (place := f"line {number}")
+        ]
     return [value for where, entry in entries for value in _values(entry, f"{path}, {where}", columns)]
 
 
@@ -102,15 +91,11 @@ def _values(entry: Any, where: str, columns: tuple[str, ...]) -> list[str]:
     return list(fields.values())
 
 
-def _from_table(text: str, path: Path, columns: tuple[str, ...], delimiter: str) -> list[str]:
-    try:
-        rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter))
-    except csv.Error as error:
-        raise GuardConfigError(f"{path} is no table that can be read ({error}).") from error
-    header = [name.strip().lower() for name in rows[0]]
-    chosen = [i for i, name in enumerate(header) if name in columns]
+def _from_table(path: Path, columns: tuple[str, ...], delimiter: str) -> list[str]:
+    found = read_rows(path, delimiter, error=GuardConfigError)
+    chosen = [i for i, name in enumerate(found.columns) if name.lower() in columns]
     if not chosen:
         raise GuardConfigError(
-            f"{path} has the columns {', '.join(map(repr, rows[0]))}; expected one called {' or '.join(columns)}."
+            f"{path} has the columns {', '.join(map(repr, found.columns))}; expected one called {' or '.join(columns)}."
         )
-    return [row[i] for row in rows[1:] for i in chosen if i < len(row)]
+    return [row[i] for _, row in found.rows for i in chosen]
