@@ -48,7 +48,7 @@ def test_build_show_and_guard(model: Path, pictures: Path, tmp_path: Path) -> No
     out = tmp_path / "new" / "set.safetensors"
     built = invoke("negation", "build", "--images", pictures, "--benign", pictures, "--model", model, "--out", out)
     assert built.exit_code == 0, built.output
-    assert "references │ 3" in said(built) and "skipped [red]broken.png: cannot identify image file" in said(built)
+    assert "references │ 3" in said(built) and "skipped [red]broken.png: it is no image" in said(built)
     found = NegationSet.open(out)
     assert len(found) == 3 and found.benign is not None and found.facts["height"] == 32
     shown = invoke("negation", "show", out)
@@ -79,7 +79,7 @@ def test_bad_input_is_one_sentence(model: Path, pictures: Path, tmp_path: Path) 
     cases = [
         (("--images", pictures, "--model", model, "--out", out), "exists; choose another --out"),
         (("--images", pictures, "--model", model, "--out", empty), "is a folder; give a file"),
-        (("--images", empty, *fresh), "holds no picture"),
+        (("--images", empty, *fresh), "holds no image"),
         (("--images", tmp_path / "none", *fresh), "is no folder"),
         (("--prompts", empty / "none.txt", *fresh), "is empty"),
         (("--prompts", tmp_path / "none.txt", *fresh), "no such file"),

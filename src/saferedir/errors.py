@@ -74,3 +74,11 @@ class MissingExtraError(SaferedirError, ImportError):
 
 class AttackError(SaferedirError, ValueError):
     """An attack cannot be made as asked: no such step, a soft prompt that fits no encoder, no word left to write with."""
+
+
+class ImageFileError(SaferedirError, ValueError):
+    """An image file cannot be read; `name` is the file, `reason` says why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} cannot be read as an image: {reason}; replace it, or take it out.")
+        self.name, self.reason = name, reason

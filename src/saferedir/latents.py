@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from saferedir.errors import UnsupportedPipelineError
+from saferedir.utils.images import to_rgb
 
 
 class LatentConstants(NamedTuple):
@@ -70,13 +71,8 @@ def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
 
 
 def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """(height, width, 3) bytes: turned upright, cropped at the centre to the aspect ratio, resized, flattened onto white."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    fitted = ImageOps.fit(upright.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
-    return np.array(fitted)
+    """(height, width, 3) bytes: as `utils.images.to_rgb` has it, cropped at the centre to the aspect ratio, and resized."""
+    return np.array(ImageOps.fit(to_rgb(image), (width, height), Image.Resampling.LANCZOS))
 
 
 def encode_images(vae: Any, images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:

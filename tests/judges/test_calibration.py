@@ -81,7 +81,7 @@ def test_a_labelled_folder(labelled: Path, batch: int, tmp_path: Path) -> None:
     found = calibrate_files(JUDGE, BRIGHT, labelled, batch=batch)
     assert (found.true_positives, found.false_negatives) == (2, 1)
     assert (found.false_positives, found.true_negatives) == (1, 1)
-    assert dict(found.skipped) == {"negative/torn.png": "it is no picture"}
+    assert dict(found.skipped) == {"negative/torn.png": "it is no image"}
     found.save(tmp_path / "calibration.json")
     assert Calibration.load(tmp_path / "calibration.json") == found
     written = json.loads((tmp_path / "calibration.json").read_text())
@@ -89,7 +89,7 @@ def test_a_labelled_folder(labelled: Path, batch: int, tmp_path: Path) -> None:
 
 
 def test_a_table_says_the_same_as_the_folder(labelled: Path) -> None:
-    files, labels = read_labelled(labelled)
+    files, labels, _ = read_labelled(labelled)
     words = {True: ["positive", "1", "Yes", "true"], False: ["negative", "0", " no", "FALSE"]}
     rows = [
         f"{path.relative_to(labelled)},{words[label][place % 4]}"
@@ -105,7 +105,7 @@ def test_a_table_says_the_same_as_the_folder(labelled: Path) -> None:
         ("name,label\na.png,1\n", "needs the columns file and label; found name, label"),
         ("", "is empty"),
         ("file,label\na.png,maybe\n", "line 2 of .* has label 'maybe', expected positive or negative"),
-        ("file,label\na.png,1\n", "holds no negative picture"),
+        ("file,label\na.png,1\n", "holds no negative image"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_sentence(content: str, words: str, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
         read_labelled(tmp_path / "nowhere")
     (tmp_path / "negative").mkdir()
     grey(tmp_path / "positive" / "a.png", 0)
-    with pytest.raises(JudgeError, match="holds no negative picture"):
+    with pytest.raises(JudgeError, match="holds no negative image"):
         read_labelled(tmp_path)
     with pytest.raises(JudgeError, match="there is no score 'dark'"):
         calibrate_files(JUDGE, AnyAbove(("dark",), 0.5), tmp_path)

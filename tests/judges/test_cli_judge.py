@@ -69,7 +69,7 @@ def test_calibrate_by_preset_and_by_rule(labelled: Path, tmp_path: Path) -> None
     by_preset = invoke("calibrate", "--preset", "star", "--images", labelled, "--out", tmp_path / "new" / "a.json")
     assert by_preset.exit_code == 0, by_preset.output
     assert "recall │ 1.00 (0.61 to 1.00) │ 6" in said(by_preset)
-    assert "skipped negative/[red]torn.png: it is no picture." in said(by_preset)
+    assert "skipped negative/[red]torn.png: it is no image." in said(by_preset)
     found = Calibration.load(tmp_path / "new" / "a.json")
     assert (found.true_positives, found.true_negatives, found.preset) == (6, 6, "star")
     assert found.fits(load_judge("pictoworld").facts(), PRESETS["star"].rule.to_dict())
@@ -153,9 +153,9 @@ def test_selftest_of_nudenet() -> None:
             "has the suffix '.txt', expected .json.",
         ),
         (["score", "--judge", "pictoworld", "--images", "nowhere", "--out", "a.csv"], "there is no folder nowhere"),
-        (["score", "--judge", "pictoworld", "--images", ".", "--out", "a.csv"], "holds no picture"),
+        (["score", "--judge", "pictoworld", "--images", ".", "--out", "a.csv"], "holds no image"),
         (["score", "--judge", "pictoworld", "--images", ".", "--out", "a.xls"], "expected .csv or .parquet."),
-        (["score", "--judge", "clip", "--images", ".", "--out", "a.csv"], "holds no picture"),
+        (["score", "--judge", "clip", "--images", ".", "--out", "a.csv"], "holds no image"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -6,22 +6,26 @@ Imports config, encoded, resources, seeing and judges' pictures; used by plan an
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from saferedir.bench.config import EncoderEntry
 from saferedir.bench.encoded import LEAST, EncoderUse
 from saferedir.bench.resources import EncoderSpec, Resources, encoder_digest
 from saferedir.bench.seeing import in_words
-from saferedir.errors import EncoderError, SaferedirError
-from saferedir.judges.pictures import picture_files
+from saferedir.errors import EncoderError, ImageFileError, SaferedirError
+from saferedir.judges.pictures import image_folder
 from saferedir.prompts import PromptSet
+from saferedir.utils.file_names import shown_name
+from saferedir.utils.images import check_image
 
+#: files named in a warning
+_MAX_NAMED = 5
 #: a picture to try encoders with: greys from dark to bright, for some divide by a picture's contrast
 _TRIAL = torch.linspace(0.2, 0.8, 64).expand(1, 3, 64, 64)
 
@@ -50,7 +54,7 @@ def encoders_of(entries: Mapping[str, EncoderEntry], resources: Resources) -> di
     references: dict[str, Reference | None] = {}
     for name, entry in entries.items():
         with errors_of(name):
-            references[name] = None if entry.reference is None else _reference(entry.reference)
+            references[name] = None if entry.reference is None else _reference(entry.reference, name)
     found = {}
     for name, entry in entries.items():
         with errors_of(name):
@@ -107,9 +111,16 @@ def _spec(entry: EncoderEntry, resources: Resources) -> EncoderSpec:
     return EncoderSpec(entry.name, entry.options, encoder_digest(encoder), encoder.facts(), text is not None)
 
 
-def _reference(folder: str) -> Reference:
-    """The pictures of a folder, each tried, and read once for the checksum."""
-    files = picture_files(Path(folder))
+def _reference(folder: str, encoder: str) -> Reference:
+    """The images of a folder, each tried, and read once for the checksum; a warning names those left out."""
+    files, left_out = image_folder(Path(folder))
+    if left_out:
+        names = "; ".join(f"{name} ({reason})" for name, reason in list(left_out.items())[:_MAX_NAMED])
+        warnings.warn(
+            f"[encoder.{encoder}] {len(left_out)} image files in {folder} are left out: {names}"
+            f"{' …' if len(left_out) > _MAX_NAMED else '.'}",
+            stacklevel=2,
+        )
     if len(files) < LEAST:
         raise EncoderError(
             f"has {len(files)} picture(s) in its reference folder {folder}, expected at least {LEAST}: fewer give no distance."
@@ -117,14 +128,11 @@ def _reference(folder: str) -> Reference:
     digest = hashlib.sha256()
     for path in files:
         try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-            with Image.open(path) as image:
-                image.draft("RGB", (64, 64))  # JPEG: all of the file, but a quick decoding
-                image.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).replace(str(path), path.name).split())
+            check_image(path)
+        except ImageFileError as error:
             raise EncoderError(
-                f"has a reference picture that cannot be read, {path.name} ({reason}); mend it, or take it out of the folder."
+                f"has a reference image that cannot be read, {shown_name(path.name)} ({error.reason}); mend it, or take it out."
             ) from error
-    return Reference(digest.hexdigest()[:16], tuple(files))
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return Reference(digest.hexdigest()[:16], files)

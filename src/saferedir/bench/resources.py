@@ -27,6 +27,7 @@ from saferedir.judges.registry import load_judge
 from saferedir.latents import default_size
 from saferedir.pipelines import load_pipeline
 from saferedir.precision import fast_precision, precision_name
+from saferedir.safety_checker import remove_safety_checker
 
 #: guards loaded at a time
 GUARDS_KEPT = 64
@@ -116,7 +117,7 @@ class Resources:
             _quiet()
             pipe = load_pipeline(spec.load, dtype=getattr(torch, spec.dtype), device=device_of(spec))
             pipe.set_progress_bar_config(disable=True)
-            _without_checker(pipe)
+            remove_safety_checker(pipe)
             self._sizes[name] = _size(pipe)
             self._model = (name, pipe, model_digest(pipe))
         _same("model", spec.load, spec.digest, self._model[2])
@@ -198,13 +199,6 @@ def _quiet() -> None:
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
-
-
-def _without_checker(pipe: Any) -> None:
-    if getattr(pipe, "safety_checker", None) is not None:
-        pipe.safety_checker = None
-    if pipe.config.get("requires_safety_checker"):
-        pipe.register_to_config(requires_safety_checker=False)
 
 
 def _size(pipe: Any) -> tuple[int, int]:

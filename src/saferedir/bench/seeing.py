@@ -12,6 +12,7 @@ from torch import Tensor
 from saferedir.bench.resources import JudgeSpec, Looker, Resources
 from saferedir.encoders.base import Encoder
 from saferedir.judges.base import Judge, Scores
+from saferedir.utils.images import to_rgb
 
 _BATCH = 64
 
@@ -93,4 +94,4 @@ def from_png(image: bytes | None) -> Tensor | None:
     import numpy as np
     from PIL import Image
 
-    return torch.from_numpy(np.array(Image.open(io.BytesIO(image)).convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(to_rgb(Image.open(io.BytesIO(image))))).permute(2, 0, 1)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saferedir.cli.common import console, errors, escape, named_values, new_table, quiet
+from saferedir.cli.common import console, escape, named_values, new_table, quiet
 from saferedir.cli.output import OutputError, check_writable, write_json
+from saferedir.cli.skipped import show_skipped
+from saferedir.utils.file_names import shown_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +26,6 @@ judge_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-MAX_SKIPPED_SHOWN = 10
 JudgeName = Annotated[str, typer.Option("--judge", metavar="NAME", help="A judge of `saferedir judge list`.")]
 Options = Annotated[
     list[str] | None,
@@ -127,25 +128,35 @@ def score(
 ) -> None:
     """Write the raw scores of every picture, to which any rule can be applied later.
 
-    Example:  `saferedir judge score --judge pictoworld --images runs/demo --out runs/scores.csv`
+    Files that cannot be read are listed, here and in the facts. A byte of a file name that is no UTF-8 is written `\\xNN`.
+
+    Example:  `saferedir judge score --judge pictoworld --images runs/star --out runs/scores.csv`
     """
     out = _free_file(out, force, (".csv", ".parquet"))
-    from saferedir.judges.pictures import picture_files, score_files
+    from saferedir.extras import need
+    from saferedir.judges.pictures import image_folder, score_files
     from saferedir.judges.tables import write_scores
 
+    if out.suffix == ".parquet":
+        need("pyarrow", "bench", "a Parquet file")  # before the work
     folder = images.expanduser()
-    files = picture_files(folder)
+    files, left_out = image_folder(folder)
     if not files:
-        raise OutputError(f"{folder} holds no picture; give a folder with PNG, JPEG or WebP files.")
+        show_skipped(left_out)
+        raise OutputError(f"{shown_name(folder)} holds no image; give a folder with PNG, JPEG or WebP files.")
     chosen = _load(judge, named_values(options or [], "--set"))
     with console.status("judging"):
         found = score_files(chosen, files, batch, root=folder)
-    names = [files[place].relative_to(folder).as_posix() for place in found.places]
+    skipped = {**found.skipped, **left_out}
+    show_skipped(skipped)
+    if not found.places:
+        raise OutputError(f"none of the {len(files)} image files in {shown_name(folder)} could be read, so there are no scores.")
+    names = [shown_name(files[place].relative_to(folder)) for place in found.places]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_scores(out, names, found.scores)
-    write_json(out.with_name(out.name + ".json"), {"judge": chosen.facts(), "skipped": dict(found.skipped)})
-    _show_skipped(found.skipped)
-    console.print(f"Scores of {len(names)} pictures written to {out}", soft_wrap=True, highlight=False)
+    write_json(out.with_name(out.name + ".json"), {"judge": chosen.facts(), "skipped": skipped})
+    count = "1 image" if len(names) == 1 else f"{len(names)} images"
+    console.print(f"Scores of {count} written to {out}", soft_wrap=True, highlight=False)
 
 
 def _free_file(out: Path, force: bool, suffixes: tuple[str, ...]) -> Path:
@@ -209,11 +220,6 @@ def _show_calibration(found: Calibration) -> None:
         low, high = rate.interval
         table.add_row(what, f"{rate.value:.2f} ({low:.2f} to {high:.2f})" if rate.n else "no case", str(rate.n))
     console.print(table)
-    _show_skipped(found.skipped)
+    show_skipped(found.skipped)
 
 
-def _show_skipped(skipped: Mapping[str, str]) -> None:
-    for name, reason in list(skipped.items())[:MAX_SKIPPED_SHOWN]:
-        errors.print(f"skipped {escape(name)}: {escape(reason)}.", soft_wrap=True, highlight=False)
-    if len(skipped) > MAX_SKIPPED_SHOWN:
-        errors.print(f"… and {len(skipped) - MAX_SKIPPED_SHOWN} more.", highlight=False)

@@ -9,6 +9,7 @@ import typer
 
 from saferedir.cli.common import console, errors, escape, load_model, new_table, progress_bar
 from saferedir.cli.output import MEGABYTE, OutputError, check_space, check_writable
+from saferedir.cli.skipped import show_skipped
 
 if TYPE_CHECKING:
     from saferedir.guards.negation.build import BuildReport, Source
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 negation_app = typer.Typer(
     name="negation", help="Make sets of pictures to stay away from.", no_args_is_help=True, rich_markup_mode="markdown"
 )
-MAX_SKIPPED_SHOWN = 10
 METHODS = ("safe_denoiser", "spell")
 
 
@@ -75,13 +75,14 @@ def build(
     size = (height, width) if height and width else default_size(pipe)
     tall, wide = height or size[0] or 0, width or size[1] or 0
     sources: dict[str, list[Source]] = {}
+    left_out: dict[str, str] = {}
     if texts is not None:
         settings = {"num_inference_steps": steps, "guidance_scale": guidance}
         sources["references"] = prompt_sources(pipe, texts, tall, wide, seed=seed, settings=settings)
     elif images is not None:
-        sources["references"] = image_sources(images.expanduser(), tall, wide)
+        sources["references"] = image_sources(images.expanduser(), tall, wide, left_out)
     if benign is not None:
-        sources["benign"] = image_sources(benign.expanduser(), tall, wide)
+        sources["benign"] = image_sources(benign.expanduser(), tall, wide, left_out)
     total = sum(map(len, sources.values()))
     check_space(
         out, 32 * MEGABYTE + total * tall * wide
@@ -96,7 +97,7 @@ def build(
         report = build_negation_set(
             pipe.vae, sources, out, facts=facts, batch=batch, advance=lambda count: bar.update(task, advance=count)
         )
-    _show_report(report)
+    _show_report(report, left_out)
     if encodes_videos(pipe.vae):
         errors.print(
             "This set holds single pictures: it guards this model's pictures (num_frames=1) and refuses its videos.",
@@ -150,17 +151,15 @@ def _read_prompts(path: Path) -> list[str]:
     return read_prompts(path.expanduser())
 
 
-def _show_report(report: BuildReport) -> None:
-    table = new_table("Pictures", "what", ">number")
+def _show_report(report: BuildReport, left_out: dict[str, str]) -> None:
+    table = new_table("Images", "what", ">number")
     for what, number in (
         ("references", report.references),
         ("benign references", report.benign),
         ("duplicates left out", report.duplicates),
         ("unreadable, skipped", len(report.skipped)),
+        ("other files, left out", len(left_out)),
     ):
         table.add_row(what, str(number))
     console.print(table)
-    for name, reason in list(report.skipped.items())[:MAX_SKIPPED_SHOWN]:
-        errors.print(f"skipped {escape(name)}: {escape(reason)}", soft_wrap=True, highlight=False)
-    if len(report.skipped) > MAX_SKIPPED_SHOWN:
-        errors.print(f"… and {len(report.skipped) - MAX_SKIPPED_SHOWN} more.", highlight=False)
+    show_skipped({**report.skipped, **left_out})

@@ -28,6 +28,7 @@ from saferedir.guards.registry import guard_class
 from saferedir.names import unknown
 from saferedir.pipelines import load_pipeline
 from saferedir.protect import protect
+from saferedir.safety_checker import remove_safety_checker
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +137,8 @@ class GuardTechnique:
         guards = technique.guards(self.config)
         pipe = load_pipeline(self.config.model_id, dtype=self.config.torch_dtype, device=self.config.place)
         pipe.set_progress_bar_config(disable=True)
-        if not self.config.safety_checker and getattr(pipe, "safety_checker", None) is not None:
-            pipe.safety_checker = None
-            pipe.register_to_config(requires_safety_checker=False)
+        if not self.config.safety_checker:
+            remove_safety_checker(pipe)
         #: images that the policy blocked so far
         self.blocked = 0
         self.pipe = protect(

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge, Scores
-from saferedir.judges.pictures import picture_files, score_files, score_images
+from saferedir.judges.pictures import image_folder, score_files, score_images
 from saferedir.judges.rules import Rule
 from saferedir.metrics.rates import Rate
+from saferedir.utils.file_names import named_path, shown_name
 from saferedir.utils.files import write_text
 from saferedir.utils.text_files import read_rows
 
@@ -188,17 +189,26 @@ def check_rule(judge: Judge, rule: Rule) -> None:
 def calibrate_files(judge: Judge, rule: Rule, source: Path, *, preset: str = "", batch: int = 32) -> Calibration:
     """The same for a labelled folder or CSV (see `read_labelled`); unreadable pictures are listed and left out."""
     check_rule(judge, rule)
-    files, labels = read_labelled(source)
+    files, labels, left_out = read_labelled(source)
     found = score_files(judge, files, batch, root=source if source.is_dir() else source.parent)
     kept = [labels[place] for place in found.places]
     decided = rule.decide(found.scores)
-    return count(decided, kept, judge=judge.facts(), rule=rule, preset=preset, skipped=found.skipped)
+    return count(decided, kept, judge=judge.facts(), rule=rule, preset=preset, skipped={**found.skipped, **left_out})
 
 
-def read_labelled(source: Path) -> tuple[list[Path], list[bool]]:
+class Labelled(NamedTuple):
+    """Image files, one label each (True: the concept is there), and the image files left out, name -> why."""
+
+    files: list[Path]
+    labels: list[bool]
+    left_out: Mapping[str, str]
+
+
+def read_labelled(source: Path) -> Labelled:
     """Files and labels of a folder with the subfolders `positive` and `negative`, or of a CSV with columns file, label.
 
-    Files in a CSV are relative to it; labels are positive/negative, 1/0, true/false or yes/no.
+    Files in a CSV are relative to it, and may have the escapes of `file_names.shown_name`; labels are positive/negative,
+    1/0, true/false or yes/no.
 
     Raises:
         JudgeError: neither of the two, a column or label that is not known, or no picture of one kind.
@@ -209,17 +219,19 @@ def read_labelled(source: Path) -> tuple[list[Path], list[bool]]:
             raise JudgeError(
                 f"the folder {source} needs the subfolders positive and negative, or give a CSV file,label."
             )
-        rows = [(path, name == "positive") for name, folder in kinds.items() for path in picture_files(folder)]
+        found = {name: image_folder(folder) for name, folder in kinds.items()}
+        rows = [(path, name == "positive") for name, folder in found.items() for path in folder.files]
+        left_out = {f"{name}/{file}": why for name, folder in found.items() for file, why in folder.left_out.items()}
     elif source.is_file():
-        rows = _read_csv(source)
+        rows, left_out = _read_csv(source), {}
     else:
         raise JudgeError(f"there is no folder or CSV file {source}.")
     for kind in (True, False):
         if not any(label is kind for _, label in rows):
             raise JudgeError(
-                f"{source} holds no {'positive' if kind else 'negative'} picture; a calibration needs both."
+                f"{shown_name(source)} holds no {'positive' if kind else 'negative'} image; a calibration needs both."
             )
-    return [path for path, _ in rows], [label for _, label in rows]
+    return Labelled([path for path, _ in rows], [label for _, label in rows], left_out)
 
 
 def _read_csv(path: Path) -> list[tuple[Path, bool]]:
@@ -232,7 +244,7 @@ def _read_csv(path: Path) -> list[tuple[Path, bool]]:
         label = row[decided].strip().lower()
         if label not in _YES | _NO:
             raise JudgeError(f"line {line} of {path} has label {label!r}, expected positive or negative.")
-        rows.append((path.parent / row[file], label in _YES))
+        rows.append((named_path(path.parent, row[file]), label in _YES))
     return rows
 
 

@@ -1,6 +1,7 @@
-"""Pictures for judges: files to tensors, tensors to bytes, many files to scores; checksums of weights.
+"""Images for judges: files to tensors, tensors to bytes, many files to scores; checksums of weights.
 
-Imports base.py, torch and Pillow. Users: calibration.py, the judges, and `saferedir judge`.
+Imports base.py, torch, Pillow and the reader of image files (utils/images.py). Users: calibration.py, the judges, and
+`saferedir judge`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
-from saferedir.errors import JudgeError
+from saferedir.errors import ImageFileError, JudgeError
 from saferedir.judges.base import Judge, Scores
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+from saferedir.utils.file_names import shown_name
+from saferedir.utils.image_folders import ImageFolder, list_images
+from saferedir.utils.images import read_array
 
 
 def file_checksum(path: Path) -> str:
@@ -50,17 +52,20 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def read_picture(path: Path) -> Tensor:
-    """A file as (3, H, W) RGB in [0, 1], turned upright; OSError or ValueError where it is no picture."""
-    with Image.open(path) as image:
-        array = np.array(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    """A file as (3, H, W) RGB in [0, 1], as `utils.images.read_image` reads it; ImageFileError where it cannot be read."""
+    return torch.from_numpy(read_array(path)).permute(2, 0, 1).float() / 255
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Files with a picture's suffix in a folder and below, sorted."""
+    """The image files of a folder and below, sorted (see `image_folder`)."""
+    return list(image_folder(folder).files)
+
+
+def image_folder(folder: Path) -> ImageFolder:
+    """The image files of a folder and below, and those left out; JudgeError where there is no such folder."""
     if not folder.is_dir():
-        raise JudgeError(f"there is no folder {folder}; give a folder of pictures.")
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in SUFFIXES)
+        raise JudgeError(f"there is no folder {shown_name(folder)}; give a folder of images.")
+    return list_images(folder)
 
 
 @dataclass(frozen=True)
@@ -102,10 +107,8 @@ def score_files(judge: Judge, files: Sequence[Path], batch: int = 32, root: Path
             name = path.relative_to(root) if root is not None and path.is_relative_to(root) else path
             try:
                 picture = read_picture(path)
-            except UnidentifiedImageError:
-                skipped[name.as_posix()] = "it is no picture"
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
-                skipped[name.as_posix()] = " ".join(str(error).split())
+            except ImageFileError as error:
+                skipped[shown_name(name)] = error.reason
             else:
                 places.append(place)
                 yield picture

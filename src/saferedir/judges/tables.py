@@ -1,4 +1,4 @@
-"""Raw scores as a file, one row a picture: CSV, or Parquet (extra `bench`). Imports base.py and, when needed, pyarrow."""
+"""Raw scores as a file, one row an image: CSV, or Parquet (extra `bench`). Imports base.py and, when needed, pyarrow."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ import numpy as np
 from saferedir.errors import JudgeError
 from saferedir.extras import need
 from saferedir.judges.base import Scores
+from saferedir.utils.file_names import shown_name
 from saferedir.utils.files import replacing
 
 
 def write_scores(path: Path, names: Sequence[str], scores: Scores) -> None:
     """Write a column "file" and one column a label; the suffix of the path, .csv or .parquet, says how.
 
-    CSV keeps nine digits, enough for every float32 to be read back as it was.
+    Bytes of a name that are no UTF-8 are escaped (`file_names.shown_name`). CSV keeps nine digits, enough for every
+    float32 to be read back as it was. The file appears when all is written.
     """
+    names = [shown_name(name) for name in names]
     values: np.ndarray[Any, np.dtype[np.float32]] = scores.values.numpy()
     if path.suffix == ".parquet":
         arrow = need("pyarrow", "bench", "a Parquet file")
         parquet = need("pyarrow.parquet", "bench", "a Parquet file")
         columns = {label: values[:, place] for place, label in enumerate(scores.labels)}
         with replacing(path) as temporary:
-            parquet.write_table(arrow.table({"file": list(names), **columns}), temporary)
+            parquet.write_table(arrow.table({"file": names, **columns}), temporary)
     elif path.suffix == ".csv":
         with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

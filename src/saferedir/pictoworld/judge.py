@@ -1,11 +1,11 @@
 """The judge: a small CNN that reads every attribute of a PictoWorld picture and says when a picture is broken.
 
-Imports scene.py only. Training: training/judge.py. A second, independent judge is in template_judge.py.
+Imports scene.py and utils. Training: training/judge.py. A second, independent judge is in template_judge.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from saferedir.pictoworld.scene import JUDGED, VALUES, Scene
 from saferedir.utils.files import save_tensors
+from saferedir.utils.images import to_rgb
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 
@@ -47,8 +48,15 @@ class Judgement:
 
     def shows(self, values: dict[str, str] | None = None, **kwargs: str) -> Tensor:
         """(B,) bool: every one of the given attribute values is the most probable one and the picture is not broken."""
-        out = ~self.is_broken
-        for attribute, value in {**(values or {}), **kwargs}.items():
+        return self.is_labelled({**(values or {}), **kwargs}) & ~self.is_broken
+
+    def is_labelled(self, values: Mapping[str, str]) -> Tensor:
+        """(B,) bool: every one of the given attribute values is the most probable one, whether or not the image is broken.
+
+        What a verifier must ask: an image with the concept is refused, however broken it looks.
+        """
+        out = torch.ones(len(self), dtype=torch.bool)
+        for attribute, value in values.items():
             out = out & (self.probabilities[attribute].argmax(dim=1) == VALUES[attribute].index(value))
         return out
 
@@ -65,7 +73,7 @@ def to_tensor(images: Sequence[Image.Image] | Tensor | np.ndarray) -> Tensor:
     elif isinstance(images, np.ndarray):
         pictures = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     else:
-        arrays = [np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in images]
+        arrays = [np.asarray(to_rgb(image), dtype=np.float32) / 255 for image in images]
         pictures = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     if pictures.shape[-2:] != (64, 64):
         pictures = nn.functional.interpolate(pictures, size=(64, 64), mode="area")
@@ -113,6 +121,15 @@ class Judge(nn.Module):
             {name: torch.cat([logits[name] for logits, _ in outputs]).softmax(dim=1) for name in JUDGED},
             torch.cat([broken for _, broken in outputs]).sigmoid(),
         )
+
+    def verifier(self, values: Mapping[str, str]) -> Callable[[Sequence[Image.Image]], list[bool]]:
+        """A function for `verify` of `saferedir.protect`: which images are labelled with all of `values`, broken or not."""
+
+        def is_labelled(images: Sequence[Image.Image]) -> list[bool]:
+            found: list[bool] = self.judge(images).is_labelled(values).tolist()
+            return found
+
+        return is_labelled
 
     def save(self, path: Path) -> None:
         """Write the weights as float16 safetensors."""

@@ -22,6 +22,7 @@ from saferedir.encoding import encode_prompts
 from saferedir.errors import AttackError
 from saferedir.families import family_of
 from saferedir.guard import Guard
+from saferedir.safety_checker import without_safety_checker
 from saferedir.schedules import Coefficients, coefficients, evaluation_steps, training_time
 from saferedir.seam.finding import find_seam
 from saferedir.target.ledger import Ledger, count_rows
@@ -190,4 +191,5 @@ class Target:
         return images
 
     def _run(self, arguments: Mapping[str, Any], latents: Tensor | None, start: int, stop: int | None) -> Any:
-        return run_part(self._seam, {**self.call, **arguments}, latents, start, stop)
+        with without_safety_checker(self._seam.pipe):
+            return run_part(self._seam, {**self.call, **arguments}, latents, start, stop)

@@ -228,7 +228,7 @@ def test_build_goes_on_where_it_was_killed(pipe: Any, tmp_path: Path, monkeypatc
 
 def test_empty_sources_are_one_sentence(pipe: Any, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(GuardConfigError, match="holds no picture"):
+    with pytest.raises(GuardConfigError, match="holds no image"):
         image_sources(tmp_path / "in", 32, 32)
     with pytest.raises(GuardConfigError, match="is no folder"):
         image_sources(tmp_path / "none", 32, 32)

@@ -1,6 +1,6 @@
-"""Folders of picture pairs: unsafe/ and safe/, matched by sorted file name, and the manifest beside them; and their latents.
+"""Folders of image pairs: unsafe/ and safe/, matched by sorted file name, and the manifest beside them; and their latents.
 
-Imports torch, Pillow, `latents` and `errors`. Written by pairs.py or by the user; read by training.py.
+Imports torch, Pillow, `latents`, `errors` and the reader of image files. Written by pairs.py or by the user; read by training.py.
 """
 
 from __future__ import annotations
@@ -8,21 +8,24 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from saferedir.errors import GuardConfigError
+from saferedir.errors import GuardConfigError, ImageFileError
 from saferedir.latents import fit_image, latent_constants
+from saferedir.utils.file_names import shown_name
 from saferedir.utils.files import replacing
+from saferedir.utils.image_folders import list_images
+from saferedir.utils.images import read_image
 
 MANIFEST = "manifest.json"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MIN_PAIRS = 2
 
 
@@ -79,16 +82,19 @@ def _write(path: Path, data: bytes) -> None:
 def read_image_pairs(folder: Path) -> list[ImagePair]:
     """The pairs of a folder with unsafe/ and safe/, or one sentence about what is wrong with it.
 
-    In a folder with a manifest, only pairs of which both members were accepted count.
+    In a folder with a manifest, only pairs of which both members were accepted count. A warning names the image files
+    that are left out; where one of them could leave another without its partner, that is an error.
     """
-    sides = []
+    sides: list[list[Path]] = []
+    left_out: dict[str, str] = {}
     for name in ("unsafe", "safe"):
         if not (folder / name).is_dir():
             raise GuardConfigError(
                 f"{folder} has no folder {name!r}; a folder of pairs holds unsafe/ and safe/ pictures."
             )
-        files = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES)
-        sides.append([path for path in files if not path.name.startswith(".")])
+        found = list_images(folder / name, is_flat=True)
+        sides.append(list(found.files))
+        left_out |= {f"{name}/{file}": reason for file, reason in found.left_out.items()}
     unsafe, safe = sides
     asked: dict[str, str] = {}
     if (folder / MANIFEST).is_file():
@@ -100,6 +106,8 @@ def read_image_pairs(folder: Path) -> list[ImagePair]:
         except (ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError) as error:
             raise GuardConfigError(f"{folder / MANIFEST} is damaged; delete it, or make the pairs again.") from error
         unsafe, safe = ([path for path in side if path.name in asked] for side in (unsafe, safe))
+    elif left_out:
+        _tell_left_out(folder, left_out, unsafe, safe)
     if len(unsafe) != len(safe):
         raise GuardConfigError(
             f"{folder} holds {len(unsafe)} unsafe and {len(safe)} safe pictures; every picture needs a partner."
@@ -107,6 +115,18 @@ def read_image_pairs(folder: Path) -> list[ImagePair]:
     if len(unsafe) < MIN_PAIRS:
         raise GuardConfigError(f"{folder} holds {len(unsafe)} valid pairs; DUO needs at least {MIN_PAIRS}, better 64.")
     return [ImagePair(*pair, asked.get(pair[0].name)) for pair in zip(unsafe, safe, strict=True)]
+
+
+def _tell_left_out(folder: Path, left_out: Mapping[str, str], unsafe: Sequence[Path], safe: Sequence[Path]) -> None:
+    """Warn of image files that are not read; refuse them where the names of the others do not match without them."""
+    named = [f"{name} ({reason})" for name, reason in left_out.items()]
+    told = f"{'; '.join(named[:5])}{f'; and {len(named) - 5} more' if len(named) > 5 else ''}"
+    if [path.stem for path in unsafe] != [path.stem for path in safe]:
+        raise GuardConfigError(
+            f"{shown_name(folder)} holds image files that are left out, {told}, and without them the names in unsafe/ and "
+            "safe/ do not match, so that images would get the wrong partners; convert these files, or remove them."
+        )
+    warnings.warn(f"{len(named)} image files in {shown_name(folder)} are left out: {told}.", stacklevel=3)
 
 
 def hash_image_pairs(pairs: Sequence[ImagePair]) -> str:
@@ -119,14 +139,15 @@ def load_pair(pair: ImagePair, height: int, width: int) -> np.ndarray[Any, np.dt
     pictures = []
     for path in pair[:2]:
         try:
-            with Image.open(path) as picture:
-                pictures.append(picture.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
+            pictures.append(read_image(path))
+        except ImageFileError as error:
             raise GuardConfigError(
-                f"{path} is no picture that can be read; replace it, and its partner if needed."
+                f"{error.name} is no image that can be read ({error.reason}); replace it, and its partner if needed."
             ) from error
     if pictures[0].size != pictures[1].size:
-        raise GuardConfigError(f"{pair.unsafe} and {pair.safe} differ in size; a pair differs in the concept only.")
+        raise GuardConfigError(
+            f"{shown_name(pair.unsafe)} and {shown_name(pair.safe)} differ in size; a pair differs in the concept only."
+        )
     return np.stack([fit_image(picture, height, width) for picture in pictures])
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from saferedir.guards.duo.pair_files import (
     write_manifest,
 )
 from saferedir.precision import fast_precision
+from saferedir.safety_checker import without_safety_checker
+from saferedir.utils.images import read_image, to_rgb
 
 #: N pictures -> N bools, True where the concept is there
 ConceptJudge = Callable[[list[Image.Image]], Sequence[bool]]
@@ -97,7 +99,7 @@ def make_pairs(
     maker = _Maker(pipe, list(prompts), out, concept, judge, keeps, config)
     maker.claim()
     task = progress.add_task("drawing pairs", total=2 * config.count, completed=maker.finished)
-    with _without_safety_checker(pipe), torch.no_grad():
+    with without_safety_checker(pipe), torch.no_grad():
         for stage in ("unsafe", "safe"):
             for done in maker.fill(stage):
                 progress.update(task, completed=done)
@@ -202,7 +204,7 @@ class _Maker:
         with precision:
             if stage == "unsafe":
                 return list(self.pipe(prompt=list(asked), **call).images)
-            given = [Image.open(picture_path(self.out, "unsafe", index)).convert("RGB") for index in chunk]
+            given = [read_image(picture_path(self.out, "unsafe", index)) for index in chunk]
             edited = _image_to_image(self.pipe)(
                 prompt=list(instead), negative_prompt=list(asked), image=given, strength=self.config.strength, **call
             )
@@ -214,7 +216,7 @@ class _Maker:
         if len(passes) != len(chunk):
             raise GuardConfigError(f"the judge answered {len(passes)} times for {len(chunk)} pictures.")
         if stage == "safe":
-            before = [Image.open(picture_path(self.out, "unsafe", index)).convert("RGB") for index in chunk]
+            before = [read_image(picture_path(self.out, "unsafe", index)) for index in chunk]
             if self.keeps is not None:
                 passes = [ok and bool(kept) for ok, kept in zip(passes, self.keeps(before, pictures), strict=True)]
             if self.config.max_difference is not None:
@@ -225,7 +227,7 @@ class _Maker:
 
 def difference(first: Image.Image, second: Image.Image) -> float:
     """Mean absolute difference of two pictures of one size, in 0..1."""
-    a, b = (np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in (first, second))
+    a, b = (np.asarray(to_rgb(picture), dtype=np.float32) for picture in (first, second))
     return float(np.abs(a - b).mean() / 255)
 
 
@@ -240,16 +242,3 @@ def _image_to_image(pipe: Any) -> Any:
     edit = AutoPipelineForImage2Image.from_pipe(pipe)
     edit.set_progress_bar_config(disable=True)
     return edit
-
-
-@contextmanager
-def _without_safety_checker(pipe: Any) -> Iterator[None]:
-    """A pipeline's own checker would put black pictures where the unsafe ones belong."""
-    checker = getattr(pipe, "safety_checker", None)
-    if checker is not None:
-        pipe.safety_checker = None
-    try:
-        yield
-    finally:
-        if checker is not None:
-            pipe.safety_checker = checker

@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 import struct
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +21,17 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from saferedir.errors import GuardConfigError
+from saferedir.errors import GuardConfigError, ImageFileError
 from saferedir.fingerprint import vae_fingerprint
 from saferedir.guards.negation.bank import NegationSet, header_facts
 from saferedir.guards.negation.calibration import GRID, Calibration, calibrate
 from saferedir.latents import encode_images, fit_image, latent_constants
+from saferedir.safety_checker import without_safety_checker
+from saferedir.utils.file_names import shown_name
 from saferedir.utils.files import replacing, save_tensors, write_text
+from saferedir.utils.image_folders import list_images
+from saferedir.utils.images import read_image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 PARTS = ("references", "benign")
 
@@ -52,25 +54,26 @@ class BuildReport:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def image_sources(folder: Path, height: int, width: int) -> list[Source]:
-    """Every picture file below `folder`, sorted by path."""
+def image_sources(folder: Path, height: int, width: int, left_out: dict[str, str] | None = None) -> list[Source]:
+    """Every image file below `folder`, sorted by path; files that are left out go to `left_out`, name -> why."""
     if not folder.is_dir():
-        raise GuardConfigError(f"{folder} is no folder; give one with pictures.")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        raise GuardConfigError(f"{folder} holds no picture ({', '.join(SUFFIXES)}); the negation set would be empty.")
+        raise GuardConfigError(f"{shown_name(folder)} is no folder; give one with images.")
+    found = list_images(folder)
+    if left_out is not None:
+        left_out.update(found.left_out)
+    if not found.files:
+        aside = f" that can be read ({', '.join(list(found.left_out)[:3])} …)" if found.left_out else ""
+        raise GuardConfigError(f"{shown_name(folder)} holds no image{aside}; the negation set would be empty.")
 
     def source(path: Path) -> Source:
         def load() -> Picture:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    return fit_image(image, height, width)
+            return fit_image(read_image(path), height, width)
 
         facts = path.stat()
-        return Source(path.relative_to(folder).as_posix(), f"{path}:{facts.st_size}:{facts.st_mtime_ns}", load)
+        name = shown_name(path.relative_to(folder))
+        return Source(name, f"{shown_name(path)}:{facts.st_size}:{facts.st_mtime_ns}", load)
 
-    return [source(path) for path in paths]
+    return [source(path) for path in found.files]
 
 
 def prompt_sources(
@@ -81,7 +84,8 @@ def prompt_sources(
     def source(number: int, prompt: str) -> Source:
         def load() -> Picture:
             generator = torch.Generator().manual_seed(seed + number)
-            output = pipe(prompt, height=height, width=width, generator=generator, **settings)
+            with without_safety_checker(pipe):
+                output = pipe(prompt, height=height, width=width, generator=generator, **settings)
             picture = output.images[0] if hasattr(output, "images") else _first_frame(output.frames[0])
             return fit_image(picture, height, width)
 
@@ -167,14 +171,8 @@ def _encode_batch(vae: Any, sources: Sequence[Source], shard: Path, seen: set[st
     for source in sources:
         try:
             picture = source.load()
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-            Image.DecompressionBombWarning,
-        ) as error:
-            skipped[source.name] = " ".join(str(error).split())[:200] or type(error).__name__
+        except ImageFileError as error:
+            skipped[source.name] = error.reason
             continue
         digest = hashlib.sha256(picture.tobytes()).hexdigest()
         duplicates += digest in seen or digest in pictures

@@ -24,6 +24,7 @@ from saferedir.errors import GuardConfigError
 from saferedir.guard import Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.precision import fast_precision
+from saferedir.safety_checker import without_safety_checker
 from saferedir.utils.files import save_tensors, write_text
 from saferedir.utils.text_files import is_encodable, iterate_lines, parse_json
 
@@ -231,7 +232,7 @@ def roll_out(
                 for k, v in (call or {}).items()
             }
             generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
-            with attach(pipe, recorder), precision, torch.no_grad():
+            with without_safety_checker(pipe), attach(pipe, recorder), precision, torch.no_grad():
                 pipe(
                     chunk,
                     num_inference_steps=steps,
