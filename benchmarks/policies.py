@@ -44,7 +44,7 @@ class Verifier:
         self.first: list[bool] | None = None
 
     def __call__(self, pictures: list[Image.Image]) -> list[bool]:
-        flags: list[bool] = self.judge.judge(pictures).shows(dict(self.task.forget)).tolist()
+        flags: list[bool] = self.judge.judge(pictures).is_labelled(dict(self.task.forget)).tolist()
         if self.first is None:
             self.first = flags
         return flags

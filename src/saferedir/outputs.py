@@ -1,6 +1,6 @@
 """What pipelines return, row by row: rows swapped between runs, blanks for blocked images, pictures for a verifier.
 
-Imports decisions and errors; knows no pipeline, only what one gave back. Used by `protect`.
+Imports decisions, errors and safety_checker; knows no pipeline, only what one gave back. Used by `protect`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saferedir.decisions import Decision
 from saferedir.errors import GuardError
+from saferedir.safety_checker import NAME, flagged_images
 
 
 class GuardedTuple(tuple[Any, ...]):
@@ -49,6 +50,11 @@ class Result:
         """Other parts cannot be told apart by image, and may show one that must not be seen."""
         self.parts |= {key: _blank(part) for key, part in self.parts.items() if key not in self._rows()}
 
+    def _flagged(self) -> list[int]:
+        """Rows that the pipeline's own safety checker flagged."""
+        parts = tuple(self.parts.values()) if isinstance(self.output, tuple) else self.parts
+        return [row for row, is_flagged in enumerate(flagged_images(parts, self.count) or ()) if is_flagged]
+
     def check_finite(self) -> None:
         values = torch.as_tensor(self.images) if isinstance(self.images, np.ndarray) else self.images
         if isinstance(values, Tensor) and not bool(torch.isfinite(values).all()):
@@ -68,13 +74,22 @@ class Result:
         ]
 
     def finished(self, blocked: Sequence[int], why: str) -> tuple[Any, list[Decision]]:
-        """The output to hand out, blanks in place of the `blocked` rows, and its decisions."""
+        """The output to hand out, blanks in place of the `blocked` rows, and its decisions.
+
+        What the pipeline's own safety checker flagged is blocked too: it is black already, and nobody may take it for an
+        image that the guards let through.
+        """
+        reasons = dict.fromkeys(blocked, why)
+        for row in self._flagged():
+            found = f"{NAME} flagged it (nsfw_content_detected)"
+            reasons[row] = f"{reasons[row]}, and {found}" if row in reasons else found
+        blocked = sorted(reasons)
         if blocked:
             self._blank_the_rest()
         for part in self._rows().values():
             for row in blocked:
                 part[row] = _blank(part[row])
-        decisions = [_blocked(d, why) if d.image in blocked else d for d in self.decisions]
+        decisions = [_blocked(d, reasons[d.image]) if d.image in reasons else d for d in self.decisions]
         if isinstance(self.output, tuple):
             output: Any = GuardedTuple(self.parts.values())
         else:

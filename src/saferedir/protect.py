@@ -57,6 +57,11 @@ def protect(
     if isinstance(verify, Guard):
         if not any(verify is guard for guard in chosen):
             raise GuardConfigError("verify is a guard that is not among `guards`; add it there, or give a function.")
+    elif callable(getattr(verify, "verifier", None)):
+        raise GuardConfigError(
+            f"verify is a judge ({getattr(verify, 'name', '') or type(verify).__name__}), which gives scores, not a verdict; use "
+            "verify=judge.verifier(rule), the rule being a preset's name such as 'star' or a rule of your own (docs/judges.md)."
+        )
     elif verify is not None and not callable(verify):
         raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
     look = None if verify is None or isinstance(verify, Guard) else verify

@@ -21,6 +21,8 @@ from saferedir.cli.common import (
     score_cell,
 )
 from saferedir.cli.output import MEGABYTE, SUMMARY, staged_output, write_json
+from saferedir.safety_checker import NAME
+from saferedir.utils.file_names import is_text, shown_name
 
 BATCH = 8  # pictures per pipeline call of `generate`
 BYTES_PER_PICTURE = 4 * MEGABYTE
@@ -191,6 +193,12 @@ def generate(
     """
     if not all(prompt.strip() for prompt in prompts):
         raise typer.BadParameter("a prompt is empty; give text in quotes.", param_hint="PROMPT…")
+    for prompt in prompts:
+        if not is_text(prompt):
+            raise typer.BadParameter(
+                f"{shown_name(prompt)!r} is not UTF-8; give the prompt in UTF-8, the encoding of this terminal is another.",
+                param_hint="PROMPT…",
+            )
     names = guard or []
     if not names and policy is not Policy.REDIRECT:
         raise typer.BadParameter(f"{policy.value} needs a guard; add --guard.", param_hint="--policy")
@@ -203,7 +211,7 @@ def generate(
         settings_of_call = {"num_inference_steps": steps, "guidance_scale": guidance, **more}
         drawn = _draw(pipe, guards, policy.value, wanted, seed, settings_of_call)
         rows = []
-        for place_in_list, (picture, blocked, seen) in enumerate(drawn):
+        for place_in_list, (picture, blocked, flagged, seen) in enumerate(drawn):
             number, copy = divmod(place_in_list, num_images)
             stem = f"{number + 1:03d}" if num_images == 1 else f"{number + 1:03d}-{copy + 1}"
             file = _save(picture, folder, stem)
@@ -213,6 +221,7 @@ def generate(
                     "file": file,
                     "seed": seed + place_in_list,
                     "blocked": blocked,
+                    "nsfw_content_detected": flagged,
                     "decisions": [{**decision.to_dict(), "image": place_in_list} for decision in seen],
                 }
             )
@@ -261,14 +270,17 @@ def _save(picture: Any, folder: Path, stem: str) -> str:
 
 def _draw(
     pipe: Any, guards: list[Any], policy: str, prompts: list[str], seed: int, call: dict[str, Any]
-) -> list[tuple[Any, bool, list[Any]]]:
-    """For each prompt a PIL picture (of a video: its frames), whether it is blocked, and the decisions of all guards."""
+) -> list[tuple[Any, bool, bool | None, list[Any]]]:
+    """For each prompt a PIL image (of a video: its frames), whether it is blocked, what diffusers' own safety checker said (None
+    without one), and the decisions of all guards.
+    """
     import torch
 
     from saferedir.protect import protect
+    from saferedir.safety_checker import flagged_images
 
     guarded = protect(pipe, guards, on_unsafe=policy) if guards else None
-    drawn: list[tuple[Any, bool, list[Any]]] = []
+    drawn: list[tuple[Any, bool, bool | None, list[Any]]] = []
     try:
         with progress_bar() as bar:
             task = bar.add_task("drawing", total=len(prompts))
@@ -277,9 +289,11 @@ def _draw(
                 seeds = [seed + start + i for i in range(len(chunk))]
                 generators = [torch.Generator().manual_seed(s) for s in seeds]
                 output = (guarded or pipe)(chunk, generator=generators, output_type="pil", **call)
+                flags = flagged_images(output, len(chunk))
                 for i, picture in enumerate(output.images if "images" in output else output.frames):
                     seen = [d for d in output.decisions if d.image == i] if guarded else []
-                    drawn.append((picture, bool(guarded) and output.blocked[i], seen))
+                    flagged = None if flags is None else flags[i]
+                    drawn.append((picture, output.blocked[i] if guarded else bool(flagged), flagged, seen))
                 bar.advance(task, len(chunk))
     finally:
         if guarded is not None:
@@ -291,7 +305,8 @@ def _pictures_table(rows: list[dict[str, Any]]) -> None:
     table = new_table("Pictures", "prompt", "guard", "fired", ">prompt, image score", "action", "file")
     for row in rows:
         if not row["decisions"]:
-            table.add_row(escape(row["prompt"]), "none", "-", "-", "unguarded", row["file"])
+            action = "blanked" if row["blocked"] else "unguarded"
+            table.add_row(escape(row["prompt"]), "none", "-", "-", action, row["file"])
         for seen in row["decisions"]:
             table.add_row(
                 escape(row["prompt"]),
@@ -305,6 +320,12 @@ def _pictures_table(rows: list[dict[str, Any]]) -> None:
     blocked = [row["file"] for row in rows if row["blocked"]]
     if blocked:
         console.print(f"[bold yellow]Blocked, so blank[/]: {', '.join(blocked)}.")
+    flagged = [row["file"] for row in rows if row["nsfw_content_detected"]]
+    if flagged:
+        console.print(
+            f"[bold yellow]Blanked by {NAME}[/] (nsfw_content_detected): {', '.join(flagged)}. The guards say nothing of "
+            "what these images showed."
+        )
     unresolved = [
         row["file"] for row in rows if not row["blocked"] and any(seen["unresolved"] for seen in row["decisions"])
     ]

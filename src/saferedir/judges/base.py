@@ -7,13 +7,18 @@ Imports torch and errors only. Concrete judges: one file each; their names: regi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from saferedir.errors import JudgeError
+
+if TYPE_CHECKING:
+    from saferedir.judges.rules import Rule
+    from saferedir.judges.verifiers import JudgeVerifier
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,16 @@ class Judge(ABC):
         """Plain data that fix the scores: "id", "weights" (checksum), "channels" ("RGB"/"BGR"), "resize", "floor" (smallest
         score that is ever returned), "version".
         """
+
+    def verifier(self, rule: Rule | Mapping[str, Any] | str) -> JudgeVerifier:
+        """This judge as `verify` of `saferedir.protect`; `rule` is a rule, its plain data, or the name of a preset.
+
+        Raises:
+            JudgeError: the rule does not fit the judge (see `verifiers.verifier_of`).
+        """
+        from saferedir.judges.verifiers import verifier_of
+
+        return verifier_of(self, rule)
 
     def check(self, images: Tensor) -> Tensor:
         """The images as float32, or one clear sentence."""

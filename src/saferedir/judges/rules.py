@@ -98,6 +98,13 @@ class Unless(Rule):
         return self.rule.positive(scores) & ~self.veto.positive(scores)
 
 
+def without_veto(rule: Rule) -> Rule:
+    """The rule with every `Unless` replaced by what it restricts: for a verifier, which must not overlook a wrecked image."""
+    if isinstance(rule, Unless):
+        return without_veto(rule.rule)
+    return AllOf(tuple(map(without_veto, rule.rules))) if isinstance(rule, AllOf) else rule
+
+
 KINDS: Mapping[str, type[Rule]] = {rule.__name__: rule for rule in (AnyAbove, InTop, AllOf, Unless)}
 
 
