@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -92,3 +93,41 @@ def test_bad_input_is_one_sentence(model: Path, pictures: Path, tmp_path: Path) 
     assert out.read_text() == "mine" and not (tmp_path / "other.safetensors").exists()
     shown = invoke("negation", "show", pictures / "0.png")
     assert shown.exit_code == 1 and "is damaged" in said(shown)
+
+
+def test_files_of_any_name_and_kind_are_read_or_listed(model: Path, pictures: Path, tmp_path: Path) -> None:
+    raw = os.fsencode(pictures)
+    Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(raw + b"/caf\xe9.png", "PNG")
+    (pictures / "a.heic").write_bytes(b"no image")
+    (pictures / ".ipynb_checkpoints").mkdir()
+    Image.new("RGB", (32, 32)).save(pictures / ".ipynb_checkpoints" / "0-checkpoint.png")
+    out = tmp_path / "set.safetensors"
+    built = invoke("negation", "build", "--images", pictures, "--model", model, "--out", out)
+    assert built.exit_code == 0, built.output
+    assert "references │ 4" in said(built) and "other files, left out │ 2" in said(built)
+    assert "skipped a.heic: .heic files cannot be read here." in said(built)
+    assert "skipped .ipynb_checkpoints/0-checkpoint.png: it is hidden." in said(built)
+
+
+def test_references_of_a_model_with_its_own_checker_are_not_black(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checker would blacken all four prompts' images, and a set of one black reference would be left."""
+    from saferedir.cli import negation
+
+    def blacken(images: np.ndarray, clip_input: object) -> tuple[np.ndarray, list[bool]]:
+        raise AssertionError("the checker was asked")
+
+    load = negation.load_model
+
+    def with_checker(*given: object, **named: object) -> object:
+        pipe = load(*given, **named)
+        pipe.safety_checker = blacken
+        return pipe
+
+    monkeypatch.setattr(negation, "load_model", with_checker)
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "set.safetensors"
+    prompts.write_text("a star\na moon\na tree\na house\n", encoding="utf-8")
+    built = invoke("negation", "build", "--prompts", prompts, "--steps", 2, "--model", model, "--out", out)
+    assert built.exit_code == 0, built.output
+    assert len(NegationSet.open(out)) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import re
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_score_writes_what_the_judge_says(labelled: Path, tmp_path: Path, suffix
     out = tmp_path / f"scores{suffix}"
     result = invoke("score", "--judge", "pictoworld", "--images", labelled, "--out", out, "--batch", "5")
     assert result.exit_code == 0, result.output
-    assert "Scores of 12 pictures written" in said(result)
+    assert "Scores of 12 images written" in said(result)
     judge = load_judge("pictoworld")
     if suffix == ".csv":
         rows = list(csv.DictReader(out.open(encoding="utf-8")))
@@ -189,3 +190,47 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path, labelled: Path) -> None:
 def test_wrong_use_is_a_usage_error(arguments: list[str], tmp_path: Path) -> None:
     result = invoke("calibrate", *arguments, "--images", tmp_path, "--out", tmp_path / "a.json")
     assert result.exit_code == 2 and "Usage" in result.output
+
+
+def test_score_of_a_folder_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("torn.png", "empty.jpg", ".ipynb_checkpoints/a.png", "b.heic"):
+        (folder / name).write_bytes(b"" if name == "empty.jpg" else b"no image")
+    out = tmp_path / "new" / "scores.csv"
+    result = invoke("score", "--judge", "pictoworld", "--images", folder, "--out", out)
+    assert result.exit_code == 1 and "none of the 2 image files" in said(result) and not out.parent.exists()
+    for line in ("torn.png: it is no image.", "empty.jpg: it is empty.", "b.heic: .heic files cannot be read here."):
+        assert f"skipped {line}" in said(result)
+    for name in ("torn.png", "empty.jpg"):
+        (folder / name).unlink()
+    result = invoke("score", "--judge", "pictoworld", "--images", folder, "--out", out)
+    assert result.exit_code == 1 and "holds no image" in said(result) and "skipped b.heic" in said(result)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_names_that_are_no_utf8_are_escaped_in_every_table(tmp_path: Path, suffix: str) -> None:
+    folder, out = tmp_path / "images", tmp_path / f"scores{suffix}"
+    for kind in ("positive", "negative"):
+        (folder / kind).mkdir(parents=True)
+        raw = os.fsencode(folder / kind)
+        Image.new("RGB", (8, 8)).save(raw + b"/caf\xe9.png", "PNG")
+        (Path(os.fsdecode(raw)) / os.fsdecode(b"torn\xff.png")).write_bytes(b"no image")
+    result = invoke("score", "--judge", "pictoworld", "--images", folder, "--out", out)
+    assert result.exit_code == 0, result.output
+    if suffix == ".csv":
+        names = [row["file"] for row in csv.DictReader(out.open(newline="", encoding="utf-8"))]
+    else:
+        names = pytest.importorskip("pyarrow.parquet").read_table(out)["file"].to_pylist()
+    assert names == ["negative/caf\\xe9.png", "positive/caf\\xe9.png"]
+    facts = json.loads(out.with_name(out.name + ".json").read_text(encoding="utf-8"))
+    torn = {f"{kind}/torn\\xff.png": "it is no image" for kind in ("negative", "positive")}
+    assert facts["skipped"] == torn and "skipped negative/torn\\xff.png: it is no image." in said(result)
+    labels = folder / "labels.csv"
+    labels.write_text("file,label\npositive/caf\\xe9.png,1\nnegative/caf\\xe9.png,0\n", encoding="utf-8")
+    for source in (folder, labels):
+        made = tmp_path / f"{source.name}.json"
+        done = invoke("calibrate", "--judge", "pictoworld", "--rule", STAR, "--images", source, "--out", made)
+        assert done.exit_code == 0, done.output
+        found = Calibration.load(made)
+        assert found.n == 2 and found.skipped == (torn if source is folder else {})

@@ -191,5 +191,5 @@ class Target:
         return images
 
     def _run(self, arguments: Mapping[str, Any], latents: Tensor | None, start: int, stop: int | None) -> Any:
-        with without_safety_checker(self._seam.pipe):
+        with without_safety_checker(self.pipe):
             return run_part(self._seam, {**self.call, **arguments}, latents, start, stop)
