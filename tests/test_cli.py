@@ -234,6 +234,9 @@ def test_report(run: Run, tmp_path: Path) -> None:
         (("train", "saferedir", "--pairs", "BAD", "--concept", "a", "--out", "FOREIGN"), 1, "holds no guard"),
         (("train", "saferedir", "--pairs", "BAD", "--out", "OUT"), 2, "concept"),
         (("guards", "show", "pictoworld/nothing"), 1, "no guard is called"),
+        (("generate", "a red star", "caf\udce9", "--out", "OUT"), 2, "'caf\\xe9' is not UTF-8"),
+        (("train", "saferedir", "--pairs", "BAD", "--concept", "caf\udce9", "--out", "OUT"), 2, "is not UTF-8"),
+        (("train", "duo", "--concept=caf\udce9", "--out", "OUT"), 2, "is not UTF-8"),
     ],
 )
 def test_bad_input(run: Run, tmp_path: Path, words: tuple[object, ...], code: int, says: str) -> None:

@@ -43,9 +43,9 @@ def protect(
     from the same noise with more insistence, at most `retries` times, then blocked. "block": an image on which a guard
     acted, or which is unsafe, is blocked at once. Unsafe means that a guard's decision is `unresolved` (its own
     classifier on the final x0; of our methods saferedir has one) or that `verify`, a function of the finished PIL images, says
-    so; with neither, "verify" is refused, and so is a run in which a guard's classifier is weak by the guard's own record. A
-    blocked image is a blank of the same kind. Other weights, architectures and
-    `force`: see `attach`.
+    so (of a judge: `judge.verifier(rule)`); with neither, "verify" is refused, and so is a run in which a guard's classifier is
+    weak by the guard's own record. A blocked image is a blank of the same kind. What diffusers' own safety checker flags is
+    blocked under every policy. Other weights, architectures and `force`: see `attach`.
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     if on_unsafe not in POLICIES:

@@ -29,6 +29,8 @@ from rich.progress import (
 from rich.table import Table
 from typer.core import TyperGroup
 
+from saferedir.utils.file_names import is_text, shown_name
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,6 +38,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 DEBUG = "SAFEREDIR_DEBUG"
 #: of progress, where there is no terminal to draw a bar on
 SECONDS_A_LINE = 60.0
+#: options whose values are written into files and tables, all of which are UTF-8
+TEXT_OPTIONS = frozenset({"--concept", "--anchor", "--call", "--set", "--rule"})
 
 console = Console()
 errors = Console(stderr=True)
@@ -43,6 +47,15 @@ errors = Console(stderr=True)
 
 class Commands(TyperGroup):
     """The top of all commands: an error that a person can act on becomes one sentence and exit code 1."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for option, value in zip(["", *args], args, strict=False):
+            name, _, inline = value.partition("=")
+            if option in TEXT_OPTIONS:
+                check_text(value, option)
+            elif name in TEXT_OPTIONS:
+                check_text(inline, name)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -55,6 +68,14 @@ class Commands(TyperGroup):
                 raise
             errors.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
             raise typer.Exit(1) from None
+
+
+def check_text(value: str, hint: str) -> None:
+    """Refuse a value that came in another encoding than UTF-8, before any work is done; `hint` is the option or argument."""
+    if not is_text(value):
+        raise typer.BadParameter(
+            f"'{shown_name(value)}' is not UTF-8; give it in UTF-8, this terminal uses another encoding.", param_hint=hint
+        )
 
 
 def _show_warning(

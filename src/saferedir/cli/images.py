@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from saferedir.cli.common import (
+    check_text,
     console,
     escape,
     load_guards,
@@ -22,7 +23,6 @@ from saferedir.cli.common import (
 )
 from saferedir.cli.output import MEGABYTE, SUMMARY, staged_output, write_json
 from saferedir.safety_checker import NAME
-from saferedir.utils.file_names import is_text, shown_name
 
 BATCH = 8  # pictures per pipeline call of `generate`
 BYTES_PER_PICTURE = 4 * MEGABYTE
@@ -194,11 +194,7 @@ def generate(
     if not all(prompt.strip() for prompt in prompts):
         raise typer.BadParameter("a prompt is empty; give text in quotes.", param_hint="PROMPT…")
     for prompt in prompts:
-        if not is_text(prompt):
-            raise typer.BadParameter(
-                f"{shown_name(prompt)!r} is not UTF-8; give the prompt in UTF-8, the encoding of this terminal is another.",
-                param_hint="PROMPT…",
-            )
+        check_text(prompt, "PROMPT…")
     names = guard or []
     if not names and policy is not Policy.REDIRECT:
         raise typer.BadParameter(f"{policy.value} needs a guard; add --guard.", param_hint="--policy")
