@@ -2,8 +2,8 @@
 
 Run: python benchmarks/calibrate_guards.py --out runs/calibrated
 Prompts are those of the guard-validation split (phrasings and scenes that neither training nor the tests use), 416 roll-outs a
-task of 20 DDIM steps over guidance 1, 4, 7.5 and 12, and short ones of 1, 2 and 4 steps; the rule is `choose_threshold`. The
-finished folders hold config and card only where --in-place writes them beside the packaged weights.
+task of 20 DDIM steps over guidance 1, 4, 7.5 and 12, and short ones of 1, 2 and 4 steps; the rule is `choose_threshold`.
+--in-place writes config, card and summary beside the packaged weights, which are not touched.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
@@ -33,6 +34,15 @@ def prompts(task: Task, count: int, seed: int = 0) -> list[Pair]:
         if unsafe.lower() != safe.lower() and max(len(unsafe), len(safe)) <= MAX_CHARACTERS:
             found.setdefault(unsafe.lower(), Pair(unsafe, safe))
     return [*found.values(), *(Pair(None, prompt.text) for prompt in retain_prompts(task, SPLIT, count, seed))]
+
+
+def write_summary(path: Path, guard: SafeRedir) -> None:
+    """The folder's summary with the new thresholds and rates; what it says of the training stays."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    values = guard.config
+    thresholds = {"prompt": values.prompt_threshold, "image": values.image_threshold, "last image": values.last_threshold}
+    record |= {"thresholds": thresholds, "measured": values.measured, "calibration": values.calibration}
+    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -59,6 +69,7 @@ def main() -> None:
             if arguments.in_place:
                 for part in ("guard_config.json", "README.md"):
                     (source / part).write_bytes((folder / part).read_bytes())
+                write_summary(source / "summary.json", found)
 
 
 if __name__ == "__main__":

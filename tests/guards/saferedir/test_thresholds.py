@@ -25,7 +25,7 @@ def test_as_many_outliers_as_allowed_move_the_threshold_no_further_than_the_clea
 ) -> None:
     """With k = floor(n c) of n benign scores replaced, B lies between the (n - 2k)-th and the highest clean score."""
     benign, unsafe = scores(-7, count), scores(8, count, seed=1)
-    k = math.floor(count * CONTAMINATION)
+    k = math.floor(count * CONTAMINATION[0])
     clean = benign.sort().values
     for places in (torch.arange(k), benign.argsort()[:k], benign.argsort(descending=True)[:k]):
         dirty = benign.clone()
@@ -85,7 +85,7 @@ def test_realised_false_positive_rate_on_overlapping_sides_is_the_wanted_one() -
 def test_no_share_may_be_on_the_wrong_side_means_the_highest_score_counts() -> None:
     benign, unsafe = scores(-7, 208), scores(8, 208, seed=1)
     benign[0] = 5.0
-    assert choose_threshold(benign, unsafe, RATE, contamination=0.0).gap[0] == 5.0
+    assert choose_threshold(benign, unsafe, RATE, contamination=(0.0, 0.0)).gap[0] == 5.0
 
 
 def test_a_kept_threshold_is_only_measured() -> None:
@@ -93,7 +93,7 @@ def test_a_kept_threshold_is_only_measured() -> None:
     assert (found.value, found.rule, found.false_positives.hits, found.recall.hits) == (1.75, "kept", 1, 1)
 
 
-@pytest.mark.parametrize(("sides", "contamination"), [((0, 3), 0.02), ((3, 0), 0.02), ((3, 3), 0.5)])
-def test_what_cannot_be_calibrated_is_one_sentence(sides: tuple[int, int], contamination: float) -> None:
+@pytest.mark.parametrize(("sides", "contamination"), [((0, 3), CONTAMINATION), ((3, 0), CONTAMINATION), ((3, 3), (0.5, 0.0))])
+def test_what_cannot_be_calibrated_is_one_sentence(sides: tuple[int, int], contamination: tuple[float, float]) -> None:
     with pytest.raises(GuardConfigError, match=r"scores of both sides|contamination"):
         choose_threshold(torch.zeros(sides[0]), torch.zeros(sides[1]), RATE, contamination=contamination)

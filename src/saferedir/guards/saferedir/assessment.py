@@ -98,11 +98,17 @@ def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
 
 
 def guidance_scales(config: SafeRedirConfig) -> list[float]:
-    """Scales that the thresholds were calibrated on; an older guard's is that of its training."""
+    """Scales that the thresholds were calibrated on and hold at; an older guard's is that of its training."""
     recorded = config.calibration.get("guidance_scales")
     if recorded is None:
         recorded = [config.training.get("guidance_scale")]
-    return [float(scale) for scale in recorded if isinstance(scale, int | float)]
+    rates = config.calibration.get("by_guidance", {})
+    alarms = {
+        float(scale): rates.get(f"{scale:g}", {}).get("false_positives", {}).get("rate", 0.0)
+        for scale in recorded
+        if isinstance(scale, int | float)
+    }
+    return [scale for scale, rate in alarms.items() if rate <= MOST_FALSE_POSITIVES]
 
 
 def _is_share(value: Any) -> TypeGuard[float]:

@@ -21,8 +21,9 @@ from saferedir.guards.saferedir.thresholds import CONTAMINATION, choose_threshol
 from saferedir.metrics import Rate, auroc
 
 ROWS_AT_ONCE = 64
-#: places of the two thresholds in the gap between benign and unsafe scores, see `choose_threshold`
-PROMPT_SHARE, IMAGE_SHARE = 0.5, 0.5
+#: places of the thresholds in the gap between benign and unsafe scores, see `choose_threshold`. The image verdict comes after the
+#: prompt's and acts on whoever it meets, so a false alarm counts for more than a miss; the last one only asks for another look.
+PROMPT_SHARE, IMAGE_SHARE, LAST_SHARE = 0.5, 2 / 3, 0.5
 
 
 class Calibrated(NamedTuple):
@@ -126,7 +127,7 @@ def calibrate(
     images: ImageData,
     false_positive_rate: float,
     *,
-    contamination: float = CONTAMINATION,
+    contamination: tuple[float, float] = CONTAMINATION,
     short: Sequence[ImageData] = (),
     keep: Mapping[str, float] | None = None,
 ) -> Calibrated:
@@ -150,12 +151,12 @@ def calibrate(
         for name, benign, high, share in (
             ("prompt", scores["prompt_benign"], scores["prompt_unsafe"], PROMPT_SHARE),
             ("image", peaks[~unsafe], peaks[unsafe], IMAGE_SHARE),
-            ("last", lasts[~flags], lasts[flags], IMAGE_SHARE),
+            ("last", lasts[~flags], lasts[flags], LAST_SHARE),
         )
     )
     record = {
         "false_positive_rate": false_positive_rate,
-        "contamination": contamination,
+        "contamination": list(contamination),
         "benign": int((~unsafe).sum()),
         "unsafe": int(unsafe.sum()),
         "steps": len(images.t),

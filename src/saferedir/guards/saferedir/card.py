@@ -23,10 +23,11 @@ def _calibration(config: SafeRedirConfig) -> str:
     if not record:
         return ""
     scales = ", ".join(f"{scale:g}" for scale in record["guidance_scales"])
+    shares = record["contamination"]
     why = record.get("verdict", {}).get("why", "")
     return (
         f"Chosen on {record['benign']} benign and {record['unsafe']} unsafe roll-outs of {record['steps']} steps at guidance "
-        f"{scales}; {100 * record['contamination']:.0f} % of each side may lie on the wrong one.\n\n{why}"
+        f"{scales}; {shares[0]:.0%} of the first and {shares[1]:.0%} of the second may lie on the wrong side.\n\n{why}"
     )
 
 

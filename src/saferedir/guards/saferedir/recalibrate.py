@@ -30,7 +30,7 @@ from saferedir.guards.saferedir.rollouts import (
     generate_rollouts,
     rollout_prompts,
 )
-from saferedir.guards.saferedir.thresholds import CONTAMINATION
+from saferedir.guards.saferedir.thresholds import CONTAMINATION, are_shares
 
 #: prompts of each side below which no threshold is chosen
 LEAST_PROMPTS = 20
@@ -56,7 +56,7 @@ class CalibrationConfig(Checked):
     batch: int = 50
     call: dict[str, Any] = field(default_factory=dict)
     false_positive_rate: float = 0.005
-    contamination: float = CONTAMINATION
+    contamination: tuple[float, float] = CONTAMINATION
     verdicts: tuple[str, ...] = VERDICTS
     seed: int = 0
 
@@ -64,7 +64,7 @@ class CalibrationConfig(Checked):
         self.require_whole("rollouts", "steps", "batch", at_least=1)
         self.require_whole("seed", at_least=0)
         self.require_number("false_positive_rate", at_least=0, below=1)
-        self.require_number("contamination", at_least=0, below=0.5)
+        self.require(are_shares(self.contamination), "contamination", "two shares from 0 to below 0.5")
         are_known = bool(self.verdicts) and set(self.verdicts) <= set(VERDICTS)
         self.require(are_known, "verdicts", "some of prompt, image")
         if self.guidance_scales is not None:

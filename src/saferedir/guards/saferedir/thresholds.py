@@ -6,17 +6,20 @@ Imports torch and metrics. Used by calibration.py; derivation and properties: do
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from saferedir.checks import is_number
 from saferedir.errors import GuardConfigError
 from saferedir.metrics import Rate
 
-#: share of each side that may lie on the wrong one: a model generates the concept unasked, or not although asked
-CONTAMINATION = 0.02
+#: shares of the benign and of the unsafe side that may lie on the wrong one: a model generates the concept unasked, or, more
+#: often, not although asked
+CONTAMINATION = (0.02, 0.05)
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,24 @@ class Threshold:
         }
 
 
+def are_shares(contamination: Sequence[float]) -> bool:
+    """Whether these are two shares that a threshold can allow for."""
+    return len(contamination) == 2 and all(is_number(part) and 0 <= part < 0.5 for part in contamination)
+
+
 def choose_threshold(
     benign: Tensor,
     unsafe: Tensor,
     false_positive_rate: float,
     *,
     share: float = 0.5,
-    contamination: float = CONTAMINATION,
+    contamination: tuple[float, float] = CONTAMINATION,
     keep: float | None = None,
 ) -> Threshold:
     """A threshold that a few mislabelled scores cannot set.
 
-    With n benign and m unsafe scores in ascending order and k = floor(n contamination), the k highest benign scores are set
-    aside, and as many as floor(m contamination) of the lowest unsafe ones. Of the rest, B is the conformal bound at
+    With n benign and m unsafe scores in ascending order and contamination (c, d), the k = floor(n c) highest benign scores are
+    set aside, and the floor(m d) lowest unsafe ones. Of the rest, B is the conformal bound at
     `false_positive_rate` (at most the highest score left, for which it is conformal at (k + 1) / (n + 1)), U the lowest unsafe
     score. If U > B, the threshold is B + share (U - B), else B.
 
@@ -71,7 +79,7 @@ def choose_threshold(
         share: the place in the gap, 0 at the benign end. Where both tails fall off alike, e^(-x/s), the cost
             c_fp e^(-(x - B)/s) + c_miss e^(-(U - x)/s) is least at the middle plus (s / 2) ln(c_fp / c_miss); so 0.5 stands for
             errors that cost the same, less for a miss that costs more.
-        contamination: share of each side that may lie on the wrong one, in [0, 0.5).
+        contamination: shares (c, d) of the benign and the unsafe side that may lie on the wrong one, in [0, 0.5).
         keep: a threshold to keep; only its rates are measured.
     """
     if not len(benign) or not len(unsafe):
@@ -79,10 +87,10 @@ def choose_threshold(
             f"a threshold needs scores of both sides, but there are {len(benign)} benign and {len(unsafe)} unsafe ones; "
             "give more prompts of the missing kind."
         )
-    if not 0 <= contamination < 0.5:
-        raise GuardConfigError(f"contamination is {contamination!r}; expected a share from 0 to below 0.5.")
+    if not are_shares(contamination):
+        raise GuardConfigError(f"contamination is {contamination!r}; expected two shares from 0 to below 0.5.")
     low, high = benign.float().sort().values, unsafe.float().sort().values
-    aside = (math.floor(len(low) * contamination), math.floor(len(high) * contamination))
+    aside = (math.floor(len(low) * contamination[0]), math.floor(len(high) * contamination[1]))
     place = min(math.ceil((len(low) + 1) * (1 - false_positive_rate)), len(low) - aside[0])
     # scores at the threshold count as unsafe, so it lies a smallest step above
     bound = float(torch.nextafter(low[place - 1], torch.tensor(math.inf)))

@@ -48,7 +48,7 @@ from saferedir.guards.saferedir.rollouts import (
     generate_rollouts,
     rollout_prompts,
 )
-from saferedir.guards.saferedir.thresholds import CONTAMINATION
+from saferedir.guards.saferedir.thresholds import CONTAMINATION, are_shares
 from saferedir.utils.files import replacing
 
 MIN_PAIRS = 10
@@ -65,7 +65,7 @@ class TrainConfig(Checked):
             call: more arguments of the pipeline's call, such as height, width or num_frames.
         held_out: share of the pairs kept for calibration and for choosing the best checkpoint.
         false_positive_rate: target of each verdict's threshold, per image.
-        contamination: share of the held-out roll-outs of each side that may be on the wrong one, see `choose_threshold`.
+        contamination: shares of the benign and unsafe held-out roll-outs that may be on the wrong side, see `choose_threshold`.
         calibration_scales: guidance scales of the held-out images, in turn; None: `rollouts.calibration_scales`.
         image_input: what the image side is trained on; the guard itself always reads "x0" (others: ablation).
         network: overrides of `RedirectorConfig` fields.
@@ -83,7 +83,7 @@ class TrainConfig(Checked):
     call: dict[str, Any] = field(default_factory=dict)
     held_out: float = 0.2
     false_positive_rate: float = 0.005
-    contamination: float = CONTAMINATION
+    contamination: tuple[float, float] = CONTAMINATION
     calibration_scales: tuple[float, ...] | None = None
     evaluate_every: int = 150
     seed: int = 0
@@ -102,7 +102,7 @@ class TrainConfig(Checked):
         self.require_number("learning_rate", above=0)
         self.require_number("guidance_scale", at_least=0)
         self.require_number("held_out", "false_positive_rate", at_least=0, below=1)
-        self.require_number("contamination", at_least=0, below=0.5)
+        self.require(are_shares(self.contamination), "contamination", "two shares from 0 to below 0.5")
         if self.calibration_scales is not None:
             are_scales = all(is_number(scale) and scale >= 0 for scale in self.calibration_scales)
             self.require(bool(self.calibration_scales) and are_scales, "calibration_scales", "numbers >= 0, or None")
