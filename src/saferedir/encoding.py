@@ -88,13 +88,14 @@ def encode_prompts(pipe: Any, texts: Sequence[str], call: Mapping[str, Any] | No
     return parts[0].cat(*parts[1:])
 
 
-def encode_to_length(pipe: Any, texts: Sequence[str], length: int) -> Encoded:
+def encode_to_length(pipe: Any, texts: Sequence[str], length: int, call: Mapping[str, Any] | None = None) -> Encoded:
     """The same, with L = `length` where the pipeline can choose it: as long as the prompts of a run under way."""
-    found = encode_prompts(pipe, texts)
+    found = encode_prompts(pipe, texts, call)
     missing = length - found.prompt.shape[1]
     name = "max_sequence_length"
     own = inspect.signature(pipe.encode_prompt).parameters.get(name)
     default = inspect.signature(type(pipe).__call__).parameters.get(name, own)
     if not missing or default is None:
         return found
-    return encode_prompts(pipe, texts, {name: default.default + missing})
+    given = (call or {}).get(name, default.default)
+    return encode_prompts(pipe, texts, {**(call or {}), name: given + missing})

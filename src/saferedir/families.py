@@ -66,6 +66,8 @@ class Family:
         prompt_width: denoiser config entry with the width D of the prompt embeddings.
         encoded: what `encode_prompt` returns, by position; "prompt", "pooled" and "mask" are read.
         has_bos: whether prompts begin with a token that says nothing and must not be moved.
+        length_matters: whether `max_sequence_length` changes the embeddings of a prompt's own tokens: False only where the
+            encoder is told what is padding, and the denoiser is, too (or sees zeros).
         towers: the text encoders whose tokens a guard may mask, in this order; () where we know none.
     """
 
@@ -88,6 +90,7 @@ class Family:
     prompt_width: str = "joint_attention_dim"
     encoded: tuple[str, ...] = ("prompt",)
     has_bos: bool = False
+    length_matters: bool = True
     towers: tuple[Tower, ...] = ()
 
     @property
@@ -195,6 +198,7 @@ _ROWS = (
         mask_kwarg="encoder_attention_mask",
         prompt_width="caption_channels",
         encoded=("prompt", "mask"),
+        length_matters=False,
         towers=(Tower(kind="t5", is_masked=True),),
     ),
     Family(
@@ -205,6 +209,7 @@ _ROWS = (
         prompt_width="caption_channels",
         encoded=("prompt", "mask"),
         has_bos=True,
+        length_matters=False,
     ),
     Family(
         name="lumina-2",
@@ -216,6 +221,7 @@ _ROWS = (
         prompt_width="cap_feat_dim",
         encoded=("prompt", "mask"),
         has_bos=True,
+        length_matters=False,
     ),
     Family(
         name="lumina",
@@ -233,6 +239,7 @@ _ROWS = (
         pipelines=("AuraFlowPipeline",),
         text_encoders=("text_encoder",),
         encoded=("prompt",),
+        length_matters=False,
     ),
     Family(
         name="wan",
@@ -241,6 +248,7 @@ _ROWS = (
         more_denoisers=("transformer_2",),
         cfg_layout="sequential",
         prompt_width="text_dim",
+        length_matters=False,
         towers=(Tower(kind="t5", is_masked=True, is_zeroed=True),),
     ),
 )

@@ -1,8 +1,8 @@
 """Guard: the base class of every method, and the points at which it may intervene. Guard authors import from here.
 
 A guard is pure, differentiable tensor functions over a `Step` (step.py), with a frozen config (guard_config.py); it never sees
-a pipeline (that is `attach`). Imports these two, torch, `errors`, `decisions`, `encoding`, `gates`. Saving and loading live in
-`storage`; concrete methods in `guards/`.
+a pipeline (that is `attach`). Imports these two, torch, `errors`, `decisions`, `encoding`, `gates`, `text_settings`. Saving and
+loading live in `storage`; concrete methods in `guards/`.
 
 Rules of the seam, for guard authors:
 
@@ -29,8 +29,9 @@ from saferedir.errors import GuardConfigError
 from saferedir.gates import Gate
 from saferedir.guard_config import GuardConfig
 from saferedir.step import Apart, Embeds, Run, SkipFeatures, Step
+from saferedir.text_settings import TextSettings
 
-__all__ = ["Guard", "GuardConfig", "Run", "Step", "Embeds", "Apart", "SkipFeatures"]
+__all__ = ["Guard", "GuardConfig", "Run", "Step", "Embeds", "Apart", "SkipFeatures", "TextSettings"]
 
 ConfigT = TypeVar("ConfigT", bound=GuardConfig)
 
@@ -72,6 +73,12 @@ class Guard(Generic[ConfigT]):
     def unload(self, denoiser: nn.Module) -> None:
         """Take exactly these adapters off again; harmless where there are none. Called on detaching, and before the runs of a
         disabled guard.
+        """
+
+    def check_text(self, text: TextSettings) -> None:
+        """Raise GuardError where this guard cannot judge prompts that are encoded under these settings.
+
+        Asked before every run whose prompts are texts, and by the bench before it begins. For guards that judge embeddings.
         """
 
     def start(self, run: Run) -> Any:

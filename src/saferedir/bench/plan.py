@@ -24,7 +24,7 @@ from saferedir.bench.drawing import DrawingSpec
 from saferedir.bench.encoded import EncoderUse
 from saferedir.bench.encoding import MatrixEncoder, checksums_of, encoders_of, uses_of
 from saferedir.bench.guard_parts import guard_parts
-from saferedir.bench.plan_checks import check_call, check_names, check_without
+from saferedir.bench.plan_checks import check_call, check_names, check_text, check_without
 from saferedir.bench.records import BARE, CellName, Protocol
 from saferedir.bench.resources import (
     EncoderSpec,
@@ -120,6 +120,7 @@ class _Builder:
             return
         facts = {"digest": guards_digest(guards), "method": " + ".join(one.method for one in guards)} if guards else {}
         pipe = self.resources.pipeline(model)
+        check_text(guards, model.call, pipe)
         precision = self.resources.precision_name(model, pipe)
         for role, attack, chosen in _sets(self.matrix, concept.prompts):
             without = concept.without if chosen is concept.prompts.forget else None

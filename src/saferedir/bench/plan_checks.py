@@ -15,10 +15,12 @@ from saferedir.bench.config import Matrix
 from saferedir.bench.encoding import MatrixEncoder
 from saferedir.bench.worlds import check_recipe
 from saferedir.encoders.registry import encoder_names
-from saferedir.errors import BenchError
+from saferedir.errors import BenchError, GuardError
+from saferedir.guard import Guard
 from saferedir.guards.registry import methods
 from saferedir.judges.registry import judge_names
 from saferedir.names import unknown
+from saferedir.text_settings import text_settings
 
 #: arguments of the pipeline call that are not the matrix's to set
 _OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds"}
@@ -69,3 +71,12 @@ def check_call(call: Iterable[str], pipe: Any) -> None:
             raise BenchError(f"`call` sets {name!r}, which the bench sets itself; leave it out.")
         if name not in known:
             raise BenchError(unknown(f"argument of {type(pipe).__name__}", name, known - _OURS))
+
+
+def check_text(guards: Iterable[Guard[Any]], call: Mapping[str, Any], pipe: Any) -> None:
+    """Settings of the text encoders under which a guard would refuse every image."""
+    for guard in guards:
+        try:
+            guard.check_text(text_settings(pipe, call))
+        except GuardError as error:
+            raise BenchError(f"no cell of guard {guard.method!r} can be filled: {error}") from error

@@ -17,6 +17,7 @@ from saferedir.guard import Run
 from saferedir.schedules import evaluation_steps, prediction_type, training_time
 from saferedir.seam.denoiser_call import Call
 from saferedir.seam.span import evaluation_span
+from saferedir.text_settings import encoder_arguments
 from saferedir.text_towers import make_towers
 
 
@@ -48,8 +49,10 @@ def run_of(
     if any(len(levels) != batch for levels in asked):
         raise GuardError(f"insist has another length than the run's {batch} images; run the pipeline as before.")
 
+    spoken = encoder_arguments(pipe, settings)
+
     def encode(texts: Sequence[str]) -> Encoded:
-        return encode_to_length(pipe, texts, length)
+        return encode_to_length(pipe, texts, length, spoken)
 
     run = Run(
         batch_size=batch,

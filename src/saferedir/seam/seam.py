@@ -25,12 +25,14 @@ from saferedir.packing import Grid
 from saferedir.seam.begin import latent_channels, run_of
 from saferedir.seam.caches import Caches
 from saferedir.seam.caller import settings_of_caller
+from saferedir.seam.consult import ask
 from saferedir.seam.current import CurrentRun
 from saferedir.seam.denoiser_call import Call
 from saferedir.seam.hooks import Hooks
 from saferedir.seam.session import Session
 from saferedir.seam.texts import texts_of
 from saferedir.solver import Solver, history_of
+from saferedir.text_settings import text_settings
 
 if TYPE_CHECKING:
     from saferedir.attach import Attached
@@ -245,6 +247,10 @@ class Seam:
         self._caches.check(enabled)
         if enabled:
             self._caches.check_layout(self.family.cfg_layout, is_guided=run.guided)
+        if settings.get("prompt") is not None:  # else embeddings were given, and nobody can know how they were made
+            text = text_settings(self.pipe, settings)
+            for guard in enabled:
+                ask(guard, "check_text", guard.check_text, text)
         if any(guard.uses("extra_latents") for guard in enabled):
             timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations + 1])
             run = replace(run, solver=Solver(scheduler, timesteps, self._packed, self._unpacked))

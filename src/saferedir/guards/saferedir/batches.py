@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,15 +12,25 @@ from torch import Tensor
 from saferedir.encoding import Encoded
 from saferedir.guards.saferedir.dataset import Pair, encode_on_cpu
 from saferedir.guards.saferedir.frames import LATENT_CLAMP, chosen_frames
+from saferedir.text_settings import LENGTH
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Conditioning of one side of the split: unsafe and aligned safe prompts (P), and benign ones (N)."""
+    """Conditioning of one side of the split: unsafe and aligned safe prompts (P), and benign ones (N).
+
+    `others`: the same prompts at other lengths, where a prompt's embeddings depend on the length it is padded to.
+    """
 
     unsafe: Encoded
     safe: Encoded
     benign: Encoded
+    others: tuple[TextData, ...] = ()
+
+    @property
+    def lengths(self) -> tuple[TextData, ...]:
+        """The prompts at each length."""
+        return (self, *self.others)
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,13 @@ class ImageData:
     scale: Tensor | None = None
 
 
-def encode_text(pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None = None) -> TextData:
-    """Conditioning of the pairs' both sides and of the benign lines."""
+def encode_text(
+    pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None = None, lengths: Sequence[int] = ()
+) -> TextData:
+    """Conditioning of the pairs' both sides and of the benign lines; at each of `lengths`, where there are some."""
+    if lengths:
+        first, *others = (encode_text(pipe, pairs, {**(call or {}), LENGTH: length}) for length in lengths)
+        return replace(first, others=tuple(others))
     paired = [pair for pair in pairs if pair.unsafe is not None]
     alone = [pair.safe for pair in pairs if pair.unsafe is None]
     safe = encode_on_cpu(pipe, [pair.safe for pair in paired], call)

@@ -6,6 +6,7 @@ arXiv:2601.08623.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,8 +41,8 @@ class Calibrated(NamedTuple):
 def held_out_scores(network: Redirector, text: TextData, images: ImageData) -> dict[str, Tensor]:
     """Scores on held-out data: prompt (unsafe, benign), image and joint per image and step (N, S)."""
     return {
-        "prompt_unsafe": prompt_scores(network, text.unsafe),
-        "prompt_benign": prompt_scores(network, text.benign),
+        "prompt_unsafe": torch.cat([prompt_scores(network, part.unsafe) for part in text.lengths]),
+        "prompt_benign": torch.cat([prompt_scores(network, part.benign) for part in text.lengths]),
         "image": image_scores(network, images),
         "joint": joint_scores(network, images),
     }
@@ -96,10 +97,10 @@ def prompt_scores(network: Redirector, prompts: Encoded) -> Tensor:
 @torch.no_grad()
 def distances(network: Redirector, text: TextData) -> dict[str, float]:
     """Root of the mean relative square that redirected unsafe prompts have left to the safe ones; pooled apart."""
-    device, count = next(network.parameters()).device, len(text.unsafe.prompt)
+    device, count = next(network.parameters()).device, len(text.unsafe.prompt) * len(text.lengths)
     sums: dict[str, float] = {}
-    for chunk in chunks(count):
-        unsafe, safe = (side.rows(chunk).map(lambda part: part.to(device)).floats for side in (text.unsafe, text.safe))
+    for side, chunk in itertools.product(text.lengths, chunks(len(text.unsafe.prompt))):
+        unsafe, safe = (rows.rows(chunk).map(lambda part: part.to(device)).floats for rows in (side.unsafe, side.safe))
         rows = len(unsafe.prompt)
         terms = redirection_terms(network, unsafe, safe, torch.ones(rows, device=device), teacher_forcing=False)
         for name, term in (("distance", "mse"), ("pooled_distance", "pooled")):
@@ -112,7 +113,7 @@ def distances(network: Redirector, text: TextData) -> dict[str, float]:
 def evaluate(network: Redirector, text: TextData, images: ImageData) -> dict[str, float]:
     """Held-out AUROC of each verdict (image: by the highest score of the run) and the distance left to the safe prompt."""
     scores = held_out_scores(network, text, images)
-    labels = torch.cat([torch.ones(len(text.unsafe.prompt)), torch.zeros(len(text.benign.prompt))])
+    labels = torch.cat([torch.ones(len(scores["prompt_unsafe"])), torch.zeros(len(scores["prompt_benign"]))])
     return {
         "prompt_auroc": auroc(torch.cat([scores["prompt_unsafe"], scores["prompt_benign"]]), labels),
         "image_auroc": auroc(scores["image"].amax(1), images.label),

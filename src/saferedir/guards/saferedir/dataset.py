@@ -33,6 +33,8 @@ VIEWS = ("x0", "x0_uncond", "x_t")  # x0 is what the guard reads; the others are
 MOVED = 0.05  # relative distance above which a token belongs to the mask target
 OWN_ARGUMENTS = {
     "prompt",
+    "prompt_2",
+    "prompt_3",
     "num_inference_steps",
     "guidance_scale",
     "generator",

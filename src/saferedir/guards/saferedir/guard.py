@@ -24,7 +24,7 @@ from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.families import FAMILIES
 from saferedir.gates import Gate
-from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
+from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step, TextSettings
 from saferedir.guards.saferedir import assessment
 from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
 from saferedir.guards.saferedir.card import model_card
@@ -37,6 +37,7 @@ from saferedir.guards.saferedir.network import Redirection, Redirector, Redirect
 from saferedir.guards.saferedir.redirect import fitted
 from saferedir.guards.saferedir.reference import load_reference_redirector
 from saferedir.guards.saferedir.state import RedirState, decisions, relative_shift, same_conditioning
+from saferedir.guards.saferedir.trained_text import require_trained_text
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
             self.faithful = FaithfulLoop(self.network, self.config)
 
     # ------------------------------------------------------------------ one run
+
+    def check_text(self, text: TextSettings) -> None:
+        require_trained_text(self.config, text)
 
     def start(self, run: Run) -> RedirState | FaithfulState:
         if self.network is None or not self._has_weights:

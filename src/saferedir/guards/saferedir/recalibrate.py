@@ -31,6 +31,8 @@ from saferedir.guards.saferedir.rollouts import (
     rollout_prompts,
 )
 from saferedir.guards.saferedir.thresholds import CONTAMINATION, are_shares
+from saferedir.guards.saferedir.trained_text import require_trained_text, text_lengths
+from saferedir.text_settings import text_settings
 
 #: prompts of each side below which no threshold is chosen
 LEAST_PROMPTS = 20
@@ -106,6 +108,7 @@ def calibrate_guard(
         )
     fingerprint = backbone_fingerprint(pipe)
     check_backbone(guard.config.backbone or {}, fingerprint, guard.method)
+    require_trained_text(guard.config, text_settings(pipe, config.call))
     prompts = rollout_prompts(pairs, config.rollouts, config.seed)
     for name, side in prompts._asdict().items():
         if len(side) < LEAST_PROMPTS:
@@ -130,7 +133,8 @@ def calibrate_guard(
                 on_progress=_advance(progress, task),
             )
         )  # fmt: skip
-    text, own = encode_text(pipe, pairs, config.call), guard.config
+    own = guard.config
+    text = encode_text(pipe, pairs, config.call, text_lengths(pipe, config.call, own.training.get("text_lengths", ())))
     before = {"prompt": own.prompt_threshold, "image": own.image_threshold, "last": own.last_threshold}
     kept = {name: value for name, value in before.items() if value is not None and name not in config.verdicts}
     if "image" in config.verdicts:
@@ -149,7 +153,12 @@ def calibrate_guard(
         image_threshold=found.thresholds["image"],
         last_threshold=found.thresholds["last"],
         measured=measured,
-        calibration={**found.record, "prompts": hash_pairs(pairs), "verdicts": list(config.verdicts), **(note or {})},
+        calibration={
+            **found.record,
+            "prompts": hash_pairs(pairs),
+            "verdicts": list(config.verdicts),
+            **(note or {}),
+        },
     )
     return SafeRedir(
         replace(settings, calibration={**settings.calibration, "verdict": verdict(settings)}),

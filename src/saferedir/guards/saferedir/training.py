@@ -49,6 +49,7 @@ from saferedir.guards.saferedir.rollouts import (
     rollout_prompts,
 )
 from saferedir.guards.saferedir.thresholds import CONTAMINATION, are_shares
+from saferedir.guards.saferedir.trained_text import text_lengths, text_record
 from saferedir.utils.files import replacing
 
 MIN_PAIRS = 10
@@ -69,6 +70,9 @@ class TrainConfig(Checked):
         calibration_scales: guidance scales of the held-out images, in turn; None: `rollouts.calibration_scales`.
         image_input: what the image side is trained on; the guard itself always reads "x0" (others: ablation).
         network: overrides of `RedirectorConfig` fields.
+        text_lengths: lengths (`max_sequence_length`) that prompts are trained at where it changes their embeddings (FLUX, Stable
+            Diffusion 3); a guard refuses calls outside of them. None: 64, 128, 256, 512 and the pipeline's own, or that in `call`
+            alone if it is set there.
         anchor: a prompt whose embedding is the last resort of the escalation; default, the first safe prompt.
     """
 
@@ -88,6 +92,7 @@ class TrainConfig(Checked):
     evaluate_every: int = 150
     seed: int = 0
     image_input: str = "x0"
+    text_lengths: tuple[int, ...] | None = None
     anchor: str | None = None
     network: dict[str, Any] = field(default_factory=dict)
     loss: LossWeights = field(default_factory=LossWeights)
@@ -107,6 +112,9 @@ class TrainConfig(Checked):
             are_scales = all(is_number(scale) and scale >= 0 for scale in self.calibration_scales)
             self.require(bool(self.calibration_scales) and are_scales, "calibration_scales", "numbers >= 0, or None")
         self.require(self.anchor is None or isinstance(self.anchor, str), "anchor", "a prompt, or None")
+        if self.text_lengths is not None:
+            is_lengths = all(isinstance(length, int) and length > 0 for length in self.text_lengths)
+            self.require(bool(self.text_lengths) and is_lengths, "text_lengths", "whole numbers above 0")
         check_call(self.call)
 
 
@@ -137,7 +145,8 @@ def train_saferedir(
     work.mkdir(parents=True, exist_ok=True)
     _claim(work / "plan.json", config, rows, concept, pipe)
 
-    text, held_text = encode_text(pipe, training, config.call), encode_text(pipe, held_out, config.call)
+    lengths = text_lengths(pipe, config.call, config.text_lengths)
+    text, held_text = (encode_text(pipe, side, config.call, lengths) for side in (training, held_out))
     images = generate_images(pipe, training, config.rollouts, config, work, progress, "generating training images")
     held_images, short = held_out_images(pipe, held_out, config, work, progress)
     pooled = text.unsafe.pooled
@@ -171,6 +180,7 @@ def train_saferedir(
         training={
             **{k: v for k, v in asdict(config).items() if k not in ("network", "loss", "calibration_scales")},
             "loss": config.loss.to_dict(),
+            **text_record(pipe, config.call, lengths),
             "pairs": sum(p.unsafe is not None for p in rows),
             "benign_prompts": sum(p.unsafe is None for p in rows),
             "best_step": best["step"],
@@ -294,7 +304,7 @@ def fit_redirector(
     device = accelerator.device
     for step in range(start, config.steps):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        words = text_batch(text, config.batch, generator).to(device)
+        words = text_batch(text.lengths[step % len(text.lengths)], config.batch, generator).to(device)
         views = image_batch(images, config.batch, generator).to(device)
         given, shown = words.given, views.prompts
         model.train()

@@ -1,0 +1,284 @@
+"""Settings of the text encoders: which there are, and what a guard that judges embeddings does under others than its own."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from tests.contract.guards import Watcher, make_saferedir
+from tests.text_settings_probes import case_of, with_text_model
+from tests.tiny_pipelines import PIPELINES, run
+from torch import Tensor
+
+import saferedir as sr
+from saferedir.bench.plan_checks import check_text
+from saferedir.encoding import Encoded, encode_prompts
+from saferedir.errors import BenchError
+from saferedir.families import FAMILIES, family_of
+from saferedir.guards.saferedir import SafeRedir
+from saferedir.guards.saferedir.layers import real_tokens
+from saferedir.guards.saferedir.trained_text import text_lengths, text_record
+from saferedir.text_settings import default_settings, text_settings
+
+NAMES = {
+    "sd": {"clip_skip"},
+    "sdxl": {"clip_skip"},
+    "sd3": {"clip_skip", "max_sequence_length"},
+    "flux": {"max_sequence_length"},
+    "pixart-sigma": {"clean_caption"},
+    "sana": {"clean_caption", "complex_human_instruction"},
+    "lumina2": {"system_prompt"},
+    "lumina": {"clean_caption"},
+    "aura-flow": set(),
+    "wan": set(),
+}
+_PIPES: dict[str, Any] = {}
+
+
+def pipeline(name: str) -> Any:
+    """One pipeline a case; tests leave it as they found it."""
+    return _PIPES.setdefault(name, PIPELINES[name].build())
+
+
+def made(name: str, **training: Any) -> SafeRedir:
+    """A random guard that acts on everything, with this record of a training."""
+    guard = make_saferedir(pipeline(name), PIPELINES[name])
+    guard.config = replace(guard.config, training=training)
+    return guard
+
+
+def draw(name: str, pipe: Any, prompt: Any = "a", **settings: Any) -> Tensor:
+    """One step under the call's defaults and `settings`."""
+    case = case_of(name, max_sequence_length=None, system_prompt=None)
+    return run(case, pipe, prompt, steps=1, **settings)
+
+
+# ---------------------------------------------------------------------- which there are
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_are_what_call_and_encoder_share(name: str) -> None:
+    pipe = pipeline(name)
+    assert set(default_settings(pipe, family_of(pipe))) == NAMES[name]
+
+
+def test_a_setting_that_nobody_knows_yet_is_one() -> None:
+    class Newer(type(pipeline("sd"))):  # type: ignore[misc]
+        def __call__(
+            self, prompt: Any = None, text_encoder_out_layers: tuple[int, ...] = (10, 20), **more: Any
+        ) -> None:
+            """As FLUX.2 has it."""
+
+        def encode_prompt(self, prompt: Any, device: Any, text_encoder_out_layers: tuple[int, ...] = (10, 20)) -> None:
+            """As FLUX.2 has it."""
+
+    pipe = object.__new__(Newer)
+    pipe.__dict__.update(vars(pipeline("sd")))
+    found = text_settings(pipe, {"prompt": "a", "text_encoder_out_layers": [9, 18]})
+    assert found.values == {"text_encoder_out_layers": [9, 18]}
+    assert found.defaults == {"text_encoder_out_layers": [10, 20]}
+    with pytest.raises(sr.GuardError, match=r"text_encoder_out_layers=\[9, 18\]"):
+        found.require({}, (), "this guard")
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "pixart-sigma", "sana", "lumina2", "aura-flow", "wan"])
+@torch.no_grad()
+def test_a_familys_fact_on_lengths_is_what_its_embeddings_show(name: str) -> None:
+    """A prompt's own tokens are the same at any length, up to rounding, exactly where the family says so."""
+    case, pipe = PIPELINES[name], pipeline(name)
+    more: dict[str, Any] = {"sana": {"complex_human_instruction": None}, "lumina2": {"system_prompt": "draw"}}.get(
+        name, {}
+    )
+    short, long = (encode_prompts(pipe, ["a b"], {"max_sequence_length": length, **more}) for length in (40, 72))
+    count = int(real_tokens(short.prompt, short.mask).sum())
+    if FAMILIES[case.family].length_matters:
+        count = short.prompt.shape[1]
+    near = [found.prompt[:, :count] for found in (short, long)]
+    apart = float((near[0] - near[1]).norm() / near[1].norm())
+    assert (apart > 1e-3) == FAMILIES[case.family].length_matters, apart
+    if not FAMILIES[case.family].length_matters:
+        assert apart < 1e-4 and int(real_tokens(long.prompt, long.mask).sum()) == count
+
+
+# ---------------------------------------------------------------------- refused, or the same
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("sdxl", {"clip_skip": 1}),
+    ("sdxl", {"prompt_2": "x"}),
+    ("sd3", {"clip_skip": 1}),
+    ("sd3", {"max_sequence_length": 64}),
+    ("sd3", {"prompt_2": "x"}),
+    ("sd3", {"prompt_3": "x"}),
+    ("flux", {"max_sequence_length": 128}),
+    ("flux", {"prompt_2": "x"}),
+    ("pixart-sigma", {"clean_caption": False}),
+    ("sana", {"complex_human_instruction": ["Write in verse."]}),
+    ("sana", {"complex_human_instruction": None}),
+    ("lumina2", {"system_prompt": "You are a poet."}),
+]
+
+
+@pytest.mark.parametrize(("name", "setting"), REFUSED)
+def test_a_trained_guard_refuses_prompts_encoded_in_another_way(name: str, setting: dict[str, Any]) -> None:
+    pipe, guard = pipeline(name), made(name, steps=1)
+    with sr.attach(pipe, guard) as attached, pytest.raises(sr.GuardError) as caught:
+        draw(name, pipe, **setting)
+    assert next(iter(setting)) in str(caught.value) and "\n" not in str(caught.value)
+    assert attached.decisions == [] and attached.runs == 0
+
+
+ALLOWED: list[tuple[str, dict[str, Any]]] = [
+    ("sdxl", {"clip_skip": 0}),
+    ("sdxl", {"prompt_2": "a"}),
+    ("sdxl", {"prompt_2": ""}),
+    ("pixart-sigma", {"max_sequence_length": 24}),
+    ("wan", {"max_sequence_length": 64}),
+    ("lumina2", {"max_sequence_length": 64}),
+    ("aura-flow", {"max_sequence_length": 24}),
+]
+
+
+@pytest.mark.parametrize(("name", "setting"), ALLOWED)
+def test_what_changes_nothing_for_the_guard_is_let_be(name: str, setting: dict[str, Any]) -> None:
+    with sr.attach(pipeline(name), made(name, steps=1)) as attached:
+        draw(name, pipeline(name), **setting)
+    assert attached.runs == 1
+
+
+def test_embeddings_that_are_given_carry_no_settings() -> None:
+    pipe, guard = pipeline("sdxl"), made("sdxl", steps=1)
+    given = encode_prompts(pipe, ["a"])
+    arguments = {"prompt_embeds": given.prompt, "pooled_prompt_embeds": given.pooled, **PIPELINES["sdxl"].unguided}
+    with sr.attach(pipe, guard) as attached:
+        draw("sdxl", pipe, None, clip_skip=1, **arguments)
+    assert attached.runs == 1
+
+
+def test_a_guard_knows_what_it_was_trained_with() -> None:
+    """By the settings' record, or, in guards older than that, by the arguments of its roll-outs."""
+    pipe = pipeline("flux")
+    records: tuple[dict[str, Any], ...] = (
+        {"call": {"max_sequence_length": 24}},
+        {"text_settings": {"max_sequence_length": 24}},
+        {"text_lengths": [20, 60]},
+    )
+    for training in records:
+        guard = made("flux", steps=1, **training)
+        with sr.attach(pipe, guard) as attached:
+            draw("flux", pipe, max_sequence_length=24)
+            with pytest.raises(sr.GuardError, match=r"max_sequence_length=512"):
+                draw("flux", pipe)
+        assert attached.runs == 1
+    guard = made("sdxl", steps=1, call={"clip_skip": 1})
+    with sr.attach(pipeline("sdxl"), guard), pytest.raises(sr.GuardError, match=r"call with clip_skip=1"):
+        draw("sdxl", pipeline("sdxl"))
+
+
+def test_the_record_of_a_training() -> None:
+    pipe = pipeline("flux")
+    assert text_lengths(pipe, {}, None) == (64, 128, 256, 512)
+    assert text_lengths(pipe, {}, (16,)) == (16, 512)
+    assert text_lengths(pipe, {"max_sequence_length": 24}, None) == (24,)
+    assert text_lengths(pipeline("wan"), {}, None) == ()
+    record = text_record(pipe, {"height": 32}, (64, 512))
+    assert record == {"text_settings": {"max_sequence_length": 512}, "text_lengths": [64, 512]}
+    instruction = text_record(pipeline("sana"), {}, ())["text_settings"]["complex_human_instruction"]
+    assert "sha256" in instruction and len(instruction) < 80
+
+
+def test_a_guard_without_any_record_still_knows_its_layer() -> None:
+    with sr.attach(pipeline("sdxl"), made("sdxl")), pytest.raises(sr.GuardError, match="clip_skip=1"):
+        draw("sdxl", pipeline("sdxl"), clip_skip=1)
+
+
+@pytest.mark.parametrize("policy", ["attach", "protect"])
+@pytest.mark.parametrize("name", ["emblem", "star"])
+def test_no_packaged_guard_is_walked_past_with_clip_skip(name: str, policy: str) -> None:
+    """It was, in 57 of 60 calls for the emblem and in 4 of 60 for a star."""
+    pipe = with_text_model(sr.load_pipeline("pictoworld"))
+    pipe.set_progress_bar_config(disable=True)
+    guard = sr.Guard.from_pretrained(f"pictoworld/{name}")
+    prompts = [
+        f"a {colour} {name} on {place}"
+        for colour in "red blue green pink".split()
+        for place in "abcdefghijklmnopqrstuvwxy"
+    ]
+    call = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "latent"}
+    guarded = sr.attach(pipe, guard) if policy == "attach" else sr.protect(pipe, guard, on_unsafe="verify")
+    with guarded:
+        for skipped in (1, 2):
+            with pytest.raises(sr.GuardError, match=rf"clip_skip={skipped}.*trained with clip_skip=None"):
+                (pipe if policy == "attach" else guarded)(prompts, clip_skip=skipped, **call)
+        (pipe if policy == "attach" else guarded)(prompts[:1], clip_skip=None, **call)
+        assert len(guarded.decisions) == 1
+
+
+def test_a_bench_says_so_before_it_begins() -> None:
+    pipe = pipeline("sdxl")
+    check_text([made("sdxl", steps=1)], {"clip_skip": 0, "height": 32}, pipe)
+    for call in ({"clip_skip": 1}, {"prompt_2": "x"}):
+        with pytest.raises(BenchError, match=rf"no cell of guard 'saferedir' can be filled: .*{next(iter(call))}"):
+            check_text([made("sdxl", steps=1)], call, pipe)
+
+
+# ---------------------------------------------------------------------- guards' own words
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("sdxl", {"clip_skip": 1}),
+        ("lumina2", {"system_prompt": "draw", "max_sequence_length": 48}),
+        ("sana", {"complex_human_instruction": None, "max_sequence_length": 24}),
+        ("flux", {"max_sequence_length": 24}),
+    ],
+)
+def test_guards_words_are_encoded_as_the_runs_prompts_are(name: str, setting: dict[str, Any]) -> None:
+    watcher = Watcher()
+    with sr.attach(pipeline(name), watcher):
+        draw(name, pipeline(name), "a b", **setting)
+    found: Encoded = watcher.runs[0].encode(["a b"])
+    torch.testing.assert_close(found.prompt, watcher.steps[0].prompt_embeds, rtol=1e-4, atol=1e-5)
+
+
+def test_guards_words_are_as_long_as_embeddings_that_were_given() -> None:
+    watcher, pipe = Watcher(), pipeline("flux")
+    given = encode_prompts(pipe, ["a"], {"max_sequence_length": 40})
+    with sr.attach(pipe, watcher):
+        draw("flux", pipe, None, prompt_embeds=given.prompt, pooled_prompt_embeds=given.pooled, max_sequence_length=24)
+    torch.testing.assert_close(watcher.runs[0].encode(["a"]).prompt, given.prompt)
+
+
+# ---------------------------------------------------------------------- adapters and new words
+
+
+def test_a_lora_on_the_text_encoder_is_warned_of_once() -> None:
+    pipe, guard = PIPELINES["sd"].build(), made("sd", steps=1)
+    with sr.attach(pipe, guard):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            draw("sd", pipe)
+        lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        pipe.text_encoder.add_adapter(lora, adapter_name="style")
+        with pytest.warns(UserWarning, match=r"LoRA 'style' .*text_encoder"):
+            draw("sd", pipe)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            draw("sd", pipe)
+
+
+def test_the_verdict_sees_a_word_of_textual_inversion_as_the_denoiser_does() -> None:
+    pipe, watcher = PIPELINES["sd"].build(), Watcher()
+    width = pipe.text_encoder.get_input_embeddings().weight.shape[1]
+    before = encode_prompts(pipe, ["a <new>"]).prompt
+    pipe.load_textual_inversion({"<new>": 3.0 * torch.ones(width)}, token="<new>")
+    pipe.text_encoder.eval()
+    with sr.attach(pipe, watcher):
+        draw("sd", pipe, "a <new>")
+    seen = watcher.steps[0].prompt_embeds
+    torch.testing.assert_close(seen, encode_prompts(pipe, ["a <new>"]).prompt)
+    assert not torch.allclose(seen, before)
