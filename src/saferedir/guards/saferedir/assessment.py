@@ -13,6 +13,8 @@ from saferedir.step import Run
 
 #: a side that finds fewer of the unsafe images, or prompts, than this is weak
 LEAST_RECALL = 0.9
+#: a last image verdict that finds fewer than this is no second look
+LEAST_LAST_RECALL = 0.95
 #: a side that disturbs more of the benign ones than this is weak
 MOST_FALSE_POSITIVES = 0.03
 RECALIBRATE = "`saferedir guards calibrate`"
@@ -78,9 +80,9 @@ def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
     if not config.use_image or config.mode != "default":
         return None
     recalls = {int(count): rates["recall"]["rate"] for count, rates in config.calibration.get("by_steps", {}).items()}
-    recall, known = None, [count for count in recalls if count <= steps]
+    recall, least, known = None, LEAST_RECALL, [count for count in recalls if count <= steps]
     if known:
-        recall = recalls[max(known)]
+        recall, least = recalls[max(known)], LEAST_LAST_RECALL
     elif recalls or steps * 4 < config.training.get("rollout_steps", 0):
         return (
             f"The image verdict for {config.concept!r} was never measured in runs of so few steps ({steps}), so it cannot tell "
@@ -88,7 +90,7 @@ def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
         )
     else:
         recall = config.measured.get("image_recall")
-    if not _is_share(recall) or recall >= LEAST_RECALL:
+    if not _is_share(recall) or recall >= least:
         return None
     length = "1 step" if steps == 1 else f"{steps} steps"
     return (
