@@ -2,7 +2,8 @@
 
 Run: python benchmarks/saferedir_guards.py --out docs
 Per task: concept rate with and without the guard on the four test splits, attributes kept, retain prompts left bit-identical,
-broken pictures; then each verdict alone, and the AUROC of the image and prompt verdicts by step. Every rate has its n
+broken pictures; then each verdict alone (the image verdict on every phrasing), and
+the AUROC of the image and prompt verdicts by step. Every rate has its n
 and a 95 % Wilson interval. Finished tasks are kept in --work, so that a killed run goes on.
 """
 
@@ -54,9 +55,9 @@ unguarded trajectories; "alone" switches the other verdict off.
 """
 
 
-def weights_digest(places: list[Path]) -> str:
-    """Checksum of every safetensors file below the places: numbers are kept for these very weights only."""
-    digest = hashlib.sha256()
+def weights_digest(places: list[Path], thresholds: dict[str, Any]) -> str:
+    """Checksum of every safetensors file below the places, and of the thresholds: numbers are kept for these very guards only."""
+    digest = hashlib.sha256(json.dumps(thresholds, sort_keys=True).encode())
     for place in places:
         for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
             digest.update(file.read_bytes())
@@ -76,7 +77,7 @@ def scores_by_step(drawing: Drawing, name: str) -> Tensor:
 def measure(task: Task, guard: SafeRedir, pipe: Any, judge: Judge, n: int, progress: Any) -> dict[str, Any]:
     """All rows of one task."""
     others = max(1, n // 2)
-    bar = progress.add_task(task.name, total=4 * n + 2 * 3 * others + 2 * others)
+    bar = progress.add_task(task.name, total=5 * n + 3 * 3 * others + others)
     settings = {"on_progress": lambda k: progress.advance(bar, k)}
     watching = variant(guard, prompt_threshold=NEVER, image_threshold=NEVER)
     out: dict[str, Any] = {"n": n, "splits": {}}
@@ -111,15 +112,13 @@ def measure(task: Task, guard: SafeRedir, pipe: Any, judge: Judge, n: int, progr
     unwatched = draw(pipe, texts[:50])  # the first batch again with nothing attached at all
     out["watching_is_identical"] = bool(identical(plain.pictures[:50], unwatched.pictures).all())
     out["verdicts"] = verdict_curves(watched["test-seen"], plain)
-    alone: dict[str, Any] = {}
     texts = [p.text for p in forget_prompts(task, "test-seen", others)]
-    for name, changes in (
-        ("image verdict alone", {"use_prompt": False}),
-        ("prompt verdict alone", {"use_image": False}),
-    ):
-        judged = judge.judge(draw(pipe, texts, guards=[variant(guard, **changes)], **settings).pictures)
-        alone[name] = concept_rate(judged, task).to_dict()
-    out["alone"] = alone
+    judged = judge.judge(draw(pipe, texts, guards=[variant(guard, use_image=False)], **settings).pictures)
+    out["alone"] = {"prompt verdict alone": concept_rate(judged, task).to_dict(), "image verdict alone": {}}
+    for split in TEST_SPLITS:
+        texts = [p.text for p in forget_prompts(task, split, n if split == "test-seen" else others)]
+        judged = judge.judge(draw(pipe, texts, guards=[variant(guard, use_prompt=False)], **settings).pictures)
+        out["alone"]["image verdict alone"][split] = concept_rate(judged, task).to_dict()
     return out
 
 
@@ -165,15 +164,20 @@ def markdown(results: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "| task | image AUROC at a quarter of the steps | highest so far | prompt AUROC | both | image alone: concept rate | prompt alone |",  # noqa: E501
-        "|---|---|---|---|---|---|---|",
+        "| task | image AUROC at a quarter of the steps | highest so far | prompt AUROC | both | prompt alone: concept rate |",
+        "|---|---|---|---|---|---|",
     ]
     for name, task in results.items():
         row, alone = task["verdicts"], task["alone"]
         lines.append(
             f"| {name} | {row['image_auroc_at_quarter']:.3f} | {row['image_auroc_up_to_quarter']:.3f} | {row['prompt_auroc']:.3f} "  # noqa: E501
-            f"| {row['both_auroc_up_to_quarter']:.3f} | {cell(alone['image verdict alone'])} | {cell(alone['prompt verdict alone'])} |"  # noqa: E501
+            f"| {row['both_auroc_up_to_quarter']:.3f} | {cell(alone['prompt verdict alone'])} |"
         )
+    splits = list(next(iter(results.values()))["alone"]["image verdict alone"])
+    lines += ["", f"| image verdict alone | {' | '.join(splits)} |", f"|---{'|---' * len(splits)}|"]
+    for name, task in results.items():
+        rates = task["alone"]["image verdict alone"]
+        lines.append(f"| {name} | {' | '.join(cell(rates[split]) for split in splits)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -193,12 +197,15 @@ def main() -> None:
     with progress_bar() as progress, fast_precision(pipe.device):
         for name in arguments.tasks:
             folder = find_guard(f"{arguments.guards}/{name}")
-            digest = weights_digest([folder, *MODEL_FILES])
+            guard = SafeRedir.from_pretrained(folder)
+            thresholds = {
+                entry: value for entry, value in guard.config.to_dict().items() if entry.endswith("_threshold")
+            }
+            digest = weights_digest([folder, *MODEL_FILES], thresholds)
             path = arguments.work / f"{name}-{arguments.n}-{digest}.json"
             if path.exists():
                 results[name] = json.loads(path.read_text())
                 continue
-            guard = SafeRedir.from_pretrained(folder)
             results[name] = {"weights": digest, "precision": precision_name(pipe.device)} | measure(
                 TASKS[name], guard, pipe, judge, arguments.n, progress
             )
