@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -434,14 +435,13 @@ class Cost:
     def evaluation(self) -> int:
         """Held-out frames through the image and the joint verdict: each evaluation, and twice to calibrate."""
         times = -(-TrainConfig.steps // TrainConfig.evaluate_every) + 2
-        frames = self.backbone.held_out_rollouts * self.backbone.rollout_steps
+        frames = self.backbone.held_out_rollouts * self.backbone.rollout_steps * self.backbone.frames
         return times * frames * (self.guard["frame"] + self.guard["joint"])
 
     @property
     def rollout_bytes(self) -> int:
-        """x_t, x0 and the unconditional x0 of each step in float16, of a video one frame, as `roll_out` keeps them on disk."""
-        channels, height, width = self.backbone.latent
-        return 3 * 2 * channels * height * width * self.pictures * self.backbone.rollout_steps
+        """x0 of each step in float16, of a video all frames, as `roll_out` keeps them on disk and in main memory."""
+        return 2 * math.prod(self.backbone.latent) * self.backbone.frames * self.pictures * self.backbone.rollout_steps
 
     @property
     def embedding_bytes(self) -> int:
@@ -519,8 +519,8 @@ fitting is small, runs in float32 and will reach less. FLOPs are roll-outs + enc
 about whether a model fits into a card's memory: see the weights, and add activations.
 
 Evaluation and calibration run on the CPU and are counted apart, at an *assumed* {cpu:.0f} GFLOP/s in float32. Disk is what
-the roll-outs leave in `<out>.work/` while training (three float16 latents a step, of a video its middle frame; the
-trainer joins them in main memory); embeddings of all prompts are held in main memory in the pipeline's dtype, counted
+the roll-outs leave in `<out>.work/` while training (one float16 latent a step, of a video all its frames), and as much
+again is held in main memory; embeddings of all prompts are held in main memory in the pipeline's dtype, counted
 as bfloat16. Disk and hours fall in proportion to `--rollouts` and `--rollout-steps`.
 
 """

@@ -17,7 +17,7 @@ The hub asks you to accept the licence first (`hf auth login`).
         --guidance 3.5 --rollout-batch 2 --call height=1024 --call width=1024 --out runs/van-gogh-flux
 
 Estimate from counted FLOPs, not a measurement (docs/cost.md): 2,098 TFLOP a picture, the guard 0.0018 %
-of it; training 4.73 h on an A100, 33.3 GB of roll-outs.
+of it; training 4.73 h on an A100, 11.1 GB of roll-outs.
 """
 
 from pathlib import Path

@@ -16,7 +16,7 @@ option below exists.
         --guidance 4.0 --rollout-batch 2 --call height=1024 --call width=1024 --out runs/van-gogh-lumina2
 
 Estimate from counted FLOPs, not a measurement (docs/cost.md): 1,442 TFLOP a picture, the guard 0.0026 %
-of it; training 3.01 h on an A100, 33.3 GB of roll-outs.
+of it; training 3.01 h on an A100, 11.1 GB of roll-outs.
 """
 
 from pathlib import Path

@@ -18,7 +18,7 @@ that `load` writes to models/sana is what the command line takes.
         --guidance 4.5 --rollout-batch 8 --call height=1024 --call width=1024 --out runs/spiral-logo-sana
 
 Estimate from counted FLOPs, not a measurement (docs/cost.md): 130 TFLOP a picture, the guard 0.0022 %
-of it; training 0.39 h on an A100, 4.2 GB of roll-outs.
+of it; training 0.39 h on an A100, 1.4 GB of roll-outs.
 """
 
 from pathlib import Path

@@ -18,7 +18,7 @@ stabilityai/stable-diffusion-3.5-large.
         --guidance 7.0 --rollout-batch 4 --call height=1024 --call width=1024 --out runs/umbrella-sd3
 
 Estimate from counted FLOPs, not a measurement (docs/cost.md): 514 TFLOP a picture, the guard 0.0071 %
-of it; training 1.15 h on an A100, 33.3 GB of roll-outs.
+of it; training 1.15 h on an A100, 11.1 GB of roll-outs.
 """
 
 from pathlib import Path

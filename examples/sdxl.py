@@ -16,7 +16,7 @@ option below exists.
         --guidance 5.0 --rollout-batch 4 --call height=1024 --call width=1024 --out runs/spiral-logo-sdxl
 
 Estimate from counted FLOPs, not a measurement (docs/cost.md): 687 TFLOP a picture, the guard 0.0081 %
-of it; training 0.85 h on an A100, 8.3 GB of roll-outs.
+of it; training 0.85 h on an A100, 2.8 GB of roll-outs.
 """
 
 from pathlib import Path

@@ -16,7 +16,7 @@ option below exists.
         --guidance 7.5 --rollout-batch 16 --call height=512 --call width=512 --out runs/van-gogh-sd15
 
 Estimate from counted FLOPs, not a measurement (docs/cost.md): 83 TFLOP a picture, the guard 0.0169 %
-of it; training 0.10 h on an A100, 2.1 GB of roll-outs.
+of it; training 0.10 h on an A100, 0.7 GB of roll-outs.
 """
 
 from pathlib import Path

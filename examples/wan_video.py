@@ -16,7 +16,7 @@ option below exists.
         --guidance 5.0 --rollout-batch 1 --call height=480 --call width=832 --call num_frames=81 --out runs/umbrella-wan
 
 Estimate from counted FLOPs, not a measurement (docs/cost.md): 28,585 TFLOP a video, the guard 0.0017 %
-of it; training 1.80 h on an A100, 0.6 GB of roll-outs.
+of it; training 1.80 h on an A100, 4.4 GB of roll-outs.
 """
 
 from pathlib import Path

@@ -75,7 +75,7 @@ def test_arithmetic_of_a_picture_and_of_a_training() -> None:
     assert cost.image == 2 * (50 * 1000 + 100) + 10
     assert cost.guard_image == 2 + 3 + 50 * 5
     assert cost.rollouts == 10 * 3 * 2 * 1000
-    assert cost.rollout_bytes == 10 * 3 * (4 * 64 * 64) * 3 * 2
+    assert cost.rollout_bytes == 10 * 3 * (4 * 64 * 64) * 2
     assert cost.hours(1e12) == pytest.approx(cost.training / (1e12 * flops.UTILISATION) / 3600)
 
 

@@ -6,7 +6,8 @@ Latents are (N, C, h, w), for video VAEs (N, C, 1, h, w): as guards see them, so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from saferedir.errors import UnsupportedPipelineError
 from saferedir.utils.images import to_rgb
+
+#: of all images in one call of an encoder: 8 of 512 pixels, 2 of 1024; in float32 the latter take some 5 GB each
+PIXELS_AT_ONCE = 8 * 512 * 512
 
 
 class LatentConstants(NamedTuple):
@@ -77,19 +81,51 @@ def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray[Any, np
 
 def encode_images(vae: Any, images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:
     """Latents (N, C, h, w) of pictures (H, W, 3), all of one size."""
-    pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-    return encode_pixels(vae, pixels)
+    pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2)
+    count = max(1, PIXELS_AT_ONCE // pixels[0, 0].numel())
+    return torch.cat([encode_pixels(vae, part.float() / 127.5 - 1.0) for part in pixels.split(count)])
 
 
 def default_size(pipe: Any) -> tuple[int, int]:
-    """(height, width) in pixels that the pipeline draws unless told otherwise; raises where its configs do not say."""
+    """(height, width) in pixels that the pipeline generates unless told otherwise; raises where nothing says it.
+
+    A number in the call's signature (Sana, AuraFlow, Wan) wins over the configs, as it does in the pipeline.
+    """
+    height, width = (_call_default(pipe, name) for name in ("height", "width"))
+    if height and width:
+        return height, width
     denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     sample = None if denoiser is None else getattr(denoiser, "_orig_mod", denoiser).config.get("sample_size")
     sample = sample if sample is not None else getattr(pipe, "default_sample_size", None)
     factor = getattr(pipe, "vae_scale_factor", None)
     if sample is None or factor is None:
         raise UnsupportedPipelineError(
-            f"{type(pipe).__name__} does not say at which size it draws; give the height and width of your pictures."
+            f"{type(pipe).__name__} does not say at which size it generates; give the height and width of your images."
         )
     height, width = sample if isinstance(sample, list | tuple) else (sample, sample)
     return int(height) * int(factor), int(width) * int(factor)
+
+
+def latent_shape(pipe: Any, call: Mapping[str, Any] | None = None) -> tuple[int, int, int, int]:
+    """(channels, frames, height, width) of the latents of one image or video of a call, as guards see them; 1 frame for images.
+
+    Raises UnsupportedPipelineError where neither `call` nor the pipeline says the size.
+    """
+    asked = dict(call or {})
+    height, width = asked.get("height"), asked.get("width")
+    if not (height and width):
+        own = default_size(pipe)
+        height, width = height or own[0], width or own[1]
+    factor = int(getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", None) or 8)
+    frames = asked.get("num_frames") or _call_default(pipe, "num_frames") or 1
+    temporal = int(getattr(pipe, "vae_scale_factor_temporal", None) or 1)
+    config = pipe.vae.config
+    channels = config.get("latent_channels") or config.get("z_dim") or 16
+    return int(channels), (int(frames) - 1) // temporal + 1, int(height) // factor, int(width) // factor
+
+
+def _call_default(pipe: Any, name: str) -> int | None:
+    """A whole number that the pipeline's call has as the default of an argument; None for anything else."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
+    default = None if parameter is None else parameter.default
+    return default if isinstance(default, int) and not isinstance(default, bool) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +68,10 @@ def saferedir(
         int, typer.Option(min=4, help="Pictures drawn for training; two thirds as many are held out.")
     ] = 640,
     rollout_steps: Annotated[int, typer.Option(min=1, help="Sampling steps of those pictures.")] = 20,
-    rollout_batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at once; fewer need less memory.")] = 50,
+    rollout_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images generated at once; default: by their size, 50 small ones, 4 of 1024 pixels."),
+    ] = None,
     guidance: Annotated[float, typer.Option(help="Guidance scale of those pictures.")] = 4.0,
     call: Annotated[
         list[str] | None,
@@ -128,7 +132,7 @@ def saferedir(
         seed=seed,
         anchor=anchor_prompt,
     )
-    check_space(out, 128 * MEGABYTE + (rollouts + held_out) * rollout_steps * _bytes_per_frame(pipe, config.call))
+    check_space(out, 128 * MEGABYTE + (rollouts + held_out) * rollout_steps * _bytes_per_step(pipe, config.call))
     work = out.with_name(out.name + ".work")
     if work.exists():
         errors.print(f"An earlier run left {work}; going on from there.", soft_wrap=True, highlight=False)
@@ -188,15 +192,15 @@ def _check_guard_folder(out: Path) -> None:
         raise OutputError(f"{out} is not empty and holds no guard; choose another --out.")
 
 
-def _bytes_per_frame(pipe: Any, call: dict[str, Any]) -> int:
-    """One float16 latent, as the roll-outs keep it for every step."""
-    config = getattr(getattr(pipe, "unet", None) or getattr(pipe, "transformer", None), "config", {})
-    side = getattr(pipe, "default_sample_size", None) or config.get("sample_size")
-    height, width = side if isinstance(side, list | tuple) else [side if isinstance(side, int) else 64] * 2
-    scale = getattr(pipe, "vae_scale_factor", None) or 8
-    height, width = call.get("height", height * scale) // scale, call.get("width", width * scale) // scale
-    channels = getattr(getattr(getattr(pipe, "vae", None), "config", None), "latent_channels", None) or 16
-    return int(2 * channels * height * width * call.get("num_frames", 1))
+def _bytes_per_step(pipe: Any, call: dict[str, Any]) -> int:
+    """One image's or video's latents in float16, as the roll-outs keep them for every step."""
+    from saferedir.errors import UnsupportedPipelineError
+    from saferedir.latents import latent_shape
+
+    try:
+        return 2 * math.prod(latent_shape(pipe, call))
+    except UnsupportedPipelineError:  # a size that nobody says
+        return 2 * 16 * 128 * 128
 
 
 def guard_thresholds(config: Any) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,18 @@ from torch import Tensor
 
 from saferedir.attach import attach
 from saferedir.encoding import Encoded, encode_prompts
-from saferedir.errors import GuardConfigError
+from saferedir.errors import GuardConfigError, UnsupportedPipelineError
 from saferedir.guard import Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.layers import real_tokens
+from saferedir.latents import latent_shape
 from saferedir.precision import fast_precision
 from saferedir.safety_checker import without_safety_checker
 from saferedir.utils.files import save_tensors, write_text
 from saferedir.utils.text_files import is_encodable, iterate_lines, parse_json
 
 ENCODED_AT_ONCE = 64  # prompts; the accelerator never holds the embeddings of more
+IMAGES_AT_ONCE = 50  # of roll-outs, where they are small
+CELLS_AT_ONCE = 2**16  # latent cells of all images of a batch; fifty of 1024 pixels fit no accelerator
 VIEWS = ("x0", "x0_uncond", "x_t")  # x0 is what the guard reads; the others are for ablations
 MOVED = 0.05  # relative distance above which a token belongs to the mask target
 OWN_ARGUMENTS = {
@@ -121,13 +124,46 @@ def encode_on_cpu(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | N
 
     Zero tokens count as padding, so the mask may be there although the family has none; see `real_tokens`.
     """
-    parts = [
+    parts = (
         encode_prompts(pipe, prompts[start : start + ENCODED_AT_ONCE], call).map(lambda part: part.cpu())
         for start in range(0, len(prompts), ENCODED_AT_ONCE)
-    ]
-    found = parts[0].cat(*parts[1:])
+    )
+    found = _gathered(parts, len(prompts))
     real = real_tokens(found.prompt, found.mask)
     return found if found.mask is None and bool(real.all()) else found._replace(mask=real)
+
+
+def _with_room(some: Encoded, count: int) -> Encoded:
+    """The rows of `some`, and room for more below them, `count` rows in all."""
+
+    def widened(value: Tensor) -> Tensor:
+        found = value.new_empty(count, *value.shape[1:])
+        found[: len(value)] = value
+        return found
+
+    return some.map(widened)
+
+
+def _gathered(parts: Iterable[Encoded], count: int) -> Encoded:
+    """All rows of `parts`, `count` of them, in one piece; where lengths agree without holding them twice (they fill memory)."""
+    held: Encoded | None = None
+    start = 0
+    for part in parts:
+        end = start + len(part.prompt)
+        if held is None:
+            if end == count:
+                return part
+            held = _with_room(part, count)
+        elif held.prompt.shape[1] != part.prompt.shape[1]:  # longer or shorter, under a mask
+            held = _with_room(held.rows(slice(start)).cat(part), count)
+        else:
+            for kept, value in zip(held, part, strict=True):
+                if kept is not None and value is not None:
+                    kept[start:end] = value
+        start = end
+    if held is None:
+        raise ValueError("there is no prompt to encode.")
+    return held
 
 
 def moved_tokens(unsafe: Tensor, safe: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -199,6 +235,18 @@ def check_call(call: Mapping[str, Any]) -> None:
         raise GuardConfigError(f"TrainConfig.call holds more than plain numbers and texts: {error}.") from error
 
 
+def images_at_once(pipe: Any, call: Mapping[str, Any] | None = None) -> int:
+    """How many images, or videos, to generate together: 50 at most, and as many as `CELLS_AT_ONCE` latent cells make.
+
+    That is 16 images of 512 pixels, 4 of 1024, one video; 50 where the pipeline does not say its size.
+    """
+    try:
+        _, frames, height, width = latent_shape(pipe, call)
+    except UnsupportedPipelineError:
+        return IMAGES_AT_ONCE
+    return max(1, min(IMAGES_AT_ONCE, CELLS_AT_ONCE // max(1, frames * height * width)))
+
+
 def roll_out(
     pipe: Any,
     prompts: Sequence[str],
@@ -206,7 +254,7 @@ def roll_out(
     steps: int,
     guidance_scale: float,
     seed: int,
-    batch: int = 50,
+    batch: int | None = None,
     call: Mapping[str, Any] | None = None,
     view: str = "x0",
     cache: Path | None = None,
@@ -215,10 +263,12 @@ def roll_out(
     """Draw every prompt once and record one of `VIEWS` at every step; image i starts from noise of seed `seed + i`.
 
     `call` holds more arguments of the pipeline's call (height, width, num_frames, ...); one negative prompt there serves
-    every image. Finished batches are kept in the folder `cache`, so that an interrupted run goes on.
+    every image. `batch` images at once, default `images_at_once`. Finished batches are kept in the folder `cache`, so that an
+    interrupted run goes on. All frames are held in main memory once: 2 bytes a value.
     """
     recorder = Recorder(view)
-    parts: list[dict[str, Tensor]] = []
+    frames, t = torch.empty(0), torch.empty(0)
+    batch = batch or images_at_once(pipe, call)
     precision = fast_precision(pipe.device) if pipe.dtype == torch.float32 else nullcontext()
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(prompts), batch):
@@ -227,7 +277,7 @@ def roll_out(
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         path = None if cache is None else cache / f"rollout-{key}.safetensors"
         if path is not None and path.exists():
-            parts.append(load_file(path))
+            part = load_file(path)
         else:
             more = {
                 k: [v] * len(chunk) if k.startswith("negative_prompt") and isinstance(v, str) else v
@@ -243,9 +293,12 @@ def roll_out(
                     output_type="latent",
                     **more,
                 )
-            parts.append({"frames": torch.stack(recorder.frames, dim=1), "t": torch.stack(recorder.times)})
+            part = {"frames": torch.stack(recorder.frames, dim=1), "t": torch.stack(recorder.times)}
             if path is not None:
-                save_tensors(parts[-1], path)
+                save_tensors(part, path)
+        if start == 0:
+            frames, t = part["frames"].new_empty(len(prompts), *part["frames"].shape[1:]), part["t"]
+        frames[start : start + len(chunk)] = part["frames"]
         if on_progress is not None:
             on_progress(len(chunk))
-    return Rollouts(torch.cat([part["frames"] for part in parts]), parts[0]["t"])
+    return Rollouts(frames, t)

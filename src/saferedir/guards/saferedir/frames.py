@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+ROWS_AT_ONCE = 64  # frames of videos that are scored together
 LATENT_CLAMP = 6.0  # denoised estimates of early steps can be far off; trained and used with the same clamp
 
 
@@ -14,10 +15,18 @@ def still_frames(latents: Tensor) -> Tensor:
 
 
 def highest_over_frames(verdict: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor) -> Tensor:
-    """(B,) highest of the logits (rows, K) that `verdict` gives each clamped still frame of x0 at its time; t is (B,)."""
-    frames = still_frames(x0).clamp(-LATENT_CLAMP, LATENT_CLAMP)
-    logits = verdict(frames, t.repeat_interleave(len(frames) // len(x0)))
-    return logits.amax(dim=1).view(len(x0), -1).amax(dim=1)
+    """(B,) highest of the logits (rows, K) that `verdict` gives each clamped still frame of x0 at its time; t is (B,).
+
+    Of videos it is given `ROWS_AT_ONCE` frames at a time at most (one of each, if B is more): prompts repeated for every frame
+    of 64 videos would fill 11 GB.
+    """
+    groups = [x0] if x0.ndim == 4 else x0.split(max(1, ROWS_AT_ONCE // len(x0)), dim=2)
+    parts = []
+    for some in groups:
+        frames = still_frames(some).clamp(-LATENT_CLAMP, LATENT_CLAMP)
+        logits = verdict(frames, t.repeat_interleave(len(frames) // len(x0)))
+        parts.append(logits.amax(dim=1).view(len(x0), -1).amax(dim=1))
+    return parts[0] if len(parts) == 1 else torch.stack(parts).amax(dim=0)
 
 
 def chosen_frames(latents: Tensor, generator: torch.Generator) -> Tensor:

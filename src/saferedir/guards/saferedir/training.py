@@ -62,7 +62,8 @@ class TrainConfig(Checked):
     Attributes:
         steps: optimiser steps; learning_rate: peak of AdamW's cosine schedule; batch: prompts and frames a step.
         rollouts: images drawn for training, half of them unsafe; held_out_rollouts: the same for calibration.
-        rollout_steps, guidance_scale: sampling settings of the roll-outs; rollout_batch: images drawn at once;
+        rollout_steps, guidance_scale: sampling settings of the roll-outs; rollout_batch: images drawn at once,
+            default `dataset.images_at_once` (16 of 512 pixels, 4 of 1024, one video);
             call: more arguments of the pipeline's call, such as height, width or num_frames.
         held_out: share of the pairs kept for calibration and for choosing the best checkpoint.
         false_positive_rate: target of each verdict's threshold, per image.
@@ -83,7 +84,7 @@ class TrainConfig(Checked):
     held_out_rollouts: int = 420
     rollout_steps: int = 20
     guidance_scale: float = 4.0
-    rollout_batch: int = 50
+    rollout_batch: int | None = None
     call: dict[str, Any] = field(default_factory=dict)
     held_out: float = 0.2
     false_positive_rate: float = 0.005
@@ -99,9 +100,8 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         self.require(self.image_input in VIEWS, "image_input", ", ".join(VIEWS))
-        self.require_whole(
-            "steps", "batch", "rollouts", "held_out_rollouts", "rollout_steps", "rollout_batch", at_least=1
-        )
+        self.require_whole("steps", "batch", "rollouts", "held_out_rollouts", "rollout_steps", at_least=1)
+        self.require_whole("rollout_batch", at_least=1, or_none=True)
         self.require_whole("evaluate_every", at_least=1)
         self.require_whole("seed", at_least=0)
         self.require_number("learning_rate", above=0)
