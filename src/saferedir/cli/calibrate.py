@@ -38,7 +38,10 @@ def calibrate(
         list[float] | None,
         typer.Option(help="Guidance scales of those images, in turn; default: 1, 4, 7.5, 12 and that of training."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images generated at once; fewer need less memory.")] = 50,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images generated at once; default: by their size, 50 small ones, 4 of 1024 pixels."),
+    ] = None,
     call: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="More arguments of the pipeline's call, such as height=1024."),

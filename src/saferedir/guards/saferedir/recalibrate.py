@@ -46,7 +46,8 @@ class CalibrationConfig(Checked):
     Attributes:
         rollouts: images generated, half of them unsafe.
         steps: sampling steps. guidance_scales: scales that the images take in turn; None: `rollouts.calibration_scales`.
-        batch: images generated at once. call: more arguments of the pipeline's call, such as height, width or num_frames.
+        batch: images generated at once; None: `dataset.images_at_once`.
+        call: more arguments of the pipeline's call, such as height, width or num_frames.
         false_positive_rate, contamination: see `choose_threshold`.
         verdicts: whose thresholds are chosen, "prompt", "image" or both; the other keeps its own.
         seed: of prompts and noise.
@@ -55,7 +56,7 @@ class CalibrationConfig(Checked):
     rollouts: int = 416
     steps: int = 20
     guidance_scales: tuple[float, ...] | None = None
-    batch: int = 50
+    batch: int | None = None
     call: dict[str, Any] = field(default_factory=dict)
     false_positive_rate: float = 0.005
     contamination: tuple[float, float] = CONTAMINATION
@@ -63,7 +64,8 @@ class CalibrationConfig(Checked):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.require_whole("rollouts", "steps", "batch", at_least=1)
+        self.require_whole("rollouts", "steps", at_least=1)
+        self.require_whole("batch", at_least=1, or_none=True)
         self.require_whole("seed", at_least=0)
         self.require_number("false_positive_rate", at_least=0, below=1)
         self.require(are_shares(self.contamination), "contamination", "two shares from 0 to below 0.5")

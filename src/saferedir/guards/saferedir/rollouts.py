@@ -54,7 +54,7 @@ def generate_rollouts(
     steps: int,
     guidance_scales: Sequence[float],
     seed: int,
-    batch: int = 50,
+    batch: int | None = None,
     call: Mapping[str, Any] | None = None,
     view: str = "x0",
     cache: Path | None = None,
@@ -64,7 +64,7 @@ def generate_rollouts(
 
     Those of the first scale start from noise of seed `seed` on, one more each, those of the next from there on, and so on.
     """
-    frames: list[Tensor] = []
+    frames = torch.empty(0)
     labels: list[float] = []
     scales: list[float] = []
     texts: list[str] = []
@@ -77,7 +77,9 @@ def generate_rollouts(
             pipe, chosen, steps=steps, guidance_scale=scale, batch=batch, call=call, view=view,
             seed=seed + len(texts), cache=cache, on_progress=on_progress,
         )  # fmt: skip
-        frames.append(found.frames)
+        if not texts:  # all frames are held in memory once
+            frames = found.frames.new_empty(sum(map(len, prompts)), *found.frames.shape[1:])
+        frames[len(texts) : len(texts) + len(chosen)] = found.frames
         labels += [1.0] * len(unsafe) + [0.0] * len(benign)
         scales += [float(scale)] * len(chosen)
         texts += chosen
@@ -85,7 +87,7 @@ def generate_rollouts(
     if times is None:
         raise GuardConfigError("there is no prompt to roll out; give more pairs.")
     return ImageData(
-        frames=torch.cat(frames),
+        frames=frames,
         prompts=encode_on_cpu(pipe, texts, call),
         label=torch.tensor(labels),
         t=times,
