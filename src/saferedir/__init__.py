@@ -7,6 +7,7 @@ from saferedir.decisions import Decision
 from saferedir.errors import (
     AlreadyAttachedError,
     BackboneMismatchError,
+    BlockedError,
     GuardConfigError,
     GuardError,
     GuardNotFoundError,
@@ -31,6 +32,7 @@ __all__ = [
     "GuardError",
     "UnsupportedPipelineError",
     "BackboneMismatchError",
+    "BlockedError",
     "AlreadyAttachedError",
     "GuardConfigError",
     "GuardNotFoundError",

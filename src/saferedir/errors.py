@@ -5,6 +5,9 @@ Imports nothing. Raised everywhere; see docs/architecture.md for the fail-closed
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class SaferedirError(RuntimeError):
     """Base class of every saferedir error."""
@@ -12,6 +15,26 @@ class SaferedirError(RuntimeError):
 
 class GuardError(SaferedirError):
     """A guard could not do its work, so no image may be shown. Base class of every error of guards and the seam."""
+
+
+class BlockedError(SaferedirError):
+    """An image was blocked by the policy, and the caller asked for an exception then (`protect(..., on_block="raise")`).
+
+    Attributes:
+        decisions: one Decision per image and guard of the whole call, guard by guard.
+        blocked: 0-based indices of the blocked images.
+        images: index -> image of those that were not blocked, as the pipeline returns them.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        decisions: Sequence[Any] = (),
+        blocked: Sequence[int] = (),
+        images: Mapping[int, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.decisions, self.blocked, self.images = list(decisions), tuple(blocked), dict(images or {})
 
 
 class UnsupportedPipelineError(GuardError):

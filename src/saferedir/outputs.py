@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from saferedir.decisions import Decision
-from saferedir.errors import GuardError
+from saferedir.errors import BlockedError, GuardError
 from saferedir.safety_checker import NAME, flagged_images
 
 
@@ -98,6 +98,17 @@ class Result:
                 output[key] = part
         output.decisions, output.blocked = list(decisions), [row in blocked for row in range(self.count)]
         return output, decisions
+
+
+def blocked_error(output: Any) -> BlockedError:
+    """What to raise in place of a finished output of which images are blocked."""
+    flags: list[bool] = output.blocked
+    rows = [row for row, is_blocked in enumerate(flags) if is_blocked]
+    images = output[0] if isinstance(output, tuple) else output[next(k for k in ("images", "frames") if k in output)]
+    kept = {row: images[row] for row in range(len(flags)) if row not in rows}
+    reasons = " ".join(dict.fromkeys(d.message for d in output.decisions if d.image in rows))
+    message = f"{len(rows)} of {len(flags)} images blocked. {reasons}".strip()
+    return BlockedError(message, output.decisions, rows, kept)
 
 
 def _blocked(decision: Decision, why: str) -> Decision:

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-import torch
 from PIL import Image
 
 from saferedir.attach import Attached, attach
+from saferedir.call_arguments import by_name, generators_of, with_signature
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guard import Guard
 from saferedir.guards.registry import may_be_unresolved
-from saferedir.outputs import Result, copied, pictures_of, same
+from saferedir.outputs import Result, blocked_error, copied, pictures_of, same
 
 POLICIES = ("redirect", "verify", "block")
+ON_BLOCK = ("blank", "raise")
 #: N pictures -> N bools, True where the concept is still there
 Verifier = Callable[[list[Image.Image]], Sequence[bool]]
 
@@ -35,6 +36,7 @@ def protect(
     on_unsafe: str = "redirect",
     verify: Verifier | Guard[Any] | None = None,
     retries: int = 2,
+    on_block: str = "blank",
     force: bool = False,
 ) -> GuardedPipeline:
     """Attach guards and put a policy around the pipeline; call the result as you would call the pipeline.
@@ -44,12 +46,15 @@ def protect(
     acted, or which is unsafe, is blocked at once. Unsafe means that a guard's decision is `unresolved` (its own
     classifier on the final x0; of our methods saferedir has one) or that `verify`, a function of the finished PIL images, says
     so (of a judge: `judge.verifier(rule)`); with neither, "verify" is refused, and so is a run in which a guard's classifier is
-    weak by the guard's own record. A blocked image is a blank of the same kind. What diffusers' own safety checker flags is
-    blocked under every policy. Other weights, architectures and `force`: see `attach`.
+    weak by the guard's own record. A blocked image is a blank of the same kind, or with on_block="raise" the whole call ends in
+    a BlockedError that has the decisions and the images that may be shown. What diffusers' own safety checker flags is blocked
+    under every policy. Other weights, architectures and `force`: see `attach`.
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     if on_unsafe not in POLICIES:
         raise GuardConfigError(f"on_unsafe is {on_unsafe!r}; expected one of {', '.join(POLICIES)}.")
+    if on_block not in ON_BLOCK:
+        raise GuardConfigError(f"on_block is {on_block!r}; expected one of {', '.join(ON_BLOCK)}.")
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise GuardConfigError(f"retries is {retries!r}; expected a whole number >= 0.")
     if verify is not None and on_unsafe == "redirect":
@@ -71,7 +76,7 @@ def protect(
             f'on_unsafe="verify" has nothing to verify with: guards of {names} never call an image unresolved; give verify=, a '
             'function of the finished images, or use on_unsafe="redirect".'
         )
-    return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, look, retries)
+    return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, look, retries, on_block)
 
 
 _MISSING = object()
@@ -82,7 +87,7 @@ class GuardedPipeline:
     """A pipeline under a policy. Its output is the pipeline's own, with `decisions` and `blocked` (one bool per image).
 
     Threads take turns. Everything else (`scheduler`, `unet`, `set_progress_bar_config`, …) is the pipeline's. Calling
-    the pipeline itself stays guarded by the seam, but without a policy.
+    the pipeline itself stays guarded by the seam, but without a policy. Its `__call__` shows the signature of the pipeline's.
     """
 
     #: `attach` and `detach` know a protected pipeline by this
@@ -93,13 +98,26 @@ class GuardedPipeline:
     _on_unsafe: str
     _look: Verifier | None
     _retries: int
+    _on_block: str
     _lock: threading.RLock
     _is_running: bool
     _decisions: list[Decision]
 
-    def __init__(self, pipe: Any, attached: Attached, on_unsafe: str, look: Verifier | None, retries: int) -> None:
+    def __new__(cls, pipe: Any, *settings: Any, **more: Any) -> Self:
+        made: Self = object.__new__(with_signature(cls, type(pipe)))
+        return made
+
+    def __init__(
+        self,
+        pipe: Any,
+        attached: Attached,
+        on_unsafe: str,
+        look: Verifier | None,
+        retries: int,
+        on_block: str = "blank",
+    ) -> None:
         self.__dict__.update(  # not by assignment: that goes to the pipeline
-            _pipe=pipe, _attached=attached, _on_unsafe=on_unsafe, _look=look, _retries=retries,
+            _pipe=pipe, _attached=attached, _on_unsafe=on_unsafe, _look=look, _retries=retries, _on_block=on_block,
             _lock=threading.RLock(), _is_running=False, _decisions=[],
         )  # fmt: skip
 
@@ -113,9 +131,11 @@ class GuardedPipeline:
                 raise GuardError("a protected pipeline was called from within its own run; wait until that has ended.")
             self._is_running, self._decisions = True, []
             try:
-                output, self._decisions = self._under_policy(copied(_by_name(self._pipe, args, kwargs)))
+                output, self._decisions = self._under_policy(copied(by_name(self._pipe, args, kwargs)))
             finally:
                 self._is_running = False
+            if self._on_block == "raise" and any(output.blocked):
+                raise blocked_error(output)
             return output
 
     def _under_policy(self, call: dict[str, Any]) -> tuple[Any, list[Decision]]:
@@ -124,7 +144,7 @@ class GuardedPipeline:
                 'output_type="latent" leaves the verifier nothing to look at; ask for "pil", "np" or "pt", or protect '
                 "with verify=None."
             )
-        generators = _generators(call)
+        generators = generators_of(call)
         before = [generator.get_state() for generator in generators]
         result = self._run(call, ())
         unsafe = [] if self._on_unsafe == "redirect" else self._unsafe(result, range(result.count))
@@ -202,6 +222,9 @@ class GuardedPipeline:
     def _watched(self, callback: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
         """`callback` on copies; raises if it changed them, answered others, or touched pipeline or scheduler."""
 
+        own = callback if inspect.isroutine(callback) else type(callback)
+        name = getattr(own, "__name__", "of yours")
+
         def looking(*given: Any) -> dict[str, Any]:
             values, shown, around = given[-1], copied(given), self._surroundings()
             answer = callback(*shown)
@@ -209,7 +232,10 @@ class GuardedPipeline:
             if isinstance(answer, dict) and isinstance(values, dict):
                 unchanged = unchanged and same(answer, {name: values.get(name, _MISSING) for name in answer})
             if not unchanged:
-                raise GuardError("a callback of a protected pipeline may look but not write; return what it was given.")
+                raise GuardError(
+                    f"a callback of a protected pipeline may look but not write, and {name} writes; return what it was given, or "
+                    "call without it."
+                )
             return {}
 
         return looking
@@ -297,24 +323,3 @@ def _ask(verifier: Verifier, pictures: list[Image.Image]) -> list[bool]:
             f"the verifier answered {flags!r} for {len(pictures)} images, so none is returned; expected one bool each."
         )
     return flags
-
-
-def _by_name(pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a pipeline call by keyword."""
-    signature = inspect.signature(pipe.__call__)
-    call = dict(signature.bind(*args, **kwargs).arguments)
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            call.update(call.pop(name, {}))
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL and call.pop(name, ()):
-            raise GuardError(f"the arguments of a {type(pipe).__name__} must be given by name, as in prompt=....")
-    return call
-
-
-def _generators(call: Mapping[str, Any]) -> list[torch.Generator]:
-    """The caller's generators and torch's own, so that a retry starts from the same noise."""
-    given = call.get("generator")
-    found = [given] if isinstance(given, torch.Generator) else list(given or ())
-    if torch.cuda.is_initialized():
-        found += torch.cuda.default_generators
-    return [*found, torch.default_generator]
