@@ -124,6 +124,19 @@ def test_p10_faithful_keeps_a_redirection_after_a_safe_verdict(pipe: Any) -> Non
     assert torch.equal(network.seen_embeds[2], network.seen_embeds[1])
 
 
+@pytest.mark.parametrize(("verdicts", "acted"), [([True], 0), ([False, True], 0), ([True, True], 1)])
+def test_faithful_claims_no_redirection_that_came_too_late(verdicts: list[bool], acted: int, pipe: Any) -> None:
+    """What the last check finds, no call is left to redirect: the image is the unguarded one, and is called unresolved."""
+    plain = call(pipe, ["a"], steps=len(verdicts))
+    with attach(pipe, faithful(ScriptedReference(verdicts), replace_steps=0)) as attached:
+        image = call(pipe, ["a"], steps=len(verdicts))
+    decision = attached.decisions[0]
+    assert decision.steps_redirected == acted and decision.fired == bool(acted) and decision.unresolved != bool(acted)
+    assert torch.equal(image, plain) != bool(acted)
+    assert ("no call was left" in decision.message) != bool(acted)
+    assert (decision.action, decision.first_fired_step) == (("redirected", 0) if acted else ("none", None))
+
+
 def test_p8_faithful_shift_has_the_length_of_the_paper(pipe: Any) -> None:
     network = ScriptedReference()
     with attach(pipe, faithful(network, replace_steps=0)):

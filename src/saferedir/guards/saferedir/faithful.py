@@ -108,24 +108,34 @@ class FaithfulLoop:
         scores = torch.stack(state.scores).cpu() if state.scores else torch.full((1, run.batch_size), torch.nan)
         decisions = []
         for row in range(run.batch_size):
-            first = int(state.first_fired[row])
+            first, redirected = int(state.first_fired[row]), int(state.redirected[row])
             seen = [s for s in scores[:, row].tolist() if s == s]
             decisions.append(
                 Decision(
                     guard="saferedir",
                     concept=self.config.concept,
                     image=row,
-                    fired=first >= 0,
-                    action="redirected" if first >= 0 else "none",
+                    fired=redirected > 0,
+                    action="redirected" if redirected else "none",
                     image_score=max(seen) if seen else None,
                     thresholds={"image": 0.0},
-                    first_fired_step=first if first >= 0 else None,
-                    steps_redirected=int(state.redirected[row]),
+                    first_fired_step=first if redirected else None,
+                    steps_redirected=redirected,
+                    unresolved=first >= 0 and not redirected,
                     token_strengths=tuple(state.strengths[row].tolist())
                     if first >= 0 and state.strengths is not None
                     else None,
                     image_scores=tuple(seen),
-                    message=f"Redirected by the joint score of step {first}." if first >= 0 else "",
+                    message=message_of(first, redirected),
                 )
             )
         return decisions
+
+
+def message_of(first: int, redirected: int) -> str:
+    """`first`: step of the first check that found the concept, -1 if none did; `redirected`: denoiser calls edited since."""
+    if redirected:
+        return f"Redirected by the joint score of step {first}."
+    if first >= 0:
+        return f"The joint score of step {first}, the last, found the concept when no call was left to redirect; take more steps."
+    return ""
