@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from saferedir.errors import GuardError, UnsupportedPipelineError
@@ -118,7 +119,7 @@ def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
         )
     before = {found: list(layer.active_adapters) for found, layer in lora_layers(denoiser)}
     trainable = {found: value.requires_grad for found, value in denoiser.named_parameters() if ".lora_" in found}
-    dtype = next(denoiser.parameters()).dtype
+    dtype = getattr(denoiser, "dtype", torch.float32)  # what it computes in, where weights are stored in 8 bits
     state = {f"guard.{key}": value.to(dtype) for key, value in tensors.items()}
     try:
         with warnings.catch_warnings():
@@ -130,6 +131,8 @@ def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
         for found, value in denoiser.named_parameters():
             if ".lora_" in found:
                 value.requires_grad_(trainable.get(found, False))
+                if found not in trainable:
+                    value.data = value.data.to(dtype)  # peft stores it as the layer is stored, which may be in 8 bits
 
 
 def _refuse_fused(denoiser: nn.Module) -> None:

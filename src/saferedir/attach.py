@@ -1,12 +1,12 @@
 """attach(pipe, guards): guard a live pipeline. With its folder seam/, the only code that changes one.
 
-Two torch hooks on the denoiser, and `step` and `set_timesteps` of the scheduler *instance*: read-only, this
-pair is bit-identical to the bare pipeline. The hooks are in seam/hooks.py, one run in seam/session.py. One
+Two torch hooks on the denoiser, `step` and `set_timesteps` of the scheduler *instance*, `progress_bar` and
+`maybe_free_model_hooks` of the pipeline's: read-only, these are bit-identical to the bare pipeline. The hooks are in
+seam/hooks.py, one run in seam/session.py. One
 `Seam` (seam/seam.py) per denoiser serves every attachment, so attachments nest and detach in any order.
 
 Fail closed: whatever breaks here raises inside the pipeline call, so that no image comes out of it. What never comes
-through here cannot be seen here: a pipeline whose denoiser and scheduler were both replaced, latents that a callback
-rewrote after the last step. `protect` looks for these.
+through here cannot be seen here: latents that a callback rewrote after the last step. `protect` looks for these.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from saferedir.guard import Guard
 from saferedir.own_adapters import fused_adapters
 from saferedir.schedules import check_scheduler
 from saferedir.seam.finding import check_not_shared, find_seam, remove_foreign_hooks
+from saferedir.seam.requirements import check_requirements, warn_of_copies
 from saferedir.seam.seam import Seam
 
 
@@ -33,8 +34,10 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
     Guards act in the order given; guards of earlier attachments act before those of later ones. Nothing is
     changed if anything is wrong: an unsupported pipeline or scheduler (UnsupportedPipelineError), a guard for
     another architecture (BackboneMismatchError, unless `force`), a guard already attached here
-    (AlreadyAttachedError), two guards that both replace guidance, or both the sampler's step (GuardError). Other weights
-    than those a guard was trained on only warn.
+    (AlreadyAttachedError), two guards that both replace guidance, or both the sampler's step, a dropped text encoder that a
+    guard needs (GuardError). Other weights than those a guard was trained on only warn, and so does a second copy of a guard.
+
+    A call of the pipeline that ends without one guarded step raises GuardError.
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     if not chosen or not all(isinstance(guard, Guard) for guard in chosen):
@@ -72,11 +75,13 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
             "two latents), so they cannot work on one pipeline; attach one of them, or a safe_denoiser in default mode with "
             "renoise='none'."
         )
+    check_requirements(pipe, family, chosen)
     if not force:
         _check_backbones(pipe, chosen)
     for guard in chosen:
         if (caution := guard.caution()) is not None:
             warnings.warn(caution, stacklevel=2)
+    warn_of_copies(present, chosen, stacklevel=2)
     if seam is None:
         seam = Seam(pipe, family)
     denoiser = unwrapped(getattr(pipe, family.denoiser))

@@ -51,6 +51,8 @@ class Guard(Generic[ConfigT]):
     replaces_step: bool = False
     #: whether it reads `step.prompts` and `run.towers`; some settings of a guard may, and others not
     needs_text: bool = False
+    #: whether it has words encoded in every run; `attach` refuses it where a text encoder was dropped
+    needs_text_encoder: bool = False
 
     def __init__(self, config: ConfigT) -> None:
         self.config: ConfigT = config
@@ -66,7 +68,8 @@ class Guard(Generic[ConfigT]):
     def load(self, denoiser: nn.Module) -> None:
         """Put this guard's adapters on the denoiser, switched on, leaving base weights and others' adapters as they are.
 
-        For guards that act through the weights. Called by `attach`, and again before every run to make sure: harmless if done
+        For guards that act through the weights; those of further denoisers (Wan 2.2) are out of reach, so that `attach` refuses a
+        guard with `unload` there. Called by `attach`, and again before every run to make sure: harmless if done
         twice, all or nothing.
         """
 

@@ -1,6 +1,6 @@
 """Latent packing: transformers that see latents as a sequence of 2x2 patches, and the way back to (R, C, h, w).
 
-Pure functions, torch only. Used by `families` (which family packs, and where its grid is written) and by `seam`.
+Pure functions; imports torch and `errors`. Used by `families` (which family packs, and where its grid is written) and by `seam`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from saferedir.errors import GuardError
 
 #: (rows, columns) of the token grid
 Grid = tuple[int, int]
@@ -28,7 +30,12 @@ class Packing(NamedTuple):
 def unpack_2x2(tokens: Tensor, grid: Grid) -> Tensor:
     """(R, h*w, 4C) -> (R, C, 2h, 2w)."""
     rows, columns = grid
-    count, _, width = tokens.shape
+    count, length, width = tokens.shape
+    if length != rows * columns or width % 4:
+        raise GuardError(
+            f"{length} image tokens of width {width} do not fill a grid of {rows} x {columns}, so guards cannot see the "
+            "latents in them; pipelines that give the transformer tokens of other images as well (FLUX Kontext) are unsupported."
+        )
     patches = tokens.view(count, rows, columns, width // 4, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(count, width // 4, 2 * rows, 2 * columns)
 

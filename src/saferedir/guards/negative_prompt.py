@@ -72,6 +72,10 @@ class NegativePrompt(Guard[NegativePromptConfig]):
     config_class: ClassVar[type[GuardConfig]] = NegativePromptConfig
     replaces_guidance: ClassVar[bool] = True
 
+    def __init__(self, config: NegativePromptConfig) -> None:
+        super().__init__(config)
+        self.needs_text_encoder = bool(config.text)
+
     def start(self, run: Run) -> NegativePromptState:
         text = self.config.text
         return NegativePromptState(Tally(run), encode_phrases(run, text, self.method) if text else None)

@@ -107,6 +107,7 @@ class SLD(Guard[SLDConfig]):
     method: ClassVar[str] = "sld"
     config_class: ClassVar[type[GuardConfig]] = SLDConfig
     replaces_guidance: ClassVar[bool] = True
+    needs_text_encoder = True
 
     def start(self, run: Run) -> SLDState:
         config = self.config

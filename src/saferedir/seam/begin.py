@@ -84,6 +84,11 @@ def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:
     raise GuardError(f"a {type(pipe).__name__} does not say whether it guides; its row in families.py cannot be right.")
 
 
+def is_unguided_now(pipe: Any) -> bool:
+    """Whether the pipeline says that its guidance is off; a callback may have switched it off in the middle of a run."""
+    return not getattr(pipe, "do_classifier_free_guidance", True)
+
+
 def guidance_scale_of(pipe: Any, settings: Mapping[str, Any]) -> float | None:
     """Weight of classifier-free guidance; distilled guidance (FLUX's `guidance_scale`) is another thing."""
     for found in (

@@ -84,6 +84,11 @@ class Conditions:
             return cond, None
         return cond, Encoded(rows.uncond, rows.uncond_pooled, rows.uncond_mask)
 
+    def change_layout(self, layout: Layout) -> None:
+        """Guidance has ended in the middle of the run; guards are asked anew for what holds from now on."""
+        self._layout, self._own, self._standing = layout, None, None
+        self.close()
+
     def close(self) -> None:
         """An evaluation has ended; guards are asked anew in the next one."""
         self._asked, self._used = None, None

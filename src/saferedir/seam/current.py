@@ -22,6 +22,8 @@ class CurrentRun:
         self.is_due = False
         #: the last guard left in the middle of a run; its next moment raises
         self.is_tripped = False
+        #: guarded steps of all runs up to now
+        self.steps = 0
         self._owner: int | None = None
         self._is_contested = False
 
@@ -59,6 +61,11 @@ class CurrentRun:
         if session.failed:
             raise GuardError("this run has already failed or lost a guard; call the pipeline again.")
         return session
+
+    def check_whole(self) -> None:
+        """Raise if the session in progress has failed; nobody saw it, if a call ends none the less."""
+        if self.session is not None and self.session.failed:
+            raise GuardError("this run has already failed or lost a guard; call the pipeline again.")
 
     def check_thread(self) -> None:
         """Raise in both threads if a second one entered the run of a first; neither may return an image."""

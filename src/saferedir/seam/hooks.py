@@ -1,8 +1,8 @@
 """Hooks: what is put on one live pipeline while it is guarded, and taken off again. No run in sight.
 
-Torch hooks on the denoisers and their companions, and wrapped methods of the scheduler; only while a guard needs them, a watch
-on the prompts' texts and hooks on skip features. Imports guard, families, schedules, denoiser_call, skip, texts and wrapping.
-Used by `seam`, which decides what is done at each moment.
+Torch hooks on the denoisers and their companions, and wrapped methods of the scheduler and of the pipeline; only while a guard
+needs them, a watch on the prompts' texts and hooks on skip features. Imports guard, families, schedules, denoiser_call, skip,
+texts and wrapping. Used by `seam`, which decides what is done at each moment.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Moments(Protocol):
         self, scheduler: Any, original: Callable[..., Any], model_output: Any, timestep: Any, sample: Any,
         *args: Any, **kwargs: Any,
     ) -> Any: ...  # fmt: skip
+    def progress_bar(self, pipe: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any: ...
+    def end_of_call(self, pipe: Any, original: Callable[..., Any]) -> Any: ...
 
 
 class Hooks:
@@ -48,6 +50,7 @@ class Hooks:
         self.texts: PromptTexts | None = None
         self._skips: SkipHooks | None = None
         self._wrapped: WrappedMethods | None = None
+        self._call: WrappedMethods | None = None
         self._handles: list[Any] = []
 
     @property
@@ -81,6 +84,9 @@ class Hooks:
             hooks.append(torch.compiler.disable(hook))
             setattr(hooks[-1], MARK, moments)
         self.wrap_scheduler(moments)
+        # every pipeline calls the first around its loop, and nearly all the second when it is done
+        methods = {"progress_bar": moments.progress_bar, "maybe_free_model_hooks": moments.end_of_call}
+        self._call = WrappedMethods(self._pipe, methods, moments)
         self.modules = self.held_now()
         for name, module in self.modules.items():
             if name in family.companions:
@@ -101,6 +107,9 @@ class Hooks:
             handle.remove()
         self._handles, self.modules = [], {}
         self._unwrap_scheduler()
+        if self._call is not None:
+            self._call.release()
+        self._call = None
 
     def fit(self, guards: Sequence[Guard[Any]], moments: Moments) -> None:
         """Put on what only some guards need, and take off what none needs any more."""

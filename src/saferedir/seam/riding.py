@@ -67,6 +67,10 @@ class ExtraRows:
         expected = None if self._latents is None else solver.scaled(self._latents, step.evaluation)
         return riding._replace(fed=followed(step.model_input, expected, apart, own))
 
+    def change_layout(self, layout: Layout) -> None:
+        """Guidance has ended in the middle of the run."""
+        self._layout = layout
+
     @property
     def copies(self) -> list[int]:
         """E of each guard in this call."""

@@ -26,7 +26,8 @@ def split_rows(rows: Tensor, batch_size: int, guided: bool, layout: str) -> tupl
         raise GuardError(
             f"the denoiser got {rows.shape[0]} rows where {expected} were expected (batch {batch_size}, "
             f"guidance "
-            f"{'on' if guided else 'off'}); this way of calling the pipeline is not supported."
+            f"{'on' if guided else 'off'}); this way of calling the pipeline is not supported. A callback that ends guidance "
+            "in the middle of a run must keep a row for every image (diffusers' cutoff callbacks keep one)."
         )
     if not guided:
         return rows, None

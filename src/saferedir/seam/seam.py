@@ -22,15 +22,24 @@ from saferedir.gates import Gate
 from saferedir.guard import Guard
 from saferedir.own_adapters import fused_adapters, own_adapters, unknown_adapters
 from saferedir.packing import Grid
-from saferedir.seam.begin import latent_channels, run_of
+from saferedir.seam.begin import is_unguided_now, latent_channels, run_of
 from saferedir.seam.caches import Caches
-from saferedir.seam.caller import settings_of_caller
+from saferedir.seam.caller import (
+    check_caller,
+    check_scheduler_is_not_shared,
+    settings_of_call,
+    settings_of_caller,
+    why_no_step,
+)
 from saferedir.seam.consult import ask
 from saferedir.seam.current import CurrentRun
 from saferedir.seam.denoiser_call import Call
 from saferedir.seam.hooks import Hooks
+from saferedir.seam.loop import Loop
+from saferedir.seam.requirements import check_requirements
 from saferedir.seam.session import Session
 from saferedir.seam.texts import texts_of
+from saferedir.seam.unread import check_all_is_read
 from saferedir.solver import Solver, history_of
 from saferedir.text_settings import text_settings
 
@@ -46,7 +55,7 @@ class Seam:
         self.attachments: list[Attached] = []
         self.hooks = Hooks(pipe, family)
         self._current = CurrentRun()
-        self._first = 0
+        self._first, self._is_partial = 0, False
         self._warned: set[str] = set()
         self._fused: set[str] = set()
         self._grid: Grid | None = None
@@ -139,6 +148,33 @@ class Seam:
             self._expect_run()
         return original(*args, **kwargs)
 
+    def progress_bar(self, pipe: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's own bar. As the context of a call's loop it looks that the loop had a guarded step."""
+        bar, steps = original(*args, **kwargs), self._current.steps
+        if settings_of_call(pipe) is None:
+            return bar
+        return Loop(bar, lambda: self._check_call(self._current.steps > steps))
+
+    def end_of_call(self, pipe: Any, original: Callable[..., Any]) -> Any:
+        """The pipeline lets go of its modules, after its loop: the run that it set timesteps for must have begun."""
+        answer = original()
+        self._check_call(not self._current.is_due)
+        return answer
+
+    def _check_call(self, had_step: bool) -> None:
+        """Raise in a call of the pipeline that ends unguarded."""
+        settings = settings_of_call(self.pipe)
+        if settings is None or self._is_partial:
+            return
+        self._check_tripwire()
+        self._current.check_thread()
+        if not had_step:
+            self._current.forget()
+            timesteps = settings.get("timesteps")
+            why = why_no_step(settings, timesteps is not None and len(timesteps) > 0)
+            raise GuardError(f"this call ended without one guarded step, so no image is returned: {why}.")
+        self._current.check_whole()
+
     def before_denoiser(self, module: nn.Module, call: Call) -> Any:
         """(args, kwargs) for the denoiser, or None for those it was given."""
         if call.is_aside:
@@ -165,6 +201,10 @@ class Seam:
                 self._current.begin(self._new_session(call))
         session = self._active()
         with self._current.failing_closed():
+            check_caller(self.pipe, self.family.denoiser)
+            check_all_is_read(call.kwargs)
+            if session.run.guided and is_unguided_now(self.pipe):
+                session.end_guidance()
             given = call.conditioning
             used = ask(session, self._unpacked(latents), given)
             if not session.is_idle:
@@ -197,6 +237,8 @@ class Seam:
     ) -> Any:  # fmt: skip
         """The scheduler's own step, with prediction and latents as the guards edit them."""
         self._check_tripwire()
+        if self._current.is_due:
+            check_scheduler_is_not_shared(self.pipe)
         session = self._active()
         with self._current.failing_closed():
             if session.run.solver is not None:
@@ -209,6 +251,7 @@ class Seam:
             stepped = output[0] if isinstance(output, tuple) else output.prev_sample
             latents = self._unpacked(stepped)
             edited = session.after_step(latents)
+            self._current.steps += 1
             if session.finished:
                 self._record(session)
         if edited is not latents:
@@ -234,6 +277,7 @@ class Seam:
 
     def _new_session(self, call: Call) -> Session:
         settings = settings_of_caller(self.pipe, self.family.denoiser)
+        check_requirements(self.pipe, self.family, self.guards())
         denoiser, scheduler, known_texts = self.hooks.denoiser, self.hooks.scheduler, self.hooks.texts
         for guard in self.guards():  # whatever the user did to the adapters, or to `enabled`, since
             (guard.load if guard.enabled else guard.unload)(denoiser)
@@ -261,11 +305,11 @@ class Seam:
     @contextmanager
     def part_from(self, first: int) -> Iterator[None]:
         """Inside, runs are entered at evaluation `first` of their timesteps, and may be left before their end."""
-        self._first = first
+        self._first, self._is_partial = first, True
         try:
             yield
         finally:
-            self._first = 0
+            self._first, self._is_partial = 0, False
             if self._current.session is not None and not self._current.session.finished:
                 self._current.forget()
 

@@ -78,6 +78,15 @@ class Session:
         """Which denoiser call of a step comes next: "first", or "second" where guidance has a call of its own."""
         return "second" if self._calls else "first"
 
+    def end_guidance(self) -> None:
+        """The pipeline goes on without guidance: its calls have conditional rows only from now on, as guards are told."""
+        if self._calls or self.family.is_sequential:
+            return
+        self.run = replace(self.run, guided=False)
+        self.layout = self.layout._replace(has_both=False)
+        self._extra.change_layout(self.layout)
+        self._conditions.change_layout(self.layout)
+
     # --- the four moments
     # -------------------------------------------------------------------------------------
 

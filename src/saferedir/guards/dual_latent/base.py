@@ -43,6 +43,7 @@ class DualLatent(Guard[ConfigT]):
         super().__init__(config)
         self.safe_prompt_embeds, self.safe_pooled_embeds = safe_prompt_embeds, safe_pooled_embeds
         self.needs_text = config.provider == "context_text"
+        self.needs_text_encoder = config.provider != "learned"
 
     def levels(self, run: Run) -> Levels:
         """w of each image, with 1 - w halved at each level of insistence, and what the provider needs encoded."""

@@ -1,0 +1,83 @@
+"""What guards need of a pipeline, beyond a family that we know: text encoders, one denoiser for edited weights.
+
+Imports guard, families and errors. Used by `attach` before anything is changed, and by `seam` again when a run begins.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from saferedir.errors import GuardError, UnsupportedPipelineError
+from saferedir.families import Family, unwrapped
+from saferedir.guard import Guard
+
+
+def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) -> None:
+    """Raise GuardError if the pipeline lacks what an enabled one of `guards` needs."""
+    for guard in guards:
+        if guard.enabled and guard.uses("unload"):
+            check_one_denoiser(pipe, family, guard.method)
+        if guard.enabled and (guard.needs_text_encoder or guard.needs_text):
+            check_text_encoders(pipe, family, guard.method)
+
+
+def check_one_denoiser(pipe: Any, family: Family, method: str) -> None:
+    """Raise UnsupportedPipelineError if another denoiser takes over in the middle of a run: edited weights are of one alone."""
+    for name in family.more_denoisers:
+        if getattr(pipe, name, None) is not None:
+            raise UnsupportedPipelineError(
+                f"guard {method!r} edits the weights of the {family.denoiser} alone, and this {type(pipe).__name__} hands its "
+                f"runs over to a {name}, which would generate unguarded; use a guard that works on every step."
+            )
+
+
+def check_text_encoders(pipe: Any, family: Family, method: str) -> None:
+    """Raise GuardError if the pipeline cannot encode words, because a text encoder or tokenizer was left out or dropped."""
+    if missing := missing_text_encoders(pipe, family):
+        raise GuardError(
+            f"guard {method!r} encodes words of its own in every run, and this {type(pipe).__name__} has no "
+            f"{' and no '.join(missing)}; keep the text encoders while the guard is attached, or use one that needs none."
+        )
+
+
+def missing_text_encoders(pipe: Any, family: Family) -> list[str]:
+    """Attributes, of text encoders and tokenizers, without which `encode_prompt` cannot make this denoiser's conditioning.
+
+    Stable Diffusion 3 does without its T5; a refiner of SDXL has the second CLIP only, and a denoiser of its width.
+    """
+    missing = [name for name in family.text_encoders if getattr(pipe, name, None) is None]
+    places = {tower.encoder: tower.place for tower in family.towers}
+    missing = [name for name in missing if places.get(name) != "after"]
+    side_by_side = [name for name, place in places.items() if place in ("first", "beside")]
+    if missing and set(missing) < set(side_by_side):
+        width = sum(int(getattr(pipe, name).config.hidden_size) for name in side_by_side if name not in missing)
+        if width == unwrapped(getattr(pipe, family.denoiser)).config.get(family.prompt_width):
+            missing = []
+    held = [name for name in family.text_encoders if getattr(pipe, name, None) is not None]
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in held]
+    return missing + [name for name in tokenizers if getattr(pipe, name, None) is None]
+
+
+def warn_of_copies(present: Sequence[Guard[Any]], chosen: Sequence[Guard[Any]], stacklevel: int) -> None:
+    """Warn of guards that are the same as one which is attached already: a notebook's cell was run again."""
+    for number, guard in enumerate(chosen):
+        if any(_is_copy(guard, other) for other in [*present, *chosen[:number]]):
+            warnings.warn(
+                f"a guard {guard.method!r} for {guard.config.concept!r} with the same settings and weights is attached to this "
+                "pipeline already, and both will act; saferedir.detach(pipe) takes off what earlier calls attached.",
+                stacklevel=stacklevel + 1,
+            )
+
+
+def _is_copy(guard: Guard[Any], other: Guard[Any]) -> bool:
+    if guard is other or type(guard) is not type(other) or guard.method != other.method or guard.config != other.config:
+        return False
+    mine, theirs = guard.tensors(), other.tensors()
+    return mine.keys() == theirs.keys() and all(
+        value.shape == theirs[name].shape and torch.equal(value.cpu(), theirs[name].cpu())
+        for name, value in mine.items()
+    )
