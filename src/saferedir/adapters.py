@@ -7,7 +7,7 @@ what a deep copy of a guarded pipeline brought along. The base weights and every
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,6 +62,7 @@ def ensure_adapter(denoiser: nn.Module, name: str, tensors: Mapping[str, Tensor]
     """
     _refuse_fused(denoiser)
     modules = {key.rsplit(".lora_", 1)[0] for key in tensors}
+    _refuse_fused_projections(denoiser, modules)
     if modules != {found for found, layer in lora_layers(denoiser) if name in layer.scaling}:
         remove_adapter(denoiser, name)
         try:
@@ -147,6 +148,15 @@ def _refuse_fused(denoiser: nn.Module) -> None:
                 "all LoRAs of this denoiser are switched off, a guard's too; call enable_lora() on the pipeline, and give those "
                 "you do not want a weight of 0."
             )
+
+
+def _refuse_fused_projections(denoiser: nn.Module, modules: Collection[str]) -> None:
+    fused = {found for found, module in denoiser.named_modules() if getattr(module, "fused_projections", False)}
+    if any(name.rpartition(".")[0] in fused for name in modules):
+        raise GuardError(
+            "the projections of this denoiser's attention are fused, which passes a guard's LoRA on them by; call "
+            "unfuse_qkv_projections() on it first."
+        )
 
 
 def _watch(layer: Any, name: str, scale: float) -> None:
