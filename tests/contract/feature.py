@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import torch
-from tests.contract.guards import PROMPT, GuardCase, shared_pipeline
+from tests.contract.guards import PROMPT, GuardCase, GuardKind, shared_pipeline
 from tests.tiny_pipelines import PIPELINES, PipelineCase, run
 from torch import Tensor
 
@@ -38,10 +38,12 @@ class Feature:
     Attributes:
         name: short, unique; text: one line for the table.
         check: raises AssertionError where the promise is broken, NotApplicable, or Refused.
-        about: "guard": every guard has its own way to break it; "pipeline": any guard of one kind shows it, so that the
-            first which acts on steps and the first which acts on weights are enough; "script": it is the seam's own.
+        about: "guard": every guard has its own way to break it; "pipeline": any guard of one kind shows it, so that one of
+            each of `kinds` is enough; "script": it is the seam's own.
         cases: "all" pipelines, or one of each "family", for what is slow or cannot differ within a family.
         scripts: rows of GUARDS that a "script" feature is seen with; () where its check brings the guards along.
+        kinds: of guards that a "pipeline" feature is seen with; one that is left out behaves as "steps".
+        tested: families that the tests see it with, () for all; the page is made of all.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Feature:
     about: Literal["guard", "pipeline", "script"] = "guard"
     cases: Literal["all", "family"] = "family"
     scripts: tuple[str, ...] = ()
+    kinds: tuple[GuardKind, ...] = ("steps", "weights")
+    tested: tuple[str, ...] = ()
 
 
 def family_row(case: PipelineCase) -> Family:

@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from tests.contract import guard_features as guards
 from tests.contract import pipeline_features as pipelines
+from tests.contract import speed_features as speed
 from tests.contract.feature import Feature
+
+SD = "stable-diffusion"
+#: what diffusers can keep from one call of a denoiser to the next
+_CACHES = (
+    ("FirstBlockCache", "skips the blocks after the first"),
+    ("PyramidAttentionBroadcast", "keeps the output of attention for some steps"),
+    ("FasterCache", "predicts attention and the unconditional rows"),
+    ("MagCache", "skips all blocks, by magnitudes known beforehand"),
+    ("TaylorSeerCache", "predicts layers by their derivatives"),
+    ("SeaCache", "skips all blocks, by the spectrum of the latents"),
+)
 
 _ROWS = (
     Feature(
@@ -55,6 +67,33 @@ _ROWS = (
     Feature("sequential offload", "accelerate's hooks on every layer", pipelines.check_sequential_offload, "pipeline"),
     Feature("torch.compile", "`pipe.unet = torch.compile(pipe.unet)`", pipelines.check_compiled_module, "pipeline"),
     Feature("compile in place", "`pipe.unet.compile()`", pipelines.check_compiled_in_place, "pipeline"),
+    Feature("compile blocks", "`compile_repeated_blocks`", speed.check_compiled_blocks, "pipeline", tested=("flux",)),
+    Feature("group offload", "`enable_group_offload`", speed.check_group_offload, "pipeline", tested=(SD, "wan")),
+    Feature(
+        "layerwise casting", "weights kept in float8", speed.check_layerwise_casting, "pipeline", tested=(SD, "flux")
+    ),
+    Feature(
+        "channels last",
+        "`memory_format=torch.channels_last`",
+        speed.check_channels_last,
+        "pipeline",
+        kinds=("steps",),
+        tested=(SD,),
+    ),
+    Feature("FreeU", "`enable_freeu`", speed.check_free_u, "pipeline", kinds=("steps",), tested=(SD,)),
+    Feature("fused projections", "`fuse_qkv_projections`", speed.check_fused_projections, "pipeline", tested=(SD,)),
+    Feature(
+        "attention backend",
+        "`set_attention_backend`",
+        speed.check_attention_backend,
+        "pipeline",
+        kinds=("steps",),
+        tested=("flux",),
+    ),
+    *(
+        Feature(name, does, speed.check_cache(name), "pipeline", kinds=("steps", "weights", "rows"), tested=("flux",))
+        for name, does in _CACHES
+    ),
     Feature("LoRA", "peft layers on the denoiser", pipelines.check_lora, "pipeline"),
     Feature("load_lora_weights", "LoRA loaded and unloaded by the pipeline", pipelines.check_loaded_lora, "pipeline"),
     Feature("IP-Adapter", "image prompts", pipelines.check_ip_adapter, "pipeline"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from tests.tiny_pipelines import PIPELINES, PipelineCase, run
@@ -26,6 +26,7 @@ from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 
+GuardKind = Literal["steps", "weights", "rows"]
 PROMPT, OTHER_PROMPT = "a star", "the moon"
 CONFIG = GuardConfig(concept="star")
 
@@ -37,7 +38,7 @@ class GuardCase:
     name: str
     make: Callable[[Any, PipelineCase], Guard[Any]]
     is_method: bool = True  # registered, so that it can be saved and loaded
-    is_in_weights: bool = False  # edits the denoiser's weights rather than its steps
+    kind: GuardKind = "steps"  # what it edits; "rows": steps, with rows of its own in the denoiser's calls
     is_acting: bool = True  # changes every image; False: changes nothing
     is_exact_in_batches: bool = True  # a batch equals single runs
     rides_when_idle: bool = False  # a row of its own rides in the first call where guidance might follow in a second
@@ -249,12 +250,13 @@ def make_duo(pipe: Any, case: PipelineCase) -> Guard[Any]:
 
 _METHODS = (
     GuardCase("saferedir", make_saferedir),
-    GuardCase("duo", make_duo, is_in_weights=True),
+    GuardCase("duo", make_duo, kind="weights"),
     GuardCase("safe_denoiser", by_references("safe_denoiser", gate="always", window=(0.0, 1.0), trust=None)),
     GuardCase("spell", by_references("spell", radius=1e3)),
     GuardCase(
         "negative_prompt",
         by_config("negative_prompt", without_guidance="ignore"),
+        kind="rows",
         needs="guidance",
         idle_note="by its variant 'standard'; 'subtract' has a row of its own, and there holds what is said of sld",
     ),
@@ -262,11 +264,12 @@ _METHODS = (
     GuardCase(
         "sld",
         by_config("sld", threshold=100.0, warmup_steps=0, without_guidance="ignore"),
+        kind="rows",
         needs="guidance",
         rides_when_idle=True,
     ),
-    GuardCase("dual_latent_r1", by_config("dual_latent_r1", w=0.9, tau=0.0)),
-    GuardCase("dual_latent_r2", by_config("dual_latent_r2", w=0.9, tau=0.0, dual_fraction=0.7)),
+    GuardCase("dual_latent_r1", by_config("dual_latent_r1", w=0.9, tau=0.0), kind="rows"),
+    GuardCase("dual_latent_r2", by_config("dual_latent_r2", w=0.9, tau=0.0, dual_fraction=0.7), kind="rows"),
     # the negative prompt stays the user's, so that its own part is seen
     GuardCase("safree", by_config("safree", margin=-1.0, svf="off", negative=False)),
 )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tests.contract.feature import Feature, NotApplicable, Refused, representative
 from tests.contract.features import FEATURES
-from tests.contract.guards import GUARDS, GuardCase
+from tests.contract.guards import GUARDS, GuardCase, GuardKind
 from tests.tiny_pipelines import PIPELINES, PipelineCase
 
 from saferedir.errors import UnsupportedPipelineError
@@ -46,15 +46,15 @@ class Check(NamedTuple):
 
 
 METHODS = [guard for guard in GUARDS.values() if guard.is_method]
-#: the first method of each kind
-MODELS = {guard.is_in_weights: guard for guard in reversed(METHODS)}
+#: one method of each kind, for features that any guard of a kind shows
+MODELS: dict[GuardKind, GuardCase] = {GUARDS[name].kind: GUARDS[name] for name in ("saferedir", "duo", "sld")}
 #: features of every guard that quick tests see with every method, and that scripted guards go through
 EVERY_METHOD = ("disabled", "acts", "detach", "batch", "guidance off", "gradients")
 EVERY_SCRIPT = ("acts", "batch", "guidance off")
 
 
 def checks(with_scripts: bool = True) -> Iterator[Check]:
-    """All checks; without scripted guards in the place of methods, if the table alone is wanted."""
+    """All checks of the tests; or those of the page: no scripted guards in the place of methods, but every family."""
     scripts = [guard for guard in GUARDS.values() if not guard.is_method]
     for feature in FEATURES.values():
         if feature.about == "guard":
@@ -62,10 +62,17 @@ def checks(with_scripts: bool = True) -> Iterator[Check]:
         elif feature.about == "script":
             guards = [GUARDS[name] for name in feature.scripts] or METHODS[:1]
         else:
-            guards = [guard for guard in METHODS if guard in MODELS.values()]
+            guards = [MODELS[kind] for kind in feature.kinds]
         for guard in guards:
             for case in cases_of(feature, guard):
-                yield Check(feature, case, guard)
+                if not with_scripts or not feature.tested or case.family in feature.tested:
+                    yield Check(feature, case, guard)
+
+
+def model_of(feature: Feature, guard: str) -> str:
+    """The method that a "pipeline" feature was run with for this one."""
+    kind = GUARDS[guard].kind
+    return MODELS[kind if kind in feature.kinds else "steps"].name
 
 
 def cases_of(feature: Feature, guard: GuardCase) -> list[PipelineCase]:

@@ -1,17 +1,21 @@
 """`python -m tests.contract.table`: run the contract checks and write their outcomes into docs/pipelines.md.
 
-Imports tests.contract.plan, so that the page says what the tests have seen, and nothing else.
+`--only FEATURE` (again and again) runs the checks of these features and leaves the page's other rows as they are. Imports
+tests.contract.plan, so that the page says what the tests have seen, and nothing else.
 """
 
 from __future__ import annotations
 
+import argparse
+import re
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.contract.features import FEATURES
-from tests.contract.guards import GUARDS
-from tests.contract.plan import MODELS, checks
+from tests.contract.plan import MODELS, checks, model_of
+from tests.contract.speed_features import FIGURES
 
 from saferedir.families import FAMILIES
 from saferedir.guards.registry import methods
@@ -23,6 +27,8 @@ END = "<!-- end of what tests.contract.table makes -->"
 
 #: (feature, family, guard) -> outcomes of the family's pipelines
 Outcomes = dict[tuple[str, str, str], list[tuple[str, str]]]
+#: (feature, family) -> guard -> outcome
+Cells = dict[tuple[str, str], dict[str, tuple[str, str]]]
 
 
 def section_of(page: str) -> str:
@@ -39,10 +45,11 @@ def named_in(section: str, what: str) -> list[str]:
     return [line.split("**")[1] for line in lines if line.startswith("| **")]
 
 
-def run_all() -> Outcomes:
-    """Run every check, telling how it goes; one that fails leaves the page as it is."""
+def run_all(only: Sequence[str] = ()) -> Outcomes:
+    """Run every check, or those of some features, telling how it goes; one that fails leaves the page as it is."""
     found: Outcomes = defaultdict(list)
-    plan, broken = list(checks(with_scripts=False)), []
+    plan = [check for check in checks(with_scripts=False) if not only or check.feature.name in only]
+    broken = []
     for number, check in enumerate(plan, 1):
         start = time.time()
         try:
@@ -87,16 +94,21 @@ def merged(outcomes: list[tuple[str, str]]) -> tuple[str, str]:
     return outcomes[0]
 
 
-def per_guard(found: Outcomes, feature: str, family: str) -> dict[str, tuple[str, str]]:
-    """Outcome of every method; what scripted guards, or the first of its kind, showed holds for it too."""
+def per_guard(
+    found: Outcomes, feature: str, family: str, attached: Mapping[str, tuple[str, str]]
+) -> dict[str, tuple[str, str]]:
+    """Outcome of every method; what scripted guards, or the first of its kind, showed holds for it too.
+
+    `attached`: the outcomes of "acts", because a guard that is refused there has no others.
+    """
     each = {guard: merged(seen) for (one, other, guard), seen in found.items() if (one, other) == (feature, family)}
     if FEATURES[feature].about == "script":
         return dict.fromkeys(methods(), merged(list(each.values())))
     shown = {}
     for guard in methods():
-        attached = merged(found["acts", family, guard])
-        model = guard if guard in each else MODELS[GUARDS[guard].is_in_weights].name
-        shown[guard] = attached if model != guard and attached[0] == "refused" else each[model]
+        model = guard if guard in each else model_of(FEATURES[feature], guard)
+        is_refused = model != guard and attached[guard][0] == "refused"
+        shown[guard] = attached[guard] if is_refused else each[model]
     return shown
 
 
@@ -111,13 +123,52 @@ def cell(outcomes: dict[str, tuple[str, str]], notes: Footnotes) -> str:
     return "; ".join([word(most), *others])
 
 
-def make_section(found: Outcomes) -> str:
-    """The tables, in Markdown."""
+def cells_of(found: Outcomes, page: Cells) -> Cells:
+    """Those of the checks that were run, and the page's for the others."""
+    cells: Cells = {}
+    for feature in FEATURES:
+        was_run = any(name == feature for name, _, _ in found)
+        for family in FAMILIES:
+            acting = page.get(("acts", family), {})
+            if any(name == "acts" for name, _, _ in found):
+                acting = {guard: merged(found["acts", family, guard]) for guard in methods()}
+            if was_run:
+                cells[feature, family] = per_guard(found, feature, family, acting)
+            elif (feature, family) in page:
+                cells[feature, family] = page[feature, family]
+            else:
+                print(f"{PAGE.name} has no row {feature!r} for {family} yet: run its checks, too", flush=True)
+    return cells
+
+
+def read_cells(section: str) -> Cells:
+    """The cells of a page that was made before, footnotes spelt out."""
+    notes = dict(re.findall(r"^\[\^(\d+)\]: (.*)$", section, flags=re.MULTILINE))
+    families = named_in(section, "Feature")
+    cells: Cells = {}
+
+    def outcome(word: str) -> tuple[str, str]:
+        kind, _, mark = word.partition("[^")
+        return kind, notes[mark.rstrip("]")] if mark else ""
+
+    table = section.partition("| Feature |")[2].partition("\n\n")[0]
+    for line in table.splitlines():
+        if not line.startswith("| **"):
+            continue
+        name, columns = line.split("**")[1], line.strip("|").split("|")[1:]
+        for family, column in zip(families, columns, strict=True):
+            most, *others = column.strip().split("; ")
+            cells[name, family] = dict.fromkeys(methods(), outcome(most))
+            cells[name, family] |= {guard: outcome(word) for guard, word in (each.split(": ", 1) for each in others)}
+    return cells
+
+
+def make_section(cells: Cells, page: str = "") -> str:
+    """The tables, in Markdown; figures that were not measured anew are taken from those of `page`."""
     notes, families = Footnotes(), list(FAMILIES)
     rule = "|---" * (len(families) + 1) + "|"
-    models = " and ".join(
-        f"{guard.name} (edits {'weights' if kind else 'steps'})" for kind, guard in sorted(MODELS.items())
-    )
+    edits = {"steps": "edits steps", "weights": "edits weights", "rows": "adds rows; caches only"}
+    models = ", ".join(f"{guard.name} ({edits[kind]})" for kind, guard in MODELS.items())
     shared = ", ".join(feature.name for feature in FEATURES.values() if feature.about == "pipeline")
     lines = [
         "",
@@ -131,12 +182,15 @@ def make_section(found: Outcomes) -> str:
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for feature in FEATURES.values():
         row = []
+        if any((feature.name, family) not in cells for family in families):
+            continue
         for family in families:
-            outcomes = per_guard(found, feature.name, family)
+            outcomes = cells[feature.name, family]
             for guard, (kind, _) in outcomes.items():
                 counts[guard, family][kind] += 1
             row.append(cell(outcomes, notes))
         lines.append(f"| **{feature.name}**: {feature.text} | {' | '.join(row)} |")
+    lines += figures_of_caches(page)
     lines += ["", "Features that work / are refused / do not apply, for each guard:", ""]
     lines += [f"| Guard | {' | '.join(families)} |", rule]
     for guard in methods():
@@ -150,10 +204,44 @@ def make_section(found: Outcomes) -> str:
     return "\n".join([*lines, "", str(notes), ""])
 
 
+FIGURES_TITLE = "How far runs with a cache are from runs without it"
+
+
+def figures_of_caches(page: str) -> list[str]:
+    """The table of what the checks of caches measured; the page's own where none of them was run."""
+    if not FIGURES:
+        _, title, rest = page.partition(FIGURES_TITLE)
+        return ["", *(title + rest).partition("\n\nFeatures that")[0].splitlines()] if title else []
+    families = [name for name in FAMILIES if any(family == name for _, family, _ in FIGURES)]
+    guards = [guard.name for guard in MODELS.values()]
+    lines = [
+        "",
+        f"{FIGURES_TITLE} (RMS of the final latents' difference, relative to the",
+        f"unguarded image): unguarded, the worst of three prompts / guarded by {', '.join(guards)} (– where it is refused):",
+        "",
+        f"| Cache | {' | '.join(families)} |",
+        "|---" * (len(families) + 1) + "|",
+    ]
+    for name in dict.fromkeys(feature for feature, _, _ in FIGURES):
+        row = []
+        for family in families:
+            found = [FIGURES.get((name, family, guard)) for guard in guards]
+            worst = next((each.unguarded for each in found if each), None)
+            of_guards = ", ".join(f"{each.guarded:.3f}" if each else "–" for each in found)
+            row.append("" if worst is None else f"{worst:.3f} / {of_guards}")
+        lines.append(f"| {name} | {' | '.join(row)} |")
+    return lines
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", default=[], choices=list(FEATURES), metavar="FEATURE")
+    only = parser.parse_args().only
     start = time.time()
-    section = make_section(run_all())
+    found = run_all(only)
     page = PAGE.read_text(encoding="utf-8")
+    old = section_of(page)
+    section = make_section(cells_of(found, read_cells(old) if only else {}), old)
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}", encoding="utf-8")
     print(f"{PAGE} written after {time.time() - start:.0f} s")
