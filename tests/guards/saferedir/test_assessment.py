@@ -120,6 +120,29 @@ def test_unresolved_is_decided_by_the_threshold_of_the_last_check() -> None:
     assert decision.unresolved and not decision.fired and decision.thresholds["last"] == -1e6
 
 
+@pytest.mark.parametrize(
+    ("steps", "fires_at", "is_late"), [(4, 0, False), (4, 1, True), (2, 0, True), (8, 1, False), (8, 2, True)]
+)
+def test_a_redirection_that_began_late_leaves_the_image_unresolved(steps: int, fires_at: int, is_late: bool) -> None:
+    """It acts from the step after: in a run of 4 steps, fired at step 0, from step 1, which is a quarter."""
+
+    class Fires(Redirector):
+        checks = 0
+
+        def image_verdict(self, frames: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            self.checks += 1
+            return torch.full((len(frames), 1), 1.0 if self.checks - 1 == fires_at else -1.0)
+
+    chosen = config(image_threshold=0.0, calibration={}, measured={})
+    late = SafeRedir(chosen, Fires(RedirectorConfig.from_dict(chosen.network)))
+    pipe = make_pipeline()
+    with sr.attach(pipe, late) as attached:
+        pipe(["a"], num_inference_steps=steps, guidance_scale=4.0, output_type="latent")
+    decision = attached.decisions[0]
+    assert decision.first_fired_step == fires_at + 1 and decision.unresolved == is_late
+    assert ("layout" in decision.message) == is_late
+
+
 def test_calibrating_keeps_the_weights_and_writes_thresholds_fingerprint_and_record(tmp_path: Path) -> None:
     pipe, old = make_pipeline(), guard(calibration={}, training={"guidance_scale": 4.0})
     rows = unpaired([f"x {i}" for i in range(30)], [f"b {i}" for i in range(40)])

@@ -114,6 +114,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             redirected=torch.zeros(rows, dtype=torch.long, device=device),
             first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
             is_high=torch.zeros(rows, dtype=torch.bool, device=device),
+            num_steps=run.num_steps,
             caution=caution,
             weak_end=weak_at(self.config, run.num_steps),
         )

@@ -13,6 +13,9 @@ from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.redirect import Redirection
 
 METHOD = "saferedir"
+#: a redirection that begins after this share of the steps comes when the layout is settled: the last score is then that of an
+#: image half redirected, which nothing was calibrated on
+LATE = 0.25
 
 
 @dataclass
@@ -28,6 +31,7 @@ class RedirState:
     first_fired: Tensor  # (B,) int, -1 while nothing happened
     is_high: Tensor  # (B,) bool, whether the last image check was at or above the threshold
     insisted: Tensor  # (B,) bool, redirected from step 0 whatever the verdicts say
+    num_steps: int = 0
     countdown: int = 0
     image_countdown: int = 0
     given: Encoded | None = None  # copy of the conditioning that `score` and `redirection` belong to
@@ -66,14 +70,17 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
         level = int(state.level[row])
         weights = {"prompt": state.prompt_weight, "image": state.image_weight}
         by = [name for name, weight in weights.items() if weight[row].item() > 0.5]
-        unresolved = bool(state.is_high[row])
+        late = fired and int(state.first_fired[row]) > LATE * state.num_steps
+        unresolved = bool(state.is_high[row]) or late
         message = ""
         if fired:
             why = f"its {' and '.join(by) or 'prompt'} score"
             if bool(state.insisted[row]):
                 why = "request, whatever its scores"
             message = f"Redirected by {why} from step {int(state.first_fired[row])}."
-        if unresolved:
+        if late:
+            message = f"{message} That was after the layout of the image had settled; block this image."
+        if bool(state.is_high[row]):
             message = f"{message} The image score was still above its threshold at the end; block this image."
         message = " ".join(part for part in (message.strip(), state.caution, state.weak_end) if part)
         found.append(
