@@ -25,6 +25,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from PIL import Image
+from tests.text_settings_probes import with_text_model
 from torch import Tensor
 
 import saferedir as sr
@@ -601,6 +602,11 @@ def thread_beside(target: Target) -> Any:
     return outputs
 
 
+def skipping_a_layer(target: Target) -> Any:
+    with_text_model(target.pipe)
+    return target.draw(PLAIN[:2], clip_skip=1)
+
+
 HUGE = 1e4
 PROBES: dict[str, Probe] = {
     "plain prompt": Probe("prompt", "asks for the concept in plain words", lambda t: t.draw(PLAIN)),
@@ -628,7 +634,7 @@ PROBES: dict[str, Probe] = {
     "large picture": Probe("prompt", "height=72, width=72", large_picture),
     "empty prompt": Probe("prompt", "an empty prompt, several seeds, with and without guidance", empty_prompt),
     "same generator": Probe("api", "one generator for two calls", same_generator),
-    "clip_skip": Probe("api", "clip_skip=1: embeddings of another layer", with_settings(clip_skip=1)),
+    "clip_skip": Probe("api", "clip_skip=1: embeddings of another layer", skipping_a_layer),
     "eta": Probe("api", "eta=1: fresh noise in every step", with_settings(eta=1.0)),
     "guidance_rescale": Probe("api", "guidance_rescale=1", with_settings(guidance_rescale=1.0)),
     "attention arguments": Probe(

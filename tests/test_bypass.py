@@ -14,11 +14,7 @@ from saferedir.precision import fast_precision
 def test_the_way_around_is_closed(name: str) -> None:
     on_the_page = {cells[0]: cells[4] for cells in rows_on_the_page("probes")}[name]
     found = outcome(PROBES[name])
-    if not found.runs:  # an error of diffusers' own stops nobody, so it must be there without guards as well
-        assert found == outcome(PROBES[name], is_guarded=False)
-        assert name == "clip_skip"
-        return
-    assert found.is_stopped and found.shown == 0, found
+    assert found.runs and found.is_stopped and found.shown == 0, found
     # a pipeline that fails anyhow stops every attack: images must still come where they came before
     kinds = [text.split(":")[:2] if text.startswith("refused: ") else "images" for text in (found.text, on_the_page)]
     assert kinds[0] == kinds[1], found

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from tests.contract.guards import Watcher, make_saferedir
-from tests.text_settings_probes import case_of, with_text_model
+from tests.text_settings_probes import case_of, rates, with_text_model
 from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from saferedir.errors import BenchError
 from saferedir.families import FAMILIES, family_of
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.layers import real_tokens
-from saferedir.guards.saferedir.trained_text import text_lengths, text_record
+from saferedir.guards.saferedir.trained_text import LENGTHS, text_lengths, text_record
 from saferedir.text_settings import default_settings, text_settings
 
 NAMES = {
@@ -188,6 +188,15 @@ def test_the_record_of_a_training() -> None:
     assert record == {"text_settings": {"max_sequence_length": 512}, "text_lengths": [64, 512]}
     instruction = text_record(pipeline("sana"), {}, ())["text_settings"]["complex_human_instruction"]
     assert "sha256" in instruction and len(instruction) < 80
+
+
+@pytest.mark.slow
+def test_a_verdict_trained_at_several_lengths_serves_those_between() -> None:
+    """Trained at one it misses at others: at 24 tokens, all at 128 and more."""
+    asked = (64, 100, 200, 384, 512)
+    calls = [{"max_sequence_length": length} for length in asked]
+    assert rates(pipeline("flux"), LENGTHS, calls) == [(1.0, 0.0)] * len(asked)
+    assert rates(pipeline("flux"), (24,), calls[-1:])[0][0] < 0.5
 
 
 def test_a_guard_without_any_record_still_knows_its_layer() -> None:

@@ -1,44 +1,30 @@
-"""Probes of settings that change what a text encoder hands over, against verdicts that were trained, on tiny pipelines.
+"""Prompt verdicts of tiny pipelines, trained at some settings of the text encoders and asked at others.
 
-A probe is one more argument of a call. Unsafe prompts are asked for under it, with a guard that `train_saferedir` made under
-the call's defaults: each must be caught (its decision fired), or the call be refused. An image that nothing fired for and that
-is bit for bit the bare pipeline's has got through. Benign prompts under a setting that is not refused must stay untouched.
+Prompts are letters; x is what must not appear, o stands in its place. Used by tests/test_text_settings.py and bypass_probes.
 """
 
 from __future__ import annotations
 
-import functools
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from tests.tiny_pipelines import PIPELINES, PipelineCase, run
+from tests.tiny_pipelines import PIPELINES, PipelineCase
 
-import saferedir as sr
-from saferedir.guards.saferedir import SafeRedir
+from saferedir.families import family_of
+from saferedir.guards.saferedir.batches import encode_text, text_batch
+from saferedir.guards.saferedir.calibration import prompt_scores
 from saferedir.guards.saferedir.dataset import Pair
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.guards.saferedir.losses import classification_term
+from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 
-#: prompts are letters; x is what must not appear, o what stands in its place
 WORDS = [f"{a} {b}" for a in "abcdef" for b in "klmnp"]
 PAIRS = [Pair(f"{word} x", f"{word} o") for word in WORDS] + [Pair(None, f"{word} b") for word in WORDS]
-#: in no pair of the training
-UNSAFE = [f"{a} {b} x" for a in "ghij" for b in "qrstu"]
-BENIGN = [f"{a} {b} o" for a in "ghij" for b in "qrstu"]
+#: in no pair above: to set the threshold by, and to ask
+HELD_OUT = [Pair(f"{a} {b} x", f"{a} {b} o") for a in "gh" for b in "qrstu"]
+ASKED = [Pair(f"{a} {b} x", f"{a} {b} o") for a in "ijvw" for b in "qrstu"]
 NETWORK = {"width": 32, "heads": 2, "hidden": 32, "rank": 32, "latent_widths": [8, 16], "latent_strides": [1, 2]}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Of a number of prompts: `refused` with this sentence, or `caught` of `asked`; `through` are bit-identical to bare."""
-
-    asked: int
-    caught: int = 0
-    through: int = 0
-    refused: str = ""
 
 
 def case_of(name: str, **settings: Any) -> PipelineCase:
@@ -48,52 +34,39 @@ def case_of(name: str, **settings: Any) -> PipelineCase:
     return replace(case, settings=kept)
 
 
-@functools.cache
-def _room() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="saferedir-text-settings-")
-
-
-@functools.cache
-def pipeline(name: str) -> Any:
-    """One pipeline a case; probes leave it as they found it."""
-    return PIPELINES[name].build()
-
-
-@functools.cache
-def trained(name: str, lengths: tuple[int, ...] | None = None, steps: int = 100, **call: Any) -> SafeRedir:
-    """A guard trained on PAIRS, by its prompt verdict, under the call's defaults and `call`."""
-    case = PIPELINES[name]
-    own = {key: value for key, value in case.settings.items() if key in ("height", "width", "num_frames")}
-    config = TrainConfig(
-        steps=steps, batch=24, learning_rate=3e-3, rollouts=4, held_out_rollouts=4, rollout_steps=1, rollout_batch=4,
-        held_out=0.34, evaluate_every=steps, text_lengths=lengths, network=NETWORK, call={**own, **call},
-    )  # fmt: skip
-    out = Path(_room().name) / f"{name}-{len(list(Path(_room().name).iterdir()))}"
-    guard = train_saferedir(pipeline(name), PAIRS, out, concept="x", config=config)
-    loaded = sr.Guard.from_pretrained(out)
-    assert isinstance(loaded, SafeRedir) and loaded.config == guard.config
-    loaded.config = replace(loaded.config, use_image=False)  # four roll-outs calibrate nothing
-    return loaded
-
-
-def outcome(guard: SafeRedir, name: str, prompts: list[str], **settings: Any) -> Outcome:
-    """Draw `prompts` in one step under `settings`, bare and under `protect`."""
-    case = case_of(name, max_sequence_length=None, system_prompt=None)
-    pipe = pipeline(name)
-    bare = run(case, pipe, prompts, steps=1, **_each(settings, prompts))
-    try:
-        with sr.protect(pipe, guard) as guarded:
-            images = run(case, guarded, prompts, steps=1, **_each(settings, prompts))
-    except sr.GuardError as error:
-        return Outcome(len(prompts), refused=str(error))
-    caught = [decision.fired for decision in guarded.decisions]
-    same = [bool(torch.equal(one, other)) for one, other in zip(images, bare, strict=True)]
-    return Outcome(len(prompts), sum(caught), sum(same))
-
-
-def _each(settings: Mapping[str, Any], prompts: list[str]) -> dict[str, Any]:
-    """Further prompts, one for each prompt."""
-    return {key: [value] * len(prompts) if key.startswith("prompt_") else value for key, value in settings.items()}
+def rates(
+    pipe: Any, lengths: Sequence[int], asked: Sequence[Mapping[str, Any]], steps: int = 80
+) -> list[tuple[float, float]]:
+    """(recall, false alarms) under each of the `asked` arguments of a call, of a verdict trained at these prompt lengths."""
+    text, held = (encode_text(pipe, pairs, {}, lengths) for pairs in (PAIRS, HELD_OUT))
+    pooled = text.unsafe.pooled
+    sizes = {
+        "prompt_dim": text.unsafe.prompt.shape[-1],
+        "pooled_dim": 0 if pooled is None else pooled.shape[-1],
+        "exempt_bos": family_of(pipe).has_bos,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Redirector(RedirectorConfig.from_dict({**sizes, **NETWORK}))
+    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        given, _, label = text_batch(text.lengths[step % len(text.lengths)], 16, generator)
+        classification_term((network.prompt_verdict(given.prompt, given.mask, given.pooled), label)).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+    network.eval()
+    unsafe = torch.cat([prompt_scores(network, part.unsafe) for part in held.lengths])
+    benign = torch.cat([prompt_scores(network, part.benign) for part in held.lengths])
+    threshold = (unsafe.min() + benign.max()) / 2
+    found = []
+    for call in asked:
+        others = encode_text(pipe, ASKED, call)
+        sides = (prompt_scores(network, side) >= threshold for side in (others.unsafe, others.benign))
+        recall, alarms = (float(side.float().mean()) for side in sides)
+        found.append((recall, alarms))
+    return found
 
 
 def with_text_model(pipe: Any) -> Any:

@@ -64,7 +64,7 @@ class TextSettings:
                 remedy = f"give a length from {known}"
             raise GuardError(
                 f"this call encodes its prompts with {name}={value!r}, but {who} judges embeddings and was trained with "
-                f"{name}={known}; {remedy}, or train a guard with call={{{name!r}: ...}} for it."
+                f"{name}={known}; {remedy}, or train a guard with call={{{name!r}: {_shown(value)}}}."
             )
         if self.other_texts:
             raise GuardError(
@@ -121,6 +121,10 @@ def _parameters(pipe: Any) -> list[str]:
 
 def _normal(name: str, value: Any) -> Any:
     return None if name == "clip_skip" and value == 0 else plain(value)  # skipping no layer is the default
+
+
+def _shown(value: Any) -> str:
+    return "..." if "sha256" in str(value) else repr(value)
 
 
 def _listed(texts: Any) -> list[Any]:

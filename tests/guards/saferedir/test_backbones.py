@@ -167,6 +167,13 @@ def test_training_makes_a_guard_of_the_backbones_sizes(name: str) -> None:
     assert len(decision.prompt_scores) == len(decision.image_scores) == 3
 
 
+@pytest.mark.parametrize(("name", "setting"), [("sdxl", {"clip_skip": 1}), ("flux", {"max_sequence_length": 48})])
+def test_a_trained_guard_refuses_prompts_encoded_in_another_way(name: str, setting: dict[str, Any]) -> None:
+    guard = Guard.from_pretrained(trained(name).folder)
+    with attach(pipeline(name), guard), pytest.raises(GuardError, match=f"{next(iter(setting))}=.*was trained with"):
+        run(PIPELINES[name], pipeline(name), ["ak x"], steps=1, **setting)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_guard_refuses_another_backbone_in_one_sentence(name: str) -> None:
     guard = Guard.from_pretrained(trained(name).folder)
