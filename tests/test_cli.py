@@ -97,11 +97,14 @@ def test_generate_guarded(run: Run, guard: Path, tmp_path: Path) -> None:
     assert "unguarded" not in result.output
 
 
-def test_generate_without_guard_says_so_and_replaces_its_own_result(run: Run, tmp_path: Path) -> None:
+def test_generate_without_guard_says_so_and_replaces_its_own_result_when_told(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = run("generate", "a red star", "a blue heart", "--steps", 1, "--out", out)
     assert first.exit_code == 0 and "unguarded" in first.output
-    again = run("generate", "a red star", "--steps", 1, "--out", out)
+    refused = run("generate", "a red star", "--steps", 1, "--out", out)
+    assert refused.exit_code == 1 and "finished work" in refused.stderr and "--force" in refused.stderr
+    assert leftovers(out) == ["001.png", "002.png", "summary.json"] and leftovers(tmp_path) == ["out"]
+    again = run("generate", "a red star", "--steps", 1, "--out", out, "--force")
     assert again.exit_code == 0, again.output
     assert leftovers(out) == ["001.png", "summary.json"] and leftovers(tmp_path) == ["out"]
     assert json.loads((out / "summary.json").read_text())["guarded"] is False

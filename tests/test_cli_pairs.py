@@ -114,11 +114,10 @@ def test_paraphrases_of_a_stubbed_model(run: Run, tmp_path: Path, monkeypatch: p
 
 
 def test_writing_that_fails_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(rows: Any, path: Path) -> None:
-        path.write_text('{"unsafe')
-        raise OSError(28, "No space left on device", str(path))
+    def full(handle: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("saferedir.guards.saferedir.dataset.write_pairs", half)
+    monkeypatch.setattr("saferedir.utils.files.os.fsync", full)
     result = run("pairs", "build", *WORD, "--out", tmp_path / "pairs.jsonl")
     assert result.exit_code == 1 and "no space is left" in result.stderr and leftovers(tmp_path) == []
 
@@ -163,18 +162,20 @@ def test_training_from_a_word(run: Run, tmp_path: Path) -> None:
     words = ("train", "saferedir", "--concept", "star", "--anchor", "circle", "--out", out, *TOY)
     result = run(*words, "--anchor-prompt", "a blue circle on white")
     assert result.exit_code == 0, result.output
-    assert leftovers(tmp_path) == ["guard", "guard.pairs.jsonl"] and "guard.pairs.jsonl" in result.output
-    rows = read_pairs(tmp_path / "guard.pairs.jsonl")
+    assert leftovers(tmp_path) == ["guard"] and "pairs.jsonl" in result.output
+    rows = read_pairs(out / "pairs.jsonl")
     assert sum(row.unsafe is not None for row in rows) == 100
     config = SafeRedir.from_pretrained(out).config
     assert config.training["pairs"] == 100 and config.training["anchor"] == "a blue circle on white"
     assert json.loads((out / "summary.json").read_text())["concept"] == "star"
-    # the same words again go on with the same file; other words do not touch it
-    assert run(*words).exit_code == 0
-    (tmp_path / "guard.pairs.jsonl").write_text('{"unsafe": "a star", "safe": "a ring"}\n')
-    other = run(*words)
-    assert other.exit_code == 1 and "holds other pairs" in other.stderr
-    assert (tmp_path / "guard.pairs.jsonl").read_text() == '{"unsafe": "a star", "safe": "a ring"}\n'
+    # a finished guard is replaced only when told
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    refused = run(*words)
+    assert refused.exit_code == 1 and "finished work" in refused.stderr and "--force" in refused.stderr
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    assert run(*words, "--force").exit_code == 0
+    assert (out / "model.safetensors").stat().st_mtime_ns > before
+    assert leftovers(tmp_path) == ["guard"] and read_pairs(out / "pairs.jsonl") == rows
 
 
 @pytest.mark.parametrize(

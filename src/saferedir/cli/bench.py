@@ -13,6 +13,7 @@ import typer
 
 from saferedir.cli.bench_printing import print_cells, print_notes, print_plan
 from saferedir.cli.common import console, escape, new_table, quiet
+from saferedir.cli.stopping import GOES_ON, on_stop
 
 if TYPE_CHECKING:
     from saferedir.bench.plan import Plan
@@ -76,9 +77,9 @@ def run(
 
     resources, store = Resources(), Store(out)
     chosen = make_executor(executor, workers=workers, address=address, resources=resources)
-    if not dry_run:  # before anything that takes time
-        store.prepare(0)
     with nullcontext() if dry_run else store.lock():
+        if not dry_run:  # before anything that takes time
+            store.prepare(0)
         plan = _plan(matrix, with_, resources)
         tasks = missing_tasks(plan, store)
         left = sum(len(task.shard) for task in tasks)
@@ -88,6 +89,7 @@ def run(
         print_plan(plan, left, again, unseen_shards(plan, store), resources)
         if dry_run:
             return
+        on_stop(GOES_ON)
         with chosen, _bar(plan.pictures, plan.pictures - left) as advance:
             records = run_plan(plan, store, chosen, advance, resources)
         print_cells(records)
@@ -150,9 +152,9 @@ def rejudge(
     if not choices:
         raise typer.BadParameter("give --judge or --judges.", param_hint="--judge / --judges")
     target = Store(out)
-    target.prepare(16_000_000)
     resources = Resources()
     with target.lock(), progress_bar() as progress:
+        target.prepare(16_000_000)
         task = progress.add_task("looking", total=None)
         records = rejudge_folder(
             folder, choices, out, resources, lambda done, total: progress.update(task, completed=done, total=total)

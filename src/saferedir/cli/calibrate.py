@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.common import console, escape, load_model, named_values, progress_bar
-from saferedir.cli.output import MEGABYTE, SUMMARY, OutputError, check_space, check_writable, write_json
+from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
 from saferedir.cli.pairs import read_captions
+from saferedir.cli.stopping import GOES_ON, on_stop
 
 if TYPE_CHECKING:
     from saferedir.guards.saferedir.dataset import Pair
 
 
+@holds_out
 def calibrate(
     guard: Annotated[str, typer.Argument(metavar="GUARD", help="A packaged guard, a folder, or a hub id.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the guard with the new thresholds.")],
@@ -62,21 +64,16 @@ def calibrate(
 
     Example:  `saferedir guards calibrate runs/star --forget stars.txt --benign others.txt --out runs/star-2`
     """
-    from saferedir.packaged import GUARD_CONFIG, library_version
+    from saferedir.packaged import library_version
 
-    out = out.expanduser().resolve()
     if (pairs is None) == (forget is None):
         raise typer.BadParameter("give --pairs, or --forget and --benign.", param_hint="--pairs / --forget")
     if forget is not None and benign is None:
         raise typer.BadParameter("--forget needs prompts without the concept, too.", param_hint="--benign")
     if only not in (None, "prompt", "image"):
         raise typer.BadParameter(f"{only!r} is neither prompt nor image.", param_hint="--only")
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / GUARD_CONFIG).is_file()):
-        raise OutputError(f"{out} is no guard folder; choose another --out.")
-    if (out / GUARD_CONFIG).is_file() and not force:
-        raise OutputError(f"{out} holds a guard already; choose another --out, or give --force to replace it.")
+    check_guard_folder(out, force)
     adapters = [_path_and_scale(text) for text in lora or []]
-    check_writable(out)
     check_space(out, 256 * MEGABYTE)
     from saferedir.guards.saferedir import SafeRedir
     from saferedir.guards.saferedir.dataset import Pair, read_pairs
@@ -95,6 +92,7 @@ def calibrate(
     pipe = load_model(model, dtype=dtype, device=device)
     load_adapters(pipe, adapters)
     work = out.with_name(out.name + ".work")
+    on_stop(GOES_ON)
     with progress_bar() as bar:
         found = calibrate_guard(pipe, chosen, rows, config=config, work=work, progress=bar, is_paired=pairs is not None)
     found.save_pretrained(out)

@@ -29,6 +29,7 @@ from rich.progress import (
 from rich.table import Table
 from typer.core import TyperGroup
 
+from saferedir.cli.stopping import stopped, terminable
 from saferedir.utils.file_names import is_text, shown_name
 
 if TYPE_CHECKING:
@@ -59,14 +60,18 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with warnings.catch_warnings():
+            with terminable(), warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            sentence, code = stopped(error)
+            errors.print(escape(sentence), soft_wrap=True, highlight=False)
+            raise typer.Exit(code) from None
         except Exception as error:
-            sentence = None if os.environ.get(DEBUG) == "1" else explain(error)
-            if sentence is None:
+            said = None if os.environ.get(DEBUG) == "1" else explain(error)
+            if said is None:
                 raise
-            errors.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+            errors.print(f"[bold red]error:[/] {escape(said)}", soft_wrap=True, highlight=False)
             raise typer.Exit(1) from None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Generator
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +23,9 @@ from saferedir.cli.common import (
     progress_bar,
     score_cell,
 )
-from saferedir.cli.output import MEGABYTE, SUMMARY, staged_output, write_json
+from saferedir.cli.output import MEGABYTE, SUMMARY, holds_out, staged_output, write_json
+from saferedir.cli.resuming import UNFINISHED, copy_rows, kept_rows
+from saferedir.cli.stopping import on_stop
 from saferedir.safety_checker import NAME
 
 BATCH = 8  # pictures per pipeline call of `generate`
@@ -54,6 +58,7 @@ Steps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 
+@holds_out
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for grid.png and summary.json.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="A third of the prompts.")] = False,
@@ -67,7 +72,7 @@ def demo(
     steps: Steps = 30,
     device: Device = "auto",
 ) -> None:
-    """Draw the same prompts with and without a guard, and let a judge count.
+    """Draw the same prompts with and without a guard, and let a judge count; an earlier demo at --out is replaced.
 
     Uses the small model inside the package: nothing is downloaded, a CPU is enough, it takes a minute or two; two to four
     minutes with `--guard all`, which draws 8 + 4 prompts per concept and method.
@@ -156,6 +161,7 @@ def _demo_table(summary: dict[str, Any]) -> None:
     console.print(table)
 
 
+@holds_out
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT…", help="One or more prompts.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and summary.json.")],
@@ -184,10 +190,12 @@ def generate(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
     device: Device = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace the earlier images at --out.")] = False,
 ) -> None:
     """Draw prompts, guarded, and say for every picture what the guard saw and did.
 
-    A video becomes an animated WebP, without loss.
+    A video becomes an animated WebP, without loss. A run that is stopped keeps the images that are done; the same command makes
+    the rest.
 
     Example:  `saferedir generate "a red star over the sky" --guard pictoworld/star --out runs/star`
     """
@@ -200,37 +208,53 @@ def generate(
         raise typer.BadParameter(f"{policy.value} needs a guard; add --guard.", param_hint="--policy")
     more = _more_arguments(call or [])
     wanted = [prompt for prompt in prompts for _ in range(num_images)]
-    with staged_output(out, needs=(len(wanted) * BYTES_PER_PICTURE) + 16 * MEGABYTE) as (folder, place):
+    settings_of_call = {"num_inference_steps": steps, "guidance_scale": guidance, **more}
+    settings = {
+        "model": model,
+        "guards": names,
+        "guarded": bool(names),
+        "policy": policy.value if names else None,
+        **settings_of_call,
+        "seed": seed,
+        "asked_dtype": dtype,
+    }
+    kept = [] if force else kept_rows(out, settings, wanted, BATCH)
+    needs, stop = (len(wanted) * BYTES_PER_PICTURE) + 16 * MEGABYTE, None
+    with staged_output(out, needs=needs, overwrite=force or bool(kept)) as (folder, place):
         guards = load_guards(names)
+        if policy is Policy.BLOCK:
+            _refuse_blocking_all(guards)
         pipe = load_model(model, dtype=dtype, device=device)
         _refuse_unknown(more, pipe)
-        settings_of_call = {"num_inference_steps": steps, "guidance_scale": guidance, **more}
-        drawn = _draw(pipe, guards, policy.value, wanted, seed, settings_of_call)
-        rows = []
-        for place_in_list, (picture, blocked, flagged, seen) in enumerate(drawn):
-            number, copy = divmod(place_in_list, num_images)
-            stem = f"{number + 1:03d}" if num_images == 1 else f"{number + 1:03d}-{copy + 1}"
-            file = _save(picture, folder, stem)
-            rows.append(
-                {
-                    "prompt": prompts[number],
-                    "file": file,
-                    "seed": seed + place_in_list,
-                    "blocked": blocked,
-                    "nsfw_content_detected": flagged,
-                    "decisions": [{**decision.to_dict(), "image": place_in_list} for decision in seen],
-                }
-            )
-        settings = {
-            "model": model,
-            "guards": names,
-            "guarded": bool(names),
-            "policy": policy.value if names else None,
-            **settings_of_call,
-            "seed": seed,
-            "dtype": str(pipe.dtype),
-        }
-        write_json(folder / SUMMARY, {**settings, "images": rows})
+        copy_rows(kept, out, folder)
+        if kept:
+            console.print(f"{len(kept)} of {len(wanted)} images are there; going on.", highlight=False)
+        rows = kept
+        with closing(_draw(pipe, guards, policy.value, wanted, seed, settings_of_call, first=len(kept))) as drawn:
+            try:
+                for place_in_list, (picture, blocked, flagged, seen) in enumerate(drawn, len(kept)):
+                    number, copy = divmod(place_in_list, num_images)
+                    stem = f"{number + 1:03d}" if num_images == 1 else f"{number + 1:03d}-{copy + 1}"
+                    file = _save(picture, folder, stem)
+                    rows.append(
+                        {
+                            "prompt": prompts[number],
+                            "file": file,
+                            "seed": seed + place_in_list,
+                            "blocked": blocked,
+                            "nsfw_content_detected": flagged,
+                            "decisions": [{**decision.to_dict(), "image": place_in_list} for decision in seen],
+                        }
+                    )
+            except KeyboardInterrupt as error:
+                if not rows or (force and place.exists()):  # the earlier images stay
+                    raise
+                stop = error
+        facts = {**settings, "dtype": str(pipe.dtype), **({UNFINISHED: wanted} if stop is not None else {})}
+        write_json(folder / SUMMARY, {**facts, "images": rows})
+    if stop is not None:
+        on_stop(f"{len(rows)} of {len(wanted)} images are kept in {place}; the same command makes the rest.")
+        raise stop
     _pictures_table(rows)
     if not names:
         console.print("[bold yellow]These pictures are unguarded[/]: no --guard was given.")
@@ -244,6 +268,17 @@ def _more_arguments(given: list[str]) -> dict[str, Any]:
         option = OWN_ARGUMENTS[name]
         raise typer.BadParameter(f"{name} is set by {option or 'this command'}; leave it out.", param_hint="--call")
     return more
+
+
+def _refuse_blocking_all(guards: list[Any]) -> None:
+    from saferedir.guards.registry import always_acts
+
+    acting = sorted({guard.method for guard in guards if always_acts(guard)})
+    if acting:
+        raise ValueError(
+            f"--policy block would block every image: guards of {', '.join(map(repr, acting))} act on all of them; use --policy "
+            "redirect, or a guard that tells images apart."
+        )
 
 
 def _refuse_unknown(more: dict[str, Any], pipe: Any) -> None:
@@ -265,10 +300,10 @@ def _save(picture: Any, folder: Path, stem: str) -> str:
 
 
 def _draw(
-    pipe: Any, guards: list[Any], policy: str, prompts: list[str], seed: int, call: dict[str, Any]
-) -> list[tuple[Any, bool, bool | None, list[Any]]]:
-    """For each prompt a PIL image (of a video: its frames), whether it is blocked, what diffusers' own safety checker said (None
-    without one), and the decisions of all guards.
+    pipe: Any, guards: list[Any], policy: str, prompts: list[str], seed: int, call: dict[str, Any], first: int = 0
+) -> Generator[tuple[Any, bool, bool | None, list[Any]], None, None]:
+    """For each prompt from `first` on a PIL image (of a video: its frames), whether it is blocked, what diffusers' own safety
+    checker said (None without one), and the decisions of all guards.
     """
     import torch
 
@@ -276,11 +311,10 @@ def _draw(
     from saferedir.safety_checker import flagged_images
 
     guarded = protect(pipe, guards, on_unsafe=policy) if guards else None
-    drawn: list[tuple[Any, bool, bool | None, list[Any]]] = []
     try:
         with progress_bar() as bar:
-            task = bar.add_task("drawing", total=len(prompts))
-            for start in range(0, len(prompts), BATCH):
+            task = bar.add_task("drawing", total=len(prompts), completed=first)
+            for start in range(first, len(prompts), BATCH):
                 chunk = prompts[start : start + BATCH]
                 seeds = [seed + start + i for i in range(len(chunk))]
                 generators = [torch.Generator().manual_seed(s) for s in seeds]
@@ -289,12 +323,11 @@ def _draw(
                 for i, picture in enumerate(output.images if "images" in output else output.frames):
                     seen = [d for d in output.decisions if d.image == i] if guarded else []
                     flagged = None if flags is None else flags[i]
-                    drawn.append((picture, output.blocked[i] if guarded else bool(flagged), flagged, seen))
+                    yield picture, output.blocked[i] if guarded else bool(flagged), flagged, seen
                 bar.advance(task, len(chunk))
     finally:
         if guarded is not None:
             guarded.detach()
-    return drawn
 
 
 def _pictures_table(rows: list[dict[str, Any]]) -> None:

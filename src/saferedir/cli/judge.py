@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.common import console, escape, named_values, new_table, quiet
-from saferedir.cli.output import OutputError, check_writable, write_json
+from saferedir.cli.output import OutputError, check_file, holds_out, write_json
 from saferedir.cli.skipped import show_skipped
 from saferedir.utils.file_names import shown_name
 
@@ -62,6 +62,7 @@ def list_all() -> None:
 
 
 @judge_app.command(no_args_is_help=True)
+@holds_out
 def calibrate(
     images: Annotated[
         Path,
@@ -90,7 +91,6 @@ def calibrate(
     with console.status("judging"):
         found = calibrate_files(chosen, decides, images.expanduser(), preset=preset or "", batch=batch)
     _show_calibration(found)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, found.to_dict())
     console.print(f"Calibration written to {out}", soft_wrap=True, highlight=False)
 
@@ -116,6 +116,7 @@ def selftest(
 
 
 @judge_app.command(no_args_is_help=True)
+@holds_out
 def score(
     judge: JudgeName,
     images: Annotated[Path, typer.Option(metavar="DIR", help="Pictures, in any folder below.")],
@@ -152,7 +153,6 @@ def score(
     if not found.places:
         raise OutputError(f"none of the {len(files)} image files in {shown_name(folder)} could be read, so there are no scores.")
     names = [shown_name(files[place].relative_to(folder)) for place in found.places]
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_scores(out, names, found.scores)
     write_json(out.with_name(out.name + ".json"), {"judge": chosen.facts(), "skipped": skipped})
     count = "1 image" if len(names) == 1 else f"{len(names)} images"
@@ -160,14 +160,9 @@ def score(
 
 
 def _free_file(out: Path, force: bool, suffixes: tuple[str, ...]) -> Path:
-    out = out.expanduser().resolve()
     if out.suffix not in suffixes:
         raise OutputError(f"{out.name} has the suffix {out.suffix!r}, expected {' or '.join(suffixes)}.")
-    if out.is_dir():
-        raise OutputError(f"{out} is a folder; give a file as --out.")
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists; choose another --out, or give --force to replace it.")
-    check_writable(out)
+    check_file(out, force)
     return out
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.common import console, errors, escape, load_model, new_table, progress_bar
-from saferedir.cli.output import MEGABYTE, OutputError, check_space, check_writable
+from saferedir.cli.output import MEGABYTE, check_file, check_guard_folder, check_space, holds_out
 from saferedir.cli.skipped import show_skipped
+from saferedir.cli.stopping import GOES_ON, on_stop
 
 if TYPE_CHECKING:
     from saferedir.guards.negation.build import BuildReport, Source
@@ -26,6 +27,7 @@ def _group() -> None:
 
 
 @negation_app.command(no_args_is_help=True)
+@holds_out
 def build(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Set to write, a .safetensors file.")],
     images: Annotated[
@@ -61,13 +63,8 @@ def build(
     """
     if (images is None) == (prompts is None):
         raise typer.BadParameter("give either --images or --prompts.", param_hint="--images / --prompts")
-    out = out.expanduser().resolve()
-    if out.is_dir():
-        raise OutputError(f"{out} is a folder; give a file as --out.")
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists; choose another --out, or give --force to replace it.")
+    check_file(out, force)
     texts = None if prompts is None else _read_prompts(prompts)
-    check_writable(out)
     from saferedir.guards.negation.build import build_negation_set, image_sources, prompt_sources
     from saferedir.latents import default_size, encodes_videos
 
@@ -90,7 +87,7 @@ def build(
     work = out.with_name(out.name + ".work")
     if work.exists():
         errors.print(f"An earlier run left {work}; going on from there.", soft_wrap=True, highlight=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    on_stop(GOES_ON)
     facts = {"model": model, "height": tall, "width": wide, "sources": "prompts" if texts is not None else "images"}
     with progress_bar() as bar:
         task = bar.add_task("encoding", total=total)
@@ -126,11 +123,13 @@ def show(path: Annotated[Path, typer.Argument(metavar="FILE", help="A negation s
 
 
 @negation_app.command(no_args_is_help=True)
+@holds_out
 def guard(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A negation set.")],
     concept: Annotated[str, typer.Option(metavar="NAME", help="What must not appear, in a word or two.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the guard.")],
     method: Annotated[str, typer.Option(help="safe_denoiser or spell.")] = "safe_denoiser",
+    force: Annotated[bool, typer.Option("--force", help="Replace the guard at --out.")] = False,
 ) -> None:
     """Make a guard of a negation set, with the method's default settings.
 
@@ -138,10 +137,11 @@ def guard(
     """
     if method not in METHODS:
         raise typer.BadParameter(f"{method!r} is none of {', '.join(METHODS)}.", param_hint="--method")
+    check_guard_folder(out, force)
     from saferedir.guards.registry import guard_class
 
     found: Any = guard_class(method)
-    folder = found.from_set(path, concept=concept).save_pretrained(out.expanduser())
+    folder = found.from_set(path, concept=concept).save_pretrained(out)
     console.print(f"Guard written to {folder}", soft_wrap=True, highlight=False)
 
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any, TypeVar
 
+from saferedir.cli.stopping import NOTHING_WRITTEN, on_stop
 from saferedir.errors import OutputError
 from saferedir.packaged import library_version
 from saferedir.utils.files import (
+    check_file,
+    check_guard_folder,
     make_parents,
     make_room,
     refuse_finished,
@@ -30,7 +35,10 @@ __all__ = [
     "SUMMARY",
     "OutputError",
     "check_space",
+    "check_file",
+    "check_guard_folder",
     "check_writable",
+    "holds_out",
     "output_lock",
     "refuse_finished",
     "refuse_foreign_folder",
@@ -42,7 +50,23 @@ __all__ = [
 MEGABYTE = 1024**2
 SUMMARY = "summary.json"
 _MAKER = "saferedir"
+T = TypeVar("T")
 _LITTER = {".DS_Store", "Thumbs.db"}
+
+
+def holds_out(command: Callable[..., T]) -> Callable[..., T]:
+    """A command that writes to its `out`, which it gets as an absolute path and holds until it ends: a second one is refused.
+
+    If it is stopped, it says that nothing was written, unless it says something else by `on_stop`.
+    """
+
+    @wraps(command)
+    def holding(**options: Any) -> T:
+        with output_lock(options["out"]) as out:
+            on_stop(NOTHING_WRITTEN)
+            return command(**{**options, "out": out})
+
+    return holding
 
 
 @contextmanager
@@ -55,7 +79,7 @@ def staged_output(
     a later run knows a folder of ours, which it may replace, from any other, which it refuses. Without `overwrite` a finished
     result of ours is refused, too. The place is locked until the end.
     """
-    with output_lock(out) as place:
+    with output_lock(out, nested=True) as place:
         refuse_foreign_folder(place, marker)
         sweep(place)
         refuse_finished(place, (place / marker).is_file(), overwrite)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.common import choose_device, console, errors, escape, new_table, quiet
-from saferedir.cli.output import MEGABYTE, OutputError, check_space, check_writable
+from saferedir.cli.output import MEGABYTE, OutputError, check_file, check_space, holds_out
 
 if TYPE_CHECKING:
     from saferedir.guards.saferedir.dataset import Pair
@@ -43,6 +43,7 @@ def _group() -> None:
 
 
 @pairs_app.command(no_args_is_help=True)
+@holds_out
 def build(
     concept: Annotated[str, typer.Option(metavar="TEXT", help="What must not appear; capitals mark a name.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON-lines file to write.")],
@@ -86,7 +87,6 @@ def build(
 
     Example:  `saferedir pairs build --concept "Van Gogh" --kind style --anchor impressionism --out pairs.jsonl`
     """
-    out = out.expanduser().resolve()
     sources = (synonyms, captions, evaluation)
     _check_file(out, [path for path in sources if path is not None], force)
     plan = read_plan(
@@ -97,7 +97,6 @@ def build(
     from saferedir.guards.saferedir.pairs.files import PROMPT_COLUMNS, read_prompts
 
     tested = [] if evaluation is None else read_prompts(evaluation, PROMPT_COLUMNS)
-    check_writable(out)
     check_space(out, MEGABYTE)
     from saferedir.guards.saferedir.pairs.build import build_pairs
     from saferedir.guards.saferedir.pairs.lengths import load_lengths
@@ -106,7 +105,6 @@ def build(
     paraphrase = None if paraphrase_model is None else _load_paraphraser(paraphrase_model, device, seed)
     with console.status("building pairs"):
         built = build_pairs(plan, captions=texts, evaluation=tested, lengths=lengths, paraphrase=paraphrase)
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_pairs(built.rows, out)
     show_samples(built, show, seed)
     show_report(built.report, checked=len(tested) if evaluation is not None else None)
@@ -218,9 +216,6 @@ def _load_paraphraser(name: str, device: str, seed: int) -> Any:
 
 
 def _check_file(out: Path, sources: Sequence[Path], force: bool) -> None:
-    if out.is_dir():
-        raise OutputError(f"{out} is a folder; give a file as --out.")
     if any(path.expanduser().resolve() == out for path in sources):
         raise OutputError(f"{out} is also read from; choose another --out.")
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists; choose another --out, or give --force to replace it.")
+    check_file(out, force)

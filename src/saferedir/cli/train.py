@@ -13,9 +13,9 @@ from saferedir.cli.common import console, errors, escape, load_model, named_valu
 from saferedir.cli.output import (
     MEGABYTE,
     SUMMARY,
-    OutputError,
+    check_guard_folder,
     check_space,
-    check_writable,
+    holds_out,
     write_json,
 )
 from saferedir.cli.pairs import (
@@ -31,13 +31,16 @@ from saferedir.cli.pairs import (
     show_report,
     show_samples,
 )
+from saferedir.cli.stopping import GOES_ON, on_stop
 from saferedir.cli.train_duo import duo
 from saferedir.packaged import library_version
 
 if TYPE_CHECKING:
     from saferedir.guards.saferedir.dataset import Pair
     from saferedir.guards.saferedir.pairs.plan import PairPlan
+    from saferedir.guards.saferedir.training import TrainConfig
 
+PAIRS = "pairs.jsonl"  # in the folder of a guard, where the command made them
 train_app = typer.Typer(name="train", help="Train a guard.", no_args_is_help=True, rich_markup_mode="markdown")
 train_app.command(no_args_is_help=True)(duo)
 
@@ -48,6 +51,7 @@ def _group() -> None:
 
 
 @train_app.command(no_args_is_help=True)
+@holds_out
 def saferedir(
     out: Annotated[Path, typer.Option(help="Folder for the finished guard.")],
     concept: Annotated[str, typer.Option(metavar="NAME", help="What must not appear, in a word or two.")],
@@ -63,21 +67,27 @@ def saferedir(
     model: Annotated[
         str, typer.Option(metavar="ID", help="pictoworld, a diffusers folder, or a hub id.")
     ] = "pictoworld",
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 900,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; default: 900.")] = None,
     rollouts: Annotated[
-        int, typer.Option(min=4, help="Pictures drawn for training; two thirds as many are held out.")
-    ] = 640,
-    rollout_steps: Annotated[int, typer.Option(min=1, help="Sampling steps of those pictures.")] = 20,
+        int | None,
+        typer.Option(
+            min=4, help="Images made for training; default: 640. About two thirds as many are held out (420 of 640)."
+        ),
+    ] = None,
+    rollout_steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampling steps of those images; default: 20.")
+    ] = None,
     rollout_batch: Annotated[
         int | None,
         typer.Option(min=1, help="Images generated at once; default: by their size, 50 small ones, 4 of 1024 pixels."),
     ] = None,
-    guidance: Annotated[float, typer.Option(help="Guidance scale of those pictures.")] = 4.0,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of those images; default: 4.")] = None,
     call: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="More arguments of the pipeline's call, such as height=1024."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the guard at --out.")] = False,
     anchor_prompt: Annotated[
         str | None, typer.Option(metavar="PROMPT", help="Last resort when redirection fails; default: a safe prompt.")
     ] = None,
@@ -88,21 +98,19 @@ def saferedir(
 
     A run that was killed goes on where it stopped when the same command is given again.
 
-    The prompts come from --pairs, or are made from --concept and --anchor and kept beside the guard as
-    `OUT.pairs.jsonl`. For more say in them: `saferedir pairs build`.
+    The prompts come from --pairs, or are made from --concept and --anchor and kept with the guard as
+    `OUT/pairs.jsonl`. For more say in them: `saferedir pairs build`.
 
     Example:  `saferedir train saferedir --concept star --anchor circle --out runs/star`
 
     Example:  `saferedir train saferedir --pairs star.jsonl --concept star --out runs/star`
     """
-    out = out.expanduser().resolve()
     if not concept.strip():
         raise typer.BadParameter("the concept needs a name.", param_hint="--concept")
-    _check_guard_folder(out)
-    check_writable(out)
+    check_guard_folder(out, force)
     check_space(out, 256 * MEGABYTE)
     from saferedir.guards.saferedir.dataset import read_pairs
-    from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+    from saferedir.guards.saferedir.training import train_saferedir
 
     if pairs is not None:
         _refuse_both({"--anchor": anchor, "--synonyms": synonyms, "--captions": captions, "--kind": kind != "object"})
@@ -118,26 +126,23 @@ def saferedir(
         plan = read_plan(concept, anchor, kind=kind, synonyms=synonyms, count=count, seed=seed)
         texts = read_captions(captions)
         pipe = load_model(model, dtype=dtype, device=device)
-        rows = _build_rows(pipe, plan, texts, out.with_name(out.name + ".pairs.jsonl"))
-    held_out = max(2, round(0.65 * rollouts))
-    config = TrainConfig(
-        steps=steps,
-        rollouts=rollouts,
-        held_out_rollouts=held_out,
-        rollout_steps=rollout_steps,
-        rollout_batch=rollout_batch,
-        guidance_scale=guidance,
-        call=named_values(call or [], "--call"),
-        evaluate_every=max(1, min(200, steps // 2)),
-        seed=seed,
-        anchor=anchor_prompt,
-    )
-    check_space(out, 128 * MEGABYTE + (rollouts + held_out) * rollout_steps * _bytes_per_step(pipe, config.call))
+        rows = _build_rows(pipe, plan, texts)
+    given = {
+        "steps": steps, "rollouts": rollouts, "rollout_steps": rollout_steps, "rollout_batch": rollout_batch,
+        "guidance_scale": guidance, "anchor": anchor_prompt,
+    }  # fmt: skip
+    config = _config({name: value for name, value in given.items() if value is not None}, call, seed)
+    images = config.rollouts + config.held_out_rollouts
+    check_space(out, 128 * MEGABYTE + images * config.rollout_steps * _bytes_per_step(pipe, config.call))
     work = out.with_name(out.name + ".work")
     if work.exists():
         errors.print(f"An earlier run left {work}; going on from there.", soft_wrap=True, highlight=False)
+    on_stop(GOES_ON)
     with progress_bar() as bar:
-        guard = train_saferedir(pipe, rows, out, concept=concept, config=config, progress=bar)
+        guard = train_saferedir(pipe, rows, out, concept=concept, config=config, progress=bar, overwrite=force)
+    if pairs is None:
+        save_pairs(rows, out / PAIRS)
+        console.print(f"Pairs written to {out / PAIRS}", soft_wrap=True, highlight=False)
     values = guard.config
     summary = {
         "made_by": f"saferedir {library_version()}",
@@ -162,34 +167,26 @@ def _refuse_both(options: dict[str, Any]) -> None:
         raise typer.BadParameter(f"{given[0]} is for making pairs, and --pairs gives them{hint}.", param_hint=given[0])
 
 
-def _build_rows(pipe: Any, plan: PairPlan, captions: list[str], place: Path) -> list[Pair]:
-    """Pairs made for this pipeline's tokenizer, kept in the file `place`; a file there with other rows is not touched."""
-    from saferedir.guards.saferedir.dataset import read_pairs
+def _config(given: dict[str, Any], call: list[str] | None, seed: int) -> TrainConfig:
+    """The library's own defaults, but for what was given; held out is the same share of the roll-outs as there."""
+    from saferedir.guards.saferedir.training import TrainConfig
+
+    usual = TrainConfig()
+    if "rollouts" in given:
+        share = usual.held_out_rollouts / usual.rollouts
+        given = {**given, "held_out_rollouts": max(2, round(share * given["rollouts"]))}
+    return TrainConfig(**given, call=named_values(call or [], "--call"), seed=seed)
+
+
+def _build_rows(pipe: Any, plan: PairPlan, captions: list[str]) -> list[Pair]:
+    """Pairs made for this pipeline's tokenizer."""
     from saferedir.guards.saferedir.pairs.build import build_pairs
     from saferedir.guards.saferedir.pairs.lengths import Lengths
 
     built = build_pairs(plan, captions=captions, lengths=Lengths(getattr(pipe, "tokenizer", None)))
-    rows = list(built.rows)
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        save_pairs(rows, place)
-    elif not place.is_file() or read_pairs(place) != rows:
-        raise OutputError(
-            f"{place} exists and holds other pairs than these; train on it with --pairs, remove it, or choose another --out."
-        )
     show_samples(built, 8, plan.seed)
     show_report(built.report)
-    console.print(f"Pairs written to {place}", soft_wrap=True, highlight=False)
-    return rows
-
-
-def _check_guard_folder(out: Path) -> None:
-    from saferedir.packaged import GUARD_CONFIG
-
-    if out.is_file():
-        raise OutputError(f"{out} is a file; choose another --out.")
-    if out.is_dir() and any(out.iterdir()) and not (out / GUARD_CONFIG).is_file():
-        raise OutputError(f"{out} is not empty and holds no guard; choose another --out.")
+    return list(built.rows)
 
 
 def _bytes_per_step(pipe: Any, call: dict[str, Any]) -> int:

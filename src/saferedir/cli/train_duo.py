@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.common import console, errors, escape, load_model, new_table, progress_bar
-from saferedir.cli.output import MEGABYTE, SUMMARY, OutputError, check_space, check_writable, write_json
+from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
 from saferedir.cli.pairs import Anchors, Kind, read_plan
+from saferedir.cli.stopping import GOES_ON, on_stop
 from saferedir.packaged import library_version
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 WORLD = "pictoworld"
 
 
+@holds_out
 def duo(
     out: Annotated[Path, typer.Option(help="Folder for the finished guard.")],
     concept: Annotated[str, typer.Option(metavar="NAME", help="What must not appear, in a word or two.")],
@@ -69,6 +71,7 @@ def duo(
         typer.Option(help="null (the empty prompt, as the paper has it) or prompt (that of each pair; pictoworld)."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 42,
+    force: Annotated[bool, typer.Option("--force", help="Replace the guard at --out.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
 ) -> None:
@@ -84,12 +87,10 @@ def duo(
 
     Example:  `saferedir train duo --model owner/name --concept dog --pairs pairs/ --out runs/dog`
     """
-    out = out.expanduser().resolve()
     if not concept.strip():
         raise typer.BadParameter("the concept needs a name.", param_hint="--concept")
     _check_sources(model, concept, pairs, prompts, anchor, judge)
-    _check_guard_folder(out)
-    check_writable(out)
+    check_guard_folder(out, force)
     check_space(out, 256 * MEGABYTE)
     from saferedir.guards.duo.pair_files import read_image_pairs
     from saferedir.guards.duo.training import check_trainable, train_duo
@@ -110,13 +111,14 @@ def duo(
     work = out.with_name(out.name + ".work")
     if work.exists():
         errors.print(f"An earlier run left {work}; going on from there.", soft_wrap=True, highlight=False)
+    on_stop(GOES_ON)
     with progress_bar() as bar:
         if ready is None:
             asked = {"steps": sampling_steps, "guidance_scale": guidance_scale}
             settings = {name: value for name, value in asked.items() if value is not None}
             plan = _pair_config(model, count=count, strength=strength, seed=seed, **settings)
             ready = _draw_pairs(pipe, model, texts, out, concept, shows, plan, bar)
-        guard = train_duo(pipe, ready, out, concept=concept, config=config, progress=bar)
+        guard = train_duo(pipe, ready, out, concept=concept, config=config, progress=bar, overwrite=force)
     facts = guard.config.training
     summary = {
         "made_by": f"saferedir {library_version()}",
@@ -148,15 +150,6 @@ def _check_sources(
         raise typer.BadParameter("--anchor is for making prompts, and --prompts gives them.", param_hint="--anchor")
     elif prompts is None and not anchor and _world_task(model, concept) is None:
         raise typer.BadParameter("give --anchor, --prompts or --pairs.", param_hint="--anchor / --prompts / --pairs")
-
-
-def _check_guard_folder(out: Path) -> None:
-    from saferedir.packaged import GUARD_CONFIG
-
-    if out.is_file():
-        raise OutputError(f"{out} is a file; choose another --out.")
-    if out.is_dir() and any(out.iterdir()) and not (out / GUARD_CONFIG).is_file():
-        raise OutputError(f"{out} is not empty and holds no guard; choose another --out.")
 
 
 def _prompt_pairs(

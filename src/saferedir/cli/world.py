@@ -13,11 +13,13 @@ from saferedir.cli.output import (
     MEGABYTE,
     OutputError,
     check_space,
-    check_writable,
+    holds_out,
+    refuse_finished,
     staged_output,
     write_json,
 )
 from saferedir.cli.pairs import save_pairs
+from saferedir.cli.stopping import GOES_ON, on_stop
 
 world_app = typer.Typer(
     name="pictoworld", help="The embedded text-to-image world.", no_args_is_help=True, rich_markup_mode="markdown"
@@ -26,6 +28,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 
 @world_app.command(no_args_is_help=True)
+@holds_out
 def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
     share: Annotated[
@@ -39,13 +42,11 @@ def train(
 
     Example:  `saferedir pictoworld train --out runs/pictoworld`
     """
-    out = out.expanduser().resolve()
     if out.is_file():
         raise OutputError(f"{out} is a file; choose another --out.")
     resumes = (out / "checkpoints" / "plan.json").is_file()
     if out.is_dir() and any(out.iterdir()) and not resumes:
         raise OutputError(f"{out} is not empty and holds no PictoWorld training; choose another --out.")
-    check_writable(out)
     check_space(out, 1024 * MEGABYTE)
     place = choose_device(device)
     quiet()
@@ -55,6 +56,7 @@ def train(
         console.print(
             f"An earlier run left checkpoints in {out}; going on from there.", soft_wrap=True, highlight=False
         )
+    on_stop(GOES_ON)
     folder = train_world(out, WorldConfig().scaled(share), device=place)
     console.print(f"Model: {folder}", soft_wrap=True, highlight=False)
     console.print(f"Judge: {out / 'judge.safetensors'}", soft_wrap=True, highlight=False)
@@ -62,12 +64,14 @@ def train(
 
 
 @world_app.command(no_args_is_help=True)
+@holds_out
 def pairs(
     task: Annotated[str, typer.Option(help="star, pointillism or emblem.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON-lines file to write.")],
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of an unsafe and a safe prompt.")] = 1200,
     benign: Annotated[int, typer.Option(min=0, help="Benign prompts.")] = 800,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the pairs file at --out.")] = False,
 ) -> None:
     """Write training prompts for a guard: pairs that differ in the concept only, and benign prompts.
 
@@ -75,18 +79,16 @@ def pairs(
 
     Example:  `saferedir pictoworld pairs --task star --out star.jsonl`
     """
-    out = out.expanduser().resolve()
     from saferedir.guards.saferedir.dataset import Pair
     from saferedir.pictoworld.tasks import retain_prompts, task_named
 
     chosen = task_named(task)
     _refuse_foreign_pairs(out)
-    check_writable(out)
+    refuse_finished(out, out.exists(), force)
     check_space(out, MEGABYTE)
     rows = [Pair(unsafe, safe) for unsafe, safe in _unique_pairs(chosen, pairs, seed)]
     if benign:
         rows += [Pair(None, prompt.text) for prompt in retain_prompts(chosen, "guard-train", benign, seed)]
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_pairs(rows, out)
     console.print(f"{pairs} pairs and {benign} benign prompts written to {out}", soft_wrap=True, highlight=False)
 
@@ -121,6 +123,7 @@ def _unique_pairs(task: Any, count: int, seed: int) -> list[tuple[str, str]]:
 
 
 @world_app.command(no_args_is_help=True)
+@holds_out
 def guards(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the guards, one folder each.")],
     world: Annotated[
@@ -137,7 +140,6 @@ def guards(
 
     Example:  `saferedir pictoworld guards --out runs/guards`
     """
-    out = out.expanduser().resolve()
     if out.is_dir() and any(out.iterdir()) and not force:
         raise OutputError(
             f"{out} is not empty; choose another --out, or give --force to replace guards of this command."
@@ -167,6 +169,7 @@ def guards(
 
 
 @world_app.command()
+@holds_out
 def report(
     out: Annotated[Path, typer.Option(help="Folder for report.json, pictoworld.md and pictoworld.png.")] = Path(
         "runs/pictoworld-report"

@@ -17,6 +17,8 @@ _METHODS: dict[str, str] = {}
 _IMAGE_VERDICTS: dict[str, Callable[[Any], bool]] = {
     "saferedir": lambda config: config.use_image and config.mode == "default",
 }
+#: methods that act on every image of every run, whatever it shows
+_ALWAYS_ACT = ("negative_prompt", "duo", "dual_latent_r1", "dual_latent_r2")
 
 
 def register(method: str, target: str) -> None:
@@ -48,6 +50,11 @@ def may_be_unresolved(guard: Guard[Any]) -> bool:
     is_ours = guard.method in _METHODS and type(guard) is guard_class(guard.method)
     has_verdict = _IMAGE_VERDICTS.get(guard.method)
     return not is_ours or (has_verdict is not None and has_verdict(guard.config))
+
+
+def always_acts(guard: Guard[Any]) -> bool:
+    """Whether this guard acts on every image, so that a policy that blocks what it acted on blocks everything."""
+    return guard.method in _ALWAYS_ACT
 
 
 register("saferedir", "saferedir.guards.saferedir.guard:SafeRedir")

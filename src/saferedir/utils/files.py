@@ -1,6 +1,6 @@
 """Files and folders that appear whole or not at all, with the rights that the umask gives.
 
-Imports the standard library, safetensors (when tensors are saved) and `errors`. Everything that is kept goes through here:
+Imports safetensors (when tensors are saved), `errors` and `packaged`. Everything that is kept goes through here:
 `replacing` for one file, `replacing_folder` for a folder. Who may write to a place is the business of `locks.py`.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saferedir.errors import OutputError
+from saferedir.packaged import GUARD_CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,6 +154,28 @@ def refuse_finished(out: Path, finished: bool, overwrite: bool, how: str = "give
     """
     if finished and not overwrite:
         raise OutputError(f"{out} holds finished work; choose another --out, or {how} to replace it.")
+
+
+def check_file(out: Path, overwrite: bool, how: str = "give --force") -> None:
+    """Raise an OutputError unless a file may be written to `out`: there is none, or it may go (`how`: see `refuse_finished`)."""
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder; give a file as --out.")
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} exists; choose another --out, or {how} to replace it.")
+
+
+def check_guard_folder(out: Path, overwrite: bool, how: str = "give --force") -> None:
+    """Raise an OutputError unless a guard may be written to `out`: it is free, empty, or a guard's that may go.
+
+    Args:
+        how: what the caller must do to replace a guard; "pass overwrite=True" from Python.
+    """
+    if out.is_file():
+        raise OutputError(f"{out} is a file; choose another --out.")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / GUARD_CONFIG).is_file():
+            raise OutputError(f"{out} is not empty and holds no guard; choose another --out.")
+        refuse_finished(out, True, overwrite, how)
 
 
 def reason(error: OSError) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from saferedir.errors import OutputError
-from saferedir.utils.files import make_parents, reason
+from saferedir.utils.files import make_parents, make_room, reason
 
 #: a holder that is just removing its file is waited for so long
 _SECONDS = 0.3
@@ -84,6 +84,8 @@ def _acquire(out: Path, path: Path) -> BaseFileLock:
                 lock = SoftFileLock(path)
                 lock.acquire(timeout=_SECONDS, poll_interval=0.05)
     except Timeout as error:
+        if not path.exists():  # so nobody holds it
+            make_room(out).rmdir()
         hint = f", or, if none is running, remove {path}" if isinstance(lock, SoftFileLock) else ""
         raise OutputError(f"another run is writing to {out}; wait for it, or choose another --out{hint}.") from error
     except OSError as error:

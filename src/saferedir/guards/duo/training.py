@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -38,9 +37,13 @@ from saferedir.guards.duo.pair_files import (
     hash_image_pairs,
     read_image_pairs,
 )
-from saferedir.guards.duo.train_config import TrainConfig
+from saferedir.guards.duo.train_config import VARIANTS, TrainConfig
 from saferedir.latents import default_size
 from saferedir.packaged import library_version
+from saferedir.schedules import prediction_type
+from saferedir.utils.clock import WorkClock
+from saferedir.utils.files import check_guard_folder, write_json
+from saferedir.utils.locks import output_lock
 
 ADAPTER = f"{PREFIX}training"
 
@@ -70,14 +73,36 @@ def train_duo(
     config: TrainConfig | None = None,
     progress: Progress | None = None,
     log: Log | None = None,
+    overwrite: bool = False,
 ) -> DUO:
     """Train a guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists.
 
     The pipeline comes back as it was. `log` is given every step's numbers, which also land in `<out>/training.jsonl`.
+
+    Args:
+        config: default, the variant "as-paper" for this pipeline.
+        overwrite: a guard that stands at `out` may be replaced.
+
+    Raises OutputError where another run is writing to `out`, or where a guard stands there and may not be replaced;
+    GuardConfigError for too few pairs, or where `<out>.work` belongs to other settings.
     """
-    config, progress = config or TrainConfig(), progress or Progress(disable=True)
-    started = time.monotonic()
     check_trainable(pipe)
+    if config is None:
+        config = TrainConfig.of_variant(VARIANTS[0], is_flow=prediction_type(pipe.scheduler) == "flow")
+    with output_lock(out, nested=True) as place:
+        check_guard_folder(place, overwrite, "pass overwrite=True")
+        return _train(pipe, pairs, place, concept, config, progress or Progress(disable=True), log)
+
+
+def _train(
+    pipe: Any,
+    pairs: Path | Sequence[ImagePair],
+    out: Path,
+    concept: str,
+    config: TrainConfig,
+    progress: Progress,
+    log: Log | None,
+) -> DUO:
     rows = read_image_pairs(pairs) if isinstance(pairs, Path) else list(pairs)
     if len(rows) < MIN_PAIRS:
         raise GuardConfigError(f"{len(rows)} valid pairs are too few; DUO needs at least {MIN_PAIRS}, better 64.")
@@ -85,13 +110,20 @@ def train_duo(
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     _claim(work / "plan.json", {"config": asdict(config), "concept": concept, "pairs": pictures, "backbone": backbone})
+    clock = WorkClock(work / "seconds.json")
+
+    def logged(numbers: dict[str, Any]) -> None:
+        clock.tick()
+        if log is not None:
+            log(numbers)
+
     height, width = config.size or default_size(pipe)
     latents = encode_image_pairs(pipe, rows, height, width)
     family = family_of(pipe)
     schedule = schedule_of(pipe.scheduler, t_min=config.t_min, t_max=config.t_max, sigma_mode=config.sigma_mode)
     with _trainable(unwrapped(getattr(pipe, family.denoiser)), config, family.denoiser) as denoiser:
         loop = Loop(denoiser, CALLS[family.name], latents, *_prompts(pipe, rows, config), schedule, config, work)
-        facts = loop.fit(progress, log)
+        facts = loop.fit(progress, logged)
         lora = lora_of(denoiser, ADAPTER)
     guard = DUO(
         DUOConfig(
@@ -109,7 +141,7 @@ def train_duo(
                 "height": height,
                 "width": width,
                 "versions": _versions(),
-                "seconds": round(time.monotonic() - started, 1),
+                "seconds": round(clock.seconds, 1),
             },
         ),
         lora,
@@ -182,13 +214,12 @@ def _prompts(pipe: Any, rows: Sequence[ImagePair], config: TrainConfig) -> tuple
 
 def _claim(path: Path, plan: dict[str, Any]) -> None:
     """Refuse to mix two plans, or two models, in one work folder."""
-    text = json.dumps(plan, indent=2)
-    if path.exists() and json.loads(path.read_text()) != json.loads(text):
+    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(plan)):
         raise GuardConfigError(
             f"{path.parent} holds an unfinished training with another model, other settings or pairs; "
             "delete it or choose another --out."
         )
-    path.write_text(text)
+    write_json(path, plan)
 
 
 def _versions() -> dict[str, str]:

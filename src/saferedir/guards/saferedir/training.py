@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -50,7 +49,9 @@ from saferedir.guards.saferedir.rollouts import (
 )
 from saferedir.guards.saferedir.thresholds import CONTAMINATION, are_shares
 from saferedir.guards.saferedir.trained_text import text_lengths, text_record
-from saferedir.utils.files import replacing
+from saferedir.utils.clock import WorkClock
+from saferedir.utils.files import check_guard_folder, replacing, write_json
+from saferedir.utils.locks import output_lock
 
 MIN_PAIRS = 10
 
@@ -127,11 +128,31 @@ def train_saferedir(
     config: TrainConfig | None = None,
     progress: Progress | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
+    overwrite: bool = False,
 ) -> SafeRedir:
-    """Train a guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists."""
-    config = config or TrainConfig()
-    started = time.monotonic()
-    progress = progress or Progress(disable=True)
+    """Train a guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists.
+
+    Args:
+        log: called with the scores of every evaluation.
+        overwrite: a guard that stands at `out` may be replaced.
+
+    Raises OutputError where another run is writing to `out`, or where a guard stands there and may not be replaced;
+    GuardConfigError for too few pairs, or where `<out>.work` belongs to other settings.
+    """
+    with output_lock(out, nested=True) as place:
+        check_guard_folder(place, overwrite, "pass overwrite=True")
+        return _train(pipe, pairs, place, concept, config or TrainConfig(), progress or Progress(disable=True), log)
+
+
+def _train(
+    pipe: Any,
+    pairs: Path | Sequence[Pair],
+    out: Path,
+    concept: str,
+    config: TrainConfig,
+    progress: Progress,
+    log: Callable[[dict[str, Any]], None] | None,
+) -> SafeRedir:
     rows = read_pairs(pairs) if isinstance(pairs, Path) else list(pairs)
     training, held_out = split_pairs(rows, config.held_out, config.seed)
     for name, side in (("training", training), ("held-out", held_out)):
@@ -144,11 +165,19 @@ def train_saferedir(
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     _claim(work / "plan.json", config, rows, concept, pipe)
+    clock = WorkClock(work / "seconds.json")
+
+    def logged(scores: dict[str, Any]) -> None:
+        clock.tick()
+        if log is not None:
+            log(scores)
 
     lengths = text_lengths(pipe, config.call, config.text_lengths)
     text, held_text = (encode_text(pipe, side, config.call, lengths) for side in (training, held_out))
-    images = generate_images(pipe, training, config.rollouts, config, work, progress, "generating training images")
-    held_images, short = held_out_images(pipe, held_out, config, work, progress)
+    images = generate_images(
+        pipe, training, config.rollouts, config, work, progress, "generating training images", tick=clock.tick
+    )
+    held_images, short = held_out_images(pipe, held_out, config, work, progress, clock.tick)
     pooled = text.unsafe.pooled
     sizes = {
         "prompt_dim": text.unsafe.prompt.shape[-1],
@@ -161,7 +190,7 @@ def train_saferedir(
         torch.manual_seed(config.seed)
         network = Redirector(RedirectorConfig.from_dict({**sizes, **config.network}))
     best = fit_redirector(
-        network, text, images, held_text, held_images, config, work, progress, log, on_cpu=pipe.device.type == "cpu"
+        network, text, images, held_text, held_images, config, work, progress, logged, on_cpu=pipe.device.type == "cpu"
     )
     network.load_state_dict(best["network"])
     found = calibrate(
@@ -181,10 +210,12 @@ def train_saferedir(
             **{k: v for k, v in asdict(config).items() if k not in ("network", "loss", "calibration_scales")},
             "loss": config.loss.to_dict(),
             **text_record(pipe, config.call, lengths),
+            "rollouts": len(images.label),  # that many were made, where the pairs did not do for as many as were asked for
+            "held_out_rollouts": len(held_images.label),
             "pairs": sum(p.unsafe is not None for p in rows),
             "benign_prompts": sum(p.unsafe is None for p in rows),
             "best_step": best["step"],
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(clock.seconds, 1),
             "anchor": anchor_text,
         },
         measured=found.measured,
@@ -216,24 +247,29 @@ def _claim(path: Path, config: TrainConfig, rows: Sequence[Pair], concept: str, 
             f"{path.parent} holds an unfinished training with another model, other settings or pairs; "
             "delete it or choose another --out."
         )
-    path.write_text(json.dumps(plan, indent=2))
+    write_json(path, plan)
 
 
 def held_out_images(
-    pipe: Any, pairs: Sequence[Pair], config: TrainConfig, work: Path, progress: Progress
+    pipe: Any,
+    pairs: Sequence[Pair],
+    config: TrainConfig,
+    work: Path,
+    progress: Progress,
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[ImageData, list[ImageData]]:
     """Roll-outs to calibrate on, over all guidance scales, and short ones of the unsafe and benign prompts."""
     scales = config.calibration_scales or calibration_scales(config.guidance_scale)
     return (
         generate_images(
             pipe, pairs, config.held_out_rollouts, config, work, progress, "generating held-out images",
-            held_out=True, guidance_scales=scales,
+            held_out=True, guidance_scales=scales, tick=tick,
         ),
         [
             generate_images(
                 pipe, pairs, min(SHORT_IMAGES, config.held_out_rollouts), config, work, progress,
                 f"generating held-out images in {steps} steps", held_out=True,
-                guidance_scales=sorted({min(scales), config.guidance_scale}), steps=steps,
+                guidance_scales=sorted({min(scales), config.guidance_scale}), steps=steps, tick=tick,
             )
             for steps in SHORT_STEPS
             if steps < config.rollout_steps
@@ -253,13 +289,19 @@ def generate_images(
     held_out: bool = False,
     guidance_scales: Sequence[float] | None = None,
     steps: int | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> ImageData:
     """Roll out `count` prompts, half unsafe, the rest from benign lines and safe sides in turn.
 
-    `held_out` chooses the noise. `guidance_scales` and `steps`: the config's where None.
+    `held_out` chooses the noise. `guidance_scales` and `steps`: the config's where None. `tick` is called after every batch.
     """
     prompts = rollout_prompts(pairs, count, config.seed)
     task = progress.add_task(label, total=sum(map(len, prompts)))
+
+    def advance(images: int) -> None:
+        progress.advance(task, images)
+        tick()
+
     return generate_rollouts(
         pipe,
         prompts,
@@ -270,7 +312,7 @@ def generate_images(
         call=config.call,
         view=config.image_input,
         cache=work,
-        on_progress=lambda n: progress.advance(task, n),
+        on_progress=advance,
     )
 
 
