@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from saferedir.cli import app, images
+from saferedir.packaged import packaged_guard_path
+from saferedir.utils.files import save_tensors
 from saferedir.utils.locks import output_lock
 
 Run = Callable[..., Any]
@@ -146,3 +150,28 @@ def test_what_a_killed_run_left_is_swept_by_the_next(run: Run, tmp_path: Path) -
     assert run("generate", "a red star", "--steps", 1, "--out", tmp_path / "out").exit_code == 0
     assert names(tmp_path) == ["out"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["files"] == ["001.png", "summary.json"]
+
+
+def test_guards_show_finds_a_broken_folder(run: Run, tmp_path: Path) -> None:
+    whole = packaged_guard_path("pictoworld/star")
+    assert whole is not None
+
+    def broken(name: str, break_it: Callable[[Path], object], says: str) -> None:
+        folder = tmp_path / name
+        shutil.copytree(whole, folder)
+        assert run("guards", "show", folder).exit_code == 0
+        break_it(folder)
+        for more in ((), ("--json",)):
+            result = run("guards", "show", folder, *more)
+            assert result.exit_code == 1 and says in result.stderr and result.stdout == "", result.output
+
+    weights, config = "model.safetensors", "guard_config.json"
+    facts = json.loads((whole / config).read_text())
+    broken("missing", lambda folder: (folder / weights).unlink(), "model.safetensors is missing")
+    broken("cut", lambda folder: (folder / weights).write_bytes((whole / weights).read_bytes()[:5000]), "is damaged")
+    broken(
+        "magic", lambda folder: (folder / config).write_text(json.dumps({**facts, "method": "magic"})),
+        "no guard method is called 'magic'",
+    )  # fmt: skip
+    broken("other", lambda folder: save_tensors({"x": torch.ones(1)}, folder / weights), "does not fit the network")
+    broken("config", lambda folder: (folder / config).write_text("{"), "is not JSON")

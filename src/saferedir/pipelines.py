@@ -13,11 +13,12 @@ import torch
 
 from saferedir.errors import GuardNotFoundError
 from saferedir.packaged import list_packaged_models, packaged_model_path
+from saferedir.utils.places import hub_id, missing_folder
 
 
 def load_pipeline(name: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Any:
     """Load "pictoworld" (packaged), a local diffusers folder, or a hub id; move it to `device` if one is
-    given.
+    given. A path is never looked up on the hub, see `utils.places.hub_id`; "hf://owner/name" always is.
     """
     from diffusers import DiffusionPipeline
 
@@ -25,13 +26,14 @@ def load_pipeline(name: str | Path, dtype: torch.dtype | None = None, device: st
     source = packaged or Path(name).expanduser()
     known = ", ".join(list_packaged_models()) or "none in this installation"
     if packaged is None and not (source / "model_index.json").is_file():
-        if source.exists() or str(name).count("/") != 1:
+        repository = hub_id(name)
+        if source.exists() or repository is None:
+            missing = missing_folder(name, "model_index.json", list_packaged_models())
             raise GuardNotFoundError(
-                f"no pipeline is called {str(name)!r}: give a packaged one ({known}), a diffusers folder "
-                f"with "
-                "model_index.json, or a hub id like 'owner/name'."
+                f"no pipeline is called {str(name)!r} ({missing}): give a packaged one ({known}), a diffusers folder with "
+                "model_index.json, or a hub id, owner/name or hf://owner/name."
             )
-        source = Path(name)  # a hub id
+        source = Path(repository)
     # an explicit dtype: diffusers and transformers differ in what they do without one
     dtype = dtype or torch.float32
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +22,12 @@ from saferedir.guards.registry import guard_class
 from saferedir.packaged import GUARD_CONFIG, library_version, list_packaged_guards, packaged_guard_path
 from saferedir.utils.files import replacing_folder, save_tensors, take_over
 from saferedir.utils.locks import output_lock
+from saferedir.utils.places import hub_id, missing_folder
 
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 #: no code and no pickles are ever fetched
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.md"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 GuardT = TypeVar("GuardT", bound=Guard[Any])
 
@@ -70,10 +69,15 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
     config = found.config_class.from_dict(_with_found_files(found.config_class, record, folder))
     guard = found(replace(config, backbone=None) if force else config)
     weights = folder / WEIGHTS
+    is_there = weights.is_file()
     try:
-        guard.load_tensors(load_file(weights) if weights.is_file() else {})
+        guard.load_tensors(load_file(weights) if is_there else {})
     except SafetensorError as error:
         raise GuardConfigError(f"{weights} is damaged ({error}); download or train the guard again.") from error
+    except GuardConfigError as error:
+        if is_there:
+            raise
+        raise GuardConfigError(f"{weights} is missing; copy the whole folder, or train the guard again.") from error
     return guard
 
 
@@ -128,7 +132,10 @@ def push_guard(guard: Guard[Any], repo_id: str, **upload_kwargs: Any) -> str:
 
 
 def find_guard(name: str | Path) -> Path:
-    """Folder of a guard: packaged name, local folder, or hub id (downloaded), in this order."""
+    """Folder of a guard: packaged name, local folder, or hub id (downloaded), in this order.
+
+    A path is never looked up on the hub, see `utils.places.hub_id`; "hf://owner/name" always is.
+    """
     packaged = packaged_guard_path(str(name))
     if packaged is not None:
         return packaged
@@ -136,12 +143,14 @@ def find_guard(name: str | Path) -> Path:
     if (folder / GUARD_CONFIG).is_file():
         return folder
     known = ", ".join(list_packaged_guards()) or "none in this installation"
-    if folder.exists() or not _HUB_ID.fullmatch(str(name)) or str(name).startswith("pictoworld/"):
+    repository = hub_id(name)
+    if folder.exists() or repository is None or str(name).startswith("pictoworld/"):
+        missing = missing_folder(name, GUARD_CONFIG, list_packaged_guards())
         raise GuardNotFoundError(
-            f"no guard is called {str(name)!r}: give a packaged one ({known}), a folder with "
-            f"{GUARD_CONFIG}, or a hub id."
+            f"no guard is called {str(name)!r} ({missing}): give a packaged one ({known}), a folder with {GUARD_CONFIG}, or a "
+            "hub id, owner/name or hf://owner/name."
         )
-    return _download(str(name), known)
+    return _download(repository, known)
 
 
 def _download(repo_id: str, known: str) -> Path:
@@ -151,8 +160,9 @@ def _download(repo_id: str, known: str) -> Path:
         folder = Path(snapshot_download(repo_id, allow_patterns=HUB_PATTERNS))
     except Exception as error:  # the hub client raises many kinds, offline and not
         raise GuardNotFoundError(
-            f"could not fetch guard {repo_id!r} from the Hugging Face hub ({type(error).__name__}); "
-            f"check the name and the network, or use a packaged guard ({known})."
+            f"could not fetch guard {repo_id!r} from the Hugging Face hub ({type(error).__name__}), and "
+            f"{missing_folder(repo_id, GUARD_CONFIG, list_packaged_guards())}; check the name and the network, or use a packaged "
+            f"guard ({known})."
         ) from error
     if not (folder / GUARD_CONFIG).is_file():
         raise GuardNotFoundError(f"hub repository {repo_id!r} holds no {GUARD_CONFIG}, so it is not a guard.")

@@ -1,4 +1,4 @@
-"""`saferedir guards list` and `show`: what is packaged, and all facts of one guard. Reads configs, never weights.
+"""`saferedir guards list` and `show`: what is packaged, and all facts of one guard. A broken guard is an error.
 
 `calibrate` is in calibrate.py.
 """
@@ -68,8 +68,9 @@ def show(
 
 
 def _facts(name: str) -> dict[str, Any]:
-    """Config, thresholds and size of a guard, without loading its weights."""
+    """Config, thresholds and size of a guard that can be loaded; its own error for one that cannot."""
     from saferedir.errors import GuardConfigError
+    from saferedir.guard import Guard
     from saferedir.packaged import GUARD_CONFIG
     from saferedir.storage import find_guard
 
@@ -80,6 +81,7 @@ def _facts(name: str) -> dict[str, Any]:
         raise GuardConfigError(f"{folder / GUARD_CONFIG} is not JSON ({error}); train the guard again.") from error
     if not isinstance(config, dict) or "method" not in config or "concept" not in config:
         raise GuardConfigError(f"{folder / GUARD_CONFIG} names no method and concept, so it is not a guard.")
+    Guard.from_pretrained(folder)
     thresholds = {k.removesuffix("_threshold"): v for k, v in config.items() if k.endswith("_threshold")}
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     return {"guard": name, "folder": str(folder), "thresholds": thresholds, "bytes": size, "config": config}

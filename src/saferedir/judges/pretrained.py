@@ -18,6 +18,7 @@ from torch import Tensor
 
 from saferedir.errors import JudgeError
 from saferedir.judges.pictures import to_pil
+from saferedir.utils.places import hub_id, missing_folder
 
 
 def load_part(loader: Callable[..., Any], model: str, what: str, *, allow_download: bool, **options: Any) -> Any:
@@ -27,7 +28,9 @@ def load_part(loader: Callable[..., Any], model: str, what: str, *, allow_downlo
     """
     folder = Path(model).expanduser()
     try:
-        name = str(folder) if folder.is_dir() else model
+        name = str(folder) if folder.is_dir() else hub_id(model) or model
+        if not folder.is_dir() and "/" in model and hub_id(model) is None:
+            raise OSError(missing_folder(model, "config.json"))  # a path is never looked up on the hub
         return loader(name, local_files_only=not allow_download, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]

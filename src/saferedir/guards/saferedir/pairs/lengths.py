@@ -11,6 +11,7 @@ from typing import Any
 
 from saferedir.errors import GuardConfigError
 from saferedir.packaged import packaged_model_path
+from saferedir.utils.places import hub_id, missing_folder
 
 _UNLIMITED = 100_000  # tokenizers without a limit say 1e30
 
@@ -53,9 +54,15 @@ def load_lengths(model: str | None) -> Lengths:
     from transformers import AutoTokenizer
 
     source = packaged_model_path(model) or Path(model).expanduser()
+    repository = None if source.exists() else hub_id(model)
+    if not source.exists() and repository is None:
+        raise GuardConfigError(
+            f"no tokenizer could be loaded from {model!r}: {missing_folder(model, 'model_index.json')}; give pictoworld, a "
+            "diffusers folder or a hub id, or leave the model away to compare lengths by words."
+        )
     inner = {"subfolder": "tokenizer"} if (source / "tokenizer").is_dir() or not source.exists() else {}
     try:
-        return Lengths(AutoTokenizer.from_pretrained(str(source) if source.exists() else model, **inner))
+        return Lengths(AutoTokenizer.from_pretrained(repository or str(source), **inner))
     except Exception as error:  # whatever a foreign folder makes transformers raise
         raise GuardConfigError(
             f"no tokenizer could be loaded from {model!r} ({type(error).__name__}); give pictoworld, a diffusers folder "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saferedir.errors import GuardConfigError
+from saferedir.utils.places import hub_id, missing_folder
 
 Paraphraser = Callable[[Sequence[str]], list[str]]
 REQUEST = "Say this image caption in other words, in one line, and name the same things: {text}"
@@ -28,7 +29,12 @@ def load_paraphraser(name: str, *, device: Any = "cpu", batch: int = 16, seed: i
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     folder = Path(name).expanduser()
-    source = str(folder) if folder.is_dir() else name
+    if not folder.is_dir() and "/" in name and hub_id(name) is None:
+        raise GuardConfigError(
+            f"no text model could be loaded from {name!r}: {missing_folder(name, 'config.json')}; give a folder or hub id of a "
+            "text-to-text or causal model of transformers."
+        )
+    source = str(folder) if folder.is_dir() else hub_id(name) or name
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
