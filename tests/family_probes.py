@@ -22,7 +22,7 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.encoding import Encoded, encode_prompts
-from saferedir.families import FAMILIES
+from saferedir.families import FAMILIES, Family
 from saferedir.guard import Embeds, Guard, GuardConfig, Step
 
 
@@ -44,12 +44,24 @@ CASES = {
     "sd3": with_settings("sd3", max_sequence_length=24),
     "sd3-img2img": with_settings("sd3-img2img", max_sequence_length=24),
 }
-GUIDED = (
-    "sd", "sdxl", "sd3", "flux-true-cfg", "pixart-sigma", "sana", "lumina2", "lumina", "aura-flow", "wan", "wan-2.2",
-)  # fmt: skip
-EVERY = tuple(PIPELINES)
-MASKED = ("pixart-sigma", "pixart-alpha", "sana", "lumina2", "lumina")
-POOLED = ("sdxl", "sdxl-refiner", "sd3", "flux", "flux-true-cfg")
+
+
+def cases_where(holds: Callable[[PipelineCase, Family], object]) -> tuple[str, ...]:
+    """Names of the tiny pipelines for which a fact holds, so that a new family goes through the probes by itself."""
+    return tuple(name for name, case in PIPELINES.items() if holds(case, FAMILIES[case.family]))
+
+
+def begins_with_text(case: PipelineCase) -> bool:
+    return "image" not in case.settings
+
+
+EVERY = cases_where(lambda case, family: True)
+GUIDED = cases_where(lambda case, family: case.guidance and begins_with_text(case))
+MASKED = cases_where(lambda case, family: family.mask_kwarg)
+POOLED = cases_where(lambda case, family: family.pooled_kwarg and (begins_with_text(case) or "refiner" in case.name))
+#: with a second prompt, or a third, for further text encoders
+SPLIT = cases_where(lambda case, family: len(family.text_encoders) > 1 and begins_with_text(case))
+SPLIT_IN_THREE = cases_where(lambda case, family: len(family.text_encoders) > 2 and begins_with_text(case))
 
 
 class ToSafe(Guard[GuardConfig]):
@@ -443,12 +455,12 @@ FAMILY_PROBES: dict[str, FamilyProbe] = {
     },
     "second guidance 1": FamilyProbe("api", "in the prompt, guidance_scale_2=1", ("wan-2.2",), asking(guidance_scale_2=1.0)),
     "split prompts, first": FamilyProbe(
-        "api", "prompt=word, prompt_2= and prompt_3= something safe", ("sdxl", "sd3", "flux", "flux-true-cfg"), split(0)
+        "api", "prompt=word, prompt_2= and prompt_3= something safe", SPLIT, split(0)
     ),
     "split prompts, second": FamilyProbe(
-        "api", "prompt_2=word, the others something safe", ("sdxl", "sdxl-img2img", "sd3", "flux", "flux-true-cfg"), split(1)
+        "api", "prompt_2=word, the others something safe", (*SPLIT, "sdxl-img2img"), split(1)
     ),
-    "split prompts, third": FamilyProbe("api", "prompt_3=word, the others something safe", ("sd3",), split(2)),
+    "split prompts, third": FamilyProbe("api", "prompt_3=word, the others something safe", SPLIT_IN_THREE, split(2)),
     "longer sequence": FamilyProbe(
         "api", "in the prompt, another max_sequence_length",
         ("sd3", "flux", "pixart-sigma", "sana", "lumina2", "aura-flow", "wan", "wan-2.2"), longer,
