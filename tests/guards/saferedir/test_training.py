@@ -123,6 +123,9 @@ def test_training_writes_a_guard_that_attaches(tmp_path: Path) -> None:
     loaded = Guard.from_pretrained(tmp_path / "guard")
     assert isinstance(loaded, SafeRedir)
     assert loaded.config.prompt_threshold == guard.config.prompt_threshold
+    record = loaded.config.calibration
+    assert record["verdict"]["why"].startswith(("Good: ", "Weak: ")) and record["verdict"]["why"] in loaded.card()
+    assert record["guidance_scales"] == [1.0, 4.0, 7.5, 12.0] and set(record["by_steps"]) == {"1", "2", "3"}
     assert (
         "concept" in (tmp_path / "guard" / "README.md").read_text()
         or "x" in (tmp_path / "guard" / "README.md").read_text()
