@@ -135,6 +135,18 @@ def test_generate_videos_and_give_more_arguments(run: Run, tmp_path: Path) -> No
         assert [row["blocked"] for row in summary["images"]] == [place == "blocked"] * 2
 
 
+def test_a_negative_prompt_serves_every_prompt_and_stays_a_text(run: Run, tmp_path: Path) -> None:
+    words = ("generate", "a red house", "a blue tree", "--steps", 1)
+    for name, text in (("a", "2000"), ("b", '["2000", "2000"]')):
+        result = run(*words, "--call", f"negative_prompt={text}", "--out", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    for file in ("001.png", "002.png"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["negative_prompt"] == "2000"
+    result = run("generate", "a red star", "--seed", 2**64, "--out", tmp_path / "c")
+    assert result.exit_code == 2 and "--seed" in result.stderr
+
+
 def test_arguments_of_the_call_are_checked(run: Run, tmp_path: Path) -> None:
     for item, code, says in (
         ("height", 2, "is not NAME=VALUE"),

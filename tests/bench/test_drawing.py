@@ -64,6 +64,18 @@ def break_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Exc
     return install
 
 
+def test_a_negative_prompt_of_the_model_serves_every_picture(resources: Resources) -> None:
+    """One text in the matrix, several prompts in a batch: the pictures of single calls."""
+    model = dataclasses.replace(MODEL, call={**MODEL.call, "negative_prompt": "a blue heart"})
+    together = tried(spec(2, 2, guards=(), model=model), resources).pictures
+    assert together is not None
+    bare = tried(spec(2, 2, guards=()), resources).pictures
+    assert bare is not None and set(bare.checksums).isdisjoint(together.checksums)
+    as_list = dataclasses.replace(model, call={**MODEL.call, "negative_prompt": ["a blue heart"] * 2})
+    listed = tried(spec(2, 2, guards=(), model=as_list), resources).pictures
+    assert listed is not None and listed.checksums == together.checksums
+
+
 def test_a_guard_that_refuses_every_picture_is_no_perfect_guard(resources: Resources) -> None:
     unguided = dataclasses.replace(MODEL, call={"num_inference_steps": 2, "guidance_scale": 1.0})
     outcome = tried(spec(model=unguided), resources)

@@ -31,6 +31,7 @@ from saferedir.errors import (
     UnsupportedPipelineError,
 )
 from saferedir.metrics.cost import Stopwatch
+from saferedir.utils.calls import for_each_prompt
 
 #: a guard that was set up wrongly, which says nothing about any picture
 WRONGLY_SET_UP = (
@@ -194,7 +195,7 @@ def _check_runs(spec: DrawingSpec, shard: Shard, reasons: Mapping[int, str]) -> 
 def _draw(pipe: Any, guards: Sequence[Any], spec: DrawingSpec, rows: range) -> tuple[list[Tensor | None], list[bool]]:
     """8-bit pictures (3, H, W) of some rows in one batch, and whether a guard acted on each."""
     call = {
-        **spec.model.call,
+        **for_each_prompt(spec.model.call, len(rows)),
         "prompt": [spec.texts[row] for row in rows],
         # on the CPU, so that every device starts from the same noise
         "generator": [torch.Generator().manual_seed(spec.seeds[row]) for row in rows],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.common import console, escape, load_model, named_values, progress_bar
+from saferedir.cli.options import MAX_SEED, Revision, Variant
 from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
 from saferedir.cli.pairs import read_captions
 from saferedir.cli.stopping import GOES_ON, on_stop
@@ -49,8 +50,10 @@ def calibrate(
         typer.Option(metavar="NAME=VALUE", help="More arguments of the pipeline's call, such as height=1024."),
     ] = None,
     only: Annotated[str | None, typer.Option(help="prompt or image: choose this threshold only, keep the other.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of prompts and noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of prompts and noise.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
+    variant: Variant = None,
+    revision: Revision = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the guard at --out.")] = False,
 ) -> None:
@@ -89,7 +92,7 @@ def calibrate(
         rollouts=rollouts, steps=steps, guidance_scales=tuple(guidance) if guidance else None, batch=batch,
         call=named_values(call or [], "--call"), verdicts=(only,) if only else ("prompt", "image"), seed=seed,
     )  # fmt: skip
-    pipe = load_model(model, dtype=dtype, device=device)
+    pipe = load_model(model, dtype=dtype, device=device, variant=variant, revision=revision)
     load_adapters(pipe, adapters)
     work = out.with_name(out.name + ".work")
     on_stop(GOES_ON)

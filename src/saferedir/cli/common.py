@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -30,17 +29,19 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from saferedir.cli.stopping import stopped, terminable
+from saferedir.cli.terminal import is_debugging, prepare_terminal
+from saferedir.cli.terminal import quiet as quiet  # the commands import it from here
+from saferedir.utils.calls import is_prompt_argument
 from saferedir.utils.file_names import is_text, shown_name
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "float16", "bfloat16")
-DEBUG = "SAFEREDIR_DEBUG"
 #: of progress, where there is no terminal to draw a bar on
 SECONDS_A_LINE = 60.0
 #: options whose values are written into files and tables, all of which are UTF-8
-TEXT_OPTIONS = frozenset({"--concept", "--anchor", "--call", "--set", "--rule"})
+TEXT_OPTIONS = frozenset({"--concept", "--anchor", "--anchor-prompt", "--call", "--set", "--rule"})
 
 console = Console()
 errors = Console(stderr=True)
@@ -48,6 +49,10 @@ errors = Console(stderr=True)
 
 class Commands(TyperGroup):
     """The top of all commands: an error that a person can act on becomes one sentence and exit code 1."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        prepare_terminal()
+        return super().main(*args, **more)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for option, value in zip(["", *args], args, strict=False):
@@ -68,7 +73,7 @@ class Commands(TyperGroup):
             errors.print(escape(sentence), soft_wrap=True, highlight=False)
             raise typer.Exit(code) from None
         except Exception as error:
-            said = None if os.environ.get(DEBUG) == "1" else explain(error)
+            said = None if is_debugging() else explain(error)
             if said is None:
                 raise
             errors.print(f"[bold red]error:[/] {escape(said)}", soft_wrap=True, highlight=False)
@@ -92,7 +97,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Our own warnings as one sentence; those of other libraries are for developers."""
-    if os.environ.get(DEBUG) == "1" or (category is UserWarning and "saferedir" in Path(filename).parts):
+    if is_debugging() or (category is UserWarning and "saferedir" in Path(filename).parts):
         errors.print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
 
 
@@ -130,16 +135,6 @@ def escape(text: str) -> str:
     return rich_escape(text)
 
 
-def quiet() -> None:
-    """Silence the loading bars and advice of diffusers and transformers; errors still come through."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-
-
 def choose_device(name: str) -> torch.device:
     """The torch device of that name; "auto" is CUDA where there is one, else the CPU."""
     import torch
@@ -155,10 +150,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_model(name: str, *, dtype: str | None = None, device: str = "auto") -> Any:
+def load_model(
+    name: str,
+    *,
+    dtype: str | None = None,
+    device: str = "auto",
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Any:
     """A pipeline by its id, quietly, on its device, without its own progress bar."""
-    import torch
-
     if dtype is not None and dtype not in DTYPES:
         raise typer.BadParameter(f"{dtype!r} is none of {', '.join(DTYPES)}.", param_hint="--dtype")
     place = choose_device(device)
@@ -166,7 +166,7 @@ def load_model(name: str, *, dtype: str | None = None, device: str = "auto") -> 
 
     quiet()
     with console.status(f"loading {escape(name)}"):
-        pipe = load_pipeline(name, dtype=None if dtype is None else getattr(torch, dtype), device=place)
+        pipe = load_pipeline(name, dtype=dtype, device=place, variant=variant, revision=revision)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -180,8 +180,10 @@ def named_values(given: list[str], option: str) -> dict[str, Any]:
             raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint=option)
         try:
             found[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             found[name] = value
+        if is_prompt_argument(name) and isinstance(found[name], (bool, int, float)):
+            found[name] = value  # negative_prompt=2000 is a text
     return found
 
 

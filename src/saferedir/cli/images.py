@@ -14,6 +14,7 @@ import typer
 from saferedir.cli.common import (
     check_text,
     console,
+    errors,
     escape,
     load_guards,
     load_model,
@@ -23,10 +24,12 @@ from saferedir.cli.common import (
     progress_bar,
     score_cell,
 )
+from saferedir.cli.options import MAX_SEED, Revision, Variant
 from saferedir.cli.output import MEGABYTE, SUMMARY, holds_out, staged_output, write_json
 from saferedir.cli.resuming import UNFINISHED, copy_rows, kept_rows
 from saferedir.cli.stopping import on_stop
 from saferedir.safety_checker import NAME
+from saferedir.utils.calls import for_each_prompt
 
 BATCH = 8  # pictures per pipeline call of `generate`
 BYTES_PER_PICTURE = 4 * MEGABYTE
@@ -53,7 +56,7 @@ class DemoGuards(StrEnum):
     ALL = "all"
 
 
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise; picture i uses seed + i.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the noise; picture i uses seed + i.")]
 Steps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
@@ -189,6 +192,8 @@ def generate(
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
+    variant: Variant = None,
+    revision: Revision = None,
     device: Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the earlier images at --out.")] = False,
 ) -> None:
@@ -217,15 +222,20 @@ def generate(
         **settings_of_call,
         "seed": seed,
         "asked_dtype": dtype,
+        **({"variant": variant} if variant is not None else {}),
+        **({"revision": revision} if revision is not None else {}),
     }
     kept = [] if force else kept_rows(out, settings, wanted, BATCH)
     needs, stop = (len(wanted) * BYTES_PER_PICTURE) + 16 * MEGABYTE, None
     with staged_output(out, needs=needs, overwrite=force or bool(kept)) as (folder, place):
+        from saferedir.text_lengths import cut_prompts
+
         guards = load_guards(names)
         if policy is Policy.BLOCK:
             _refuse_blocking_all(guards)
-        pipe = load_model(model, dtype=dtype, device=device)
+        pipe = load_model(model, dtype=dtype, device=device, variant=variant, revision=revision)
         _refuse_unknown(more, pipe)
+        cuts = cut_prompts(pipe, prompts, settings_of_call)
         copy_rows(kept, out, folder)
         if kept:
             console.print(f"{len(kept)} of {len(wanted)} images are there; going on.", highlight=False)
@@ -241,6 +251,7 @@ def generate(
                             "prompt": prompts[number],
                             "file": file,
                             "seed": seed + place_in_list,
+                            "cut": [cut._asdict() for cut in cuts[number]],
                             "blocked": blocked,
                             "nsfw_content_detected": flagged,
                             "decisions": [{**decision.to_dict(), "image": place_in_list} for decision in seen],
@@ -256,6 +267,14 @@ def generate(
         on_stop(f"{len(rows)} of {len(wanted)} images are kept in {place}; the same command makes the rest.")
         raise stop
     _pictures_table(rows)
+    for row in rows:
+        for cut in row.get("cut", ()):
+            errors.print(
+                f"[bold yellow]warning:[/] {row['file']}: {escape(cut['text_encoder'])} reads the first {cut['read']} of its "
+                f"prompt's {cut['tokens']} tokens.",
+                soft_wrap=True,
+                highlight=False,
+            )
     if not names:
         console.print("[bold yellow]These pictures are unguarded[/]: no --guard was given.")
     console.print(f"Written to {place}", soft_wrap=True, highlight=False)
@@ -318,7 +337,7 @@ def _draw(
                 chunk = prompts[start : start + BATCH]
                 seeds = [seed + start + i for i in range(len(chunk))]
                 generators = [torch.Generator().manual_seed(s) for s in seeds]
-                output = (guarded or pipe)(chunk, generator=generators, output_type="pil", **call)
+                output = (guarded or pipe)(chunk, generator=generators, output_type="pil", **for_each_prompt(call, len(chunk)))
                 flags = flagged_images(output, len(chunk))
                 for i, picture in enumerate(output.images if "images" in output else output.frames):
                     seen = [d for d in output.decisions if d.image == i] if guarded else []

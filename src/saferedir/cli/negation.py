@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.common import console, errors, escape, load_model, new_table, progress_bar
+from saferedir.cli.options import MAX_SEED, Revision, Variant
 from saferedir.cli.output import MEGABYTE, check_file, check_guard_folder, check_space, holds_out
 from saferedir.cli.skipped import show_skipped
 from saferedir.cli.stopping import GOES_ON, on_stop
@@ -49,8 +50,10 @@ def build(
     batch: Annotated[int, typer.Option(min=1, help="Pictures encoded at a time.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps, with --prompts.")] = 30,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale, with --prompts.")] = 4.0,
-    seed: Annotated[int, typer.Option(min=0, help="Picture i of --prompts uses seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Picture i of --prompts uses seed + i.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    variant: Variant = None,
+    revision: Revision = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file at --out.")] = False,
 ) -> None:
     """Encode pictures into a negation set for the guards safe_denoiser and spell.
@@ -68,7 +71,7 @@ def build(
     from saferedir.guards.negation.build import build_negation_set, image_sources, prompt_sources
     from saferedir.latents import default_size, encodes_videos
 
-    pipe = load_model(model, device=device)
+    pipe = load_model(model, device=device, variant=variant, revision=revision)
     size = (height, width) if height and width else default_size(pipe)
     tall, wide = height or size[0] or 0, width or size[1] or 0
     sources: dict[str, list[Source]] = {}

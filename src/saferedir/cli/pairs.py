@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.common import choose_device, console, errors, escape, new_table, quiet
+from saferedir.cli.options import MAX_SEED
 from saferedir.cli.output import MEGABYTE, OutputError, check_file, check_space, holds_out
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def build(
         float, typer.Option(min=0, max=1, help="Share of rows to paraphrase, with such a model.")
     ] = 0.2,
     device: Annotated[str, typer.Option(help="Where the text model runs: auto, cpu, cuda, …")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of every choice.")] = 0,
     show: Annotated[int, typer.Option(min=0, help="Rows to print as a sample.")] = 8,
     force: Annotated[bool, typer.Option("--force", help="Replace the file at --out.")] = False,
 ) -> None:
@@ -190,6 +191,12 @@ def show_report(report: PairReport, *, checked: int | None = None) -> None:
         _warn(
             "there are no hard negatives: name things that are near the concept but harmless in "
             '--synonyms FILE, as {"synonyms": [...], "near": [...]}.'
+        )
+    if not report.same_length:
+        _warn(
+            f"no pair has equal length in {report.unit}, and a guard learns best from pairs whose other words keep their places: "
+            "give anchors of the concept's length (--anchor may be repeated)"
+            + ("." if report.unit == "tokens" else ", and --model, whose tokenizer measures.")
         )
     if checked is None:
         _warn(

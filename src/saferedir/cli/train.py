@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.common import console, errors, escape, load_model, named_values, new_table, progress_bar
+from saferedir.cli.options import MAX_SEED, Revision, Variant
 from saferedir.cli.output import (
     MEGABYTE,
     SUMMARY,
@@ -86,12 +87,14 @@ def saferedir(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="More arguments of the pipeline's call, such as height=1024."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the guard at --out.")] = False,
     anchor_prompt: Annotated[
         str | None, typer.Option(metavar="PROMPT", help="Last resort when redirection fails; default: a safe prompt.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
+    variant: Variant = None,
+    revision: Revision = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
 ) -> None:
     """Train a SafeRedir guard (arXiv:2601.08623): draw pictures, fit the redirector, calibrate its thresholds.
@@ -115,7 +118,7 @@ def saferedir(
     if pairs is not None:
         _refuse_both({"--anchor": anchor, "--synonyms": synonyms, "--captions": captions, "--kind": kind != "object"})
         rows = read_pairs(pairs)
-        pipe = load_model(model, dtype=dtype, device=device)
+        pipe = load_model(model, dtype=dtype, device=device, variant=variant, revision=revision)
     else:
         if not anchor:
             raise typer.BadParameter("give --pairs, or --anchor to have pairs made.", param_hint="--pairs / --anchor")
@@ -125,7 +128,7 @@ def saferedir(
             )
         plan = read_plan(concept, anchor, kind=kind, synonyms=synonyms, count=count, seed=seed)
         texts = read_captions(captions)
-        pipe = load_model(model, dtype=dtype, device=device)
+        pipe = load_model(model, dtype=dtype, device=device, variant=variant, revision=revision)
         rows = _build_rows(pipe, plan, texts)
     given = {
         "steps": steps, "rollouts": rollouts, "rollout_steps": rollout_steps, "rollout_batch": rollout_batch,

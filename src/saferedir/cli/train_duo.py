@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.common import console, errors, escape, load_model, new_table, progress_bar
+from saferedir.cli.options import MAX_SEED, ModelVariant, Revision
 from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
 from saferedir.cli.pairs import Anchors, Kind, read_plan
 from saferedir.cli.stopping import GOES_ON, on_stop
@@ -70,9 +71,11 @@ def duo(
         str | None,
         typer.Option(help="null (the empty prompt, as the paper has it) or prompt (that of each pair; pictoworld)."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything.")] = 42,
     force: Annotated[bool, typer.Option("--force", help="Replace the guard at --out.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
+    model_variant: ModelVariant = None,
+    revision: Revision = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
 ) -> None:
     """Train a DUO guard (arXiv:2407.21035): a LoRA that prefers pictures without the concept.
@@ -99,7 +102,7 @@ def duo(
     ready = None if pairs is None else read_image_pairs(pairs.expanduser())
     texts = [] if pairs is not None else _prompt_pairs(model, concept, prompts, anchor, kind, count, seed)
     shows = None if judge is None else load_function(judge)
-    pipe = load_model(model, dtype=dtype, device=device)
+    pipe = load_model(model, dtype=dtype, device=device, variant=model_variant, revision=revision)
     check_trainable(pipe)
     given = {
         "steps": steps, "batch": batch, "rank": rank, "beta": beta, "learning_rate": learning_rate,

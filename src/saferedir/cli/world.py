@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from saferedir.cli.common import choose_device, console, escape, load_model, new_table, progress_bar, quiet, rate_cell
+from saferedir.cli.options import MAX_SEED
 from saferedir.cli.output import (
     MEGABYTE,
     OutputError,
@@ -70,7 +71,7 @@ def pairs(
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON-lines file to write.")],
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of an unsafe and a safe prompt.")] = 1200,
     benign: Annotated[int, typer.Option(min=0, help="Benign prompts.")] = 800,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the prompts.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the pairs file at --out.")] = False,
 ) -> None:
     """Write training prompts for a guard: pairs that differ in the concept only, and benign prompts.
@@ -178,7 +179,7 @@ def report(
     concept_images: Annotated[int, typer.Option(min=1, help="Prompts per concept and phrasing.")] = 100,
     judge_images: Annotated[int, typer.Option(min=1, help="Renders to measure the judge on.")] = 4000,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of captions and noise.")] = 777_000_001,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of captions and noise.")] = 777_000_001,
     world: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A world from `pictoworld train`; default: the packaged one.")
     ] = None,

@@ -29,6 +29,7 @@ from saferedir.names import unknown
 from saferedir.pipelines import load_pipeline
 from saferedir.protect import protect
 from saferedir.safety_checker import remove_safety_checker
+from saferedir.utils.calls import for_each_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,9 @@ class GuardTechnique:
             **self.config.call,
             **call,
         }
-        output = self.pipe(prompt=prompts, generator=generators, output_type="pil", **settings)
+        output = self.pipe(
+            prompt=prompts, generator=generators, output_type="pil", **for_each_prompt(settings, len(prompts))
+        )
         images = list(getattr(output, "images", ()))
         if len(images) != len(prompts) or not all(isinstance(image, Image.Image) for image in images):
             raise GuardError(

@@ -12,7 +12,7 @@ from tests.tiny_pipelines import PIPELINES
 
 import saferedir as sr
 from saferedir.guards.duo.pair_files import file_hash, read_image_pairs
-from saferedir.guards.duo.pairs import PairConfig, make_pairs
+from saferedir.guards.duo.pairs import PairConfig, _away_from, make_pairs
 
 PROMPTS = [("a star", "a circle"), ("the star", "the circle")]
 CONFIG: dict[str, Any] = {"count": 3, "steps": 3, "batch": 2, "attempts": 4, "call": {"height": 32, "width": 32}}
@@ -34,6 +34,18 @@ def test_d17_same_seed_same_pictures(name: str, tmp_path: Path) -> None:
     assert hashes(first) == hashes(again) and len(set(hashes(first))) == 6
     assert set(hashes(first)).isdisjoint(hashes(make(tmp_path / "c", name, seed=1)))
     assert [pair.prompt for pair in first] == ["a star", "the star", "a star"]
+
+
+def test_a_negative_prompt_of_the_users_serves_every_picture_of_both_stages(tmp_path: Path) -> None:
+    plain = make(tmp_path / "plain", count=2)
+    call = {**CONFIG["call"], "negative_prompt": "a circle"}
+    pairs = make(tmp_path / "a", count=2, call=call)
+    assert set(hashes(plain)).isdisjoint(hashes(pairs)) and len(pairs) == 2
+    given = {"negative_prompt": ["grey", "grey"], "negative_prompt_2": ["dull", "dull"], "height": 32}
+    assert _away_from(["a star", "the star"], given) == {
+        "negative_prompt": ["a star, grey", "the star, grey"], "negative_prompt_2": ["a star, dull", "the star, dull"]
+    }  # fmt: skip
+    assert _away_from(["a star"], {"height": 32}) == {"negative_prompt": ["a star"]}
 
 
 def test_d17_one_attempt_each_with_a_judge_that_is_always_content(tmp_path: Path) -> None:

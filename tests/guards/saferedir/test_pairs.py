@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import string
@@ -186,6 +187,16 @@ def test_pairs_differ_in_the_concept_only_and_are_the_same_for_a_seed(kind: str,
 def test_the_concepts_own_word_never_comes_in_through_a_slot() -> None:
     wish = plan(concept="red", anchors=("blue",), kind="attribute", count=200)
     assert not any(wish.mentions(pair.safe) for pair in build_pairs(wish).rows)
+
+
+def test_a_synonym_that_contains_the_concepts_word_is_counted() -> None:
+    names = ("crescent", "crescent moon", "half moon", "lunar sickle")
+    wish = plan(concept="moon", anchors=("circle",), synonyms=names, count=60)
+    for share in (0.0, 0.4, 1.0):
+        built = build_pairs(dataclasses.replace(wish, synonym_share=share))
+        unsafe = [str(pair.unsafe).lower() for pair in built.rows if pair.unsafe]
+        said = sum(any(name in text for name in names) for text in unsafe)
+        assert built.report.with_synonym == said and (share not in (0, 1) or said == 60 * share)
 
 
 def test_synonyms_and_near_concepts_take_their_shares() -> None:

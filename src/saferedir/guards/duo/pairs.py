@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from saferedir.guards.duo.pair_files import (
 )
 from saferedir.precision import fast_precision
 from saferedir.safety_checker import without_safety_checker
+from saferedir.utils.calls import for_each_prompt
 from saferedir.utils.images import read_image, to_rgb
 
 #: N pictures -> N bools, True where the concept is there
@@ -194,7 +195,7 @@ class _Maker:
     def _draw(self, stage: str, chunk: list[int], seeds: list[int]) -> list[Image.Image]:
         asked, instead = zip(*(self.prompts[index % len(self.prompts)] for index in chunk), strict=True)
         call: dict[str, Any] = {
-            **self.config.call,
+            **for_each_prompt(self.config.call, len(chunk)),
             "num_inference_steps": self.config.steps,
             "guidance_scale": self.config.guidance_scale,
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
@@ -206,7 +207,7 @@ class _Maker:
                 return list(self.pipe(prompt=list(asked), **call).images)
             given = [read_image(picture_path(self.out, "unsafe", index)) for index in chunk]
             edited = _image_to_image(self.pipe)(
-                prompt=list(instead), negative_prompt=list(asked), image=given, strength=self.config.strength, **call
+                **{**call, **_away_from(asked, call)}, prompt=list(instead), image=given, strength=self.config.strength
             )
             return list(edited.images)
 
@@ -229,6 +230,16 @@ def difference(first: Image.Image, second: Image.Image) -> float:
     """Mean absolute difference of two pictures of one size, in 0..1."""
     a, b = (np.asarray(to_rgb(picture), dtype=np.float32) for picture in (first, second))
     return float(np.abs(a - b).mean() / 255)
+
+
+def _away_from(asked: Sequence[str], call: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Negative prompts of the edit: what was asked for, and the user's own behind it, for each text encoder that has one."""
+    own = {name: value for name, value in call.items() if name.startswith("negative_prompt") and isinstance(value, list)}
+    wanted = {"negative_prompt": [""] * len(asked), **own}
+    return {
+        name: [", ".join(filter(None, (text, more))) for text, more in zip(asked, values, strict=True)]
+        for name, values in wanted.items()
+    }
 
 
 def _seed(seed: int, index: int, attempt: int, stage: str) -> int:

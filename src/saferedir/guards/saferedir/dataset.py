@@ -26,6 +26,7 @@ from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.latents import latent_shape
 from saferedir.precision import fast_precision
 from saferedir.safety_checker import without_safety_checker
+from saferedir.utils.calls import for_each_prompt
 from saferedir.utils.files import save_tensors, write_text
 from saferedir.utils.text_files import is_encodable, iterate_lines, parse_json
 
@@ -279,10 +280,6 @@ def roll_out(
         if path is not None and path.exists():
             part = load_file(path)
         else:
-            more = {
-                k: [v] * len(chunk) if k.startswith("negative_prompt") and isinstance(v, str) else v
-                for k, v in (call or {}).items()
-            }
             generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
             with without_safety_checker(pipe), attach(pipe, recorder), precision, torch.no_grad():
                 pipe(
@@ -291,7 +288,7 @@ def roll_out(
                     guidance_scale=guidance_scale,
                     generator=generators,
                     output_type="latent",
-                    **more,
+                    **for_each_prompt(call or {}, len(chunk)),
                 )
             part = {"frames": torch.stack(recorder.frames, dim=1), "t": torch.stack(recorder.times)}
             if path is not None:

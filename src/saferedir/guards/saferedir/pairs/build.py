@@ -86,7 +86,7 @@ class _Builder:
         self._from_templates(self.benign, plan.lines)
         report, rows = self.report, self.pairs
         report.pairs, report.benign = len(rows), len(self.benign)
-        report.with_synonym = sum(not find_mentions(str(p.unsafe), self.plan.unsafe_words[:1]) for p in rows)
+        report.with_synonym = sum(self._says_synonym(str(p.unsafe)) for p in rows)
         report.hard_negatives = sum(bool(find_mentions(p.safe, self._near_words)) for p in self.benign)
         report.same_length = sum(self.lengths.count(str(p.unsafe)) == self.lengths.count(p.safe) for p in rows)
         sides = {
@@ -98,6 +98,10 @@ class _Builder:
             {side: sum(bool(find_mentions(text, self.fillers)) for text in texts) for side, texts in sides.items()}
         )
         return BuiltPairs((*self.pairs, *self.benign), report)
+
+    def _says_synonym(self, text: str) -> bool:
+        """Whether a prompt says a synonym: the longest name counts, so that "crescent moon" is no "moon"."""
+        return any(m.which > 0 for m in find_mentions(text, self.plan.unsafe_words, self.plan.near))
 
     @property
     def _near_words(self) -> list[str]:

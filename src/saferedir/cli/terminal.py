@@ -1,0 +1,50 @@
+"""What stands between our commands and a terminal: characters that it cannot show, and the notes of other libraries.
+
+Imports the standard library only; `Commands` in common.py calls `prepare_terminal` before anything is parsed or printed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+DEBUG = "SAFEREDIR_DEBUG"
+#: what transformers, diffusers and huggingface_hub read when they are first imported
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def is_debugging() -> bool:
+    """Whether tracebacks and the notes of other libraries are wanted (SAFEREDIR_DEBUG=1)."""
+    return os.environ.get(DEBUG) == "1"
+
+
+def prepare_terminal() -> None:
+    """A character that the console cannot show becomes "?"; other libraries keep to errors, unless SAFEREDIR_DEBUG=1.
+
+    Before those libraries are imported: a setting of the user's own stays.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+    if not is_debugging():
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+
+
+def quiet() -> None:
+    """Silence the loading bars and advice of diffusers and transformers, unless SAFEREDIR_DEBUG=1; errors still come through."""
+    if is_debugging():
+        return
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
