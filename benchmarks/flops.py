@@ -483,6 +483,7 @@ Made by `python benchmarks/flops.py --out docs`. **Nothing here is a measurement
 used:** every network is built from its published configuration on torch's "meta" device and its FLOPs are counted with
 `torch.utils.flop_counter.FlopCounterMode`. A multiplication is one FLOP, an addition another; matrix products,
 convolutions and attention are counted (attention by its two matrix products, unmasked), element-wise work is not.
+The [dress rehearsal](rehearsal.md) measures: every family at real shapes, Stable Diffusion 1.5 undiminished.
 """
 
 SIZES = """

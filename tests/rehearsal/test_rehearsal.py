@@ -1,0 +1,77 @@
+"""The cheap part of the rehearsal: only depth is cut, whole checkpoints on the meta device, and the page it writes.
+
+The roads themselves take minutes and gigabytes: `make rehearsal`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import flops
+from tests.rehearsal import models, table
+from tests.rehearsal.parts import WideProducts, make
+from torch import nn
+
+from saferedir.families import FAMILIES
+from saferedir.fingerprint import _shapes_hash, _weights_hash
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_family_is_rehearsed() -> None:
+    assert {model.family for model in models.MODELS.values()} == set(FAMILIES)
+
+
+def shapes(part: flops.Part) -> set[tuple[int, ...]]:
+    return {tuple(value.shape) for value in flops.build(part).parameters()}
+
+
+CUTS = {
+    "Stable Diffusion 1.5": {"layers_per_block": 1},
+    "SDXL base 1.0": {"layers_per_block": 1, "transformer_layers_per_block": (1, 1, 1)},
+    "FLUX.1-dev": {"num_layers": 1, "num_single_layers": 1},
+    "Wan 2.1 T2V 1.3B": {"num_layers": 1},
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_cut_network_has_no_shape_that_the_published_one_has_not(name: str) -> None:
+    """And of a transformer, where blocks are alike, every shape of the published one."""
+    part = models.PUBLISHED[name].denoiser
+    cut = shapes(flops.Part(part.kind, {**part.config, **CUTS[name]}, 0, {}))
+    whole = shapes(part)
+    assert cut <= whole
+    if "UNet" not in part.kind:
+        assert cut == whole
+
+
+def test_a_whole_checkpoint_on_the_meta_device_has_an_architecture_and_no_weights() -> None:
+    """FLUX.1-dev, 11.9 billion parameters."""
+    network = flops.build(models.PUBLISHED["FLUX.1-dev"].denoiser)
+    assert _shapes_hash(network) is not None and _weights_hash(network) is None
+
+
+def test_half_precision_products_are_rounded_once() -> None:
+    layer = nn.Conv2d(8, 8, 3, dtype=torch.bfloat16)
+    x = torch.randn(1, 8, 6, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with WideProducts():
+        found = layer(x)
+    exact = nn.functional.conv2d(x.double(), layer.weight.double(), layer.bias.double())  # type: ignore[union-attr]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
+
+
+def test_weights_are_random_and_no_two_rows_alike() -> None:
+    part = flops.Part("T5EncoderModel", {"vocab_size": 1000, "d_model": 64, "d_ff": 96, "num_layers": 1, "num_heads": 2}, 0, {})
+    model = make(part, dtype=torch.float32)
+    table_ = model.shared.weight
+    assert torch.isfinite(table_).all() and table_.std() > 0.5 and len(torch.unique(table_[:, 0])) == 1000
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    results = json.loads((ROOT / "docs" / "rehearsal.json").read_text())
+    assert (ROOT / "docs" / "rehearsal.md").read_text() == table.page(results)
+    assert not any(result.get("failed") for result in results.values())
