@@ -12,7 +12,7 @@ MAKEFLAGS += --no-builtin-rules
 # A stamp is worth nothing if the interpreter is gone or the checkout has moved since: install again then.
 HEALTHY := $(if $(wildcard $(STAMP)),$(shell $(PY) -I -c "import os, pip, importlib.util as u; s = u.find_spec('saferedir'); print('yes' * os.path.realpath(s.origin).startswith(os.path.realpath('src') + os.sep))" 2>/dev/null))
 
-.PHONY: help setup demo test test-accelerators rehearsal lint check clean always
+.PHONY: help setup demo test test-accelerators rehearsal test-oldest lint check clean always
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,20 @@ test-accelerators: setup  ## guards beside DeepCache, ToMe, torchao and quanto, 
 
 rehearsal: setup  ## walk every family's whole road at real shapes (an hour and 10 GB of memory); writes docs/rehearsal.md
 	$(PY) -m tests.rehearsal.table --out docs
+
+# The suite's core: the seam, attach, protect, one trained guard, loading, terminal and files.
+OLDEST       := .venv-oldest
+OLDEST_TESTS := tests/test_guard.py tests/test_schedules.py tests/test_tiny_pipelines.py tests/test_attach.py \
+	tests/test_protect.py tests/test_loading.py tests/test_terminal.py tests/utils tests/guards/saferedir/test_guard.py
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --no-input --quiet -c constraints-oldest.txt \
+		-e '.[plots]' pytest pytest-xdist hypothesis scipy pydantic jinja2
+	touch $@
+
+test-oldest: $(OLDEST)/.installed  ## the suite's core with the oldest versions that pyproject allows, in .venv-oldest
+	$(OLDEST)/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS) $(OLDEST_TESTS)
 
 lint: setup  ## ruff, and mypy --strict on src
 	$(PY) -m ruff check .
