@@ -11,10 +11,11 @@ import pytest
 from saferedir.bench.config import JudgeEntry, Matrix
 from saferedir.bench.executors import InProcess, make_executor
 from saferedir.bench.plan import make_plan
+from saferedir.bench.plan_checks import check_call
 from saferedir.bench.planned import read_planned
 from saferedir.bench.rejudging import rejudge
 from saferedir.bench.reporting import report_folder
-from saferedir.bench.resources import Resources
+from saferedir.bench.resources import ModelSpec, Resources
 from saferedir.bench.runner import missing_tasks, run
 from saferedir.bench.store import Store
 from saferedir.errors import BenchError, JudgeError, SaferedirError
@@ -309,10 +310,37 @@ def test_prompts_that_a_guard_was_made_from_are_told(tmp_path: Path, resources: 
     assert "made" not in {cell.name.guard for cell in make_plan(matrix(guard=other), resources).cells}
 
 
-def test_a_guard_that_is_not_there_is_left_out_and_said_so(resources: Resources) -> None:
-    plan = make_plan(matrix(guard={"duo": {"load": "pictoworld/{concept}-nothing"}}), resources)
-    assert len(plan.missing) == 1 and "duo for star" in plan.missing[0]
-    assert {cell.name.guard for cell in plan.cells} == {"none"}
+def test_a_guard_that_nobody_knows_is_refused_at_planning(resources: Resources) -> None:
+    for name in ("pictoworld/{concept}-nothing", "runs/mooon", "./mooon"):
+        with pytest.raises(BenchError, match=r"^\[guard\.duo\] no guard is called '.*' \(there is no folder .*\)"):
+            make_plan(matrix(guard={"duo": {"load": name}}), resources)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("num_inference_steps", -4, "a whole number >= 1"),
+        ("num_inference_steps", 0, "a whole number >= 1"),
+        ("num_inference_steps", "30", "a whole number >= 1"),
+        ("num_inference_steps", 2.5, "a whole number >= 1"),
+        ("num_inference_steps", True, "a whole number >= 1"),
+        ("height", -64, "a whole number >= 8"),
+        ("guidance_scale", "high", "a number"),
+        ("guidance_scale", -1, "a number >= 0"),
+        ("guidance_scale", float("nan"), "a number"),
+    ],
+)
+def test_a_call_that_cannot_run_is_refused_at_planning(
+    resources: Resources, name: str, value: object, expected: str
+) -> None:
+    pipe = resources.pipeline(ModelSpec("pictoworld", 8, "float32", "cpu", True, {}))
+    with pytest.raises(BenchError, match=rf"^`call` sets {name} = .*; expected {expected}\.$"):
+        check_call({name: value}, pipe)
+
+
+def test_a_call_that_can_run_is_taken(resources: Resources) -> None:
+    pipe = resources.pipeline(ModelSpec("pictoworld", 8, "float32", "cpu", True, {}))
+    check_call({"num_inference_steps": 1, "guidance_scale": 4, "height": 64, "eta": 0, "negative_prompt": "x"}, pipe)
 
 
 def test_unknown_executors() -> None:

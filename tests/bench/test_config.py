@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import saferedir.bench.config as config_module
 from saferedir.bench.config import preset_names, read_matrix
 from saferedir.errors import BenchError
 
@@ -100,3 +101,25 @@ def test_every_preset_is_a_good_matrix() -> None:
     for name in preset_names():
         needs = tomllib.loads((PRESETS / f"{name}.toml").read_text()).get("needs", {})
         assert read_matrix(name, dict.fromkeys(needs, "x")).title
+
+
+def test_models_and_guards_are_found_beside_the_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set" / "guards" / "star").mkdir(parents=True)
+    (tmp_path / "here" / "old").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    base = tmp_path / "set"
+    for name, expected in (
+        ("guards/star", str(base / "guards/star")),
+        ("guards/{concept}", str(base / "guards/{concept}")),
+        ("./guards/star", str(base / "guards/star")),
+        ("../runs/mooon", str(base / "../runs/mooon")),
+        ("runs/mooon", str(base / "runs/mooon")),
+        ("owner/name", "owner/name"),
+        ("hf://guards/star", "hf://guards/star"),
+        ("pictoworld/{concept}-duo", "pictoworld/{concept}-duo"),
+        ("/x/y", "/x/y"),
+    ):
+        assert config_module._place(name, base) == expected
+    assert config_module._place("pictoworld", base) == "pictoworld"
+    with pytest.warns(UserWarning, match="not beside the matrix file"):
+        assert config_module._place("old", base) == str(tmp_path / "here" / "old")

@@ -6,8 +6,10 @@ config_checks.py.
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from saferedir.bench.config_checks import check_matrix
 from saferedir.errors import BenchError
 from saferedir.extras import need
 from saferedir.names import unknown
+from saferedir.utils.places import HUB, hub_id
 from saferedir.utils.text_files import read_text
 
 need("pydantic", "bench", "the bench")
@@ -168,17 +171,21 @@ def read_matrix(name: str, given: Mapping[str, str] | None = None) -> Matrix:
     concepts = {name: _absolute(entry, base) for name, entry in matrix.concept.items()}
     guards = {
         name: entry.model_copy(
-            update={"trained_on": [str(base / Path(file).expanduser()) for file in entry.trained_on]}
+            update={
+                "trained_on": [str(base / Path(file).expanduser()) for file in entry.trained_on],
+                "load": None if entry.load is None else _place(entry.load, base),
+            }
         )
         for name, entry in matrix.guard.items()
     }
+    models = {name: entry.model_copy(update={"load": _place(entry.load, base)}) for name, entry in matrix.model.items()}
     encoders = {
         name: entry.model_copy(update={"reference": str(base / Path(entry.reference).expanduser())})
         if entry.reference is not None
         else entry
         for name, entry in matrix.encoder.items()
     }
-    return matrix.model_copy(update={"concept": concepts, "guard": guards, "encoder": encoders})
+    return matrix.model_copy(update={"concept": concepts, "guard": guards, "encoder": encoders, "model": models})
 
 
 def read_judges(path: Path) -> dict[str, JudgeEntry]:
@@ -225,6 +232,28 @@ def _filled_in(values: dict[str, Any], given: Mapping[str, str], name: str) -> d
         return given[variable]
 
     return {key: value if key == "needs" else fill(value) for key, value in values.items()}
+
+
+def _place(name: str, base: Path) -> str:
+    """A model or guard seen from the matrix file, as its other files are; a name that is no folder there stays as it is.
+
+    Folders that are found from the current folder only, as earlier versions looked for them, are taken with a warning.
+    """
+    if base.resolve() == Path.cwd():
+        return name
+    path = Path(name).expanduser()
+    shared = list(itertools.takewhile(lambda part: "{" not in part, path.parts))  # of "guards/{concept}": "guards"
+    if path.is_absolute() or name.startswith(HUB) or not shared or shared[0] == "pictoworld":
+        return name
+    if base.joinpath(*shared).exists():
+        return str(base / path)
+    if Path(*shared).exists():
+        warnings.warn(
+            f"{name} is found from the current folder, not beside the matrix file; write it relative to the matrix.", stacklevel=3
+        )
+        return str(path.absolute())
+    is_path = "/" in name and hub_id(name.replace("{", "").replace("}", "")) is None
+    return str(base / path) if is_path else name
 
 
 def _absolute(concept: ConceptEntry, base: Path) -> ConceptEntry:

@@ -24,7 +24,7 @@ from saferedir.bench.drawing import DrawingSpec
 from saferedir.bench.encoded import EncoderUse
 from saferedir.bench.encoding import MatrixEncoder, checksums_of, encoders_of, uses_of
 from saferedir.bench.guard_parts import guard_parts
-from saferedir.bench.plan_checks import check_call, check_names, check_text, check_without
+from saferedir.bench.plan_checks import check_attacks, check_call, check_names, check_text, check_without
 from saferedir.bench.records import BARE, CellName, Protocol
 from saferedir.bench.resources import (
     EncoderSpec,
@@ -79,6 +79,7 @@ def make_plan(matrix: Matrix, resources: Resources, on_step: Callable[[str], Non
     """
     check_names(matrix)
     concepts = [read_concept(name, entry, matrix, resources) for name, entry in matrix.concept.items()]
+    check_attacks(matrix, concepts)
     builder = _Builder(matrix, resources)
     check_without(matrix, concepts, builder.encoders)
     for model_name, model_entry in matrix.model.items():
@@ -88,6 +89,10 @@ def make_plan(matrix: Matrix, resources: Resources, on_step: Callable[[str], Non
             for guard in (BARE, *matrix.guard):
                 on_step(f"{model_name}, {concept.name}: {guard}")
                 builder.add(model_name, model, concept, guard)
+    had = {cell.name.guard for cell in builder.cells}
+    for guard, sentence in builder.unknown.items():
+        if guard not in had:  # one that some other concept has is a method without this concept
+            raise BenchError(f"[guard.{guard}] {sentence}")
     if not builder.cells:
         raise BenchError(f"{matrix.title!r} has no cell: no guard or attack applies to any of its concepts.")
     return builder.plan()
@@ -103,6 +108,7 @@ class _Builder:
         self.guarded: dict[str, DrawingSpec] = {}
         self.prompts: dict[str, PromptFacts] = {}
         self.missing: list[str] = []
+        self.unknown: dict[str, str] = {}  # guard -> why it was not found, for the first concept without it
         self.cautions = Cautions(matrix)
         self.encoders = encoders_of(matrix.encoder, resources)
         self.texts: dict[str, Sequence[str]] = {}
@@ -117,6 +123,8 @@ class _Builder:
             guards = self.resources.guards(model, parts)
         except GuardNotFoundError as error:
             self.missing.append(f"{guard} for {concept.name}: {error}")
+            if any("load" in part.source for part in parts):
+                self.unknown.setdefault(guard, str(error))
             return
         facts = {"digest": guards_digest(guards), "method": " + ".join(one.method for one in guards)} if guards else {}
         pipe = self.resources.pipeline(model)

@@ -14,6 +14,7 @@ from saferedir.bench.concepts import Concept
 from saferedir.bench.config import Matrix
 from saferedir.bench.encoding import MatrixEncoder
 from saferedir.bench.worlds import check_recipe
+from saferedir.checks import is_number, is_whole
 from saferedir.encoders.registry import encoder_names
 from saferedir.errors import BenchError, GuardError
 from saferedir.guard import Guard
@@ -24,6 +25,9 @@ from saferedir.text_settings import text_settings
 
 #: arguments of the pipeline call that are not the matrix's to set
 _OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds"}
+
+#: arguments of the call that count something -> the least of them
+_COUNTS = {"num_inference_steps": 1, "height": 8, "width": 8, "num_frames": 1}
 
 
 def check_names(matrix: Matrix) -> None:
@@ -63,10 +67,23 @@ def check_without(matrix: Matrix, concepts: Sequence[Concept], encoders: Mapping
             )
 
 
-def check_call(call: Iterable[str], pipe: Any) -> None:
-    """Pipelines with **kwargs swallow a misspelt argument, and draw with their defaults."""
-    known = set(inspect.signature(type(pipe).__call__).parameters) - {"self", "args", "kwargs"}
-    for name in call:
+def check_attacks(matrix: Matrix, concepts: Sequence[Concept]) -> None:
+    """Every attack has a case with the prompts of some concept, or nobody would miss what was never tried."""
+    for name in matrix.attacks:
+        if not any(ATTACKS[name]().prompts(concept.prompts) for concept in concepts):
+            raise BenchError(
+                f"attack {name!r} has no case: no concept of this matrix has the prompts that it takes; add a file of them "
+                '(such as `rephrased` for "phrasings"), or leave the attack out.'
+            )
+
+
+def check_call(call: Mapping[str, Any], pipe: Any) -> None:
+    """Pipelines with **kwargs swallow a misspelt argument, and draw with their defaults; others take any number."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    known = set(parameters) - {"self", "args", "kwargs"}
+    for name, value in call.items():
+        if name in known:
+            _check_value(name, value, parameters[name].default)
         if name in _OURS:
             raise BenchError(f"`call` sets {name!r}, which the bench sets itself; leave it out.")
         if name not in known:
@@ -80,3 +97,20 @@ def check_text(guards: Iterable[Guard[Any]], call: Mapping[str, Any], pipe: Any)
             guard.check_text(text_settings(pipe, call))
         except GuardError as error:
             raise BenchError(f"no cell of guard {guard.method!r} can be filled: {error}") from error
+
+
+def _check_value(name: str, value: Any, default: Any) -> None:
+    """One sentence for a value that cannot run: of another kind than the argument's default, no step, no size."""
+    expected = None
+    if name in _COUNTS or is_whole(default):
+        least = _COUNTS.get(name, 0)
+        if not is_whole(value) or value < least:
+            expected = f"a whole number >= {least}"
+    elif isinstance(default, bool):
+        expected = None if isinstance(value, bool) else "true or false"
+    elif isinstance(default, float) and not is_number(value):
+        expected = "a number"
+    if name == "guidance_scale" and is_number(value) and value < 0:
+        expected = "a number >= 0"
+    if expected is not None:
+        raise BenchError(f"`call` sets {name} = {value!r}; expected {expected}.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.bench_printing import print_cells, print_notes, print_plan
-from saferedir.cli.common import console, escape, new_table, quiet
+from saferedir.cli.common import console, errors, escape, new_table, quiet
 from saferedir.cli.stopping import GOES_ON, on_stop
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def run(
         again = sum(len(task.shard) for task in tasks if store.has(task.shard))
         print_plan(plan, left, again, unseen_shards(plan, store), resources)
         if dry_run:
+            _check_extras(report)
             return
         on_stop(GOES_ON)
         with chosen, _bar(plan.pictures, plan.pictures - left) as advance:
@@ -97,6 +98,8 @@ def run(
         if report:
             _calibrate_worlds(out, resources)
             _say_written(*report_folder(out, pictures=pictures))
+    for sentence in plan.missing:
+        errors.print(f"[yellow]left out:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
     check_complete(records)
 
 
@@ -188,6 +191,15 @@ def _plan(matrix: str, with_: list[str] | None, resources: Any) -> Plan:
     read = read_matrix(matrix, _answers(with_ or []))
     with console.status("planning") as status:
         return make_plan(read, resources, lambda text: status.update(f"planning: {escape(text)}"))
+
+
+def _check_extras(report: bool) -> None:
+    """What the run itself will need, said before."""
+    from saferedir.extras import need
+
+    need("pyarrow.parquet", "bench", "the bench")
+    if report:
+        need("jinja2", "bench", "the bench's report")
 
 
 def _calibrate_worlds(folder: Path, resources: Any) -> None:
