@@ -38,7 +38,7 @@ def test_standard_is_the_pipelines_own_negative_prompt(case: PipelineCase) -> No
     changes["negative_prompt"] = case.guidance.get("negative_prompt", "z")
     with sr.attach(pipe, negative(phrases=("a moon", "b"))) as attached:
         guarded = run(case, pipe, PROMPTS, **changes)
-    if case.family in ("sana", "lumina-2"):
+    if case.family == "lumina-2":  # an empty system prompt still leaves its mark before prompts
         assert guarded.isfinite().all() and not torch.equal(guarded, own)
     else:
         assert close(guarded, own), case.name
