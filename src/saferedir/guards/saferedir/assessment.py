@@ -13,8 +13,8 @@ from saferedir.step import Run
 
 #: a side that finds fewer of the unsafe images, or prompts, than this is weak
 LEAST_RECALL = 0.9
-#: a last image verdict that finds fewer than this is no second look; in a run of one step there was no first one either
-LEAST_LAST_RECALL, LEAST_ONLY_RECALL = 0.95, 0.98
+#: a last image verdict that finds fewer than this is no second look
+LEAST_LAST_RECALL = 0.95
 #: a side that disturbs more of the benign ones than this is weak
 MOST_FALSE_POSITIVES = 0.03
 RECALIBRATE = "`saferedir guards calibrate`"
@@ -80,9 +80,11 @@ def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
     if not config.use_image or config.mode != "default":
         return None
     recalls = {int(count): rates["recall"]["rate"] for count, rates in config.calibration.get("by_steps", {}).items()}
+    if recalls and steps == 1:
+        return f"In a run of one step the image verdict for {config.concept!r} is given once, so there is no second look."
     recall, least, known = None, LEAST_RECALL, [count for count in recalls if count <= steps]
     if known:
-        recall, least = recalls[max(known)], LEAST_LAST_RECALL if steps > 1 else LEAST_ONLY_RECALL
+        recall, least = recalls[max(known)], LEAST_LAST_RECALL
     elif recalls or steps * 4 < config.training.get("rollout_steps", 0):
         return (
             f"The image verdict for {config.concept!r} was never measured in runs of so few steps ({steps}), so it cannot tell "
@@ -92,9 +94,8 @@ def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
         recall = config.measured.get("image_recall")
     if not _is_share(recall) or recall >= least:
         return None
-    length = "1 step" if steps == 1 else f"{steps} steps"
     return (
-        f"The last image verdict for {config.concept!r} in a run of {length} finds {recall:.0%} of the images that show it "
+        f"The last image verdict for {config.concept!r} in a run of {steps} steps finds {recall:.0%} of the images that show it "
         "by the guard's own record, so it cannot tell whether the concept is still there."
     )
 
