@@ -26,7 +26,7 @@ NETWORK = {
 RATES = {"recall": Rate(99, 100).to_dict(), "false_positives": Rate(0, 100).to_dict()}
 WEAK = {"recall": Rate(30, 100).to_dict(), "false_positives": Rate(0, 100).to_dict()}
 RECORD: dict[str, Any] = {
-    "guidance_scales": [1.0, 4.0, 7.5], "prompt": RATES, "image": RATES, "by_steps": {"1": WEAK, "2": RATES, "20": RATES},
+    "guidance_scales": [1.0, 4.0, 7.5], "prompt": RATES, "image": RATES, "by_steps": {"1": WEAK, "4": RATES, "20": RATES},
 }  # fmt: skip
 MEASURED = {
     "prompt_recall": 0.99, "prompt_false_positive_rate": 0.0, "image_recall": 0.99, "image_false_positive_rate": 0.0,
@@ -86,7 +86,7 @@ def test_an_older_record_knows_the_scale_of_its_training_alone() -> None:
     assert not attached.decisions[0].unverified
 
 
-@pytest.mark.parametrize(("steps", "is_weak"), [(1, True), (2, False), (3, False), (50, False)])
+@pytest.mark.parametrize(("steps", "is_weak"), [(1, True), (3, True), (4, False), (50, False)])
 def test_verify_without_a_verifier_is_refused_where_the_last_verdict_is_weak(steps: int, is_weak: bool) -> None:
     pipe = make_pipeline()
     call = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "pt"}
@@ -108,7 +108,8 @@ def test_what_was_measured_decides_how_few_steps_are_too_few() -> None:
     assert weak_at(config(calibration={}, training={"rollout_steps": 20}), 5) is None
     assert weak_at(config(calibration={}, training={}, measured={}), 1) is None  # nobody recorded anything
     assert weak_at(config(calibration={}, measured={**MEASURED, "image_recall": 0.3}), 30) is not None
-    assert weak_at(config(calibration={**RECORD, "by_steps": {"4": RATES}}), 2) is not None
+    assert weak_at(config(calibration={**RECORD, "by_steps": {"4": WEAK, "20": RATES}}), 19) is not None
+    assert weak_at(config(calibration={**RECORD, "by_steps": {"8": RATES}}), 5) is not None  # never measured
 
 
 def test_unresolved_is_decided_by_the_threshold_of_the_last_check() -> None:

@@ -15,6 +15,8 @@ from saferedir.step import Run
 LEAST_RECALL = 0.9
 #: a last image verdict that finds fewer than this is no second look
 LEAST_LAST_RECALL = 0.95
+#: below, a redirection by the image verdict always begins late (`state.LATE`), and nothing was calibrated on what comes of it
+LEAST_STEPS = 4
 #: a side that disturbs more of the benign ones than this is weak
 MOST_FALSE_POSITIVES = 0.03
 RECALIBRATE = "`saferedir guards calibrate`"
@@ -80,8 +82,11 @@ def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
     if not config.use_image or config.mode != "default":
         return None
     recalls = {int(count): rates["recall"]["rate"] for count, rates in config.calibration.get("by_steps", {}).items()}
-    if recalls and steps == 1:
-        return f"In a run of one step the image verdict for {config.concept!r} is given once, so there is no second look."
+    if recalls and steps < LEAST_STEPS:
+        return (
+            f"In a run of fewer than {LEAST_STEPS} steps the image verdict for {config.concept!r} comes too late to be looked at "
+            "again, so there is no second look."
+        )
     recall, least, known = None, LEAST_RECALL, [count for count in recalls if count <= steps]
     if known:
         recall, least = recalls[max(known)], LEAST_LAST_RECALL
