@@ -216,7 +216,7 @@ def test_no_packaged_guard_is_walked_past_with_clip_skip(name: str, policy: str)
         for colour in "red blue green pink".split()
         for place in "abcdefghijklmnopqrstuvwxy"
     ]
-    call = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "latent"}
+    call = {"num_inference_steps": 4, "guidance_scale": 4.0, "output_type": "latent"}
     guarded = sr.attach(pipe, guard) if policy == "attach" else sr.protect(pipe, guard, on_unsafe="verify")
     with guarded:
         for skipped in (1, 2):
