@@ -93,8 +93,9 @@ def test_other_libraries_keep_to_errors_unless_debugging(monkeypatch: pytest.Mon
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")  # the user's own
     prepare_terminal()
     quiet()
-    assert (os.environ["DIFFUSERS_VERBOSITY"], os.environ["TRANSFORMERS_VERBOSITY"]) == ("error", "info")
-    assert diffusers.utils.logging.get_verbosity() == transformers.utils.logging.get_verbosity() == 40
+    assert (os.environ["DIFFUSERS_VERBOSITY"], os.environ["TRANSFORMERS_VERBOSITY"]) == ("critical", "info")
+    assert diffusers.utils.logging.get_verbosity() == diffusers.utils.logging.CRITICAL
+    assert transformers.utils.logging.get_verbosity() == transformers.utils.logging.ERROR
     monkeypatch.delenv("DIFFUSERS_VERBOSITY")
 
 

@@ -91,10 +91,12 @@ def _folder_sentence(folder: Path, variant: str | None, error: Exception) -> str
     variants = sorted({match[1] for file in files if (match := _VARIANT.fullmatch(file))})
     plain = [file for file in files if not _VARIANT.fullmatch(file)]
     start = f"could not load the pipeline in {folder}: "
-    if not files and any(folder.glob("*/*.bin")):
+    parts = sorted({path.parent for path in folder.glob("*/*.bin")})
+    pickled = [part.name for part in parts if not any(part.glob("*.safetensors"))]
+    if pickled:
         return (
-            f"{start}its weights are .bin files, and saferedir loads safetensors only, which cannot run code; convert them once "
-            "with diffusers (load it there, then save_pretrained)."
+            f"{start}the weights of {', '.join(pickled)} are .bin files, and saferedir loads safetensors only, which cannot run "
+            "code; convert them once with diffusers (load it there, then save_pretrained)."
         )
     if variant is not None and variant not in variants:
         have = f"its variants are {', '.join(variants)}" if variants else "it has plain weights only; give no variant"

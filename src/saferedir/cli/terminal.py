@@ -13,7 +13,7 @@ DEBUG = "SAFEREDIR_DEBUG"
 #: what transformers, diffusers and huggingface_hub read when they are first imported
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
-    "DIFFUSERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "critical",  # it logs as errors what it raises, too
     "HF_HUB_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
@@ -39,12 +39,13 @@ def prepare_terminal() -> None:
 
 
 def quiet() -> None:
-    """Silence the loading bars and advice of diffusers and transformers, unless SAFEREDIR_DEBUG=1; errors still come through."""
+    """Silence the bars and advice of diffusers and transformers, unless SAFEREDIR_DEBUG=1; what they raise is said by us."""
     if is_debugging():
         return
     import diffusers
     import transformers
 
+    diffusers.utils.logging.set_verbosity(diffusers.utils.logging.CRITICAL)
+    transformers.utils.logging.set_verbosity_error()
     for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
