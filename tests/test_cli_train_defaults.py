@@ -1,0 +1,56 @@
+"""The command line and the library train the same guard: one source of defaults, the same bytes for the same seed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from typer.testing import CliRunner
+
+from saferedir import load_pipeline
+from saferedir.cli import app
+from saferedir.cli.train import _config
+from saferedir.cli.train_duo import _train_config
+from saferedir.guards.duo.train_config import TrainConfig as DuoConfig
+from saferedir.guards.saferedir.dataset import read_pairs
+from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+
+
+def test_the_defaults_are_the_librarys() -> None:
+    assert _config({}, None, 0) == TrainConfig()
+    assert _config({"rollouts": TrainConfig().rollouts}, None, 0) == TrainConfig()
+    assert _config({"rollouts": 8}, None, 0).held_out_rollouts == 5
+    text = " ".join(
+        CliRunner().invoke(app, ["train", "saferedir", "--help"], env={"COLUMNS": "250"}).output.replace("│", " ").split()
+    )
+    said = {name: re.search(rf"--{name} .*?default: ([\d.]*\d)", text) for name in ("steps", "rollouts", "rollout-steps")}
+    found = {name: int(match[1]) for name, match in said.items() if match}
+    assert found == {"steps": TrainConfig.steps, "rollouts": TrainConfig.rollouts, "rollout-steps": 20}
+    assert TrainConfig.rollout_steps == 20 and TrainConfig.guidance_scale == 4.0 and "images; default: 4." in text
+
+
+def test_the_defaults_of_duo_are_the_librarys() -> None:
+    for scheduler, is_flow in ((DDIMScheduler(), False), (FlowMatchEulerDiscreteScheduler(), True)):
+        pipe = SimpleNamespace(scheduler=scheduler)
+        found = _train_config(pipe, "owner/name", "dog", "as-paper", None, {}, DuoConfig().seed)
+        assert found == DuoConfig.of_variant("as-paper", is_flow=is_flow)
+    assert DuoConfig.of_variant("as-paper") == DuoConfig()
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    pairs, ours, theirs = tmp_path / "pairs.jsonl", tmp_path / "ours", tmp_path / "theirs"
+    words = ["pictoworld", "pairs", "--task", "star", "--out", str(pairs), "--pairs", "80", "--benign", "20"]
+    assert run(app, words).exit_code == 0
+    small = ["--steps", "2", "--rollouts", "6", "--rollout-steps", "1", "--seed", "3"]
+    words = ["train", "saferedir", "--pairs", str(pairs), "--concept", "star", "--out", str(ours), *small]
+    result = run(app, words)
+    assert result.exit_code == 0, result.output
+    config = TrainConfig(steps=2, rollouts=6, held_out_rollouts=4, rollout_steps=1, seed=3)
+    guard = train_saferedir(load_pipeline("pictoworld"), read_pairs(pairs), theirs, concept="star", config=config)
+    assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+    seconds = re.compile(r'"seconds": [\d.]+')
+    first, second = (seconds.sub("", (place / "guard_config.json").read_text()) for place in (ours, theirs))
+    assert first == second and guard.config.training["held_out_rollouts"] == 4
