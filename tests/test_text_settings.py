@@ -85,6 +85,31 @@ def test_a_setting_that_nobody_knows_yet_is_one() -> None:
         found.require({}, (), "this guard")
 
 
+def test_a_subclass_that_hands_arguments_on_hides_no_setting() -> None:
+    pipe = pipeline("sdxl")
+
+    class Open(type(pipe)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **more: Any) -> Any:
+            return super().__call__(*args, **more)
+
+        def encode_prompt(self, *args: Any, **more: Any) -> Any:
+            return super().encode_prompt(*args, **more)
+
+    class Skipping(type(pipe)):  # type: ignore[misc]
+        def __call__(self, prompt: Any = None, clip_skip: int | None = 1, **more: Any) -> Any:
+            return super().__call__(prompt, clip_skip=clip_skip, **more)
+
+    for kind, refused, allowed in ((Open, {"clip_skip": 1}, {}), (Skipping, {}, {"clip_skip": None})):
+        own = kind(**pipe.components)
+        own.set_progress_bar_config(disable=True)
+        assert set(default_settings(own, family_of(own))) == {"clip_skip"}
+        with sr.attach(own, made("sdxl")):
+            with pytest.raises(sr.GuardError, match=r"clip_skip=1.*trained with clip_skip=None"):
+                draw("sdxl", own, **refused)
+            draw("sdxl", own, **allowed)
+    assert text_record(own, {}, ())["text_settings"] == {"clip_skip": 1}  # a guard trained on it knows its default
+
+
 @pytest.mark.parametrize("name", ["sd3", "flux", "pixart-sigma", "sana", "lumina2", "aura-flow", "wan"])
 @torch.no_grad()
 def test_a_familys_fact_on_lengths_is_what_its_embeddings_show(name: str) -> None:
@@ -102,6 +127,27 @@ def test_a_familys_fact_on_lengths_is_what_its_embeddings_show(name: str) -> Non
     assert (apart > 1e-3) == FAMILIES[case.family].length_matters, apart
     if not FAMILIES[case.family].length_matters:
         assert apart < 1e-4 and int(real_tokens(long.prompt, long.mask).sum()) == count
+
+
+def test_a_loop_in_a_method_of_its_own_hides_no_setting() -> None:
+    class Split(type(pipeline("sdxl"))):  # type: ignore[misc]
+        def __call__(self, prompt: Any = None, clip_skip: int | None = None, **more: Any) -> Any:
+            self._guidance_scale, self._interrupt = 1.0, False
+            return self.loop(*self.encode_prompt(prompt, clip_skip=clip_skip, do_classifier_free_guidance=False)[::2])
+
+        def loop(self, embeds: Tensor, pooled: Tensor) -> Tensor:
+            self.scheduler.set_timesteps(1)
+            given = {"text_embeds": pooled, "time_ids": torch.zeros(1, 6)}
+            time, noise = self.scheduler.timesteps[0], torch.zeros(1, 4, 4, 6)
+            pred = self.unet(noise, time, encoder_hidden_states=embeds, added_cond_kwargs=given).sample
+            return self.scheduler.step(pred, time, noise).prev_sample
+
+    pipe = Split(**pipeline("sdxl").components)
+    pipe._num_timesteps = 1
+    with sr.attach(pipe, made("sdxl")):
+        with pytest.raises(sr.GuardError, match="clip_skip=1"):
+            pipe("a", clip_skip=1)
+        pipe("a")
 
 
 # ---------------------------------------------------------------------- refused, or the same

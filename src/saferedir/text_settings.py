@@ -34,7 +34,8 @@ class TextSettings:
     Attributes:
         values: the arguments that change what its text encoders hand over, by name, as plain data; without the length of
             prompts where it changes none of their embeddings.
-        defaults: the same of a call that sets none of them.
+        defaults: the same of a call that sets none of them, of the first pipeline class that knows them: a subclass with another
+            default encodes prompts in another way.
         other_texts: names of further prompts (`prompt_2`) that say something else than `prompt`.
     """
 
@@ -75,13 +76,13 @@ class TextSettings:
 
 def text_settings(pipe: Any, arguments: Mapping[str, Any]) -> TextSettings:
     """Of a call of `pipe` with these arguments, or with these variables in the midst of it; others have the call's defaults."""
-    family = family_of(pipe)
-    defaults = {name: _normal(name, value) for name, value in default_settings(pipe, family).items()}
+    own = default_settings(pipe, family_of(pipe))
+    known = _named(pipe, "__call__", is_first=True)
     prompt = _listed(arguments.get("prompt"))
     others = [name for name in _parameters(pipe) if _TEXT.fullmatch(name) and name != "prompt" and arguments.get(name)]
     return TextSettings(
-        values={name: _normal(name, arguments.get(name, value)) for name, value in defaults.items()},
-        defaults=defaults,
+        values={name: _normal(name, arguments.get(name, value)) for name, value in own.items()},
+        defaults={name: _normal(name, known[name].default) for name in own},
         other_texts=tuple(name for name in others if _listed(arguments[name]) != prompt),
     )
 
@@ -91,7 +92,7 @@ def default_settings(pipe: Any, family: Family) -> dict[str, Any]:
 
     An argument that nobody here has heard of is one of them.
     """
-    call = inspect.signature(type(pipe).__call__).parameters
+    call = _named(pipe, "__call__")
     return {
         name: call[name].default
         for name in _parameters(pipe)
@@ -114,9 +115,27 @@ def plain(value: Any) -> Any:
 
 def _parameters(pipe: Any) -> list[str]:
     """Names of what `encode_prompt` takes, without rows, embeddings and what belongs to the negative prompt."""
-    found = inspect.signature(pipe.encode_prompt).parameters.values()
-    named = [entry.name for entry in found if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)]
-    return [name for name in named if name not in _ROWS and not _GIVEN.fullmatch(name)]
+    return [name for name in _named(pipe, "encode_prompt") if name not in _ROWS and not _GIVEN.fullmatch(name)]
+
+
+def _named(pipe: Any, method: str, *, is_first: bool = False) -> dict[str, inspect.Parameter]:
+    """Arguments of a method by name; with *args or **kwargs it hands on those of its base class, which count too.
+
+    Where two classes name the same one it is the subclass's; `is_first`: the base class's, of all bases.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    firsts: dict[str, inspect.Parameter] = {}
+    is_open = True
+    for owner in type(pipe).__mro__:
+        if method not in vars(owner):
+            continue
+        entries = inspect.signature(vars(owner)[method]).parameters.values()
+        named = {entry.name: entry for entry in entries if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)}
+        if is_open:
+            found = {**named, **found}
+            is_open = len(named) < len(entries)
+        firsts |= named
+    return {name: firsts[name] for name in found} if is_first else found
 
 
 def _normal(name: str, value: Any) -> Any:

@@ -291,8 +291,9 @@ class Seam:
         self._caches.check(enabled)
         if enabled:
             self._caches.check_layout(self.family.cfg_layout, is_guided=run.guided)
-        if settings.get("prompt") is not None:  # else embeddings were given, and nobody can know how they were made
-            text = text_settings(self.pipe, settings)
+        spoken = settings if "prompt" in settings else settings_of_call(self.pipe) or {}  # a loop in a method of its own
+        if spoken.get("prompt") is not None:  # else embeddings were given, and nobody can know how they were made
+            text = text_settings(self.pipe, spoken)
             for guard in enabled:
                 ask(guard, "check_text", guard.check_text, text)
         if any(guard.uses("extra_latents") for guard in enabled):
