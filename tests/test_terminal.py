@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -65,6 +66,8 @@ def test_tables_and_mistakes_are_printed_on_every_console(encoding: str, words: 
         ("train", "saferedir", "--concept", "caf\udce9", "--anchor", "bar", "--out", "x"),
         ("train", "duo", "--concept", "caf\udce9", "--anchor", "bar", "--out", "x"),
         ("negation", "guard", "x.safetensors", "--concept", "caf\udce9", "--out", "x"),
+        ("generate", "a red star", "--model", "caf\udce9", "--out", "x"),
+        ("generate", "a red star", "--guard=caf\udce9", "--out", "x"),
     ],
 )
 def test_a_text_that_is_no_utf_8_is_one_sentence(
@@ -75,6 +78,42 @@ def test_a_text_that_is_no_utf_8_is_one_sentence(
     said = " ".join(result.stderr.replace("│", " ").split())
     assert result.exit_code == 2 and "is not UTF-8; give it in UTF-8" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_byte_of_a_file_name_is_shown_and_not_lost() -> None:
+    with console("cp1252") as stream:
+        prepare_terminal()
+        print("caf\udce9 \u2605 \ud800 é")
+    assert stream.buffer.getvalue().decode("cp1252").strip() == r"caf\xe9 ? ? é"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "saferedir", "--concept", "star", "--anchor", "circle"),
+        ("train", "duo", "--concept", "star"),
+        ("guards", "calibrate", "pictoworld/star", "--pairs", "x.jsonl"),
+        ("negation", "build", "--images", "."),
+        ("negation", "guard", "x.safetensors", "--concept", "star"),
+        ("pictoworld", "guards"),
+        ("pictoworld", "train"),
+    ],
+)
+def test_weights_for_a_place_that_is_no_utf_8_are_refused_before_the_work(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors opens no such path: what was trained would be lost."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [*words, "--out", "caf\udce9/g"])
+    assert result.exit_code == 1 and r"caf\xe9/g is a path that is not UTF-8" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_for_programs_is_whole_on_every_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saferedir.cli.guards._facts", lambda name: {"guard": "étoile \u2605"})
+    with console("ascii") as stream, pytest.raises(SystemExit):
+        app(["guards", "show", "x", "--json"])
+    assert json.loads(stream.buffer.getvalue()) == {"guard": "étoile \u2605"}  # type: ignore[attr-defined]
 
 
 def test_other_libraries_keep_to_errors_unless_debugging(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,8 @@ from saferedir.cli.stopping import stopped, terminable
 from saferedir.cli.terminal import is_debugging, prepare_terminal
 from saferedir.cli.terminal import quiet as quiet  # the commands import it from here
 from saferedir.utils.calls import is_prompt_argument
-from saferedir.utils.file_names import is_text, shown_name
+from saferedir.utils.file_names import shown_name
+from saferedir.utils.text_files import is_encodable
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 #: of progress, where there is no terminal to draw a bar on
 SECONDS_A_LINE = 60.0
 #: options whose values are written into files and tables, all of which are UTF-8
-TEXT_OPTIONS = frozenset({"--concept", "--anchor", "--anchor-prompt", "--call", "--set", "--rule"})
+TEXT_OPTIONS = frozenset({"--concept", "--anchor", "--anchor-prompt", "--call", "--set", "--rule", "--model", "--guard"})
 
 console = Console()
 errors = Console(stderr=True)
@@ -82,7 +83,7 @@ class Commands(TyperGroup):
 
 def check_text(value: str, hint: str) -> None:
     """Refuse a value that came in another encoding than UTF-8, before any work is done; `hint` is the option or argument."""
-    if not is_text(value):
+    if not is_encodable(value):
         raise typer.BadParameter(
             f"'{shown_name(value)}' is not UTF-8; give it in UTF-8, this terminal uses another encoding.", param_hint=hint
         )

@@ -96,4 +96,4 @@ def _facts_table(title: str, values: dict[str, Any]) -> None:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(value, indent=2))  # ASCII: the console replaces what it cannot show

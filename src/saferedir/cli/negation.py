@@ -9,7 +9,7 @@ import typer
 
 from saferedir.cli.common import console, errors, escape, load_model, new_table, progress_bar
 from saferedir.cli.options import MAX_SEED, Revision, Variant
-from saferedir.cli.output import MEGABYTE, check_file, check_guard_folder, check_space, holds_out
+from saferedir.cli.output import MEGABYTE, check_file, check_guard_folder, check_space, check_weights_place, holds_out
 from saferedir.cli.skipped import show_skipped
 from saferedir.cli.stopping import GOES_ON, on_stop
 
@@ -67,6 +67,7 @@ def build(
     if (images is None) == (prompts is None):
         raise typer.BadParameter("give either --images or --prompts.", param_hint="--images / --prompts")
     check_file(out, force)
+    check_weights_place(out)
     texts = None if prompts is None else _read_prompts(prompts)
     from saferedir.guards.negation.build import build_negation_set, image_sources, prompt_sources
     from saferedir.latents import default_size, encodes_videos

@@ -20,8 +20,7 @@ from saferedir.packaged import library_version
 from saferedir.utils.files import (
     check_file,
     check_guard_folder,
-    make_parents,
-    make_room,
+    check_weights_place,
     refuse_finished,
     replacing_folder,
     sweep,
@@ -37,7 +36,7 @@ __all__ = [
     "check_space",
     "check_file",
     "check_guard_folder",
-    "check_writable",
+    "check_weights_place",
     "holds_out",
     "output_lock",
     "refuse_finished",
@@ -124,17 +123,6 @@ def check_space(place: Path, needs: int) -> None:
             f"the disk of {place} has {free / MEGABYTE:.0f} MB free, but this needs about {needs / MEGABYTE:.0f} MB; "
             "free some space or choose another --out."
         )
-
-
-def check_writable(out: Path) -> None:
-    """Raise unless a file can be made beside `out`; nothing is left behind."""
-    out = out.expanduser().resolve()
-    created = make_parents(out)
-    try:
-        make_room(out).rmdir()
-    finally:
-        for folder in created:
-            folder.rmdir()
 
 
 def _own_files(marker: Path) -> set[str] | None:

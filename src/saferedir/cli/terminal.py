@@ -5,11 +5,13 @@ Imports the standard library only; `Commands` in common.py calls `prepare_termin
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from typing import Any
 
 DEBUG = "SAFEREDIR_DEBUG"
+_UNSHOWN = "saferedir-unshown"  # our way of printing a character that the console does not have
 #: what transformers, diffusers and huggingface_hub read when they are first imported
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -24,15 +26,26 @@ def is_debugging() -> bool:
     return os.environ.get(DEBUG) == "1"
 
 
+def _replace_unshown(error: UnicodeError) -> tuple[str, int]:
+    r"""A byte of a file name that is no UTF-8 as `\xNN`, so that the name can be told from others; "?" for the rest."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    unshown = error.object[error.start : error.end]
+    return "".join(rf"\x{ord(one) - 0xDC00:02x}" if "\udc80" <= one <= "\udcff" else "?" for one in unshown), error.end
+
+
+codecs.register_error(_UNSHOWN, _replace_unshown)
+
+
 def prepare_terminal() -> None:
-    """A character that the console cannot show becomes "?"; other libraries keep to errors, unless SAFEREDIR_DEBUG=1.
+    """What the console cannot show is replaced (`_replace_unshown`); other libraries keep to errors, unless SAFEREDIR_DEBUG=1.
 
     Before those libraries are imported: a setting of the user's own stays.
     """
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="replace")
+            reconfigure(errors=_UNSHOWN)
     if not is_debugging():
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)

@@ -14,6 +14,7 @@ from saferedir.cli.output import (
     MEGABYTE,
     OutputError,
     check_space,
+    check_weights_place,
     holds_out,
     refuse_finished,
     staged_output,
@@ -43,6 +44,7 @@ def train(
 
     Example:  `saferedir pictoworld train --out runs/pictoworld`
     """
+    check_weights_place(out)
     if out.is_file():
         raise OutputError(f"{out} is a file; choose another --out.")
     resumes = (out / "checkpoints" / "plan.json").is_file()
@@ -141,6 +143,7 @@ def guards(
 
     Example:  `saferedir pictoworld guards --out runs/guards`
     """
+    check_weights_place(out)
     if out.is_dir() and any(out.iterdir()) and not force:
         raise OutputError(
             f"{out} is not empty; choose another --out, or give --force to replace guards of this command."

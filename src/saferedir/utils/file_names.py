@@ -21,15 +21,6 @@ def shown_name(path: PurePath | str) -> str:
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def is_text(text: str) -> bool:
-    """Whether a text can be written as UTF-8; arguments of a command that came in another encoding cannot."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def named_path(folder: Path, name: str) -> Path:
     r"""The file below `folder` that `shown_name` calls `name`; a file that is really called so wins over the escape."""
     path = folder / name

@@ -1,6 +1,6 @@
 """Files and folders that appear whole or not at all, with the rights that the umask gives.
 
-Imports safetensors (when tensors are saved), `errors` and `packaged`. Everything that is kept goes through here:
+Imports safetensors (when tensors are saved), `errors`, `packaged` and `file_names`. Everything that is kept goes through here:
 `replacing` for one file, `replacing_folder` for a folder. Who may write to a place is the business of `locks.py`.
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from saferedir.errors import OutputError
 from saferedir.packaged import GUARD_CONFIG
+from saferedir.utils.file_names import shown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,6 +157,12 @@ def refuse_finished(out: Path, finished: bool, overwrite: bool, how: str = "give
         raise OutputError(f"{out} holds finished work; choose another --out, or {how} to replace it.")
 
 
+def check_weights_place(out: Path) -> None:
+    """Raise an OutputError where safetensors, which opens no path that is not UTF-8, could write nothing after all the work."""
+    if (shown := shown_name(out)) != out.as_posix():
+        raise OutputError(f"{shown} is a path that is not UTF-8, and safetensors files cannot be there; choose another --out.")
+
+
 def check_file(out: Path, overwrite: bool, how: str = "give --force") -> None:
     """Raise an OutputError unless a file may be written to `out`: there is none, or it may go (`how`: see `refuse_finished`)."""
     if out.is_dir():
@@ -170,6 +177,7 @@ def check_guard_folder(out: Path, overwrite: bool, how: str = "give --force") ->
     Args:
         how: what the caller must do to replace a guard; "pass overwrite=True" from Python.
     """
+    check_weights_place(out)
     if out.is_file():
         raise OutputError(f"{out} is a file; choose another --out.")
     if out.is_dir() and any(out.iterdir()):
