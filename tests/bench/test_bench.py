@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from saferedir.bench.config import JudgeEntry, Matrix
 from saferedir.bench.executors import InProcess, make_executor
 from saferedir.bench.plan import make_plan
-from saferedir.bench.plan_checks import check_call
+from saferedir.bench.plan_checks import check_attacks, check_call
 from saferedir.bench.planned import read_planned
 from saferedir.bench.rejudging import rejudge
 from saferedir.bench.reporting import report_folder
@@ -20,6 +21,7 @@ from saferedir.bench.runner import missing_tasks, run
 from saferedir.bench.store import Store
 from saferedir.errors import BenchError, JudgeError, SaferedirError
 from saferedir.judges.calibration import Calibration
+from saferedir.prompts import ConceptPrompts, PromptItem, PromptSet
 
 SMALL = {
     "title": "small",
@@ -310,6 +312,20 @@ def test_prompts_that_a_guard_was_made_from_are_told(tmp_path: Path, resources: 
     assert "made" not in {cell.name.guard for cell in make_plan(matrix(guard=other), resources).cells}
 
 
+def test_a_concept_without_prompts_for_an_attack_is_said() -> None:
+    prompts = PromptSet("forget", (PromptItem("a star"),), "own")
+    has, lacks = (
+        SimpleNamespace(name=name, prompts=ConceptPrompts(prompts, rephrased))
+        for name, rephrased in (("star", {"p": prompts}), ("emblem", {}))
+    )
+    asked = SimpleNamespace(attacks=["none", "phrasings"])
+    sentence = "attack phrasings for emblem: it has no prompts of the kind that this attack takes."
+    assert check_attacks(asked, [has, lacks]) == [sentence]  # type: ignore[arg-type]
+    assert check_attacks(asked, [has]) == []  # type: ignore[arg-type]
+    with pytest.raises(BenchError, match="attack 'phrasings' has no case"):
+        check_attacks(asked, [lacks])  # type: ignore[arg-type]
+
+
 def test_a_guard_that_nobody_knows_is_refused_at_planning(resources: Resources) -> None:
     for name in ("pictoworld/{concept}-nothing", "runs/mooon", "./mooon"):
         with pytest.raises(BenchError, match=r"^\[guard\.duo\] no guard is called '.*' \(there is no folder .*\)"):
@@ -328,6 +344,10 @@ def test_a_guard_that_nobody_knows_is_refused_at_planning(resources: Resources) 
         ("guidance_scale", "high", "a number"),
         ("guidance_scale", -1, "a number >= 0"),
         ("guidance_scale", float("nan"), "a number"),
+        ("negative_prompt", 5, "one text, which serves every prompt"),
+        ("negative_prompt", ["a", "b"], "one text, which serves every prompt"),
+        ("timesteps", [], "a list of numbers"),
+        ("sigmas", "0.5", "a list of numbers"),
     ],
 )
 def test_a_call_that_cannot_run_is_refused_at_planning(

@@ -79,8 +79,9 @@ def make_plan(matrix: Matrix, resources: Resources, on_step: Callable[[str], Non
     """
     check_names(matrix)
     concepts = [read_concept(name, entry, matrix, resources) for name, entry in matrix.concept.items()]
-    check_attacks(matrix, concepts)
+    untried = check_attacks(matrix, concepts)
     builder = _Builder(matrix, resources)
+    builder.missing += untried
     check_without(matrix, concepts, builder.encoders)
     for model_name, model_entry in matrix.model.items():
         on_step(f"loading {model_name}")

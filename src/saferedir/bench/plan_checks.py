@@ -22,12 +22,15 @@ from saferedir.guards.registry import methods
 from saferedir.judges.registry import judge_names
 from saferedir.names import unknown
 from saferedir.text_settings import text_settings
+from saferedir.utils.calls import is_prompt_argument
 
 #: arguments of the pipeline call that are not the matrix's to set
 _OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds"}
 
 #: arguments of the call that count something -> the least of them
 _COUNTS = {"num_inference_steps": 1, "height": 8, "width": 8, "num_frames": 1}
+#: arguments of the call that give the schedule itself
+_LISTS = ("timesteps", "sigmas")
 
 
 def check_names(matrix: Matrix) -> None:
@@ -67,14 +70,21 @@ def check_without(matrix: Matrix, concepts: Sequence[Concept], encoders: Mapping
             )
 
 
-def check_attacks(matrix: Matrix, concepts: Sequence[Concept]) -> None:
-    """Every attack has a case with the prompts of some concept, or nobody would miss what was never tried."""
+def check_attacks(matrix: Matrix, concepts: Sequence[Concept]) -> list[str]:
+    """Every attack has a case with the prompts of some concept, or nobody would miss what was never tried.
+
+    Returns a sentence for each concept without one, where another has one.
+    """
+    untried = []
     for name in matrix.attacks:
-        if not any(ATTACKS[name]().prompts(concept.prompts) for concept in concepts):
+        without = [concept.name for concept in concepts if not ATTACKS[name]().prompts(concept.prompts)]
+        untried += [f"attack {name} for {concept}: it has no prompts of the kind that this attack takes." for concept in without]
+        if len(without) == len(concepts):
             raise BenchError(
                 f"attack {name!r} has no case: no concept of this matrix has the prompts that it takes; add a file of them "
                 '(such as `rephrased` for "phrasings"), or leave the attack out.'
             )
+    return untried
 
 
 def check_call(call: Mapping[str, Any], pipe: Any) -> None:
@@ -110,6 +120,11 @@ def _check_value(name: str, value: Any, default: Any) -> None:
         expected = None if isinstance(value, bool) else "true or false"
     elif isinstance(default, float) and not is_number(value):
         expected = "a number"
+    elif is_prompt_argument(name):
+        texts = value if isinstance(value, list) else [value]
+        expected = None if len(texts) == 1 and isinstance(texts[0], str) else "one text, which serves every prompt"
+    elif name in _LISTS and not (isinstance(value, list) and value and all(map(is_number, value))):
+        expected = "a list of numbers"
     if name == "guidance_scale" and is_number(value) and value < 0:
         expected = "a number >= 0"
     if expected is not None:
