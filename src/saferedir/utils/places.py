@@ -13,7 +13,8 @@ from pathlib import Path
 HUB = "hf://"
 #: names of folders that results and models are kept in: "runs/star" is one of ours wherever the command is started
 LOCAL_FOLDERS = frozenset(
-    "runs run guards models checkpoints outputs output out results weights data experiments build tmp examples tests".split()
+    "runs run guards guard models model checkpoints checkpoint ckpts ckpt loras lora outputs output out results weights data "
+    "experiments artifacts trained saved bench images pictures build tmp mnt home work examples tests".split()
 )
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -29,7 +30,7 @@ def hub_id(name: str | Path) -> str | None:
         found = text.removeprefix(HUB)
         return found if _HUB_ID.fullmatch(found) else None
     owner = text.partition("/")[0]
-    if not _HUB_ID.fullmatch(text) or text.startswith(".") or owner in LOCAL_FOLDERS or Path(owner).is_dir():
+    if not _HUB_ID.fullmatch(text) or text.startswith(".") or owner.lower() in LOCAL_FOLDERS or Path(owner).is_dir():
         return None
     return text
 
