@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tests.conftest import make_pipeline
@@ -17,7 +18,7 @@ from tests.guards.saferedir.test_assessment import NETWORK
 import saferedir as sr
 from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig
-from saferedir.own_adapters import ADAPTERS
+from saferedir.own_adapters import ADAPTERS, own_adapters
 
 
 def load(pipe: Any, name: str = "style", seed: int = 0) -> None:
@@ -128,3 +129,16 @@ def test_a_guards_own_adapter_is_not_the_users() -> None:
     guard = sr.Guard.from_pretrained("pictoworld/star")
     assert said(lambda: sr.attach(pipe, [sr.Guard.from_pretrained("pictoworld/star-duo"), guard])) == []
     assert ADAPTERS not in backbone_fingerprint(pipe)
+
+
+def test_a_lora_that_is_not_in_memory_is_known_by_its_name() -> None:
+    """Sequential offload leaves weights without values behind."""
+    pipe = make_pipeline()
+    bare = guard_of(pipe)
+    load(pipe)
+    made = guard_of(pipe)
+    cpu_offload(pipe.unet, torch.device("cpu"))
+    assert [one["weights"] for one in own_adapters(pipe)["unet"]] == [None]
+    with sr.attach(pipe, made) as attached:
+        assert said(lambda: run(pipe)) == [] and attached.runs == 1
+    assert any("LoRA 'style' at scale 1 on unet" in text for text in said(lambda: sr.attach(pipe, bare)))

@@ -22,7 +22,8 @@ ADAPTERS = "adapters"
 def own_adapters(pipe: Any) -> dict[str, list[dict[str, Any]]]:
     """Module name -> adapters that act on it now, guards' own ones left out; {} where there are none.
 
-    Each is {"name", "scale", "weights"}: the weight of `set_adapters`, and a short hash of its values.
+    Each is {"name", "scale", "weights"}: the weight of `set_adapters`, and a short hash of its values, None where these are not
+    in memory (sequential offload).
     """
     found = {}
     for name, module in _modules(pipe):
@@ -54,7 +55,8 @@ def _words(adapter: Mapping[str, Any]) -> str:
 
 
 def _agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return bool(one["weights"] == other["weights"] and abs(one["scale"] - other["scale"]) < 1e-3)
+    key = "name" if None in (one["weights"], other["weights"]) else "weights"
+    return bool(one[key] == other[key] and abs(one["scale"] - other["scale"]) < 1e-3)
 
 
 def _modules(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -88,12 +90,10 @@ def _scale(layer: Any, name: str) -> float:
     return float(layer.scaling[name]) / own if own else 0.0
 
 
-def _hash(layers: list[Any], name: str) -> str:
-    values = [
-        value.detach().reshape(-1)[:4].to(torch.float16).to(torch.bfloat16).float().cpu()
-        for layer in layers
-        for key, value in layer.named_parameters()
-        if f".{name}." in f".{key}."
-    ]
+def _hash(layers: list[Any], name: str) -> str | None:
+    own = [value.detach() for layer in layers for key, value in layer.named_parameters() if f".{name}." in f".{key}."]
+    if any(value.is_meta for value in own):
+        return None
+    values = [value.reshape(-1)[:4].to(torch.float16).to(torch.bfloat16).float().cpu() for value in own]
     data = b"" if not values else torch.cat(values).numpy().astype("<f4").tobytes()
     return hashlib.sha256(data).hexdigest()[:16]
