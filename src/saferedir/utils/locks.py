@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # of a Python without fcntl; `_acquire` says it in our words
+    from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from saferedir.errors import OutputError
 from saferedir.utils.files import make_parents, make_room, reason
