@@ -127,6 +127,7 @@ def build_negation_set(
         shards[part] = _encode_part(vae, part, sources.get(part, ()), work, batch, report, advance)
     if not shards["references"]:
         reasons = f" ({len(report.skipped)} pictures could not be read)" if report.skipped else ""
+        shutil.rmtree(work)  # nothing in it is worth going on from
         raise GuardConfigError(f"the negation set is empty{reasons}; give it at least one reference image.")
     with replacing(out) as temporary:
         _write(temporary, shards, facts)
