@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -100,3 +102,21 @@ def test_another_pipeline_with_the_same_scheduler_is_told_so(pipe: Any) -> None:
         generate(pipe)
         assert attached.runs == 1
     generate(other)
+
+
+def test_a_guarded_run_keeps_no_frame_of_the_pipeline_alive(pipe: Any) -> None:
+    """Frames in a cycle would hold a call's latents and images until the garbage collector finds them."""
+    seen: list[Any] = []
+
+    def watch(_pipe: Any, _index: int, _time: Any, given: dict[str, Any]) -> dict[str, Any]:
+        seen.append(weakref.ref(given["latents"]))
+        return {}
+
+    with sr.attach(pipe, X0Editor()):
+        gc.collect()
+        gc.disable()
+        try:
+            pipe("a", num_inference_steps=2, height=32, width=32, output_type="pt", callback_on_step_end=watch)
+            assert [latents() for latents in seen] == [None, None]
+        finally:
+            gc.enable()
