@@ -245,7 +245,7 @@ def test_report(run: Run, tmp_path: Path) -> None:
         (("pictoworld", "train", "--out", "FOREIGN"), 1, "holds no PictoWorld training"),
         (("pictoworld", "report", "--out", "FOREIGN"), 1, "is not empty"),
         (("train", "saferedir", "--pairs", "MISSING", "--concept", "a", "--out", "OUT"), 1, "There is no pairs file"),
-        (("train", "saferedir", "--pairs", "BAD", "--concept", "a", "--out", "OUT"), 1, "line 2: not JSON"),
+        (("train", "saferedir", "--pairs", "BAD", "--concept", "a", "--out", "OUT"), 1, "line 2 is not JSON"),
         (("train", "saferedir", "--pairs", "BAD", "--concept", "a", "--out", "FOREIGN"), 1, "holds no guard"),
         (("train", "saferedir", "--pairs", "BAD", "--out", "OUT"), 2, "concept"),
         (("guards", "show", "pictoworld/nothing"), 1, "no guard is called"),
@@ -314,7 +314,7 @@ def test_a_disk_that_fills_up_midway_leaves_the_earlier_result(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(Image.Image, "save", full)
-    result = run("generate", "a blue heart", "--steps", 1, "--out", out)
+    result = run("generate", "a blue heart", "--steps", 1, "--out", out, "--force")
     assert result.exit_code == 1 and "no space is left" in result.stderr
     assert leftovers(tmp_path) == ["out"] and (out / "summary.json").read_text() == before
 

@@ -68,7 +68,7 @@ def test_a_guard_is_calibrated_with_a_lora_and_says_good_or_weak(files: dict[str
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert not (tmp_path / "new.work").exists() and not list(tmp_path.glob(".new*"))
     code, output = call("pictoworld/star", *sides, *settings)
-    assert code == 1 and "holds a guard already" in output
+    assert code == 1 and "holds finished work" in output
 
 
 def test_what_is_missing_is_said_before_any_work(files: dict[str, Path], tmp_path: Path) -> None:

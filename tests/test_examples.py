@@ -233,11 +233,10 @@ def test_the_commands_and_the_page_train_alike(page: Path, monkeypatch: pytest.M
         )
         assert (made["out"], made["concept"], made["model"]) == (given["pairs"], given["concept"], options["model"])
         assert options["model"] in (example["HUB_ID"], "models/sana")
-        settings = {
-            "guidance": config.guidance_scale, "rollout_batch": config.rollout_batch, "rollouts": config.rollouts,
-            "rollout_steps": config.rollout_steps, "steps": config.steps, "dtype": "bfloat16",
-        }  # fmt: skip
-        assert {name: options[name] for name in settings} == settings
+        fields = {"guidance": "guidance_scale", **{name: name for name in ("rollout_batch", "rollouts", "rollout_steps", "steps")}}
+        settings = {name: getattr(config, field) for name, field in fields.items()}
+        left_out = {name: getattr(TrainConfig(), field) for name, field in fields.items() if options[name] is None}
+        assert {**{name: options[name] for name in settings}, **left_out} == settings and options["dtype"] == "bfloat16"
         assert named_values(options["call"], "--call") == config.call
         assert config.held_out_rollouts in (max(2, round(0.65 * config.rollouts)), TrainConfig.held_out_rollouts)
 

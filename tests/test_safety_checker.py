@@ -143,7 +143,7 @@ def test_generate_says_which_images_the_checker_blanked(
 ) -> None:
     monkeypatch.setattr(commands, "load_model", lambda *given, **named: with_checker(pipe, Checker(1)))
     monkeypatch.setattr(commands, "load_guards", lambda names: [Quiet(GuardConfig(concept="star")) for _ in names])
-    commands.generate(["a star", "a moon"], out=tmp_path / "out", guard=guards, steps=2)
+    commands.generate(prompts=["a star", "a moon"], out=tmp_path / "out", guard=guards, steps=2)
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())["images"]
     assert [row["blocked"] for row in rows] == [False, True]
     assert [row["nsfw_content_detected"] for row in rows] == [False, True]

@@ -75,7 +75,7 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
     except SafetensorError as error:
         raise GuardConfigError(f"{weights} is damaged ({error}); download or train the guard again.") from error
     except GuardConfigError as error:
-        if is_there:
+        if is_there or any(getattr(config, name) is not None for name in config.file_fields):
             raise
         raise GuardConfigError(f"{weights} is missing; copy the whole folder, or train the guard again.") from error
     return guard

@@ -500,7 +500,7 @@ def test_the_report_shows_them(bench: Path) -> None:
         ("[encoder.mine]", "[encoder.judge]", "and not 'judge'"),
         ("[encoder.mine]", '[encoder."a@b"]', "letters, digits"),
         ("without.txt", "forget.txt", "has the same prompts in `without` as in `forget`"),
-        ('attacks = ["none"]', 'attacks = ["phrasings"]', 'add "none" to `attacks`'),
+        ('attacks = ["none"]', 'attacks = ["phrasings"]', "attack 'phrasings' has no case"),
         (
             '{file = "without.txt"}',
             '"without.txt"',

@@ -191,7 +191,7 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch, is_full: Any) -> Counter[str]
                 count[str(path)] += 1
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary))
 
-    monkeypatch.setattr(store_module, "_replacing", replacing)
+    monkeypatch.setattr(store_module, "replacing", replacing)
     return count
 
 

@@ -42,7 +42,7 @@ def test_pairs_survive_a_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"unsafe": "a", "safe": "b"}\nnot json\n', "line 2: not JSON"),
+        ('{"unsafe": "a", "safe": "b"}\nnot json\n', "line 2 is not JSON"),
         ('{"unsafe": "a", "safe": "b", "label": 1}\n', "line 1: expected an object"),
         ('{"unsafe": "a"}\n', 'line 1: "safe" must be a non-empty text'),
         ('{"unsafe": "a", "safe": "a"}\n', "line 1: the unsafe and the safe prompt are the same"),
