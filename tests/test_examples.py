@@ -233,7 +233,8 @@ def test_the_commands_and_the_page_train_alike(page: Path, monkeypatch: pytest.M
         )
         assert (made["out"], made["concept"], made["model"]) == (given["pairs"], given["concept"], options["model"])
         assert options["model"] in (example["HUB_ID"], "models/sana")
-        fields = {"guidance": "guidance_scale", **{name: name for name in ("rollout_batch", "rollouts", "rollout_steps", "steps")}}
+        same = ("rollout_batch", "rollouts", "rollout_steps", "steps")
+        fields = {"guidance": "guidance_scale", **{name: name for name in same}}
         settings = {name: getattr(config, field) for name, field in fields.items()}
         left_out = {name: getattr(TrainConfig(), field) for name, field in fields.items() if options[name] is None}
         assert {**{name: options[name] for name in settings}, **left_out} == settings and options["dtype"] == "bfloat16"
