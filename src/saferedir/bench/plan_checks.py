@@ -92,12 +92,11 @@ def check_call(call: Mapping[str, Any], pipe: Any) -> None:
     parameters = inspect.signature(type(pipe).__call__).parameters
     known = set(parameters) - {"self", "args", "kwargs"}
     for name, value in call.items():
-        if name in known:
-            _check_value(name, value, parameters[name].default)
         if name in _OURS:
             raise BenchError(f"`call` sets {name!r}, which the bench sets itself; leave it out.")
         if name not in known:
             raise BenchError(unknown(f"argument of {type(pipe).__name__}", name, known - _OURS))
+        _check_value(name, value, parameters[name].default)
 
 
 def check_text(guards: Iterable[Guard[Any]], call: Mapping[str, Any], pipe: Any) -> None:
