@@ -31,7 +31,6 @@ _PRODUCTS = {
     torch.baddbmm,
     Tensor.matmul,
     Tensor.__matmul__,
-    nn.functional.scaled_dot_product_attention,
 }
 _HALVES = (torch.bfloat16, torch.float16)
 _BLOCK = 1_000_003  # a prime, so that no two rows of a weight are alike
