@@ -141,7 +141,8 @@ def walk(model: Model, work: Path, log: Log) -> None:
         check_guarded(pipe, sr.Guard.from_pretrained(guard_folder), model.call)
     if model.full is not None:
         with log.stage("two steps at the published size, attached"), sr.attach(pipe, sr.Guard.from_pretrained(guard_folder)):
-            full = values(generate(pipe, model.full, output_type="latent"))
+            # prompts as long as in training; another length is refused
+            full = values(generate(pipe, {**model.call, **model.full}, output_type="latent"))
         log.note(full=list(full.shape))
     if model.duo:
         _duo(pipe, model, work, log)
