@@ -27,7 +27,7 @@ HEAD = """# The dress rehearsal
 Made by `make rehearsal` (`python -m tests.rehearsal.table --out docs`). For each family a pipeline with the **true shape of
 every embedding table, projection and head** of the published checkpoint, random weights, and its depth cut to one or two
 blocks walks the whole road of a user: save, load in bfloat16 and float16, `pairs build`, `train saferedir` (2 + 2 roll-outs of
-2 steps, 2 optimiser steps, 33 prompts), the guard's folder, other processes that load it, `attach` (a guard that never fires
+2 steps, 2 optimiser steps, 29 prompts), the guard's folder, other processes that load it, `attach` (a guard that never fires
 leaves the latents bit-identical, one that fires changes them) and `protect`, two steps at the published size, DUO pairs and
 two training steps where DUO can be trained, `negation build` of three images and its guard, two cells of a bench. Networks
 are random: this shows that every stage runs at real shapes and what it takes, and nothing about how well a guard works.
