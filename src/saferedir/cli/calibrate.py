@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saferedir.cli.common import console, escape, load_model, named_values, progress_bar
+from saferedir.cli.common import load_model, named_values, progress_bar
 from saferedir.cli.options import MAX_SEED, Revision, Variant
-from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
+from saferedir.cli.output import MEGABYTE, check_guard_folder, check_space, holds_out
 from saferedir.cli.pairs import read_captions
 from saferedir.cli.stopping import GOES_ON, on_stop
 
@@ -67,8 +67,6 @@ def calibrate(
 
     Example:  `saferedir guards calibrate runs/star --forget stars.txt --benign others.txt --out runs/star-2`
     """
-    from saferedir.packaged import library_version
-
     if (pairs is None) == (forget is None):
         raise typer.BadParameter("give --pairs, or --forget and --benign.", param_hint="--pairs / --forget")
     if forget is not None and benign is None:
@@ -78,6 +76,7 @@ def calibrate(
     check_guard_folder(out, force)
     adapters = [_path_and_scale(text) for text in lora or []]
     check_space(out, 256 * MEGABYTE)
+    from saferedir.cli.train import finish_guard
     from saferedir.guards.saferedir import SafeRedir
     from saferedir.guards.saferedir.dataset import Pair, read_pairs
     from saferedir.guards.saferedir.recalibrate import CalibrationConfig, calibrate_guard, unpaired
@@ -99,30 +98,10 @@ def calibrate(
     with progress_bar() as bar:
         found = calibrate_guard(pipe, chosen, rows, config=config, work=work, progress=bar, is_paired=pairs is not None)
     found.save_pretrained(out)
-    _finish(found, out, model, guard, f"saferedir {library_version()}")
+    finish_guard(found, out, model, {"from": guard, "calibration": found.config.calibration})
     import shutil
 
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _finish(found: Any, out: Path, model: str, source: str, maker: str) -> None:
-    from saferedir.cli.train import guard_thresholds, print_verdict, tables
-
-    values = found.config
-    summary = {
-        "made_by": maker,
-        "method": found.method,
-        "concept": values.concept,
-        "model": model,
-        "from": source,
-        "thresholds": guard_thresholds(values),
-        "measured": values.measured,
-        "calibration": values.calibration,
-    }
-    write_json(out / SUMMARY, summary)
-    tables(summary)
-    console.print(f"Guard written to {escape(str(out))}", soft_wrap=True, highlight=False)
-    print_verdict(values, out, model)
 
 
 def _path_and_scale(text: str) -> tuple[Path, float]:

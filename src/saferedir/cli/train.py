@@ -146,20 +146,7 @@ def saferedir(
     if pairs is None:
         save_pairs(rows, out / PAIRS)
         console.print(f"Pairs written to {out / PAIRS}", soft_wrap=True, highlight=False)
-    values = guard.config
-    summary = {
-        "made_by": f"saferedir {library_version()}",
-        "method": guard.method,
-        "concept": values.concept,
-        "model": model,
-        "thresholds": guard_thresholds(values),
-        "measured": values.measured,
-        "training": values.training,
-    }
-    write_json(out / SUMMARY, summary)
-    tables(summary)
-    console.print(f"Guard written to {out}", soft_wrap=True, highlight=False)
-    print_verdict(values, out, model)
+    finish_guard(guard, out, model, {"training": guard.config.training})
 
 
 def _refuse_both(options: dict[str, Any]) -> None:
@@ -201,6 +188,24 @@ def _bytes_per_step(pipe: Any, call: dict[str, Any]) -> int:
         return 2 * math.prod(latent_shape(pipe, call))
     except UnsupportedPipelineError:  # a size that nobody says
         return 2 * 16 * 128 * 128
+
+
+def finish_guard(guard: Any, out: Path, model: str, record: dict[str, Any]) -> None:
+    """Write the summary of a finished guard, `record` (how it was made) included, and show it with the last word on it."""
+    values = guard.config
+    summary = {
+        "made_by": f"saferedir {library_version()}",
+        "method": guard.method,
+        "concept": values.concept,
+        "model": model,
+        "thresholds": guard_thresholds(values),
+        "measured": values.measured,
+        **record,
+    }
+    write_json(out / SUMMARY, summary)
+    tables(summary)
+    console.print(f"Guard written to {escape(str(out))}", soft_wrap=True, highlight=False)
+    print_verdict(values, out, model)
 
 
 def guard_thresholds(config: Any) -> dict[str, float]:
