@@ -37,6 +37,22 @@ def test_a_strength_that_leaves_no_step_is_named() -> None:
         run(case, pipe, strength=0.01)
 
 
+@pytest.mark.parametrize("name", ["sd", "flux", "wan"])
+def test_an_interrupted_call_gives_no_image(name: str) -> None:
+    case = PIPELINES[name]
+    pipe = case.build()
+
+    def interrupt(pipe: Any, index: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = True
+        return {}
+
+    with sr.attach(pipe, Watcher()) as attached:
+        with pytest.raises(sr.GuardError, match="interrupted before its last step"):
+            run(case, pipe, callback_on_step_end=interrupt)
+        run(case, pipe)
+        assert attached.decisions
+
+
 @pytest.mark.parametrize("name", ["sd", "sdxl-inpaint"])  # the second returns latents before it frees its modules
 def test_a_run_on_other_modules_gives_no_image(name: str) -> None:
     case = PIPELINES[name]

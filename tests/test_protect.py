@@ -352,7 +352,7 @@ def test_an_interrupted_run_is_an_error(pipe: Any) -> None:
             pipe._interrupt = True
             return latents
 
-    with pytest.raises(sr.GuardError, match="first to last"):
+    with pytest.raises(sr.GuardError, match="interrupted before its last step"):
         sr.protect(pipe, Interrupting())("a", num_inference_steps=2)
 
 

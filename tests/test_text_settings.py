@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import PixArtSigmaPipeline
 from peft import LoraConfig
 from tests.contract.guards import Watcher, make_saferedir
 from tests.text_settings_probes import case_of, rates, with_text_model
@@ -22,7 +23,7 @@ from saferedir.families import FAMILIES, family_of
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.trained_text import LENGTHS, text_lengths, text_record
-from saferedir.text_settings import default_settings, text_settings
+from saferedir.text_settings import default_settings, named_arguments, text_settings
 
 NAMES = {
     "sd": {"clip_skip"},
@@ -337,3 +338,14 @@ def test_the_verdict_sees_a_word_of_textual_inversion_as_the_denoiser_does() -> 
     seen = watcher.steps[0].prompt_embeds
     torch.testing.assert_close(seen, encode_prompts(pipe, ["a <new>"]).prompt)
     assert not torch.allclose(seen, before)
+
+
+def test_defaults_are_those_of_the_base_class_where_a_subclass_hides_them() -> None:
+    class Hiding(PixArtSigmaPipeline):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    pipe = object.__new__(Hiding)
+    own = named_arguments(object.__new__(PixArtSigmaPipeline))
+    assert named_arguments(pipe)["clean_caption"].default is own["clean_caption"].default is True
+    assert named_arguments(pipe).keys() == own.keys()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saferedir.families import family_of
+from saferedir.text_settings import named_arguments
 
 
 class Encoded(NamedTuple):
@@ -69,7 +70,7 @@ def encode_prompts(pipe: Any, texts: Sequence[str], call: Mapping[str, Any] | No
     """
     family = family_of(pipe)
     names = inspect.signature(pipe.encode_prompt).parameters
-    defaults = inspect.signature(type(pipe).__call__).parameters
+    defaults = named_arguments(pipe)
     empty = inspect.Parameter.empty
     settings: dict[str, Any] = {name: None for name, entry in names.items() if entry.default is empty}
     for name in names.keys() & defaults.keys():
@@ -94,7 +95,7 @@ def encode_to_length(pipe: Any, texts: Sequence[str], length: int, call: Mapping
     missing = length - found.prompt.shape[1]
     name = "max_sequence_length"
     own = inspect.signature(pipe.encode_prompt).parameters.get(name)
-    default = inspect.signature(type(pipe).__call__).parameters.get(name, own)
+    default = named_arguments(pipe).get(name, own)
     if not missing or default is None:
         return found
     given = (call or {}).get(name, default.default)

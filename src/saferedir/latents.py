@@ -6,7 +6,6 @@ Latents are (N, C, h, w), for video VAEs (N, C, 1, h, w): as guards see them, so
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from saferedir.errors import UnsupportedPipelineError
+from saferedir.text_settings import named_arguments
 from saferedir.utils.images import to_rgb
 
 #: of all images in one call of an encoder: 8 of 512 pixels, 2 of 1024; in float32 the latter take some 5 GB each
@@ -126,6 +126,6 @@ def latent_shape(pipe: Any, call: Mapping[str, Any] | None = None) -> tuple[int,
 
 def _call_default(pipe: Any, name: str) -> int | None:
     """A whole number that the pipeline's call has as the default of an argument; None for anything else."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
+    parameter = named_arguments(pipe).get(name)
     default = None if parameter is None else parameter.default
     return default if isinstance(default, int) and not isinstance(default, bool) else None

@@ -5,9 +5,10 @@ Imports the standard library only. diffusers cuts such prompts with a note in it
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from saferedir.text_settings import named_arguments
 
 _UNLIMITED = 100_000  # tokenizers without a limit say 1e30
 
@@ -61,8 +62,8 @@ def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> list[tuple[str, Any, int,
 
 def _default(pipe: Any, name: str) -> int | None:
     """The default of an argument of the pipeline's call, or of its `encode_prompt`."""
-    for function in (type(pipe).__call__, getattr(pipe, "encode_prompt", None)):
-        entry = None if function is None else inspect.signature(function).parameters.get(name)
+    for method in ("__call__", "encode_prompt"):
+        entry = named_arguments(pipe, method).get(name)
         if entry is not None and isinstance(entry.default, int):
             return int(entry.default)
     return None

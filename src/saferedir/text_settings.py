@@ -77,7 +77,7 @@ class TextSettings:
 def text_settings(pipe: Any, arguments: Mapping[str, Any]) -> TextSettings:
     """Of a call of `pipe` with these arguments, or with these variables in the midst of it; others have the call's defaults."""
     own = default_settings(pipe, family_of(pipe))
-    known = _named(pipe, "__call__", is_first=True)
+    known = named_arguments(pipe, "__call__", is_first=True)
     prompt = _listed(arguments.get("prompt"))
     others = [name for name in _parameters(pipe) if _TEXT.fullmatch(name) and name != "prompt" and arguments.get(name)]
     return TextSettings(
@@ -92,7 +92,7 @@ def default_settings(pipe: Any, family: Family) -> dict[str, Any]:
 
     An argument that nobody here has heard of is one of them.
     """
-    call = _named(pipe, "__call__")
+    call = named_arguments(pipe)
     return {
         name: call[name].default
         for name in _parameters(pipe)
@@ -105,20 +105,7 @@ def encoder_arguments(pipe: Any, variables: Mapping[str, Any]) -> dict[str, Any]
     return {name: variables[name] for name in _parameters(pipe) if name in variables and not _TEXT.fullmatch(name)}
 
 
-def plain(value: Any) -> Any:
-    """A setting as plain data that can be compared; of a long one (an instruction to the encoder) a checksum."""
-    text = json.dumps(value, sort_keys=True, default=repr)
-    if len(text) <= _LONGEST:
-        return json.loads(text)
-    return f"{len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def _parameters(pipe: Any) -> list[str]:
-    """Names of what `encode_prompt` takes, without rows, embeddings and what belongs to the negative prompt."""
-    return [name for name in _named(pipe, "encode_prompt") if name not in _ROWS and not _GIVEN.fullmatch(name)]
-
-
-def _named(pipe: Any, method: str, *, is_first: bool = False) -> dict[str, inspect.Parameter]:
+def named_arguments(pipe: Any, method: str = "__call__", *, is_first: bool = False) -> dict[str, inspect.Parameter]:
     """Arguments of a method by name; with *args or **kwargs it hands on those of its base class, which count too.
 
     Where two classes name the same one it is the subclass's; `is_first`: the base class's, of all bases.
@@ -136,6 +123,19 @@ def _named(pipe: Any, method: str, *, is_first: bool = False) -> dict[str, inspe
             is_open = len(named) < len(entries)
         firsts |= named
     return {name: firsts[name] for name in found} if is_first else found
+
+
+def plain(value: Any) -> Any:
+    """A setting as plain data that can be compared; of a long one (an instruction to the encoder) a checksum."""
+    text = json.dumps(value, sort_keys=True, default=repr)
+    if len(text) <= _LONGEST:
+        return json.loads(text)
+    return f"{len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _parameters(pipe: Any) -> list[str]:
+    """Names of what `encode_prompt` takes, without rows, embeddings and what belongs to the negative prompt."""
+    return [name for name in named_arguments(pipe, "encode_prompt") if name not in _ROWS and not _GIVEN.fullmatch(name)]
 
 
 def _normal(name: str, value: Any) -> Any:

@@ -8,7 +8,6 @@ working; its states, put in their place, are the pipeline's prompt embeddings.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from saferedir.families import Family, Tower
+from saferedir.text_settings import named_arguments
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ def _cleaner(pipe: Any, tokenizer: Any) -> Callable[[str], str]:
     """What the pipeline does to a prompt: words of textual inversion, T5 captions' cleaning, Wan's."""
     modules = [sys.modules.get(base.__module__) for base in type(pipe).__mro__]
     tidy = next((module.__dict__["prompt_clean"] for module in modules if hasattr(module, "prompt_clean")), None)
-    caption = inspect.signature(type(pipe).__call__).parameters.get("clean_caption")
+    caption = named_arguments(pipe).get("clean_caption")
 
     def clean(text: str) -> str:
         if hasattr(pipe, "maybe_convert_prompt"):

@@ -86,7 +86,10 @@ class Footnotes:
 
 
 def merged(outcomes: list[tuple[str, str]]) -> tuple[str, str]:
-    """One outcome of several: what works on one pipeline of a family works, unless another one refuses it."""
+    """One outcome of several: what one pipeline of a family refuses is refused, "on some" where it works on another."""
+    refused = [sentence for word, sentence in outcomes if word == "refused"]
+    if refused and any(word == "works" for word, _ in outcomes):
+        return ("refused on some", refused[0])
     for kind in ("refused", "works"):
         for outcome in outcomes:
             if outcome[0] == kind:

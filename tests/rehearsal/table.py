@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -93,9 +92,9 @@ def _row(name: str, result: Mapping[str, Any]) -> list[str]:
         size + frames + (", and two steps at the published size" if "full" in result else ""),
         passed,
         f"{sum(stage['cpu'] for stage in stages.values()):,.0f}",
-        f"{max((stage['peak'] for stage in stages.values()), default=math.nan) / 1e9:.1f}",
-        f"{result.get('disk_bytes', math.nan) / 1e9:.1f}",
-        f"{result.get('guard_bytes', math.nan) / 1e6:.1f}",
+        f"{max(stage['peak'] for stage in stages.values()) / 1e9:.1f}" if stages else "–",
+        f"{result['disk_bytes'] / 1e9:.1f}" if "disk_bytes" in result else "–",
+        f"{result['guard_bytes'] / 1e6:.1f}" if "guard_bytes" in result else "–",
     ]
 
 

@@ -67,6 +67,15 @@ class CurrentRun:
         if self.session is not None and self.session.failed:
             raise GuardError("this run has already failed or lost a guard; call the pipeline again.")
 
+    def check_finished(self) -> None:
+        """Raise in a call that ends before its last step: its image is unfinished, and no guard has decided on it."""
+        if self.session is not None and not self.session.finished:
+            self.session.failed = True
+            raise GuardError(
+                "this call was interrupted before its last step, so its guards have no decision and no image is returned; "
+                "call the pipeline again and let it finish (its callback set `_interrupt`, or a step was left out)."
+            )
+
     def check_thread(self) -> None:
         """Raise in both threads if a second one entered the run of a first; neither may return an image."""
         advice = "give each thread its own pipeline, or take turns with a lock."

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saferedir.families import Family
 from saferedir.seam.wrapping import WrappedMethods
+from saferedir.text_settings import named_arguments
 
 #: one answer of encode_prompt: texts, and the conditional embeddings (N, L, D) made from them
 Record = tuple[tuple[str | None, ...], Tensor]
@@ -43,7 +44,7 @@ class PromptTexts:
         answer = original(*args, **kwargs)
         bound = inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()
-        texts = _texts(bound.arguments, inspect.signature(type(pipe).__call__).parameters)
+        texts = _texts(bound.arguments, named_arguments(pipe))
         parts = answer if isinstance(answer, tuple) else (answer,)
         embeds = parts[self._family.encoded.index("prompt")]
         if texts and len(embeds) % len(texts) == 0:
