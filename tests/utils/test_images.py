@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageFile, TiffImagePlugin
 
@@ -162,7 +163,11 @@ def test_other_colour_spaces(tmp_path: Path) -> None:
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "cmyk.tif")
     Image.new("YCbCr", (16, 16), (76, 85, 255)).save(tmp_path / "ycbcr.tif")
     Image.new("LAB", (16, 16), (136, 208, 195)).save(tmp_path / "lab.tif")
-    for name in ("cmyk.jpg", "cmyk.tif", "ycbcr.tif", "lab.tif"):
+    if int(PIL.__version__.split(".")[0]) < 13:  # cannot read such a file: it is refused, never read as something else
+        with pytest.raises(ImageFileError):
+            read_array(tmp_path / "ycbcr.tif")
+        (tmp_path / "ycbcr.tif").unlink()
+    for name in sorted(path.name for path in tmp_path.iterdir()):
         off = np.abs(read_array(tmp_path / name)[8, 8].astype(int) - (255, 0, 0)).max()
         assert off <= (12 if name == "lab.tif" else 4), (name, off)  # LAB's white is not that of sRGB
     assert to_rgb(Image.new("HSV", (4, 4), (0, 255, 255))).getpixel((0, 0)) == (255, 0, 0)
