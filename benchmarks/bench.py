@@ -39,7 +39,7 @@ from saferedir.bench.plan import Plan, make_plan
 from saferedir.bench.resources import Resources
 from saferedir.bench.runner import run
 from saferedir.bench.store import Store
-from saferedir.packaged import library_version
+from saferedir.utils.packaged import library_version
 
 CALL = {"num_inference_steps": 30, "guidance_scale": 4.0}
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
-from saferedir.guards.saferedir.dataset import Pair
-from saferedir.guards.saferedir.recalibrate import CalibrationConfig, calibrate_guard
+from saferedir.guards.storage import find_guard
 from saferedir.pictoworld.captions import MAX_CHARACTERS
 from saferedir.pictoworld.tasks import TASKS, Task, pair, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
-from saferedir.storage import find_guard
+from saferedir.training.saferedir.dataset import Pair
+from saferedir.training.saferedir.recalibrate import CalibrationConfig, calibrate_guard
 
 SPLIT = "guard-validation"
 
@@ -40,7 +40,11 @@ def write_summary(path: Path, guard: SafeRedir) -> None:
     """The folder's summary with the new thresholds and rates; what it says of the training stays."""
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     values = guard.config
-    thresholds = {"prompt": values.prompt_threshold, "image": values.image_threshold, "last image": values.last_threshold}
+    thresholds = {
+        "prompt": values.prompt_threshold,
+        "image": values.image_threshold,
+        "last image": values.last_threshold,
+    }
     record |= {"thresholds": thresholds, "measured": values.measured, "calibration": values.calibration}
     path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -20,14 +20,14 @@ import torch
 
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
-from saferedir.guards.saferedir.calibration import prompt_scores
-from saferedir.guards.saferedir.dataset import encode_on_cpu
 from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import EMBLEM, MAX_CHARACTERS, sentence
 from saferedir.pictoworld.evaluation import draw, load_judge
 from saferedir.pictoworld.phrases import LEXICON, Phrase
 from saferedir.pictoworld.tasks import TASKS
-from saferedir.precision import fast_precision
+from saferedir.pipelines.precision import fast_precision
+from saferedir.training.saferedir.calibration import prompt_scores
+from saferedir.training.saferedir.dataset import encode_on_cpu
 
 
 def combinations(task: str) -> Iterator[dict[str, Phrase]]:
@@ -62,7 +62,9 @@ def main() -> None:
         task, guard = TASKS[name], SafeRedir.from_pretrained(f"pictoworld/{name}")
         texts = [words(phrases, number) for number, phrases in enumerate(combinations(name))]
         scores = prompt_scores(guard.network, encode_on_cpu(pipe, texts))
-        missed = [text for text, score in zip(texts, scores.tolist(), strict=True) if score < guard.config.prompt_threshold]
+        missed = [
+            text for text, score in zip(texts, scores.tolist(), strict=True) if score < guard.config.prompt_threshold
+        ]
         record = {"n": len(texts), "prompt": Rate(len(texts) - len(missed), len(texts)).to_dict(), "missed": missed}
         sample = random.Random(0).sample(missed, min(arguments.most, len(missed)))
         if sample:

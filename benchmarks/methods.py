@@ -22,7 +22,6 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.guard import Guard
-from saferedir.packaged import library_version, packaged_model_path
 from saferedir.pictoworld.evaluation import (
     GUIDANCE_SCALE,
     STEPS,
@@ -38,7 +37,8 @@ from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.methods import CONTROLS, ORDER, make_guards
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
-from saferedir.precision import fast_precision, precision_name
+from saferedir.pipelines.precision import fast_precision, precision_name
+from saferedir.utils.packaged import library_version, packaged_model_path
 
 HEAD = """# Methods on PictoWorld
 

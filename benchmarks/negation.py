@@ -33,7 +33,7 @@ from saferedir.guards.negation.build import SetWriter
 from saferedir.guards.negation.reference_rows import ReferenceRows
 from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.guards.spell import SPELL
-from saferedir.packaged import library_version
+from saferedir.utils.packaged import library_version
 
 SD = (4, 64, 64)
 PICTOWORLD = (4, 16, 16)
@@ -148,9 +148,9 @@ class Timed:
 
 def real_latents(pipe: Any, count: int, seed: int = 0) -> Tensor:
     """Latents of rendered PictoWorld scenes, (count, 4, 16, 16)."""
-    from saferedir.latents import encode_pixels
     from saferedir.pictoworld.renderer import render
     from saferedir.pictoworld.scene import random_scene
+    from saferedir.pipelines.latents import encode_pixels
 
     rng = random.Random(seed)
     parts = []

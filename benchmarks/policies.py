@@ -23,7 +23,7 @@ from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
 from saferedir.pictoworld.training.run import progress_bar
-from saferedir.precision import fast_precision
+from saferedir.pipelines.precision import fast_precision
 
 HEAD = """# Policies on PictoWorld
 

@@ -25,13 +25,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import saferedir as sr
-from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig
-from saferedir.guards.saferedir.calibration import evaluate, held_out_scores
-from saferedir.guards.saferedir.dataset import Pair
-from saferedir.guards.saferedir.losses import LossWeights
 from saferedir.guards.saferedir.network import Redirection
-from saferedir.guards.saferedir.training import TrainConfig, encode_text, fit_redirector, generate_images
 from saferedir.metrics import auroc
 from saferedir.pictoworld.evaluation import (
     Drawing,
@@ -44,7 +39,12 @@ from saferedir.pictoworld.evaluation import (
 )
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, pair, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
-from saferedir.precision import fast_precision
+from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.pipelines.precision import fast_precision
+from saferedir.training.saferedir.calibration import evaluate, held_out_scores
+from saferedir.training.saferedir.dataset import Pair
+from saferedir.training.saferedir.losses import LossWeights
+from saferedir.training.saferedir.train import TrainConfig, encode_text, fit_redirector, generate_images
 
 LOSS_VARIANTS = {
     "all six terms": LossWeights(),

@@ -21,8 +21,8 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
+from saferedir.guards.storage import find_guard
 from saferedir.metrics import auroc
-from saferedir.packaged import packaged_model_path
 from saferedir.pictoworld.evaluation import (
     Drawing,
     attributes_kept,
@@ -37,8 +37,8 @@ from saferedir.pictoworld.evaluation import (
 from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
-from saferedir.precision import fast_precision, precision_name
-from saferedir.storage import find_guard
+from saferedir.pipelines.precision import fast_precision, precision_name
+from saferedir.utils.packaged import packaged_model_path
 
 NEVER = 1e9
 MODEL_FILES = [path for path in (packaged_model_path("pictoworld"), WEIGHTS) if path is not None]

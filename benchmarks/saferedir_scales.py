@@ -20,13 +20,13 @@ import torch
 
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
+from saferedir.guards.storage import find_guard
 from saferedir.metrics import Rate
 from saferedir.pictoworld.evaluation import cell, draw, identical, load_judge, rate_of
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
-from saferedir.precision import fast_precision, precision_name
-from saferedir.storage import find_guard
+from saferedir.pipelines.precision import fast_precision, precision_name
 
 SCALES = (1.0, 4.0, 7.5, 12.0)
 FEW_STEPS = (1, 2, 3, 4)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.guard import Guard, GuardConfig, Step
-from saferedir.packaged import library_version
+from saferedir.utils.packaged import library_version
 
 PROMPTS = ["a red circle on a blue background", "a green square on a white background"]
 

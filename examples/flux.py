@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import saferedir
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
 # This family's own. Guidance is distilled: one denoiser row a step; T5 reads 512 tokens.
 HUB_ID = "black-forest-labs/FLUX.1-dev"

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import saferedir
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
 # This family's own. Two denoiser rows a step; Gemma 2 reads 256 tokens.
 HUB_ID = "Alpha-VLLM/Lumina-Image-2.0"

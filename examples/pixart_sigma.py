@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import saferedir
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
 # This family's own. Two denoiser rows a step; T5 reads 300 tokens.
 HUB_ID = "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"

@@ -28,7 +28,7 @@ import torch
 from diffusers import SanaPipeline
 
 import saferedir
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
 # This family's own. Two denoiser rows a step; latents 32 times smaller than the picture, so roll-outs are cheap.
 HUB_ID = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 import saferedir
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
 # This family's own. Two denoiser rows a step; 333 prompt tokens: CLIP's 77, then T5's 256.
 HUB_ID = "stabilityai/stable-diffusion-3-medium-diffusers"

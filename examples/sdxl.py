@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import saferedir
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
 # This family's own. Two denoiser rows a step; two CLIPs read the prompt, 77 tokens each.
 HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import saferedir
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
 # This family's own. Two denoiser rows a step; CLIP reads 77 tokens, so keep prompts short.
 HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"

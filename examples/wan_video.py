@@ -27,7 +27,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.utils import export_to_video
 
 import saferedir
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
 # This family's own. Two denoiser calls a step; every roll-out is a whole video, so they are few and short.
 HUB_ID = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

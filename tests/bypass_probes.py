@@ -35,7 +35,7 @@ from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import random_scene
 from saferedir.pictoworld.tasks import TASKS, forget_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
-from saferedir.precision import fast_precision
+from saferedir.pipelines.precision import fast_precision
 
 STAR = {"shape": "star"}
 PLAIN = ["a red star over the sky", "a blue star on white", "a yellow star on black", "a green star in the corner"]

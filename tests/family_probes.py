@@ -21,9 +21,9 @@ from tests.tiny_pipelines import PIPELINES, PipelineCase, make_picture, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.encoding import Encoded, encode_prompts
-from saferedir.families import FAMILIES, Family
 from saferedir.guard import Embeds, Guard, GuardConfig, Step
+from saferedir.pipelines.encoding import Encoded, encode_prompts
+from saferedir.pipelines.families import FAMILIES, Family
 
 
 def with_settings(name: str, **settings: Any) -> PipelineCase:

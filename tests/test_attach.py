@@ -14,9 +14,9 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.attach import detach
-from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
-from saferedir.schedules import to_x0
+from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.pipelines.schedules import to_x0
 
 CONFIG = GuardConfig(concept="star")
 

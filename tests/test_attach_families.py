@@ -10,8 +10,8 @@ from tests.test_attach import CONFIG, Redirect, Watcher
 from tests.tiny_pipelines import PIPELINES, run
 
 import saferedir as sr
-from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guard import Embeds, Guard, GuardConfig, Step
+from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.seam.rows import negative_weight
 
 

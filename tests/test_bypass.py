@@ -7,7 +7,7 @@ from tests.bypass_probes import BENIGN, PLAIN, PROBES, Target, outcome, stars_in
 from tests.bypass_table import TABLES, rows_on_the_page
 
 from saferedir.pictoworld.evaluation import identical
-from saferedir.precision import fast_precision
+from saferedir.pipelines.precision import fast_precision
 
 
 @pytest.mark.parametrize("name", PROBES)

@@ -20,7 +20,9 @@ METHODS = {"progress_bar", "maybe_free_model_hooks"}
 
 @pytest.mark.parametrize("output_type", ["latent", "pt"])
 @pytest.mark.parametrize("is_protected", [False, True])
-def test_a_negative_number_of_steps_gives_no_image_and_is_named(is_protected: bool, output_type: str, pipe: Any) -> None:
+def test_a_negative_number_of_steps_gives_no_image_and_is_named(
+    is_protected: bool, output_type: str, pipe: Any
+) -> None:
     plain = generate(pipe)
     with (sr.protect if is_protected else sr.attach)(pipe, Watcher()) as handle:
         call = handle if is_protected else pipe

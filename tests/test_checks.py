@@ -11,14 +11,14 @@ from saferedir.errors import GuardConfigError
 from saferedir.guard import GuardConfig
 from saferedir.guards.dual_latent import DualLatentConfig, DualLatentR2Config
 from saferedir.guards.duo.config import DUOConfig
-from saferedir.guards.duo.train_config import TrainConfig
 from saferedir.guards.negative_prompt import NegativePromptConfig
 from saferedir.guards.safe_denoiser import SafeDenoiserConfig
 from saferedir.guards.saferedir.config import SafeRedirConfig
-from saferedir.guards.saferedir.training import TrainConfig as RedirectorTraining
 from saferedir.guards.safree import SafreeConfig
 from saferedir.guards.sld import SLDConfig
 from saferedir.guards.spell import SPELLConfig
+from saferedir.training.duo.train_config import TrainConfig
+from saferedir.training.saferedir.train import TrainConfig as RedirectorTraining
 
 GUARDS: tuple[type[GuardConfig], ...] = (
     DUOConfig, DualLatentConfig, DualLatentR2Config, NegativePromptConfig, SafeDenoiserConfig, SafeRedirConfig, SafreeConfig,

@@ -25,9 +25,9 @@ from typer.testing import CliRunner
 from saferedir.cli import app
 from saferedir.cli.output import staged_output
 from saferedir.guards.saferedir.config import SafeRedirConfig
-from saferedir.guards.saferedir.dataset import read_pairs
 from saferedir.guards.saferedir.guard import SafeRedir
-from saferedir.packaged import list_packaged_guards
+from saferedir.training.saferedir.dataset import read_pairs
+from saferedir.utils.packaged import list_packaged_guards
 
 Run = Callable[..., Any]
 
@@ -204,7 +204,7 @@ def test_demo_with_the_packaged_guards(run: Run, tmp_path: Path) -> None:
 
 
 def test_demo_without_packaged_guards_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saferedir.storage.packaged_guard_path", lambda name: None)
+    monkeypatch.setattr("saferedir.guards.storage.packaged_guard_path", lambda name: None)
     result = run("demo", "--out", tmp_path / "demo", "--prompts", 2, "--steps", 2)
     assert result.exit_code == 1 and "no guard is called" in result.stderr
     assert leftovers(tmp_path) == []

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import saferedir as sr
 from saferedir.cli import app
-from saferedir.packaged import packaged_guard_path
+from saferedir.utils.packaged import packaged_guard_path
 
 PLACES = ("", "on sand", "at night", "on grass", "on white")
 FORGET = [f"a {colour} star {place}" for colour in ("red", "blue", "green", "pink") for place in PLACES]

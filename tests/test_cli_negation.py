@@ -98,7 +98,9 @@ def test_bad_input_is_one_sentence(model: Path, pictures: Path, tmp_path: Path) 
 def test_a_set_of_unreadable_images_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
-    result = invoke("negation", "build", "--images", tmp_path / "broken", "--model", model, "--out", tmp_path / "set.safetensors")
+    result = invoke(
+        "negation", "build", "--images", tmp_path / "broken", "--model", model, "--out", tmp_path / "set.safetensors"
+    )
     assert result.exit_code == 1 and "(1 pictures could not be read)" in said(result)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 

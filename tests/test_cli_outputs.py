@@ -14,9 +14,9 @@ import torch
 from typer.testing import CliRunner
 
 from saferedir.cli import app, images
-from saferedir.packaged import packaged_guard_path
 from saferedir.utils.files import save_tensors
 from saferedir.utils.locks import output_lock
+from saferedir.utils.packaged import packaged_guard_path
 
 Run = Callable[..., Any]
 
@@ -128,7 +128,9 @@ def test_a_polite_kill_ends_as_ctrl_c_does(run: Run, tmp_path: Path, monkeypatch
 
 
 def test_blocking_all_images_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
-    result = run("generate", "a red heart", "--guard", "pictoworld/star-duo", "--policy", "block", "--out", tmp_path / "o")
+    result = run(
+        "generate", "a red heart", "--guard", "pictoworld/star-duo", "--policy", "block", "--out", tmp_path / "o"
+    )
     assert result.exit_code == 1 and "would block every image: guards of 'duo' act on all of them" in result.stderr
     assert names(tmp_path) == []
 

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from saferedir.cli import app, common
-from saferedir.guards.saferedir.dataset import read_pairs
 from saferedir.guards.saferedir.guard import SafeRedir
+from saferedir.training.saferedir.dataset import read_pairs
 
 Run = Callable[..., Any]
 WORD = ("--concept", "umbrella", "--anchor", "lantern")
@@ -99,7 +99,7 @@ def test_several_anchors_and_the_models_tokenizer(run: Run, tmp_path: Path) -> N
 
 
 def test_paraphrases_of_a_stubbed_model(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from saferedir.guards.saferedir.pairs import paraphrase
+    from saferedir.training.saferedir.pairs import paraphrase
 
     def load(name: str, **settings: Any) -> Callable[[Sequence[str]], list[str]]:
         assert name == "my-model"

@@ -13,9 +13,9 @@ from saferedir import load_pipeline
 from saferedir.cli import app
 from saferedir.cli.train import _config
 from saferedir.cli.train_duo import _train_config
-from saferedir.guards.duo.train_config import TrainConfig as DuoConfig
-from saferedir.guards.saferedir.dataset import read_pairs
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.training.duo.train_config import TrainConfig as DuoConfig
+from saferedir.training.saferedir.dataset import read_pairs
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
 
 def test_the_defaults_are_the_librarys() -> None:
@@ -23,9 +23,14 @@ def test_the_defaults_are_the_librarys() -> None:
     assert _config({"rollouts": TrainConfig().rollouts}, None, 0) == TrainConfig()
     assert _config({"rollouts": 8}, None, 0).held_out_rollouts == 5
     text = " ".join(
-        CliRunner().invoke(app, ["train", "saferedir", "--help"], env={"COLUMNS": "250"}).output.replace("│", " ").split()
+        CliRunner()
+        .invoke(app, ["train", "saferedir", "--help"], env={"COLUMNS": "250"})
+        .output.replace("│", " ")
+        .split()
     )
-    said = {name: re.search(rf"--{name} .*?default: ([\d.]*\d)", text) for name in ("steps", "rollouts", "rollout-steps")}
+    said = {
+        name: re.search(rf"--{name} .*?default: ([\d.]*\d)", text) for name in ("steps", "rollouts", "rollout-steps")
+    }
     found = {name: int(match[1]) for name, match in said.items() if match}
     assert found == {"steps": TrainConfig.steps, "rollouts": TrainConfig.rollouts, "rollout-steps": 20}
     assert TrainConfig.rollout_steps == 20 and TrainConfig.guidance_scale == 4.0 and "images; default: 4." in text

@@ -28,7 +28,7 @@ from tests.conftest import BETAS
 from torch import Tensor
 
 from saferedir.errors import UnsupportedPipelineError
-from saferedir.schedules import (
+from saferedir.pipelines.schedules import (
     SCHEDULER_KINDS,
     Coefficients,
     check_scheduler,

@@ -27,10 +27,10 @@ import saferedir
 from saferedir.cli import app
 from saferedir.cli.common import named_values
 from saferedir.decisions import Decision
-from saferedir.families import FAMILIES
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.config import SafeRedirConfig
-from saferedir.guards.saferedir.training import TrainConfig
+from saferedir.pipelines.families import FAMILIES
+from saferedir.training.saferedir.train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -9,7 +9,7 @@ from tests.tiny_pipelines import PIPELINES, run
 from torch import equal
 
 import saferedir as sr
-from saferedir.families import FAMILIES
+from saferedir.pipelines.families import FAMILIES
 
 #: one pipeline of each family, with guidance where there is any
 FIRST = {case.family: case.name for case in reversed(PIPELINES.values()) if case.guidance}
@@ -27,7 +27,9 @@ def test_time_is_a_thousand_sigmas_on_flow_models(name: str) -> None:
             sigma = pipe.scheduler.sigmas[step.evaluation].float()
             # Wan's and Sana's schedulers cut their timesteps to whole numbers
             torch.testing.assert_close(step.t, (1000 * sigma).expand_as(step.t), rtol=0, atol=1.0)
-            torch.testing.assert_close(step.sigma.flatten(), sigma.expand_as(step.t).to(step.sigma), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                step.sigma.flatten(), sigma.expand_as(step.t).to(step.sigma), rtol=1e-4, atol=1e-5
+            )
 
 
 def test_every_family_is_there() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from saferedir import figures
-from saferedir.figures import (
+from saferedir.utils import figures
+from saferedir.utils.figures import (
     BARS_WIDTH,
     ROW,
     WIDTH,

@@ -18,8 +18,8 @@ from tests.tiny_pipelines import PIPELINES
 from torch import Tensor, nn
 
 import saferedir as sr
-from saferedir.fingerprint import _sample_places, _weights_hash, backbone_fingerprint, compare_backbone
-from saferedir.guard_config import GuardConfig
+from saferedir.guards.config import GuardConfig
+from saferedir.pipelines.fingerprint import _sample_places, _weights_hash, backbone_fingerprint, compare_backbone
 
 
 def _float32(value: float) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 import saferedir as sr
 from saferedir.guard import Guard, GuardConfig
 from saferedir.guards import registry
-from saferedir.packaged import list_packaged_guards, packaged_guard_path
+from saferedir.utils.packaged import list_packaged_guards, packaged_guard_path
 
 
 @dataclass(frozen=True, kw_only=True)

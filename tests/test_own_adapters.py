@@ -16,9 +16,9 @@ from tests.conftest import make_pipeline
 from tests.guards.saferedir.test_assessment import NETWORK
 
 import saferedir as sr
-from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig
-from saferedir.own_adapters import ADAPTERS, own_adapters
+from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.pipelines.own_adapters import ADAPTERS, own_adapters
 
 
 def load(pipe: Any, name: str = "style", seed: int = 0) -> None:

@@ -28,7 +28,7 @@ from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfi
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.guards.sld import SLD, SLDConfig
-from saferedir.outputs import Result
+from saferedir.policy.outputs import Result
 
 PROMPTS = ["a star", "b moon", "c"]
 

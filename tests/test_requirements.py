@@ -14,12 +14,12 @@ from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor, equal
 
 import saferedir as sr
-from saferedir.families import family_of
 from saferedir.guards.dual_latent.config import DualLatentConfig
 from saferedir.guards.dual_latent.r1 import DualLatentR1
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.guards.sld import SLD, SLDConfig
-from saferedir.packing import unpack_2x2
+from saferedir.pipelines.families import family_of
+from saferedir.pipelines.packing import unpack_2x2
 from saferedir.seam.requirements import missing_text_encoders
 from saferedir.seam.unread import check_all_is_read
 

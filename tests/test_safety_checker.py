@@ -16,10 +16,10 @@ from saferedir.attach import attach
 from saferedir.cli import images as commands
 from saferedir.guard import Guard, GuardConfig
 from saferedir.guards.negation.build import prompt_sources
-from saferedir.guards.saferedir.dataset import roll_out
 from saferedir.pictoworld.evaluation import draw
-from saferedir.safety_checker import flagged_images, remove_safety_checker, without_safety_checker
+from saferedir.pipelines.safety_checker import flagged_images, remove_safety_checker, without_safety_checker
 from saferedir.target import Target
+from saferedir.training.saferedir.dataset import roll_out
 
 
 class Features(dict[str, torch.Tensor]):
@@ -84,7 +84,9 @@ def test_inside_there_is_no_checker_and_afterwards_all_of_it(pipe: Any, tmp_path
 def test_flags_of_every_kind_of_output() -> None:
     assert flagged_images({"images": [1, 2], "nsfw_content_detected": [False, True]}, 2) == [False, True]
     assert flagged_images({"images": [1, 2], "nsfw_content_detected": None}, 2) is None
-    assert flagged_images({"images": [1], "nsfw_detected": [np.bool_(True)], "watermark_detected": [False]}, 1) == [True]
+    assert flagged_images({"images": [1], "nsfw_detected": [np.bool_(True)], "watermark_detected": [False]}, 1) == [
+        True
+    ]
     assert flagged_images(([1, 2], [False, True]), 2) == [False, True]
     assert flagged_images(([1, 2], None), 2) is None and flagged_images(([1, 2],), 2) is None
     assert flagged_images(([1], [torch.ones(1)]), 1) is None and flagged_images(object(), 1) is None

@@ -8,7 +8,7 @@ import torch
 from tests.conftest import SCHEDULERS, make_scheduler
 
 from saferedir.errors import UnsupportedPipelineError
-from saferedir.schedules import (
+from saferedir.pipelines.schedules import (
     check_scheduler,
     coefficients,
     from_x0,

@@ -12,11 +12,11 @@ from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.encoding import Encoded
 from saferedir.guard import Apart, Guard, GuardConfig, Step
 from saferedir.guards.dual_latent import DualLatentR2, DualLatentR2Config
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.solver import HISTORIES, Solver, same_draws
 from saferedir.seam.riding import followed
-from saferedir.solver import HISTORIES, Solver, same_draws
 
 REFUSED = ("pndm", "pndm-prk", "heun", "kdpm2", "kdpm2-ancestral", "dpm-singlestep")
 FOLLOWED = [name for name in SCHEDULERS if name not in REFUSED]

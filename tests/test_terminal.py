@@ -141,8 +141,23 @@ def test_other_libraries_keep_to_errors_unless_debugging(monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_a_whole_run_prints_our_lines_alone_in_ascii(tmp_path: Path) -> None:
     """A process of its own: what other libraries say when they are imported and when a model is loaded."""
-    command = [sys.executable, "-c", "from saferedir.cli import app; app()", "generate", "a red star \u2605 " + "x" * 200]
-    command += ["--guard", "pictoworld/star", "--steps", "1", "--call", "negative_prompt=grey", "--out", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-c",
+        "from saferedir.cli import app; app()",
+        "generate",
+        "a red star \u2605 " + "x" * 200,
+    ]
+    command += [
+        "--guard",
+        "pictoworld/star",
+        "--steps",
+        "1",
+        "--call",
+        "negative_prompt=grey",
+        "--out",
+        str(tmp_path / "o"),
+    ]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "200"}
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY", "SAFEREDIR_DEBUG"):
         environment.pop(name, None)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.tiny_pipelines import PIPELINES
 
-from saferedir.encoding import encode_prompts
-from saferedir.text_lengths import cut_prompts
+from saferedir.pipelines.encoding import encode_prompts
+from saferedir.pipelines.text_lengths import cut_prompts
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "pixart-sigma", "flux"])

@@ -17,13 +17,13 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.bench.plan_checks import check_text
-from saferedir.encoding import Encoded, encode_prompts
 from saferedir.errors import BenchError
-from saferedir.families import FAMILIES, family_of
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.trained_text import LENGTHS, text_lengths, text_record
-from saferedir.text_settings import default_settings, named_arguments, text_settings
+from saferedir.pipelines.encoding import Encoded, encode_prompts
+from saferedir.pipelines.families import FAMILIES, family_of
+from saferedir.pipelines.text_settings import default_settings, named_arguments, text_settings
 
 NAMES = {
     "sd": {"clip_skip"},

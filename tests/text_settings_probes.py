@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from tests.tiny_pipelines import PIPELINES, PipelineCase
 
-from saferedir.families import family_of
-from saferedir.guards.saferedir.batches import encode_text, text_batch
-from saferedir.guards.saferedir.calibration import prompt_scores
-from saferedir.guards.saferedir.dataset import Pair
-from saferedir.guards.saferedir.losses import classification_term
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
+from saferedir.pipelines.families import family_of
+from saferedir.training.saferedir.batches import encode_text, text_batch
+from saferedir.training.saferedir.calibration import prompt_scores
+from saferedir.training.saferedir.dataset import Pair
+from saferedir.training.saferedir.losses import classification_term
 
 WORDS = [f"{a} {b}" for a in "abcdef" for b in "klmnp"]
 PAIRS = [Pair(f"{word} x", f"{word} o") for word in WORDS] + [Pair(None, f"{word} b") for word in WORDS]

@@ -2,6 +2,8 @@
 else.
 """
 
+from types import ModuleType
+
 from saferedir.attach import Attached, attach, detach
 from saferedir.decisions import Decision
 from saferedir.errors import (
@@ -13,11 +15,13 @@ from saferedir.errors import (
     GuardNotFoundError,
     UnsupportedPipelineError,
 )
-from saferedir.guard import Guard
-from saferedir.packaged import library_version
-from saferedir.pipelines import load_pipeline
+from saferedir.guards.base import Guard
+from saferedir.pipelines.loading import load_pipeline
 from saferedir.protect import GuardedPipeline, protect
+from saferedir.utils import renamed
+from saferedir.utils.packaged import library_version
 
+renamed.install()
 __version__ = library_version()
 
 __all__ = [
@@ -38,3 +42,7 @@ __all__ = [
     "GuardNotFoundError",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    return renamed.moved_attribute(name)

@@ -18,11 +18,11 @@ from typing import Any, Self
 
 from saferedir.decisions import Decision
 from saferedir.errors import AlreadyAttachedError, GuardError, UnsupportedPipelineError
-from saferedir.families import family_of, unwrapped
-from saferedir.fingerprint import backbone_fingerprint, check_backbone
-from saferedir.guard import Guard
-from saferedir.own_adapters import fused_adapters
-from saferedir.schedules import check_scheduler
+from saferedir.guards.base import Guard
+from saferedir.pipelines.families import family_of, unwrapped
+from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
+from saferedir.pipelines.own_adapters import fused_adapters
+from saferedir.pipelines.schedules import check_scheduler
 from saferedir.seam.finding import check_not_shared, find_seam, remove_foreign_hooks
 from saferedir.seam.requirements import check_requirements, warn_of_copies
 from saferedir.seam.seam import Seam

@@ -16,12 +16,12 @@ from typing import Any, NoReturn, Self
 from PIL import Image
 
 from saferedir.attach import Attached, attach
-from saferedir.call_arguments import by_name, generators_of, with_signature
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
-from saferedir.guard import Guard
+from saferedir.guards.base import Guard
 from saferedir.guards.registry import may_be_unresolved
-from saferedir.outputs import Result, blocked_error, copied, pictures_of, same
+from saferedir.policy.call_arguments import by_name, generators_of, with_signature
+from saferedir.policy.outputs import Result, blocked_error, copied, pictures_of, same
 
 POLICIES = ("redirect", "verify", "block")
 ON_BLOCK = ("blank", "raise")

@@ -13,12 +13,12 @@ from PIL import Image
 
 from saferedir.bench.records import CellName, CellRecord, Cost, Protocol
 from saferedir.bench.report import ReportData, Sample
-from saferedir.figures import to_image
 from saferedir.judges.calibration import Calibration
 from saferedir.metrics.paired import exact_mcnemar
 from saferedir.metrics.rates import Rate
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import random_scene
+from saferedir.utils.figures import to_image
 
 PHRASINGS = {"test-seen": 200, "test-synonym": 100, "test-implicit": 100, "test-noisy": 100}
 CONCEPTS = {

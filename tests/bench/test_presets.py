@@ -7,16 +7,16 @@ import pytest
 
 from saferedir.attacks.registry import ATTACKS
 from saferedir.bench.config import PRESETS, matrix_path, preset_names, read_matrix
-from saferedir.bench.prompt_files.formats import FORMATS, find
 from saferedir.bench.published import tables
 from saferedir.errors import BenchError
 from saferedir.guard import GuardConfig
 from saferedir.guards.registry import guard_class
 from saferedir.judges.presets import preset
 from saferedir.judges.registry import judge_class
-from saferedir.packaged import list_packaged_guards
 from saferedir.pictoworld.methods import METHODS, ORDER
 from saferedir.pictoworld.tasks import TASKS
+from saferedir.prompts.formats import FORMATS, find
+from saferedir.utils.packaged import list_packaged_guards
 
 PUBLISHED = [name for name in preset_names() if not name.startswith("pictoworld")]
 

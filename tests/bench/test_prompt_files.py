@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saferedir.bench.prompt_files import (
+from saferedir.errors import PromptFileError
+from saferedir.prompts import (
     FORMATS,
     Format,
+    PromptItem,
+    PromptSet,
     cautions,
     git_blob_sha1,
     overlap_warnings,
@@ -24,9 +27,7 @@ from saferedir.bench.prompt_files import (
     tables,
     token_warnings,
 )
-from saferedir.bench.prompt_files.cautions import Facts, file_warnings
-from saferedir.errors import PromptFileError
-from saferedir.prompts import PromptItem, PromptSet
+from saferedir.prompts.cautions import Facts, file_warnings
 from saferedir.utils import text_files
 
 TEXTS = ["a red star on grass", 'a "plain" circle, on sand', "two lines\nof a ring", "ein Stern über dem Meer"]
@@ -292,10 +293,12 @@ def test_bare_texts_have_no_columns(tmp_path: Path) -> None:
 
 
 def test_files_too_large_to_be_prompts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "line 2 is longer" in refusal(written(tmp_path / "x.txt", "a star\n" + "x" * (text_files.MAX_LINE + 1)), "plain")
+    assert "line 2 is longer" in refusal(
+        written(tmp_path / "x.txt", "a star\n" + "x" * (text_files.MAX_LINE + 1)), "plain"
+    )
     monkeypatch.setattr(tables, "MAX_JSON", 3)
     assert ".jsonl" in refusal(written(tmp_path / "x.json", '["a star"]'), "plain")
-    monkeypatch.setattr("saferedir.bench.prompt_files.reading.MAX_PROMPTS", 2)
+    monkeypatch.setattr("saferedir.prompts.reading.MAX_PROMPTS", 2)
     assert "more than 2 prompts" in refusal(written(tmp_path / "y.txt", "a\nb\nc\n"), "plain")
 
 

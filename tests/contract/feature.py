@@ -16,8 +16,8 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.attach import Attached
-from saferedir.families import FAMILIES, Family, family_of
 from saferedir.guard import Guard
+from saferedir.pipelines.families import FAMILIES, Family, family_of
 from saferedir.seam.finding import find_seam
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # other batch sizes round otherwise, and three steps add up

@@ -26,8 +26,8 @@ from tests.tiny_pipelines import PipelineCase, run
 
 import saferedir as sr
 from saferedir.attach import Attached
-from saferedir.encoding import encode_prompts
 from saferedir.guard import Guard
+from saferedir.pipelines.encoding import encode_prompts
 
 
 def check_read_only(case: PipelineCase, guard: GuardCase) -> None:

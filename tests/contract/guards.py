@@ -16,15 +16,15 @@ from tests.tiny_pipelines import PIPELINES, PipelineCase, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.encoding import encode_prompts
-from saferedir.families import FAMILIES
-from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
 from saferedir.guards.negation import NegationSet
 from saferedir.guards.registry import guard_class
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
+from saferedir.pipelines.encoding import encode_prompts
+from saferedir.pipelines.families import FAMILIES
+from saferedir.pipelines.fingerprint import backbone_fingerprint
 
 GuardKind = Literal["steps", "weights", "rows"]
 PROMPT, OTHER_PROMPT = "a star", "the moon"

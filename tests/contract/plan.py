@@ -14,7 +14,7 @@ from tests.contract.guards import GUARDS, GuardCase, GuardKind
 from tests.tiny_pipelines import PIPELINES, PipelineCase
 
 from saferedir.errors import UnsupportedPipelineError
-from saferedir.families import FAMILIES
+from saferedir.pipelines.families import FAMILIES
 
 
 class Check(NamedTuple):

@@ -17,9 +17,9 @@ from tests.contract.features import FEATURES
 from tests.contract.plan import MODELS, checks, model_of
 from tests.contract.speed_features import FIGURES
 
-from saferedir.families import FAMILIES
 from saferedir.guards.registry import methods
-from saferedir.schedules import SCHEDULER_KINDS
+from saferedir.pipelines.families import FAMILIES
+from saferedir.pipelines.schedules import SCHEDULER_KINDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 BEGIN = "<!-- made by `python -m tests.contract.table`; do not edit by hand -->"
@@ -201,7 +201,11 @@ def make_section(cells: Cells, page: str = "") -> str:
         lines.append(f"| **{guard}** | {' | '.join(' / '.join(map(str, kind)) for kind in kinds)} |")
     lines += ["", "Pipelines of each family:", ""]
     lines += [f"- {name}: {', '.join(f'`{each}`' for each in family.pipelines)}" for name, family in FAMILIES.items()]
-    lines += ["", "Schedulers, by the way they keep their latents (`saferedir.schedules`); subclasses count:", ""]
+    lines += [
+        "",
+        "Schedulers, by the way they keep their latents (`saferedir.pipelines.schedules`); subclasses count:",
+        "",
+    ]
     for kind in dict.fromkeys(SCHEDULER_KINDS.values()):
         lines.append(f"- {kind}: {', '.join(f'`{name}`' for name, own in SCHEDULER_KINDS.items() if own == kind)}")
     return "\n".join([*lines, "", str(notes), ""])

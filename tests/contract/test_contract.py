@@ -1,6 +1,6 @@
 """families x guards x features: every promise of docs/pipelines.md, checked on tiny random pipelines.
 
-All of it comes from registries: a new family (src/saferedir/families.py, tests/tiny_pipelines.py), a new guard
+All of it comes from registries: a new family (src/saferedir/pipelines/families.py, tests/tiny_pipelines.py), a new guard
 (tests/contract/guards.py) or a new feature (tests/contract/features.py) is checked against all others by itself.
 """
 
@@ -15,9 +15,9 @@ from tests.contract.plan import Check, checks
 from tests.contract.table import PAGE, as_sentence, named_in, section_of
 from tests.tiny_pipelines import PIPELINES
 
-from saferedir.families import FAMILIES
 from saferedir.guards.registry import methods
-from saferedir.schedules import SCHEDULER_KINDS
+from saferedir.pipelines.families import FAMILIES
+from saferedir.pipelines.schedules import SCHEDULER_KINDS
 
 
 def as_parameter(check: Check) -> Any:

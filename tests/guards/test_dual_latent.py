@@ -17,7 +17,7 @@ import saferedir as sr
 from saferedir.guard import Guard, GuardConfig, Step
 from saferedir.guards.dual_latent import LEVELS, DualLatentConfig, DualLatentR1
 from saferedir.guards.dual_latent.similarity import largest_level, low_pass
-from saferedir.schedules import from_x0, to_epsilon, to_x0
+from saferedir.pipelines.schedules import from_x0, to_epsilon, to_x0
 
 PROMPT = "a star"
 

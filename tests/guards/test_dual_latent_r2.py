@@ -21,7 +21,7 @@ from saferedir.guards.dual_latent import DualLatentConfig, DualLatentR1, DualLat
 from saferedir.guards.dual_latent.merging import Stream, merge
 from saferedir.pictoworld.methods import METHODS, ORDER
 from saferedir.pictoworld.tasks import TASKS
-from saferedir.schedules import to_x0
+from saferedir.pipelines.schedules import to_x0
 
 PROMPT = "a star"
 REFUSED = ("pndm", "pndm-prk", "heun", "kdpm2", "kdpm2-ancestral", "dpm-singlestep")

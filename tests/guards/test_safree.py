@@ -18,8 +18,6 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.attach import detach
-from saferedir.encoding import encode_prompts
-from saferedir.families import FAMILIES
 from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
 from saferedir.guards.safree import Safree, SafreeConfig
 from saferedir.guards.safree.math import (
@@ -35,7 +33,9 @@ from saferedir.guards.safree.math import (
     strength,
     triggers,
 )
-from saferedir.text_towers import TextTower, make_towers
+from saferedir.pipelines.encoding import encode_prompts
+from saferedir.pipelines.families import FAMILIES
+from saferedir.pipelines.text_towers import TextTower, make_towers
 
 CASES = ["sd", "sdxl", "sd3", "flux-true-cfg", "pixart-sigma", "wan"]
 PROMPT, PHRASES = "a star b", ("the moon", "a lamp")

@@ -15,11 +15,11 @@ from tests.tiny_pipelines import PipelineCase, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.encoding import Encoded
 from saferedir.guard import Guard, GuardConfig, Run, Step
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.guards.sld import PRESETS, SLD, SLDConfig, epsilon_per_output
-from saferedir.schedules import from_x0, to_epsilon, to_x0
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.schedules import from_x0, to_epsilon, to_x0
 
 #: opens the mask everywhere, so that tiny random networks are edited too
 OPEN: dict[str, Any] = {"strength": 1e6, "threshold": 1e6, "momentum": 0.0, "momentum_decay": 0.0, "warmup": 0.0}

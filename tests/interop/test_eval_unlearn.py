@@ -28,10 +28,10 @@ from saferedir.errors import GuardError
 from saferedir.guards.registry import methods
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.interop.eval_unlearn import TECHNIQUES
-from saferedir.packaged import packaged_model_path
 from saferedir.pictoworld.evaluation import load_judge
 from saferedir.pictoworld.judge import to_tensor
 from saferedir.pictoworld.tasks import TASKS, forget_prompts, retain_prompts
+from saferedir.utils.packaged import packaged_model_path
 
 GROUP = "eval_unlearn.techniques"
 #: of the pipeline's call; enough for clear pictures

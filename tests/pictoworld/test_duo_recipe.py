@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 import saferedir as sr
-from saferedir.guards.duo.train_config import TrainConfig
-from saferedir.packaged import list_packaged_guards
 from saferedir.pictoworld import duo_recipe
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import Scene, random_scene
 from saferedir.pictoworld.tasks import TASKS
+from saferedir.training.duo.train_config import TrainConfig
+from saferedir.utils.packaged import list_packaged_guards
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "crescent")
 

@@ -13,13 +13,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import saferedir as sr
-from saferedir.packaged import list_packaged_guards, packaged_guard_path, packaged_model_path
 from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, draw, identical, load_judge
 from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import JUDGED
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, forget_prompts, retain_prompts
 from saferedir.pictoworld.training.autoencoder import random_scenes
+from saferedir.utils.packaged import list_packaged_guards, packaged_guard_path, packaged_model_path
 
 MODEL = packaged_model_path("pictoworld")
 

@@ -14,10 +14,10 @@ from saferedir.bench.worlds import check_recipe, world_guards
 from saferedir.cli import app
 from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.guards.spell import SPELL
-from saferedir.packaged import packaged_guard_path
 from saferedir.pictoworld import methods
 from saferedir.pictoworld.methods import METHODS, STACKS, WITH_DATA, make_guards
 from saferedir.pictoworld.tasks import TASKS
+from saferedir.utils.packaged import packaged_guard_path
 
 CLASSES = {"safe-denoiser": SafeDenoiser, "spell": SPELL}
 

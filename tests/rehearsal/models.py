@@ -59,7 +59,9 @@ FLOW = diffusers.FlowMatchEulerDiscreteScheduler
 
 def _betas(cls: Any = diffusers.DDIMScheduler, **more: Any) -> Any:
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    return cls(**betas, **({"clip_sample": False, "set_alpha_to_one": False} if cls is diffusers.DDIMScheduler else {}), **more)
+    return cls(
+        **betas, **({"clip_sample": False, "set_alpha_to_one": False} if cls is diffusers.DDIMScheduler else {}), **more
+    )
 
 
 def _vae(name: str, **changes: Any) -> Any:
@@ -286,4 +288,6 @@ _MODELS = (
 MODELS: dict[str, Model] = {model.slug: model for model in _MODELS}
 
 #: 860 million parameters, nothing cut, every stage at 64 x 64 latents
-WHOLE = Model("Stable Diffusion 1.5 undiminished", "stable-diffusion", _sd15_whole, "nothing", (4, 1, 64, 64), {}, {}, duo=True)
+WHOLE = Model(
+    "Stable Diffusion 1.5 undiminished", "stable-diffusion", _sd15_whole, "nothing", (4, 1, 64, 64), {}, {}, duo=True
+)

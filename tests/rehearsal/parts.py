@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from saferedir.precision import has_fast_bf16
+from saferedir.pipelines.precision import has_fast_bf16
 
 _PRODUCTS = {
     nn.functional.linear,
@@ -65,7 +65,9 @@ def affordable_halves() -> Iterator[None]:
         yield
 
 
-def make(part: Part, cut: Mapping[str, Any] | None = None, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Any:
+def make(
+    part: Part, cut: Mapping[str, Any] | None = None, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> Any:
     """A network of a published configuration, `cut` in depth, with random weights in eval mode."""
     config = {**part.config, **(cut or {})}
     with _quick_weights(seed):

@@ -25,7 +25,7 @@ from tests.rehearsal.parts import affordable_halves
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.fingerprint import backbone_fingerprint
+from saferedir.pipelines.fingerprint import backbone_fingerprint
 
 STEPS = 2
 #: (with the concept, without); a star, never asked of a network that could show one
@@ -101,13 +101,17 @@ def check_guarded(pipe: Any, guard: Any, call: Mapping[str, Any]) -> None:
     """A guard that fires changes the latents; one that never can leaves them bit-identical."""
     bare = values(generate(pipe, call, output_type="latent"))
     for threshold, is_same in ((1e6, True), (-1e6, False)):
-        guard.config = guard.config.with_changes(prompt_threshold=threshold, image_threshold=1e6) if hasattr(
-            guard.config, "with_changes"
-        ) else _replaced(guard.config, prompt_threshold=threshold, image_threshold=1e6)
+        guard.config = (
+            guard.config.with_changes(prompt_threshold=threshold, image_threshold=1e6)
+            if hasattr(guard.config, "with_changes")
+            else _replaced(guard.config, prompt_threshold=threshold, image_threshold=1e6)
+        )
         with sr.attach(pipe, guard) as attached:
             guarded = values(generate(pipe, call, output_type="latent"))
         assert attached.decisions[0].fired is not is_same
-        assert torch.equal(guarded, bare) is is_same, f"fired {not is_same}, and the latents are the same: {not is_same}"
+        assert torch.equal(guarded, bare) is is_same, (
+            f"fired {not is_same}, and the latents are the same: {not is_same}"
+        )
 
 
 def _replaced(config: Any, **changes: Any) -> Any:
@@ -122,7 +126,9 @@ def walk(model: Model, work: Path, log: Log) -> None:
     folder, pairs, guard_folder = work / "model", work / "pairs.jsonl", work / "guard"
     with log.stage("build and save"):
         pipe = model.build()
-        parameters = {n: sum(v.numel() for v in m.parameters()) for n, m in pipe.components.items() if hasattr(m, "parameters")}
+        parameters = {
+            n: sum(v.numel() for v in m.parameters()) for n, m in pipe.components.items() if hasattr(m, "parameters")
+        }
         pipe.save_pretrained(folder)
         del pipe
     log.note(parameters=parameters, latent=model.latent, call=dict(model.call), model_bytes=disk(folder))
@@ -140,7 +146,10 @@ def walk(model: Model, work: Path, log: Log) -> None:
     with log.stage("two steps, attached"):
         check_guarded(pipe, sr.Guard.from_pretrained(guard_folder), model.call)
     if model.full is not None:
-        with log.stage("two steps at the published size, attached"), sr.attach(pipe, sr.Guard.from_pretrained(guard_folder)):
+        with (
+            log.stage("two steps at the published size, attached"),
+            sr.attach(pipe, sr.Guard.from_pretrained(guard_folder)),
+        ):
             # prompts as long as in training; another length is refused
             full = values(generate(pipe, {**model.call, **model.full}, output_type="latent"))
         log.note(full=list(full.shape))
@@ -167,8 +176,8 @@ def _cli(*arguments: str) -> None:
 
 
 def _train(pipe: Any, model: Model, out: Path, log: Log) -> None:
-    from saferedir.guards.saferedir.dataset import Pair
-    from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+    from saferedir.training.saferedir.dataset import Pair
+    from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
     rows = [Pair(*pair) for pair in PAIRS] + [Pair(None, "a house"), Pair(None, "a tree"), Pair(None, "a dog")]
     config = TrainConfig(
@@ -181,9 +190,9 @@ def _train(pipe: Any, model: Model, out: Path, log: Log) -> None:
 
 
 def _duo(pipe: Any, model: Model, work: Path, log: Log) -> None:
-    from saferedir.guards.duo.pairs import PairConfig, make_pairs
-    from saferedir.guards.duo.train_config import TrainConfig
-    from saferedir.guards.duo.training import train_duo
+    from saferedir.training.duo.pairs import PairConfig, make_pairs
+    from saferedir.training.duo.train import train_duo
+    from saferedir.training.duo.train_config import TrainConfig
 
     size = {key: value for key, value in model.call.items() if key in ("height", "width")}
     with log.stage("duo: two pairs"), affordable_halves():
@@ -201,9 +210,9 @@ def _duo(pipe: Any, model: Model, work: Path, log: Log) -> None:
 def _negation(pipe: Any, model: Model, work: Path, log: Log) -> None:
     from PIL import Image
 
-    from saferedir.fingerprint import vae_fingerprint
     from saferedir.guards.negation.build import build_negation_set, image_sources
     from saferedir.guards.safe_denoiser import SafeDenoiser
+    from saferedir.pipelines.fingerprint import vae_fingerprint
 
     images = work / "images"
     images.mkdir()
@@ -212,7 +221,9 @@ def _negation(pipe: Any, model: Model, work: Path, log: Log) -> None:
         Image.new("RGB", (width, height), colour).save(images / f"{number}.png")
     with log.stage("negation build"):
         sources = {"references": image_sources(images, height, width)}
-        build_negation_set(pipe.vae, sources, work / "set.safetensors", facts={"height": height, "width": width}, batch=2)
+        build_negation_set(
+            pipe.vae, sources, work / "set.safetensors", facts={"height": height, "width": width}, batch=2
+        )
         assert vae_fingerprint(pipe.vae) is not None
     guard = SafeDenoiser.from_set(work / "set.safetensors", concept="star", outside_window="ignore")
     call = {**model.call, "num_frames": 1} if "num_frames" in model.call else model.call  # a set of still images

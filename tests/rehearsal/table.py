@@ -129,7 +129,9 @@ def _whole(result: Mapping[str, Any]) -> list[str]:
         speed = f"{2 * cost.row / 1e9:,.0f} GFLOP ({flops / attached['cpu'] / 1e9:,.0f} GFLOP/s)"
         rows.append(["one step, two rows", f"{seconds:.1f} CPU s", speed])
     peak = max((stage["peak"] for stage in found.values()), default=0)
-    rows.append(["highest memory of the road", f"{peak / 1e9:.1f} GB", f"weights alone {cost.weight_bytes / 1e9:.1f} GB"])
+    rows.append(
+        ["highest memory of the road", f"{peak / 1e9:.1f} GB", f"weights alone {cost.weight_bytes / 1e9:.1f} GB"]
+    )
     return [
         "## Stable Diffusion 1.5 undiminished",
         "",
@@ -149,7 +151,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(NAMES), help=", ".join(NAMES))
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
-    parser.add_argument("--page-only", action="store_true", help="write the page from docs/rehearsal.json, walk nothing")
+    parser.add_argument(
+        "--page-only", action="store_true", help="write the page from docs/rehearsal.json, walk nothing"
+    )
     given = parser.parse_args()
     if unknown := [name for name in given.names if name not in NAMES]:
         parser.error(f"there is no model {unknown[0]!r}; the models are {', '.join(NAMES)}")

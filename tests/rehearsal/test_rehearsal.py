@@ -15,8 +15,8 @@ from tests.rehearsal import models, table
 from tests.rehearsal.parts import WideProducts, make
 from torch import nn
 
-from saferedir.families import FAMILIES
-from saferedir.fingerprint import _shapes_hash, _weights_hash
+from saferedir.pipelines.families import FAMILIES
+from saferedir.pipelines.fingerprint import _shapes_hash, _weights_hash
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,9 @@ def test_half_precision_products_are_rounded_once() -> None:
 
 
 def test_weights_are_random_and_no_two_rows_alike() -> None:
-    part = flops.Part("T5EncoderModel", {"vocab_size": 1000, "d_model": 64, "d_ff": 96, "num_layers": 1, "num_heads": 2}, 0, {})
+    part = flops.Part(
+        "T5EncoderModel", {"vocab_size": 1000, "d_model": 64, "d_ff": 96, "num_layers": 1, "num_heads": 2}, 0, {}
+    )
     model = make(part, dtype=torch.float32)
     table_ = model.shared.weight
     assert torch.isfinite(table_).all() and table_.std() > 0.5 and len(torch.unique(table_[:, 0])) == 1000

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from saferedir.errors import GuardConfigError
-from saferedir.guards.duo.pair_files import read_image_pairs
 from saferedir.guards.negation.build import image_sources
 from saferedir.judges.pictures import picture_files
+from saferedir.training.duo.pair_files import read_image_pairs
 from saferedir.utils.file_names import named_path, shown_name
 from saferedir.utils.image_folders import list_images
 
@@ -42,7 +42,13 @@ def test_every_readable_ending_in_one_order_for_everyone(tmp_path: Path) -> None
 
 def test_hidden_copies_are_left_out_and_listed(tmp_path: Path) -> None:
     put(tmp_path / "a.png")
-    for name in (".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/a.png", "b/.thumbs/c/a.png", ".b.png", "@eaDir/t.jpg"):
+    for name in (
+        ".ipynb_checkpoints/a-checkpoint.png",
+        "__MACOSX/a.png",
+        "b/.thumbs/c/a.png",
+        ".b.png",
+        "@eaDir/t.jpg",
+    ):
         put(tmp_path / name)
     (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7Mac OS X")
     (tmp_path / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")

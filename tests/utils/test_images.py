@@ -13,9 +13,9 @@ import pytest
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from saferedir.errors import ImageFileError
-from saferedir.guards.duo.pair_files import ImagePair, load_pair
 from saferedir.guards.negation.build import image_sources
 from saferedir.judges.pictures import read_picture
+from saferedir.training.duo.pair_files import ImagePair, load_pair
 from saferedir.utils.images import MAX_PIXELS, check_image, image_suffixes, read_array, read_image, to_rgb
 
 RAMP = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
@@ -86,7 +86,10 @@ def test_wide_integers_take_the_smallest_range_that_holds_them(tmp_path: Path, o
     if order == "<":  # Pillow opens unsigned ones of this order only
         unsigned = tiff(tmp_path / "u.tif", (full * 2).astype(np.uint32), order, 1, 32)
         assert (read_array(unsigned) == grey(((full * 2).astype(np.int64) >> 24).astype(np.uint8))).all()
-    for wrong, sentence in ((RAMP.astype(np.int32) - 1, "negative values"), (RAMP.astype(np.int32) * 9, "8 or 16 bits")):
+    for wrong, sentence in (
+        (RAMP.astype(np.int32) - 1, "negative values"),
+        (RAMP.astype(np.int32) * 9, "8 or 16 bits"),
+    ):
         with pytest.raises(ImageFileError, match=f"wrong.tif cannot be read as an image: .*{sentence}"):
             read_image(tiff(tmp_path / "wrong.tif", wrong, order, 2, 32))
 
@@ -241,7 +244,9 @@ def test_damage_within_a_png_is_found_by_its_checksums(tmp_path: Path) -> None:
 def test_other_files_that_are_no_image(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("hello")
-    (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    (tmp_path / "program.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    )
     head = png(np.zeros((1, 1), np.uint16), 0)
     side = 2 * int(MAX_PIXELS**0.5)
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
@@ -261,7 +266,19 @@ def test_other_files_that_are_no_image(tmp_path: Path) -> None:
 
 
 def test_suffixes_are_those_that_pillow_can_decode() -> None:
-    assert {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"} <= image_suffixes()
+    assert {
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".jpe",
+        ".webp",
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+    } <= image_suffixes()
     assert not {".eps", ".ps", ".pdf", ".mpg", ".h5", ".grib", ".wmf", ".heic"} & image_suffixes()
 
 

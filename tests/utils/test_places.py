@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from saferedir.errors import GuardConfigError, GuardNotFoundError
-from saferedir.guards.saferedir.pairs.lengths import load_lengths
-from saferedir.guards.saferedir.pairs.paraphrase import load_paraphraser
-from saferedir.pipelines import load_pipeline
-from saferedir.storage import find_guard
+from saferedir.guards.storage import find_guard
+from saferedir.pipelines.loading import load_pipeline
+from saferedir.training.saferedir.pairs.lengths import load_lengths
+from saferedir.training.saferedir.pairs.paraphrase import load_paraphraser
 from saferedir.utils.places import hub_id, missing_folder
 
 
@@ -49,9 +49,7 @@ def test_which_names_are_the_hubs(
 
 
 @pytest.mark.parametrize("name", ["runs/mooon", "./runs/mooon", "here/mooon", "mooon", "runs/deep/mooon"])
-def test_a_misspelt_folder_never_reaches_the_hub(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_misspelt_folder_never_reaches_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hub(*args: Any, **options: Any) -> None:
         raise AssertionError("the hub was asked")
 

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saferedir.bench.config import read_judges, read_matrix
-from saferedir.bench.prompt_files import read_prompts as read_bench_prompts
 from saferedir.cli.negation import _read_prompts as read_negation_prompts
 from saferedir.errors import SaferedirError, TextFileError
-from saferedir.guards.saferedir.dataset import Pair, read_pairs, write_pairs
-from saferedir.guards.saferedir.pairs.files import PROMPT_COLUMNS, read_prompts, read_synonyms
 from saferedir.judges.calibration import read_labelled
+from saferedir.prompts import read_prompts as read_bench_prompts
+from saferedir.training.saferedir.dataset import Pair, read_pairs, write_pairs
+from saferedir.training.saferedir.pairs.files import PROMPT_COLUMNS, read_prompts, read_synonyms
 from saferedir.utils.text_files import iterate_lines, parse_json, read_rows, read_text, split_lines
 
 #: characters that some tools take for a line end, and no file format here does
@@ -52,8 +52,9 @@ def test_reading_by_lines_is_splitting_the_whole(tmp_path: Path, text: str) -> N
 
 
 TOML = '[star]\nname = "café"\nrule = {kind = "AnyAbove", labels = ["shape:star"], threshold = 0.3}\n'
-MATRIX = 'title = "café"\nseeds = [0]\n[model.a]\nload = "pictoworld"\n[concept.star]\nprompts = "pictoworld/star"\n' + (
-    'judge = {name = "pictoworld", preset = "star"}\n[guard.b]\nmethod = "sld"\n'
+MATRIX = (
+    'title = "café"\nseeds = [0]\n[model.a]\nload = "pictoworld"\n[concept.star]\nprompts = "pictoworld/star"\n'
+    + ('judge = {name = "pictoworld", preset = "star"}\n[guard.b]\nmethod = "sld"\n')
 )
 READERS: dict[str, tuple[str, str, Callable[[Path], Any], Any]] = {
     "pairs": (

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
-from saferedir.prompts import ConceptPrompts, PromptSet
+from saferedir.prompts.sets import ConceptPrompts, PromptSet
 
 
 class Attack(ABC):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from saferedir.attacks.base import Attack
-from saferedir.prompts import ConceptPrompts, PromptSet
+from saferedir.prompts.sets import ConceptPrompts, PromptSet
 
 
 class NoAttack(Attack):

@@ -11,10 +11,10 @@ from typing import Any
 
 from saferedir.bench.config import Matrix
 from saferedir.bench.guard_parts import guard_parts
-from saferedir.bench.prompt_files import overlap_warnings, subset_warnings, text_checksums, token_warnings
 from saferedir.bench.records import BARE
 from saferedir.errors import BenchError, PromptFileError
-from saferedir.prompts import PromptSet
+from saferedir.prompts import overlap_warnings, subset_warnings, text_checksums, token_warnings
+from saferedir.prompts.sets import PromptSet
 
 
 class Cautions:

@@ -9,12 +9,12 @@ from typing import Any
 
 from saferedir.bench.config import ConceptEntry, FileEntry, Matrix
 from saferedir.bench.judging import judge_spec, rule_of
-from saferedir.bench.prompt_files import read_prompts
 from saferedir.bench.resources import JudgeSpec, Resources
 from saferedir.bench.worlds import world_prompts
 from saferedir.errors import BenchError
 from saferedir.judges.rules import Rule
-from saferedir.prompts import ConceptPrompts, PromptSet
+from saferedir.prompts import read_prompts
+from saferedir.prompts.sets import ConceptPrompts, PromptSet
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The matrix: what a TOML file may say, checked before any time is spent. Imports pydantic (extra `bench`), errors, names and
-config_checks.py.
+"""Reading a matrix, a TOML file, and checking it before any time is spent. Needs the extra `bench`.
 
-`read_matrix` gives a frozen `Matrix`; plan.py turns it into work. Presets are the TOML files in presets/.
+`read_matrix` gives a frozen `Matrix` (matrix.py); config_checks.py checks it; plan.py turns it into work.
+Presets are the TOML files in presets/.
 """
 
 from __future__ import annotations
@@ -15,120 +15,43 @@ from pathlib import Path
 from typing import Any
 
 from saferedir.bench.config_checks import check_matrix
+from saferedir.bench.matrix import (
+    ConceptEntry,
+    EncoderEntry,
+    FileEntry,
+    GuardEntry,
+    JudgeEntry,
+    Limits,
+    Matrix,
+    ModelEntry,
+)
 from saferedir.errors import BenchError
-from saferedir.extras import need
-from saferedir.names import unknown
+from saferedir.utils.extras import need
+from saferedir.utils.names import unknown
 from saferedir.utils.places import HUB, hub_id
 from saferedir.utils.text_files import read_text
 
 need("pydantic", "bench", "the bench")
-from pydantic import BaseModel, ConfigDict, Field, ValidationError  # noqa: E402 - after the sentence about the extra
+from pydantic import BaseModel, ValidationError  # noqa: E402 - after the sentence about the extra
+
+__all__ = [
+    "PRESETS",
+    "ConceptEntry",
+    "EncoderEntry",
+    "FileEntry",
+    "GuardEntry",
+    "JudgeEntry",
+    "Limits",
+    "Matrix",
+    "ModelEntry",
+    "matrix_path",
+    "preset_names",
+    "read_judges",
+    "read_matrix",
+]
 
 PRESETS = Path(__file__).parent / "presets"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_-]*)\}")
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Limits(_Section):
-    """How many prompts of each kind at most; None for all there are."""
-
-    forget: int | None = Field(None, ge=1)
-    rephrased: int | None = Field(None, ge=1)
-    retain: int | None = Field(None, ge=1)
-    neighbours: int | None = Field(None, ge=1)
-    look_alikes: int | None = Field(None, ge=1)
-
-
-class ModelEntry(_Section):
-    """A pipeline: what `load_pipeline` takes, and how it is called."""
-
-    load: str
-    batch: int = Field(8, ge=1)
-    dtype: str = Field("float32", pattern="^(float32|float16|bfloat16)$")
-    device: str = "auto"
-    fast: bool = True  # bf16 autocast on a processor with instructions for it
-    call: dict[str, Any] = Field(default_factory=dict)
-
-
-class JudgeEntry(_Section):
-    """Who judges, and what counts: a preset by name, or a rule as plain data."""
-
-    name: str
-    preset: str | None = None
-    rule: dict[str, Any] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
-class FileEntry(_Section):
-    """A prompt file of the user's."""
-
-    file: str
-    format: str = "plain"
-    rows: int | None = Field(None, ge=1)
-    allow_duplicates: bool = False
-
-
-class ConceptEntry(_Section):
-    """A concept: built-in prompts, or files."""
-
-    prompts: str | None = None
-    forget: FileEntry | None = None
-    rephrased: dict[str, FileEntry] = Field(default_factory=dict)
-    retain: FileEntry | None = None
-    neighbours: dict[str, FileEntry] = Field(default_factory=dict)
-    look_alikes: FileEntry | None = None
-    without: FileEntry | None = None  # the forget prompts with the concept taken out, row by row
-    judge: JudgeEntry
-    second_judges: list[JudgeEntry] = Field(default_factory=list)
-
-
-class GuardEntry(_Section):
-    """A guard: exactly one of `load` (folder, hub id, packaged name), `recipe`, `method` (with `config`), `stack`.
-
-    `trained_on`: files of prompts that it was made from; prompts of the bench that are among them are reported.
-    """
-
-    load: str | None = None
-    recipe: str | None = None
-    method: str | None = None
-    stack: list[str] | None = None
-    config: dict[str, Any] = Field(default_factory=dict)
-    concepts: list[str] | None = None
-    force: bool = False
-    trained_on: list[str] = Field(default_factory=list)
-
-    @property
-    def kinds(self) -> list[str]:
-        """Which of the four are given."""
-        return [name for name in ("load", "recipe", "method", "stack") if getattr(self, name) is not None]
-
-
-class EncoderEntry(_Section):
-    """An encoder; reference: a folder of pictures to compare a model's with, besides the bare model's own."""
-
-    name: str
-    options: dict[str, Any] = Field(default_factory=dict)
-    reference: str | None = None
-
-
-class Matrix(_Section):
-    """A whole bench."""
-
-    title: str
-    description: str = ""
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
-    attacks: list[str] = Field(default_factory=lambda: ["none"])
-    draws: int = Field(1, ge=1)
-    keep_images: bool = True
-    prompts: Limits = Field(default_factory=lambda: Limits.model_validate({}))
-    needs: dict[str, str] = Field(default_factory=dict)
-    model: dict[str, ModelEntry] = Field(min_length=1)
-    concept: dict[str, ConceptEntry] = Field(min_length=1)
-    guard: dict[str, GuardEntry] = Field(default_factory=dict)
-    encoder: dict[str, EncoderEntry] = Field(default_factory=dict)
 
 
 def preset_names() -> list[str]:
@@ -249,7 +172,8 @@ def _place(name: str, base: Path) -> str:
         return str(base / path)
     if Path(*shared).exists():
         warnings.warn(
-            f"{name} is found from the current folder, not beside the matrix file; write it relative to the matrix.", stacklevel=3
+            f"{name} is found from the current folder, not beside the matrix file; write it relative to the matrix.",
+            stacklevel=3,
         )
         return str(path.absolute())
     is_path = "/" in name and hub_id(name.replace("{", "").replace("}", "")) is None

@@ -1,19 +1,16 @@
 """What pydantic cannot see in a matrix: names that must refer to each other, and sections that exclude each other.
 
-Imports records (for one name), errors and names; config.py calls `check_matrix`.
+config.py calls `check_matrix`.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from saferedir.bench.matrix import Matrix
 from saferedir.bench.records import JUDGE
 from saferedir.errors import BenchError
-from saferedir.names import unknown
-
-if TYPE_CHECKING:
-    from saferedir.bench.config import Matrix
+from saferedir.utils.names import unknown
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 

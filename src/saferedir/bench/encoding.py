@@ -20,7 +20,7 @@ from saferedir.bench.resources import EncoderSpec, Resources, encoder_digest
 from saferedir.bench.seeing import in_words
 from saferedir.errors import EncoderError, ImageFileError, SaferedirError
 from saferedir.judges.pictures import image_folder
-from saferedir.prompts import PromptSet
+from saferedir.prompts.sets import PromptSet
 from saferedir.utils.file_names import shown_name
 from saferedir.utils.images import check_image
 

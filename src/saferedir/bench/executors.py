@@ -1,38 +1,20 @@
 """Executors: who draws the shards. In-process here; more processes and machines by Ray in ray_executor.py.
 
 An executor gives every shard back exactly once, drawn or failed, in any order; the runner keeps what comes and tries failures
-again. Imports drawing, seeing and resources.
+again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Protocol, Self
 
-from saferedir.bench.drawing import DrawingSpec, Pictures, Shard, draw_shard
 from saferedir.bench.resources import Resources
-from saferedir.bench.seeing import in_words
+from saferedir.bench.work import Outcome, Task, attempt
 from saferedir.errors import BenchError
-from saferedir.names import unknown
+from saferedir.utils.names import unknown
 
-
-@dataclass(frozen=True)
-class Task:
-    """One shard, and all that is needed to draw it."""
-
-    spec: DrawingSpec
-    shard: Shard
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A shard's pictures, or the sentence that says why there are none; `worker` did it."""
-
-    task: Task
-    pictures: Pictures | None
-    error: str = ""
-    worker: str = "this process"
+__all__ = ["EXECUTORS", "Executor", "InProcess", "Outcome", "Task", "attempt", "make_executor"]
 
 
 class Executor(Protocol):
@@ -62,16 +44,6 @@ class InProcess:
 
     def __exit__(self, *exc: object) -> None:
         return None
-
-
-def attempt(task: Task, resources: Resources, worker: str = "this process") -> Outcome:
-    """Draw one shard; an error becomes a sentence, so that one bad cell does not end a night's run."""
-    try:
-        return Outcome(task, draw_shard(task.spec, task.shard, resources), worker=worker)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except Exception as error:
-        return Outcome(task, None, in_words(error), worker)
 
 
 EXECUTORS = ("local", "ray")

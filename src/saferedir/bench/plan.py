@@ -35,8 +35,8 @@ from saferedir.bench.resources import (
     guards_digest,
 )
 from saferedir.errors import BenchError, GuardNotFoundError
-from saferedir.packaged import library_version
-from saferedir.prompts import ConceptPrompts, PromptSet
+from saferedir.prompts.sets import ConceptPrompts, PromptSet
+from saferedir.utils.packaged import library_version
 
 #: pictures a shard, about: what a kill may cost at most
 SHARD = 64

@@ -14,15 +14,15 @@ from saferedir.bench.concepts import Concept
 from saferedir.bench.config import Matrix
 from saferedir.bench.encoding import MatrixEncoder
 from saferedir.bench.worlds import check_recipe
-from saferedir.checks import is_number, is_whole
 from saferedir.encoders.registry import encoder_names
 from saferedir.errors import BenchError, GuardError
-from saferedir.guard import Guard
+from saferedir.guards.base import Guard
 from saferedir.guards.registry import methods
 from saferedir.judges.registry import judge_names
-from saferedir.names import unknown
-from saferedir.text_settings import text_settings
+from saferedir.pipelines.text_settings import text_settings
 from saferedir.utils.calls import is_prompt_argument
+from saferedir.utils.checks import is_number, is_whole
+from saferedir.utils.names import unknown
 
 #: arguments of the pipeline call that are not the matrix's to set
 _OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds"}
@@ -78,7 +78,9 @@ def check_attacks(matrix: Matrix, concepts: Sequence[Concept]) -> list[str]:
     untried = []
     for name in matrix.attacks:
         without = [concept.name for concept in concepts if not ATTACKS[name]().prompts(concept.prompts)]
-        untried += [f"attack {name} for {concept}: it has no prompts of the kind that this attack takes." for concept in without]
+        untried += [
+            f"attack {name} for {concept}: it has no prompts of the kind that this attack takes." for concept in without
+        ]
         if len(without) == len(concepts):
             raise BenchError(
                 f"attack {name!r} has no case: no concept of this matrix has the prompts that it takes; add a file of them "

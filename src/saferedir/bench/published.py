@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saferedir.errors import BenchError
-from saferedir.names import unknown
+from saferedir.utils.names import unknown
 
 DATA = Path(__file__).with_suffix(".json")
 #: how a number reached us: in the authors' code or README, in the paper, in other people's notes on it

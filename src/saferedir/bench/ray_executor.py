@@ -24,11 +24,11 @@ from typing import Any, Self
 import torch
 
 from saferedir.bench.drawing import DrawingSpec, Pictures, Shard
-from saferedir.bench.executors import Outcome, Task, attempt
 from saferedir.bench.resources import Resources, device_of
+from saferedir.bench.work import Outcome, Task, attempt
 from saferedir.bench.workers import WorkerFacts, facts_here, nearest, unfit
 from saferedir.errors import BenchError
-from saferedir.extras import need
+from saferedir.utils.extras import need
 
 #: a shard whose worker died so many times is given up for this run
 DEATHS = 3

@@ -21,7 +21,7 @@ from saferedir.bench.records import CellRecord
 from saferedir.bench.resources import Resources
 from saferedir.bench.store import Store
 from saferedir.errors import BenchError
-from saferedir.names import unknown
+from saferedir.utils.names import unknown
 
 #: at the end of the title
 _AGAIN = ", judged again"

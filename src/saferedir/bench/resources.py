@@ -20,14 +20,14 @@ from saferedir.bench.worlds import world_guards
 from saferedir.encoders.base import Encoder
 from saferedir.encoders.registry import load_encoder
 from saferedir.errors import BenchError, UnsupportedPipelineError
-from saferedir.guard import Guard
+from saferedir.guards.base import Guard
 from saferedir.guards.registry import guard_class
 from saferedir.judges.base import Judge
 from saferedir.judges.registry import load_judge
-from saferedir.latents import default_size
-from saferedir.pipelines import load_pipeline
-from saferedir.precision import fast_precision, precision_name
-from saferedir.safety_checker import remove_safety_checker
+from saferedir.pipelines.latents import default_size
+from saferedir.pipelines.loading import load_pipeline
+from saferedir.pipelines.precision import fast_precision, precision_name
+from saferedir.pipelines.safety_checker import remove_safety_checker
 
 #: guards loaded at a time
 GUARDS_KEPT = 64
@@ -222,7 +222,7 @@ def _make(source: Mapping[str, Any], pipe: Any) -> list[Guard[Any]]:
     preset = config.pop("preset", None)
     if preset is not None and not hasattr(kind.config_class, "preset"):
         raise BenchError(f"guard method {source['method']!r} has no presets; leave `preset` out of its config.")
-    settings = kind.config_class.from_dict(config) if preset is None else kind.config_class.preset(preset, **config)  # type: ignore[attr-defined]
+    settings = kind.config_class.from_dict(config) if preset is None else kind.config_class.preset(preset, **config)
     return [kind(settings)]
 
 

@@ -31,8 +31,8 @@ from saferedir.bench.records import CellRecord
 from saferedir.bench.resources import JudgeSpec, Looker
 from saferedir.bench.seeing import Judged
 from saferedir.errors import BenchError, OutputError
-from saferedir.extras import need
 from saferedir.judges.base import Scores
+from saferedir.utils.extras import need
 from saferedir.utils.files import reason, replacing
 from saferedir.utils.locks import output_lock
 
@@ -57,9 +57,7 @@ class Store:
                     probe.flush()
                     os.fsync(probe.fileno())
             except OSError as error:
-                raise BenchError(
-                    f"cannot write to {folder} ({reason(error)}); choose another --out."
-                ) from error
+                raise BenchError(f"cannot write to {folder} ({reason(error)}); choose another --out.") from error
         free = shutil.disk_usage(self.root).free
         if free < needs_bytes:
             raise BenchError(

@@ -21,8 +21,8 @@ from saferedir.bench.resources import EncoderSpec, Resources
 from saferedir.bench.store import Store, read_parquet, vector_column, vectors, write_parquet
 from saferedir.encoders.base import Encoder
 from saferedir.errors import EncoderError
-from saferedir.extras import need
 from saferedir.judges.pictures import read_picture
+from saferedir.utils.extras import need
 
 _BATCH = 64
 

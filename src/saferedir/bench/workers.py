@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from saferedir.bench.drawing import DrawingSpec
-from saferedir.bench.executors import Task
 from saferedir.bench.plan import library_versions
 from saferedir.bench.resources import device_of
-from saferedir.precision import precision_name
+from saferedir.bench.work import Task
+from saferedir.pipelines.precision import precision_name
 
 
 @dataclass(frozen=True)

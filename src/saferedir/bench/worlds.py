@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from saferedir.errors import BenchError
-from saferedir.guard import Guard
-from saferedir.names import unknown
-from saferedir.prompts import ConceptPrompts
+from saferedir.guards.base import Guard
+from saferedir.prompts.sets import ConceptPrompts
+from saferedir.utils.names import unknown
 
 WORLDS = ("pictoworld",)
 

@@ -18,7 +18,7 @@ from saferedir.cli.negation import negation_app
 from saferedir.cli.pairs import pairs_app
 from saferedir.cli.train import train_app
 from saferedir.cli.world import world_app
-from saferedir.packaged import library_version
+from saferedir.utils.packaged import library_version
 
 __all__ = ["app"]
 

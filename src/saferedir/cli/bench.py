@@ -195,7 +195,7 @@ def _plan(matrix: str, with_: list[str] | None, resources: Any) -> Plan:
 
 def _check_extras(report: bool) -> None:
     """What the run itself will need, said before."""
-    from saferedir.extras import need
+    from saferedir.utils.extras import need
 
     need("pyarrow.parquet", "bench", "the bench")
     if report:

@@ -14,7 +14,7 @@ from saferedir.cli.pairs import read_captions
 from saferedir.cli.stopping import GOES_ON, on_stop
 
 if TYPE_CHECKING:
-    from saferedir.guards.saferedir.dataset import Pair
+    from saferedir.training.saferedir.dataset import Pair
 
 
 @holds_out
@@ -49,7 +49,9 @@ def calibrate(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="More arguments of the pipeline's call, such as height=1024."),
     ] = None,
-    only: Annotated[str | None, typer.Option(help="prompt or image: choose this threshold only, keep the other.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="prompt or image: choose this threshold only, keep the other.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of prompts and noise.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
     variant: Variant = None,
@@ -78,8 +80,8 @@ def calibrate(
     check_space(out, 256 * MEGABYTE)
     from saferedir.cli.train import finish_guard
     from saferedir.guards.saferedir import SafeRedir
-    from saferedir.guards.saferedir.dataset import Pair, read_pairs
-    from saferedir.guards.saferedir.recalibrate import CalibrationConfig, calibrate_guard, unpaired
+    from saferedir.training.saferedir.dataset import Pair, read_pairs
+    from saferedir.training.saferedir.recalibrate import CalibrationConfig, calibrate_guard, unpaired
 
     others = read_captions(benign)
     if pairs is not None:
@@ -125,6 +127,8 @@ def load_adapters(pipe: Any, adapters: list[tuple[Path, float]]) -> None:
         names.append(f"{''.join(c if c.isalnum() else '_' for c in path.stem)}_{number}")
         place = {"weight_name": path.name} if path.is_file() else {}
         folder = path.parent if path.is_file() else path
-        pipe.load_lora_weights(str(folder), adapter_name=names[-1], use_safetensors=True, local_files_only=True, **place)
+        pipe.load_lora_weights(
+            str(folder), adapter_name=names[-1], use_safetensors=True, local_files_only=True, **place
+        )
     if names:
         pipe.set_adapters(names, [scale for _, scale in adapters])

@@ -42,7 +42,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 #: of progress, where there is no terminal to draw a bar on
 SECONDS_A_LINE = 60.0
 #: options whose values are written into files and tables, all of which are UTF-8
-TEXT_OPTIONS = frozenset({"--concept", "--anchor", "--anchor-prompt", "--call", "--set", "--rule", "--model", "--guard"})
+TEXT_OPTIONS = frozenset(
+    {"--concept", "--anchor", "--anchor-prompt", "--call", "--set", "--rule", "--model", "--guard"}
+)
 
 console = Console()
 errors = Console(stderr=True)
@@ -85,7 +87,8 @@ def check_text(value: str, hint: str) -> None:
     """Refuse a value that came in another encoding than UTF-8, before any work is done; `hint` is the option or argument."""
     if not is_encodable(value):
         raise typer.BadParameter(
-            f"'{shown_name(value)}' is not UTF-8; give it in UTF-8, this terminal uses another encoding.", param_hint=hint
+            f"'{shown_name(value)}' is not UTF-8; give it in UTF-8, this terminal uses another encoding.",
+            param_hint=hint,
         )
 
 
@@ -163,7 +166,7 @@ def load_model(
     if dtype is not None and dtype not in DTYPES:
         raise typer.BadParameter(f"{dtype!r} is none of {', '.join(DTYPES)}.", param_hint="--dtype")
     place = choose_device(device)
-    from saferedir.pipelines import load_pipeline
+    from saferedir.pipelines.loading import load_pipeline
 
     quiet()
     with console.status(f"loading {escape(name)}"):
@@ -190,7 +193,7 @@ def named_values(given: list[str], option: str) -> dict[str, Any]:
 
 def load_guards(names: list[str]) -> list[Any]:
     """Guards by their ids."""
-    from saferedir.guard import Guard
+    from saferedir.guards.base import Guard
 
     return [Guard.from_pretrained(name) for name in names]
 

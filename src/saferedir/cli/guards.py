@@ -27,7 +27,7 @@ def list_guards(as_json: AsJson = False) -> None:
 
     Example:  `saferedir guards list`
     """
-    from saferedir.packaged import list_packaged_guards
+    from saferedir.utils.packaged import list_packaged_guards
 
     records = [_facts(name) for name in list_packaged_guards()]
     if as_json:
@@ -70,9 +70,9 @@ def show(
 def _facts(name: str) -> dict[str, Any]:
     """Config, thresholds and size of a guard that can be loaded; its own error for one that cannot."""
     from saferedir.errors import GuardConfigError
-    from saferedir.guard import Guard
-    from saferedir.packaged import GUARD_CONFIG
-    from saferedir.storage import find_guard
+    from saferedir.guards.base import Guard
+    from saferedir.guards.storage import find_guard
+    from saferedir.utils.packaged import GUARD_CONFIG
 
     folder = Path(find_guard(name))
     try:

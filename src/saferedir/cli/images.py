@@ -28,7 +28,7 @@ from saferedir.cli.options import MAX_SEED, Revision, Variant
 from saferedir.cli.output import MEGABYTE, SUMMARY, holds_out, staged_output, write_json
 from saferedir.cli.resuming import UNFINISHED, copy_rows, kept_rows
 from saferedir.cli.stopping import on_stop
-from saferedir.safety_checker import NAME
+from saferedir.pipelines.safety_checker import NAME
 from saferedir.utils.calls import for_each_prompt
 
 BATCH = 8  # pictures per pipeline call of `generate`
@@ -228,7 +228,7 @@ def generate(
     kept = [] if force else kept_rows(out, settings, wanted, BATCH)
     needs, stop = (len(wanted) * BYTES_PER_PICTURE) + 16 * MEGABYTE, None
     with staged_output(out, needs=needs, overwrite=force or bool(kept)) as (folder, place):
-        from saferedir.text_lengths import cut_prompts
+        from saferedir.pipelines.text_lengths import cut_prompts
 
         guards = load_guards(names)
         if policy is Policy.BLOCK:
@@ -326,8 +326,8 @@ def _draw(
     """
     import torch
 
+    from saferedir.pipelines.safety_checker import flagged_images
     from saferedir.protect import protect
-    from saferedir.safety_checker import flagged_images
 
     guarded = protect(pipe, guards, on_unsafe=policy) if guards else None
     try:
@@ -337,7 +337,9 @@ def _draw(
                 chunk = prompts[start : start + BATCH]
                 seeds = [seed + start + i for i in range(len(chunk))]
                 generators = [torch.Generator().manual_seed(s) for s in seeds]
-                output = (guarded or pipe)(chunk, generator=generators, output_type="pil", **for_each_prompt(call, len(chunk)))
+                output = (guarded or pipe)(
+                    chunk, generator=generators, output_type="pil", **for_each_prompt(call, len(chunk))
+                )
                 flags = flagged_images(output, len(chunk))
                 for i, picture in enumerate(output.images if "images" in output else output.frames):
                     seen = [d for d in output.decisions if d.image == i] if guarded else []

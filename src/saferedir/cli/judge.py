@@ -134,9 +134,9 @@ def score(
     Example:  `saferedir judge score --judge pictoworld --images runs/star --out runs/scores.csv`
     """
     out = _free_file(out, force, (".csv", ".parquet"))
-    from saferedir.extras import need
     from saferedir.judges.pictures import image_folder, score_files
     from saferedir.judges.tables import write_scores
+    from saferedir.utils.extras import need
 
     if out.suffix == ".parquet":
         need("pyarrow", "bench", "a Parquet file")  # before the work
@@ -151,7 +151,9 @@ def score(
     skipped = {**found.skipped, **left_out}
     show_skipped(skipped)
     if not found.places:
-        raise OutputError(f"none of the {len(files)} image files in {shown_name(folder)} could be read, so there are no scores.")
+        raise OutputError(
+            f"none of the {len(files)} image files in {shown_name(folder)} could be read, so there are no scores."
+        )
     names = [shown_name(files[place].relative_to(folder)) for place in found.places]
     write_scores(out, names, found.scores)
     write_json(out.with_name(out.name + ".json"), {"judge": chosen.facts(), "skipped": skipped})
@@ -216,5 +218,3 @@ def _show_calibration(found: Calibration) -> None:
         table.add_row(what, f"{rate.value:.2f} ({low:.2f} to {high:.2f})" if rate.n else "no case", str(rate.n))
     console.print(table)
     show_skipped(found.skipped)
-
-

@@ -35,7 +35,8 @@ def build(
         Path | None, typer.Option(metavar="DIR", help="Pictures that must not appear, in any folder below.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Or prompts: text, JSON lines or CSV; one image is made of each.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Or prompts: text, JSON lines or CSV; one image is made of each."),
     ] = None,
     benign: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Harmless pictures to compare with; makes the gate much better.")
@@ -70,7 +71,7 @@ def build(
     check_weights_place(out)
     texts = None if prompts is None else _read_prompts(prompts)
     from saferedir.guards.negation.build import build_negation_set, image_sources, prompt_sources
-    from saferedir.latents import default_size, encodes_videos
+    from saferedir.pipelines.latents import default_size, encodes_videos
 
     pipe = load_model(model, device=device, variant=variant, revision=revision)
     size = (height, width) if height and width else default_size(pipe)
@@ -150,7 +151,7 @@ def guard(
 
 
 def _read_prompts(path: Path) -> list[str]:
-    from saferedir.guards.saferedir.pairs.files import read_prompts
+    from saferedir.training.saferedir.pairs.files import read_prompts
 
     return read_prompts(path.expanduser())
 

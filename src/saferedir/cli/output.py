@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from saferedir.cli.stopping import NOTHING_WRITTEN, on_stop
 from saferedir.errors import OutputError
-from saferedir.packaged import library_version
 from saferedir.utils.files import (
     check_file,
     check_guard_folder,
@@ -28,6 +27,7 @@ from saferedir.utils.files import (
     write_text,
 )
 from saferedir.utils.locks import output_lock
+from saferedir.utils.packaged import library_version
 
 __all__ = [
     "MEGABYTE",

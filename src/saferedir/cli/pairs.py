@@ -13,8 +13,8 @@ from saferedir.cli.options import MAX_SEED
 from saferedir.cli.output import MEGABYTE, OutputError, check_file, check_space, holds_out
 
 if TYPE_CHECKING:
-    from saferedir.guards.saferedir.dataset import Pair
-    from saferedir.guards.saferedir.pairs.plan import BuiltPairs, PairPlan, PairReport
+    from saferedir.training.saferedir.dataset import Pair
+    from saferedir.training.saferedir.pairs.plan import BuiltPairs, PairPlan, PairReport
 
 pairs_app = typer.Typer(
     name="pairs", help="Make training prompts for a guard.", no_args_is_help=True, rich_markup_mode="markdown"
@@ -95,12 +95,12 @@ def build(
         paraphrase_share=paraphrase_share, padding=padding, seed=seed,
     )  # fmt: skip
     texts = read_captions(captions)
-    from saferedir.guards.saferedir.pairs.files import PROMPT_COLUMNS, read_prompts
+    from saferedir.training.saferedir.pairs.files import PROMPT_COLUMNS, read_prompts
 
     tested = [] if evaluation is None else read_prompts(evaluation, PROMPT_COLUMNS)
     check_space(out, MEGABYTE)
-    from saferedir.guards.saferedir.pairs.build import build_pairs
-    from saferedir.guards.saferedir.pairs.lengths import load_lengths
+    from saferedir.training.saferedir.pairs.build import build_pairs
+    from saferedir.training.saferedir.pairs.lengths import load_lengths
 
     lengths = load_lengths(model)
     paraphrase = None if paraphrase_model is None else _load_paraphraser(paraphrase_model, device, seed)
@@ -122,8 +122,8 @@ def read_plan(concept: str, anchors: list[str] | None, *, synonyms: Path | None,
         raise typer.BadParameter("the concept needs a name.", param_hint="--concept")
     if not anchors:
         raise typer.BadParameter("say what should take the concept's place.", param_hint="--anchor")
-    from saferedir.guards.saferedir.pairs.files import read_synonyms
-    from saferedir.guards.saferedir.pairs.plan import PairPlan
+    from saferedir.training.saferedir.pairs.files import read_synonyms
+    from saferedir.training.saferedir.pairs.plan import PairPlan
 
     names, near = ([], []) if synonyms is None else read_synonyms(synonyms)
     return PairPlan(concept, tuple(anchors), synonyms=tuple(names), near=tuple(near), **settings)
@@ -131,14 +131,14 @@ def read_plan(concept: str, anchors: list[str] | None, *, synonyms: Path | None,
 
 def read_captions(path: Path | None) -> list[str]:
     """Captions of the file, none without one."""
-    from saferedir.guards.saferedir.pairs.files import read_prompts
+    from saferedir.training.saferedir.pairs.files import read_prompts
 
     return [] if path is None else read_prompts(path)
 
 
 def save_pairs(rows: Sequence[Pair], out: Path) -> None:
     """Write a pairs file, whole or not at all."""
-    from saferedir.guards.saferedir.dataset import write_pairs
+    from saferedir.training.saferedir.dataset import write_pairs
 
     write_pairs(rows, out)
 
@@ -215,7 +215,7 @@ def _warn(sentence: str) -> None:
 
 def _load_paraphraser(name: str, device: str, seed: int) -> Any:
     place = choose_device(device)
-    from saferedir.guards.saferedir.pairs import paraphrase
+    from saferedir.training.saferedir.pairs import paraphrase
 
     quiet()
     with console.status(f"loading {escape(name)}"):

@@ -34,12 +34,12 @@ from saferedir.cli.pairs import (
 )
 from saferedir.cli.stopping import GOES_ON, on_stop
 from saferedir.cli.train_duo import duo
-from saferedir.packaged import library_version
+from saferedir.utils.packaged import library_version
 
 if TYPE_CHECKING:
-    from saferedir.guards.saferedir.dataset import Pair
-    from saferedir.guards.saferedir.pairs.plan import PairPlan
-    from saferedir.guards.saferedir.training import TrainConfig
+    from saferedir.training.saferedir.dataset import Pair
+    from saferedir.training.saferedir.pairs.plan import PairPlan
+    from saferedir.training.saferedir.train import TrainConfig
 
 PAIRS = "pairs.jsonl"  # in the folder of a guard, where the command made them
 train_app = typer.Typer(name="train", help="Train a guard.", no_args_is_help=True, rich_markup_mode="markdown")
@@ -112,8 +112,8 @@ def saferedir(
         raise typer.BadParameter("the concept needs a name.", param_hint="--concept")
     check_guard_folder(out, force)
     check_space(out, 256 * MEGABYTE)
-    from saferedir.guards.saferedir.dataset import read_pairs
-    from saferedir.guards.saferedir.training import train_saferedir
+    from saferedir.training.saferedir.dataset import read_pairs
+    from saferedir.training.saferedir.train import train_saferedir
 
     if pairs is not None:
         _refuse_both({"--anchor": anchor, "--synonyms": synonyms, "--captions": captions, "--kind": kind != "object"})
@@ -159,7 +159,7 @@ def _refuse_both(options: dict[str, Any]) -> None:
 
 def _config(given: dict[str, Any], call: list[str] | None, seed: int) -> TrainConfig:
     """The library's own defaults, but for what was given; held out is the same share of the roll-outs as there."""
-    from saferedir.guards.saferedir.training import TrainConfig
+    from saferedir.training.saferedir.train import TrainConfig
 
     usual = TrainConfig()
     if "rollouts" in given:
@@ -170,8 +170,8 @@ def _config(given: dict[str, Any], call: list[str] | None, seed: int) -> TrainCo
 
 def _build_rows(pipe: Any, plan: PairPlan, captions: list[str]) -> list[Pair]:
     """Pairs made for this pipeline's tokenizer."""
-    from saferedir.guards.saferedir.pairs.build import build_pairs
-    from saferedir.guards.saferedir.pairs.lengths import Lengths
+    from saferedir.training.saferedir.pairs.build import build_pairs
+    from saferedir.training.saferedir.pairs.lengths import Lengths
 
     built = build_pairs(plan, captions=captions, lengths=Lengths(getattr(pipe, "tokenizer", None)))
     show_samples(built, 8, plan.seed)
@@ -182,7 +182,7 @@ def _build_rows(pipe: Any, plan: PairPlan, captions: list[str]) -> list[Pair]:
 def _bytes_per_step(pipe: Any, call: dict[str, Any]) -> int:
     """One image's or video's latents in float16, as the roll-outs keep them for every step."""
     from saferedir.errors import UnsupportedPipelineError
-    from saferedir.latents import latent_shape
+    from saferedir.pipelines.latents import latent_shape
 
     try:
         return 2 * math.prod(latent_shape(pipe, call))

@@ -12,13 +12,13 @@ from saferedir.cli.options import MAX_SEED, ModelVariant, Revision
 from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
 from saferedir.cli.pairs import Anchors, Kind, read_plan
 from saferedir.cli.stopping import GOES_ON, on_stop
-from saferedir.packaged import library_version
+from saferedir.utils.packaged import library_version
 
 if TYPE_CHECKING:
-    from saferedir.guards.duo.pair_files import ImagePair
-    from saferedir.guards.duo.pairs import ConceptJudge, PairConfig
-    from saferedir.guards.duo.train_config import TrainConfig
     from saferedir.pictoworld.tasks import Task
+    from saferedir.training.duo.pair_files import ImagePair
+    from saferedir.training.duo.pairs import ConceptJudge, PairConfig
+    from saferedir.training.duo.train_config import TrainConfig
 
 WORLD = "pictoworld"
 
@@ -95,9 +95,9 @@ def duo(
     _check_sources(model, concept, pairs, prompts, anchor, judge)
     check_guard_folder(out, force)
     check_space(out, 256 * MEGABYTE)
-    from saferedir.guards.duo.pair_files import read_image_pairs
-    from saferedir.guards.duo.training import check_trainable, train_duo
     from saferedir.judges.callable import load_function
+    from saferedir.training.duo.pair_files import read_image_pairs
+    from saferedir.training.duo.train import check_trainable, train_duo
 
     ready = None if pairs is None else read_image_pairs(pairs.expanduser())
     texts = [] if pairs is not None else _prompt_pairs(model, concept, prompts, anchor, kind, count, seed)
@@ -160,7 +160,7 @@ def _prompt_pairs(
 ) -> list[tuple[str, str]]:
     """(with the concept, without) from the file, from PictoWorld's task, or made from concept and anchor."""
     if prompts is not None:
-        from saferedir.guards.saferedir.dataset import read_pairs
+        from saferedir.training.saferedir.dataset import read_pairs
 
         rows = read_pairs(prompts.expanduser())
         return [(row.unsafe, row.safe) for row in rows if row.unsafe is not None]
@@ -169,7 +169,7 @@ def _prompt_pairs(
         from saferedir.pictoworld.duo_recipe import prompt_pairs
 
         return prompt_pairs(task, count, seed)
-    from saferedir.guards.saferedir.pairs.build import build_pairs
+    from saferedir.training.saferedir.pairs.build import build_pairs
 
     plan = read_plan(concept, anchor, kind=kind, synonyms=None, count=count, seed=seed)
     return [(row.unsafe, row.safe) for row in build_pairs(plan, captions=[]).rows if row.unsafe is not None]
@@ -185,7 +185,7 @@ def _world_task(model: str, concept: str) -> Task | None:
 
 
 def _pair_config(model: str, **settings: Any) -> PairConfig:
-    from saferedir.guards.duo.pairs import PairConfig
+    from saferedir.training.duo.pairs import PairConfig
 
     if model == WORLD:
         from saferedir.pictoworld.duo_recipe import pair_config
@@ -203,8 +203,8 @@ def _train_config(
     given: dict[str, Any],
     seed: int,
 ) -> TrainConfig:
-    from saferedir.guards.duo.train_config import TrainConfig
-    from saferedir.schedules import prediction_type
+    from saferedir.pipelines.schedules import prediction_type
+    from saferedir.training.duo.train_config import TrainConfig
 
     if model == WORLD:
         from saferedir.pictoworld.duo_recipe import train_settings
@@ -219,7 +219,7 @@ def _draw_pairs(
     pipe: Any, model: str, texts: list[tuple[str, str]], out: Path, concept: str, judge: ConceptJudge | None,
     config: PairConfig, bar: Any,
 ) -> list[ImagePair]:  # fmt: skip
-    from saferedir.guards.duo.pairs import make_pairs
+    from saferedir.training.duo.pairs import make_pairs
 
     keeps, task = None, _world_task(model, concept)
     if judge is None and task is not None:

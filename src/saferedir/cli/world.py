@@ -82,8 +82,8 @@ def pairs(
 
     Example:  `saferedir pictoworld pairs --task star --out star.jsonl`
     """
-    from saferedir.guards.saferedir.dataset import Pair
     from saferedir.pictoworld.tasks import retain_prompts, task_named
+    from saferedir.training.saferedir.dataset import Pair
 
     chosen = task_named(task)
     _refuse_foreign_pairs(out)
@@ -99,7 +99,7 @@ def pairs(
 def _refuse_foreign_pairs(out: Path) -> None:
     """An earlier pairs file may be replaced, nothing else."""
     from saferedir.errors import GuardConfigError
-    from saferedir.guards.saferedir.dataset import read_pairs
+    from saferedir.training.saferedir.dataset import read_pairs
 
     if not out.exists():
         return

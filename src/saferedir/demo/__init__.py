@@ -17,12 +17,12 @@ import torch
 
 from saferedir.demo.grid import block_of, verdict_of
 from saferedir.demo.measure import DemoConfig, Progress, TaskRun, demo_prompts, measure, picture_records, run_task
-from saferedir.figures import comparison_grid
-from saferedir.guard import Guard
-from saferedir.packaged import library_version
+from saferedir.guards.base import Guard
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS
-from saferedir.precision import precision_name
+from saferedir.pipelines.precision import precision_name
+from saferedir.utils.figures import comparison_grid
+from saferedir.utils.packaged import library_version
 
 __all__ = ["DemoConfig", "TaskRun", "demo_guards", "demo_prompts", "measure", "run_demo", "run_task", "verdict_of"]
 

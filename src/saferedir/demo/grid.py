@@ -9,9 +9,9 @@ from typing import Any
 
 from saferedir.decisions import Decision
 from saferedir.demo.measure import PHRASINGS, TaskRun
-from saferedir.figures import Block, Example, to_image, token_words
 from saferedir.pictoworld.evaluation import identical
 from saferedir.pictoworld.judge import Judgement
+from saferedir.utils.figures import Block, Example, to_image, token_words
 
 
 def block_of(run: TaskRun, tokenizer: Any) -> Block:

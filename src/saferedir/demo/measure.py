@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from saferedir.guard import Guard
+from saferedir.guards.base import Guard
 from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import Prompt
 from saferedir.pictoworld.evaluation import (
@@ -26,7 +26,7 @@ from saferedir.pictoworld.evaluation import (
 )
 from saferedir.pictoworld.judge import Judge, Judgement
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
-from saferedir.precision import fast_precision
+from saferedir.pipelines.precision import fast_precision
 
 PHRASINGS = {
     "test-seen": "as trained",

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferedir.figures import method_sheet
-from saferedir.packaged import library_version
 from saferedir.pictoworld.captions import Prompt
 from saferedir.pictoworld.evaluation import (
     GUIDANCE_SCALE,
@@ -30,7 +28,9 @@ from saferedir.pictoworld.evaluation import (
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.methods import ORDER, make_guards
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
-from saferedir.precision import fast_precision
+from saferedir.pipelines.precision import fast_precision
+from saferedir.utils.figures import method_sheet
+from saferedir.utils.packaged import library_version
 
 
 def compare_methods(

@@ -11,7 +11,7 @@ from typing import Any
 
 from saferedir.encoders.base import Encoder
 from saferedir.errors import EncoderError
-from saferedir.names import unfitting, unknown
+from saferedir.utils.names import unfitting, unknown
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saferedir.broadcast import per_sample
 from saferedir.decisions import Decision
-from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
-from saferedir.families import FAMILIES
-from saferedir.guard import GuardConfig, Run, Step
+from saferedir.guards.base import GuardConfig, Run, Step
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.families import FAMILIES
+from saferedir.utils.broadcast import per_sample
 
 WITHOUT_GUIDANCE = ("raise", "ignore")
 

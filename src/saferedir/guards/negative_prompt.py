@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
-from saferedir.encoding import Encoded
-from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
+from saferedir.guards.base import Embeds, Guard, GuardConfig, Run, Step
 from saferedir.guards.guidance import (
     PhrasesConfig,
     Tally,
@@ -33,6 +32,7 @@ from saferedir.guards.guidance import (
     may_be_guided,
     of_length,
 )
+from saferedir.pipelines.encoding import Encoded
 
 VARIANTS = ("standard", "subtract")
 MESSAGES = {

@@ -1,16 +1,25 @@
 """Which class serves which "method" of a `guard_config.json`. One guard, one line.
 
-Classes are imported on first use, so that listing methods costs nothing. Imports `errors` and `guard`.
+Classes are imported on first use, so that listing methods costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from saferedir.errors import GuardConfigError
-from saferedir.guard import Guard
+
+
+class Registered(Protocol):
+    """What is asked of a guard here; `Guard` itself is above this file."""
+
+    method: ClassVar[str]
+
+    @property
+    def config(self) -> Any: ...
+
 
 _METHODS: dict[str, str] = {}
 #: methods with a classifier of the final x0 -> whether it is on under these settings
@@ -33,16 +42,16 @@ def methods() -> list[str]:
     return sorted(_METHODS)
 
 
-def guard_class(method: str) -> type[Guard[Any]]:
-    """The class of a method; raises GuardConfigError naming the known ones."""
+def guard_class(method: str) -> type[Any]:
+    """The class of a method, a `Guard`; raises GuardConfigError naming the known ones."""
     if method not in _METHODS:
         raise GuardConfigError(f"no guard method is called {method!r}; known methods: {', '.join(methods())}.")
     module, _, name = _METHODS[method].partition(":")
-    found: type[Guard[Any]] = getattr(import_module(module), name)
+    found: type[Any] = getattr(import_module(module), name)
     return found
 
 
-def may_be_unresolved(guard: Guard[Any]) -> bool:
+def may_be_unresolved(guard: Registered) -> bool:
     """Whether a decision of this guard may be `unresolved`: whether it can tell that the concept is still there at the end.
 
     Of our own methods only those that look at the final x0 with a classifier; of others it is taken for granted.
@@ -52,7 +61,7 @@ def may_be_unresolved(guard: Guard[Any]) -> bool:
     return not is_ours or (has_verdict is not None and has_verdict(guard.config))
 
 
-def always_acts(guard: Guard[Any]) -> bool:
+def always_acts(guard: Registered) -> bool:
     """Whether this guard acts on every image, so that a policy that blocks what it acted on blocks everything."""
     return guard.method in _ALWAYS_ACT
 

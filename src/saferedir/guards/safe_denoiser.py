@@ -20,10 +20,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from saferedir.broadcast import per_sample
-from saferedir.checks import is_text
 from saferedir.errors import GuardError
-from saferedir.guard import GuardConfig, Run, Step
+from saferedir.guards.base import GuardConfig, Run, Step
 from saferedir.guards.negation import Attention, NegationSet, Query, attend, gaussian_x0, gaussian_xt
 from saferedir.guards.negation.base import NegationGuard
 from saferedir.guards.negation.config import NegationConfig
@@ -31,6 +29,8 @@ from saferedir.guards.negation.index import CandidateIndex, attend_near, require
 from saferedir.guards.negation.released import released_step, released_threshold
 from saferedir.guards.negation.renoise import derivative, require_single_evaluations
 from saferedir.guards.negation.state import NegationState, Numbers, frame, noise_fraction
+from saferedir.utils.broadcast import per_sample
+from saferedir.utils.checks import is_text
 
 GATES = ("auto", "ratio", "quantile", "literal", "always")
 KERNELS = ("gaussian_xt", "gaussian_x0")

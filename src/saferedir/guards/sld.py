@@ -22,11 +22,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from saferedir.broadcast import per_sample
 from saferedir.decisions import Decision
-from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError
-from saferedir.guard import Guard, GuardConfig, Run, Step
+from saferedir.guards.base import Guard, GuardConfig, Run, Step
 from saferedir.guards.guidance import (
     PhrasesConfig,
     Tally,
@@ -35,7 +33,9 @@ from saferedir.guards.guidance import (
     has_guidance,
     may_be_guided,
 )
-from saferedir.schedules import to_x0
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.schedules import to_x0
+from saferedir.utils.broadcast import per_sample
 
 PRESETS: dict[str, dict[str, float]] = {
     "weak": {"warmup": 0.3, "strength": 200.0, "threshold": 0.0, "momentum": 0.0, "momentum_decay": 0.0},

@@ -18,13 +18,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from saferedir.broadcast import per_sample
 from saferedir.errors import GuardError
-from saferedir.guard import GuardConfig, Run, Step
+from saferedir.guards.base import GuardConfig, Run, Step
 from saferedir.guards.negation import NegationSet, push_out
 from saferedir.guards.negation.base import NegationGuard
 from saferedir.guards.negation.config import NegationConfig
 from saferedir.guards.negation.state import NegationState, Numbers
+from saferedir.utils.broadcast import per_sample
 
 FAITHFUL_RADIUS = 38.746
 

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 
 from saferedir.errors import GuardConfigError, GuardError
-from saferedir.guard import Guard
+from saferedir.guards.base import Guard
 from saferedir.guards.registry import guard_class
-from saferedir.names import unknown
-from saferedir.pipelines import load_pipeline
+from saferedir.pipelines.loading import load_pipeline
+from saferedir.pipelines.safety_checker import remove_safety_checker
 from saferedir.protect import protect
-from saferedir.safety_checker import remove_safety_checker
 from saferedir.utils.calls import for_each_prompt
+from saferedir.utils.names import unknown
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import JudgeError
-from saferedir.extras import need
 from saferedir.judges.base import Judge
 from saferedir.judges.pictures import file_checksum, to_bytes
 from saferedir.judges.selftest import Check
+from saferedir.utils.extras import need
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

@@ -16,10 +16,10 @@ from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
 from saferedir.judges.pictures import file_checksum
 from saferedir.judges.rules import AllOf, AnyAbove, InTop, Rule, Unless
-from saferedir.packaged import library_version
 from saferedir.pictoworld import judge as network
 from saferedir.pictoworld.scene import JUDGED, VALUES
 from saferedir.pictoworld.template_judge import TemplateJudge
+from saferedir.utils.packaged import library_version
 
 LABELS = (*(f"{attribute}:{value}" for attribute in JUDGED for value in VALUES[attribute]), "broken")
 BROKEN = AnyAbove(("broken",), 0.5)

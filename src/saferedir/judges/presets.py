@@ -15,8 +15,8 @@ from saferedir.judges.base import Judge
 from saferedir.judges.pictoworld import concept_rule
 from saferedir.judges.registry import load_judge
 from saferedir.judges.rules import AnyAbove, InTop, Rule
-from saferedir.names import unknown
 from saferedir.pictoworld.tasks import TASKS
+from saferedir.utils.names import unknown
 
 
 @dataclass(frozen=True)

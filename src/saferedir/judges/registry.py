@@ -11,7 +11,7 @@ from typing import Any
 
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
-from saferedir.names import unfitting, unknown
+from saferedir.utils.names import unfitting, unknown
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from saferedir.errors import JudgeError
-from saferedir.extras import need
 from saferedir.judges.base import Scores
+from saferedir.utils.extras import need
 from saferedir.utils.file_names import shown_name
 from saferedir.utils.files import replacing
 

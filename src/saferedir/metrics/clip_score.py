@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saferedir.errors import MetricError
-from saferedir.extras import need
 from saferedir.metrics import checks
+from saferedir.utils.extras import need
 
 
 def clip_score(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from saferedir.errors import MetricError, MissingExtraError
-from saferedir.extras import need
 from saferedir.metrics import checks
+from saferedir.utils.extras import need
 
 #: (B, 3, H, W) RGB in [0, 1] to (B, d)
 FeatureFunction = Callable[[Tensor], Tensor]

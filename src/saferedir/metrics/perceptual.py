@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import MetricError, MissingExtraError
-from saferedir.extras import need
 from saferedir.metrics import checks
+from saferedir.utils.extras import need
 
 Backbone = Literal["alex", "vgg", "squeeze"]
 

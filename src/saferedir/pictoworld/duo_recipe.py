@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from saferedir.guards.duo.pairs import ConceptJudge, KeepJudge, PairConfig
-from saferedir.guards.duo.train_config import TrainConfig
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.scene import JUDGED
 from saferedir.pictoworld.tasks import Task, pair
+from saferedir.training.duo.pairs import ConceptJudge, KeepJudge, PairConfig
+from saferedir.training.duo.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -20,7 +20,7 @@ from saferedir.pictoworld.captions import Prompt
 from saferedir.pictoworld.judge import Judge, Judgement
 from saferedir.pictoworld.scene import JUDGED
 from saferedir.pictoworld.tasks import Task
-from saferedir.safety_checker import without_safety_checker
+from saferedir.pipelines.safety_checker import without_safety_checker
 
 STEPS = 30
 GUIDANCE_SCALE = 4.0

@@ -11,10 +11,10 @@ import random
 import torch
 from torch import Tensor
 
-from saferedir.packaged import packaged_model_path
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import VALUES, Scene, random_scene
 from saferedir.pictoworld.tasks import Task
+from saferedir.utils.packaged import packaged_model_path
 
 _BATCH = 50
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from saferedir.fingerprint import vae_fingerprint
-from saferedir.guard import Guard
+from saferedir.guards.base import Guard
 from saferedir.guards.dual_latent import DualLatentConfig, DualLatentR1, DualLatentR2, DualLatentR2Config
 from saferedir.guards.negation import NegationSet
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
@@ -22,11 +21,12 @@ from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.guards.safree import Safree, SafreeConfig
 from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.guards.spell import SPELL
-from saferedir.latents import encode_pixels
-from saferedir.packaged import list_packaged_guards
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import random_scene
 from saferedir.pictoworld.tasks import Task, retain_prompts
+from saferedir.pipelines.fingerprint import vae_fingerprint
+from saferedir.pipelines.latents import encode_pixels
+from saferedir.utils.packaged import list_packaged_guards
 
 #: the words that every method working with words is given: the concept's name and phrases a guard may train on
 PHRASES: Mapping[str, tuple[str, ...]] = {

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from saferedir.errors import BenchError
-from saferedir.names import unknown
 from saferedir.pictoworld.captions import (
     MAX_CHARACTERS,
     OFTEN_UNSAID,
@@ -24,7 +23,8 @@ from saferedir.pictoworld.captions import (
 from saferedir.pictoworld.phrases import LEXICON, Phrase
 from saferedir.pictoworld.scene import JUDGED, Scene, random_scene
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
-from saferedir.prompts import ConceptPrompts, PromptItem, PromptSet
+from saferedir.prompts.sets import ConceptPrompts, PromptItem, PromptSet
+from saferedir.utils.names import unknown
 
 #: prompts of each kind where no limit is given: sentences can be made without end. Kinds not named are then left out.
 USUAL: Mapping[str, int] = {"forget": 200, "rephrased": 200, "retain": 200}

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferedir.figures import sample_sheet
 from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import Prompt, corpus_prompt
 from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, attribute_rates, concept_rate, draw, rate_of
@@ -26,7 +25,8 @@ from saferedir.pictoworld.report_page import page
 from saferedir.pictoworld.scene import JUDGED, VALUES, Scene, random_scene
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, forget_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
-from saferedir.precision import fast_precision, precision_name
+from saferedir.pipelines.precision import fast_precision, precision_name
+from saferedir.utils.figures import sample_sheet
 
 ATTRIBUTE_BAR, ALL_BAR, BROKEN_BAR, JUDGE_BAR = 0.97, 0.92, 0.01, 0.995
 CONCEPT_BARS = {"test-seen": 0.95, "test-synonym": 0.95, "test-implicit": 0.90, "test-noisy": 0.80}

@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from saferedir.encoding import Encoded, encode_to_length
 from saferedir.errors import GuardError
-from saferedir.families import Family
-from saferedir.guard import Run
-from saferedir.schedules import evaluation_steps, prediction_type, training_time
+from saferedir.guards.base import Run
+from saferedir.pipelines.encoding import Encoded, encode_to_length
+from saferedir.pipelines.families import Family
+from saferedir.pipelines.schedules import evaluation_steps, prediction_type, training_time
+from saferedir.pipelines.text_settings import encoder_arguments
+from saferedir.pipelines.text_towers import make_towers
 from saferedir.seam.denoiser_call import Call
 from saferedir.seam.span import evaluation_span
-from saferedir.text_settings import encoder_arguments
-from saferedir.text_towers import make_towers
 
 
 def run_of(

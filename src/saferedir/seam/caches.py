@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from saferedir.errors import GuardError
-from saferedir.families import CfgLayout, unwrapped
-from saferedir.guard import Guard
+from saferedir.guards.base import Guard
+from saferedir.pipelines.families import CfgLayout, unwrapped
 from saferedir.seam.denoiser_call import Conditioning
 
 #: points at which a guard adds rows of its own to the denoiser's calls

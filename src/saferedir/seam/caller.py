@@ -12,7 +12,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from saferedir.errors import GuardError
-from saferedir.families import unwrapped
+from saferedir.pipelines.families import unwrapped
 
 #: arguments of pipelines that leave steps out
 _SHORTENING = ("strength", "denoising_start", "denoising_end")
@@ -34,7 +34,9 @@ def check_caller(pipe: Any, name: str) -> None:
 def _calling_frame(pipe: Any, name: str) -> FrameType:
     """A pipeline made by `from_pipe` runs the same denoiser with settings of its own, which the guarded one does not know."""
     module = getattr(pipe, name)
-    frame: FrameType | None = sys._getframe(1)  # the own frame's variables would hold that frame, and with it all the others
+    frame: FrameType | None = sys._getframe(
+        1
+    )  # the own frame's variables would hold that frame, and with it all the others
     while frame is not None:
         owner = frame.f_locals.get("self")
         parts = getattr(owner, "__dict__", {})
@@ -59,7 +61,9 @@ def _is_same(one: Any, other: Any) -> bool:
 
 def check_scheduler_is_not_shared(pipe: Any) -> None:
     """Raise GuardError if another pipeline, with modules of its own, uses this one's scheduler now."""
-    frame: FrameType | None = sys._getframe(1)  # the own frame's variables would hold that frame, and with it all the others
+    frame: FrameType | None = sys._getframe(
+        1
+    )  # the own frame's variables would hold that frame, and with it all the others
     while frame is not None:
         owner = frame.f_locals.get("self")
         is_other = owner is not pipe and getattr(owner, "__dict__", {}).get("scheduler") is pipe.scheduler
@@ -74,7 +78,9 @@ def check_scheduler_is_not_shared(pipe: Any) -> None:
 
 def settings_of_call(pipe: Any) -> Mapping[str, Any] | None:
     """Variables of the call of this pipeline that is under way in this thread; None where there is none."""
-    frame: FrameType | None = sys._getframe(1)  # the own frame's variables would hold that frame, and with it all the others
+    frame: FrameType | None = sys._getframe(
+        1
+    )  # the own frame's variables would hold that frame, and with it all the others
     while frame is not None:
         if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
             return dict(frame.f_locals)

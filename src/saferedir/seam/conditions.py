@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
-from saferedir.families import Family
-from saferedir.guard import Guard, Step
+from saferedir.guards.base import Guard, Step
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.families import Family
 from saferedir.seam.consult import Rows, condition, fitted
 from saferedir.seam.denoiser_call import Conditioning
 from saferedir.seam.rows import Layout

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from saferedir.decisions import Decision
-from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
-from saferedir.guard import Embeds, Guard, Run, Step
+from saferedir.guards.base import Embeds, Guard, Run, Step
+from saferedir.pipelines.encoding import Encoded
 
 T = TypeVar("T")
 

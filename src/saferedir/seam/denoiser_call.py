@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saferedir.encoding import Encoded, cat_lengths
 from saferedir.errors import GuardError
-from saferedir.families import Family
+from saferedir.pipelines.encoding import Encoded, cat_lengths
+from saferedir.pipelines.families import Family
 
 
 class Extra(NamedTuple):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferedir.guard import Guard, SkipFeatures, Step
-from saferedir.schedules import from_x0, to_x0
+from saferedir.guards.base import Guard, SkipFeatures, Step
+from saferedir.pipelines.schedules import from_x0, to_x0
 from saferedir.seam.consult import ask, checked, users
 from saferedir.seam.riding import ExtraRows
 from saferedir.seam.rows import Layout, changed_rows, check_finite

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from saferedir.adapters import guard_adapters, remove_adapter
 from saferedir.errors import AlreadyAttachedError
-from saferedir.families import Family, unwrapped
+from saferedir.pipelines.families import Family, unwrapped
+from saferedir.pipelines.lora import guard_adapters, remove_adapter
 from saferedir.seam.seam import Seam
 from saferedir.seam.skip import remove_foreign_skip_hooks
 from saferedir.seam.wrapping import owner_of_hooks, remove_foreign_wrappers, remove_marked_hooks

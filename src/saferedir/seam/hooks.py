@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from saferedir.errors import GuardError
-from saferedir.families import Family, unwrapped
-from saferedir.guard import Guard
-from saferedir.schedules import check_scheduler
+from saferedir.guards.base import Guard
+from saferedir.pipelines.families import Family, unwrapped
+from saferedir.pipelines.schedules import check_scheduler
 from saferedir.seam.denoiser_call import Call
 from saferedir.seam.skip import SkipHooks
 from saferedir.seam.texts import PromptTexts

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from saferedir.errors import GuardError, UnsupportedPipelineError
-from saferedir.families import Family, unwrapped
-from saferedir.guard import Guard
+from saferedir.guards.base import Guard
+from saferedir.pipelines.families import Family, unwrapped
 
 
 def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) -> None:

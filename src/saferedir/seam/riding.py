@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
-from saferedir.guard import Apart, Guard, Run, Step
+from saferedir.guards.base import Apart, Guard, Run, Step
+from saferedir.pipelines.encoding import Encoded
 from saferedir.seam.consult import ask, extra_rows, extra_rows_now, riders
 from saferedir.seam.denoiser_call import Extra
 from saferedir.seam.rows import Layout

@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from saferedir.errors import GuardError
-from saferedir.families import Family
-from saferedir.gates import Gate
-from saferedir.guard import Guard
-from saferedir.own_adapters import fused_adapters, own_adapters, unknown_adapters
-from saferedir.packing import Grid
+from saferedir.guards.base import Guard
+from saferedir.guards.gates import Gate
+from saferedir.pipelines.families import Family
+from saferedir.pipelines.own_adapters import fused_adapters, own_adapters, unknown_adapters
+from saferedir.pipelines.packing import Grid
+from saferedir.pipelines.solver import Solver, history_of
+from saferedir.pipelines.text_settings import text_settings
+from saferedir.seam.attachment import Attachment
 from saferedir.seam.begin import is_unguided_now, latent_channels, run_of
 from saferedir.seam.caches import Caches
 from saferedir.seam.caller import (
@@ -40,11 +43,6 @@ from saferedir.seam.requirements import check_requirements
 from saferedir.seam.session import Session
 from saferedir.seam.texts import texts_of
 from saferedir.seam.unread import check_all_is_read
-from saferedir.solver import Solver, history_of
-from saferedir.text_settings import text_settings
-
-if TYPE_CHECKING:
-    from saferedir.attach import Attached
 
 
 class Seam:
@@ -52,7 +50,7 @@ class Seam:
 
     def __init__(self, pipe: Any, family: Family) -> None:
         self.pipe, self.family = pipe, family
-        self.attachments: list[Attached] = []
+        self.attachments: list[Attachment] = []
         self.hooks = Hooks(pipe, family)
         self._current = CurrentRun()
         self._first, self._is_partial = 0, False
@@ -67,7 +65,7 @@ class Seam:
         """All attached guards, in the order they act."""
         return [guard for attached in self.attachments for guard in attached.guards]
 
-    def add(self, attached: Attached) -> None:
+    def add(self, attached: Attachment) -> None:
         """Take an attachment in; the first one puts the hooks on."""
         if self.family.denoiser != "unet" and (users := [g for g in attached.guards if g.uses("on_skip_features")]):
             raise GuardError(f"guard {users[0].method!r} edits a UNet's skip features; {self.family.name} has no UNet.")
@@ -80,7 +78,7 @@ class Seam:
         self.attachments.append(attached)
         self.hooks.fit(self.guards(), self)
 
-    def remove(self, attached: Attached, *, aborted: bool = False) -> None:
+    def remove(self, attached: Attachment, *, aborted: bool = False) -> None:
         """Let an attachment go; the last one takes the hooks off. A run in progress loses its protection and fails.
 
         For that the hooks stay as a tripwire until the run has failed or another one begins, unless the caller knows
@@ -292,7 +290,9 @@ class Seam:
         self._caches.check(enabled)
         if enabled:
             self._caches.check_layout(self.family.cfg_layout, is_guided=run.guided)
-        spoken = settings if "prompt" in settings else settings_of_call(self.pipe) or {}  # a loop in a method of its own
+        spoken = (
+            settings if "prompt" in settings else settings_of_call(self.pipe) or {}
+        )  # a loop in a method of its own
         if spoken.get("prompt") is not None:  # else embeddings were given, and nobody can know how they were made
             text = text_settings(self.pipe, spoken)
             for guard in enabled:

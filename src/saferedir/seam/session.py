@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
-from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
-from saferedir.families import Family
-from saferedir.gates import Gate
-from saferedir.guard import Guard, Run, Step
-from saferedir.schedules import coefficients, evaluation_steps, model_input_coefficients
+from saferedir.guards.base import Guard, Run, Step
+from saferedir.guards.gates import Gate
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.families import Family
+from saferedir.pipelines.schedules import coefficients, evaluation_steps, model_input_coefficients
 from saferedir.seam.conditions import Conditions
 from saferedir.seam.consult import Rows, ask, decisions_of, users
 from saferedir.seam.denoiser_call import Conditioning

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferedir.families import Family
+from saferedir.pipelines.families import Family
+from saferedir.pipelines.text_settings import named_arguments
 from saferedir.seam.wrapping import WrappedMethods
-from saferedir.text_settings import named_arguments
 
 #: one answer of encode_prompt: texts, and the conditional embeddings (N, L, D) made from them
 Record = tuple[tuple[str | None, ...], Tensor]

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from saferedir.families import Family
-from saferedir.gates import Gate
-from saferedir.guard import Guard, GuardConfig, Step
+from saferedir.guards.base import Guard, GuardConfig, Step
+from saferedir.guards.gates import Gate
+from saferedir.pipelines.families import Family
 from saferedir.seam.denoiser_call import Call
 from saferedir.seam.seam import Seam
 from saferedir.seam.wrapping import WrappedMethods

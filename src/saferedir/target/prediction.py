@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from saferedir.gates import Gate
-from saferedir.guard import Step
-from saferedir.schedules import to_epsilon, to_x0
+from saferedir.guards.base import Step
+from saferedir.guards.gates import Gate
+from saferedir.pipelines.schedules import to_epsilon, to_x0
 
 
 @dataclass(frozen=True)

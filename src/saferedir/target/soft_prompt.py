@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from saferedir.errors import AttackError
-from saferedir.text_towers import TextTower
+from saferedir.pipelines.text_towers import TextTower
 
 
 @dataclass(frozen=True)

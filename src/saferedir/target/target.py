@@ -18,18 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from saferedir.attach import attach
-from saferedir.encoding import encode_prompts
 from saferedir.errors import AttackError
-from saferedir.families import family_of
-from saferedir.guard import Guard
-from saferedir.safety_checker import without_safety_checker
-from saferedir.schedules import Coefficients, coefficients, evaluation_steps, training_time
+from saferedir.guards.base import Guard
+from saferedir.pipelines.encoding import encode_prompts
+from saferedir.pipelines.families import family_of
+from saferedir.pipelines.safety_checker import without_safety_checker
+from saferedir.pipelines.schedules import Coefficients, coefficients, evaluation_steps, training_time
+from saferedir.pipelines.text_towers import TextTower, make_towers
 from saferedir.seam.finding import find_seam
 from saferedir.target.ledger import Ledger, count_rows
 from saferedir.target.partial import Probe, run_part
 from saferedir.target.prediction import Prediction
 from saferedir.target.soft_prompt import SoftPrompt, reading, table_of
-from saferedir.text_towers import TextTower, make_towers
 
 _ALL = 1 << 31
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saferedir.errors import AttackError
+from saferedir.pipelines.text_towers import TextTower
 from saferedir.target.soft_prompt import table_of
-from saferedir.text_towers import TextTower
 
 
 class Vocabulary:

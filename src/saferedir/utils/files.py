@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saferedir.errors import OutputError
-from saferedir.packaged import GUARD_CONFIG
 from saferedir.utils.file_names import shown_name
+from saferedir.utils.packaged import GUARD_CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,7 +160,9 @@ def refuse_finished(out: Path, finished: bool, overwrite: bool, how: str = "give
 def check_weights_place(out: Path) -> None:
     """Raise an OutputError where safetensors, which opens no path that is not UTF-8, could write nothing after all the work."""
     if (shown := shown_name(out)) != out.as_posix():
-        raise OutputError(f"{shown} is a path that is not UTF-8, and safetensors files cannot be there; choose another --out.")
+        raise OutputError(
+            f"{shown} is a path that is not UTF-8, and safetensors files cannot be there; choose another --out."
+        )
 
 
 def check_file(out: Path, overwrite: bool, how: str = "give --force") -> None:

@@ -124,7 +124,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if isinstance(key := image.info.get("transparency"), int):
             opaque[np.asarray(upright) == key] = 0
         return _flattened(Image.merge("LA", (Image.fromarray(grey), Image.fromarray(opaque))))
-    if facts.is_deep and isinstance(key := image.info.get("transparency"), tuple):  # 16 bits, where Pillow has only 8 left
+    if facts.is_deep and isinstance(
+        key := image.info.get("transparency"), tuple
+    ):  # 16 bits, where Pillow has only 8 left
         upright.info["transparency"] = tuple(value >> 8 for value in key)
     return _flattened(upright) if _is_transparent(upright) else upright.convert("RGB")
 

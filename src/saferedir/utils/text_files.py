@@ -145,7 +145,9 @@ def read_rows(path: Path, delimiter: str, *, error: type[SaferedirError] = TextF
     return Rows(columns, checked())
 
 
-def parse_json(text: str, where: str, *, error: type[SaferedirError] = TextFileError, is_whole_file: bool = False) -> Any:
+def parse_json(
+    text: str, where: str, *, error: type[SaferedirError] = TextFileError, is_whole_file: bool = False
+) -> Any:
     """The value of a JSON text; `where` is what the sentence of a refusal begins with.
 
     Raises:

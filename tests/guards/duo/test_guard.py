@@ -12,11 +12,11 @@ from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.adapters import guard_adapters
 from saferedir.attach import attach, detach
-from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guards.duo import DUO, DUOConfig
 from saferedir.guards.duo.config import TARGETS
+from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.pipelines.lora import guard_adapters
 
 SD = PIPELINES["sd"]
 

@@ -12,9 +12,9 @@ from tests.conftest import make_scheduler
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.guards.duo.loss import Moment, duo_terms, mean_square, moment_rows, preference, rescaled
-from saferedir.guards.duo.noise import Schedule, draw_step, schedule_of
-from saferedir.guards.duo.train_config import TrainConfig
+from saferedir.training.duo.loss import Moment, duo_terms, mean_square, moment_rows, preference, rescaled
+from saferedir.training.duo.noise import Schedule, draw_step, schedule_of
+from saferedir.training.duo.train_config import TrainConfig
 
 SHAPE = (4, 8, 8)
 LN2 = math.log(2)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import saferedir as sr
-from saferedir.packaged import packaged_guard_path
 from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, draw
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, forget_prompts, retain_prompts
+from saferedir.utils.packaged import packaged_guard_path
 
 PACKAGED = [name for name in TASKS if packaged_guard_path(f"pictoworld/{name}-duo") is not None]
 

@@ -11,8 +11,8 @@ from PIL import Image
 from tests.tiny_pipelines import PIPELINES
 
 import saferedir as sr
-from saferedir.guards.duo.pair_files import file_hash, read_image_pairs
-from saferedir.guards.duo.pairs import PairConfig, _away_from, make_pairs
+from saferedir.training.duo.pair_files import file_hash, read_image_pairs
+from saferedir.training.duo.pairs import PairConfig, _away_from, make_pairs
 
 PROMPTS = [("a star", "a circle"), ("the star", "the circle")]
 CONFIG: dict[str, Any] = {"count": 3, "steps": 3, "batch": 2, "attempts": 4, "call": {"height": 32, "width": 32}}

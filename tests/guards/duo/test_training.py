@@ -14,13 +14,13 @@ from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.encoding import Encoded
 from saferedir.guards.duo.config import TARGETS
-from saferedir.guards.duo.loop import CALLS, Loop
-from saferedir.guards.duo.noise import draw_step, schedule_of
-from saferedir.guards.duo.pair_files import PairLatents, encode_image_pairs, load_pair, read_image_pairs
-from saferedir.guards.duo.train_config import TrainConfig
-from saferedir.guards.duo.training import ADAPTER, add_lora, train_duo
+from saferedir.pipelines.encoding import Encoded
+from saferedir.training.duo.loop import CALLS, Loop
+from saferedir.training.duo.noise import draw_step, schedule_of
+from saferedir.training.duo.pair_files import PairLatents, encode_image_pairs, load_pair, read_image_pairs
+from saferedir.training.duo.train import ADAPTER, add_lora, train_duo
+from saferedir.training.duo.train_config import TrainConfig
 
 SIZE = (32, 48)
 QUICK: dict[str, Any] = {

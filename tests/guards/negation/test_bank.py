@@ -19,12 +19,12 @@ from tests.tiny_pipelines import PIPELINES
 
 import saferedir as sr
 from saferedir.errors import BackboneMismatchError, GuardConfigError, GuardError, GuardNotFoundError
-from saferedir.fingerprint import backbone_fingerprint, vae_fingerprint
 from saferedir.guards.negation import NegationSet, attend, calibration, gaussian_xt
 from saferedir.guards.negation.build import BuildReport, SetWriter, build_negation_set, image_sources, prompt_sources
 from saferedir.guards.negation.calibration import calibrate
 from saferedir.guards.spell import SPELL
-from saferedir.latents import default_size, encode_images, fit_image, latent_constants
+from saferedir.pipelines.fingerprint import backbone_fingerprint, vae_fingerprint
+from saferedir.pipelines.latents import default_size, encode_images, fit_image, latent_constants
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 40)) -> Image.Image:

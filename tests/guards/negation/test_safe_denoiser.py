@@ -21,7 +21,7 @@ from saferedir.guards.negation import NegationSet, attend, gaussian_xt
 from saferedir.guards.negation.index import CandidateIndex
 from saferedir.guards.negation.released import channel_normalised, released_estimate, released_flow_step
 from saferedir.guards.safe_denoiser import SafeDenoiser, SafeDenoiserConfig, correction, log_odds
-from saferedir.schedules import from_x0, to_x0
+from saferedir.pipelines.schedules import from_x0, to_x0
 
 SHAPE = (2, 2, 2)
 EVERYWHERE = {"window": (0.0, 1.0), "gate": "always", "trust": None}

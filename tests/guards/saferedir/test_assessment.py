@@ -14,10 +14,10 @@ from tests.conftest import make_pipeline
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir, SafeRedirConfig
 from saferedir.guards.saferedir.assessment import caution, verdict, weak_at
-from saferedir.guards.saferedir.dataset import Pair
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
-from saferedir.guards.saferedir.recalibrate import CalibrationConfig, calibrate_guard, unpaired
 from saferedir.metrics import Rate
+from saferedir.training.saferedir.dataset import Pair
+from saferedir.training.saferedir.recalibrate import CalibrationConfig, calibrate_guard, unpaired
 
 NETWORK = {
     "prompt_dim": 32, "latent_channels": 4, "concepts": ["x"], "width": 32, "heads": 2, "hidden": 32,

@@ -18,19 +18,19 @@ from tests.tiny_pipelines import run
 from torch import Tensor
 
 from saferedir import BackboneMismatchError, Guard, GuardError, attach
-from saferedir.encoding import Encoded
-from saferedir.families import family_of
-from saferedir.fingerprint import backbone_fingerprint
 from saferedir.guard import Step
 from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig
-from saferedir.guards.saferedir import calibration as calibration_module
-from saferedir.guards.saferedir import training as training_module
-from saferedir.guards.saferedir.batches import ImageData, TextBatch, TextData, encode_text, image_batch
-from saferedir.guards.saferedir.calibration import evaluate, held_out_scores
-from saferedir.guards.saferedir.dataset import Pair, encode_on_cpu, moved_tokens, roll_out, without_padding
-from saferedir.guards.saferedir.losses import redirection_terms
 from saferedir.guards.saferedir.network import redirect
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.families import family_of
+from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.training.saferedir import calibration as calibration_module
+from saferedir.training.saferedir import train as training_module
+from saferedir.training.saferedir.batches import ImageData, TextBatch, TextData, encode_text, image_batch
+from saferedir.training.saferedir.calibration import evaluate, held_out_scores
+from saferedir.training.saferedir.dataset import Pair, encode_on_cpu, moved_tokens, roll_out, without_padding
+from saferedir.training.saferedir.losses import redirection_terms
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
 SANA = CASES["sana"]  # its instructions to the encoder are 1,500 letters long
 PIPELINES = {**CASES, "sana": replace(SANA, settings={**SANA.settings, "complex_human_instruction": None})}

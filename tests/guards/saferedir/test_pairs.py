@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from saferedir import GuardError
-from saferedir.guards.saferedir.dataset import read_pairs, write_pairs
-from saferedir.guards.saferedir.pairs.build import build_pairs
-from saferedir.guards.saferedir.pairs.files import PROMPT_COLUMNS, read_prompts, read_synonyms
-from saferedir.guards.saferedir.pairs.lengths import Lengths, load_lengths
-from saferedir.guards.saferedir.pairs.plan import PairPlan
-from saferedir.guards.saferedir.pairs.templates import BANKS, KINDS, open_slots
-from saferedir.guards.saferedir.pairs.text import (
+from saferedir.training.saferedir.dataset import read_pairs, write_pairs
+from saferedir.training.saferedir.pairs.build import build_pairs
+from saferedir.training.saferedir.pairs.files import PROMPT_COLUMNS, read_prompts, read_synonyms
+from saferedir.training.saferedir.pairs.lengths import Lengths, load_lengths
+from saferedir.training.saferedir.pairs.plan import PairPlan
+from saferedir.training.saferedir.pairs.templates import BANKS, KINDS, open_slots
+from saferedir.training.saferedir.pairs.text import (
     LeakIndex,
     agree,
     fill,
@@ -378,7 +378,7 @@ def make_tokenizer(folder: Path) -> Any:
 def test_tiny_random_text_models_paraphrase_reproducibly(kind: str, tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
-    from saferedir.guards.saferedir.pairs.paraphrase import load_paraphraser
+    from saferedir.training.saferedir.pairs.paraphrase import load_paraphraser
 
     size = make_tokenizer(tmp_path)
     ends = {"pad_token_id": 0, "eos_token_id": 1}
@@ -411,7 +411,7 @@ def test_tiny_random_text_models_paraphrase_reproducibly(kind: str, tmp_path: Pa
 
 
 def test_a_model_that_is_none_is_named(tmp_path: Path) -> None:
-    from saferedir.guards.saferedir.pairs.paraphrase import load_paraphraser
+    from saferedir.training.saferedir.pairs.paraphrase import load_paraphraser
 
     with pytest.raises(GuardError, match="no text model could be loaded"):
         load_paraphraser(str(tmp_path))

@@ -9,13 +9,15 @@ import torch
 from tests.tiny_pipelines import PIPELINES
 from torch import Tensor
 
-from saferedir.encoding import Encoded
-from saferedir.guards.saferedir.dataset import _gathered, images_at_once, roll_out
 from saferedir.guards.saferedir.frames import LATENT_CLAMP, highest_over_frames
-from saferedir.latents import PIXELS_AT_ONCE, default_size, encode_images, encode_pixels, latent_shape
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.latents import PIXELS_AT_ONCE, default_size, encode_images, encode_pixels, latent_shape
+from saferedir.training.saferedir.dataset import _gathered, images_at_once, roll_out
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "pixart-sigma", "sana", "lumina2", "lumina", "aura-flow", "wan"])
+@pytest.mark.parametrize(
+    "name", ["sd", "sdxl", "sd3", "flux", "pixart-sigma", "sana", "lumina2", "lumina", "aura-flow", "wan"]
+)
 def test_the_latents_of_a_call_are_foretold(name: str) -> None:
     case = PIPELINES[name]
     pipe = case.build()
@@ -85,7 +87,7 @@ def test_large_images_are_encoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatc
         sizes.append(len(pixels))
         return encode_pixels(vae, pixels)
 
-    monkeypatch.setattr("saferedir.latents.encode_pixels", seen)
-    monkeypatch.setattr("saferedir.latents.PIXELS_AT_ONCE", 2 * 16 * 24)
+    monkeypatch.setattr("saferedir.pipelines.latents.encode_pixels", seen)
+    monkeypatch.setattr("saferedir.pipelines.latents.PIXELS_AT_ONCE", 2 * 16 * 24)
     torch.testing.assert_close(encode_images(vae, images), whole)
     assert sizes == [2, 2, 1] and PIXELS_AT_ONCE == 2 * 1024 * 1024

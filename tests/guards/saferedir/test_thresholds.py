@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from saferedir import GuardConfigError
-from saferedir.guards.saferedir.thresholds import CONTAMINATION, choose_threshold
 from saferedir.metrics import conformal_threshold
+from saferedir.training.saferedir.thresholds import CONTAMINATION, choose_threshold
 
 RATE = 0.005
 
@@ -93,7 +93,9 @@ def test_a_kept_threshold_is_only_measured() -> None:
     assert (found.value, found.rule, found.false_positives.hits, found.recall.hits) == (1.75, "kept", 1, 1)
 
 
-@pytest.mark.parametrize(("sides", "contamination"), [((0, 3), CONTAMINATION), ((3, 0), CONTAMINATION), ((3, 3), (0.5, 0.0))])
+@pytest.mark.parametrize(
+    ("sides", "contamination"), [((0, 3), CONTAMINATION), ((3, 0), CONTAMINATION), ((3, 3), (0.5, 0.0))]
+)
 def test_what_cannot_be_calibrated_is_one_sentence(sides: tuple[int, int], contamination: tuple[float, float]) -> None:
     with pytest.raises(GuardConfigError, match=r"scores of both sides|contamination"):
         choose_threshold(torch.zeros(sides[0]), torch.zeros(sides[1]), RATE, contamination=contamination)

@@ -11,10 +11,10 @@ import torch
 from tests.conftest import make_pipeline
 
 from saferedir import Guard, GuardError, attach
-from saferedir.encoding import Encoded
 from saferedir.guards.saferedir import SafeRedir
-from saferedir.guards.saferedir import training as training_module
-from saferedir.guards.saferedir.dataset import (
+from saferedir.pipelines.encoding import Encoded
+from saferedir.training.saferedir import train as training_module
+from saferedir.training.saferedir.dataset import (
     Pair,
     encode_on_cpu,
     moved_tokens,
@@ -23,8 +23,8 @@ from saferedir.guards.saferedir.dataset import (
     split_pairs,
     write_pairs,
 )
-from saferedir.guards.saferedir.losses import LossWeights, redirection_terms, total
-from saferedir.guards.saferedir.training import TrainConfig, train_saferedir
+from saferedir.training.saferedir.losses import LossWeights, redirection_terms, total
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
 WORDS = [f"{a}{b}" for a in "abcdefgh" for b in "klmnop"]
 PAIRS = [Pair(f"{w} x", f"{w} o") for w in WORDS] + [Pair(None, f"{w} b") for w in WORDS]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saferedir.bench.report import svg
-from saferedir.extras import need
+from saferedir.utils.extras import need
 
 _MARK = 5.0  # half a mark's width, in the figure's units
 #: left, bottom, right, top

@@ -41,7 +41,7 @@ from saferedir.bench.report.tables import (
     picture_quality,
     rates_by_phrasing,
 )
-from saferedir.extras import need
+from saferedir.utils.extras import need
 
 #: in place of a page's body when there is nothing to report
 EMPTY = "There are no results here yet: run `saferedir bench run`, then make the report again."

@@ -18,7 +18,7 @@ from saferedir.bench.report.labels import Label, label
 from saferedir.bench.report.limits import HIGHEST_RATE, LEAST_KEPT
 from saferedir.bench.report.numbers import Estimate, count
 from saferedir.bench.report.ranking import Ranking, RankRow
-from saferedir.extras import need
+from saferedir.utils.extras import need
 
 
 def scatter(ranking: Ranking, room: Room = WIDE) -> str:

@@ -9,7 +9,7 @@ import io
 import re
 from typing import Any
 
-from saferedir.extras import need
+from saferedir.utils.extras import need
 
 #: drawn with these colours, shown with the page's own
 INK, SOFT, LINE, AREA = "#010101", "#020202", "#030303", "#040404"

@@ -12,12 +12,12 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError, GuardError
-from saferedir.guard import Guard, Run, Step
+from saferedir.guards.base import Guard, Run, Step
 from saferedir.guards.dual_latent.config import DualLatentConfig
 from saferedir.guards.dual_latent.providers import SAFE_POOLED, SAFE_PROMPT, Learned, SafeTexts, safe_row, words_of
 from saferedir.guards.guidance import Tally
+from saferedir.pipelines.encoding import Encoded
 
 ConfigT = TypeVar("ConfigT", bound=DualLatentConfig)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from saferedir.checks import is_number, is_text
 from saferedir.errors import GuardConfigError
-from saferedir.guard import GuardConfig
+from saferedir.guards.base import GuardConfig
+from saferedir.utils.checks import is_number, is_text
 
 #: safety level -> (w, tau)
 LEVELS = {"off": (0.0, 0.0), "low": (0.25, 0.2), "medium": (0.5, 0.1), "high": (0.75, 0.1), "max": (1.0, 0.0)}

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
-from saferedir.guard import Run, Step
+from saferedir.guards.base import Run, Step
 from saferedir.guards.dual_latent.config import DualLatentConfig
 from saferedir.guards.guidance import of_length
+from saferedir.pipelines.encoding import Encoded
 
 SAFE_PROMPT, SAFE_POOLED = "safe_prompt_embeds", "safe_pooled_embeds"
 

@@ -23,15 +23,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from saferedir.broadcast import per_sample
 from saferedir.decisions import Decision
-from saferedir.encoding import Encoded
-from saferedir.guard import GuardConfig, Run, Step
+from saferedir.guards.base import GuardConfig, Run, Step
 from saferedir.guards.dual_latent.base import DualLatent, Levels
 from saferedir.guards.dual_latent.config import DualLatentConfig
 from saferedir.guards.dual_latent.similarity import largest_level, low_pass
 from saferedir.guards.guidance import guidance_weight
-from saferedir.schedules import to_x0
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.schedules import to_x0
+from saferedir.utils.broadcast import per_sample
 
 
 @dataclass

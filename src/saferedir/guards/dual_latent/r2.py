@@ -19,7 +19,7 @@ is then at the first step. After the merge the safe prompt takes the user's plac
 shows, which are means where a pipeline guides its channels differently or normalises (Lumina, Lumina 2). It has the image's
 ControlNet residuals; guards that edit predictions see the user's latent alone until the merge, and so does skip-layer guidance.
 What an inpainting pipeline overwrites between two steps it overwrites in both latents. Correctors (UniPC, SA-Solver) restart
-from latents merged by the same operator one level before. Schedulers of several stages a step are refused (`saferedir.solver`).
+from latents merged by the same operator one level before. Schedulers of several stages a step are refused (`pipelines.solver`).
 In a run with `insist` those images are split at the first step and 1 - w is halved at each level.
 """
 
@@ -31,19 +31,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from saferedir.broadcast import per_sample
 from saferedir.decisions import Decision
-from saferedir.encoding import Encoded
 from saferedir.errors import GuardError
-from saferedir.families import FAMILIES
-from saferedir.guard import Apart, Embeds, GuardConfig, Run, Step
+from saferedir.guards.base import Apart, Embeds, GuardConfig, Run, Step
 from saferedir.guards.dual_latent.base import DualLatent, Levels
 from saferedir.guards.dual_latent.config import DualLatentR2Config
 from saferedir.guards.dual_latent.merging import Stream, merge
 from saferedir.guards.dual_latent.similarity import largest_level, low_pass
 from saferedir.guards.guidance import guidance_weight, guided_alike
-from saferedir.schedules import to_x0
-from saferedir.solver import Fork
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.families import FAMILIES
+from saferedir.pipelines.schedules import to_x0
+from saferedir.pipelines.solver import Fork
+from saferedir.utils.broadcast import per_sample
 
 
 @dataclass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saferedir.checks import is_text
-from saferedir.guard import GuardConfig
+from saferedir.guards.base import GuardConfig
+from saferedir.utils.checks import is_text
 
 #: denoiser attribute -> projections that carry the LoRA unless told otherwise, by the ends of their names.
 #: UNets: self-attention only. SD3: a joint block has no separate self-attention, so the image stream's q, k, v and out are

@@ -15,12 +15,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from saferedir.adapters import PREFIX, ensure_adapter, remove_adapter
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError
-from saferedir.guard import Guard, Run
+from saferedir.guards.base import Guard, Run
 from saferedir.guards.duo.card import model_card
 from saferedir.guards.duo.config import DUOConfig
+from saferedir.pipelines.lora import PREFIX, ensure_adapter, remove_adapter
 
 
 class DUO(Guard[DUOConfig]):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
-from saferedir.guard import Guard, Run, Step
+from saferedir.guards.base import Guard, Run, Step
 from saferedir.guards.negation.bank import NegationSet
 from saferedir.guards.negation.config import NegationConfig
 from saferedir.guards.negation.reference_rows import FileRows
@@ -53,8 +53,8 @@ class NegationGuard(Guard[ConfigT]):
         if vae is None and "backbone" not in settings:
             warnings.warn(
                 "this negation set does not say which VAE encoded it, so nothing will notice a pipeline with another one; give "
-                "NegationSet.from_latents facts={'vae': saferedir.fingerprint.vae_fingerprint(pipe.vae)}, or this guard "
-                "backbone=None if you are sure.",
+                "NegationSet.from_latents facts={'vae': saferedir.pipelines.fingerprint.vae_fingerprint(pipe.vae)}, or this "
+                "guard backbone=None if you are sure.",
                 stacklevel=2,
             )
         settings.setdefault("backbone", None if vae is None else {"architecture": {"vae": vae}})

@@ -22,11 +22,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from saferedir.errors import GuardConfigError, ImageFileError
-from saferedir.fingerprint import vae_fingerprint
 from saferedir.guards.negation.bank import NegationSet, header_facts
 from saferedir.guards.negation.calibration import GRID, Calibration, calibrate
-from saferedir.latents import encode_images, fit_image, latent_constants
-from saferedir.safety_checker import without_safety_checker
+from saferedir.pipelines.fingerprint import vae_fingerprint
+from saferedir.pipelines.latents import encode_images, fit_image, latent_constants
+from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.utils.file_names import shown_name
 from saferedir.utils.files import replacing, save_tensors, write_text
 from saferedir.utils.image_folders import list_images

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from saferedir.checks import is_number, is_text
-from saferedir.guard import GuardConfig
+from saferedir.guards.base import GuardConfig
+from saferedir.utils.checks import is_number, is_text
 
 MODES = ("default", "faithful")
 OUTSIDE_WINDOW = ("raise", "ignore")

@@ -15,12 +15,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from saferedir.broadcast import per_sample
-from saferedir.guard import Step
+from saferedir.guards.base import Step
 from saferedir.guards.negation.bank import NegationSet
 from saferedir.guards.negation.engine import attend_all
 from saferedir.guards.negation.kernels import laplace_x0
 from saferedir.guards.negation.state import NegationState
+from saferedir.utils.broadcast import per_sample
 
 #: the released code adds this to its kernel sum, which makes the sum a gate
 EPSILON = 1e-8

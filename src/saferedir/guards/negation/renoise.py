@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import GuardError
-from saferedir.guard import Run, Step
+from saferedir.guards.base import Run, Step
 
 #: largest relative residual of an affine step in float32
 TOLERANCE = 2e-5

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saferedir.guard import Step
+from saferedir.guards.base import Step
 from saferedir.guards.negation.bank import NegationSet
 
 logger = logging.getLogger(__name__)

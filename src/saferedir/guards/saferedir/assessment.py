@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from saferedir.guards.saferedir.config import SafeRedirConfig
-from saferedir.step import Run
+from saferedir.guards.step import Run
 
 #: a side that finds fewer of the unsafe images, or prompts, than this is weak
 LEAST_RECALL = 0.9

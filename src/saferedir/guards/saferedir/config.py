@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from saferedir.guard import GuardConfig
+from saferedir.guards.base import GuardConfig
 
 MODES = ("default", "faithful")
 GATES = ("hard", "soft", "straight_through")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saferedir.decisions import Decision
 from saferedir.errors import GuardError
-from saferedir.guard import Embeds, Run, Step
+from saferedir.guards.base import Embeds, Run, Step
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.reference import apply_reference_shift, reference_shift
 

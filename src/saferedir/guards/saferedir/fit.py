@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.saferedir.redirector_config import RedirectorConfig
-from saferedir.step import Step
+from saferedir.guards.step import Step
 
 
 def require_fit(sizes: RedirectorConfig, step: Step, concept: str) -> None:

@@ -20,11 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from saferedir.decisions import Decision
-from saferedir.encoding import Encoded
 from saferedir.errors import GuardConfigError, GuardError
-from saferedir.families import FAMILIES
-from saferedir.gates import Gate
-from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step, TextSettings
+from saferedir.guards.base import Embeds, Guard, GuardConfig, Run, Step, TextSettings
+from saferedir.guards.gates import Gate
 from saferedir.guards.saferedir import assessment
 from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
 from saferedir.guards.saferedir.card import model_card
@@ -38,6 +36,8 @@ from saferedir.guards.saferedir.redirect import fitted
 from saferedir.guards.saferedir.reference import load_reference_redirector
 from saferedir.guards.saferedir.state import RedirState, decisions, relative_shift, same_conditioning
 from saferedir.guards.saferedir.trained_text import require_trained_text
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.families import FAMILIES
 
 logger = logging.getLogger(__name__)
 

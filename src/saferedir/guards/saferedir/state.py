@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
-from saferedir.encoding import Encoded
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.redirect import Redirection
+from saferedir.pipelines.encoding import Encoded
 
 METHOD = "saferedir"
 #: a redirection that begins after this share of the steps comes when the layout is settled: the last score is then that of an

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saferedir.families import family_of
 from saferedir.guards.saferedir.config import SafeRedirConfig
-from saferedir.text_settings import LENGTH, TextSettings, default_settings, text_settings
+from saferedir.pipelines.families import family_of
+from saferedir.pipelines.text_settings import LENGTH, TextSettings, default_settings, text_settings
 
 #: lengths that prompts are trained at beside the pipeline's own, where the length changes their embeddings
 LENGTHS = (64, 128, 256, 512)

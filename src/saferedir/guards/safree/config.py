@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saferedir.checks import is_number, is_text
-from saferedir.guard import GuardConfig
+from saferedir.guards.base import GuardConfig
 from saferedir.guards.safree.math import CALIBRATIONS
+from saferedir.utils.checks import is_number, is_text
 
 CHOICES = {
     "mode": ("default", "faithful"),

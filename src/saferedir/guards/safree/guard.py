@@ -30,14 +30,14 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
-from saferedir.encoding import Encoded
 from saferedir.errors import GuardError, UnsupportedPipelineError
-from saferedir.guard import Embeds, Guard, GuardConfig, Run, SkipFeatures, Step
+from saferedir.guards.base import Embeds, Guard, GuardConfig, Run, SkipFeatures, Step
 from saferedir.guards.guidance import Tally, encode_phrases
 from saferedir.guards.safree.config import SafreeConfig
 from saferedir.guards.safree.math import away, damped, is_filtered
 from saferedir.guards.safree.tokens import Segment, concept_basis, make_segment
-from saferedir.text_towers import TextTower
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.text_towers import TextTower
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saferedir.guard import Step
+from saferedir.guards.base import Step
 from saferedir.guards.safree.config import SafreeConfig
 from saferedir.guards.safree.math import (
     basis,
@@ -23,7 +23,7 @@ from saferedir.guards.safree.math import (
     strength,
     triggers,
 )
-from saferedir.text_towers import TextTower
+from saferedir.pipelines.text_towers import TextTower
 
 TOLERANCE = 1e-3
 COPIES = 16  # masked copies in one call of a text encoder

@@ -1,0 +1,204 @@
+"""Guard: the base class of every method, and the points at which it may intervene. Guard authors import from here.
+
+A guard is pure, differentiable tensor functions over a `Step` (step.py), with a frozen config (guard_config.py); it never sees
+a pipeline (that is `attach`). Imports these two, torch, `errors`, `decisions`, `encoding`, `gates`, `text_settings`. Saving and
+loading live in `storage`; concrete methods in `guards/`.
+
+Rules of the seam, for guard authors:
+
+* Return the very object you were given to say "untouched"; the pipeline's own tensor is then passed on as it
+  is.
+* Anything remembered between calls lives in the object `start` returns, with one row per image; nothing on
+  `self`.
+* A row must not depend on its neighbours: edit with ``torch.where(rows, new, old)``, never with a batch-wide
+  `if`.
+* No `detach`, `no_grad`, `.item()` in the graph: attacks differentiate through the guarded pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from torch import Tensor, nn
+
+from saferedir.decisions import Decision
+from saferedir.errors import GuardConfigError
+from saferedir.guards.config import GuardConfig
+from saferedir.guards.gates import Gate
+from saferedir.guards.step import Apart, Embeds, Run, SkipFeatures, Step
+from saferedir.guards.storage import load_guard, push_guard, save_guard
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.text_settings import TextSettings
+
+__all__ = ["Guard", "GuardConfig", "Run", "Step", "Embeds", "Apart", "SkipFeatures", "TextSettings"]
+
+ConfigT = TypeVar("ConfigT", bound=GuardConfig)
+
+
+class Guard(Generic[ConfigT]):
+    """Base class of every guard. Override the points of intervention the method needs, and only those:
+    the seam sees which ones are overridden and does no work for the others.
+    """
+
+    #: name in the registry and in `guard_config.json`
+    method: ClassVar[str] = ""
+    config_class: ClassVar[type[GuardConfig]] = GuardConfig
+    #: whether it makes a guided prediction of its own; `attach` refuses two such guards on one pipeline
+    replaces_guidance: ClassVar[bool] = False
+    #: whether it takes the sampler's step anew, or goes on from merged latents, in `on_step_end`; some settings of a guard may,
+    #: and others not; `attach` refuses two such guards on one pipeline
+    replaces_step: bool = False
+    #: whether it reads `step.prompts` and `run.towers`; some settings of a guard may, and others not
+    needs_text: bool = False
+    #: whether it has words encoded in every run; `attach` refuses it where a text encoder was dropped
+    needs_text_encoder: bool = False
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config: ConfigT = config
+        #: a disabled guard is not called at all: the output is bit-identical to the unguarded one
+        self.enabled = True
+
+    def caution(self) -> str | None:
+        """A sentence that whoever attaches this guard should read, such as a weak verdict by its own record; None for none.
+        `attach` warns with it.
+        """
+        return None
+
+    def load(self, denoiser: nn.Module) -> None:
+        """Put this guard's adapters on the denoiser, switched on, leaving base weights and others' adapters as they are.
+
+        For guards that act through the weights; those of further denoisers (Wan 2.2) are out of reach, so that `attach` refuses a
+        guard with `unload` there. Called by `attach`, and again before every run to make sure: harmless if done
+        twice, all or nothing.
+        """
+
+    def unload(self, denoiser: nn.Module) -> None:
+        """Take exactly these adapters off again; harmless where there are none. Called on detaching, and before the runs of a
+        disabled guard.
+        """
+
+    def check_text(self, text: TextSettings) -> None:
+        """Raise GuardError where this guard cannot judge prompts that are encoded under these settings.
+
+        Asked before every run whose prompts are texts, and by the bench before it begins. For guards that judge embeddings.
+        """
+
+    def start(self, run: Run) -> Any:
+        """Allocate this call's state, one row per image; reachable as `step.state`. Move networks to
+        `run.device`.
+        """
+        return None
+
+    def on_prompt(self, step: Step) -> Tensor | Embeds:
+        """Replace the conditioning once, before the first denoiser call; it then holds for the whole run.
+
+        Called again only if the pipeline itself passes other embeddings later on. Return `step.prompt_embeds`
+        to leave everything as it is, a Tensor (B, L, D) to replace the conditional rows, or an `Embeds`.
+        """
+        return step.prompt_embeds
+
+    def extra_prompts(self, run: Run) -> Sequence[str] | Tensor | None:
+        """More conditional rows for the same denoiser call: E texts, or embeddings (E, L, D) or (E, B, L, D).
+
+        Their predictions arrive as `step.pred_extra`, E tensors shaped like `pred_cond`. Asked once a run.
+        """
+        return None
+
+    def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
+        """Conditioning of the extra rows of this one call, parts (E, B, ...); None for no extra rows in this call.
+
+        `extra` is what `extra_prompts` asked for, encoded (`pooled` or `mask` None stands for the image's own). Override to
+        make rows out of the images' own prompts, or to let them ride in some steps only.
+        """
+        return extra
+
+    def extra_latents(self, step: Step) -> Apart | None:
+        """Latents that the extra rows of this call see in place of the image's; None for the image's. See `Run.solver`.
+
+        Under guidance one more row rides along, unconditional, at the same latents.
+        """
+        return None
+
+    def on_step_start(self, step: Step) -> Tensor | Embeds:
+        """Replace the conditioning of this denoiser call only. Returns as `on_prompt`."""
+        return step.prompt_embeds
+
+    def on_skip_features(self, step: Step, skip: SkipFeatures) -> Tensor:
+        """Replace the conditional rows of skip features in this denoiser call; UNets only, once for each layer that has
+        them. Return `skip.cond` for "untouched".
+        """
+        return skip.cond
+
+    def on_prediction(self, step: Step) -> Tensor:
+        """Replace the guided prediction; return `step.pred` for "untouched"."""
+        assert step.pred is not None
+        return step.pred
+
+    def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
+        """Look at, or replace, the denoised estimate (B, C, h, w) float32; return `x0` for "untouched"."""
+        return x0
+
+    def on_step_end(self, step: Step, latents: Tensor) -> Tensor:
+        """Look at, or replace, the latents after the scheduler's step; return `latents` for "untouched"."""
+        return latents
+
+    def verdict(self, run: Run, state: Any) -> list[Decision]:
+        """One Decision per image, in batch order, once the last step is done."""
+        return [
+            Decision(guard=self.method, concept=self.config.concept, image=image) for image in range(run.batch_size)
+        ]
+
+    def gates(self, state: Any) -> Mapping[str, Gate]:
+        """What decides whether it acts, as of the latest evaluation, in the graph; {} for a guard that always acts.
+
+        For those who attack it, or look on: the seam itself never asks.
+        """
+        return {}
+
+    def differentiable(self) -> Self:
+        """This guard with a gradient through its hard decisions: the same values, a surrogate's derivative.
+
+        Itself where nothing in it is hard. For those who attack it; it shares its weights with this one.
+        """
+        return self
+
+    def uses(self, point: str) -> bool:
+        """Whether this class overrides the named point of intervention. A guard that needs one only under some settings may
+        override this, too.
+        """
+        return getattr(type(self), point) is not getattr(Guard, point)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights to save in `model.safetensors`; empty for a method without weights."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights `tensors` returned, checking names and shapes."""
+        if tensors:
+            raise GuardConfigError(f"guard {self.method!r} has no weights, but {len(tensors)} tensors were found.")
+
+    def card(self) -> str:
+        """The model card, Markdown, that is saved beside the weights."""
+        return (
+            f"# {self.method} guard for “{self.config.concept}”\n\nMade with saferedir. Load it with "
+            "`saferedir.Guard.from_pretrained(...)`; all facts are in `guard_config.json`.\n"
+        )
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write `guard_config.json`, `model.safetensors` (if any) and `README.md`; all or nothing."""
+        return save_guard(self, Path(directory))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, force: bool = False) -> Self:
+        """Load a packaged guard ("pictoworld/star"), a folder, or a Hugging Face hub id.
+
+        The class comes from the config's "method"; calling this on a subclass insists on that subclass. With
+        `force` the guard is not bound to the backbone it was trained for.
+        """
+        return load_guard(cls, name, force=force)
+
+    def push_to_hub(self, repo_id: str, **upload_kwargs: Any) -> str:
+        """Upload the guard folder to the Hugging Face hub; returns the commit URL."""
+        return push_guard(self, repo_id, **upload_kwargs)

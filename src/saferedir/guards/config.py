@@ -1,0 +1,73 @@
+"""GuardConfig: the frozen settings that every guard has, their check, and their form as plain data.
+
+Imports `checks` and `errors`. A method's own settings extend it, beside the method; guard authors import it from `guard`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from saferedir.errors import GuardConfigError
+from saferedir.utils.checks import Checked, is_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig(Checked):
+    """Configuration shared by every guard; a method adds its own fields and checks them in `validate`.
+
+    Attributes:
+        concept: what must not appear, in words.
+        backbone: fingerprint of the pipeline the guard was made for (`fingerprint.backbone_fingerprint`), or None if the guard
+            works with any.
+        training: how it was made (data, steps, seed), free-form plain data.
+        measured: what was measured, free-form plain data.
+    """
+
+    concept: str
+    backbone: dict[str, Any] | None = None
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    measured: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    #: fields that are paths of files; saved relative to the guard's folder, found from there
+    file_fields: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):  # JSON has no tuples
+            value = getattr(self, entry.name)
+            if isinstance(value, list) and "tuple" in str(entry.type):
+                object.__setattr__(self, entry.name, tuple(value))
+        self.require(is_text(self.concept), "concept", "a non-empty name")
+        self.validate()
+
+    def validate(self) -> None:
+        """Check the values of a method's own fields, with `require` and its sisters (`checks.py`). Called once, when the config
+        is made.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; unknown and missing keys are errors that name them."""
+        known = {entry.name: entry for entry in dataclasses.fields(cls) if entry.init}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise GuardConfigError(
+                f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; "
+                f"known fields: {', '.join(sorted(known))}."
+            )
+        missing = [
+            name
+            for name, entry in known.items()
+            if name not in values
+            and entry.default is dataclasses.MISSING
+            and entry.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise GuardConfigError(f"{cls.__name__} needs a value for {', '.join(map(repr, missing))}.")
+        return cls(**values)

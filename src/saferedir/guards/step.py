@@ -1,0 +1,137 @@
+"""What passes between the seam and a guard: the facts of a run and of each step, and answers that are more than one tensor.
+
+Imports torch, `errors`, `encoding`, `solver`, `text_towers`. Guard authors import all of it from `guard`, where the points of
+intervention are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saferedir.errors import GuardError
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.solver import Solver
+from saferedir.pipelines.text_towers import TextTower
+
+
+def _no_encoder(texts: Sequence[str]) -> Encoded:
+    raise GuardError("this run has no text encoder at hand, so a guard that needs its texts encoded cannot start.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Facts of one pipeline call, fixed from its first denoiser call on.
+
+    Attributes:
+        batch_size: B, images of this call (prompts x images per prompt).
+        num_steps: sampling steps; num_evaluations: denoiser calls (more with Heun, KDPM2, PNDM).
+        timesteps: training-scale time of each evaluation, 0..1000.
+        family: name of the pipeline family; prediction_type: as `schedules.prediction_type` has it.
+        guided: whether classifier-free guidance is on (where its halves come one after the other: whether it has been
+            seen yet); guidance_scale: its weight, None where unknown.
+        insist: one level an image; above 0 the last run's image was unsafe, so act from step 0 on, more strongly the higher.
+        device, dtype: of the denoiser's latents.
+        encode: texts -> their conditioning (N, ...) by the pipeline's own text encoders, as long as the run's prompts.
+        towers: the text encoders themselves, in the order of `families`; filled only if a guard has `needs_text`.
+        solver: the scheduler's update, for a latent of the guard's own; there only if a guard has `extra_latents`.
+    """
+
+    batch_size: int
+    num_steps: int
+    num_evaluations: int
+    timesteps: tuple[float, ...]
+    family: str
+    prediction_type: str
+    guided: bool
+    guidance_scale: float | None
+    device: torch.device
+    dtype: torch.dtype
+    insist: tuple[int, ...] = ()
+    encode: Callable[[Sequence[str]], Encoded] = dataclasses.field(default=_no_encoder, repr=False, compare=False)
+    towers: tuple[TextTower, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    solver: Solver | None = dataclasses.field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One moment of the sampling as a guard may know it. Shapes are those of docs/architecture.md.
+
+    Before the denoiser call (`on_prompt`, `on_step_start`) there is no prediction yet: `pred*` and `x0` are
+    None and `x_t` is `model_input`, the latents as the denoiser gets them. Variance-exploding schedulers
+    divide their latents by sqrt(1 + sigma^2) for the denoiser; `alpha` and `sigma` are then divided alike,
+    so that ``x_t = alpha x0 + sigma eps`` holds at every point. After the call `x_t`, `alpha`, `sigma` are
+    in the sampler's own frame. `pred`, `pred_cond`, `pred_uncond` have the latents' dtype; `x0*` are float32.
+
+    Where extra rows had latents of their own, these are `extra_latents` in the sampler's frame, and `pred_extra_uncond` is
+    the unconditional prediction for them (None without guidance).
+
+    `prompts`, the images' texts (None where unknown: the caller gave embeddings), is filled only if a guard has
+    `needs_text`. Texts are private: keep them out of logs and messages.
+    """
+
+    run: Run
+    state: Any
+    index: int
+    evaluation: int
+    num_steps: int
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    x_t: Tensor
+    model_input: Tensor
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None
+    pooled: Tensor | None
+    prompt_mask: Tensor
+    guidance_scale: float | None
+    pred_cond: Tensor | None = None
+    pred_uncond: Tensor | None = None
+    pred_extra: tuple[Tensor, ...] = ()
+    pred_extra_uncond: Tensor | None = None
+    extra_latents: Tensor | None = None
+    pred: Tensor | None = None
+    x0: Tensor | None = None
+    x0_uncond: Tensor | None = None
+    x0_previous: Tensor | None = None
+    prompts: tuple[str | None, ...] = dataclasses.field(default=(), repr=False)
+
+
+class SkipFeatures(NamedTuple):
+    """What a UNet hands round its middle to one layer of its up blocks, in this denoiser call.
+
+    cond, uncond (None without guidance), and one of `extra` for each extra row of this guard: (B, C, h, w). stage: 0 in the
+    widest layers (1280 hidden channels in Stable Diffusion), 1 at the next width (640), and so on.
+    """
+
+    cond: Tensor
+    uncond: Tensor | None
+    extra: tuple[Tensor, ...]
+    stage: int
+
+
+class Embeds(NamedTuple):
+    """What a guard puts in place of the conditioning of one denoiser call; None leaves that part as it is.
+
+    prompt (B, L, D): the conditional rows. negative (B, L, D): the unconditional rows. pooled (B, P):
+    conditional. negative_pooled (B, P), negative_mask (B, L): of the unconditional rows; ignored where the denoiser is given
+    none.
+    """
+
+    prompt: Tensor | None = None
+    negative: Tensor | None = None
+    pooled: Tensor | None = None
+    negative_pooled: Tensor | None = None
+    negative_mask: Tensor | None = None
+
+
+class Apart(NamedTuple):
+    """Latents (B, C, h, w) of a guard's own, in the sampler's frame, and rows (B,) bool of the images that have some."""
+
+    latents: Tensor
+    rows: Tensor

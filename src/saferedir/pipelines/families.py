@@ -1,0 +1,276 @@
+"""Facts about each pipeline family, as data: where the denoiser is and how its inputs and outputs are laid
+out.
+
+A new family is one row in `_ROWS`. Imports `errors` and `packing`; read by `attach`, `seam`, `fingerprint`
+and `encoding`.
+The denoiser's time is no column: the seam takes t from the scheduler, never from the denoiser's arguments
+(FLUX passes t/1000, Z-Image 1000 - t).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from saferedir.errors import UnsupportedPipelineError
+from saferedir.pipelines.packing import FLUX_PACKING, Packing
+
+CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """One text encoder of a family, read by `text_towers`: how its states become prompt embeddings.
+
+    Attributes:
+        kind: what its special tokens are like, and what a pooled state is.
+        encoder, tokenizer: attributes of the pipeline; where either is None there is no such tower.
+        place: its states are the first, or "beside" the last tower's (more channels), or "after" them (more tokens);
+            "pooled": they are no prompt embeddings, its pooled state is the pooled embedding.
+        layer: hidden state that is taken, -1 the last one after the final norm.
+        is_masked: whether padding is masked in the encoder; is_zeroed: whether the states of padding are set to 0.
+    """
+
+    kind: Literal["clip", "t5"]
+    encoder: str = "text_encoder"
+    tokenizer: str = "tokenizer"
+    place: Literal["first", "beside", "after", "pooled"] = "first"
+    layer: int = -1
+    is_masked: bool = False
+    is_zeroed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One row: everything the seam must know about a family of pipelines.
+
+    Attributes:
+        name: our name of the family.
+        pipelines: diffusers class names; subclasses count.
+        denoiser: attribute of the pipeline holding the UNet or transformer.
+        more_denoisers: attributes of further ones that take over in the middle of a run; may be None.
+        companions: attributes of modules that read the same conditioning before the denoiser does (ControlNet).
+        text_encoders: attributes holding the text encoders.
+        cfg_layout: rows of classifier-free guidance: halves of one denoiser call in the named order, or
+            "sequential": one call for the conditional rows, then one for the unconditional rows.
+        latents_arg, prompt_arg: (position, keyword) of the denoiser's latents and prompt embeddings.
+        time_arg: the same of the scheduler's own timestep, where the denoiser is given it unchanged.
+        row_kwargs: other keyword arguments with one entry per row (tensors, also in lists and dicts), to
+            extend when rows are added.
+        pooled_kwarg: path of the pooled embeddings in the keyword arguments, () where there are none.
+        mask_kwarg: keyword of the prompt mask; None where the denoiser attends to every token, padding
+            included.
+        aside_kwarg: keyword that marks a call beside the prediction proper (SD3's skip-layer guidance).
+        packing: how latents become a sequence; None where the denoiser takes (R, C, h, w).
+        sign: denoiser output times `sign` is what the scheduler is given.
+        prompt_width: denoiser config entry with the width D of the prompt embeddings.
+        encoded: what `encode_prompt` returns, by position; "prompt", "pooled" and "mask" are read.
+        has_bos: whether prompts begin with a token that says nothing and must not be moved.
+        length_matters: whether `max_sequence_length` changes the embeddings of a prompt's own tokens: False only where the
+            encoder is told what is padding, and the denoiser is, too (or sees zeros).
+        towers: the text encoders whose tokens a guard may mask, in this order; () where we know none.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    text_encoders: tuple[str, ...]
+    denoiser: str = "transformer"
+    more_denoisers: tuple[str, ...] = ()
+    companions: tuple[str, ...] = ()
+    cfg_layout: CfgLayout = "uncond_cond"
+    latents_arg: tuple[int, str] = (0, "hidden_states")
+    prompt_arg: tuple[int, str] = (1, "encoder_hidden_states")
+    time_arg: tuple[int, str] | None = None
+    row_kwargs: tuple[str, ...] = ("timestep", "guidance")
+    pooled_kwarg: tuple[str, ...] = ()
+    mask_kwarg: str | None = None
+    aside_kwarg: str | None = None
+    packing: Packing | None = None
+    sign: float = 1.0
+    prompt_width: str = "joint_attention_dim"
+    encoded: tuple[str, ...] = ("prompt",)
+    has_bos: bool = False
+    length_matters: bool = True
+    towers: tuple[Tower, ...] = ()
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether conditional and unconditional rows come in calls of their own."""
+        return self.cfg_layout == "sequential"
+
+
+UNET_ROWS = (
+    "timestep_cond",
+    "added_cond_kwargs",
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
+
+#: two CLIPs side by side, as in SDXL and Stable Diffusion 3
+_CLIP_PAIR = (
+    Tower(kind="clip", layer=-2),
+    Tower(kind="clip", encoder="text_encoder_2", tokenizer="tokenizer_2", place="beside", layer=-2),
+)
+
+_ROWS = (
+    Family(
+        name="stable-diffusion",
+        pipelines=(
+            "StableDiffusionPipeline",
+            "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionInpaintPipeline",
+            "StableDiffusionControlNetPipeline",
+            "StableDiffusionControlNetImg2ImgPipeline",
+            "StableDiffusionControlNetInpaintPipeline",
+        ),
+        text_encoders=("text_encoder",),
+        denoiser="unet",
+        companions=("controlnet",),
+        latents_arg=(0, "sample"),
+        prompt_arg=(2, "encoder_hidden_states"),
+        time_arg=(1, "timestep"),
+        row_kwargs=UNET_ROWS,
+        prompt_width="cross_attention_dim",
+        has_bos=True,
+        towers=(Tower(kind="clip"),),
+    ),
+    Family(
+        name="stable-diffusion-xl",
+        pipelines=(
+            "StableDiffusionXLPipeline",
+            "StableDiffusionXLImg2ImgPipeline",
+            "StableDiffusionXLInpaintPipeline",
+            "StableDiffusionXLControlNetPipeline",
+            "StableDiffusionXLControlNetImg2ImgPipeline",
+            "StableDiffusionXLControlNetInpaintPipeline",
+        ),
+        text_encoders=("text_encoder", "text_encoder_2"),
+        denoiser="unet",
+        companions=("controlnet",),
+        latents_arg=(0, "sample"),
+        prompt_arg=(2, "encoder_hidden_states"),
+        time_arg=(1, "timestep"),
+        row_kwargs=UNET_ROWS,
+        pooled_kwarg=("added_cond_kwargs", "text_embeds"),
+        prompt_width="cross_attention_dim",
+        encoded=("prompt", "negative", "pooled", "negative_pooled"),
+        has_bos=True,
+        towers=_CLIP_PAIR,
+    ),
+    Family(
+        name="stable-diffusion-3",
+        pipelines=(
+            "StableDiffusion3Pipeline",
+            "StableDiffusion3Img2ImgPipeline",
+            "StableDiffusion3InpaintPipeline",
+        ),
+        text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+        row_kwargs=("timestep", "joint_attention_kwargs"),
+        pooled_kwarg=("pooled_projections",),
+        aside_kwarg="skip_layers",
+        encoded=("prompt", "negative", "pooled", "negative_pooled"),
+        has_bos=True,
+        towers=(
+            *_CLIP_PAIR,
+            Tower(kind="t5", encoder="text_encoder_3", tokenizer="tokenizer_3", place="after"),
+        ),
+    ),
+    Family(
+        name="flux",
+        pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
+        text_encoders=("text_encoder", "text_encoder_2"),
+        cfg_layout="sequential",
+        row_kwargs=("timestep", "guidance", "joint_attention_kwargs"),
+        pooled_kwarg=("pooled_projections",),
+        packing=FLUX_PACKING,
+        encoded=("prompt", "pooled"),
+        towers=(
+            Tower(kind="clip", place="pooled"),
+            Tower(kind="t5", encoder="text_encoder_2", tokenizer="tokenizer_2"),
+        ),
+    ),
+    Family(
+        name="pixart",
+        pipelines=("PixArtSigmaPipeline", "PixArtAlphaPipeline"),
+        text_encoders=("text_encoder",),
+        row_kwargs=("timestep", "added_cond_kwargs"),
+        mask_kwarg="encoder_attention_mask",
+        prompt_width="caption_channels",
+        encoded=("prompt", "mask"),
+        length_matters=False,
+        towers=(Tower(kind="t5", is_masked=True),),
+    ),
+    Family(
+        name="sana",
+        pipelines=("SanaPipeline",),
+        text_encoders=("text_encoder",),
+        mask_kwarg="encoder_attention_mask",
+        prompt_width="caption_channels",
+        encoded=("prompt", "mask"),
+        has_bos=True,
+        length_matters=False,
+    ),
+    Family(
+        name="lumina-2",
+        pipelines=("Lumina2Pipeline",),
+        text_encoders=("text_encoder",),
+        cfg_layout="sequential",
+        mask_kwarg="encoder_attention_mask",
+        sign=-1.0,
+        prompt_width="cap_feat_dim",
+        encoded=("prompt", "mask"),
+        has_bos=True,
+        length_matters=False,
+    ),
+    Family(
+        name="lumina",
+        pipelines=("LuminaPipeline",),
+        text_encoders=("text_encoder",),
+        cfg_layout="cond_uncond",
+        mask_kwarg="encoder_mask",
+        sign=-1.0,
+        prompt_width="cross_attention_dim",
+        encoded=("prompt", "mask"),
+        has_bos=True,
+    ),
+    Family(
+        name="aura-flow",
+        pipelines=("AuraFlowPipeline",),
+        text_encoders=("text_encoder",),
+        encoded=("prompt",),
+        length_matters=False,
+    ),
+    Family(
+        name="wan",
+        pipelines=("WanPipeline",),
+        text_encoders=("text_encoder",),
+        more_denoisers=("transformer_2",),
+        cfg_layout="sequential",
+        prompt_width="text_dim",
+        length_matters=False,
+        towers=(Tower(kind="t5", is_masked=True, is_zeroed=True),),
+    ),
+)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in _ROWS}
+if len(FAMILIES) != len(_ROWS):
+    raise ValueError("two rows of families.py have the same name.")
+
+
+def unwrapped(module: Any) -> Any:
+    """The module under torch.compile's wrapper, if there is one."""
+    return getattr(module, "_orig_mod", module)
+
+
+def family_of(pipe: Any) -> Family:
+    """The row of a pipeline; raises UnsupportedPipelineError naming what is supported."""
+    names = {base.__name__ for base in type(pipe).__mro__}
+    for family in FAMILIES.values():
+        if names.intersection(family.pipelines):
+            return family
+    supported = ", ".join(name for family in FAMILIES.values() for name in family.pipelines)
+    raise UnsupportedPipelineError(
+        f"{type(pipe).__name__} is not supported; supported pipelines: {supported}. "
+        "Another family needs one row in saferedir/pipelines/families.py; docs/pipelines.md tells how to add it."
+    )

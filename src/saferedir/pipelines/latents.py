@@ -1,0 +1,131 @@
+"""Images to latents in the sampler's own frame, (z - shift) * scale with the VAE's own constants, for every family.
+
+Imports torch, Pillow and numpy. Used by `fingerprint` (the constants name a latent space) and `guards/negation/build`.
+Latents are (N, C, h, w), for video VAEs (N, C, 1, h, w): as guards see them, so nothing is packed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from saferedir.errors import UnsupportedPipelineError
+from saferedir.pipelines.text_settings import named_arguments
+from saferedir.utils.images import to_rgb
+
+#: of all images in one call of an encoder: 8 of 512 pixels, 2 of 1024; in float32 the latter take some 5 GB each
+PIXELS_AT_ONCE = 8 * 512 * 512
+
+
+class LatentConstants(NamedTuple):
+    """shift and scale, one number each or one a channel: a latent is (z - shift) * scale."""
+
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
+def latent_constants(vae: Any) -> LatentConstants:
+    """The constants in a VAE's config: scaling_factor, shift_factor, and per channel latents_mean and latents_std."""
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    scale = float(config.get("scaling_factor") or 1.0)
+    if mean is not None and std is not None:
+        return LatentConstants(tuple(float(v) for v in mean), tuple(scale / float(v) for v in std))
+    return LatentConstants((float(config.get("shift_factor") or 0.0),), (scale,))
+
+
+def encodes_videos(vae: Any) -> bool:
+    """Whether a VAE's pixels and latents have an axis of frames in time."""
+    return "CausalConv3d" in type(getattr(vae.encoder, "conv_in", None)).__name__ or "Wan" in type(vae).__name__
+
+
+@torch.no_grad()
+def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
+    """Latents (N, C, h, w) float32 on the CPU from pixels (N, 3, H, W) in [-1, 1]; the mode of the posterior, in float32.
+
+    A VAE that is kept in half precision is lent to float32 for the call, as diffusers' own upcasting does.
+    """
+    parameter = next(vae.parameters())
+    dtype, device = parameter.dtype, parameter.device
+    values = pixels.to(device, torch.float32)
+    values = values[:, :, None] if encodes_videos(vae) else values
+    if dtype == torch.float32:
+        found = vae.encode(values)
+    else:
+        try:
+            found = nn.Module.to(vae, torch.float32).encode(values)  # diffusers' own `to` warns
+        finally:
+            nn.Module.to(vae, dtype)
+    if hasattr(found, "latent_dist"):
+        z: Tensor = found.latent_dist.mode()
+    elif hasattr(found, "latent"):  # AutoencoderDC has no posterior
+        z = found.latent
+    else:
+        raise UnsupportedPipelineError(
+            f"{type(vae).__name__} encodes to {type(found).__name__}, which has neither latent_dist nor latent; "
+            "supported: AutoencoderKL, AutoencoderDC, AutoencoderKLWan."
+        )
+    shift, scale = (torch.tensor(v, device=device).view(1, -1, *(1,) * (z.ndim - 2)) for v in latent_constants(vae))
+    return ((z - shift) * scale).cpu()
+
+
+def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(height, width, 3) bytes: as `utils.images.to_rgb` has it, cropped at the centre to the aspect ratio, and resized."""
+    return np.array(ImageOps.fit(to_rgb(image), (width, height), Image.Resampling.LANCZOS))
+
+
+def encode_images(vae: Any, images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:
+    """Latents (N, C, h, w) of pictures (H, W, 3), all of one size."""
+    pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2)
+    count = max(1, PIXELS_AT_ONCE // pixels[0, 0].numel())
+    return torch.cat([encode_pixels(vae, part.float() / 127.5 - 1.0) for part in pixels.split(count)])
+
+
+def default_size(pipe: Any) -> tuple[int, int]:
+    """(height, width) in pixels that the pipeline generates unless told otherwise; raises where nothing says it.
+
+    A number in the call's signature (Sana, AuraFlow, Wan) wins over the configs, as it does in the pipeline.
+    """
+    height, width = (_call_default(pipe, name) for name in ("height", "width"))
+    if height and width:
+        return height, width
+    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    sample = None if denoiser is None else getattr(denoiser, "_orig_mod", denoiser).config.get("sample_size")
+    sample = sample if sample is not None else getattr(pipe, "default_sample_size", None)
+    factor = getattr(pipe, "vae_scale_factor", None)
+    if sample is None or factor is None:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} does not say at which size it generates; give the height and width of your images."
+        )
+    height, width = sample if isinstance(sample, list | tuple) else (sample, sample)
+    return int(height) * int(factor), int(width) * int(factor)
+
+
+def latent_shape(pipe: Any, call: Mapping[str, Any] | None = None) -> tuple[int, int, int, int]:
+    """(channels, frames, height, width) of the latents of one image or video of a call, as guards see them; 1 frame for images.
+
+    Raises UnsupportedPipelineError where neither `call` nor the pipeline says the size.
+    """
+    asked = dict(call or {})
+    height, width = asked.get("height"), asked.get("width")
+    if not (height and width):
+        own = default_size(pipe)
+        height, width = height or own[0], width or own[1]
+    factor = int(getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", None) or 8)
+    frames = asked.get("num_frames") or _call_default(pipe, "num_frames") or 1
+    temporal = int(getattr(pipe, "vae_scale_factor_temporal", None) or 1)
+    config = pipe.vae.config
+    channels = config.get("latent_channels") or config.get("z_dim") or 16
+    return int(channels), (int(frames) - 1) // temporal + 1, int(height) // factor, int(width) // factor
+
+
+def _call_default(pipe: Any, name: str) -> int | None:
+    """A whole number that the pipeline's call has as the default of an argument; None for anything else."""
+    parameter = named_arguments(pipe).get(name)
+    default = None if parameter is None else parameter.default
+    return default if isinstance(default, int) and not isinstance(default, bool) else None

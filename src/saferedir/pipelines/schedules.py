@@ -1,0 +1,298 @@
+"""Noise schedules: alpha_t and sigma_t of every supported scheduler, and model output <-> x0 <-> epsilon.
+
+Pure functions that read a diffusers scheduler and never change it. Imports torch and `errors` only; used by
+`session`.
+
+Every scheduler keeps latents in a frame where ``x_t = alpha * x0 + sigma * eps``:
+
+========================  ================================  ==========================  =======================
+kind                      alpha, sigma                      schedulers                  model input
+========================  ================================  ==========================  =======================
+variance preserving (vp)  sqrt(abar_t), sqrt(1 - abar_t)    DDIM, DDPM, PNDM, LCM, TCD  x
+variance exploding (ve)   1, sigma                          Euler, Heun, LMS, KDPM2     x / sqrt(1 + sigma^2)
+log-SNR solvers (solver)  `_sigma_to_alpha_sigma_t(sigma)`  DPM++, DEIS, UniPC, SA      x
+flow matching (flow)      1 - s, s                          FlowMatch Euler, Heun, LCM  x
+EDM (edm)                 1, sigma                          EDM Euler, EDM DPM++        x / sqrt(d^2 + sigma^2)
+========================  ================================  ==========================  =======================
+
+where d = `sigma_data`, the deviation of clean latents. With n = sqrt(alpha^2 + sigma^2), a model output m means:
+epsilon x0 = (x - sigma m) / alpha; sample x0 = m; flow x0 = x - sigma m;
+v x0 = (alpha/n)(x/n) - (sigma/n) m; EDM, with n = sqrt(d^2 + sigma^2) (arXiv:2206.00364, Table 1):
+x0 = (d/n)^2 x +- (sigma d/n) m, plus for "edm_epsilon:d", minus for "edm_v_prediction:d".
+
+Refused: inverse and discrete-token schedulers, and those of other families (CogVideoX, LTX, Sana-Sprint, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saferedir.errors import UnsupportedPipelineError
+
+#: scheduler class name -> kind; subclasses inherit the row of the first base class listed here
+SCHEDULER_KINDS: dict[str, str] = {
+    "DDIMScheduler": "vp",
+    "DDIMParallelScheduler": "vp",
+    "DDPMScheduler": "vp",
+    "DDPMParallelScheduler": "vp",
+    "PNDMScheduler": "vp",
+    "LCMScheduler": "vp",
+    "TCDScheduler": "vp",
+    "LMSDiscreteScheduler": "ve",
+    "EulerDiscreteScheduler": "ve",
+    "EulerAncestralDiscreteScheduler": "ve",
+    "HeunDiscreteScheduler": "ve",
+    "KDPM2DiscreteScheduler": "ve",
+    "KDPM2AncestralDiscreteScheduler": "ve",
+    "DPMSolverSDEScheduler": "ve",
+    "DPMSolverMultistepScheduler": "solver",
+    "DPMSolverSinglestepScheduler": "solver",
+    "DEISMultistepScheduler": "solver",
+    "UniPCMultistepScheduler": "solver",
+    "SASolverScheduler": "solver",
+    "FlowMatchEulerDiscreteScheduler": "flow",
+    "FlowMatchHeunDiscreteScheduler": "flow",
+    "FlowMatchLCMScheduler": "flow",
+    "EDMEulerScheduler": "edm",
+    "EDMDPMSolverMultistepScheduler": "edm",
+}
+
+#: two-stage schedulers whose second evaluation has a timestep of its own
+MIDPOINT_SCHEDULERS = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler")
+
+#: schedulers that may evaluate one timestep more than once
+REPEATING_SCHEDULERS = ("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "PNDMScheduler")
+
+#: diffusers' `prediction_type` -> our name for it
+PREDICTION_TYPES: dict[str, str] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v_prediction",
+    "sample": "sample",
+    "original_sample": "sample",
+    "flow_prediction": "flow",
+}
+
+
+class Coefficients(NamedTuple):
+    """alpha and sigma of one moment: float64 tensors of no dimension on the CPU, or float32 (B, 1, ...)."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+    def like(self, latents: Tensor) -> Coefficients:
+        """The same numbers in float32 as (B, 1, ...) on the device of `latents` (B, ...)."""
+        shape = (latents.shape[0],) + (1,) * (latents.ndim - 1)
+        alpha, sigma = (value.float().to(latents.device).expand(shape) for value in self)
+        return Coefficients(alpha, sigma)
+
+    def normalised(self, data: float = 1.0) -> Coefficients:
+        """Divided by sqrt(data^2 alpha^2 + sigma^2): the frame of the scaled input of VE and EDM models."""
+        norm = ((data * self.alpha) ** 2 + self.sigma**2).sqrt()
+        return Coefficients(self.alpha / norm, self.sigma / norm)
+
+
+def scheduler_kind(scheduler: Any) -> str:
+    """ "vp", "ve", "solver", "flow" or "edm"; raises UnsupportedPipelineError for anything else."""
+    name = _known_name(scheduler)
+    if name is None:
+        raise UnsupportedPipelineError(
+            f"scheduler {type(scheduler).__name__} is not supported; use one of {', '.join(SCHEDULER_KINDS)}, "
+            "or add its row to SCHEDULER_KINDS in saferedir/pipelines/schedules.py."
+        )
+    return SCHEDULER_KINDS[name]
+
+
+def _known_name(scheduler: Any) -> str | None:
+    """The class name, of the scheduler's own or its first listed base, in SCHEDULER_KINDS."""
+    return next((base.__name__ for base in type(scheduler).__mro__ if base.__name__ in SCHEDULER_KINDS), None)
+
+
+def prediction_type(scheduler: Any) -> str:
+    """What the denoiser's output means to this scheduler, as `to_x0` takes it.
+
+    "epsilon", "v_prediction", "sample", "flow", and for EDM schedulers, whose meaning depends on sigma_data,
+    for example "edm_epsilon:0.5" or "edm_v_prediction:1.0".
+    """
+    kind = scheduler_kind(scheduler)
+    if kind == "flow":
+        return "flow"
+    name = scheduler.config.get("prediction_type", "epsilon")
+    expected = ("epsilon", "v_prediction") if kind == "edm" else tuple(PREDICTION_TYPES)
+    if name not in expected:
+        raise UnsupportedPipelineError(
+            f"prediction type {name!r} of {type(scheduler).__name__} is not supported; "
+            f"expected one of {', '.join(expected)}."
+        )
+    return f"edm_{name}:{float(scheduler.config.sigma_data)!r}" if kind == "edm" else PREDICTION_TYPES[name]
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise UnsupportedPipelineError unless every function of this file can serve `scheduler`."""
+    kind, meaning, config = scheduler_kind(scheduler), prediction_type(scheduler), scheduler.config
+    has_flow_sigmas = kind == "flow" or bool(config.get("use_flow_sigmas", False))
+    problem = None
+    if str(config.get("variance_type", "")).startswith("learned"):
+        problem = (
+            f"variance_type={config.variance_type!r} predicts a variance next to the noise; "
+            "use variance_type='fixed_small'"
+        )
+    elif config.get("invert_sigmas", False):
+        problem = "invert_sigmas=True counts noise backwards (Mochi only); use invert_sigmas=False"
+    elif meaning == "flow" and not has_flow_sigmas:
+        problem = "prediction_type='flow_prediction' needs flow sigmas; set use_flow_sigmas=True"
+    elif meaning == "v_prediction" and has_flow_sigmas:
+        problem = "prediction_type='v_prediction' is not defined on flow sigmas; set use_flow_sigmas=False"
+    elif kind == "solver" and has_flow_sigmas:
+        # These replace the flow sigmas by sigmas above 1; only UniPC maps Karras' back to 0..1.
+        for option in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"):
+            is_mapped = option == "use_karras_sigmas" and _known_name(scheduler) == "UniPCMultistepScheduler"
+            if config.get(option, False) and not is_mapped:
+                problem = f"{option}=True overrides use_flow_sigmas=True; set one of the two to False"
+    if problem is not None:
+        raise UnsupportedPipelineError(f"{type(scheduler).__name__} is not supported as configured: {problem}.")
+
+
+def coefficients(scheduler: Any, timestep: Tensor | float) -> Coefficients:
+    """alpha and sigma of the latents that `scheduler.step` is about to be given at `timestep`.
+
+    Valid from `set_timesteps` to the end of `scheduler.step`'s preamble, that is: while the scheduler still
+    stands at this step. `timestep` is an element of `scheduler.timesteps`.
+    """
+    kind = scheduler_kind(scheduler)
+    if kind == "vp":
+        alphas_cumprod: Tensor = scheduler.alphas_cumprod
+        abar = alphas_cumprod[int(timestep)].cpu().double()
+        return Coefficients(abar.sqrt(), (1 - abar).sqrt())
+    sigma = _current_sigma(scheduler, timestep).cpu().double()
+    if kind in ("ve", "edm"):
+        return Coefficients(torch.ones_like(sigma), sigma)
+    if kind == "flow":
+        return Coefficients(1 - sigma, sigma)
+    alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
+    return Coefficients(alpha, sigma)
+
+
+def model_input_coefficients(scheduler: Any, timestep: Tensor | float) -> Coefficients:
+    """alpha and sigma of what `scale_model_input` makes of those latents: what the denoiser sees."""
+    kind, frame = scheduler_kind(scheduler), coefficients(scheduler, timestep)
+    if kind == "ve":
+        return frame.normalised()
+    if kind == "edm":
+        return frame.normalised(float(scheduler.config.sigma_data))
+    return frame
+
+
+def _current_sigma(scheduler: Any, timestep: Tensor | float) -> Tensor:
+    """sigma (no dimension) at the scheduler's present position, second evaluations included."""
+    index = scheduler.step_index
+    if index is None:  # true before the first step of solvers and flow matching
+        begin = scheduler.begin_index
+        index = scheduler.index_for_timestep(timestep) if begin is None else begin
+    sigmas: Tensor = scheduler.sigmas
+    name = _known_name(scheduler)
+    if getattr(scheduler, "state_in_first_order", True) or name not in MIDPOINT_SCHEDULERS:
+        return sigmas[index]  # Heun repeats each sigma, so this is right for its second evaluation too
+    if name == "DPMSolverSDEScheduler":
+        return torch.as_tensor(scheduler.mid_point_sigma)
+    interpolated: Tensor = scheduler.sigmas_interpol
+    return interpolated[index - 1 if name == "KDPM2AncestralDiscreteScheduler" else index]
+
+
+def training_time(scheduler: Any, timestep: Tensor | float) -> float:
+    """`timestep` on the training scale 0..1000 shared by every family (flow models: 1000 sigma).
+
+    Where timesteps are log(sigma)/4 (EDM, and Euler's "continuous" v), it is that of the flow with the same
+    ratio of noise to data: 1000 sigma / (sigma + sigma_data).
+    """
+    config = scheduler.config
+    is_continuous_v = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    if is_continuous_v or scheduler_kind(scheduler) == "edm":
+        sigma = math.exp(4.0 * float(timestep))
+        return 1000.0 * sigma / (sigma + float(config.get("sigma_data", 1.0)))
+    return float(timestep) * 1000.0 / float(config.get("num_train_timesteps", 1000))
+
+
+def to_x0(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Denoised estimate x0 (B, ...) from a model output (B, ...) of prediction type `kind`."""
+    if kind == "epsilon":
+        return (x_t - sigma * output) / alpha
+    if kind == "sample":
+        return output
+    if kind == "flow":
+        return x_t - sigma * output
+    if kind == "v_prediction":
+        n = (alpha**2 + sigma**2).sqrt()
+        return (alpha / n) * (x_t / n) - (sigma / n) * output
+    if kind.startswith(("edm_epsilon:", "edm_v_prediction:")):
+        c_skip, c_out = _edm_preconditioning(kind, sigma)
+        return c_skip * x_t + c_out * output
+    raise UnsupportedPipelineError(f"prediction type {kind!r} is not supported; see schedules.PREDICTION_TYPES.")
+
+
+def from_x0(kind: str, x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Inverse of `to_x0`: the model output that means `x0`. Needs sigma > 0 (except for "sample")."""
+    if kind == "epsilon":
+        return to_epsilon(x0, x_t, alpha, sigma)
+    if kind == "sample":
+        return x0
+    if kind == "flow":
+        return (x_t - x0) / sigma
+    if kind == "v_prediction":
+        n = (alpha**2 + sigma**2).sqrt()
+        return ((alpha / n) * (x_t / n) - x0) * (n / sigma)
+    if kind.startswith(("edm_epsilon:", "edm_v_prediction:")):
+        c_skip, c_out = _edm_preconditioning(kind, sigma)
+        return (x0 - c_skip * x_t) / c_out
+    raise UnsupportedPipelineError(f"prediction type {kind!r} is not supported; see schedules.PREDICTION_TYPES.")
+
+
+def _edm_preconditioning(kind: str, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """c_skip and c_out of arXiv:2206.00364, Table 1; `kind` as `prediction_type` names it."""
+    name, _, data = kind.partition(":")
+    d = float(data)
+    n = (d**2 + sigma**2).sqrt()
+    sign = -1.0 if name == "edm_v_prediction" else 1.0
+    return (d / n) ** 2, sign * sigma * d / n
+
+
+def to_epsilon(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The noise that, with `x0`, makes `x_t`: (x_t - alpha x0) / sigma."""
+    return (x_t - alpha * x0) / sigma
+
+
+def evaluation_timesteps(scheduler: Any) -> tuple[float, ...]:
+    """The timestep of every denoiser evaluation of the coming run, in order, repeats included."""
+    begin = getattr(scheduler, "begin_index", None) or 0
+    values = scheduler.timesteps[begin:].tolist()
+    return tuple(float(value) for value in values)
+
+
+def evaluation_steps(scheduler: Any, timesteps: tuple[float, ...] | None = None) -> tuple[int, ...]:
+    """0-based step of each denoiser evaluation of the coming run, or of the part of it with these `timesteps`.
+
+    Karras, exponential and beta sigmas often round to the same timestep twice (DPM++ Karras with 50 steps
+    does), so that only for schedulers that evaluate a timestep twice a repeat belongs to the step before.
+    """
+    timesteps, name = timesteps or evaluation_timesteps(scheduler), _known_name(scheduler)
+    if name in REPEATING_SCHEDULERS:
+        return step_indices(timesteps)
+    return tuple(position // 2 if name in MIDPOINT_SCHEDULERS else position for position in range(len(timesteps)))
+
+
+def step_indices(timesteps: tuple[float, ...]) -> tuple[int, ...]:
+    """0-based step of each evaluation if a step begins where the timestep changes; see `evaluation_steps`.
+
+    >>> step_indices((981.0, 961.0, 961.0, 941.0))
+    (0, 1, 1, 2)
+    """
+    indices: list[int] = []
+    for position, value in enumerate(timesteps):
+        if position == 0:
+            indices.append(0)
+        else:
+            indices.append(indices[-1] + (value != timesteps[position - 1]))
+    return tuple(indices)

@@ -1,0 +1,150 @@
+"""TextSettings: how one call of a pipeline turns its prompts into embeddings, apart from what the prompts say.
+
+LoRAs on the text encoders are another matter (`own_adapters`).
+Imports `errors`, `families`. The seam and the bench make one of a call; trainers record the one they worked under; a
+guard that judges embeddings compares the two (`TextSettings.require`). Docs: docs/security.md, "Settings of the text encoders".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from saferedir.errors import GuardError
+from saferedir.pipelines.families import Family, family_of
+
+#: the argument that pads, or cuts, prompts to a length
+LENGTH = "max_sequence_length"
+#: arguments of `encode_prompt` that are no settings: which rows it makes, and where
+_ROWS = {"self", "device", "dtype", "num_images_per_prompt", "num_videos_per_prompt", "do_classifier_free_guidance"}
+_TEXT = re.compile(r"prompt(_\d+)?")
+_GIVEN = re.compile(r"negative.*|.*_(embeds|mask|image|images)")
+_LONGEST = 80  # characters of a value that is recorded as it is
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Of one call of a pipeline whose prompts are texts.
+
+    Attributes:
+        values: the arguments that change what its text encoders hand over, by name, as plain data; without the length of
+            prompts where it changes none of their embeddings.
+        defaults: the same of a call that sets none of them, of the first pipeline class that knows them: a subclass with another
+            default encodes prompts in another way.
+        other_texts: names of further prompts (`prompt_2`) that say something else than `prompt`.
+    """
+
+    values: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    other_texts: tuple[str, ...] = ()
+
+    def require(self, trained: Mapping[str, Any], lengths: Sequence[int], who: str) -> None:
+        """GuardError unless prompts were trained on under these settings.
+
+        Args:
+            trained: values that the training gave; the others are the call's defaults.
+            lengths: prompt lengths of the training; all between the shortest and the longest are covered. () for the one in
+                `trained`.
+            who: the guard, as the sentence names it.
+        """
+        for name, value in self.values.items():
+            known = plain(trained.get(name, self.defaults[name]))
+            if name == LENGTH and lengths:
+                if isinstance(value, int) and min(lengths) <= value <= max(lengths):
+                    continue
+                known = f"{min(lengths)} to {max(lengths)}"
+            if value == known:
+                continue
+            remedy = f"leave {name} out" if self.defaults[name] == known else f"call with {name}={known!r}"
+            if name == LENGTH and lengths:
+                remedy = f"give a length from {known}"
+            raise GuardError(
+                f"this call encodes its prompts with {name}={value!r}, but {who} judges embeddings and was trained with "
+                f"{name}={known}; {remedy}, or train a guard with call={{{name!r}: {_shown(value)}}}."
+            )
+        if self.other_texts:
+            raise GuardError(
+                f"this call's {self.other_texts[0]} says something else than its prompt, but {who} was trained on one text for "
+                f"all text encoders; give the whole text as prompt and leave {self.other_texts[0]} out."
+            )
+
+
+def text_settings(pipe: Any, arguments: Mapping[str, Any]) -> TextSettings:
+    """Of a call of `pipe` with these arguments, or with these variables in the midst of it; others have the call's defaults."""
+    own = default_settings(pipe, family_of(pipe))
+    known = named_arguments(pipe, "__call__", is_first=True)
+    prompt = _listed(arguments.get("prompt"))
+    others = [name for name in _parameters(pipe) if _TEXT.fullmatch(name) and name != "prompt" and arguments.get(name)]
+    return TextSettings(
+        values={name: _normal(name, arguments.get(name, value)) for name, value in own.items()},
+        defaults={name: _normal(name, known[name].default) for name in own},
+        other_texts=tuple(name for name in others if _listed(arguments[name]) != prompt),
+    )
+
+
+def default_settings(pipe: Any, family: Family) -> dict[str, Any]:
+    """name -> default of every argument of the pipeline's call that its `encode_prompt` takes too and that changes embeddings.
+
+    An argument that nobody here has heard of is one of them.
+    """
+    call = named_arguments(pipe)
+    return {
+        name: call[name].default
+        for name in _parameters(pipe)
+        if name in call and not _TEXT.fullmatch(name) and (name != LENGTH or family.length_matters)
+    }
+
+
+def encoder_arguments(pipe: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pipeline whose call has these variables gave `encode_prompt` beside texts and embeddings."""
+    return {name: variables[name] for name in _parameters(pipe) if name in variables and not _TEXT.fullmatch(name)}
+
+
+def named_arguments(pipe: Any, method: str = "__call__", *, is_first: bool = False) -> dict[str, inspect.Parameter]:
+    """Arguments of a method by name; with *args or **kwargs it hands on those of its base class, which count too.
+
+    Where two classes name the same one it is the subclass's; `is_first`: the base class's, of all bases.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    firsts: dict[str, inspect.Parameter] = {}
+    is_open = True
+    for owner in type(pipe).__mro__:
+        if method not in vars(owner):
+            continue
+        entries = inspect.signature(vars(owner)[method]).parameters.values()
+        named = {entry.name: entry for entry in entries if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)}
+        if is_open:
+            found = {**named, **found}
+            is_open = len(named) < len(entries)
+        firsts |= named
+    return {name: firsts[name] for name in found} if is_first else found
+
+
+def plain(value: Any) -> Any:
+    """A setting as plain data that can be compared; of a long one (an instruction to the encoder) a checksum."""
+    text = json.dumps(value, sort_keys=True, default=repr)
+    if len(text) <= _LONGEST:
+        return json.loads(text)
+    return f"{len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _parameters(pipe: Any) -> list[str]:
+    """Names of what `encode_prompt` takes, without rows, embeddings and what belongs to the negative prompt."""
+    return [name for name in named_arguments(pipe, "encode_prompt") if name not in _ROWS and not _GIVEN.fullmatch(name)]
+
+
+def _normal(name: str, value: Any) -> Any:
+    return None if name == "clip_skip" and value == 0 else plain(value)  # skipping no layer is the default
+
+
+def _shown(value: Any) -> str:
+    return "..." if "sha256" in str(value) else repr(value)
+
+
+def _listed(texts: Any) -> list[Any]:
+    return [texts] if isinstance(texts, str) or texts is None else list(texts)

@@ -1,0 +1,104 @@
+"""How to train a DUO guard, checked. Section 4 and 5 of our specification of arXiv:2407.21035. Imports `loss`, `noise`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from saferedir.errors import GuardConfigError
+from saferedir.training.duo.loss import Rates, rescaled
+from saferedir.training.duo.noise import SIGMA_MODES
+from saferedir.utils.checks import Checked, is_text, is_whole
+
+VARIANTS = ("as-paper", "as-coded")
+CONDITIONING = ("null", "prompt")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Checked):
+    """Defaults: the paper's nudity setting on SD 1.4, with every fix of the specification's table (variant "as-paper").
+
+    Attributes:
+        steps, batch: optimiser steps, pairs per step. rank: of the LoRA. targets: ends of the names of the adapted
+            projections; () for self-attention only (UNets) or the image stream (SD3).
+        beta: preference temperature; smaller pulls less towards the base model. learning_rate: of AdamW, constant.
+        prior_weight: lambda of the preserving term. rescale: "none", or "reference" for lr 100/beta and lambda beta/100.
+        t_min, t_max: trained timesteps (UNets); sigma_mode: trained sigmas (SD3), see noise.Schedule.
+        shared_t: both members of a pair at one timestep. posterior: "mean" of the VAE's, or a "sample" for each member.
+        rank_shared_noise: all pairs of a step share noise and timesteps (in the released code those of all processes do; here
+            training is a single process).
+        conditioning: "null" trains at the empty prompt, as the method does; "prompt" at the prompt of each pair's unsafe picture
+            (an option of the released code, unused there): it reaches models that hardly listen to their empty prompt.
+        prior_conditioning: prompts of the preserving term's rows, "null" or "prompt" likewise (which needs the latter above).
+            The preference sees differences of the two members only; what they share, such as a background, is held at "prompt".
+        stop_after: steps in a row at accuracy 1 after which training ends; 0 for never.
+        size: (height, width) of the pictures; None for what the pipeline draws by default.
+    """
+
+    steps: int = 1000
+    batch: int = 4
+    rank: int = 32
+    targets: tuple[str, ...] = ()
+    beta: float = 500.0
+    learning_rate: float = 6e-5
+    prior_weight: float = 5e6
+    rescale: str = "none"
+    weight_decay: float = 1e-2
+    t_min: int = 0
+    t_max: int = 749
+    sigma_mode: str = "paper"
+    shared_t: bool = True
+    posterior: str = "mean"
+    rank_shared_noise: bool = False
+    conditioning: str = "null"
+    prior_conditioning: str = "null"
+    stop_after: int = 0
+    checkpoint_every: int = 50
+    size: tuple[int, int] | None = None
+    seed: int = 42
+
+    @classmethod
+    def of_variant(cls, variant: str, *, is_flow: bool = False, **changes: Any) -> Self:
+        """ "as-paper": the defaults. "as-coded": the released code's draws and coupled rates, flaws 1 to 4, 6 and 7 included."""
+        if variant not in VARIANTS:
+            raise GuardConfigError(f"there is no DUO variant {variant!r}; expected one of {', '.join(VARIANTS)}.")
+        coded: dict[str, Any] = {}
+        if variant == "as-coded":
+            coded = {
+                "shared_t": False, "posterior": "sample", "rank_shared_noise": True, "sigma_mode": "as_coded",
+                "rescale": "reference", "learning_rate": 3e-5 if is_flow else 3e-4, "prior_weight": 1e6,
+            }  # fmt: skip
+        elif is_flow:
+            coded = {"learning_rate": 6e-6}
+        return cls(**{**coded, **changes})
+
+    def __post_init__(self) -> None:
+        for name in ("targets", "size"):  # JSON has no tuples
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        self.require_whole("steps", "batch", "rank", "checkpoint_every", at_least=1)
+        self.require_whole("t_min", "t_max", "stop_after", "seed", at_least=0)
+        self.require_number("beta", "learning_rate", above=0)
+        self.require_number("prior_weight", "weight_decay", at_least=0)
+        self.require(self.t_max >= self.t_min, "t_max", f"a whole number >= t_min = {self.t_min}")
+        is_named = isinstance(self.targets, tuple) and all(map(is_text, self.targets))
+        self.require(is_named, "targets", "names of projections, or ()")
+        is_pair = isinstance(self.size, tuple) and len(self.size) == 2
+        is_size = is_pair and all(is_whole(side) and side >= 1 for side in self.size or ())
+        self.require(self.size is None or is_size, "size", "two whole numbers >= 1, or None")
+        self.require_flag("shared_t", "rank_shared_noise")
+        self.require_choice("sigma_mode", SIGMA_MODES)
+        self.require_choice("posterior", ("mean", "sample"))
+        self.require_choice("conditioning", CONDITIONING)
+        self.require_choice("prior_conditioning", CONDITIONING)
+        self.require(
+            self.prior_conditioning in ("null", self.conditioning),
+            "prior_conditioning",
+            'null, or prompt together with conditioning="prompt"',
+        )
+        self.require_choice("rescale", ("none", "reference"))
+
+    @property
+    def rates(self) -> Rates:
+        """Learning rate and prior weight after rescaling."""
+        return rescaled(self.rescale, self.beta, self.learning_rate, self.prior_weight)

@@ -1,0 +1,111 @@
+"""What a redirector is trained on, in memory, and how batches are drawn from it. Imports torch, dataset.py, frames.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saferedir.guards.saferedir.frames import LATENT_CLAMP, chosen_frames
+from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.text_settings import LENGTH
+from saferedir.training.saferedir.dataset import Pair, encode_on_cpu
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Conditioning of one side of the split: unsafe and aligned safe prompts (P), and benign ones (N).
+
+    `others`: the same prompts at other lengths, where a prompt's embeddings depend on the length it is padded to.
+    """
+
+    unsafe: Encoded
+    safe: Encoded
+    benign: Encoded
+    others: tuple[TextData, ...] = ()
+
+    @property
+    def lengths(self) -> tuple[TextData, ...]:
+        """The prompts at each length."""
+        return (self, *self.others)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Frames (N, S, C, h, w), or (N, S, C, F, h, w) of videos, with one label, the guidance scale and the conditioning of one
+    prompt an image, and the times (S,).
+    """
+
+    frames: Tensor
+    prompts: Encoded
+    label: Tensor
+    t: Tensor
+    scale: Tensor | None = None
+
+
+def encode_text(
+    pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None = None, lengths: Sequence[int] = ()
+) -> TextData:
+    """Conditioning of the pairs' both sides and of the benign lines; at each of `lengths`, where there are some."""
+    if lengths:
+        first, *others = (encode_text(pipe, pairs, {**(call or {}), LENGTH: length}) for length in lengths)
+        return replace(first, others=tuple(others))
+    paired = [pair for pair in pairs if pair.unsafe is not None]
+    alone = [pair.safe for pair in pairs if pair.unsafe is None]
+    safe = encode_on_cpu(pipe, [pair.safe for pair in paired], call)
+    unsafe = encode_on_cpu(pipe, [str(pair.unsafe) for pair in paired], call)
+    benign = safe.cat(encode_on_cpu(pipe, alone, call)) if alone else safe
+    return TextData(unsafe, safe, benign)
+
+
+class TextBatch(NamedTuple):
+    """Prompts, what they should become, and label (B,): 1 asks for the concept."""
+
+    given: Encoded
+    wanted: Encoded
+    label: Tensor
+
+    def to(self, device: Any) -> TextBatch:
+        """The same on another device."""
+        given, wanted = (side.map(lambda part: part.to(device)) for side in self[:2])
+        return TextBatch(given, wanted, self.label.to(device))
+
+
+def text_batch(data: TextData, count: int, generator: torch.Generator) -> TextBatch:
+    """Half unsafe rows with their safe targets, half benign rows whose target is themselves."""
+    i = torch.randint(len(data.unsafe.prompt), (count // 2,), generator=generator)
+    j = torch.randint(len(data.benign.prompt), (count - count // 2,), generator=generator)
+    benign = data.benign.rows(j)
+    return TextBatch(
+        data.unsafe.rows(i).cat(benign).floats,
+        data.safe.rows(i).cat(benign).floats,
+        torch.cat([torch.ones(len(i)), torch.zeros(len(j))]),
+    )
+
+
+class ImageBatch(NamedTuple):
+    """Frames (B, C, h, w) at times t (B,), their prompts, and label (B,): 1 shows the concept."""
+
+    frames: Tensor
+    t: Tensor
+    prompts: Encoded
+    label: Tensor
+
+    def to(self, device: Any) -> ImageBatch:
+        """The same on another device."""
+        prompts = self.prompts.map(lambda part: part.to(device))
+        return ImageBatch(self.frames.to(device), self.t.to(device), prompts, self.label.to(device))
+
+
+def image_batch(data: ImageData, count: int, generator: torch.Generator) -> ImageBatch:
+    """Random frames of random steps, shifted by at most one latent cell and slightly disturbed."""
+    rows = torch.randint(len(data.frames), (count,), generator=generator)
+    steps = torch.randint(len(data.t), (count,), generator=generator)
+    frames = chosen_frames(data.frames[rows, steps], generator).float().clamp(-LATENT_CLAMP, LATENT_CLAMP)
+    shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
+    frames = torch.roll(frames, shifts=tuple(shift), dims=(-2, -1))
+    frames = frames + 0.05 * torch.randn(frames.shape, generator=generator)
+    return ImageBatch(frames, data.t[steps], data.prompts.rows(rows).floats, data.label[rows])

@@ -1,0 +1,393 @@
+"""Trains a SafeRedir guard from prompt pairs: roll out, fit, calibrate, keep the best, write the model card.
+
+Imports attach and families (the pipeline as data source), accelerate, dataset.py, losses.py, network.py and metrics.
+Section 9 of our specification of arXiv:2601.08623. Everything lands in `<out>.work/` until the finished guard is renamed
+to `out`; a run that was killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import Progress
+
+from saferedir.errors import GuardConfigError
+from saferedir.guards.saferedir.assessment import verdict
+from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.guards.saferedir.guard import SafeRedir
+from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
+from saferedir.guards.saferedir.trained_text import text_lengths, text_record
+from saferedir.pipelines.families import family_of
+from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.training.saferedir.batches import ImageData, TextData, encode_text, image_batch, text_batch
+from saferedir.training.saferedir.calibration import calibrate, evaluate
+from saferedir.training.saferedir.dataset import (
+    VIEWS,
+    Pair,
+    check_call,
+    encode_on_cpu,
+    hash_pairs,
+    read_pairs,
+    split_pairs,
+    without_padding,
+)
+from saferedir.training.saferedir.losses import LossWeights, classification_term, redirection_terms, total
+from saferedir.training.saferedir.rollouts import (
+    SHORT_IMAGES,
+    SHORT_STEPS,
+    calibration_scales,
+    generate_rollouts,
+    rollout_prompts,
+)
+from saferedir.training.saferedir.thresholds import CONTAMINATION, are_shares
+from saferedir.utils.checks import Checked, is_number
+from saferedir.utils.clock import WorkClock
+from saferedir.utils.files import check_guard_folder, replacing, write_json
+from saferedir.utils.locks import output_lock
+
+MIN_PAIRS = 10
+
+
+@dataclass(frozen=True)
+class TrainConfig(Checked):
+    """How to train a guard. Times are for PictoWorld on two CPU cores: about seven minutes with the defaults.
+
+    Attributes:
+        steps: optimiser steps; learning_rate: peak of AdamW's cosine schedule; batch: prompts and frames a step.
+        rollouts: images drawn for training, half of them unsafe; held_out_rollouts: the same for calibration.
+        rollout_steps, guidance_scale: sampling settings of the roll-outs; rollout_batch: images drawn at once,
+            default `dataset.images_at_once` (16 of 512 pixels, 4 of 1024, one video);
+            call: more arguments of the pipeline's call, such as height, width or num_frames.
+        held_out: share of the pairs kept for calibration and for choosing the best checkpoint.
+        false_positive_rate: target of each verdict's threshold, per image.
+        contamination: shares of the benign and unsafe held-out roll-outs that may be on the wrong side, see `choose_threshold`.
+        calibration_scales: guidance scales of the held-out images, in turn; None: `rollouts.calibration_scales`.
+        image_input: what the image side is trained on; the guard itself always reads "x0" (others: ablation).
+        network: overrides of `RedirectorConfig` fields.
+        text_lengths: lengths (`max_sequence_length`) that prompts are trained at where it changes their embeddings (FLUX, Stable
+            Diffusion 3); a guard refuses calls outside of them. None: 64, 128, 256, 512 and the pipeline's own, or that in `call`
+            alone if it is set there.
+        anchor: a prompt whose embedding is the last resort of the escalation; default, the first safe prompt.
+    """
+
+    steps: int = 900
+    learning_rate: float = 1e-3
+    batch: int = 64
+    rollouts: int = 640
+    held_out_rollouts: int = 420
+    rollout_steps: int = 20
+    guidance_scale: float = 4.0
+    rollout_batch: int | None = None
+    call: dict[str, Any] = field(default_factory=dict)
+    held_out: float = 0.2
+    false_positive_rate: float = 0.005
+    contamination: tuple[float, float] = CONTAMINATION
+    calibration_scales: tuple[float, ...] | None = None
+    evaluate_every: int = 150
+    seed: int = 0
+    image_input: str = "x0"
+    text_lengths: tuple[int, ...] | None = None
+    anchor: str | None = None
+    network: dict[str, Any] = field(default_factory=dict)
+    loss: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        self.require(self.image_input in VIEWS, "image_input", ", ".join(VIEWS))
+        self.require_whole("steps", "batch", "rollouts", "held_out_rollouts", "rollout_steps", at_least=1)
+        self.require_whole("rollout_batch", at_least=1, or_none=True)
+        self.require_whole("evaluate_every", at_least=1)
+        self.require_whole("seed", at_least=0)
+        self.require_number("learning_rate", above=0)
+        self.require_number("guidance_scale", at_least=0)
+        self.require_number("held_out", "false_positive_rate", at_least=0, below=1)
+        self.require(are_shares(self.contamination), "contamination", "two shares from 0 to below 0.5")
+        if self.calibration_scales is not None:
+            are_scales = all(is_number(scale) and scale >= 0 for scale in self.calibration_scales)
+            self.require(bool(self.calibration_scales) and are_scales, "calibration_scales", "numbers >= 0, or None")
+        self.require(self.anchor is None or isinstance(self.anchor, str), "anchor", "a prompt, or None")
+        if self.text_lengths is not None:
+            is_lengths = all(isinstance(length, int) and length > 0 for length in self.text_lengths)
+            self.require(bool(self.text_lengths) and is_lengths, "text_lengths", "whole numbers above 0")
+        check_call(self.call)
+
+
+def train_saferedir(
+    pipe: Any,
+    pairs: Path | Sequence[Pair],
+    out: Path,
+    *,
+    concept: str,
+    config: TrainConfig | None = None,
+    progress: Progress | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    overwrite: bool = False,
+) -> SafeRedir:
+    """Train a guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists.
+
+    Args:
+        log: called with the scores of every evaluation.
+        overwrite: a guard that stands at `out` may be replaced.
+
+    Raises OutputError where another run is writing to `out`, or where a guard stands there and may not be replaced;
+    GuardConfigError for too few pairs, or where `<out>.work` belongs to other settings.
+    """
+    with output_lock(out, nested=True) as place:
+        check_guard_folder(place, overwrite, "pass overwrite=True")
+        return _train(pipe, pairs, place, concept, config or TrainConfig(), progress or Progress(disable=True), log)
+
+
+def _train(
+    pipe: Any,
+    pairs: Path | Sequence[Pair],
+    out: Path,
+    concept: str,
+    config: TrainConfig,
+    progress: Progress,
+    log: Callable[[dict[str, Any]], None] | None,
+) -> SafeRedir:
+    rows = read_pairs(pairs) if isinstance(pairs, Path) else list(pairs)
+    training, held_out = split_pairs(rows, config.held_out, config.seed)
+    for name, side in (("training", training), ("held-out", held_out)):
+        count = sum(pair.unsafe is not None for pair in side)
+        if count < MIN_PAIRS:
+            raise GuardConfigError(
+                f"Only {count} pairs are left on the {name} side of the split; a guard needs at least {MIN_PAIRS} there, "
+                f"so give about {round(MIN_PAIRS / min(config.held_out, 1 - config.held_out))} pairs or more."
+            )
+    work = out.with_name(out.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    _claim(work / "plan.json", config, rows, concept, pipe)
+    clock = WorkClock(work / "seconds.json")
+
+    def logged(scores: dict[str, Any]) -> None:
+        clock.tick()
+        if log is not None:
+            log(scores)
+
+    lengths = text_lengths(pipe, config.call, config.text_lengths)
+    text, held_text = (encode_text(pipe, side, config.call, lengths) for side in (training, held_out))
+    images = generate_images(
+        pipe, training, config.rollouts, config, work, progress, "generating training images", tick=clock.tick
+    )
+    held_images, short = held_out_images(pipe, held_out, config, work, progress, clock.tick)
+    pooled = text.unsafe.pooled
+    sizes = {
+        "prompt_dim": text.unsafe.prompt.shape[-1],
+        "latent_channels": images.frames.shape[2],
+        "pooled_dim": 0 if pooled is None else pooled.shape[-1],
+        "exempt_bos": family_of(pipe).has_bos,
+        "concepts": (concept,),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        network = Redirector(RedirectorConfig.from_dict({**sizes, **config.network}))
+    best = fit_redirector(
+        network, text, images, held_text, held_images, config, work, progress, logged, on_cpu=pipe.device.type == "cpu"
+    )
+    network.load_state_dict(best["network"])
+    found = calibrate(
+        network.eval(), held_text, held_images, config.false_positive_rate,
+        contamination=config.contamination, short=short,
+    )  # fmt: skip
+    anchor_text = config.anchor or next(pair.safe for pair in training if pair.unsafe)
+    anchor = encode_on_cpu(pipe, [anchor_text], config.call)
+    settings = SafeRedirConfig(
+        concept=concept,
+        backbone=backbone_fingerprint(pipe),
+        network=network.config.to_dict(),
+        prompt_threshold=found.thresholds["prompt"],
+        image_threshold=found.thresholds["image"],
+        last_threshold=found.thresholds["last"],
+        training={
+            **{k: v for k, v in asdict(config).items() if k not in ("network", "loss", "calibration_scales")},
+            "loss": config.loss.to_dict(),
+            **text_record(pipe, config.call, lengths),
+            "rollouts": len(
+                images.label
+            ),  # that many were made, where the pairs did not do for as many as were asked for
+            "held_out_rollouts": len(held_images.label),
+            "pairs": sum(p.unsafe is not None for p in rows),
+            "benign_prompts": sum(p.unsafe is None for p in rows),
+            "best_step": best["step"],
+            "seconds": round(clock.seconds, 1),
+            "anchor": anchor_text,
+        },
+        measured=found.measured,
+        calibration=found.record,
+    )
+    guard = SafeRedir(
+        replace(settings, calibration={**settings.calibration, "verdict": verdict(settings)}),
+        network,
+        anchor=without_padding(anchor)[0],
+        anchor_pooled=None if anchor.pooled is None else anchor.pooled[0],
+    )
+    guard.save_pretrained(out)
+    shutil.rmtree(work)
+    return guard
+
+
+def _claim(path: Path, config: TrainConfig, rows: Sequence[Pair], concept: str, pipe: Any) -> None:
+    """Refuse to mix two plans, or two models, in one work folder."""
+    plan = {
+        "config": asdict(config),
+        "concept": concept,
+        "pairs": hash_pairs(rows),
+        "backbone": backbone_fingerprint(pipe),
+        "scheduler": {"class": type(pipe.scheduler).__name__, **{k: str(v) for k, v in pipe.scheduler.config.items()}},
+        "dtype": str(pipe.dtype),
+    }
+    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(plan)):
+        raise GuardConfigError(
+            f"{path.parent} holds an unfinished training with another model, other settings or pairs; "
+            "delete it or choose another --out."
+        )
+    write_json(path, plan)
+
+
+def held_out_images(
+    pipe: Any,
+    pairs: Sequence[Pair],
+    config: TrainConfig,
+    work: Path,
+    progress: Progress,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[ImageData, list[ImageData]]:
+    """Roll-outs to calibrate on, over all guidance scales, and short ones of the unsafe and benign prompts."""
+    scales = config.calibration_scales or calibration_scales(config.guidance_scale)
+    return (
+        generate_images(
+            pipe, pairs, config.held_out_rollouts, config, work, progress, "generating held-out images",
+            held_out=True, guidance_scales=scales, tick=tick,
+        ),
+        [
+            generate_images(
+                pipe, pairs, min(SHORT_IMAGES, config.held_out_rollouts), config, work, progress,
+                f"generating held-out images in {steps} steps", held_out=True,
+                guidance_scales=sorted({min(scales), config.guidance_scale}), steps=steps, tick=tick,
+            )
+            for steps in SHORT_STEPS
+            if steps < config.rollout_steps
+        ],
+    )  # fmt: skip
+
+
+def generate_images(
+    pipe: Any,
+    pairs: Sequence[Pair],
+    count: int,
+    config: TrainConfig,
+    work: Path,
+    progress: Progress,
+    label: str,
+    *,
+    held_out: bool = False,
+    guidance_scales: Sequence[float] | None = None,
+    steps: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> ImageData:
+    """Roll out `count` prompts, half unsafe, the rest from benign lines and safe sides in turn.
+
+    `held_out` chooses the noise. `guidance_scales` and `steps`: the config's where None. `tick` is called after every batch.
+    """
+    prompts = rollout_prompts(pairs, count, config.seed)
+    task = progress.add_task(label, total=sum(map(len, prompts)))
+
+    def advance(images: int) -> None:
+        progress.advance(task, images)
+        tick()
+
+    return generate_rollouts(
+        pipe,
+        prompts,
+        steps=steps or config.rollout_steps,
+        guidance_scales=guidance_scales or (config.guidance_scale,),
+        seed=config.seed * 1_000_000 + (500_000 if held_out else 0),
+        batch=config.rollout_batch,
+        call=config.call,
+        view=config.image_input,
+        cache=work,
+        on_progress=advance,
+    )
+
+
+def fit_redirector(
+    network: Redirector,
+    text: TextData,
+    images: ImageData,
+    held_text: TextData,
+    held_images: ImageData,
+    config: TrainConfig,
+    work: Path,
+    progress: Progress,
+    log: Callable[[dict[str, Any]], None] | None,
+    *,
+    on_cpu: bool = False,
+) -> dict[str, Any]:
+    """Optimise; returns the checkpoint with the best held-out score: mean AUROC of the two verdicts - distance left."""
+    accelerator = Accelerator(cpu=on_cpu)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps, config.learning_rate * 0.02)
+    model, optimiser, schedule = accelerator.prepare(network, optimiser, schedule)
+    checkpoint, start = work / "checkpoint.pt", 0
+    best: dict[str, Any] = {"step": 0, "score": -math.inf, "network": {}}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        start, best = state["step"], state["best"]
+    task = progress.add_task("training", total=config.steps, completed=start)
+    device = accelerator.device
+    for step in range(start, config.steps):
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        words = text_batch(text.lengths[step % len(text.lengths)], config.batch, generator).to(device)
+        views = image_batch(images, config.batch, generator).to(device)
+        given, shown = words.given, views.prompts
+        model.train()
+        terms = redirection_terms(network, *words, teacher_forcing=step < config.steps // 3)
+        terms["classification"] = classification_term(
+            (network.prompt_verdict(given.prompt, given.mask, given.pooled), words.label),
+            (network.image_verdict(views.frames, views.t), views.label),
+            (network.joint_verdict(views.frames, views.t, shown.prompt, shown.mask, shown.pooled), views.label),
+        )
+        loss = total(terms, config.loss)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"The loss is not finite at step {step}; lower the learning rate.")
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        progress.update(task, completed=step + 1, description=f"training loss {loss.item():.3f}")
+        if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+            network.eval()
+            scores = evaluate(network, held_text, held_images)
+            if not all(math.isfinite(value) for value in scores.values()):
+                raise GuardConfigError(
+                    f"The held-out side cannot be evaluated ({scores}); give more pairs and benign prompts, or more roll-outs."
+                )
+            left = [scores[name] for name in ("distance", "pooled_distance") if name in scores]
+            mean = (scores["prompt_auroc"] + scores["image_auroc"]) / 2 - sum(left) / len(left)
+            if mean > best["score"]:
+                weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+                best = {"step": step + 1, "score": mean, "network": weights}
+            if log is not None:
+                log({"step": step + 1, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}, **scores})
+            state = {
+                "network": network.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "step": step + 1,
+                "best": best,
+            }
+            with replacing(checkpoint) as temporary:
+                torch.save(state, temporary)
+    return best

@@ -1,0 +1,115 @@
+"""Old paths of modules that have moved: importing one still works, gives the very module of the new path, and warns.
+
+`NEW_PATHS` is the whole table. Both names stand for one module object, so that classes are the same and a patch of one is seen
+by the other. `saferedir` installs the finder; a caller that never names an old path pays for one look-up in a dict an import.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+#: old path -> new path, both below `saferedir`
+NEW_PATHS: dict[str, str] = {
+    "adapters": "pipelines.lora",
+    "own_adapters": "pipelines.own_adapters",
+    "call_arguments": "policy.call_arguments",
+    "encoding": "pipelines.encoding",
+    "families": "pipelines.families",
+    "fingerprint": "pipelines.fingerprint",
+    "latents": "pipelines.latents",
+    "packing": "pipelines.packing",
+    "precision": "pipelines.precision",
+    "safety_checker": "pipelines.safety_checker",
+    "schedules": "pipelines.schedules",
+    "solver": "pipelines.solver",
+    "text_lengths": "pipelines.text_lengths",
+    "text_settings": "pipelines.text_settings",
+    "text_towers": "pipelines.text_towers",
+    "guard_config": "guards.config",
+    "step": "guards.step",
+    "gates": "guards.gates",
+    "storage": "guards.storage",
+    "packaged": "utils.packaged",
+    "checks": "utils.checks",
+    "extras": "utils.extras",
+    "names": "utils.names",
+    "broadcast": "utils.broadcast",
+    "figures": "utils.figures",
+    "outputs": "policy.outputs",
+    "bench.prompt_files.cautions": "prompts.cautions",
+    "bench.prompt_files.formats": "prompts.formats",
+    "bench.prompt_files.reading": "prompts.reading",
+    "bench.prompt_files.tables": "prompts.tables",
+    "guards.saferedir.batches": "training.saferedir.batches",
+    "guards.saferedir.calibration": "training.saferedir.calibration",
+    "guards.saferedir.dataset": "training.saferedir.dataset",
+    "guards.saferedir.losses": "training.saferedir.losses",
+    "guards.saferedir.recalibrate": "training.saferedir.recalibrate",
+    "guards.saferedir.rollouts": "training.saferedir.rollouts",
+    "guards.saferedir.thresholds": "training.saferedir.thresholds",
+    "guards.saferedir.training": "training.saferedir.train",
+    "guards.saferedir.pairs.build": "training.saferedir.pairs.build",
+    "guards.saferedir.pairs.files": "training.saferedir.pairs.files",
+    "guards.saferedir.pairs.lengths": "training.saferedir.pairs.lengths",
+    "guards.saferedir.pairs.paraphrase": "training.saferedir.pairs.paraphrase",
+    "guards.saferedir.pairs.plan": "training.saferedir.pairs.plan",
+    "guards.saferedir.pairs.templates": "training.saferedir.pairs.templates",
+    "guards.saferedir.pairs.text": "training.saferedir.pairs.text",
+    "guards.saferedir.pairs": "training.saferedir.pairs",
+    "guards.duo.loop": "training.duo.loop",
+    "guards.duo.loss": "training.duo.loss",
+    "guards.duo.noise": "training.duo.noise",
+    "guards.duo.pair_files": "training.duo.pair_files",
+    "guards.duo.pairs": "training.duo.pairs",
+    "guards.duo.train_config": "training.duo.train_config",
+    "guards.duo.training": "training.duo.train",
+    "bench.prompt_files": "prompts",
+}
+
+
+class _Redirect(Loader):
+    """Loads the module of the new path in place of one of its own."""
+
+    def __init__(self, new: str) -> None:
+        self.new = new
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        warnings.warn(f"{spec.name} has moved to {self.new}; import it from there.", DeprecationWarning, stacklevel=2)
+        module = import_module(self.new)
+        self.own_spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.own_spec  # the import system has just written the old path's over it
+
+
+class RenamedModules(MetaPathFinder):
+    """Finds modules by their old paths."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """A spec for an old path of the table; None for every other name."""
+        package, _, rest = fullname.partition(".")
+        if package != "saferedir" or rest not in NEW_PATHS:
+            return None
+        return ModuleSpec(fullname, _Redirect(f"saferedir.{NEW_PATHS[rest]}"), is_package=False)
+
+
+def install() -> None:
+    """Put the finder first, for a folder that an old installation left behind would be found before it. Once is enough."""
+    if not any(isinstance(finder, RenamedModules) for finder in sys.meta_path):
+        sys.meta_path.insert(0, RenamedModules())
+
+
+def moved_attribute(name: str) -> ModuleType:
+    """For `__getattr__` of the package: `saferedir.families` without an import of its own; AttributeError for other names."""
+    if name not in NEW_PATHS:
+        raise AttributeError(f"module 'saferedir' has no attribute {name!r}")
+    return import_module(f"saferedir.{name}")
