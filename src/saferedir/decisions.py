@@ -1,7 +1,6 @@
 """Decision: what one guard saw in one image and what it did about it, as plain data.
 
-Imports nothing of saferedir. Guards write decisions (`Guard.verdict`), `protect` acts on them, the server
-logs them.
+Guards write decisions (`Guard.verdict`), `protect` acts on them, the server logs them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The errors of saferedir: every refusal is one of these, and each message says what to do next.
 
-Imports nothing. Raised everywhere; see docs/architecture.md for the fail-closed rule they serve.
+Raised everywhere; see docs/architecture.md for the fail-closed rule they serve.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """protect(pipe, guards): policy around `attach`. Redirect, verify and retry, or block; it fails closed.
 
-Imports attach, decisions, errors, guard, the registry of methods, outputs; knows no concrete guard and no judge. A verifier is
-any function of PIL images.
-What each policy promises, and against whom: docs/security.md.
+Knows no concrete guard and no judge. A verifier is any function of PIL images. What each policy promises, and against
+whom: docs/security.md.
 """
 
 from __future__ import annotations

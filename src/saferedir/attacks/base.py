@@ -1,6 +1,6 @@
 """Attack: proposes what to draw. The bench draws and judges it; an attack never decides its own success.
 
-Imports prompts only. One attack, one file; their names: registry.py.
+One attack, one file; their names: registry.py.
 """
 
 from __future__ import annotations

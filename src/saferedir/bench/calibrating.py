@@ -1,7 +1,6 @@
 """Judges of a built-in world are calibrated by the bench itself, because the truth about its pictures is known.
 
-Imports planned, resources, worlds, store and judges' calibration. reporting.py reads what is written here, and what
-`saferedir judge calibrate` writes.
+reporting.py reads what is written here, and what `saferedir judge calibrate` writes.
 """
 
 from __future__ import annotations

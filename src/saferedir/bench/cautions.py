@@ -1,6 +1,6 @@
 """Warnings about prompts that need more than their file (W7 to W9): the model's tokenizer, the guard's name, its training files.
 
-Imports config, guard_parts, records and prompt_files. Used by plan; those of the file alone: prompt_files/cautions.py.
+Used by plan; those of the file alone: prompts/cautions.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From scores to numbers: one cell's record out of its drawing and the bare model's. Pure, and repeatable without the models.
 
-Imports metrics, encoded.py, judges' rules and records. `CellSpec` is plain data (plan.json): rejudging needs nothing else.
+`CellSpec` is plain data (plan.json): rejudging needs nothing else.
 """
 
 from __future__ import annotations

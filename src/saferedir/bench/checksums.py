@@ -1,6 +1,6 @@
 """Checksum of a whole pipeline: every weight, every setting, the tokenizers' words and rules.
 
-Imports torch and errors only. `fingerprint` is the quick, forgiving relative that guards use; a bench needs this strict one.
+`fingerprint` is the quick, forgiving relative that guards use; a bench needs this strict one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A concept of the matrix, read and checked: its prompts, judges and rules. Imports config, judging, prompt files and worlds."""
+"""A concept of the matrix, read and checked: its prompts, judges and rules."""
 
 from __future__ import annotations
 

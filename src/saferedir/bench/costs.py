@@ -1,7 +1,4 @@
-"""What guards cost: seconds a picture beside the bare model's, from the drawings of the same prompts; and an estimate before.
-
-Imports cells, drawing, drawn and records.
-"""
+"""What guards cost: seconds a picture beside the bare model's, from the drawings of the same prompts; and an estimate before."""
 
 from __future__ import annotations
 

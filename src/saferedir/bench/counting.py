@@ -1,6 +1,6 @@
 """From a bench folder to its cells: reads what is drawn, writes every cell's record and costs.json. Needs no model.
 
-Imports planned, looking, store, vectors, cells, costs. The same drawings always give the same records, bit for bit.
+The same drawings always give the same records, bit for bit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A drawing: the pictures of one prompt set by one model under one guard, judged; the unit of work, cut into shards.
 
-`DrawingSpec` is plain data, so it travels to any worker, and its `key` is a checksum of all that the result depends on: the same
-key never has to be drawn twice. `draw_shard` is a pure function of the spec and a range of pictures. Imports attach, resources.
+`DrawingSpec` is plain data, so it travels to any worker, and its `key` is a checksum of all that the result depends on:
+the same key never has to be drawn twice. `draw_shard` is a pure function of the spec and a range of pictures.
 """
 
 from __future__ import annotations

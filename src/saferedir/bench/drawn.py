@@ -1,4 +1,4 @@
-"""A drawing as it is read back from the folder, and several seeds of it as one. Imports cells; made by store.py."""
+"""A drawing as it is read back from the folder, and several seeds of it as one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""From a matrix entry to an encoder and its reference pictures, both checked, and to what a cell takes of them.
-
-Imports config, encoded, resources, seeing and judges' pictures; used by plan and vectors.
-"""
+"""From a matrix entry to an encoder and its reference pictures, both checked, and to what a cell takes of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a guard of the matrix to the parts of its stack, each by its source as plain data. Imports config and resources."""
+"""From a guard of the matrix to the parts of its stack, each by its source as plain data."""
 
 from __future__ import annotations
 

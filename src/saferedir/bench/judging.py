@@ -1,4 +1,4 @@
-"""From a matrix entry to a judge and its rule. Imports config, judges, resources and seeing; used by plan and rejudging."""
+"""From a matrix entry to a judge and its rule."""
 
 from __future__ import annotations
 

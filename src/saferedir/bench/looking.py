@@ -1,7 +1,4 @@
-"""Judges and encoders that come later, or failed before, look at the pictures that were kept: nothing is drawn for them.
-
-Imports drawing, seeing, resources and store.
-"""
+"""Judges and encoders that come later, or failed before, look at the pictures that were kept: nothing is drawn for them."""
 
 from __future__ import annotations
 

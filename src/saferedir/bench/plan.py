@@ -1,7 +1,6 @@
 """From matrix to work: every cell, and the drawings it needs, each only once. Everything that can be wrong is found here.
 
-Imports config, concepts, encoding, drawing, resources and attacks; what is checked is in plan_checks.py and concepts.py. Draws
-nothing; loads models and guards to know their checksums.
+What is checked is in plan_checks.py and concepts.py. Draws nothing; loads models and guards to know their checksums.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What can be wrong in a matrix though every key is known: names of other rooms, and arguments of the call. One sentence each.
 
-Imports config, concepts, encoding, worlds and the registries of attacks, guards, judges and encoders. Used by plan.
+Used by plan.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A plan as it lies on the disk (plan.json): all that is needed to count, report and judge again, without model or guard.
 
-Plain data. Imports cells, drawing's `Shard` and resources' specs. Made by runner.py, read by reporting.py and rejudging.py.
+Plain data. Made by runner.py, read by reporting.py and rejudging.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Numbers that papers report, as data for comparison; never a source of a measured cell. Imports errors and names only.
+"""Numbers that papers report, as data for comparison; never a source of a measured cell.
 
 The numbers are in published.json, one row a number. A table is one protocol: the same attack on the same defence has very
 different values in different tables, and no function here joins two of them. A report shows them apart from what it measured.

@@ -4,8 +4,6 @@ Workers only draw: the driver, this process, keeps every result, so that a worke
 another. A worker needs the same libraries as the driver and the same kind of device; it is asked before its first shard. The
 number of torch threads is the driver's, for float32 pictures (not bf16 ones) differ in the last bits between one thread and two.
 A cluster of unlike processors or GPUs is not refused, but its pictures are then only as alike as theirs.
-
-Imports executors, workers, drawing and resources; Ray itself only when a cluster is started or joined.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Counting again by other judges, presets or rules, without drawing: `saferedir bench rejudge`.
 
-Scores that are stored are used as they are; a judge that was not there looks at the stored pictures. Imports counting, planned,
-store and the judges' registry and presets.
+Scores that are stored are used as they are; a judge that was not there looks at the stored pictures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Models, guards, judges and encoders of a bench, by plain-data specs; loaded when first needed, on whatever worker needs them.
 
-Imports checksums, pipelines, the registries of guards, judges and encoders, and worlds. Specs carry checksums; what is loaded
-must have the same, so a folder changed between two runs, or other on another machine, is an error and not a number.
+Specs carry checksums; what is loaded must have the same, so a folder changed between two runs, or other on another
+machine, is an error and not a number.
 """
 
 from __future__ import annotations

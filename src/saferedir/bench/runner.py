@@ -1,7 +1,7 @@
 """Runs a plan: draws what is missing, keeps each shard at once, tries failures again, then writes every cell's record.
 
-Killed at any moment, it goes on where it was; the cells are the same, bit for bit, however often that happens and whoever draws.
-A judge or encoder that fails costs its own numbers only. Imports plan, executors, looking, vectors, store, counting.
+Killed at any moment, it goes on where it was; the cells are the same, bit for bit, however often that happens and
+whoever draws. A judge or encoder that fails costs its own numbers only.
 """
 
 from __future__ import annotations

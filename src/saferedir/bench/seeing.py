@@ -1,4 +1,4 @@
-"""What judges and encoders see in drawn pictures: scores and features, one row a picture. Imports resources, judges, encoders."""
+"""What judges and encoders see in drawn pictures: scores and features, one row a picture."""
 
 from __future__ import annotations
 

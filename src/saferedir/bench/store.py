@@ -6,8 +6,6 @@
     texts/  references/                 vectors of prompts and of reference pictures, see vectors.py
     cells/<slug>.json                   one record a cell
     costs.json  report.html  report.md
-
-Imports pyarrow (extra `bench`), drawing, drawn and records.
 """
 
 from __future__ import annotations

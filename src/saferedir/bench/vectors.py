@@ -1,7 +1,6 @@
 """Vectors of what no bench draws: of prompts (texts/) and of reference pictures (references/), each computed once and kept.
 
-Whoever runs the bench computes them before the first picture; counting reads them, without a model. Imports store, encoded,
-encoding and resources.
+Whoever runs the bench computes them before the first picture; counting reads them, without a model.
 """
 
 from __future__ import annotations

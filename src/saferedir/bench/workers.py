@@ -1,7 +1,4 @@
-"""What a worker on another machine is, whether it may draw, and which shard suits it best. Pure; knows nothing of Ray.
-
-Imports drawing, executors, plan and resources; see ray_executor.py for who asks.
-"""
+"""What a worker on another machine is, whether it may draw, and which shard suits it best. Pure; knows nothing of Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built-in worlds: the only file of the bench that knows one. Imports PictoWorld inside the functions.
+"""The built-in worlds: the only file of the bench that knows one.
 
 A world brings prompts of its concepts ("pictoworld/star") and recipes for guards made without training ("pictoworld/sld-max").
 """

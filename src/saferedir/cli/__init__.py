@@ -1,6 +1,6 @@
 """The command line `saferedir`: one file per group of commands, each parsing, calling the library and printing.
 
-Imports typer and rich only; torch and diffusers are imported inside the commands.
+Torch and diffusers are imported inside the commands.
 """
 
 from __future__ import annotations

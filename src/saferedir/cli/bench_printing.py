@@ -1,4 +1,4 @@
-"""What `saferedir bench` prints: the plan before, the rates and notes after. Imports the command line's tables; bench/ inside."""
+"""What `saferedir bench` prints: the plan before, the rates and notes after."""
 
 from __future__ import annotations
 

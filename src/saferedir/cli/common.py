@@ -1,7 +1,4 @@
-"""What the commands share: the console, sentences for errors, quiet loading of models and guards, progress bars.
-
-Imports of torch, diffusers and our own heavy modules happen inside the functions, so that `--help` stays fast.
-"""
+"""What the commands share: the console, sentences for errors, quiet loading of models and guards, progress bars."""
 
 from __future__ import annotations
 

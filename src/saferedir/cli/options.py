@@ -1,4 +1,4 @@
-"""Options that several commands share. Imports typer only."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Output folders: checked before the work starts, written beside their place, renamed when all is done.
 
-Imports `packaged`, `errors` and `utils` (files, locks). A reader never sees half a result, and no file that is not ours is
-ever lost.
+A reader never sees half a result, and no file that is not ours is ever lost.
 """
 
 from __future__ import annotations

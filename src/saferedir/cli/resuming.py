@@ -1,4 +1,4 @@
-"""What an interrupted `saferedir generate` left: its images, and how the same command goes on from them. Imports output.py."""
+"""What an interrupted `saferedir generate` left: its images, and how the same command goes on from them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a command says when it is stopped by Ctrl-C or by a polite kill (SIGTERM, as `docker stop` sends): both end it alike.
-
-Imports the standard library only.
-"""
+"""What a command says when it is stopped by Ctrl-C or by a polite kill (SIGTERM, as `docker stop` sends): both end it alike."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What stands between our commands and a terminal: characters that it cannot show, and the notes of other libraries.
 
-Imports the standard library only; `Commands` in common.py calls `prepare_terminal` before anything is parsed or printed.
+`Commands` in common.py calls `prepare_terminal` before anything is parsed or printed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The demo: the embedded model draws the same prompts with and without its three guards, and a judge looks at both.
 
-Imports pictoworld, figures and guard loading; the command around it is in cli/images.py. Everything is seeded: the same
-version on the same machine gives the same pictures.
+The command around it is in cli/images.py. Everything is seeded: the same version on the same machine gives the same
+pictures.
 """
 
 from __future__ import annotations

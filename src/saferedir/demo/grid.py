@@ -1,6 +1,6 @@
 """The demo's rows for the comparison grid: which prompts are shown, and what is said beside them.
 
-Imports measure.py and figures. Texts use only the signs that Pillow's own font has.
+Texts use only the signs that Pillow's own font has.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws one concept's prompts with and without its guard, and turns what the judge sees into plain numbers.
 
-Imports pictoworld and decisions. What the numbers look like beside the pictures: grid.py.
+What the numbers look like beside the pictures: grid.py.
 """
 
 from __future__ import annotations

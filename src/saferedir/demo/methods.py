@@ -1,7 +1,7 @@
 """The demo of all methods: one row a method, one column a prompt, and what a judge counts.
 
-Imports pictoworld (recipes, drawing, judge) and figures; the command around it is in cli/images.py. The numbers of a demo are a
-glance; docs/methods.md has the same over hundreds of prompts with intervals.
+The command around it is in cli/images.py. The numbers of a demo are a glance; docs/methods.md has the same over
+hundreds of prompts with intervals.
 """
 
 from __future__ import annotations

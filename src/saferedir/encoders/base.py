@@ -1,7 +1,6 @@
 """Encoder: pictures in, one vector each out; with some (CLIP) also texts, to vectors of the same space.
 
-Imports torch and errors only. Concrete encoders: one file each; their names: registry.py. What is measured with the vectors:
-bench/encoded.py.
+Concrete encoders: one file each; their names: registry.py. What is measured with the vectors: bench/encoded.py.
 """
 
 from __future__ import annotations

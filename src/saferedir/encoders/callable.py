@@ -1,7 +1,4 @@
-"""An encoder of your own: any function from pictures to vectors, and one from texts if there is one.
-
-Imports base.py and how judges find functions.
-"""
+"""An encoder of your own: any function from pictures to vectors, and one from texts if there is one."""
 
 from __future__ import annotations
 

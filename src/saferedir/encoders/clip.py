@@ -1,4 +1,4 @@
-"""CLIP as an encoder: pictures and texts in one space. Imports base.py, metrics' `ClipModel` and judges' checksums."""
+"""CLIP as an encoder: pictures and texts in one space."""
 
 from __future__ import annotations
 

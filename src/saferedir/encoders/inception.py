@@ -1,4 +1,4 @@
-"""The Inception-v3 of published FID and KID as an encoder, from a weights file. Imports base.py, metrics, judges' checksums."""
+"""The Inception-v3 of published FID and KID as an encoder, from a weights file."""
 
 from __future__ import annotations
 

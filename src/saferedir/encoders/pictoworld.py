@@ -1,4 +1,4 @@
-"""The features of PictoWorld's judge as an encoder: packaged, 128 numbers. Imports base.py and the judge."""
+"""The features of PictoWorld's judge as an encoder: packaged, 128 numbers."""
 
 from __future__ import annotations
 

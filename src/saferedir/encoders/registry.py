@@ -1,6 +1,6 @@
 """The encoders by name: one line each, in an explicit table that raises on a clash; classes are imported when first asked for.
 
-Imports base.py and names.py. To add an encoder: one file and one line here.
+To add an encoder: one file and one line here.
 """
 
 from __future__ import annotations

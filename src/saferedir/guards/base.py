@@ -1,8 +1,7 @@
 """Guard: the base class of every method, and the points at which it may intervene. Guard authors import from here.
 
-A guard is pure, differentiable tensor functions over a `Step` (step.py), with a frozen config (guard_config.py); it never sees
-a pipeline (that is `attach`). Imports these two, torch, `errors`, `decisions`, `encoding`, `gates`, `text_settings`. Saving and
-loading live in `storage`; concrete methods in `guards/`.
+A guard is pure, differentiable tensor functions over a `Step` (step.py), with a frozen config (guard_config.py); it
+never sees a pipeline (that is `attach`). Saving and loading live in `storage`; concrete methods in `guards/`.
 
 Rules of the seam, for guard authors:
 

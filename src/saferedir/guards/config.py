@@ -1,6 +1,6 @@
 """GuardConfig: the frozen settings that every guard has, their check, and their form as plain data.
 
-Imports `checks` and `errors`. A method's own settings extend it, beside the method; guard authors import it from `guard`.
+A method's own settings extend it, beside the method; guard authors import it from `guard`.
 """
 
 from __future__ import annotations

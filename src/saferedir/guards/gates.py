@@ -1,4 +1,4 @@
-"""Gate: what decides whether a guard acts on an image, for those who look on while it happens. Imports torch only."""
+"""Gate: what decides whether a guard acts on an image, for those who look on while it happens."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Classifier-free guidance as a guard sees it: its weight, whether a call has any, concept phrases, and who was edited when.
 
-Pure functions and two small records, shared by the guards that replace guidance (negative prompt, SLD, dual latent). Imports
-guard, decisions, encoding, errors. Rows of one call: 0 unconditional, p prompt, n or S the concept's phrases; m_k is the
-output of row k, g the guidance scale, m = m_0 + g (m_p - m_0). Shapes: predictions (B, C, h, w).
+Pure functions and two small records, shared by the guards that replace guidance (negative prompt, SLD, dual latent).
+Rows of one call: 0 unconditional, p prompt, n or S the concept's phrases; m_k is the output of row k, g the guidance
+scale, m = m_0 + g (m_p - m_0). Shapes: predictions (B, C, h, w).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What passes between the seam and a guard: the facts of a run and of each step, and answers that are more than one tensor.
 
-Imports torch, `errors`, `encoding`, `solver`, `text_towers`. Guard authors import all of it from `guard`, where the points of
-intervention are.
+Guard authors import all of it from `guard`, where the points of intervention are.
 """
 
 from __future__ import annotations

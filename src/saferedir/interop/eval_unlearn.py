@@ -1,8 +1,8 @@
 """Guards as techniques of the benchmark eval-unlearn, so that its runners and metrics can score them.
 
-There a technique is any callable that takes the config's keys and returns an object with `generate(prompts, seed)`; it is found
-through an entry point of the group eval_unlearn.techniques (see pyproject.toml), so nothing of that package is imported here.
-Imports guard, guards.registry, packaged, pipelines, protect. How to use it, and its limits: docs/interop.md.
+There a technique is any callable that takes the config's keys and returns an object with `generate(prompts, seed)`; it
+is found through an entry point of the group eval_unlearn.techniques (see pyproject.toml), so nothing of that package is
+imported here. How to use it, and its limits: docs/interop.md.
 
 Conventions taken from that benchmark (1.1.2): names and defaults of shared keys; float16 on CUDA; prompt i of a call starts from
 noise of seed + i, drawn on the device; the pipeline's own safety checker is off, so that the technique alone is scored.

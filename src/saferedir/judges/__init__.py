@@ -1,1 +1,1 @@
-"""Judges: pictures in, raw scores out; rules and presets say what a score means. Imports torch and errors; see base.py."""
+"""Judges: pictures in, raw scores out; rules and presets say what a score means."""

@@ -1,7 +1,7 @@
 """Judge: pictures in, raw scores out. What a score means is decided afterwards, by a rule (rules.py), so that any threshold
 can be applied again without drawing again.
 
-Imports torch and errors only. Concrete judges: one file each; their names: registry.py.
+Concrete judges: one file each; their names: registry.py.
 """
 
 from __future__ import annotations

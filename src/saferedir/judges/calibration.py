@@ -1,6 +1,6 @@
 """How far a judge can be believed: precision, recall and false positive rate on labelled pictures, and rates corrected by them.
 
-Imports base.py, rules.py, pictures.py and metrics. Command: `saferedir judge calibrate`.
+Command: `saferedir judge calibrate`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A judge of your own: any function from pictures to numbers. Imports base.py and the standard library."""
+"""A judge of your own: any function from pictures to numbers."""
 
 from __future__ import annotations
 

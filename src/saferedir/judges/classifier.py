@@ -1,4 +1,4 @@
-"""Any image classifier of `transformers`, by id or folder, as a judge. Imports base.py and pretrained.py.
+"""Any image classifier of `transformers`, by id or folder, as a judge.
 
 Traps of the papers' two classifiers (presets.py). Van Gogh: 129 styles, and papers count the artist among the first 1, 3 or 10;
 a blind guess is in the first 10 in 7.8 % of cases, so that top 10 without calibration flatters an attack. ImageNet: class names

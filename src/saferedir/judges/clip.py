@@ -1,4 +1,4 @@
-"""CLIP zero-shot: which of some texts fits a picture best. Imports base.py and pretrained.py.
+"""CLIP zero-shot: which of some texts fits a picture best.
 
 Implements Sec. 3.1.2 of "Learning Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020).
 """

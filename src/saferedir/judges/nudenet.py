@@ -1,6 +1,6 @@
 """NudeNet v3 (extra `nudenet`, whose package carries the 320n network) as a judge whose channel order and resize are fixed.
 
-Imports base.py, pictures.py and, when made, the packages nudenet, onnxruntime and cv2. What counts as nudity: presets.py.
+What counts as nudity: presets.py.
 
 The RGB/BGR trap: the package swaps the channels twice, so an RGB array reaches its network as RGB, but a file path (OpenCV
 reads BGR) reaches it as BGR. Papers did either without saying so; here it is the option `channels`.

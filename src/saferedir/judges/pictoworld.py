@@ -1,6 +1,6 @@
 """PictoWorld's two judges behind the common contract: the CNN, and the template search that confirms it.
 
-Imports pictoworld (a leaf), base.py and rules.py. The networks themselves: pictoworld/judge.py, pictoworld/template_judge.py.
+The networks themselves: pictoworld/judge.py, pictoworld/template_judge.py.
 """
 
 from __future__ import annotations

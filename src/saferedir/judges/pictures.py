@@ -1,7 +1,6 @@
 """Images for judges: files to tensors, tensors to bytes, many files to scores; checksums of weights.
 
-Imports base.py, torch, Pillow and the reader of image files (utils/images.py). Users: calibration.py, the judges, and
-`saferedir judge`.
+Users: calibration.py, the judges, and `saferedir judge`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Presets: the counting rules of papers, exactly as their code counts, each with what is known about it.
 
-Imports rules.py, registry.py and PictoWorld's tasks. Source of the table: the papers' released code where `evidence` says
-"reference"; numbers counted by two different presets are not comparable.
+Source of the table: the papers' released code where `evidence` says "reference"; numbers counted by two different
+presets are not comparable.
 """
 
 from __future__ import annotations

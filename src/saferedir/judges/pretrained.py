@@ -1,6 +1,6 @@
 """Models of `transformers` for judges: from a local folder, or from the hub where that is allowed; never torchvision.
 
-Imports transformers when called. Used by clip.py and classifier.py.
+Used by clip.py and classifier.py.
 """
 
 from __future__ import annotations

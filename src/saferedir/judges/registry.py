@@ -1,6 +1,6 @@
 """The judges by name: one line each, in an explicit table that raises on a clash; classes are imported when first asked for.
 
-Imports base.py and names.py. What their scores mean: presets.py. To add a judge: one file and one line here.
+What their scores mean: presets.py. To add a judge: one file and one line here.
 """
 
 from __future__ import annotations

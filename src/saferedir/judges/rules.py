@@ -1,4 +1,4 @@
-"""Rules turn raw scores into yes or no: frozen, comparable, plain data on disk. Imports base.py and torch only.
+"""Rules turn raw scores into yes or no: frozen, comparable, plain data on disk.
 
 A preset (presets.py) is a rule with the paper it comes from.
 """

@@ -1,4 +1,4 @@
-"""Does a judge keep its contract? Checks that hold for every judge, and the judge's own. Imports base.py and torch only."""
+"""Does a judge keep its contract? Checks that hold for every judge, and the judge's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw scores as a file, one row an image: CSV, or Parquet (extra `bench`). Imports base.py and, when needed, pyarrow."""
+"""Raw scores as a file, one row an image: CSV, or Parquet (extra `bench`)."""
 
 from __future__ import annotations
 

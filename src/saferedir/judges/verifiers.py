@@ -1,7 +1,4 @@
-"""A judge as a verifier of `saferedir.protect`: finished PIL images in, one bool each out, True where the concept is there.
-
-Imports base.py, rules.py, presets.py (on first use), pictures.py and the reader of images.
-"""
+"""A judge as a verifier of `saferedir.protect`: finished PIL images in, one bool each out, True where the concept is there."""
 
 from __future__ import annotations
 

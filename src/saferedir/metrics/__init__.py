@@ -1,5 +1,5 @@
-"""Numbers with intervals: pure functions first. Imports torch and the standard library; torchmetrics and transformers only in
-the functions that need them. One table of all of them: docs/metrics.md.
+"""Numbers with intervals: pure functions first. Torchmetrics and transformers only in the functions that need them. One
+table of all of them: docs/metrics.md.
 """
 
 from saferedir.metrics.bootstrap import Mean, Resampling, bootstrap_interval, bootstrap_mean, bootstrap_ratio

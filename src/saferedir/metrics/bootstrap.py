@@ -1,6 +1,6 @@
 """Means and ratios with percentile bootstrap intervals; pictures of one prompt are drawn again together.
 
-Imports torch, errors, checks.py and student.py only. Two arms on the same prompts: paired.py; shares: rates.py.
+Two arms on the same prompts: paired.py; shares: rates.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every metric asks of its numbers, each failure one sentence. Imports torch and errors only."""
+"""What every metric asks of its numbers, each failure one sentence."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """CLIP score: how well a picture fits its words, one number a picture.
 
-Imports torch, errors and extras; transformers only when a model is loaded. What is made of the scores: forgetting.csdr,
-distributions.cmmd.
+Transformers only when a model is loaded. What is made of the scores: forgetting.csdr, distributions.cmmd.
 """
 
 from __future__ import annotations

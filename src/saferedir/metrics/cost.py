@@ -1,4 +1,4 @@
-"""What a guard costs: seconds and memory of a call, and their ratio to the bare model's. Imports torch and this room only.
+"""What a guard costs: seconds and memory of a call, and their ratio to the bare model's.
 
 Compare at the same dtype, batch and steps, after a few warm-up calls, on a machine that does nothing else.
 """

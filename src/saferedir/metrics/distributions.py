@@ -1,7 +1,7 @@
 """Distances between two sets of pictures: Fréchet (FID), kernel (KID) and Gaussian-kernel (CMMD), on features of any network.
 
-Imports torch, errors, extras and checks.py; torchmetrics only in `fid`, `kid` and `inception`. Distances between single
-pictures: perceptual.py. A number belongs to its network and its n: FID of PictoWorld's judge is no FID of Inception-v3.
+Torchmetrics only in `fid`, `kid` and `inception`. Distances between single pictures: perceptual.py. A number belongs to
+its network and its n: FID of PictoWorld's judge is no FID of Inception-v3.
 """
 
 from __future__ import annotations

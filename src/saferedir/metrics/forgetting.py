@@ -1,7 +1,7 @@
 """Is the concept gone? Attack success, forgetting success, and CLIP-score deviation from a picture without the concept.
 
-Imports torch, errors and this room only. A judge's rule says which pictures are positive (judges/rules.py); a picture that was
-never made is never positive. Is the rest still there? preservation.py.
+A judge's rule says which pictures are positive (judges/rules.py); a picture that was never made is never positive. Is
+the rest still there? preservation.py.
 """
 
 from __future__ import annotations

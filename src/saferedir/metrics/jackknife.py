@@ -1,7 +1,7 @@
 """Intervals for distances between two sets of pictures: the jackknife that leaves out a group of prompts at a time.
 
-Imports torch, errors, checks.py, bootstrap.py and distributions.py. A bootstrap would not do: it draws pictures twice, and a
-picture that meets itself pulls every one of these distances away from its value.
+A bootstrap would not do: it draws pictures twice, and a picture that meets itself pulls every one of these distances
+away from its value.
 """
 
 from __future__ import annotations

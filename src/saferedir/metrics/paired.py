@@ -1,6 +1,6 @@
 """Two arms on the same prompts: the exact McNemar test, a difference with its interval, and Holm's correction.
 
-Imports torch, errors, checks.py and bootstrap.py only. What the arms are decided by: judges/rules.py.
+What the arms are decided by: judges/rules.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How far one picture is from another: LPIPS where its networks can be had, distance of features anywhere.
 
-Imports torch, errors, extras and checks.py; torchmetrics only in `lpips`. Distances between sets: distributions.py.
+Torchmetrics only in `lpips`. Distances between sets: distributions.py.
 """
 
 from __future__ import annotations

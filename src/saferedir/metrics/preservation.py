@@ -1,6 +1,6 @@
 """Is the rest still there? Attributes kept, neighbours, over-refusal, drift and bit-identity against the bare model.
 
-Imports torch, errors and this room only. Whole distributions of pictures: distributions.py.
+Whole distributions of pictures: distributions.py.
 """
 
 from __future__ import annotations

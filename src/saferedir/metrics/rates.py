@@ -1,4 +1,4 @@
-"""Rates, thresholds and separability: closed forms on plain numbers and tensors. Imports torch, errors, checks.py, student.py.
+"""Rates, thresholds and separability: closed forms on plain numbers and tensors.
 
 `Rate` is the one share-with-interval of the whole project. Means with intervals: bootstrap.py; two arms: paired.py.
 """

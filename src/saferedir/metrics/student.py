@@ -1,4 +1,4 @@
-"""Quantiles of Student's t, for intervals from few prompts. Imports errors only."""
+"""Quantiles of Student's t, for intervals from few prompts."""
 
 from __future__ import annotations
 

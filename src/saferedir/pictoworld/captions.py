@@ -1,7 +1,6 @@
 """Sentences about scenes: templates, phrasing levels, and the recorded splits that keep test phrasings apart.
 
-Imports scene.py and phrases.py only. A prompt knows its scene, so that every attribute it asks for can be judged.
-Tasks (what to forget) are in tasks.py.
+A prompt knows its scene, so that every attribute it asks for can be judged. Tasks (what to forget) are in tasks.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How DUO guards of PictoWorld's tasks are made: prompts of the pairs, settings of drawing and training, a judge as filter.
 
-Imports guards/duo, and this folder's judge, scene and tasks. `saferedir train duo` uses it, and so can you (docs/duo.md); the
-methods that need no training have their recipes in methods.py.
+`saferedir train duo` uses it, and so can you (docs/duo.md); the methods that need no training have their recipes in
+methods.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws and judges prompts with and without guards: the numbers of the demo, of the quality report and of the tests.
 
-Imports attach (to guard a pipeline), metrics, and pictoworld's own judge and tasks. Figures and tables are made elsewhere.
+Figures and tables are made elsewhere.
 """
 
 from __future__ import annotations

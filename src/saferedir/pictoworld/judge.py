@@ -1,6 +1,6 @@
 """The judge: a small CNN that reads every attribute of a PictoWorld picture and says when a picture is broken.
 
-Imports scene.py and utils. Training: training/judge.py. A second, independent judge is in template_judge.py.
+Training: training/judge.py. A second, independent judge is in template_judge.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pictures of known truth, for judges: scenes with a concept and without it, as the model's autoencoder draws them.
 
-Imports renderer, scene, tasks, packaged; diffusers when first needed. A judge meets pictures that came out of this decoder, never
-the renderer's own, so that is what its errors are counted on.
+Diffusers when first needed. A judge meets pictures that came out of this decoder, never the renderer's own, so that is
+what its errors are counted on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Guards of every method for the three tasks, made without training: the same words and the same pictures for all.
 
-Imports guards, latents, fingerprint and this folder's renderer and tasks. Trained guards (SafeRedir, DUO) have recipes of their
-own (duo_recipe.py); everything here is ready in seconds. Methods that work with words are made in code; those that carry
-pictures are written by `saferedir pictoworld guards`, and the package carries them: the very tensors that are made here.
+Trained guards (SafeRedir, DUO) have recipes of their own (duo_recipe.py); everything here is ready in seconds. Methods
+that work with words are made in code; those that carry pictures are written by `saferedir pictoworld guards`, and the
+package carries them: the very tensors that are made here.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The lexicon: how each attribute value can be said, at four levels, and which phrasings are kept for tests.
 
-Imports scene.py only. Levels: canonical word, synonym, implicit description, noisy spelling. Where a phrase
-stands in the sentence is part of it: "adj" before the noun, "noun" the object itself, "post" after it.
-The forget concepts have many phrasings, divided by position in the list into train, validation and test:
-of every ten, the first five are for training a guard, the sixth for validation, the rest for tests.
+Levels: canonical word, synonym, implicit description, noisy spelling. Where a phrase stands in the sentence is part of
+it: "adj" before the noun, "noun" the object itself, "post" after it. The forget concepts have many phrasings, divided
+by position in the list into train, validation and test: of every ten, the first five are for training a guard, the
+sixth for validation, the rest for tests.
 """
 
 from __future__ import annotations

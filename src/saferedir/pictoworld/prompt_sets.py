@@ -1,7 +1,7 @@
 """PictoWorld's prompts as the bench takes them: every set of one concept, each prompt with the attributes it fixes.
 
-Imports tasks.py, captions.py, phrases.py, scene.py, and the library's prompts and errors. Forget, rephrased and retain prompts
-are those of tasks.py, in its order; neighbours and look-alikes are made here. Test phrasings and test scenes throughout.
+Forget, rephrased and retain prompts are those of tasks.py, in its order; neighbours and look-alikes are made here. Test
+phrasings and test scenes throughout.
 """
 
 from __future__ import annotations

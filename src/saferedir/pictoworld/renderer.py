@@ -1,7 +1,7 @@
 """Draws scenes: vectorised, anti-aliased signed-distance rendering in torch.
 
-Imports scene.py only. One call renders a whole batch; everything is closed form, so truth is known exactly.
-Textures are aligned to the 4-pixel grid of the latent space, so that a small autoencoder can carry them.
+One call renders a whole batch; everything is closed form, so truth is known exactly. Textures are aligned to the
+4-pixel grid of the latent space, so that a small autoencoder can carry them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Measures the embedded model and its judge against the quality bar, with n, seed and intervals.
 
-Imports evaluation.py, both judges, the renderer and the judge's training stage (for spoilt pictures). The page that
-shows the numbers is report_page.py.
+The page that shows the numbers is report_page.py.
 """
 
 from __future__ import annotations

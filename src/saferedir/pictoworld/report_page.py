@@ -1,4 +1,4 @@
-"""The quality report as a Markdown page: bars beside measured rates, "missed" said plainly. Imports nothing."""
+"""The quality report as a Markdown page: bars beside measured rates, "missed" said plainly."""
 
 from __future__ import annotations
 

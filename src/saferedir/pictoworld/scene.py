@@ -1,7 +1,7 @@
 """What a PictoWorld picture contains: attributes, their values, and random scenes.
 
-Imports nothing of the library. Pictures of a scene: renderer.py; sentences about it: captions.py.
-A scene has five categorical attributes (shape, colour, background, style, position) and a continuous size.
+Pictures of a scene: renderer.py; sentences about it: captions.py. A scene has five categorical attributes (shape,
+colour, background, style, position) and a continuous size.
 """
 
 from __future__ import annotations

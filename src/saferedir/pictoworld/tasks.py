@@ -1,7 +1,7 @@
 """The three forget tasks and their prompts: what to forget, its neighbours, the anchor, and the recorded splits.
 
-Imports scene.py, phrases.py and captions.py only. A split fixes both the phrasing of the concept and which
-combinations of the other attributes may occur, so that a guard never trains on a test phrasing or test scene.
+A split fixes both the phrasing of the concept and which combinations of the other attributes may occur, so that a guard
+never trains on a test phrasing or test scene.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A second judge without learning: analysis by synthesis against the renderer.
 
-Imports renderer.py, scene.py and judge.py's result type. It confirms what the CNN claims: an attack that fools a
-network has no reason to fool this one too. Slower (about 10 ms a picture), so it is used for checks, not for sweeps.
+It confirms what the CNN claims: an attack that fools a network has no reason to fool this one too. Slower (about 10 ms
+a picture), so it is used for checks, not for sweeps.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """encode_prompts(pipe, texts): prompt embeddings as the pipeline itself would make them, for every family.
 
-Imports torch and `families`. Used by `seam` (extra prompts) and by trainers.
+Used by `seam` (extra prompts) and by trainers.
 """
 
 from __future__ import annotations

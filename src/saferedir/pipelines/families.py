@@ -1,10 +1,8 @@
 """Facts about each pipeline family, as data: where the denoiser is and how its inputs and outputs are laid
 out.
 
-A new family is one row in `_ROWS`. Imports `errors` and `packing`; read by `attach`, `seam`, `fingerprint`
-and `encoding`.
-The denoiser's time is no column: the seam takes t from the scheduler, never from the denoiser's arguments
-(FLUX passes t/1000, Z-Image 1000 - t).
+A new family is one row in `_ROWS`. The denoiser's time is no column: the seam takes t from the scheduler, never from
+the denoiser's arguments (FLUX passes t/1000, Z-Image 1000 - t).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Fingerprint of a backbone: what a guard trained on a pipeline may rely on, and the refusal to guard another.
 
-Imports torch, `errors`, `families`, `latents`, `own_adapters`, `schedules`. Used by `attach` (to check) and by trainers (to
-write).
+Used by `attach` (to check) and by trainers (to write).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Images to latents in the sampler's own frame, (z - shift) * scale with the VAE's own constants, for every family.
 
-Imports torch, Pillow and numpy. Used by `fingerprint` (the constants name a latent space) and `guards/negation/build`.
-Latents are (N, C, h, w), for video VAEs (N, C, 1, h, w): as guards see them, so nothing is packed here.
+Used by `fingerprint` (the constants name a latent space) and `guards/negation/build`. Latents are (N, C, h, w), for
+video VAEs (N, C, 1, h, w): as guards see them, so nothing is packed here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """load_pipeline(name): a diffusers pipeline from the package, a folder or the Hugging Face hub.
 
-Imports diffusers (on first use) and `packaged`. The pipeline comes as diffusers makes it, with no guard
-attached.
+The pipeline comes as diffusers makes it, with no guard attached.
 """
 
 from __future__ import annotations

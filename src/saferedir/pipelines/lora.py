@@ -1,7 +1,7 @@
 """LoRA adapters on a live denoiser, by name: put one on, make sure that it still acts, take exactly that one off.
 
-Imports peft (on first use) and `errors`. For guards that act through the weights (`guards/duo`) and for `seam`, which clears
-what a deep copy of a guarded pipeline brought along. The base weights and every other adapter stay as they are.
+For guards that act through the weights (`guards/duo`) and for `seam`, which clears what a deep copy of a guarded
+pipeline brought along. The base weights and every other adapter stay as they are.
 """
 
 from __future__ import annotations

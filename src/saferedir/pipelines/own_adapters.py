@@ -1,6 +1,6 @@
 """A user's own LoRAs on a pipeline: which act now and how strongly, and which of them a guard was not made with.
 
-Imports adapters, families and torch. Used by `fingerprint` (to write) and by attach's seam (to warn).
+Used by `fingerprint` (to write) and by attach's seam (to warn).
 """
 
 from __future__ import annotations

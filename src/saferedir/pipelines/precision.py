@@ -1,6 +1,6 @@
 """Which arithmetic draws fastest here without a loss that matters: bf16 autocast where the processor has it.
 
-Imports torch only. Guarded and unguarded pictures must be drawn under the same one, or they are not comparable.
+Guarded and unguarded pictures must be drawn under the same one, or they are not comparable.
 """
 
 from __future__ import annotations

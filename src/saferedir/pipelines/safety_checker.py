@@ -1,8 +1,8 @@
 """diffusers' own safety checker: off where images are made for us, and what it found where they are made for a user.
 
-Imports the standard library only; knows pipelines by `safety_checker`, outputs by `nsfw_content_detected` or `nsfw_detected`.
-A checker hands out black images in place of those that it flags: as references, roll-outs, pairs or benchmark images they
-would teach black, and to a user a black image must not look like one that a guard let through.
+Knows pipelines by `safety_checker`, outputs by `nsfw_content_detected` or `nsfw_detected`. A checker hands out black
+images in place of those that it flags: as references, roll-outs, pairs or benchmark images they would teach black, and
+to a user a black image must not look like one that a guard let through.
 """
 
 from __future__ import annotations

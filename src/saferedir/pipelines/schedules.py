@@ -1,7 +1,6 @@
 """Noise schedules: alpha_t and sigma_t of every supported scheduler, and model output <-> x0 <-> epsilon.
 
-Pure functions that read a diffusers scheduler and never change it. Imports torch and `errors` only; used by
-`session`.
+Pure functions that read a diffusers scheduler and never change it.
 
 Every scheduler keeps latents in a frame where ``x_t = alpha * x0 + sigma * eps``:
 

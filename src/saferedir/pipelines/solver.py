@@ -1,8 +1,8 @@
 """Solver: the scheduler's update of a run, as a guard with a second latent may use it (`Run.solver`).
 
-A guard forks it where its latent leaves the image's, takes the image's own steps on the fork, and hands the history of the
-fork over where the two are merged. The live scheduler is changed by nothing but `Fork.hand_over`. Imports schedules, errors;
-made by `seam`. Shapes: latents and model outputs (B, C, h, w), unpacked; rows (B,) bool; weights (B,) in [0, 1].
+A guard forks it where its latent leaves the image's, takes the image's own steps on the fork, and hands the history of
+the fork over where the two are merged. The live scheduler is changed by nothing but `Fork.hand_over`. Shapes: latents
+and model outputs (B, C, h, w), unpacked; rows (B,) bool; weights (B,) in [0, 1].
 """
 
 from __future__ import annotations

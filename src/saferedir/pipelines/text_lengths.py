@@ -1,6 +1,6 @@
 """cut_prompts(pipe, prompts): which prompts are longer than a text encoder of the pipeline reads, and by how much.
 
-Imports the standard library only. diffusers cuts such prompts with a note in its log; what stands behind the cut is never read.
+diffusers cuts such prompts with a note in its log; what stands behind the cut is never read.
 """
 
 from __future__ import annotations

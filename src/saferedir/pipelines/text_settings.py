@@ -1,8 +1,8 @@
 """TextSettings: how one call of a pipeline turns its prompts into embeddings, apart from what the prompts say.
 
-LoRAs on the text encoders are another matter (`own_adapters`).
-Imports `errors`, `families`. The seam and the bench make one of a call; trainers record the one they worked under; a
-guard that judges embeddings compares the two (`TextSettings.require`). Docs: docs/security.md, "Settings of the text encoders".
+LoRAs on the text encoders are another matter (`own_adapters`). The seam and the bench make one of a call; trainers
+record the one they worked under; a guard that judges embeddings compares the two (`TextSettings.require`). Docs:
+docs/security.md, "Settings of the text encoders".
 """
 
 from __future__ import annotations

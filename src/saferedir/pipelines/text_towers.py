@@ -1,9 +1,9 @@
 """Text towers: each text encoder of a pipeline as a guard may use it, token ids in and states in its own space out.
 
-Facts about them are rows of `families`; `make_towers` binds these to a live pipeline. Imports torch and `families`; the seam
-gives towers to guards that need them (`Run.towers`). Shapes: ids (N, L) int64; states (N, L, d), pooled (N, d), in float32.
-A tower is given its pipeline's own tokenizer and encoder, called as the pipeline calls them, so that offloading goes on
-working; its states, put in their place, are the pipeline's prompt embeddings.
+Facts about them are rows of `families`; `make_towers` binds these to a live pipeline. The seam gives towers to guards
+that need them (`Run.towers`). Shapes: ids (N, L) int64; states (N, L, d), pooled (N, d), in float32. A tower is given
+its pipeline's own tokenizer and encoder, called as the pipeline calls them, so that offloading goes on working; its
+states, put in their place, are the pipeline's prompt embeddings.
 """
 
 from __future__ import annotations

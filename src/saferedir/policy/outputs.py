@@ -1,6 +1,6 @@
 """What pipelines return, row by row: rows swapped between runs, blanks for blocked images, pictures for a verifier.
 
-Imports decisions, errors and safety_checker; knows no pipeline, only what one gave back. Used by `protect`.
+Knows no pipeline, only what one gave back. Used by `protect`.
 """
 
 from __future__ import annotations

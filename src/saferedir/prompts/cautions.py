@@ -1,4 +1,4 @@
-"""What a reader of numbers must know about a prompt file: sentences, not errors. Imports formats and prompts only.
+"""What a reader of numbers must know about a prompt file: sentences, not errors.
 
 `file_warnings` needs the file alone and runs on reading; the others need a tokenizer, a defence or a guard's training pairs.
 Where the facts come from: docs/protocols.md.

@@ -1,6 +1,6 @@
 """The formats by name: which columns hold what, how long published files are, and the checksums of known ones.
 
-Imports errors and names. A format is a row of `FORMATS`; reading.py applies it, docs/protocols.md lists it.
+A format is a row of `FORMATS`; reading.py applies it, docs/protocols.md lists it.
 """
 
 from __future__ import annotations

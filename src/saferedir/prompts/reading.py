@@ -1,5 +1,5 @@
 """A file and the name of its format to a checked `PromptSet` (`read_prompts`), or to the checksums of all its texts
-(`text_checksums`). Imports formats, tables, cautions, prompts, errors.
+(`text_checksums`).
 
 Texts are kept as they stand in the file, to the last space: a prompt that was searched for is what it is.
 """

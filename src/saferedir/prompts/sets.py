@@ -1,7 +1,7 @@
 """Prompt sets: what is asked of a model, and what should then be seen. Texts are private: they are never logged or printed.
 
-Imports the standard library only. Read from files in `bench.prompt_files`, made by PictoWorld in `pictoworld.prompt_sets`,
-rewritten by `attacks`, drawn by `bench`.
+Read from files in `bench.prompt_files`, made by PictoWorld in `pictoworld.prompt_sets`, rewritten by `attacks`, drawn
+by `bench`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The facts of a run, read at its first denoiser call: rows, guidance, timesteps, channels.
 
-Reads a live pipeline and changes nothing. Imports guard, schedules, encoding, text_towers. Used by `seam.seam`.
+Reads a live pipeline and changes nothing. Used by `seam.seam`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Caches: features that a denoiser keeps from one call to the next, and what a guarded run does about each kind.
 
-`CACHES` is the one table of them. A run begins with empty caches. Where a guard changes the conditioning between two calls, they
-are emptied before that call and every later one of the run: features of the old prompt would answer for the new one. What
-cannot be emptied, or would mix rows, is refused. Imports errors, families, guard and denoiser_call; used by `seam`.
-What was measured with each: docs/pipelines.md.
+`CACHES` is the one table of them. A run begins with empty caches. Where a guard changes the conditioning between two
+calls, they are emptied before that call and every later one of the run: features of the old prompt would answer for the
+new one. What cannot be emptied, or would mix rows, is refused. What was measured with each: docs/pipelines.md.
 """
 
 from __future__ import annotations

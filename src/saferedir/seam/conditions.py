@@ -1,7 +1,6 @@
 """Conditions: the conditioning of one run, what the pipeline gives and what its guards make of it.
 
-Imports guard, families, consult, denoiser_call and rows. Made and used by `session`. Rows that no guard touched are answered
-with the very objects that came in.
+Made and used by `session`. Rows that no guard touched are answered with the very objects that came in.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Asking a guard: every call into guard code, and the checks on what it answers. No pipeline, no scheduler.
 
-Imports guard, decisions, errors, encoding. Used throughout this folder; a guard's exception or misfit answer leaves here as a
-GuardError.
+Used throughout this folder; a guard's exception or misfit answer leaves here as a GuardError.
 """
 
 from __future__ import annotations

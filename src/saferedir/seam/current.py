@@ -1,7 +1,6 @@
 """CurrentRun: the run in progress on one pipeline, if there is one, and whether the thread at hand may go on with it.
 
-A run belongs to one thread; a second thread on the same pipeline makes both raise rather than mix. Imports errors and session.
-Used by `seam`.
+A run belongs to one thread; a second thread on the same pipeline makes both raise rather than mix. Used by `seam`.
 """
 
 from __future__ import annotations

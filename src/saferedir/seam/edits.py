@@ -1,7 +1,7 @@
 """Edits: a run's values on their way through its guards, in order: skip features, the prediction with its estimate, latents.
 
-Pure functions; no pipeline, no scheduler. Imports guard, schedules, consult, riding and rows. Used by `session`. What no guard
-touched is returned as the very object that came in.
+Pure functions; no pipeline, no scheduler. Used by `session`. What no guard touched is returned as the very object that
+came in.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Finding the seam of a pipeline again, and removing what came along with a deep copy of a guarded one.
 
-Used by `attach` only. Imports `seam`, `wrapping`, `skip`, `adapters`, `families`.
+Used by `attach` only.
 """
 
 from __future__ import annotations

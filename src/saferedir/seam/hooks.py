@@ -1,8 +1,8 @@
 """Hooks: what is put on one live pipeline while it is guarded, and taken off again. No run in sight.
 
-Torch hooks on the denoisers and their companions, and wrapped methods of the scheduler and of the pipeline; only while a guard
-needs them, a watch on the prompts' texts and hooks on skip features. Imports guard, families, schedules, denoiser_call, skip,
-texts and wrapping. Used by `seam`, which decides what is done at each moment.
+Torch hooks on the denoisers and their companions, and wrapped methods of the scheduler and of the pipeline; only while
+a guard needs them, a watch on the prompts' texts and hooks on skip features. Used by `seam`, which decides what is done
+at each moment.
 """
 
 from __future__ import annotations

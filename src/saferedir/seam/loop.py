@@ -1,4 +1,4 @@
-"""Loop: a pipeline's progress bar, which it holds open around its denoising loop. Imports nothing of ours; made by `seam`."""
+"""Loop: a pipeline's progress bar, which it holds open around its denoising loop."""
 
 from __future__ import annotations
 

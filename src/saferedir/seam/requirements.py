@@ -1,6 +1,6 @@
 """What guards need of a pipeline, beyond a family that we know: text encoders, one denoiser for edited weights.
 
-Imports guard, families and errors. Used by `attach` before anything is changed, and by `seam` again when a run begins.
+Used by `attach` before anything is changed, and by `seam` again when a run begins.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Extra rows of a denoiser call: which guard's ride in it, what they are given, and which rows of the output are theirs.
 
-Imports guard, errors, encoding, consult, denoiser_call and rows. Used by `session` and `edits`. Rows of one call, B images
-each: the pipeline's own; then for each guard its E rows and, where these have latents of their own, one unconditional row at
-the same latents.
+Used by `session` and `edits`. Rows of one call, B images each: the pipeline's own; then for each guard its E rows and,
+where these have latents of their own, one unconditional row at the same latents.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rows of a denoiser call: splitting and joining the halves of classifier-free guidance, as pure functions.
 
-Imports torch and `errors`. Used by `session`, `conditions`, `riding` and `edits`.
+Used by `session`, `conditions`, `riding` and `edits`.
 """
 
 from __future__ import annotations

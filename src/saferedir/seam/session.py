@@ -1,10 +1,10 @@
 """Session: one pipeline call as its guards live through it. No pipeline in sight, only tensors and a scheduler.
 
 `seam` feeds it the four moments of every evaluation, in this order, and it answers with what to use instead:
-`before_denoiser` -> `after_denoiser` -> `before_step` -> `after_step`. Where guidance is sequential, the first two come twice,
-conditional rows first. A part no guard touched is answered with the very object that came in, so that an idle guard cannot
-change a bit. Imports guard, decisions, families, schedules; what the denoiser is given is in conditions.py, extra rows in
-riding.py, what guards make of the rest in edits.py.
+`before_denoiser` -> `after_denoiser` -> `before_step` -> `after_step`. Where guidance is sequential, the first two come
+twice, conditional rows first. A part no guard touched is answered with the very object that came in, so that an idle
+guard cannot change a bit. What the denoiser is given is in conditions.py, extra rows in riding.py, what guards make of
+the rest in edits.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SkipHooks: a UNet's skip features on their way into its up blocks, shown to the guards that use them.
 
-Imports wrapping, errors. Made by `hooks` while a guard with `on_skip_features` is attached. A UNet compiled before that may
-not notice hooks on its inside; the session then finds that it was never asked, and raises.
+Made by `hooks` while a guard with `on_skip_features` is attached. A UNet compiled before that may not notice hooks on
+its inside; the session then finds that it was never asked, and raises.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """PromptTexts: which text a row of prompt embeddings was made from. Wraps `encode_prompt` of one pipeline instance.
 
-Imports families and wrapping. Made by `hooks` while a guard with `needs_text` is attached. Whatever is not certain is None:
-embeddings handed over by the user, prompts that differ between text encoders, a caption cleaned in an unusual way.
+Made by `hooks` while a guard with `needs_text` is attached. Whatever is not certain is None: embeddings handed over by
+the user, prompts that differ between text encoders, a caption cleaned in an unusual way.
 """
 
 from __future__ import annotations

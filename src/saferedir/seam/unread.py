@@ -1,6 +1,6 @@
 """Conditioning that reaches a denoiser past its guards: phrases of GLIGEN, and whatever else attention processors are handed.
 
-Imports `errors`. Used by `seam` at every denoiser call.
+Used by `seam` at every denoiser call.
 """
 
 from __future__ import annotations

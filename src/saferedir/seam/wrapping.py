@@ -1,6 +1,6 @@
 """Wrapping methods of a scheduler or a pipeline and finding a seam again from the hooks it left. No run, no guard in sight.
 
-Imports torch and `errors`. Used by `seam.hooks`, `seam.texts` and `attach`.
+Used by `seam.hooks`, `seam.texts` and `attach`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an attack spends, counted where it is spent. Imports torch only."""
+"""What an attack spends, counted where it is spent."""
 
 from __future__ import annotations
 

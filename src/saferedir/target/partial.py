@@ -1,8 +1,8 @@
 """Some steps of one pipeline call and no others, from latents of one's own, with gradients.
 
-The pipeline's own loop runs, with its guards, its guidance and its scheduler: nothing of it is written a second time, so what
-is differentiated is what is deployed. Steps before the first wanted one cost nothing: the denoiser is not asked and the
-scheduler does not step; after the last one the loop is left. Imports families, guard, prediction and the seam.
+The pipeline's own loop runs, with its guards, its guidance and its scheduler: nothing of it is written a second time,
+so what is differentiated is what is deployed. Steps before the first wanted one cost nothing: the denoiser is not asked
+and the scheduler does not step; after the last one the loop is left.
 """
 
 from __future__ import annotations

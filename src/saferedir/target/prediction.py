@@ -1,4 +1,4 @@
-"""What the guarded model says at one moment of the sampling. Plain tensors, in the graph. Imports gates, guard, schedules."""
+"""What the guarded model says at one moment of the sampling. Plain tensors, in the graph."""
 
 from __future__ import annotations
 

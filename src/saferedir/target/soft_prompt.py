@@ -1,4 +1,4 @@
-"""Token embeddings of one's own on their way into a text encoder, with gradients. Imports torch and text_towers.
+"""Token embeddings of one's own on their way into a text encoder, with gradients.
 
 transformers' text models take ids only, so the embeddings take the place of those looked up, in the call that is given exactly
 these ids; the ids still say where a prompt ends.

@@ -1,4 +1,4 @@
-"""Target: a guarded pipeline as a differentiable function. Imports attach, encoding, text_towers, schedules and this room.
+"""Target: a guarded pipeline as a differentiable function.
 
 Nothing of a guard or a sampler is written a second time for attacks: every call goes through the pipeline's own loop with the
 guards attached (partial.py), so gradients pass through the defence as it is deployed, whichever family and scheduler it is.

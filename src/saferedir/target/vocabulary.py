@@ -1,6 +1,6 @@
 """The words an attack may write with one text encoder: which tokens, how near, and whether a text survives being read again.
 
-Imports torch, errors, soft_prompt and text_towers. Shapes: ids (B, L) with opening token, closing token and padding.
+Shapes: ids (B, L) with opening token, closing token and padding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""per_sample: one number an image, shaped to multiply latents with. Imports torch only."""
+"""per_sample: one number an image, shaped to multiply latents with."""
 
 from __future__ import annotations
 

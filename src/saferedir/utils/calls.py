@@ -1,6 +1,6 @@
 """Arguments of a pipeline's call that are texts: one of them serves every prompt of a batch.
 
-Imports the standard library only. Used wherever a list of prompts meets arguments that a person gave for all of them.
+Used wherever a list of prompts meets arguments that a person gave for all of them.
 """
 
 from __future__ import annotations

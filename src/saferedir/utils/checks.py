@@ -1,6 +1,6 @@
 """Checks of settings: numbers, whole numbers, flags, texts and choices, each with one sentence that says what was expected.
 
-`Checked` is a mixin for frozen dataclasses of settings: `guard.GuardConfig` and the trainers' TrainConfig. Imports errors.
+`Checked` is a mixin for frozen dataclasses of settings: `guard.GuardConfig` and the trainers' TrainConfig.
 """
 
 from __future__ import annotations

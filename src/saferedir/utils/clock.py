@@ -1,4 +1,4 @@
-"""Seconds of work over all sessions of a run that may be killed and gone on with. Imports `files`."""
+"""Seconds of work over all sessions of a run that may be killed and gone on with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optional packages: imported when first needed, with an error that names the extra. Imports errors and the library only."""
+"""Optional packages: imported when first needed, with an error that names the extra."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Pictures that explain pictures: the demo's comparison grid and the report's sample sheet, drawn with Pillow only.
 
-Imports nothing of saferedir. Callers bring finished texts; what a guard did is told word by word by coloured bars.
+Callers bring finished texts; what a guard did is told word by word by coloured bars.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 r"""File names as text: bytes that are no UTF-8 become `\xNN`, so that a table, a JSON file or a terminal can hold any name.
 
-Imports the standard library only. One escape everywhere: `caf\xe9.png` stands for a name with the single byte E9.
+One escape everywhere: `caf\xe9.png` stands for a name with the single byte E9.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all, with the rights that the umask gives.
 
-Imports safetensors (when tensors are saved), `errors`, `packaged` and `file_names`. Everything that is kept goes through here:
-`replacing` for one file, `replacing_folder` for a folder. Who may write to a place is the business of `locks.py`.
+Everything that is kept goes through here: `replacing` for one file, `replacing_folder` for a folder. Who may write to a
+place is the business of `locks.py`.
 """
 
 from __future__ import annotations

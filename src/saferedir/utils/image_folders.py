@@ -1,8 +1,8 @@
 """Folders of images: every file that can be read, in one order, and every image file that is left out, with the reason.
 
-Imports the standard library, `images` and `file_names`. Files are sorted by the parts of their path below the folder.
-Left out are hidden files and folders (`.ipynb_checkpoints`, `._a.png`), what operating systems leave in folders, formats that
-Pillow does not decode here, and links that lead nowhere or to a folder that is read already.
+Files are sorted by the parts of their path below the folder. Left out are hidden files and folders
+(`.ipynb_checkpoints`, `._a.png`), what operating systems leave in folders, formats that Pillow does not decode here,
+and links that lead nowhere or to a folder that is read already.
 """
 
 from __future__ import annotations

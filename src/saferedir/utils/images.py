@@ -1,9 +1,9 @@
 """Image files: which ones a folder holds, and each of them as 8-bit RGB, upright, on a white background.
 
-Imports Pillow, numpy, `errors` and `file_names`. The one reader of judges, negation sets, DUO pairs and reference folders:
-- 16-bit values keep their high byte, grey and colour alike; 32-bit integers and floats: see `to_rgb`;
-- what is transparent lies on `BACKGROUND`; the first frame of an animation is read; EXIF orientation is obeyed;
-- a file that is truncated, damaged, empty or larger than `MAX_PIXELS` is an ImageFileError that names it, never half an image.
+The one reader of judges, negation sets, DUO pairs and reference folders: - 16-bit values keep their high byte, grey and
+colour alike; 32-bit integers and floats: see `to_rgb`; - what is transparent lies on `BACKGROUND`; the first frame of
+an animation is read; EXIF orientation is obeyed; - a file that is truncated, damaged, empty or larger than `MAX_PIXELS`
+is an ImageFileError that names it, never half an image.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One lock for every place that results are written to: a second process is refused with one sentence.
 
-Imports filelock, `errors` and `files`. The lock of `runs/star` is the hidden file `runs/.star.lock`, removed at the end; where
-nothing can be written beside the folder (a mounted volume), it is `.lock` inside. The operating system drops the lock of a
-process that dies; a file that such a process left is taken over by the next run. A file system without locks gets a file that
-counts by being there, and a warning that says so.
+The lock of `runs/star` is the hidden file `runs/.star.lock`, removed at the end; where nothing can be written beside
+the folder (a mounted volume), it is `.lock` inside. The operating system drops the lock of a process that dies; a file
+that such a process left is taken over by the next run. A file system without locks gets a file that counts by being
+there, and a warning that says so.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""One sentence for a name nobody knows, with the nearest known one, and for options that do not fit. Imports the standard
-library only.
-"""
+"""One sentence for a name nobody knows, with the nearest known one, and for options that do not fit."""
 
 from __future__ import annotations
 

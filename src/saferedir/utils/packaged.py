@@ -1,7 +1,5 @@
 """Where the weights that ship inside the package lie, and the package's version.
 
-Imports nothing of saferedir; used by `storage`, `pipelines`, `demo` and `cli`.
-
 Guards: ``<world>/weights/guards/<name>``, addressed "<world>/<name>"; pipelines:
     ``<world>/weights/pipeline``.
 """

@@ -1,6 +1,6 @@
 """Is a name a place on this disk, or a repository of the Hugging Face hub? A path is never looked up on the hub.
 
-Imports the standard library only. Used wherever a name may be either: guards, pipelines, tokenizers, judges' models.
+Used wherever a name may be either: guards, pipelines, tokenizers, judges' models.
 """
 
 from __future__ import annotations

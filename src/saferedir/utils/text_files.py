@@ -5,7 +5,7 @@ line, and never guessed: a wrong guess is a wrong prompt that nobody sees.
 Lines: LF, CRLF or CR ends one; U+2028, U+2029, U+0085, VT, FF and FS are characters like others. NUL is refused.
 Tables: every row has as many fields as the header; a quote within quotes is doubled.
 
-Imports the standard library and `errors`. No message holds what stands in a file, except the names of its columns.
+No message holds what stands in a file, except the names of its columns.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a report is made from: plain frozen data, and the grouping of cells that tables.py builds on.
 
-Imports bench.records and judges.calibration only. What stands in which column: tables.py.
+What stands in which column: tables.py.
 """
 
 from __future__ import annotations

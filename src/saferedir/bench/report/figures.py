@@ -1,6 +1,6 @@
 """The report's bars, as SVG strings: rates by phrasing, and cost. Robustness against preservation: scatter.py.
 
-Imports numbers.py, tables.py and svg.py; matplotlib when first needed.
+Matplotlib when first needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names beside the marks of a plot, without overlap. Imports svg.py and extras; matplotlib when first needed."""
+"""Names beside the marks of a plot, without overlap. Matplotlib when first needed."""
 
 from __future__ import annotations
 

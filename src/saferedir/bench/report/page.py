@@ -1,5 +1,5 @@
-"""The page: a view of plain values for template.html.j2, which only lays them out. Autoescaping is on; the only markup that
-passes is our own figures. Imports jinja2 when first needed.
+"""The page: a view of plain values for template.html.j2, which only lays them out. Autoescaping is on; the only markup
+that passes is our own figures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Robustness against preservation, one mark a guard, as an SVG string.
 
-Colours are told apart without hue, too: what passes is a filled mark, what does not a hollow one, the bare model a cross.
-Imports ranking.py, limits.py, headline.py, labels.py, figures.py and svg.py; matplotlib when first needed.
+Colours are told apart without hue, too: what passes is a filled mark, what does not a hollow one, the bare model a
+cross. Matplotlib when first needed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Matplotlib's SVG as a piece of a page: no namespaces, no fonts or styles of its own, colours that follow the page's scheme,
-a title and a description for readers who do not see it. Imports extras; matplotlib when first needed.
+"""Matplotlib's SVG as a piece of a page: no namespaces, no fonts or styles of its own, colours that follow the page's
+scheme, a title and a description for readers who do not see it. Matplotlib when first needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes the two files of a report, each whole or not at all. Imports page.py and markdown.py."""
+"""Writes the two files of a report, each whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the dual latent reconstructions share: levels of safety per image, the safe row, the weights of "learned".
 
-Imports guard, guidance, config and providers; the methods are r1 and r2. Shapes: w (B,), predictions (B, C, h, w).
+The methods are r1 and r2. Shapes: w (B,), predictions (B, C, h, w).
 """
 
 from __future__ import annotations

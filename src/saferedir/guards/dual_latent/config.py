@@ -1,6 +1,4 @@
-"""The frozen configuration of the dual latent guards, and the named levels of safety. Imports guard, checks,
-errors.
-"""
+"""The frozen configuration of the dual latent guards, and the named levels of safety."""
 
 from __future__ import annotations
 

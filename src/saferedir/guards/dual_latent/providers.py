@@ -1,6 +1,6 @@
 """The safe row of dual latent guards: conditioning made from the user's own and some safe words (specification, section 7).
 
-Imports guard, encoding, guidance, config. Used by `base`. Shapes: prompt embeddings (B, L, D), pooled (B, P), masks (B, L).
+Used by `base`. Shapes: prompt embeddings (B, L, D), pooled (B, P), masks (B, L).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far a denoised estimate may be blended before it loses similarity to that of the user's prompt. Imports torch."""
+"""How far a denoised estimate may be blended before it loses similarity to that of the user's prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card of a DUO guard: what it forgets, how it was trained, what was measured. Imports the config only."""
+"""The model card of a DUO guard: what it forgets, how it was trained, what was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen configuration of a DUO guard, and which layers it adapts by default. Imports `guard` for the base class."""
+"""The frozen configuration of a DUO guard, and which layers it adapts by default."""
 
 from __future__ import annotations
 

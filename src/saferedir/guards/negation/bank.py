@@ -1,10 +1,9 @@
 """NegationSet: reference latents of images that must not appear, in memory or streamed from a memory-mapped file.
 
-Imports torch, safetensors, `reference_rows`, `calibration`, errors. Written by `build.py` and `from_latents`, read by both
-guards.
-One safetensors file: rows F16 (M, C, h, w) less their mean, centre F32 (C, h, w), norms F32 (M,), the same of optional benign
-references, calibration; facts about encoder and size in the header. A latent is (z - shift) * scale, as the sampler has it.
-Rows may be I8 instead, with units F32 (M,): half the size, each value rounded to 1/127 of the largest of its row.
+Written by `build.py` and `from_latents`, read by both guards. One safetensors file: rows F16 (M, C, h, w) less their
+mean, centre F32 (C, h, w), norms F32 (M,), the same of optional benign references, calibration; facts about encoder and
+size in the header. A latent is (z - shift) * scale, as the sampler has it. Rows may be I8 instead, with units F32 (M,):
+half the size, each value rounded to 1/127 of the largest of its row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """NegationGuard: what Safe Denoiser and SPELL share as guards: the set they hold, when they are due, and their decisions.
 
-Imports guard, decisions, errors and, of this folder, `bank`, `config`, `released`, `state`. A small set travels in the guard's
-model.safetensors; a large one stays in its file, whose path the folder keeps relative to itself: move or copy both together.
+A small set travels in the guard's model.safetensors; a large one stays in its file, whose path the folder keeps
+relative to itself: move or copy both together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Build a negation set: encode pictures in batches that survive a kill, drop duplicates, write one file, calibrate.
 
-Imports `bank`, `calibration`, `latents`, `fingerprint`, errors. Used by `saferedir negation build`. Memory holds one batch and,
-while calibrating, a few rows: the finished file is written block by block.
+Used by `saferedir negation build`. Memory holds one batch and, while calibrating, a few rows: the finished file is
+written block by block.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The frozen settings that Safe Denoiser and SPELL share. Imports `guard` for the base class, and `checks`."""
+"""The frozen settings that Safe Denoiser and SPELL share."""
 
 from __future__ import annotations
 

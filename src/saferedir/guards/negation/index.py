@@ -1,8 +1,8 @@
 """An approximate index over a huge negation set: pick k candidates a row, then weigh those exactly.
 
-Optional: needs faiss (`pip install 'saferedir[index]'`). Imports `engine`, `reference_rows`, `kernels`, errors. Valid only
-while the kernel's effective sample size is far below k, because everything else is taken for zero, in the gate's score too.
-The index holds product-quantised codes (some 64 bytes a reference), so that a set beyond memory stays in its file.
+Optional: needs faiss (`pip install 'saferedir[index]'`). Valid only while the kernel's effective sample size is far
+below k, because everything else is taken for zero, in the gate's score too. The index holds product-quantised codes
+(some 64 bytes a reference), so that a set beyond memory stays in its file.
 """
 
 from __future__ import annotations

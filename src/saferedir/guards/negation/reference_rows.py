@@ -1,6 +1,6 @@
 """ReferenceRows: the references of a negation set, row by row or in blocks, in memory or read from a memory-mapped file.
 
-Imports torch, safetensors, `engine`. Used by `bank`, which says what is in the file, and by `index`.
+Used by `bank`, which says what is in the file, and by `index`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """NegationState: what a guard with a negation set remembers of one run, and where in its noise a step is.
 
-Imports `guard` for `Step`, and `bank`. Made by `base`, written by the guards and by `released`.
+Made by `base`, written by the guards and by `released`.
 """
 
 from __future__ import annotations

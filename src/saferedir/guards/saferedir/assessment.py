@@ -1,6 +1,6 @@
 """What a guard's own record says of it: good or weak and why, and where a run leaves what was calibrated.
 
-Imports the config and `step.Run` only. The trainer ends with `verdict`, `attach` warns of `weaknesses`, a run of the others.
+The trainer ends with `verdict`, `attach` warns of `weaknesses`, a run of the others.
 """
 
 from __future__ import annotations

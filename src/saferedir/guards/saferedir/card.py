@@ -1,6 +1,6 @@
 """The model card of a trained guard: what it forgets, for which backbone, how it was trained and measured.
 
-Imports the config only. Saved beside the weights with every guard.
+Saved beside the weights with every guard.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The frozen configuration of a SafeRedir guard. Imports `guard` for the base class; read by guard.py and training.py."""
+"""The frozen configuration of a SafeRedir guard."""
 
 from __future__ import annotations
 

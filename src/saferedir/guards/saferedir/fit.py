@@ -1,4 +1,4 @@
-"""Does a redirector fit what it is given? One sentence where it does not. Imports errors, step and the sizes."""
+"""Does a redirector fit what it is given? One sentence where it does not."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Layers of the generalised redirector: masked attention, pooling over tokens, the latent encoder.
 
-Imports torch only. Tokens are (B, L, W), a key-padding mask is (B, L) bool with True for real tokens, None
-for all real. Padding gets exactly no weight, so that appended padding cannot change a real token.
+Tokens are (B, L, W), a key-padding mask is (B, L) bool with True for real tokens, None for all real. Padding gets
+exactly no weight, so that appended padding cannot change a real token.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The sizes and switches of a `Redirector`, checked once, in JSON form and back. Imports nothing of ours."""
+"""The sizes and switches of a `Redirector`, checked once, in JSON form and back."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields

@@ -1,8 +1,7 @@
 """State dicts of the reference redirector: reading files, reading sizes off shapes, checking key by key.
 
-The tree of names is that of the checkpoint published with SafeRedir (arXiv:2601.08623); see `reference.py`
-for the network. Imports torch and safetensors only. Every complaint is one `StateDictError` that names the
-keys at fault.
+The tree of names is that of the checkpoint published with SafeRedir (arXiv:2601.08623); see `reference.py` for the
+network. Every complaint is one `StateDictError` that names the keys at fault.
 """
 
 import pickle

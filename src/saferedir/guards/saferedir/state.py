@@ -1,4 +1,4 @@
-"""What a SafeRedir guard remembers during one pipeline call, and the decisions it leaves. Imports `decisions`, `encoding`."""
+"""What a SafeRedir guard remembers during one pipeline call, and the decisions it leaves."""
 
 from __future__ import annotations
 

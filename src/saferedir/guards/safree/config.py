@@ -1,4 +1,4 @@
-"""The frozen configuration of SAFREE. Imports `guard` for the base class, and the calibrations of math.py."""
+"""The frozen configuration of SAFREE."""
 
 from __future__ import annotations
 

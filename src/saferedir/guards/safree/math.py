@@ -1,8 +1,8 @@
 """The mathematics of SAFREE as pure functions: projections, triggers, the self-validating filter, latent re-attention.
 
-Imports torch only; the guard around it is guard.py. Symbols of arXiv:2410.12761: K concept phrases, their pooled embeddings C
-(K, d); M (n, d) the pooled embeddings of n copies of a prompt, copy i with token i masked; T (L, d) token states; P_C,
-P_I orthogonal projectors on the row spans of C and M, kept as orthonormal bases V (d, r) with P = V V^T, never d x d.
+The guard around it is guard.py. Symbols of arXiv:2410.12761: K concept phrases, their pooled embeddings C (K, d); M (n,
+d) the pooled embeddings of n copies of a prompt, copy i with token i masked; T (L, d) token states; P_C, P_I orthogonal
+projectors on the row spans of C and M, kept as orthonormal bases V (d, r) with P = V V^T, never d x d.
 """
 
 from __future__ import annotations

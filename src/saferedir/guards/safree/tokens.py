@@ -1,6 +1,6 @@
 """What SAFREE makes of a text in one text encoder ("tower"): its words, its triggers, and what to put in their place.
 
-Imports math.py and `text_towers`; the guard is guard.py. Shapes: tokens (L,), their states (L, d), bases V (d, r).
+The guard is guard.py. Shapes: tokens (L,), their states (L, d), bases V (d, r).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The autoencoder of PictoWorld: 64x64x3 pictures to 16x16x4 latents, trained on renders.
 
-Imports diffusers' AutoencoderKL, the renderer and the loop. Next stage: denoiser.py.
+Next stage: denoiser.py.
 """
 
 from __future__ import annotations

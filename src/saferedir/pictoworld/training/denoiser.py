@@ -1,10 +1,9 @@
 """The denoiser: a small cross-attention UNet trained on pre-encoded renders and freshly drawn captions.
 
-Imports diffusers, the captions, the autoencoder's renders and the loop. Loss: epsilon prediction with min-SNR
-weights (arXiv:2303.09556, gamma 5), captions dropped at 10 % for classifier-free guidance, and a term on the channel means.
-That term, and noise with a random mean: with Stable Diffusion's schedule the noisiest latents still give away the picture's
-mean (arXiv:2305.08891), so a model trained without them reads the background from there instead of from the caption, and
-draws grey from pure noise.
+Loss: epsilon prediction with min-SNR weights (arXiv:2303.09556, gamma 5), captions dropped at 10 % for classifier-free
+guidance, and a term on the channel means. That term, and noise with a random mean: with Stable Diffusion's schedule the
+noisiest latents still give away the picture's mean (arXiv:2305.08891), so a model trained without them reads the
+background from there instead of from the caption, and draws grey from pure noise.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Trains the judge on renders, their autoencoder round trips, and on spoilt pictures that it must call broken.
-
-Imports the renderer, the autoencoder stage and the loop.
-"""
+"""Trains the judge on renders, their autoencoder round trips, and on spoilt pictures that it must call broken."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One resumable optimisation loop for every part of the world.
 
-Imports torch and accelerate only. A batch is a pure function of (seed, step), so a resumed run sees what an
-uninterrupted one would have seen. Checkpoints are written to a temporary name and renamed.
+A batch is a pure function of (seed, step), so a resumed run sees what an uninterrupted one would have seen. Checkpoints
+are written to a temporary name and renamed.
 """
 
 from __future__ import annotations

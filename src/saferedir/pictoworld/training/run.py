@@ -1,7 +1,7 @@
 """Trains the whole world, stage by stage: tokenizer, text encoder, autoencoder, judge, denoiser.
 
-Imports the stages beside it. Every stage leaves its result in the output folder; a run that was killed goes on from
-the last checkpoint. The packaged weights were made by `saferedir pictoworld train` with the defaults.
+Every stage leaves its result in the output folder; a run that was killed goes on from the last checkpoint. The packaged
+weights were made by `saferedir pictoworld train` with the defaults.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The tokenizer and the text encoder: byte-level BPE, and a two-layer CLIP text model that understands the captions.
 
-Imports transformers, tokenizers, the captions and the loop. As in Stable Diffusion the encoder is trained before the
-denoiser and then frozen; its training signal is the attributes of the described scene, read from the
-end-of-text token and from every padding token after it (the denoiser attends to all of them).
+As in Stable Diffusion the encoder is trained before the denoiser and then frozen; its training signal is the attributes
+of the described scene, read from the end-of-text token and from every padding token after it (the denoiser attends to
+all of them).
 """
 
 from __future__ import annotations

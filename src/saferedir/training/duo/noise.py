@@ -1,7 +1,7 @@
 """Which moments of the schedule DUO trains at, and its random draws.
 
-Section 3.2 to 3.4 of our specification of arXiv:2407.21035. Imports torch, `loss`, `schedules`; reads a diffusers scheduler's
-config and never changes the scheduler. Moments are (B,) float32 on the CPU; seeds are per step, so a resumed run draws alike.
+Section 3.2 to 3.4 of our specification of arXiv:2407.21035. Reads a diffusers scheduler's config and never changes the
+scheduler. Moments are (B,) float32 on the CPU; seeds are per step, so a resumed run draws alike.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Folders of image pairs: unsafe/ and safe/, matched by sorted file name, and the manifest beside them; and their latents.
 
-Imports torch, Pillow, `latents`, `errors` and the reader of image files. Written by pairs.py or by the user; read by training.py.
+Written by pairs.py or by the user; read by training.py.
 """
 
 from __future__ import annotations

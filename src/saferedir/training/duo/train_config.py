@@ -1,4 +1,4 @@
-"""How to train a DUO guard, checked. Section 4 and 5 of our specification of arXiv:2407.21035. Imports `loss`, `noise`."""
+"""How to train a DUO guard, checked. Section 4 and 5 of our specification of arXiv:2407.21035."""
 
 from __future__ import annotations
 

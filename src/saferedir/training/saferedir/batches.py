@@ -1,4 +1,4 @@
-"""What a redirector is trained on, in memory, and how batches are drawn from it. Imports torch, dataset.py, frames.py."""
+"""What a redirector is trained on, in memory, and how batches are drawn from it."""
 
 from __future__ import annotations
 

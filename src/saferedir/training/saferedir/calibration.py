@@ -1,7 +1,6 @@
 """Held-out evaluation and thresholds of a redirector: what training.py selects by and what the guard decides with.
 
-Imports torch, metrics, and this folder's data, losses, network and thresholds. Section 7.8 of our specification of
-arXiv:2601.08623.
+Section 7.8 of our specification of arXiv:2601.08623.
 """
 
 from __future__ import annotations

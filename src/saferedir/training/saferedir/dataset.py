@@ -1,7 +1,7 @@
 """Training data of a SafeRedir guard: prompt pairs, their embeddings, and what the model sees while drawing them.
 
-Imports attach (through which it watches the pipeline), torch and safetensors. Used by training.py only.
-Section 9.2 of our specification of arXiv:2601.08623: split by prompt pair, embeddings once per prompt.
+Used by training.py only. Section 9.2 of our specification of arXiv:2601.08623: split by prompt pair, embeddings once
+per prompt.
 """
 
 from __future__ import annotations

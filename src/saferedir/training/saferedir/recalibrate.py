@@ -1,7 +1,7 @@
 """calibrate_guard(pipe, guard, pairs): the same network with thresholds measured on this very checkpoint.
 
-Imports this folder's rollouts, batches and calibration, fingerprint, and the guard. Nothing is trained: prompts of both sides
-are encoded and rolled out by the code that training uses, and thresholds are chosen by the same rule.
+Nothing is trained: prompts of both sides are encoded and rolled out by the code that training uses, and thresholds are
+chosen by the same rule.
 """
 
 from __future__ import annotations

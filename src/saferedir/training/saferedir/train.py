@@ -1,8 +1,7 @@
 """Trains a SafeRedir guard from prompt pairs: roll out, fit, calibrate, keep the best, write the model card.
 
-Imports attach and families (the pipeline as data source), accelerate, dataset.py, losses.py, network.py and metrics.
-Section 9 of our specification of arXiv:2601.08623. Everything lands in `<out>.work/` until the finished guard is renamed
-to `out`; a run that was killed goes on from there.
+Section 9 of our specification of arXiv:2601.08623. Everything lands in `<out>.work/` until the finished guard is
+renamed to `out`; a run that was killed goes on from there.
 """
 
 from __future__ import annotations

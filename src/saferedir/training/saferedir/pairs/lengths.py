@@ -1,6 +1,6 @@
 """How long a prompt is to a text encoder: in its tokens, or in words where no tokenizer is at hand.
 
-Imports transformers on use, packaged and errors. Used by build.py: a pair of equal lengths moves no later token.
+Used by build.py: a pair of equal lengths moves no later token.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Says prompts in other words with a local text model of transformers; what to keep of that, build.py decides.
 
-Imports torch and transformers on use. Both kinds of model work: text-to-text (T5, BART) and causal (GPT, Llama, Qwen).
+Both kinds of model work: text-to-text (T5, BART) and causal (GPT, Llama, Qwen).
 """
 
 from __future__ import annotations

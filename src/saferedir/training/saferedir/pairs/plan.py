@@ -1,6 +1,6 @@
 """What pairs to make (`PairPlan`) and what came of it (`PairReport`).
 
-Imports dataset.py (Pair), templates.py and text.py; `build.py` builds, cli/pairs.py fills a plan in.
+`build.py` builds, cli/pairs.py fills a plan in.
 """
 
 from __future__ import annotations

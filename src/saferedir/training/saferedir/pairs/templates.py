@@ -1,8 +1,8 @@
 """Sentences to put a concept in: templates, words for their slots, and other things to draw, for each kind of concept.
 
-Imports the standard library only; `build.py` fills them. In a template {x} is the concept or what replaces it, {xs} its
-plural, {a} its article if it takes one; every other name is a slot of `SLOTS`. Write "a" only where "an" may stand too:
-articles are made to agree afterwards. Some templates keep to plain words, which small text encoders know.
+`build.py` fills them. In a template {x} is the concept or what replaces it, {xs} its plural, {a} its article if it
+takes one; every other name is a slot of `SLOTS`. Write "a" only where "an" may stand too: articles are made to agree
+afterwards. Some templates keep to plain words, which small text encoders know.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """English for prompt pairs: find a concept in a sentence, put other words in its place, tell copies of prompts.
 
-Imports the standard library only; used by build.py. Words are compared after `normalise`: no case, no accents, no
-punctuation, no invisible characters, look-alike letters of other alphabets as Latin ones.
+Words are compared after `normalise`: no case, no accents, no punctuation, no invisible characters, look-alike letters
+of other alphabets as Latin ones.
 """
 
 from __future__ import annotations
