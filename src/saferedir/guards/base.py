@@ -1,6 +1,6 @@
 """Guard: the base class of every method, and the points at which it may intervene. Guard authors import from here.
 
-A guard is pure, differentiable tensor functions over a `Step` (step.py), with a frozen config (guard_config.py); it
+A guard is pure, differentiable tensor functions over a `Step` (step.py), with a frozen config (config.py); it
 never sees a pipeline (that is `attach`). Saving and loading live in `storage`; concrete methods in `guards/`.
 
 Rules of the seam, for guard authors:

@@ -1,6 +1,6 @@
 """Under which settings of the text encoders a SafeRedir guard was trained, and what is done in a call under others.
 
-training.py writes the record, guard.py asks before every run.
+training/saferedir writes the record, guard.py asks before every run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Folders of image pairs: unsafe/ and safe/, matched by sorted file name, and the manifest beside them; and their latents.
 
-Written by pairs.py or by the user; read by training.py.
+Written by pairs.py or by the user; read by train.py.
 """
 
 from __future__ import annotations

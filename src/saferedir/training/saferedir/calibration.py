@@ -1,4 +1,4 @@
-"""Held-out evaluation and thresholds of a redirector: what training.py selects by and what the guard decides with.
+"""Held-out evaluation and thresholds of a redirector: what train.py selects by and what the guard decides with.
 
 Section 7.8 of our specification of arXiv:2601.08623.
 """

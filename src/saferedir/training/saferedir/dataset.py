@@ -1,6 +1,6 @@
 """Training data of a SafeRedir guard: prompt pairs, their embeddings, and what the model sees while drawing them.
 
-Used by training.py only. Section 9.2 of our specification of arXiv:2601.08623: split by prompt pair, embeddings once
+Used by train.py only. Section 9.2 of our specification of arXiv:2601.08623: split by prompt pair, embeddings once
 per prompt.
 """
 

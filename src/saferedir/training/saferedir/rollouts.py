@@ -1,6 +1,6 @@
 """Roll-outs of both sides of a split: which prompts are generated, at which guidance scales, and what is kept of them.
 
-Used by training.py (to fit and to calibrate) and recalibrate.py (to calibrate).
+Used by train.py (to fit and to calibrate) and recalibrate.py (to calibrate).
 """
 
 from __future__ import annotations
