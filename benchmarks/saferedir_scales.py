@@ -71,6 +71,15 @@ def few_steps(
     return {**Rate(hits, n).to_dict(), "blocked": blocked}
 
 
+def shipped(
+    pipe: Any, guard: SafeRedir, task: Task, judge: Judge, scale: float, steps: int, n: int, seed: int
+) -> dict[str, Any]:
+    """Concept rate among n forget prompts under `attach`, with both verdicts as the guard is shipped."""
+    texts = [prompt.text for prompt in forget_prompts(task, "test-seen", n, seed)]
+    found = draw(pipe, texts, guards=[guard], steps=steps, guidance_scale=scale, seed=10_000 * seed, batch=BATCH)
+    return rate_of(judge.judge(found.pictures).shows(dict(task.forget))).to_dict()
+
+
 def markdown(results: dict[str, Any]) -> str:
     """The page's two tables."""
     lines = [
@@ -96,6 +105,16 @@ def markdown(results: dict[str, Any]) -> str:
                 for found in cells.values()
             ]
             lines.append(f"| {name} | {scale} | {' | '.join(shown)} |")
+    lines += [
+        "",
+        "Concept rate with both verdicts, as shipped, under `attach`, which returns every image:",
+        "",
+        f"| task | guidance | {' | '.join(f'steps: {steps}' for steps in FEW_STEPS)} |",
+        f"|---|---{'|---' * len(FEW_STEPS)}|",
+    ]
+    for name, row in results.items():
+        for scale, cells in row["shipped"].items():
+            lines.append(f"| {name} | {scale} | {' | '.join(map(cell, cells.values()))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -113,9 +132,10 @@ def measure(name: str, pipe: Any, judge: Judge, n: int, seed: int, advance: Any)
         found["retain"][f"{scale:g}"] = retention(pipe, guard, task, scale, n, seed)
         advance()
     for scale in SCALES[:2]:
-        row = found["few steps"][f"{scale:g}"] = {}
-        for steps in FEW_STEPS:
-            row[str(steps)] = few_steps(pipe, guard, task, judge, scale, steps, n, seed)
+        for rows, rate in ((found["few steps"], few_steps), (found["shipped"], shipped)):
+            rows[f"{scale:g}"] = {
+                str(steps): rate(pipe, guard, task, judge, scale, steps, n, seed) for steps in FEW_STEPS
+            }
         advance()
     return found
 
