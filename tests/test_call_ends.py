@@ -53,6 +53,9 @@ def test_an_interrupted_call_gives_no_image(name: str) -> None:
             run(case, pipe, callback_on_step_end=interrupt)
         run(case, pipe)
         assert attached.decisions
+        for guard in attached.guards:
+            guard.enabled = False
+        run(case, pipe, callback_on_step_end=interrupt)  # nothing acts, so nothing is refused
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl-inpaint"])  # the second returns latents before it frees its modules

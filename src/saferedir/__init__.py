@@ -3,6 +3,7 @@ else.
 """
 
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from saferedir.attach import Attached, attach, detach
 from saferedir.decisions import Decision
@@ -44,5 +45,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    return renamed.moved_attribute(name)
+if not TYPE_CHECKING:  # else a type checker would take any name
+
+    def __getattr__(name: str) -> ModuleType:
+        return renamed.moved_attribute(name)

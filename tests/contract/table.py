@@ -85,11 +85,15 @@ class Footnotes:
         return "\n".join(f"[^{number}]: {sentence}" for number, sentence in enumerate(self.sentences, 1))
 
 
+#: the outcome of a family of which one pipeline refuses what another one does
+SOME = "refused on some"
+
+
 def merged(outcomes: list[tuple[str, str]]) -> tuple[str, str]:
     """One outcome of several: what one pipeline of a family refuses is refused, "on some" where it works on another."""
-    refused = [sentence for word, sentence in outcomes if word == "refused"]
-    if refused and any(word == "works" for word, _ in outcomes):
-        return ("refused on some", refused[0])
+    refused = [sentence for word, sentence in outcomes if word in ("refused", SOME)]
+    if refused and any(word in ("works", SOME) for word, _ in outcomes):
+        return (SOME, refused[0])
     for kind in ("refused", "works"):
         for outcome in outcomes:
             if outcome[0] == kind:
@@ -190,7 +194,7 @@ def make_section(cells: Cells, page: str = "") -> str:
         for family in families:
             outcomes = cells[feature.name, family]
             for guard, (kind, _) in outcomes.items():
-                counts[guard, family][kind] += 1
+                counts[guard, family]["refused" if kind == SOME else kind] += 1
             row.append(cell(outcomes, notes))
         lines.append(f"| **{feature.name}**: {feature.text} | {' | '.join(row)} |")
     lines += figures_of_caches(page)

@@ -1,6 +1,6 @@
 """Prompt sets: what is asked of a model, and what should then be seen. Texts are private: they are never logged or printed.
 
-Read from files in `bench.prompt_files`, made by PictoWorld in `pictoworld.prompt_sets`, rewritten by `attacks`, drawn
+Read from files in `prompts.reading`, made by PictoWorld in `pictoworld.prompt_sets`, rewritten by `attacks`, drawn
 by `bench`.
 """
 

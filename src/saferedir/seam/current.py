@@ -68,11 +68,11 @@ class CurrentRun:
 
     def check_finished(self) -> None:
         """Raise in a call that ends before its last step: its image is unfinished, and no guard has decided on it."""
-        if self.session is not None and not self.session.finished:
+        if self.session is not None and self.session.guards and not self.session.finished:
             self.session.failed = True
             raise GuardError(
                 "this call was interrupted before its last step, so its guards have no decision and no image is returned; "
-                "call the pipeline again and let it finish (its callback set `_interrupt`, or a step was left out)."
+                "call the pipeline again and let it finish (diffusers stops where `_interrupt` is set)."
             )
 
     def check_thread(self) -> None:
