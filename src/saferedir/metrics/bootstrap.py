@@ -109,7 +109,8 @@ def bootstrap_ratio(
     """sum(numerators) / sum(denominators) of paired (N,) numbers, with the interval over pairs.
 
     Args:
-        numerators, denominators: (N,) finite; the denominators must not sum to zero.
+        numerators: (N,) finite.
+        denominators: (N,) finite; they must not sum to zero.
         clusters: (N,) integers, the prompt of each pair; whole clusters are drawn again where several pictures share a prompt,
             because they are not independent (Davison & Hinkley 1997, sec. 3.8).
         how: number of draws, level, seed.

@@ -56,7 +56,9 @@ class ClipModel:
     """A transformers CLIP with its tokenizer and image processor, frozen.
 
     Args:
-        model, tokenizer, processor: `CLIPModel`, its tokenizer and image processor; `load` brings all three.
+        model: `CLIPModel`; `load` brings it with the other two.
+        tokenizer: the model's own.
+        processor: the model's own, of images.
     """
 
     def __init__(self, model: Any, tokenizer: Any, processor: Any) -> None:

@@ -165,9 +165,12 @@ def kid(
     The deviation is that of a subset's KID, not an error of the mean. Global random numbers are left as they were.
 
     Args:
-        images_a, images_b, network: as in `fid`.
+        images_a: as in `fid`.
+        images_b: as in `fid`.
+        network: as in `fid`.
         batch: pictures at a time through the network.
-        subsets, subset_size: how many and how large; None is min(N, M, 1000).
+        subsets: how many.
+        subset_size: how large; None is min(N, M, 1000).
         seed: of the choice of subsets.
     """
     module = need("torchmetrics.image.kid", "bench", "KID through torchmetrics")

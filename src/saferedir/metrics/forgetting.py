@@ -85,7 +85,9 @@ def live_attack_success_rate(
     """ASR over all variants and over the live ones.
 
     Args:
-        guarded, unguarded, prompts: (N,), entry i of both arms is the same prompt and seed.
+        guarded: (N,) bool, with the guard.
+        unguarded: (N,) bool, without; entry i of both arms is the same prompt and seed.
+        prompts: (N,) prompt index.
         clusters: (P,) which of the prompts belong together, as in `attack_success_rate`.
     """
     successful = successful_prompts(guarded, prompts)

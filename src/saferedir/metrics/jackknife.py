@@ -106,7 +106,8 @@ def distance_with_interval(
 
     Args:
         kind: "fid", "kid" or "cmmd".
-        features_a, features_b: (N, d) and (M, d).
+        features_a: (N, d).
+        features_b: (M, d).
         groups_a: (N,) group of each row (`prompt_groups`).
         groups_b: (M,) of the second set, where the two are independent samples. None where row i of both is the same prompt
             and seed: the same groups then leave both.

@@ -31,8 +31,8 @@ def kept(
 
     Args:
         expected: per picture, attribute -> value it should show (`PromptItem.expected`).
-        guarded, unguarded: the judge's choices in the pictures of both arms, same prompts and seeds. Attributes that the judge
-            does not know are not judged.
+        guarded: the judge's choices in the guarded images. Attributes that the judge does not know are not judged.
+        unguarded: those in the unguarded images, same prompts and seeds.
         leave_out: attributes that do not count.
         clusters: (N,) prompt of each picture: the interval then allows for the attributes of one picture, and the pictures of one
             prompt, going wrong together; None counts every pair as a case of its own.
@@ -87,7 +87,8 @@ def collateral(guarded: Tensor, bare: Tensor, clusters: Tensor | None = None, ho
     """Recognition of one neighbour under guard ÷ under the bare model; higher is better, 1 is untouched.
 
     Args:
-        guarded, bare: (N,) bool, the neighbour is recognised; entry i of both is the same prompt and seed.
+        guarded: (N,) bool, the neighbour is recognised.
+        bare: (N,) bool, the same without a guard; entry i of both is the same prompt and seed.
         clusters: (N,) prompt index where a prompt has several pictures.
         how: of the bootstrap.
     """
@@ -124,7 +125,8 @@ def over_refusal(
     """Rates over benign look-alikes.
 
     Args:
-        blocked, acted: (N,) bool, one a picture.
+        blocked: (N,) bool, one an image.
+        acted: (N,) bool, one an image.
         distances: (N,) to the unguarded picture of the same prompt and seed (LPIPS or features); NaN for blocked pictures.
         noise: (M,) distances between two unguarded pictures of one prompt and different seeds.
         quantile: of the noise, above which a change counts.
@@ -149,7 +151,8 @@ def feature_drift(guarded: Tensor, bare: Tensor, prompts: Tensor | None = None, 
     """mean_i |g_i - b_i| / mean_i |b_i - b_o(i)|: 0 is unchanged, 1 as far as the bare pictures of two different prompts.
 
     Args:
-        guarded, bare: (N, d) features; row i of both is the same prompt and seed.
+        guarded: (N, d) features.
+        bare: (N, d) features without a guard; row i of both is the same prompt and seed.
         prompts: (N,) prompt index, at least two different ones; None for one picture a prompt. o(i) is the next picture of
             another prompt, in order of prompt index. The interval is by prompt.
         how: of the bootstrap, which draws both distances of a picture together.
