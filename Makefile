@@ -12,7 +12,7 @@ MAKEFLAGS += --no-builtin-rules
 # A stamp is worth nothing if the interpreter is gone or the checkout has moved since: install again then.
 HEALTHY := $(if $(wildcard $(STAMP)),$(shell $(PY) -I -c "import os, pip, importlib.util as u; s = u.find_spec('saferedir'); print('yes' * os.path.realpath(s.origin).startswith(os.path.realpath('src') + os.sep))" 2>/dev/null))
 
-.PHONY: help setup demo test test-accelerators rehearsal test-oldest lint check clean always
+.PHONY: help setup demo test test-accelerators rehearsal test-oldest lint format docs check clean always
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -65,10 +65,24 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 test-oldest: $(OLDEST)/.installed  ## the suite's core with the oldest versions that pyproject allows, in .venv-oldest
 	$(OLDEST)/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS) $(OLDEST_TESTS)
 
-lint: setup  ## ruff, import-linter, and mypy --strict on src
+lint: setup  ## ruff, codespell, import-linter, and mypy --strict on src
 	$(PY) -m ruff check .
+	$(PY) -m codespell_lib
 	$(VENV)/bin/lint-imports --no-cache
 	$(PY) -m mypy
+
+format: setup  ## lay the code out, and mend what ruff can mend by itself
+	$(PY) -m ruff check --fix --exit-zero .
+	$(PY) -m ruff format .
+
+# The site's tools are not among those of `make setup`: nothing else needs them.
+DOCS_STAMP := $(VENV)/.installed-docs
+$(DOCS_STAMP): pyproject.toml constraints.txt $(STAMP)
+	$(PIP_INSTALL) --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: setup $(DOCS_STAMP)  ## build the documentation site into build/site; a broken link or reference ends it
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
 check: lint test  ## lint + test
 
