@@ -8,25 +8,21 @@ own parser. The costs that a page and the table quote must be those of docs/cost
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 import runpy
 import shlex
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import typer
 from benchmarks.flops import BACKBONES
 from tests.conftest import PROMPT_WIDTH, make_pipeline
+from tests.documentation.checker import check, parse
 
 import saferedir
-from saferedir.cli import app
 from saferedir.cli.common import named_values
-from saferedir.decisions import Decision
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.pipelines.families import FAMILIES
@@ -37,108 +33,7 @@ EXAMPLES = ROOT / "examples"
 PAGES = sorted(EXAMPLES.glob("*.py"))
 README = EXAMPLES / "README.md"
 COST = ROOT / "docs" / "cost.md"
-UNKNOWN = object()
-
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-
-
-def is_ours(thing: Any) -> bool:
-    return str(getattr(thing, "__module__", "")).split(".")[0] == "saferedir"
-
-
-class Checker(ast.NodeVisitor):
-    """Walks a page with what is known of its names: modules, functions and classes by value, variables by their class."""
-
-    def __init__(self, namespace: dict[str, Any]) -> None:
-        self.values = namespace
-        self.classes: dict[str, Any] = {}
-        self.problems: list[str] = []
-        self.checked: set[str] = set()
-
-    def value(self, node: ast.expr) -> Any:
-        """The object that a dotted name stands for, or UNKNOWN."""
-        if isinstance(node, ast.Name):
-            return self.values.get(node.id, UNKNOWN)
-        if isinstance(node, ast.Attribute):
-            owner = self.value(node.value)
-            return UNKNOWN if owner is UNKNOWN else getattr(owner, node.attr, UNKNOWN)
-        return UNKNOWN
-
-    def result(self, node: ast.expr) -> Any:
-        """The class of an expression's value, or UNKNOWN."""
-        if isinstance(node, ast.Name):
-            return self.classes.get(node.id, UNKNOWN)
-        if isinstance(node, ast.IfExp):
-            return self.result(node.body)
-        if isinstance(node, ast.Call):
-            function = self.value(node.func)
-            if function is UNKNOWN:  # a variable that is called
-                owner = self.result(node.func)
-                function = UNKNOWN if owner is UNKNOWN else owner.__call__
-            if inspect.isclass(function):
-                return function
-            if is_ours(function):
-                found = typing.get_type_hints(function).get("return", UNKNOWN)
-                return found if inspect.isclass(found) and is_ours(found) else UNKNOWN
-        return UNKNOWN
-
-    def visit_Assign(self, node: ast.Assign) -> None:
-        self.generic_visit(node)
-        for target in node.targets:
-            if isinstance(target, ast.Name):
-                self.classes[target.id] = self.result(node.value)
-
-    def visit_With(self, node: ast.With) -> None:
-        for item in node.items:
-            self.visit(item.context_expr)
-            if isinstance(item.optional_vars, ast.Name):
-                self.classes[item.optional_vars.id] = self.result(item.context_expr)
-        for statement in node.body:
-            self.visit(statement)
-
-    def visit_For(self, node: ast.For) -> None:
-        names = node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
-        sources = node.iter.args if isinstance(node.iter, ast.Call) else [node.iter]
-        for name, source in zip(names, sources, strict=True):
-            if isinstance(name, ast.Name):
-                listed = isinstance(source, ast.Attribute) and source.attr == "decisions"
-                self.classes[name.id] = Decision if listed else UNKNOWN
-        self.generic_visit(node)
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        self.generic_visit(node)
-        owner, kind = self.value(node.value), self.result(node.value)
-        what = ast.unparse(node)
-        if owner is not UNKNOWN:
-            self._check(hasattr(owner, node.attr), f"{what} does not exist", what)
-        elif kind is not UNKNOWN and is_ours(kind):
-            known = {*dir(kind), *getattr(kind, "__annotations__", {})}
-            self._check(
-                node.attr in known, f"{what}: {kind.__name__} has no {node.attr}", f"{kind.__name__}.{node.attr}"
-            )
-
-    def visit_Call(self, node: ast.Call) -> None:
-        self.generic_visit(node)
-        function = self.value(node.func)
-        if function is UNKNOWN or not is_ours(function):
-            return
-        keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
-        try:
-            inspect.signature(function).bind(*node.args, **keywords)
-        except TypeError as error:
-            self.problems.append(f"line {node.lineno}: {ast.unparse(node)}: {error}")
-        self.checked.add(ast.unparse(node.func))
-
-    def _check(self, is_right: bool, problem: str, what: str) -> None:
-        self.checked.add(what)
-        if not is_right:
-            self.problems.append(problem)
-
-
-def check(source: str, namespace: dict[str, Any]) -> Checker:
-    checker = Checker(dict(namespace))
-    checker.visit(ast.parse(source))
-    return checker
 
 
 def commands_in(text: str) -> Iterator[list[str]]:
@@ -146,15 +41,6 @@ def commands_in(text: str) -> Iterator[list[str]]:
     joined = re.sub(r"\\\n\s*", " ", text)
     for found in re.finditer(r"^ {4}(saferedir .*)$|`(saferedir [^`]*--[^`]*)`", joined, re.MULTILINE):
         yield shlex.split(found[1] or found[2])[1:]
-
-
-def parse(words: list[str]) -> dict[str, Any]:
-    """A command's options as the command line would read them, without running it; raises on what it does not know or lacks."""
-    command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands"):
-        assert words[0] in command.commands, f"there is no command {words[0]!r}"
-        command, words = command.commands[words[0]], words[1:]
-    return dict(command.make_context(command.name, words).params)
 
 
 def quoted_costs(hub_id: str) -> dict[str, str]:
