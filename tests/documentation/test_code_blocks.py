@@ -29,7 +29,7 @@ from saferedir.prompts import ConceptPrompts, PromptItem, PromptSet
 GIVEN = {
     "CONTRIBUTING.md": "from saferedir.judges.registry import Entry\nfrom tests.contract.guards import GuardCase, by_config\n"
     "register = Capitals = print  # each table has a `register` of its own",
-    "docs/pipelines.md": "from saferedir.families import Family\nfrom tests.tiny import dits\n"
+    "docs/pipelines.md": "from saferedir.pipelines.families import Family\nfrom tests.tiny import dits\n"
     "from tests.tiny_pipelines import HEIGHT, WIDTH, PipelineCase",
 }
 #: modules that a reader has made on an earlier part of the page
