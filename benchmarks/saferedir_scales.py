@@ -81,7 +81,7 @@ def shipped(
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The page's two tables."""
+    """The page's three tables."""
     lines = [
         f"Retain prompts with bit-identical images ({RETAIN_STEPS} DDIM steps, n = {next(iter(results.values()))['n']}):",
         "",

@@ -7,21 +7,29 @@ import warnings
 import pytest
 
 import saferedir
-from saferedir.utils.renamed import NEW_PATHS, RenamedModules
+from saferedir.utils.renamed import NEW_PATHS, RenamedModules, new_path
 
 
 def _forgotten(name: str) -> None:
     sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("old", NEW_PATHS)
+#: modules of packages that moved as a whole, one of them new in the package
+WITHIN = [f"bench.prompt_files.{name}" for name in ("cautions", "formats", "reading", "tables", "sets")] + [
+    f"guards.saferedir.pairs.{name}"
+    for name in ("build", "files", "lengths", "paraphrase", "plan", "templates", "text")
+]
+
+
+@pytest.mark.parametrize("old", [*NEW_PATHS, *WITHIN])
 def test_an_old_path_is_the_same_module(old: str) -> None:
-    new = importlib.import_module(f"saferedir.{NEW_PATHS[old]}")
+    path = new_path(old)
+    new = importlib.import_module(f"saferedir.{path}")
     spec = new.__spec__
     _forgotten(f"saferedir.{old}")
-    with pytest.warns(DeprecationWarning, match=f"saferedir.{old} has moved to saferedir.{NEW_PATHS[old]};"):
+    with pytest.warns(DeprecationWarning, match=f"saferedir.{old} has moved to saferedir.{path};"):
         found = importlib.import_module(f"saferedir.{old}")
-    assert found is new and found.__spec__ is spec and found.__name__ == f"saferedir.{NEW_PATHS[old]}"
+    assert found is new and found.__spec__ is spec and found.__name__ == f"saferedir.{path}"
     assert sys.modules[f"saferedir.{old}"] is new
 
 

@@ -1,11 +1,11 @@
 """The bench's folder: what was drawn and what came of it. Every file appears whole or not at all; nothing is ever redrawn.
 
-matrix.json   plan.json                 the matrix and its cells, as last planned
-drawings/<key>/<shard>.parquet          one row a picture: prompt, seed, checksum, what the guard did, the picture
-drawings/<key>/<shard>.<judge>.parquet  one row a picture: what that judge or encoder saw, raw scores and features
-texts/  references/                 vectors of prompts and of reference pictures, see vectors.py
-cells/<slug>.json                   one record a cell
-costs.json  report.html  report.md
+    matrix.json   plan.json                 the matrix and its cells, as last planned
+    drawings/<key>/<shard>.parquet          one row a picture: prompt, seed, checksum, what the guard did, the picture
+    drawings/<key>/<shard>.<judge>.parquet  one row a picture: what that judge or encoder saw, raw scores and features
+    texts/  references/                 vectors of prompts and of reference pictures, see vectors.py
+    cells/<slug>.json                   one record a cell
+    costs.json  report.html  report.md
 """
 
 from __future__ import annotations

@@ -62,12 +62,9 @@ class CurrentRun:
         return session
 
     def check_whole(self) -> None:
-        """Raise if the session in progress has failed; nobody saw it, if a call ends none the less."""
+        """Raise in a call that ends none the less: its session has failed, or stopped before the last step undecided."""
         if self.session is not None and self.session.failed:
             raise GuardError("this run has already failed or lost a guard; call the pipeline again.")
-
-    def check_finished(self) -> None:
-        """Raise in a call that ends before its last step: its image is unfinished, and no guard has decided on it."""
         if self.session is not None and self.session.guards and not self.session.finished:
             self.session.failed = True
             raise GuardError(

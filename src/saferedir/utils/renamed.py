@@ -14,7 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-#: old path -> new path, both below `saferedir`
+#: old path -> new path, both below `saferedir`; a package stands for all that is in it
 NEW_PATHS: dict[str, str] = {
     "adapters": "pipelines.lora",
     "own_adapters": "pipelines.own_adapters",
@@ -42,10 +42,6 @@ NEW_PATHS: dict[str, str] = {
     "broadcast": "utils.broadcast",
     "figures": "utils.figures",
     "outputs": "policy.outputs",
-    "bench.prompt_files.cautions": "prompts.cautions",
-    "bench.prompt_files.formats": "prompts.formats",
-    "bench.prompt_files.reading": "prompts.reading",
-    "bench.prompt_files.tables": "prompts.tables",
     "guards.saferedir.batches": "training.saferedir.batches",
     "guards.saferedir.calibration": "training.saferedir.calibration",
     "guards.saferedir.dataset": "training.saferedir.dataset",
@@ -54,13 +50,6 @@ NEW_PATHS: dict[str, str] = {
     "guards.saferedir.rollouts": "training.saferedir.rollouts",
     "guards.saferedir.thresholds": "training.saferedir.thresholds",
     "guards.saferedir.training": "training.saferedir.train",
-    "guards.saferedir.pairs.build": "training.saferedir.pairs.build",
-    "guards.saferedir.pairs.files": "training.saferedir.pairs.files",
-    "guards.saferedir.pairs.lengths": "training.saferedir.pairs.lengths",
-    "guards.saferedir.pairs.paraphrase": "training.saferedir.pairs.paraphrase",
-    "guards.saferedir.pairs.plan": "training.saferedir.pairs.plan",
-    "guards.saferedir.pairs.templates": "training.saferedir.pairs.templates",
-    "guards.saferedir.pairs.text": "training.saferedir.pairs.text",
     "guards.saferedir.pairs": "training.saferedir.pairs",
     "guards.duo.loop": "training.duo.loop",
     "guards.duo.loss": "training.duo.loss",
@@ -71,6 +60,15 @@ NEW_PATHS: dict[str, str] = {
     "guards.duo.training": "training.duo.train",
     "bench.prompt_files": "prompts",
 }
+
+
+def new_path(old: str) -> str | None:
+    """New path of a module, both below `saferedir`: its own row, or that of a package it was in. None where it never moved."""
+    if old in NEW_PATHS:
+        return NEW_PATHS[old]
+    package, _, name = old.rpartition(".")
+    found = new_path(package) if package else None
+    return None if found is None else f"{found}.{name}"
 
 
 class _Redirect(Loader):
@@ -97,9 +95,8 @@ class RenamedModules(MetaPathFinder):
     ) -> ModuleSpec | None:
         """A spec for an old path of the table; None for every other name."""
         package, _, rest = fullname.partition(".")
-        if package != "saferedir" or rest not in NEW_PATHS:
-            return None
-        return ModuleSpec(fullname, _Redirect(f"saferedir.{NEW_PATHS[rest]}"), is_package=False)
+        new = new_path(rest) if package == "saferedir" else None
+        return None if new is None else ModuleSpec(fullname, _Redirect(f"saferedir.{new}"), is_package=False)
 
 
 def install() -> None:
