@@ -582,21 +582,27 @@ def two_threads(target: Target) -> Any:
 
 
 def thread_beside(target: Target) -> Any:
-    """One thread calls the protected pipeline, another the bare object below it."""
+    """One thread calls the protected pipeline, another the bare object below it while the first is in its first step."""
     outputs: list[Any] = []
     errors: list[Exception] = []
 
-    def draw(call: Any, prompt: str) -> None:
+    def call_bare() -> None:
         try:
-            outputs.append(target.draw(prompt, call=call))
+            outputs.append(target.draw(PLAIN[1], call=target.pipe))
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=draw, args=pair) for pair in ((target.call, PLAIN[0]), (target.pipe, PLAIN[1]))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
+    def start_the_second(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 0:
+            second = threading.Thread(target=call_bare)
+            second.start()
+            second.join(timeout=120)
+        return tensors
+
+    try:
+        outputs.append(target.draw(PLAIN[0], callback_on_step_end=start_the_second))
+    except Exception as error:
+        errors.append(error)
     if not outputs:
         raise errors[0]
     return outputs

@@ -1,8 +1,8 @@
 """Caches: features that a denoiser keeps from one call to the next, and what a guarded run does about each kind.
 
-`CACHES` is the one table of them. A run begins with empty caches. Where a guard changes the conditioning between two
-calls, they are emptied before that call and every later one of the run: features of the old prompt would answer for the
-new one. What cannot be emptied, or would mix rows, is refused. What was measured with each: docs/pipelines.md.
+`CACHES` is the one table of them. A run begins with empty caches. From the first edit of a guard on (of the conditioning,
+a prediction, skip features or latents) they are emptied before every call of that run, which is then computed in full:
+features of the old prompt, or of the path that the edit left, would answer for the new one. What cannot be emptied, or would mix rows, is refused. What was measured with each: docs/pipelines.md.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.families import CfgLayout, unwrapped
-from saferedir.seam.denoiser_call import Conditioning
 
 #: points at which a guard adds rows of its own to the denoiser's calls
 ROW_POINTS = ("extra_prompts", "extra_embeds", "extra_latents")
@@ -98,7 +96,6 @@ class Caches:
         self._modules = dict(modules)
         self._marks: tuple[object, ...] = ()
         self._held: dict[int, list[Held]] = {}
-        self._heard: dict[tuple[int, str], Heard] = {}
         self._first: dict[int, object] = {}
         self._is_off = False
         self._find()
@@ -113,7 +110,6 @@ class Caches:
     def clear(self) -> None:
         """Forget the features of earlier calls: a run begins, or has broken off."""
         self._is_off = False
-        self._heard.clear()
         for held in self._all():
             held.clear()
 
@@ -140,11 +136,11 @@ class Caches:
                     "guidance."
                 )
 
-    def before(self, module: nn.Module, position: str, given: Conditioning, used: Conditioning) -> None:
-        """Before a call of `module`: once a guard has changed the conditioning within the run, every call is computed in full.
+    def before(self, module: nn.Module, position: str, *, is_edited: bool) -> None:
+        """Before a call of `module`: from the first edit of a guard on, every call of the run is computed in full.
 
-        `given` is the pipeline's conditioning and `used` what the guards made of it. `position`: "first", "second" (the
-        unconditional one, where it has a call of its own) or "aside"; calls are compared with the one before in their position.
+        `position`: "first", "second" (the unconditional one, where it has a call of its own) or "aside". `is_edited`: whether
+        a guard edits this call's conditioning, or has edited anything in an earlier evaluation.
         """
         if tuple(map(marks_of, self._modules.values())) != self._marks:  # a cache came or went in the middle of the run
             self._find()
@@ -157,13 +153,10 @@ class Caches:
             self._first[owner] = context_of_call(held)
         elif position == "second":
             self._check_apart(held, self._first.get(owner))
-        now, before = Heard.of(used, is_edited=used is not given), self._heard.get((owner, position))
-        if before is not None and (now.is_edited or before.is_edited) and not now.same_as(before):
-            self._is_off = True
+        self._is_off |= is_edited
         if self._is_off:
             for each in held:
                 each.clear()
-        self._heard[owner, position] = now
 
     def _check_apart(self, held: Sequence[Held], first: object) -> None:
         for kind in (each.kind for each in held):
@@ -172,31 +165,6 @@ class Caches:
                     f"{kind.name} keeps one set of features for the two calls of guidance of this pipeline, so the negative "
                     "prompt's would serve for the prompt, past the guards; disable it, or switch guidance off."
                 )
-
-
-class Heard(NamedTuple):
-    """What a denoiser call was given: prompt, pooled, mask, and the same of extra rows; copies, as callers may write in place."""
-
-    parts: tuple[Tensor | None, ...]
-    rows: tuple[tuple[int, bool], ...]
-    is_edited: bool
-
-    @classmethod
-    def of(cls, used: Conditioning, *, is_edited: bool) -> Heard:
-        extra = used.extra
-        parts = [*used[:3], *((None,) * 3 if extra is None else extra.rows)]
-        rows = () if extra is None else tuple((h, x is None) for h, x in zip(extra.halves, extra.latents, strict=True))
-        return cls(tuple(None if part is None else part.detach().clone() for part in parts), rows, is_edited)
-
-    def same_as(self, other: Heard) -> bool:
-        """Whether every number is the same."""
-        return self.rows == other.rows and all(map(_same, self.parts, other.parts))
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one.shape == other.shape and torch.equal(one, other)
 
 
 def held_by(module: nn.Module, name: str) -> Iterator[Held]:

@@ -206,7 +206,8 @@ class Seam:
             given = call.conditioning
             used = ask(session, self._unpacked(latents), given)
             if not session.is_idle:
-                self._caches.before(module, "aside" if call.is_aside else session.position, given, used)
+                position = "aside" if call.is_aside else session.position
+                self._caches.before(module, position, is_edited=used is not given or session.has_edited)
             return None if used is given else call.with_conditioning(used, session.layout.split, self._packed)
 
     def after_denoiser(self, call: Call, output: Any) -> Any:

@@ -55,6 +55,8 @@ class Session:
         self.run, self.family, self.guards = run, family, tuple(guards)
         self.failed = False
         self.finished = False
+        #: whether a guard has edited skip features, a prediction or latents in an evaluation up to now
+        self.has_edited = False
         self.evaluation = first
         self._scheduler, self._channels = scheduler, channels
         self._offset, self._skips = offset, 0
@@ -168,7 +170,9 @@ class Session:
         """Skip features (R + extra, C, h, w) to use in one layer, amid the denoiser call."""
         steps = self._current()
         self._skips += 1
-        return edited_skip_features(self.guards, steps, values, stage, self.layout, self._extra)
+        edited = edited_skip_features(self.guards, steps, values, stage, self.layout, self._extra)
+        self.has_edited |= edited is not values
+        return edited
 
     def _signed(self, rows: Tensor) -> Tensor:
         """Rows of the denoiser's output as the scheduler will understand them."""
@@ -197,12 +201,14 @@ class Session:
         coeffs = coefficients(self._scheduler, timestep).like(x_t)
         steps = told(steps, x_t=x_t, alpha=coeffs.alpha, sigma=coeffs.sigma)
         edited, self._steps = edited_prediction(self.guards, self._extra.with_latents(steps, x_t), pred)
+        self.has_edited |= edited is not pred
         return edited
 
     def after_step(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to go on with; closes the evaluation and, after the last one, the run."""
         steps = self._current()
         edited = edited_latents(self.guards, steps, latents)
+        self.has_edited |= edited is not latents
         check_finite(edited, "the latents after a step")
         self._x0_previous = steps[0].x0 if steps else None
         self._extra.keep(edited)
