@@ -1,8 +1,8 @@
 """Contract checks of caches, and of what saves memory or time: a guard acts beside each as it does without, or is refused.
 
 The criterion is measured. Of a cache: a guarded run with it is as far from the guarded run without it as unguarded runs are
-(the worst of three prompts, at most); of a guard in the weights, as much of its effect is seen, less that error. Of the rest: both orders, as in pipeline_features.py. Caches: tests/cache_kinds.py.
-Imports tests.contract.feature; listed in features.py.
+(the worst of three prompts, at most); of a guard in the weights, as much of its effect is seen, less that error. Of the rest:
+both orders, as in pipeline_features.py. Caches: tests/cache_kinds.py. Imports tests.contract.feature; listed in features.py.
 """
 
 from __future__ import annotations

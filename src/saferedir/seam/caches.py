@@ -2,7 +2,8 @@
 
 `CACHES` is the one table of them. A run begins with empty caches. From the first edit of a guard on (of the conditioning,
 a prediction, skip features or latents) they are emptied before every call of that run, which is then computed in full:
-features of the old prompt, or of the path that the edit left, would answer for the new one. What cannot be emptied, or would mix rows, is refused. What was measured with each: docs/pipelines.md.
+features of the old prompt, or of the path that the edit left, would answer for the new one. What cannot be emptied, or would
+mix rows, is refused. What was measured with each: docs/pipelines.md.
 """
 
 from __future__ import annotations
