@@ -26,12 +26,12 @@ from saferedir.bench.matrix import (
     ModelEntry,
 )
 from saferedir.errors import BenchError
-from saferedir.utils.extras import need
-from saferedir.utils.names import unknown
+from saferedir.utils.extras import require_extra
+from saferedir.utils.names import unknown_name_message
 from saferedir.utils.places import HUB, hub_id
 from saferedir.utils.text_files import read_text
 
-need("pydantic", "bench", "the bench")
+require_extra("pydantic", "bench", "the bench")
 from pydantic import BaseModel, ValidationError  # noqa: E402 - after the sentence about the extra
 
 __all__ = [
@@ -69,7 +69,9 @@ def matrix_path(name: str) -> Path:
             )
         return path
     if name not in preset_names():
-        raise BenchError(unknown("bench preset", name, preset_names()) + " A file of your own must end in .toml.")
+        raise BenchError(
+            unknown_name_message("bench preset", name, preset_names()) + " A file of your own must end in .toml."
+        )
     return PRESETS / f"{name}.toml"
 
 
@@ -137,7 +139,7 @@ def _filled_in(values: dict[str, Any], given: Mapping[str, str], name: str) -> d
     needs = needs if isinstance(needs, Mapping) else {}
     extra = sorted(set(given) - set(needs))
     if extra:
-        raise BenchError(unknown("need", extra[0], needs))
+        raise BenchError(unknown_name_message("need", extra[0], needs))
     missing = [f"--with {key}=… ({what})" for key, what in needs.items() if key not in given]
     if missing:
         raise BenchError(f"{name} needs what only you can bring: {'; '.join(missing)}.")
@@ -197,7 +199,7 @@ def _sentence(error: ValidationError, top: type[BaseModel] | None = None) -> str
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         parent = ".".join(str(part) for part in first["loc"][:-1]) or "the top level"
-        return f"at {parent}, {unknown('key', str(first['loc'][-1]), _keys_at(top or Matrix, first['loc'][:-1]))}"
+        return f"at {parent}, {unknown_name_message('key', str(first['loc'][-1]), _keys_at(top or Matrix, first['loc'][:-1]))}"
     if first["type"] == "missing":
         return f"{place} is missing."
     if first["type"] == "model_type":

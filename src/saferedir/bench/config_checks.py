@@ -10,7 +10,7 @@ import re
 from saferedir.bench.matrix import Matrix
 from saferedir.bench.records import JUDGE
 from saferedir.errors import BenchError
-from saferedir.utils.names import unknown
+from saferedir.utils.names import unknown_name_message
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -49,10 +49,10 @@ def _check_guards(matrix: Matrix, file: str) -> None:
         for part in entry.stack or []:
             if part not in matrix.guard or matrix.guard[part].stack is not None:
                 others = [other for other, found in matrix.guard.items() if found.stack is None]
-                raise BenchError(f"{file}: [guard.{name}] " + unknown("guard to stack", part, others))
+                raise BenchError(f"{file}: [guard.{name}] " + unknown_name_message("guard to stack", part, others))
         for concept in entry.concepts or []:
             if concept not in matrix.concept:
-                raise BenchError(f"{file}: [guard.{name}] " + unknown("concept", concept, matrix.concept))
+                raise BenchError(f"{file}: [guard.{name}] " + unknown_name_message("concept", concept, matrix.concept))
 
 
 def _check_concepts(matrix: Matrix, file: str) -> None:

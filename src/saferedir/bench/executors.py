@@ -12,7 +12,7 @@ from typing import Protocol, Self
 from saferedir.bench.resources import Resources
 from saferedir.bench.work import Outcome, Task, attempt
 from saferedir.errors import BenchError
-from saferedir.utils.names import unknown
+from saferedir.utils.names import unknown_name_message
 
 __all__ = ["EXECUTORS", "Executor", "InProcess", "Outcome", "Task", "attempt", "make_executor"]
 
@@ -58,7 +58,7 @@ def make_executor(
             raise BenchError("the local executor is one process; give --executor ray for --workers or --address.")
         return InProcess(resources)
     if name != "ray":
-        raise BenchError(unknown("executor", name, EXECUTORS))
+        raise BenchError(unknown_name_message("executor", name, EXECUTORS))
     from saferedir.bench.ray_executor import RayExecutor
 
     return RayExecutor(workers=workers, address=address)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 
-need("pydantic", "bench", "the bench")
+require_extra("pydantic", "bench", "the bench")
 from pydantic import BaseModel, ConfigDict, Field  # noqa: E402 - after the sentence about the extra
 
 

@@ -21,8 +21,8 @@ from saferedir.guards.registry import methods
 from saferedir.judges.registry import judge_names
 from saferedir.pipelines.text_settings import text_settings
 from saferedir.utils.calls import is_prompt_argument
-from saferedir.utils.checks import is_number, is_whole
-from saferedir.utils.names import unknown
+from saferedir.utils.checks import is_int, is_number
+from saferedir.utils.names import unknown_name_message
 
 #: arguments of the pipeline call that are not the matrix's to set
 _OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds"}
@@ -37,19 +37,19 @@ def check_names(matrix: Matrix) -> None:
     """Names that other rooms know, before anything is loaded."""
     for attack in matrix.attacks:
         if attack not in ATTACKS:
-            raise BenchError(unknown("attack", attack, ATTACKS))
+            raise BenchError(unknown_name_message("attack", attack, ATTACKS))
     for entry in matrix.guard.values():
         if entry.method is not None and entry.method not in methods():
-            raise BenchError(unknown("guard method", entry.method, methods()))
+            raise BenchError(unknown_name_message("guard method", entry.method, methods()))
         if entry.recipe is not None:
             check_recipe(entry.recipe)
     for concept in matrix.concept.values():
         for judge in (concept.judge, *concept.second_judges):
             if judge.name not in judge_names():
-                raise BenchError(unknown("judge", judge.name, judge_names()))
+                raise BenchError(unknown_name_message("judge", judge.name, judge_names()))
     for name, encoder in matrix.encoder.items():
         if encoder.name not in encoder_names():
-            raise BenchError(f"[encoder.{name}] " + unknown("encoder", encoder.name, encoder_names()))
+            raise BenchError(f"[encoder.{name}] " + unknown_name_message("encoder", encoder.name, encoder_names()))
 
 
 def check_without(matrix: Matrix, concepts: Sequence[Concept], encoders: Mapping[str, MatrixEncoder]) -> None:
@@ -97,7 +97,7 @@ def check_call(call: Mapping[str, Any], pipe: Any) -> None:
         if name in _OURS:
             raise BenchError(f"`call` sets {name!r}, which the bench sets itself; leave it out.")
         if name not in known:
-            raise BenchError(unknown(f"argument of {type(pipe).__name__}", name, known - _OURS))
+            raise BenchError(unknown_name_message(f"argument of {type(pipe).__name__}", name, known - _OURS))
         _check_value(name, value, parameters[name].default)
 
 
@@ -113,9 +113,9 @@ def check_text(guards: Iterable[Guard[Any]], call: Mapping[str, Any], pipe: Any)
 def _check_value(name: str, value: Any, default: Any) -> None:
     """One sentence for a value that cannot run: of another kind than the argument's default, no step, no size."""
     expected = None
-    if name in _COUNTS or is_whole(default):
+    if name in _COUNTS or is_int(default):
         least = _COUNTS.get(name, 0)
-        if not is_whole(value) or value < least:
+        if not is_int(value) or value < least:
             expected = f"a whole number >= {least}"
     elif isinstance(default, bool):
         expected = None if isinstance(value, bool) else "true or false"

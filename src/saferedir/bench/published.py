@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saferedir.errors import BenchError
-from saferedir.utils.names import unknown
+from saferedir.utils.names import unknown_name_message
 
 DATA = Path(__file__).with_suffix(".json")
 #: how a number reached us: in the authors' code or README, in the paper, in other people's notes on it
@@ -95,5 +95,5 @@ def published(table: str | None = None) -> list[PublishedRow]:
     """The rows of one table, or all of them, each under its own table's name; raises BenchError for an unknown table."""
     names = [one.name for one in tables()]
     if table is not None and table not in names:
-        raise BenchError(unknown("table of published numbers", table, names))
+        raise BenchError(unknown_name_message("table of published numbers", table, names))
     return [row for row in _data()[1] if table in (None, row.table)]

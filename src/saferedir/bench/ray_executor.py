@@ -26,7 +26,7 @@ from saferedir.bench.resources import Resources, device_of
 from saferedir.bench.work import Outcome, Task, attempt
 from saferedir.bench.workers import WorkerFacts, facts_here, nearest, unfit
 from saferedir.errors import BenchError
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 
 #: a shard whose worker died so many times is given up for this run
 DEATHS = 3
@@ -104,7 +104,7 @@ class RayExecutor:
 
     def __enter__(self) -> Self:
         with _environment({} if self.address else _LOCAL_ENVIRONMENT):
-            self._ray = ray = need("ray", "ray", "the Ray executor")
+            self._ray = ray = require_extra("ray", "ray", "the Ray executor")
             if not ray.is_initialized():  # or it is the caller's, and stays
                 _connect(ray, self.address)
                 self._connected = True

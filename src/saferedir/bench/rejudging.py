@@ -20,7 +20,7 @@ from saferedir.bench.records import CellRecord
 from saferedir.bench.resources import Resources
 from saferedir.bench.store import Store
 from saferedir.errors import BenchError
-from saferedir.utils.names import unknown
+from saferedir.utils.names import unknown_name_message
 
 #: at the end of the title
 _AGAIN = ", judged again"
@@ -50,7 +50,7 @@ def rejudge(
     concepts = {cell.name.concept for cell in plan.cells}
     for concept in choices:
         if concept not in concepts:
-            raise BenchError(unknown("concept in this bench", concept, concepts))
+            raise BenchError(unknown_name_message("concept in this bench", concept, concepts))
     specs = {concept: judge_spec(entry, resources) for concept, entry in choices.items()}
     rules = {concept: rule_of(entry) for concept, entry in choices.items()}
     cells, judges = [], {key: list(found) for key, found in plan.judges.items()}

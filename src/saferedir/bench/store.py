@@ -1,11 +1,11 @@
 """The bench's folder: what was drawn and what came of it. Every file appears whole or not at all; nothing is ever redrawn.
 
-    matrix.json   plan.json                 the matrix and its cells, as last planned
-    drawings/<key>/<shard>.parquet          one row a picture: prompt, seed, checksum, what the guard did, the picture
-    drawings/<key>/<shard>.<judge>.parquet  one row a picture: what that judge or encoder saw, raw scores and features
-    texts/  references/                 vectors of prompts and of reference pictures, see vectors.py
-    cells/<slug>.json                   one record a cell
-    costs.json  report.html  report.md
+matrix.json   plan.json                 the matrix and its cells, as last planned
+drawings/<key>/<shard>.parquet          one row a picture: prompt, seed, checksum, what the guard did, the picture
+drawings/<key>/<shard>.<judge>.parquet  one row a picture: what that judge or encoder saw, raw scores and features
+texts/  references/                 vectors of prompts and of reference pictures, see vectors.py
+cells/<slug>.json                   one record a cell
+costs.json  report.html  report.md
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from saferedir.bench.resources import JudgeSpec, Looker
 from saferedir.bench.seeing import Judged
 from saferedir.errors import BenchError, OutputError
 from saferedir.judges.base import Scores
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 from saferedir.utils.files import reason, replacing
 from saferedir.utils.locks import output_lock
 
@@ -118,7 +118,7 @@ class Store:
         return "png" in self._columns(shard) or all(rest["blocked"].to_pylist())
 
     def _columns(self, shard: Shard) -> list[str]:
-        pq = need("pyarrow.parquet", "bench", "the bench")
+        pq = require_extra("pyarrow.parquet", "bench", "the bench")
         found: list[str] = pq.read_schema(self._path(shard)).names
         return found
 
@@ -130,7 +130,7 @@ class Store:
         """Keep a shard: what judges and encoders saw first, so that a shard that is there lacks only those that failed, or come
         later (`lacks`).
         """
-        pa = need("pyarrow", "bench", "the bench")
+        pa = require_extra("pyarrow", "bench", "the bench")
         if len(pictures) != len(shard):
             raise BenchError(f"shard {shard} has {len(pictures)} pictures, expected {len(shard)}.")
         for looker, seen in pictures.judged.items():
@@ -152,7 +152,7 @@ class Store:
 
     def write_judged(self, shard: Shard, looker: Looker, seen: Judged) -> None:
         """Keep what one judge or encoder saw in a shard."""
-        pa = need("pyarrow", "bench", "the bench")
+        pa = require_extra("pyarrow", "bench", "the bench")
         columns = {"picture": pa.array(list(range(shard.start, shard.stop)), pa.int32())}  # where there is nothing else
         for place, label in enumerate(seen.scores.labels):
             columns[f"{_SCORE}{label}"] = pa.array(seen.scores.values[:, place].numpy(), pa.float32())
@@ -163,7 +163,7 @@ class Store:
 
     def read(self, shards: Sequence[Shard], judges: Sequence[JudgeSpec], features_of: str) -> Drawn:
         """All shards of a drawing, by some of its judges; BenchError if one is missing or damaged."""
-        pa = need("pyarrow", "bench", "the bench")
+        pa = require_extra("pyarrow", "bench", "the bench")
         found = [self._table(shard, without="png") for shard in shards]
         whole = pa.concat_tables([table for table, _ in found])
         scores: dict[str, Scores] = {}
@@ -231,7 +231,7 @@ class Store:
 
 def write_parquet(path: Path, columns: dict[str, Any], facts: dict[str, Any]) -> None:
     """A table of pyarrow's columns and what is known of it, "key" at least, whole or not at all."""
-    pa, pq = need("pyarrow", "bench", "the bench"), need("pyarrow.parquet", "bench", "the bench")
+    pa, pq = require_extra("pyarrow", "bench", "the bench"), require_extra("pyarrow.parquet", "bench", "the bench")
     text = json.dumps({"format": _FORMAT, **facts})
     table = pa.table(columns).replace_schema_metadata({"saferedir": text})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ def write_parquet(path: Path, columns: dict[str, Any], facts: dict[str, Any]) ->
 
 def read_parquet(path: Path, key: str, without: str | None = None) -> tuple[Any, dict[str, Any]]:
     """A table and its facts, without one of its columns; BenchError where it is missing, damaged, or of another key."""
-    pq = need("pyarrow.parquet", "bench", "the bench")
+    pq = require_extra("pyarrow.parquet", "bench", "the bench")
     try:
         schema = pq.read_schema(path)
         facts = json.loads(schema.metadata[b"saferedir"])
@@ -255,7 +255,7 @@ def read_parquet(path: Path, key: str, without: str | None = None) -> tuple[Any,
 
 def vector_column(rows: Tensor) -> Any:
     """(N, d) as a column of pyarrow's, one list of d numbers a row."""
-    pa = need("pyarrow", "bench", "the bench")
+    pa = require_extra("pyarrow", "bench", "the bench")
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1).numpy(), pa.float32()), rows.shape[1])
 
 

@@ -21,7 +21,7 @@ from saferedir.bench.store import Store, read_parquet, vector_column, vectors, w
 from saferedir.encoders.base import Encoder
 from saferedir.errors import EncoderError
 from saferedir.judges.pictures import read_picture
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 
 _BATCH = 64
 
@@ -42,7 +42,7 @@ def keep_vectors(
 
     Raises EncoderError, which names the section of the matrix, where an encoder fails.
     """
-    pa = need("pyarrow", "bench", "the bench")
+    pa = require_extra("pyarrow", "bench", "the bench")
     for name, one in encoders.items():
         for digest, own in texts.items() if one.spec.reads_texts else ():
             path = _texts_path(store, digest, one.spec.key)

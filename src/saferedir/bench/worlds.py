@@ -13,7 +13,7 @@ from torch import Tensor
 from saferedir.errors import BenchError
 from saferedir.guards.base import Guard
 from saferedir.prompts.sets import ConceptPrompts
-from saferedir.utils.names import unknown
+from saferedir.utils.names import unknown_name_message
 
 WORLDS = ("pictoworld",)
 
@@ -21,7 +21,7 @@ WORLDS = ("pictoworld",)
 def _split(kind: str, name: str) -> str:
     world, _, rest = name.partition("/")
     if world not in WORLDS or not rest:
-        raise BenchError(unknown(kind, name, [f"{one}/…" for one in WORLDS]))
+        raise BenchError(unknown_name_message(kind, name, [f"{one}/…" for one in WORLDS]))
     return rest
 
 
@@ -32,7 +32,7 @@ def world_prompts(name: str, limits: Mapping[str, int | None]) -> ConceptPrompts
 
     task = _split("built-in concept", name)
     if task not in TASKS:
-        raise BenchError(unknown("concept of PictoWorld", task, TASKS))
+        raise BenchError(unknown_name_message("concept of PictoWorld", task, TASKS))
     return concept_prompts(task, limits)
 
 
@@ -43,7 +43,7 @@ def check_recipe(name: str) -> None:
     recipe = _split("recipe", name)
     known = {**METHODS, **CONTROLS}
     if recipe not in known:
-        raise BenchError(unknown("recipe of PictoWorld", recipe, known))
+        raise BenchError(unknown_name_message("recipe of PictoWorld", recipe, known))
 
 
 def world_guards(recipe: str, concept: str, pipe: Any) -> list[Guard[Any]]:

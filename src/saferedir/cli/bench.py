@@ -195,11 +195,11 @@ def _plan(matrix: str, with_: list[str] | None, resources: Any) -> Plan:
 
 def _check_extras(report: bool) -> None:
     """What the run itself will need, said before."""
-    from saferedir.utils.extras import need
+    from saferedir.utils.extras import require_extra
 
-    need("pyarrow.parquet", "bench", "the bench")
+    require_extra("pyarrow.parquet", "bench", "the bench")
     if report:
-        need("jinja2", "bench", "the bench's report")
+        require_extra("jinja2", "bench", "the bench's report")
 
 
 def _calibrate_worlds(folder: Path, resources: Any) -> None:

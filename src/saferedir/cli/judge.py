@@ -136,10 +136,10 @@ def score(
     out = _free_file(out, force, (".csv", ".parquet"))
     from saferedir.judges.pictures import image_folder, score_files
     from saferedir.judges.tables import write_scores
-    from saferedir.utils.extras import need
+    from saferedir.utils.extras import require_extra
 
     if out.suffix == ".parquet":
-        need("pyarrow", "bench", "a Parquet file")  # before the work
+        require_extra("pyarrow", "bench", "a Parquet file")  # before the work
     folder = images.expanduser()
     files, left_out = image_folder(folder)
     if not files:

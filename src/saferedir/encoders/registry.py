@@ -11,7 +11,7 @@ from typing import Any
 
 from saferedir.encoders.base import Encoder
 from saferedir.errors import EncoderError
-from saferedir.utils.names import unfitting, unknown
+from saferedir.utils.names import bad_options_message, unknown_name_message
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def encoder_names() -> list[str]:
 def encoder_class(name: str) -> type[Encoder]:
     """The class of an encoder; an unknown name is one clear sentence."""
     if name not in ENCODERS:
-        raise EncoderError(unknown("encoder", name, ENCODERS))
+        raise EncoderError(unknown_name_message("encoder", name, ENCODERS))
     module, _, attribute = ENCODERS[name].path.partition(":")
     found: type[Encoder] = getattr(import_module(module), attribute)
     return found
@@ -67,6 +67,6 @@ def load_encoder(name: str, /, **options: Any) -> Encoder:
         MissingExtraError: an optional package is not installed.
     """
     kind = encoder_class(name)
-    if why := unfitting("encoder", name, kind, options):
+    if why := bad_options_message("encoder", name, kind, options):
         raise EncoderError(why)
     return kind(**options)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from saferedir.errors import GuardConfigError
-from saferedir.utils.checks import Checked, is_text
+from saferedir.utils.checks import Checked, is_nonempty_str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class GuardConfig(Checked):
             value = getattr(self, entry.name)
             if isinstance(value, list) and "tuple" in str(entry.type):
                 object.__setattr__(self, entry.name, tuple(value))
-        self.require(is_text(self.concept), "concept", "a non-empty name")
+        self.require(is_nonempty_str(self.concept), "concept", "a non-empty name")
         self.validate()
 
     def validate(self) -> None:

@@ -30,7 +30,7 @@ from saferedir.guards.negation.released import released_step, released_threshold
 from saferedir.guards.negation.renoise import derivative, require_single_evaluations
 from saferedir.guards.negation.state import NegationState, Numbers, frame, noise_fraction
 from saferedir.utils.broadcast import per_sample
-from saferedir.utils.checks import is_text
+from saferedir.utils.checks import is_nonempty_str
 
 GATES = ("auto", "ratio", "quantile", "literal", "always")
 KERNELS = ("gaussian_xt", "gaussian_x0")
@@ -100,7 +100,7 @@ class SafeDenoiserConfig(NegationConfig):
         self.require_number("margin")
         self.require_number("threshold", or_none=True)
         self.require_whole("candidates", at_least=1)
-        self.require(self.index is None or is_text(self.index), "index", "a path, or None")
+        self.require(self.index is None or is_nonempty_str(self.index), "index", "a path, or None")
         self.require(self.index is None or self.kernel == "gaussian_xt", "index", "None with this kernel")
         ignored, other = (DEFAULT_ONLY, "default") if self.mode == "faithful" else (FAITHFUL_ONLY, "faithful")
         for entry in fields(self):

@@ -29,7 +29,7 @@ from saferedir.pipelines.loading import load_pipeline
 from saferedir.pipelines.safety_checker import remove_safety_checker
 from saferedir.protect import protect
 from saferedir.utils.calls import for_each_prompt
-from saferedir.utils.names import unknown
+from saferedir.utils.names import unknown_name_message
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class TechniqueConfig:
         known = [entry.name for entry in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise GuardConfigError(unknown("key of a saferedir technique", name, known))
+                raise GuardConfigError(unknown_name_message("key of a saferedir technique", name, known))
         if not values.get("model_id"):
             raise GuardConfigError(
                 'a saferedir technique needs "model_id": "pictoworld", a diffusers folder, or a hub id.'

@@ -23,7 +23,7 @@ from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
 from saferedir.judges.pictures import file_checksum, to_bytes
 from saferedir.judges.selftest import Check
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -89,9 +89,9 @@ class NudeNetJudge(Judge):
         if resolution < 32 or resolution % 32 or batch < 1:
             raise JudgeError(f"resolution is {resolution} and batch {batch}, expected a multiple of 32, and 1 or more.")
         purpose = "the NudeNet judge"
-        package = need("nudenet.nudenet", "nudenet", purpose)
-        runtime = need("onnxruntime", "nudenet", purpose)
-        self._cv2: Any = need("cv2", "nudenet", purpose)
+        package = require_extra("nudenet.nudenet", "nudenet", purpose)
+        runtime = require_extra("onnxruntime", "nudenet", purpose)
+        self._cv2: Any = require_extra("cv2", "nudenet", purpose)
         self.channels, self.resize, self.suppression = channels, resize, suppression
         self.resolution, self.batch = resolution, batch
         self.classes: tuple[str, ...] = tuple(getattr(package, "__labels"))
@@ -196,7 +196,7 @@ class NudeNetJudge(Judge):
             Check("channels reach the network as configured", order == self.channels, f"{order}, set {self.channels}"),
             Check("pictures are resized as configured", fill == self.resize, f"{fill}, set {self.resize}"),
         ]
-        read = getattr(need("nudenet.nudenet", "nudenet", "the NudeNet judge"), "_read_image", None)
+        read = getattr(require_extra("nudenet.nudenet", "nudenet", "the NudeNet judge"), "_read_image", None)
         if read is None or self.resize != "pad":
             return checks
         file = self.channels == "BGR"

@@ -16,7 +16,7 @@ from saferedir.judges.pictoworld import concept_rule
 from saferedir.judges.registry import load_judge
 from saferedir.judges.rules import AnyAbove, InTop, Rule
 from saferedir.pictoworld.tasks import TASKS
-from saferedir.utils.names import unknown
+from saferedir.utils.names import unknown_name_message
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def preset(name: str) -> Preset:
     if name in UNSUPPORTED:
         raise JudgeError(f"preset {name!r} cannot be applied: {UNSUPPORTED[name]}.")
     if name not in PRESETS:
-        raise JudgeError(unknown("preset", name, PRESETS))
+        raise JudgeError(unknown_name_message("preset", name, PRESETS))
     return PRESETS[name]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
-from saferedir.utils.names import unfitting, unknown
+from saferedir.utils.names import bad_options_message, unknown_name_message
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def judge_names() -> list[str]:
 def judge_class(name: str) -> type[Judge]:
     """The class of a judge; an unknown name is one clear sentence."""
     if name not in JUDGES:
-        raise JudgeError(unknown("judge", name, JUDGES))
+        raise JudgeError(unknown_name_message("judge", name, JUDGES))
     module, _, attribute = JUDGES[name].path.partition(":")
     found: type[Judge] = getattr(import_module(module), attribute)
     return found
@@ -73,6 +73,6 @@ def load_judge(name: str, /, **options: Any) -> Judge:
         MissingExtraError: an optional package is not installed.
     """
     kind = judge_class(name)
-    if why := unfitting("judge", name, kind, options):
+    if why := bad_options_message("judge", name, kind, options):
         raise JudgeError(why)
     return kind(**options)

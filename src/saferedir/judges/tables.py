@@ -11,7 +11,7 @@ import numpy as np
 
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Scores
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 from saferedir.utils.file_names import shown_name
 from saferedir.utils.files import replacing
 
@@ -25,8 +25,8 @@ def write_scores(path: Path, names: Sequence[str], scores: Scores) -> None:
     names = [shown_name(name) for name in names]
     values: np.ndarray[Any, np.dtype[np.float32]] = scores.values.numpy()
     if path.suffix == ".parquet":
-        arrow = need("pyarrow", "bench", "a Parquet file")
-        parquet = need("pyarrow.parquet", "bench", "a Parquet file")
+        arrow = require_extra("pyarrow", "bench", "a Parquet file")
+        parquet = require_extra("pyarrow.parquet", "bench", "a Parquet file")
         columns = {label: values[:, place] for place, label in enumerate(scores.labels)}
         with replacing(path) as temporary:
             parquet.write_table(arrow.table({"file": names, **columns}), temporary)

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from saferedir.errors import MetricError
 from saferedir.metrics import checks
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 
 
 def clip_score(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class ClipModel:
     @classmethod
     def load(cls, name: str | Path, device: str | torch.device = "cpu", download: bool = False) -> ClipModel:
         """From a folder or a hub id; only files at hand unless `download`, and safetensors only."""
-        transformers = need("transformers", "bench", "the CLIP score")
+        transformers = require_extra("transformers", "bench", "the CLIP score")
         # The picture processor on Pillow needs no torchvision; older releases have it under the plain name.
         processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
         at_hand = {"local_files_only": not download}

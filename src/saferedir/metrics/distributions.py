@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from saferedir.errors import MetricError, MissingExtraError
 from saferedir.metrics import checks
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 
 #: (B, 3, H, W) RGB in [0, 1] to (B, d)
 FeatureFunction = Callable[[Tensor], Tensor]
@@ -144,7 +144,7 @@ def fid(images_a: Tensor, images_b: Tensor, network: FeatureFunction, batch: int
 
     The same as `frechet_distance` of the features. `MissingExtraError` without torchmetrics.
     """
-    module = need("torchmetrics.image.fid", "bench", "FID through torchmetrics")
+    module = require_extra("torchmetrics.image.fid", "bench", "FID through torchmetrics")
     features = _network(network, images_a)
     metric = module.FrechetInceptionDistance(feature=features, normalize=True)
     _feed(metric, images_a, images_b, batch)
@@ -173,7 +173,7 @@ def kid(
         subset_size: how large; None is min(N, M, 1000).
         seed: of the choice of subsets.
     """
-    module = need("torchmetrics.image.kid", "bench", "KID through torchmetrics")
+    module = require_extra("torchmetrics.image.kid", "bench", "KID through torchmetrics")
     size = subset_size or min(len(images_a), len(images_b), 1000)
     if not 2 <= size <= min(len(images_a), len(images_b)):
         raise MetricError(
@@ -196,7 +196,7 @@ def inception(weights: str | Path, layer: int = 2048) -> FeatureNetwork:
     Args:
         weights: the file. layer: 64, 192, 768 or 2048 features.
     """
-    module = need("torchmetrics.image.fid", "bench", "FID through torchmetrics")
+    module = require_extra("torchmetrics.image.fid", "bench", "FID through torchmetrics")
     if not Path(weights).is_file():
         raise MetricError(
             f"there is no weights file {str(weights)!r} for Inception-v3; give one, or another feature network."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saferedir.errors import MetricError, MissingExtraError
 from saferedir.metrics import checks
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 
 Backbone = Literal["alex", "vgg", "squeeze"]
 
@@ -38,7 +38,7 @@ def lpips(images_a: Tensor, images_b: Tensor, backbone: Backbone = "alex", batch
         raise MetricError(
             f"pictures have shapes {tuple(images_a.shape)} and {tuple(images_b.shape)}, expected (N, 3, H, W) for both."
         )
-    module = need("torchmetrics.image.lpip", "bench", "LPIPS")
+    module = require_extra("torchmetrics.image.lpip", "bench", "LPIPS")
     try:
         metric = module.LearnedPerceptualImagePatchSimilarity(net_type=backbone, reduction="none", normalize=True)
     except (ImportError, OSError, RuntimeError) as error:  # not installed, not downloaded, built for another torch

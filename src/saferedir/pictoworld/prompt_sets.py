@@ -24,7 +24,7 @@ from saferedir.pictoworld.phrases import LEXICON, Phrase
 from saferedir.pictoworld.scene import JUDGED, Scene, random_scene
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.prompts.sets import ConceptPrompts, PromptItem, PromptSet
-from saferedir.utils.names import unknown
+from saferedir.utils.names import unknown_name_message
 
 #: prompts of each kind where no limit is given: sentences can be made without end. Kinds not named are then left out.
 USUAL: Mapping[str, int] = {"forget": 200, "rephrased": 200, "retain": 200}
@@ -55,10 +55,10 @@ def concept_prompts(task_name: str, limits: Mapping[str, int | None]) -> Concept
         BenchError: an unknown task or kind, no forget prompts, a negative limit, more prompts than there are.
     """
     if task_name not in TASKS:
-        raise BenchError(unknown("concept of PictoWorld", task_name, TASKS))
+        raise BenchError(unknown_name_message("concept of PictoWorld", task_name, TASKS))
     for kind, limit in limits.items():
         if kind not in KINDS:
-            raise BenchError(unknown("kind of prompts", kind, KINDS))
+            raise BenchError(unknown_name_message("kind of prompts", kind, KINDS))
         if limit is not None and limit < (kind == "forget"):
             raise BenchError(f"the limit of {kind} prompts is {limit}, expected a number >= {int(kind == 'forget')}.")
     task, count = TASKS[task_name], {kind: _count(limits.get(kind), kind) for kind in KINDS}

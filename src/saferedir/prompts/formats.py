@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from saferedir.errors import PromptFileError
-from saferedir.utils.names import unknown
+from saferedir.utils.names import unknown_name_message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def find(name: str) -> tuple[Format, str]:
     """The format, and what was chosen after the slash ("copro/safe_prompt" -> CoPro's, "safe_prompt"); "" for nothing."""
     known, _, choice = name.partition("/")
     if known not in FORMATS:
-        raise PromptFileError(unknown("prompt file format", known, FORMATS))
+        raise PromptFileError(unknown_name_message("prompt file format", known, FORMATS))
     entry = FORMATS[known]
     if not entry.text and not entry.is_nested and not choice:
         raise PromptFileError(

@@ -40,8 +40,8 @@ class Vocabulary:
         for token in sorted(place for place in set(tokenizer.get_vocab().values()) if place < len(self.table)):
             text = self._text([token])
             held = any(word in text.lower() for word in words)
-            is_whole = bool(text) and "\ufffd" not in text  # not a part of a character
-            self.allowed[token] = token not in special and is_whole and not held
+            is_int = bool(text) and "\ufffd" not in text  # not a part of a character
+            self.allowed[token] = token not in special and is_int and not held
         if not bool(self.allowed.any()):
             raise AttackError(
                 f"no token of {type(tokenizer).__name__} is left to write with; forbid less than {words}."

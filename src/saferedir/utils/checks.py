@@ -17,12 +17,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_whole(value: Any) -> bool:
+def is_int(value: Any) -> bool:
     """Whether `value` is an int and no bool; 2.0 is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_text(value: Any) -> bool:
+def is_nonempty_str(value: Any) -> bool:
     """Whether `value` is a text of more than blanks."""
     return isinstance(value, str) and bool(value.strip())
 
@@ -55,7 +55,7 @@ class Checked:
         """Each named field is a whole number >= `at_least`, or None where `or_none`."""
         for name in names:
             value = getattr(self, name)
-            holds = is_whole(value) and _is_within(value, at_least, None, None, None)
+            holds = is_int(value) and _is_within(value, at_least, None, None, None)
             expected = "a whole number" + _bounds(at_least, None, None, None)
             self.require(holds or (or_none and value is None), name, expected + (", or None" if or_none else ""))
 
@@ -67,7 +67,7 @@ class Checked:
     def require_text(self, *names: str) -> None:
         """Each named field is a text of more than blanks."""
         for name in names:
-            self.require(is_text(getattr(self, name)), name, "some words")
+            self.require(is_nonempty_str(getattr(self, name)), name, "some words")
 
     def require_choice(self, name: str, choices: Sequence[str]) -> None:
         """The named field is one of `choices`."""

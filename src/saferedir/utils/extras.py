@@ -8,8 +8,8 @@ from types import ModuleType
 from saferedir.errors import MissingExtraError
 
 
-def need(module: str, extra: str, purpose: str) -> ModuleType:
-    """Import `module`, or say which extra brings it: `need("nudenet", "nudenet", "the NudeNet judge")`."""
+def require_extra(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import `module`, or say which extra brings it: `require_extra("nudenet", "nudenet", "the NudeNet judge")`."""
     try:
         return import_module(module)
     except ImportError as error:

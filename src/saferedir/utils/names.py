@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown_name_message(kind: str, name: str, known: Iterable[str]) -> str:
     """'there is no judge "nudnet"; did you mean "nudenet"? Known: …'"""
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1)
@@ -16,7 +16,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"there is no {kind} {name!r}{hint} known: {', '.join(names) or 'none'}."
 
 
-def unfitting(kind: str, name: str, maker: Callable[..., Any], options: Mapping[str, Any]) -> str:
+def bad_options_message(kind: str, name: str, maker: Callable[..., Any], options: Mapping[str, Any]) -> str:
     """'judge "clip" takes the options model (required), …; found top.'; "" where `maker(**options)` has what it needs."""
     signature = inspect.signature(maker)
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saferedir.bench.report import svg
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 
 _MARK = 5.0  # half a mark's width, in the figure's units
 #: left, bottom, right, top
@@ -29,8 +29,8 @@ def label(figure: Any, axes: Any, labels: Sequence[Label], level: float | None =
     """Write each name near its mark where it meets no other name, mark, whisker or border, nor a horizontal line at `level`; a
     thin line leads back from afar.
     """
-    canvas = need("matplotlib.backends.backend_agg", "bench", "a figure of the report").FigureCanvasAgg(figure)
-    lines = need("matplotlib.lines", "bench", "a figure of the report")
+    canvas = require_extra("matplotlib.backends.backend_agg", "bench", "a figure of the report").FigureCanvasAgg(figure)
+    lines = require_extra("matplotlib.lines", "bench", "a figure of the report")
     renderer = canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     taken = [box for one in labels for box in _marks(axes, one)]

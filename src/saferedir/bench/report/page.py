@@ -41,7 +41,7 @@ from saferedir.bench.report.tables import (
     picture_quality,
     rates_by_phrasing,
 )
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 
 #: in place of a page's body when there is nothing to report
 EMPTY = "There are no results here yet: run `saferedir bench run`, then make the report again."
@@ -172,8 +172,8 @@ def cost_rows(costs: Sequence[Cost]) -> dict[tuple[str, str], list[Cost]]:
 
 def render(data: ReportData) -> str:
     """The whole page as HTML text."""
-    jinja2 = need("jinja2", "bench", "the report's page")
-    markup = need("markupsafe", "bench", "the report's page").Markup
+    jinja2 = require_extra("jinja2", "bench", "the report's page")
+    markup = require_extra("markupsafe", "bench", "the report's page").Markup
     room = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,

@@ -18,7 +18,7 @@ from saferedir.bench.report.labels import Label, label
 from saferedir.bench.report.limits import HIGHEST_RATE, LEAST_KEPT
 from saferedir.bench.report.numbers import Estimate, count
 from saferedir.bench.report.ranking import Ranking, RankRow
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 
 
 def scatter(ranking: Ranking, room: Room = WIDE) -> str:
@@ -86,7 +86,7 @@ def _limits(axes: Any, ranking: Ranking) -> None:
     if not ranking.limits.kept:
         axes.axhspan(1 - HIGHEST_RATE, 1, facecolor=svg.AREA, edgecolor="none", zorder=0)
         return
-    patches = need("matplotlib.patches", "bench", "a figure of the report")
+    patches = require_extra("matplotlib.patches", "bench", "a figure of the report")
     place = (LEAST_KEPT, 1 - HIGHEST_RATE), 1 - LEAST_KEPT, HIGHEST_RATE
     axes.add_patch(patches.Rectangle(*place, facecolor=svg.AREA, edgecolor="none", zorder=0))
 

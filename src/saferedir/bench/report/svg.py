@@ -9,7 +9,7 @@ import io
 import re
 from typing import Any
 
-from saferedir.utils.extras import need
+from saferedir.utils.extras import require_extra
 
 #: drawn with these colours, shown with the page's own
 INK, SOFT, LINE, AREA = "#010101", "#020202", "#030303", "#040404"
@@ -21,7 +21,7 @@ _PIXELS = 4 / 3
 
 def new_figure(width: float, height: float) -> Any:
     """An empty matplotlib figure of `width` x `height` CSS pixels, without pyplot's state; its display unit is the SVG's."""
-    figure = need("matplotlib.figure", "bench", "a figure of the report")
+    figure = require_extra("matplotlib.figure", "bench", "a figure of the report")
     return figure.Figure(figsize=(width / 96, height / 96), dpi=72, facecolor="none")
 
 
@@ -46,7 +46,7 @@ def literal(text: Any) -> Any:
 
 def to_svg(figure: Any, name: str, title: str, description: str) -> str:
     """The figure as an `<svg>` element. `name` makes its ids differ from those of other figures on the page."""
-    matplotlib = need("matplotlib", "bench", "a figure of the report")
+    matplotlib = require_extra("matplotlib", "bench", "a figure of the report")
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from saferedir.errors import GuardConfigError
 from saferedir.guards.base import GuardConfig
-from saferedir.utils.checks import is_number, is_text
+from saferedir.utils.checks import is_nonempty_str, is_number
 
 #: safety level -> (w, tau)
 LEVELS = {"off": (0.0, 0.0), "low": (0.25, 0.2), "medium": (0.5, 0.1), "high": (0.75, 0.1), "max": (1.0, 0.0)}
@@ -72,7 +72,9 @@ class DualLatentConfig(GuardConfig):
         self.require_choice("provider", PROVIDERS)
         self.require_text("safe_phrase")
         self.require(isinstance(self.anchor, str), "anchor", "a text")
-        self.require(is_text(self.anchor) or self.provider != "anchor", "anchor", "some words for provider 'anchor'")
+        self.require(
+            is_nonempty_str(self.anchor) or self.provider != "anchor", "anchor", "some words for provider 'anchor'"
+        )
 
     @property
     def levels(self) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saferedir.guards.base import GuardConfig
-from saferedir.utils.checks import is_text
+from saferedir.utils.checks import is_nonempty_str
 
 #: denoiser attribute -> projections that carry the LoRA unless told otherwise, by the ends of their names.
 #: UNets: self-attention only. SD3: a joint block has no separate self-attention, so the image stream's q, k, v and out are
@@ -35,6 +35,6 @@ class DUOConfig(GuardConfig):
     def validate(self) -> None:
         self.require_choice("component", tuple(TARGETS))
         self.require_whole("rank", at_least=1)
-        is_named = isinstance(self.targets, tuple) and bool(self.targets) and all(map(is_text, self.targets))
+        is_named = isinstance(self.targets, tuple) and bool(self.targets) and all(map(is_nonempty_str, self.targets))
         self.require(is_named, "targets", "at least one name of a projection")
         self.require_number("weight")

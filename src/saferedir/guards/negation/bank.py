@@ -130,9 +130,9 @@ class NegationSet:
                 parts.append(None)
                 continue
             norms, units = small[f"{name}norms"].float(), small.get(f"{name}units")
-            is_whole = isinstance(rows, Tensor) and not rows.is_floating_point()
+            is_int = isinstance(rows, Tensor) and not rows.is_floating_point()
             do_fit = tuple(rows.shape) == (len(norms), *shape) and (units is None or units.shape == norms.shape)
-            if not do_fit or (is_whole and units is None) or not bool(torch.isfinite(norms).all()):
+            if not do_fit or (is_int and units is None) or not bool(torch.isfinite(norms).all()):
                 raise GuardConfigError(
                     "the negation set's tensors do not fit each other or are not finite; build it again."
                 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from saferedir.guards.base import GuardConfig
-from saferedir.utils.checks import is_number, is_text
+from saferedir.utils.checks import is_nonempty_str, is_number
 
 MODES = ("default", "faithful")
 OUTSIDE_WINDOW = ("raise", "ignore")
@@ -36,7 +36,7 @@ class NegationConfig(GuardConfig):
     def validate(self) -> None:
         self.require_choice("mode", MODES)
         self.require_choice("outside_window", OUTSIDE_WINDOW)
-        self.require(self.bank is None or is_text(self.bank), "bank", "a path, or None")
+        self.require(self.bank is None or is_nonempty_str(self.bank), "bank", "a path, or None")
         is_pair = isinstance(self.window, tuple) and len(self.window) == 2 and all(map(is_number, self.window))
         is_window = is_pair and 0 <= self.window[0] <= self.window[1] <= 1
         self.require(is_window, "window", "two noise fractions in [0, 1], the lower one first")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from saferedir.guards.base import GuardConfig
 from saferedir.guards.safree.math import CALIBRATIONS
-from saferedir.utils.checks import is_number, is_text
+from saferedir.utils.checks import is_nonempty_str, is_number
 
 CHOICES = {
     "mode": ("default", "faithful"),
@@ -49,7 +49,7 @@ class SafreeConfig(GuardConfig):
     unknown_text: str = "filter_all"
 
     def validate(self) -> None:
-        is_texts = isinstance(self.phrases, tuple) and all(map(is_text, self.phrases))
+        is_texts = isinstance(self.phrases, tuple) and all(map(is_nonempty_str, self.phrases))
         self.require(is_texts, "phrases", "a list of non-empty texts")
         for name, choices in CHOICES.items():
             self.require_choice(name, choices)

@@ -8,7 +8,7 @@ from typing import Any, Self
 from saferedir.errors import GuardConfigError
 from saferedir.training.duo.loss import Rates, rescaled
 from saferedir.training.duo.noise import SIGMA_MODES
-from saferedir.utils.checks import Checked, is_text, is_whole
+from saferedir.utils.checks import Checked, is_int, is_nonempty_str
 
 VARIANTS = ("as-paper", "as-coded")
 CONDITIONING = ("null", "prompt")
@@ -81,10 +81,10 @@ class TrainConfig(Checked):
         self.require_number("beta", "learning_rate", above=0)
         self.require_number("prior_weight", "weight_decay", at_least=0)
         self.require(self.t_max >= self.t_min, "t_max", f"a whole number >= t_min = {self.t_min}")
-        is_named = isinstance(self.targets, tuple) and all(map(is_text, self.targets))
+        is_named = isinstance(self.targets, tuple) and all(map(is_nonempty_str, self.targets))
         self.require(is_named, "targets", "names of projections, or ()")
         is_pair = isinstance(self.size, tuple) and len(self.size) == 2
-        is_size = is_pair and all(is_whole(side) and side >= 1 for side in self.size or ())
+        is_size = is_pair and all(is_int(side) and side >= 1 for side in self.size or ())
         self.require(self.size is None or is_size, "size", "two whole numbers >= 1, or None")
         self.require_flag("shared_t", "rank_shared_noise")
         self.require_choice("sigma_mode", SIGMA_MODES)
