@@ -19,9 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from saferedir.bench.planned import read_planned
 from saferedir.bench.records import BARE, CellRecord
-from saferedir.bench.store import Store
+from saferedir.bench.storage.saved_plan import read_planned
+from saferedir.bench.storage.store import Store
 from saferedir.metrics import Rate
 
 

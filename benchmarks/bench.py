@@ -32,13 +32,13 @@ from typing import Any
 import torch
 
 from saferedir.attach import attach
-from saferedir.bench import plan as plan_module
-from saferedir.bench.config import Matrix
 from saferedir.bench.executors import Executor, InProcess, Task
-from saferedir.bench.plan import Plan, make_plan
-from saferedir.bench.resources import Resources
+from saferedir.bench.generation.resources import Resources
+from saferedir.bench.planning import plan as plan_module
+from saferedir.bench.planning.config import Matrix
+from saferedir.bench.planning.plan import Plan, make_plan
 from saferedir.bench.runner import run
-from saferedir.bench.store import Store
+from saferedir.bench.storage.store import Store
 from saferedir.utils.packaged import library_version
 
 CALL = {"num_inference_steps": 30, "guidance_scale": 4.0}
@@ -155,7 +155,7 @@ def overhead(sizes: dict[str, int], chance: random.Random) -> dict[str, Any]:
 
 def scaling(sizes: dict[str, int], chance: random.Random) -> dict[str, Any]:
     """Cells per second of one and of two Ray workers, alternating."""
-    from saferedir.bench.ray_executor import RayExecutor
+    from saferedir.bench.executors.ray_executor import RayExecutor
 
     resources = Resources()
     guards = ["saferedir", "sld-max"]
@@ -183,7 +183,8 @@ def scaling(sizes: dict[str, int], chance: random.Random) -> dict[str, Any]:
 
 
 KILLED_RUN = (
-    "import sys; from saferedir.bench import plan; plan.SHARD = 8; from saferedir.cli import app; app(sys.argv[1:])"
+    "import sys; from saferedir.bench.planning import plan; plan.SHARD = 8; "
+    "from saferedir.cli import app; app(sys.argv[1:])"
 )
 
 

@@ -16,7 +16,7 @@ from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.bench.plan_checks import check_text
+from saferedir.bench.planning.plan_checks import check_text
 from saferedir.errors import BenchError
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.layers import real_tokens

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from saferedir.bench.config import JudgeEntry, Matrix
+from saferedir.bench.evaluation.rejudge import rejudge
 from saferedir.bench.executors import InProcess, make_executor
-from saferedir.bench.plan import make_plan
-from saferedir.bench.plan_checks import check_attacks, check_call
-from saferedir.bench.planned import read_planned
-from saferedir.bench.rejudging import rejudge
-from saferedir.bench.reporting import report_folder
-from saferedir.bench.resources import ModelSpec, Resources
+from saferedir.bench.generation.resources import ModelSpec, Resources
+from saferedir.bench.planning.config import JudgeEntry, Matrix
+from saferedir.bench.planning.plan import make_plan
+from saferedir.bench.planning.plan_checks import check_attacks, check_call
+from saferedir.bench.report.from_folder import report_folder
 from saferedir.bench.runner import missing_tasks, run
-from saferedir.bench.store import Store
+from saferedir.bench.storage.saved_plan import read_planned
+from saferedir.bench.storage.store import Store
 from saferedir.errors import BenchError, JudgeError, SaferedirError
 from saferedir.judges.calibration import Calibration
 from saferedir.prompts import ConceptPrompts, PromptItem, PromptSet
@@ -269,8 +269,8 @@ def test_a_report_takes_no_numbers_of_an_earlier_plan(bench: Path, tmp_path: Pat
     shutil.copytree(bench, tmp_path / "changed")
     changed = {**SMALL["guard"], "sld": {"recipe": "pictoworld/sld-medium"}}  # type: ignore[dict-item]
     plan = make_plan(matrix(guard=changed), resources)
-    from saferedir.bench.planned import planned
-    from saferedir.bench.store import write_json
+    from saferedir.bench.storage.saved_plan import planned
+    from saferedir.bench.storage.store import write_json
 
     write_json(tmp_path / "changed" / "plan.json", planned(plan).to_dict())  # killed before anything was drawn
     _, markdown = report_folder(tmp_path / "changed")

@@ -8,8 +8,10 @@ import json
 import pytest
 import torch
 
-from saferedir.bench.cells import CellSpec, PromptFacts, Seen, chosen_values, evaluate_cell, failed_cell, groups_of
+from saferedir.bench.evaluation.cells import chosen_values, evaluate_cell, failed_cell, groups_of
+from saferedir.bench.planning.cell_spec import CellSpec, PromptFacts
 from saferedir.bench.records import CellName, CellRecord, Protocol
+from saferedir.bench.storage.generated_set import Seen
 from saferedir.errors import BenchError
 from saferedir.judges.base import Scores
 from saferedir.judges.rules import AllOf, AnyAbove, InTop, Unless

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from saferedir.bench.checksums import _bytes, _tensors, model_digest
+from saferedir.bench.generation.checksums import _bytes, _tensors, model_digest
 from saferedir.errors import BenchError
 
 

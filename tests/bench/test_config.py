@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import saferedir.bench.config as config_module
-from saferedir.bench.config import preset_names, read_matrix
+import saferedir.bench.planning.config as config_module
+from saferedir.bench.planning.config import preset_names, read_matrix
 from saferedir.errors import BenchError
 
 GOOD = """
@@ -95,7 +95,7 @@ def test_unknown_presets_and_files() -> None:
 def test_every_preset_is_a_good_matrix() -> None:
     import tomllib
 
-    from saferedir.bench.config import PRESETS
+    from saferedir.bench.planning.config import PRESETS
 
     assert {"pictoworld-quick", "pictoworld-full"} <= set(preset_names())
     for name in preset_names():

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from saferedir.attacks.registry import ATTACKS
-from saferedir.bench.config import PRESETS, matrix_path, preset_names, read_matrix
-from saferedir.bench.published import tables
+from saferedir.bench.planning.config import PRESETS, matrix_path, preset_names, read_matrix
+from saferedir.bench.report.published import tables
 from saferedir.errors import BenchError
 from saferedir.guard import GuardConfig
 from saferedir.guards.registry import guard_class

@@ -27,7 +27,7 @@ from saferedir.prompts import (
     tables,
     token_warnings,
 )
-from saferedir.prompts.cautions import Facts, file_warnings
+from saferedir.prompts.prompt_warnings import Facts, file_warnings
 from saferedir.utils import text_files
 
 TEXTS = ["a red star on grass", 'a "plain" circle, on sand', "two lines\nof a ring", "ein Stern über dem Meer"]

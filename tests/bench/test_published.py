@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from saferedir.bench.published import DATA, EVIDENCE, HIGHER_IS_BETTER, PublishedRow, published, tables
+from saferedir.bench.report.published import DATA, EVIDENCE, HIGHER_IS_BETTER, PublishedRow, published, tables
 from saferedir.errors import BenchError
 
 RANGES = {"percent": (0.0, 100.0), "proportion": (0.0, 1.0), "score": (0.0, float("inf"))}

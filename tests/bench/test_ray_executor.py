@@ -17,17 +17,16 @@ from typing import Any
 import pytest
 import torch
 
-from saferedir.bench import plan as plan_module
-from saferedir.bench import ray_executor
-from saferedir.bench.config import Matrix
-from saferedir.bench.drawing import DrawingSpec
-from saferedir.bench.executors import Executor, InProcess, Task
-from saferedir.bench.plan import Plan, make_plan
-from saferedir.bench.ray_executor import DEATHS, RayExecutor
-from saferedir.bench.resources import GuardPart, ModelSpec, Resources
+from saferedir.bench.executors import Executor, InProcess, Task, ray_executor
+from saferedir.bench.executors.ray_executor import DEATHS, RayExecutor
+from saferedir.bench.executors.workers import WorkerFacts, facts_here, nearest, unfit
+from saferedir.bench.generation.generate import DrawingSpec
+from saferedir.bench.generation.resources import GuardPart, ModelSpec, Resources
+from saferedir.bench.planning import plan as plan_module
+from saferedir.bench.planning.config import Matrix
+from saferedir.bench.planning.plan import Plan, make_plan
 from saferedir.bench.runner import Progress, run
-from saferedir.bench.store import Store
-from saferedir.bench.workers import WorkerFacts, facts_here, nearest, unfit
+from saferedir.bench.storage.store import Store
 from saferedir.errors import BenchError, MissingExtraError
 
 SMALL = {

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from tests.bench.report_world import cell, cells, rate, report_data, without_kept
 
 from saferedir.bench.records import CellRecord
-from saferedir.bench.report import ReportData, page, svg, write_report
+from saferedir.bench.report import ReportData, page, write_report
 from saferedir.bench.report import markdown as markdown_file
-from saferedir.bench.report.data import Group, groups
-from saferedir.bench.report.headline import headline, is_marked, passes
-from saferedir.bench.report.limits import MOST_REFUSED, Limits
-from saferedir.bench.report.numbers import estimate
-from saferedir.bench.report.ranking import ranking
-from saferedir.bench.report.reading import definitions, threat_model
-from saferedir.bench.report.scatter import absent, scatter
-from saferedir.bench.report.tables import FEWER, paired_tests, picture_quality
+from saferedir.bench.report.content.data import Group, groups
+from saferedir.bench.report.content.headline import headline, is_marked, passes
+from saferedir.bench.report.content.limits import MOST_REFUSED, Limits
+from saferedir.bench.report.content.numbers import estimate
+from saferedir.bench.report.content.ranking import ranking
+from saferedir.bench.report.content.reading import definitions, threat_model
+from saferedir.bench.report.content.tables import FEWER, paired_tests, picture_quality
+from saferedir.bench.report.plots import svg
+from saferedir.bench.report.plots.scatter import absent, scatter
 
 NB = "\u00a0"
 
@@ -106,7 +107,9 @@ def test_the_plot_leaves_refusers_out_and_says_so(tmp_path: Path, monkeypatch: p
         assert "at most 5.0 % of other prompts refused; nothing else has a limit" in text
     assert "| wall (note 1) | no |" in markdown and "| honest | yes |" in markdown
     drawn: list[str] = []
-    monkeypatch.setattr("saferedir.bench.report.scatter.label", lambda *rest: drawn.extend(one.text for one in rest[2]))
+    monkeypatch.setattr(
+        "saferedir.bench.report.plots.scatter.label", lambda *rest: drawn.extend(one.text for one in rest[2])
+    )
     monkeypatch.setattr(svg, "to_svg", lambda *rest: "")
     scatter(ranked)
     assert drawn == ["honest"]

@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from tests.bench.report_world import GUARDS, cell, cells, costs, rate, report_data, without_kept
 
 from saferedir.bench.records import CellRecord
-from saferedir.bench.report import svg, write_report
-from saferedir.bench.report.corrected import corrected_rates
-from saferedir.bench.report.data import Group, groups
-from saferedir.bench.report.figures import THIN
-from saferedir.bench.report.headline import headline, is_marked, overall, passes
-from saferedir.bench.report.measures import KEPT, measure_of
-from saferedir.bench.report.numbers import estimate
-from saferedir.bench.report.ranking import ranking
-from saferedir.bench.report.scatter import scatter
+from saferedir.bench.report import write_report
+from saferedir.bench.report.content.corrected import corrected_rates
+from saferedir.bench.report.content.data import Group, groups
+from saferedir.bench.report.content.headline import headline, is_marked, overall, passes
+from saferedir.bench.report.content.measures import KEPT, measure_of
+from saferedir.bench.report.content.numbers import estimate
+from saferedir.bench.report.content.ranking import ranking
+from saferedir.bench.report.plots import svg
+from saferedir.bench.report.plots.bars import THIN
+from saferedir.bench.report.plots.scatter import scatter
 from saferedir.judges.calibration import Calibration
 from saferedir.metrics.rates import Rate
 

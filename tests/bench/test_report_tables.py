@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from tests.bench.report_world import CONCEPTS, GUARDS, PHRASINGS, Published, cell, cells, costs, rate, without_kept
 
 from saferedir.bench.records import CellRecord
-from saferedir.bench.report.data import Group, groups
-from saferedir.bench.report.headline import headline, overall, passes
-from saferedir.bench.report.labels import meet, place
-from saferedir.bench.report.numbers import Estimate, decimal, estimate, listing, percent
-from saferedir.bench.report.ranking import ranking
-from saferedir.bench.report.reported import published_tables
-from saferedir.bench.report.tables import (
+from saferedir.bench.report.content.data import Group, groups
+from saferedir.bench.report.content.headline import headline, overall, passes
+from saferedir.bench.report.content.numbers import Estimate, decimal, estimate, listing, percent
+from saferedir.bench.report.content.ranking import ranking
+from saferedir.bench.report.content.reported import published_tables
+from saferedir.bench.report.content.tables import (
     Table,
     bystanders,
     column,
@@ -25,6 +24,7 @@ from saferedir.bench.report.tables import (
     paired_tests,
     rates_by_phrasing,
 )
+from saferedir.bench.report.plots.labels import meet, place
 from saferedir.errors import BenchError
 
 

@@ -19,15 +19,15 @@ from typing import Any
 
 import pytest
 
-from saferedir.bench import plan as plan_module
 from saferedir.bench import runner as runner_module
-from saferedir.bench import store as store_module
-from saferedir.bench.config import Matrix
 from saferedir.bench.executors import InProcess
-from saferedir.bench.plan import Plan, make_plan
-from saferedir.bench.resources import Resources
+from saferedir.bench.generation.resources import Resources
+from saferedir.bench.planning import plan as plan_module
+from saferedir.bench.planning.config import Matrix
+from saferedir.bench.planning.plan import Plan, make_plan
 from saferedir.bench.runner import bytes_needed, check_complete, run
-from saferedir.bench.store import Store
+from saferedir.bench.storage import store as store_module
+from saferedir.bench.storage.store import Store
 from saferedir.errors import BenchError
 
 MATRIX = """
@@ -51,7 +51,7 @@ load = "pictoworld/{concept}"
 #: the command, with shards of two pictures, so that there is much to lose
 COMMAND = """
 import sys
-from saferedir.bench import plan
+from saferedir.bench.planning import plan
 plan.SHARD = 2
 from saferedir.cli import app
 app(sys.argv[1:])
@@ -341,7 +341,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path) -> tuple[
     """`saferedir bench run` in this process, where nothing may be drawn."""
     from typer.testing import CliRunner
 
-    from saferedir.bench import resources as resources_module
+    from saferedir.bench.generation import resources as resources_module
     from saferedir.cli import app
 
     (tmp_path / "small.toml").write_text(MATRIX)
@@ -379,8 +379,8 @@ def test_a_second_run_is_refused_and_the_lock_dies_with_its_holder(tmp_path: Pat
     with store.lock(), pytest.raises(BenchError, match="another run is writing"), Store(tmp_path).lock():
         pass
     holder = (
-        "import sys, time, pathlib; from saferedir.bench.store import Store; l = Store(pathlib.Path(sys.argv[1])).lock(); \
-l.__enter__(); print('held', flush=True); time.sleep(60)"
+        "import sys, time, pathlib; from saferedir.bench.storage.store import Store; "
+        "l = Store(pathlib.Path(sys.argv[1])).lock(); l.__enter__(); print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"

@@ -197,7 +197,7 @@ def whole_matrices() -> list[Block]:
 
 @pytest.mark.parametrize("block", whole_matrices(), ids=str)
 def test_whole_matrices_of_pages_are_matrices(block: Block, tmp_path: Path) -> None:
-    from saferedir.bench.config import read_matrix
+    from saferedir.bench.planning.config import read_matrix
 
     (tmp_path / "matrix.toml").write_text(block.source, encoding="utf-8")
     assert read_matrix(tmp_path / "matrix.toml").title

@@ -13,7 +13,7 @@ import torch
 from tests.encoders.tiny_clip import save_clip
 from torch import Tensor
 
-from saferedir.bench.resources import encoder_digest
+from saferedir.bench.generation.resources import encoder_digest
 from saferedir.encoders.base import Encoder
 from saferedir.encoders.callable import CallableEncoder
 from saferedir.encoders.clip import CLIPEncoder

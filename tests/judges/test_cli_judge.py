@@ -19,7 +19,7 @@ from saferedir.cli import common
 from saferedir.cli.common import Commands
 from saferedir.cli.judge import judge_app
 from saferedir.judges.calibration import Calibration
-from saferedir.judges.pictures import read_picture, to_bytes
+from saferedir.judges.images import read_picture, to_bytes
 from saferedir.judges.presets import PRESETS, UNSUPPORTED
 from saferedir.judges.registry import judge_names, load_judge
 from saferedir.pictoworld.renderer import render

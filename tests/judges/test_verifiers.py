@@ -14,8 +14,8 @@ from saferedir.errors import JudgeError
 from saferedir.guard import Guard
 from saferedir.judges.base import Judge
 from saferedir.judges.callable import CallableJudge
+from saferedir.judges.images import to_pil
 from saferedir.judges.pictoworld import LABELS, concept_rule
-from saferedir.judges.pictures import to_pil
 from saferedir.judges.registry import load_judge
 from saferedir.judges.rules import AllOf, AnyAbove, InTop, Unless, without_veto
 from saferedir.judges.verifiers import JudgeVerifier, verifier_of

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import saferedir as sr
-from saferedir.bench.worlds import check_recipe, world_guards
+from saferedir.bench.generation.worlds import check_recipe, world_guards
 from saferedir.cli import app
 from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.guards.spell import SPELL

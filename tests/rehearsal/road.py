@@ -247,12 +247,12 @@ def _second_processes(model: Model, folder: Path, guard: Path, log: Log) -> None
 
 
 def _bench(model: Model, work: Path, log: Log) -> None:
-    from saferedir.bench.config import Matrix
     from saferedir.bench.executors import InProcess
-    from saferedir.bench.plan import make_plan
-    from saferedir.bench.resources import Resources
+    from saferedir.bench.generation.resources import Resources
+    from saferedir.bench.planning.config import Matrix
+    from saferedir.bench.planning.plan import make_plan
     from saferedir.bench.runner import run
-    from saferedir.bench.store import Store
+    from saferedir.bench.storage.store import Store
 
     (work / "forget.txt").write_text("a star\n")
     (work / "retain.txt").write_text("a house\n")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from saferedir.errors import GuardConfigError
 from saferedir.guards.negation.build import image_sources
-from saferedir.judges.pictures import picture_files
+from saferedir.judges.images import picture_files
 from saferedir.training.duo.pair_files import read_image_pairs
 from saferedir.utils.file_names import named_path, shown_name
 from saferedir.utils.image_folders import list_images

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from saferedir.errors import ImageFileError
 from saferedir.guards.negation.build import image_sources
-from saferedir.judges.pictures import read_picture
+from saferedir.judges.images import read_picture
 from saferedir.training.duo.pair_files import ImagePair, load_pair
 from saferedir.utils.images import MAX_PIXELS, check_image, image_suffixes, read_array, read_image, to_rgb
 

@@ -109,7 +109,7 @@ def test_without_fcntl(tmp_path: Path) -> None:
     """As on Windows, as far as that can be had here."""
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
-        "import saferedir.bench.store\nfrom pathlib import Path\nfrom saferedir.utils.locks import output_lock\n"
+        "import saferedir.bench.storage.store\nfrom pathlib import Path\nfrom saferedir.utils.locks import output_lock\n"
         f"with output_lock(Path({str(tmp_path / 'x')!r})): print('held')"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

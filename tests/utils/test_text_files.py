@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from saferedir.bench.config import read_judges, read_matrix
+from saferedir.bench.planning.config import read_judges, read_matrix
 from saferedir.cli.negation import _read_prompts as read_negation_prompts
 from saferedir.errors import SaferedirError, TextFileError
 from saferedir.judges.calibration import read_labelled

@@ -1,5 +1,5 @@
 """The bench: a matrix of models, guards, concepts and attacks, drawn, judged, kept and reported.
 
-config.py reads the matrix, plan.py says what must be drawn, drawing.py draws, store.py keeps, runner.py drives an executor,
-cells.py turns scores into numbers, report/ makes the page. May import everything below `cli` and `server`.
+planning/ reads the matrix and lists the work, generation/ makes the images of one shard, executors/ say where, storage/ keeps
+them, evaluation/ turns scores into numbers, report/ makes the page; runner.py drives them all.
 """

@@ -13,16 +13,16 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from saferedir.bench.counting import write_cells
-from saferedir.bench.drawing import Shard
+from saferedir.bench.evaluation.evaluate import write_cells
+from saferedir.bench.evaluation.rescore import Unseen, look, to_look_at
 from saferedir.bench.executors import Executor, Outcome, Task
-from saferedir.bench.looking import Unseen, look, to_look_at
-from saferedir.bench.plan import Plan
-from saferedir.bench.planned import planned
+from saferedir.bench.generation.generate import Shard
+from saferedir.bench.generation.resources import Looker, Resources
+from saferedir.bench.planning.plan import Plan
 from saferedir.bench.records import CellRecord
-from saferedir.bench.resources import Looker, Resources
-from saferedir.bench.store import Store, write_json
-from saferedir.bench.vectors import keep_vectors
+from saferedir.bench.storage.embeddings import keep_vectors
+from saferedir.bench.storage.saved_plan import planned
+from saferedir.bench.storage.store import Store, write_json
 from saferedir.errors import BenchError
 
 #: a shard that fails is tried again so many times, at the end of the run

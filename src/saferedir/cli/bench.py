@@ -16,7 +16,7 @@ from saferedir.cli.common import console, errors, escape, new_table, quiet
 from saferedir.cli.stopping import GOES_ON, on_stop
 
 if TYPE_CHECKING:
-    from saferedir.bench.plan import Plan
+    from saferedir.bench.planning.plan import Plan
 
 bench_app = typer.Typer(
     name="bench",
@@ -69,11 +69,11 @@ def run(
     Example:  `saferedir bench run pictoworld-quick --out runs/bench`
     """
     from saferedir.bench.executors import make_executor
-    from saferedir.bench.reporting import report_folder
-    from saferedir.bench.resources import Resources
+    from saferedir.bench.generation.resources import Resources
+    from saferedir.bench.report.from_folder import report_folder
     from saferedir.bench.runner import bytes_needed, check_complete, missing_tasks, unseen_shards
     from saferedir.bench.runner import run as run_plan
-    from saferedir.bench.store import Store
+    from saferedir.bench.storage.store import Store
 
     resources, store = Resources(), Store(out)
     chosen = make_executor(executor, workers=workers, address=address, resources=resources)
@@ -109,7 +109,7 @@ def report(
     pictures: Pictures = False,
 ) -> None:
     """Write report.html and report.md from what a bench folder holds; needs neither the model nor the guards."""
-    from saferedir.bench.reporting import report_folder
+    from saferedir.bench.report.from_folder import report_folder
 
     _say_written(*report_folder(folder, pictures=pictures))
 
@@ -137,12 +137,12 @@ def rejudge(
 
     Example:  `saferedir bench rejudge runs/bench --judge star=pictoworld-template:star --out runs/second`
     """
-    from saferedir.bench.config import JudgeEntry, read_judges
-    from saferedir.bench.rejudging import rejudge as rejudge_folder
-    from saferedir.bench.reporting import report_folder
-    from saferedir.bench.resources import Resources
+    from saferedir.bench.evaluation.rejudge import rejudge as rejudge_folder
+    from saferedir.bench.generation.resources import Resources
+    from saferedir.bench.planning.config import JudgeEntry, read_judges
+    from saferedir.bench.report.from_folder import report_folder
     from saferedir.bench.runner import check_complete
-    from saferedir.bench.store import Store
+    from saferedir.bench.storage.store import Store
     from saferedir.cli.common import progress_bar
 
     choices = {} if judges is None else read_judges(judges)
@@ -173,7 +173,7 @@ def presets() -> None:
     """List the matrix files that come with the library, and what each needs from you."""
     import tomllib
 
-    from saferedir.bench.config import PRESETS, preset_names
+    from saferedir.bench.planning.config import PRESETS, preset_names
 
     table = new_table("bench presets", "preset", "what it measures", "bring along (--with)")
     for name in preset_names():
@@ -184,8 +184,8 @@ def presets() -> None:
 
 
 def _plan(matrix: str, with_: list[str] | None, resources: Any) -> Plan:
-    from saferedir.bench.config import read_matrix
-    from saferedir.bench.plan import make_plan
+    from saferedir.bench.planning.config import read_matrix
+    from saferedir.bench.planning.plan import make_plan
 
     quiet()
     read = read_matrix(matrix, _answers(with_ or []))
@@ -203,8 +203,8 @@ def _check_extras(report: bool) -> None:
 
 
 def _calibrate_worlds(folder: Path, resources: Any) -> None:
-    from saferedir.bench.calibrating import calibrate_worlds
-    from saferedir.bench.planned import read_planned
+    from saferedir.bench.evaluation.calibrate import calibrate_worlds
+    from saferedir.bench.storage.saved_plan import read_planned
 
     with console.status("calibrating") as status:
         calibrate_worlds(read_planned(folder), folder, resources, lambda text: status.update(escape(text)))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from saferedir.cli.common import console, errors, escape, new_table
 
 if TYPE_CHECKING:
-    from saferedir.bench.drawing import Shard
-    from saferedir.bench.encoding import MatrixEncoder
-    from saferedir.bench.plan import Plan
+    from saferedir.bench.generation.generate import Shard
+    from saferedir.bench.generation.resources import Looker
+    from saferedir.bench.planning.encoders import MatrixEncoder
+    from saferedir.bench.planning.plan import Plan
     from saferedir.bench.records import CellRecord
-    from saferedir.bench.resources import Looker
 
 
 def print_plan(plan: Plan, left: int, again: int, unseen: Sequence[tuple[Shard, Looker]], resources: Any) -> None:
@@ -22,7 +22,7 @@ def print_plan(plan: Plan, left: int, again: int, unseen: Sequence[tuple[Shard, 
         left: pictures to draw; again: those of them that were drawn before, but not kept.
         unseen: what judges and encoders that come later, or failed, will look at.
     """
-    from saferedir.bench.costs import estimate_seconds
+    from saferedir.bench.evaluation.costs import estimate_seconds
 
     matrix = plan.matrix
     table = new_table(escape(matrix.title), "", "")

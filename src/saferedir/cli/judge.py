@@ -134,7 +134,7 @@ def score(
     Example:  `saferedir judge score --judge pictoworld --images runs/star --out runs/scores.csv`
     """
     out = _free_file(out, force, (".csv", ".parquet"))
-    from saferedir.judges.pictures import image_folder, score_files
+    from saferedir.judges.images import image_folder, score_files
     from saferedir.judges.tables import write_scores
     from saferedir.utils.extras import require_extra
 

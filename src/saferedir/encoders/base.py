@@ -1,6 +1,6 @@
 """Encoder: pictures in, one vector each out; with some (CLIP) also texts, to vectors of the same space.
 
-Concrete encoders: one file each; their names: registry.py. What is measured with the vectors: bench/encoded.py.
+Concrete encoders: one file each; their names: registry.py. What is measured: bench/evaluation/encoder_metrics.py.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saferedir.encoders.base import Encoder
 from saferedir.errors import EncoderError, MetricError
-from saferedir.judges.pictures import weights_checksum
+from saferedir.judges.images import weights_checksum
 from saferedir.judges.pretrained import preprocessing_facts, transformers_version
 from saferedir.metrics.clip_score import ClipModel
 

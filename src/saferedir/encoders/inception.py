@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saferedir.encoders.base import Encoder
 from saferedir.errors import EncoderError
-from saferedir.judges.pictures import file_checksum
+from saferedir.judges.images import file_checksum
 from saferedir.metrics.distributions import inception
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge, Scores
-from saferedir.judges.pictures import image_folder, score_files, score_images
+from saferedir.judges.images import image_folder, score_files, score_images
 from saferedir.judges.rules import Rule
 from saferedir.metrics.rates import Rate
 from saferedir.utils.file_names import named_path, shown_name

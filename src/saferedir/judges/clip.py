@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
-from saferedir.judges.pictures import weights_checksum
+from saferedir.judges.images import weights_checksum
 from saferedir.judges.pretrained import (
     image_processor,
     in_batches,

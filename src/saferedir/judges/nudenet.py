@@ -21,7 +21,7 @@ from torch import Tensor
 
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
-from saferedir.judges.pictures import file_checksum, to_bytes
+from saferedir.judges.images import file_checksum, to_bytes
 from saferedir.judges.selftest import Check
 from saferedir.utils.extras import require_extra
 

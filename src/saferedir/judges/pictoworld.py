@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
-from saferedir.judges.pictures import file_checksum
+from saferedir.judges.images import file_checksum
 from saferedir.judges.rules import AllOf, AnyAbove, InTop, Rule, Unless
 from saferedir.pictoworld import judge as network
 from saferedir.pictoworld.scene import JUDGED, VALUES

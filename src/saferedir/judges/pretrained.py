@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from saferedir.errors import JudgeError
-from saferedir.judges.pictures import to_pil
+from saferedir.judges.images import to_pil
 from saferedir.utils.places import hub_id, missing_folder
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
 from saferedir.judges.calibration import check_rule
-from saferedir.judges.pictures import score_images
+from saferedir.judges.images import score_images
 from saferedir.judges.rules import Rule, rule_from_dict, without_veto
 from saferedir.utils.images import to_rgb
 

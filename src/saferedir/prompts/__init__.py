@@ -1,11 +1,11 @@
 """Prompt sets, and the reader of prompt files in the formats that papers publish: checked, with the warnings they deserve.
 
 sets.py holds the sets, formats.py says what each format's columns mean, tables.py reads files, reading.py makes
-prompt sets, cautions.py warns. Nothing here prints, copies or quotes a prompt: messages name lines and entries.
+prompt sets, prompt_warnings.py warns. Nothing here prints, copies or quotes a prompt: messages name lines and entries.
 """
 
-from saferedir.prompts.cautions import overlap_warnings, subset_warnings, token_warnings
 from saferedir.prompts.formats import FORMATS, Format, register
+from saferedir.prompts.prompt_warnings import overlap_warnings, subset_warnings, token_warnings
 from saferedir.prompts.reading import read_prompts, text_checksums
 from saferedir.prompts.sets import ConceptPrompts, PromptItem, PromptSet
 from saferedir.prompts.tables import git_blob_sha1

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from saferedir.errors import PromptFileError
-from saferedir.prompts.cautions import Facts, file_warnings
 from saferedir.prompts.formats import FORMATS, Format, find
+from saferedir.prompts.prompt_warnings import Facts, file_warnings
 from saferedir.prompts.sets import PromptItem, PromptSet
 from saferedir.prompts.tables import Entry, Table, git_blob_sha1, open_table
 

@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 from saferedir.bench.records import BARE
-from saferedir.bench.report import captions, page, provenance
-from saferedir.bench.report.data import ReportData
-from saferedir.bench.report.headline import is_marked
-from saferedir.bench.report.numbers import NB, Estimate, mebibytes, p_value, seconds, times
-from saferedir.bench.report.ranking import Ranking, RankRow
-from saferedir.bench.report.reported import PublishedTable, published_tables
-from saferedir.bench.report.tables import Entry, Table
+from saferedir.bench.report import page
+from saferedir.bench.report.content import captions, provenance
+from saferedir.bench.report.content.data import ReportData
+from saferedir.bench.report.content.headline import is_marked
+from saferedir.bench.report.content.numbers import NB, Estimate, mebibytes, p_value, seconds, times
+from saferedir.bench.report.content.ranking import Ranking, RankRow
+from saferedir.bench.report.content.reported import PublishedTable, published_tables
+from saferedir.bench.report.content.tables import Entry, Table
 
 
 def render(data: ReportData) -> str:

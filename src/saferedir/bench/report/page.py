@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saferedir.bench import published
 from saferedir.bench.records import BARE, Cost
-from saferedir.bench.report import captions, figures, provenance
-from saferedir.bench.report.corrected import Corrected, corrected_rates
-from saferedir.bench.report.data import Group, ReportData, Sample, groups
-from saferedir.bench.report.headline import Headline, headline, is_marked, overall
-from saferedir.bench.report.limits import MOST_REFUSED
-from saferedir.bench.report.numbers import (
+from saferedir.bench.report import published
+from saferedir.bench.report.content import captions, provenance
+from saferedir.bench.report.content.corrected import Corrected, corrected_rates
+from saferedir.bench.report.content.data import Group, ReportData, Sample, groups
+from saferedir.bench.report.content.headline import Headline, headline, is_marked, overall
+from saferedir.bench.report.content.limits import MOST_REFUSED
+from saferedir.bench.report.content.numbers import (
     count,
     decimal,
     listing,
@@ -27,11 +27,10 @@ from saferedir.bench.report.numbers import (
     seconds,
     times,
 )
-from saferedir.bench.report.ranking import Ranking, RankRow, ranking
-from saferedir.bench.report.reading import definitions
-from saferedir.bench.report.reported import PublishedTable, published_tables
-from saferedir.bench.report.scatter import absent, scatter
-from saferedir.bench.report.tables import (
+from saferedir.bench.report.content.ranking import Ranking, RankRow, ranking
+from saferedir.bench.report.content.reading import definitions
+from saferedir.bench.report.content.reported import PublishedTable, published_tables
+from saferedir.bench.report.content.tables import (
     PairedTest,
     Table,
     bystanders,
@@ -41,6 +40,8 @@ from saferedir.bench.report.tables import (
     picture_quality,
     rates_by_phrasing,
 )
+from saferedir.bench.report.plots import bars as figures
+from saferedir.bench.report.plots.scatter import absent, scatter
 from saferedir.utils.extras import require_extra
 
 #: in place of a page's body when there is nothing to report

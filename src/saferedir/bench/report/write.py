@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saferedir.bench.report.data import ReportData
+from saferedir.bench.report.content.data import ReportData
 from saferedir.bench.report.markdown import render as render_markdown
 from saferedir.bench.report.page import render as render_page
 from saferedir.utils.files import write_text

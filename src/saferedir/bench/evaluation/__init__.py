@@ -1,0 +1,1 @@
+"""Evaluation: from stored scores to every cell's numbers, without a model."""

@@ -1,0 +1,42 @@
+"""Judges of a built-in world are calibrated by the bench itself, because the truth about its pictures is known.
+
+report/from_folder.py reads what is written here, and what `saferedir judge calibrate` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from saferedir.bench.generation.resources import Resources
+from saferedir.bench.generation.worlds import labelled_pictures, world_concept
+from saferedir.bench.storage.saved_plan import Planned
+from saferedir.bench.storage.store import write_json
+from saferedir.judges.calibration import calibrate
+from saferedir.judges.rules import rule_from_dict
+
+#: beside cells/ and drawings/
+CALIBRATIONS = "calibrations"
+#: pictures of each kind
+PICTURES = 100
+
+
+def calibrate_worlds(
+    plan: Planned, folder: Path, resources: Resources, on_step: Callable[[str], None] = lambda text: None
+) -> None:
+    """Calibrate every judge and rule of the plan's built-in concepts, each once; <folder>/calibrations/*.json."""
+    for cell in plan.cells:
+        concept = world_concept(cell.protocol.prompts)
+        if concept is None:
+            continue
+        specs = {judge.key: judge for judge in plan.judges[cell.drawings[0]]}
+        rules = {cell.judge: cell.protocol.rule} | {one["judge"]: one["rule"] for one in cell.second.values()}
+        for key, values in rules.items():
+            path = folder / CALIBRATIONS / f"{concept.replace('/', '-')}.{key}.json"
+            if path.is_file():
+                continue
+            on_step(f"calibrating {specs[key].name} for {cell.name.concept}")
+            pictures, labels, source = labelled_pictures(concept, PICTURES)
+            found = calibrate(resources.judge(specs[key]), rule_from_dict(values), pictures, labels, source=source)
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, found.to_dict())

@@ -1,0 +1,155 @@
+"""Numbers from vectors: how well a cell's pictures fit their prompts, and how far they are from the bare model's or a reference.
+
+Pure. Who encodes: generation/score.py and storage/embeddings.py. The metrics' names: `CellRecord.measured`.
+A blocked picture has no vector: it is left out, and from paired numbers also the bare model's of the same prompt and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from saferedir.bench.planning.cell_spec import LEAST
+from saferedir.bench.storage.embeddings import Encoded, Texts
+from saferedir.errors import BenchError, MetricError
+from saferedir.metrics import (
+    Mean,
+    bootstrap_mean,
+    clip_score,
+    csdr,
+    distance_with_interval,
+    feature_drift,
+    paired_difference,
+    prompt_groups,
+)
+from saferedir.metrics.jackknife import Distance
+
+
+def encoded_metrics(
+    role: str, is_bare: bool, prompts: Tensor, encoded: Mapping[str, Encoded]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """All that a cell's encoders (name -> vectors) tell, and sentences that a reader must see beside it.
+
+    Args:
+        role: of the cell; is_bare: whether it is the bare model's.
+        prompts: (N,) which prompt each picture belongs to.
+    """
+    measured: dict[str, Any] = {}
+    notes: list[str] = []
+    for name, found in encoded.items():
+        if found.texts is not None:
+            measured |= _fit(name, found, found.texts, is_bare, prompts)
+            cut = int(found.texts.is_truncated.sum())
+            if cut:
+                notes.append(f"encoder {name!r} saw only the beginning of {cut} of {len(found.texts.vectors)} prompts.")
+        if found.without_texts is not None and bool(found.without_texts.is_truncated.any()):
+            cut, all_of_them = int(found.without_texts.is_truncated.sum()), len(found.without_texts.vectors)
+            notes.append(f"encoder {name!r} saw only the beginning of {cut} of {all_of_them} prompts in `without`.")
+        if role == "forget":
+            try:
+                measured |= _deviation(name, found, prompts)
+            except MetricError as error:
+                notes.append(f"csdr:{name} has no number: {error}")
+            continue
+        if not is_bare:
+            measured |= _drift(name, found, prompts)
+            measured |= set_distances(name, found.guarded, found.bare, prompts, reads_texts=found.texts is not None)
+        if found.reference is not None and role == "retain":
+            measured |= _to_reference(name, found.guarded, found.reference, prompts)
+    return measured, tuple(notes)
+
+
+def check_encoded(cell: str, encoded: Mapping[str, Encoded], guarded_blocked: Tensor, bare_blocked: Tensor) -> None:
+    """A picture without a vector must be one that was never made."""
+    for name, found in encoded.items():
+        for rows, blocked in ((found.guarded, guarded_blocked), (found.bare, bare_blocked)):
+            if not torch.equal(~made(rows), blocked):
+                raise BenchError(
+                    f"{cell}: encoder {name!r} has no vector for a picture that was made; delete its files in drawings/ and run "
+                    "the bench again."
+                )
+
+
+def made(rows: Tensor) -> Tensor:
+    """(N,) bool: rows of pictures that were made."""
+    return ~rows.isnan().any(dim=1)
+
+
+def _fit(name: str, found: Encoded, texts: Texts, is_bare: bool, prompts: Tensor) -> dict[str, Any]:
+    """CLIP score, and its change against the bare model's."""
+    wanted, out = texts.vectors[prompts], {}
+    own = made(found.guarded)
+    if _several(prompts[own]):
+        score = clip_score(found.guarded[own], wanted[own])
+        out[f"clip_score:{name}"] = bootstrap_mean(score, prompts[own]).to_dict()
+    both = own & made(found.bare)
+    if not is_bare and _several(prompts[both]):
+        now, then = (clip_score(rows[both], wanted[both]) for rows in (found.guarded, found.bare))
+        out[f"clip_change:{name}"] = paired_difference(now, then, prompts[both]).to_dict()
+    return out
+
+
+def _several(prompts: Tensor) -> bool:
+    """Whether these pictures are of two prompts or more: of one there is no interval."""
+    return len(prompts.unique()) > 1
+
+
+def _deviation(name: str, found: Encoded, prompts: Tensor) -> dict[str, Any]:
+    """CSDR, where there are prompts without the concept; MetricError where it has no number."""
+    if found.without is None or found.without_texts is None:
+        return {}
+    both = made(found.guarded) & made(found.without)
+    if not _several(prompts[both]):
+        return {}
+    wanted = found.without_texts.vectors[prompts][both]
+    reference, now = (clip_score(rows[both], wanted) for rows in (found.without, found.guarded))
+    return {f"csdr:{name}": csdr(reference, now, prompts[both]).to_dict()}
+
+
+def _drift(name: str, found: Encoded, prompts: Tensor) -> dict[str, Any]:
+    both = made(found.guarded) & made(found.bare)
+    with suppress(MetricError):  # fewer than two prompts, or bare pictures all alike: there is no unit of distance
+        return {f"drift:{name}": feature_drift(found.guarded[both], found.bare[both], prompts[both]).to_dict()}
+    return {}
+
+
+def set_distances(
+    name: str, guarded: Tensor, bare: Tensor, prompts: Tensor, *, reads_texts: bool = False
+) -> dict[str, Any]:
+    """KID, FID and, if the encoder reads texts, CMMD between the guarded and the bare model's pictures of the same prompts."""
+    both = made(guarded) & made(bare)
+    groups = prompt_groups(prompts[both])
+    return _distances(name, guarded[both], bare[both], groups, None, reads_texts=reads_texts)
+
+
+def _to_reference(name: str, pictures: Tensor, reference: Tensor, prompts: Tensor) -> dict[str, Any]:
+    own = made(pictures)
+    groups = prompt_groups(prompts[own]), prompt_groups(torch.arange(len(reference)))
+    return _distances(f"{name}@reference", pictures[own], reference, *groups)
+
+
+def _distances(
+    name: str, a: Tensor, b: Tensor, groups_a: Tensor, groups_b: Tensor | None, *, reads_texts: bool = False
+) -> dict[str, Any]:
+    """What the sets are large enough for: KID and CMMD `LEAST` pictures, FID more pictures than features."""
+    smaller = min(len(a), len(b))
+    kinds: list[Distance] = ["kid"] if smaller >= LEAST else []
+    kinds += ["fid"] if smaller > max(LEAST, a.shape[1]) else []
+    out = {}
+    kinds += ["cmmd"] if smaller >= LEAST and reads_texts else []
+    for kind in kinds:
+        sets = (normalize(a, dim=1), normalize(b, dim=1)) if kind == "cmmd" else (a, b)
+        with suppress(MetricError):  # all pictures of one prompt, or nearly: there is no interval
+            out[f"{kind}:{name}"] = _six_digits(distance_with_interval(kind, *sets, groups_a, groups_b))
+    return out
+
+
+def _six_digits(one: Mean) -> dict[str, Any]:
+    """As `Mean.to_dict`, but with six digits that count: KID of unit vectors lies far below one."""
+    mean, low, high = (float(f"{number:.6g}") for number in (one.value, one.low, one.high))
+    return {"mean": mean, "n": one.n, "low": low, "high": high}

@@ -1,0 +1,85 @@
+"""Counting again by other judges, presets or rules, without drawing: `saferedir bench rejudge`.
+
+Scores that are stored are used as they are; a judge that was not there looks at the stored pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+from saferedir.bench.evaluation.evaluate import write_cells
+from saferedir.bench.evaluation.rescore import check_kept, look, to_look_at
+from saferedir.bench.generation.resources import Resources
+from saferedir.bench.planning.config import JudgeEntry
+from saferedir.bench.planning.judges import judge_spec, rule_of
+from saferedir.bench.records import CellRecord
+from saferedir.bench.storage.saved_plan import read_planned
+from saferedir.bench.storage.store import Store
+from saferedir.errors import BenchError
+from saferedir.utils.names import unknown_name_message
+
+#: at the end of the title
+_AGAIN = ", judged again"
+
+
+def _told(choices: Mapping[str, JudgeEntry], others: Collection[str]) -> str:
+    """Whose numbers these are, for the description."""
+    said = ", ".join(f"{concept} by {one.name} ({one.preset or 'own rule'})" for concept, one in choices.items())
+    return f"Judged again: {said}." + (f" As at first: {', '.join(sorted(others))}." if others else "")
+
+
+def rejudge(
+    folder: Path,
+    choices: Mapping[str, JudgeEntry],
+    out: Path,
+    resources: Resources,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[CellRecord]:
+    """Judge the concepts in `choices` (concept -> judge and preset or rule) anew; records, plan and costs go to `out`.
+
+    `on_progress(done, total)` counts shards that a new judge looks at. Raises BenchError where pictures that a new judge would
+    need were not kept, or were never drawn.
+    """
+    plan, source, target = read_planned(folder), Store(folder), Store(out)
+    if plan.drawings_at != ".":
+        source = Store((folder / plan.drawings_at).resolve())
+    concepts = {cell.name.concept for cell in plan.cells}
+    for concept in choices:
+        if concept not in concepts:
+            raise BenchError(unknown_name_message("concept in this bench", concept, concepts))
+    specs = {concept: judge_spec(entry, resources) for concept, entry in choices.items()}
+    rules = {concept: rule_of(entry) for concept, entry in choices.items()}
+    cells, judges = [], {key: list(found) for key, found in plan.judges.items()}
+    for cell in plan.cells:
+        if cell.name.concept in choices:
+            entry, spec = choices[cell.name.concept], specs[cell.name.concept]
+            for key in (*cell.drawings, *cell.bare):
+                judges[key] = list(dict.fromkeys([*judges[key], spec]))
+            protocol = dataclasses.replace(
+                cell.protocol,
+                judge=entry.name,
+                judge_digest=spec.digest,
+                preset=entry.preset or "own rule",
+                rule=rules[cell.name.concept].to_dict(),
+            )
+            cell = dataclasses.replace(cell, protocol=protocol, judge=spec.key, second={})
+        cells.append(cell)
+    plan = dataclasses.replace(
+        plan,
+        title=plan.title if plan.title.endswith(_AGAIN) else plan.title + _AGAIN,
+        description=f"{plan.description.rstrip()} {_told(choices, concepts - choices.keys())}".lstrip(),
+        cells=tuple(cells),
+        judges={key: tuple(found) for key, found in judges.items()},
+        drawings_at=os.path.relpath(source.root.resolve(), out.resolve()),
+    )
+    target.prepare(0)
+    with source.lock() if source.root.resolve() != target.root.resolve() else nullcontext():
+        if not all(source.has(shard) for own in plan.shards.values() for shard in own):
+            raise BenchError(f"the bench in {source.root} is not finished; end it with `saferedir bench run` first.")
+        todo = to_look_at(plan.shards, plan.lookers, source)
+        check_kept(todo, specs.values(), source)
+        return write_cells(plan, target, source, unseen=look(todo, source, resources, on_progress))

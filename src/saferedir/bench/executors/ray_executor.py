@@ -1,0 +1,278 @@
+"""Draws shards in other processes, on this machine or many, by Ray (extra `ray`): one actor a worker, one shard at a time.
+
+Workers only draw: the driver, this process, keeps every result, so that a worker may die at any moment and its shard goes to
+another. A worker needs the same libraries as the driver and the same kind of device; it is asked before its first shard. The
+number of torch threads is the driver's, for float32 pictures (not bf16 ones) differ in the last bits between one thread and two.
+A cluster of unlike processors or GPUs is not refused, but its pictures are then only as alike as theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Self
+
+import torch
+
+from saferedir.bench.executors.work import Outcome, Task, attempt
+from saferedir.bench.executors.workers import WorkerFacts, facts_here, nearest, unfit
+from saferedir.bench.generation.generate import DrawingSpec, Pictures, Shard
+from saferedir.bench.generation.resources import Resources, device_of
+from saferedir.errors import BenchError
+from saferedir.utils.extras import require_extra
+
+#: a shard whose worker died so many times is given up for this run
+DEATHS = 3
+#: seconds to wait for the first worker; a busy cluster may have no room at once
+START_SECONDS = 600.0
+_LOOPBACK = "127.0.0.1"
+#: of a cluster of our own: Ray's processes listen on the loopback interface only, and tell nobody that they run
+_LOCAL_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # or workers would starve beside anything else that runs
+}
+
+
+class _Drawer:
+    """Lives in a worker process; becomes a Ray actor."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.place = f"process {os.getpid()} on {socket.gethostname()}"
+        self.resources = Resources()
+
+    def facts(self) -> WorkerFacts:
+        return facts_here(self.place)
+
+    def draw(self, task: Task) -> tuple[Pictures | None, str]:
+        outcome = attempt(task, self.resources)
+        return outcome.pictures, outcome.error
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor as the driver knows it: `future` is its facts (`task` None) or its pictures; None if it has nothing to do."""
+
+    actor: Any
+    future: Any
+    task: Task | None = None
+    facts: WorkerFacts | None = None
+    seen: dict[str, set[str]] = field(default_factory=dict)
+
+    def hand(self, task: Task) -> None:
+        """Give it a shard."""
+        model = task.spec.model.digest
+        self.seen = {
+            model: self.seen.get(model, set()) | {task.spec.guards_digest}
+        }  # one pipeline at a time, as in Resources
+        self.task, self.future = task, self.actor.draw.remote(task)
+
+
+class RayExecutor:
+    """Draws with Ray workers.
+
+    Args:
+        workers: how many, each with a model of its own. Each takes as many processor cores as this process has torch threads, or
+            a core and a GPU where the bench was planned on one.
+        address: a cluster to join ("auto", "host:port", "ray://host:port"), which is left running; None starts one on this
+            machine that is shut down in the end.
+
+    Raises BenchError when no cluster answers, when it has no room for the workers, or when a worker does not fit (`unfit`);
+    MissingExtraError without Ray.
+    """
+
+    def __init__(self, workers: int = 1, address: str | None = None) -> None:
+        if workers < 1:
+            raise BenchError(f"workers is {workers}, expected at least 1.")
+        self.count, self.address, self.threads = workers, address, torch.get_num_threads()
+        self._ray: ModuleType | None = None
+        self._connected = False
+        self._workers: list[_Worker] = []
+        self._specs: dict[str, DrawingSpec] = {}  # one of each model, to know who fits
+        self._share: dict[str, int] = {}
+        self._failed_starts = 0
+
+    def __enter__(self) -> Self:
+        with _environment({} if self.address else _LOCAL_ENVIRONMENT):
+            self._ray = ray = require_extra("ray", "ray", "the Ray executor")
+            if not ray.is_initialized():  # or it is the caller's, and stays
+                _connect(ray, self.address)
+                self._connected = True
+        if not self.address and self._connected and ray.util.get_node_ip_address() != _LOOPBACK:
+            self.__exit__()
+            raise BenchError(
+                "Ray was imported before the bench, so its processes would listen on the network; set "
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 for this process, or start a cluster yourself and give its --address."
+            )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in list(self._workers):
+            self._dismiss(worker)
+        if self._connected and self._ray is not None:
+            self._ray.shutdown()  # ends a cluster of our own, only leaves another
+            self._connected = False
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers that have said who they are, on whatever machine."""
+        return [worker.facts.pid for worker in self._workers if worker.facts is not None]
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Outcomes as they come. Workers stay, with what they have loaded, for the next run."""
+        queue, deaths = list(tasks), Counter[Shard]()
+        if queue:
+            self._check_room(queue)
+        try:
+            while queue or any(worker.task for worker in self._workers):
+                self._hand_out(queue)
+                worker = self._next()
+                outcome = self._take(worker, queue, deaths)
+                self._hand_out(queue)  # before the caller keeps the pictures, so that nobody idles meanwhile
+                if outcome is not None:
+                    yield outcome
+        finally:
+            for worker in [worker for worker in self._workers if worker.task]:
+                self._dismiss(worker)  # the caller stopped early
+
+    def _hand_out(self, queue: list[Task]) -> None:
+        """A shard for everyone who is idle, and workers for the shards."""
+        idle = [worker for worker in self._workers if worker.future is None]
+        for worker in idle[: len(queue)]:
+            worker.hand(queue.pop(nearest(queue, worker.seen)))
+        starting = sum(worker.facts is None for worker in self._workers)
+        while starting < len(queue) and len(self._workers) < self.count:
+            self._workers.append(self._start())
+            starting += 1
+
+    def _start(self) -> _Worker:
+        actor = self._module.remote(_Drawer).options(**self._share, max_restarts=0).remote(self.threads)
+        return _Worker(actor, actor.facts.remote())
+
+    def _next(self) -> _Worker:
+        """The next worker that has an answer."""
+        waiting = {worker.future: worker for worker in self._workers if worker.future is not None}
+        limit = None if any(worker.facts for worker in self._workers) else START_SECONDS
+        done, _ = self._module.wait(list(waiting), num_returns=1, timeout=limit)
+        if not done:
+            raise BenchError(
+                f"no Ray worker came up in {START_SECONDS:.0f} s; see `ray status` for who holds the cluster's cores and GPUs."
+            )
+        return waiting[done[0]]
+
+    def _take(self, worker: _Worker, queue: list[Task], deaths: Counter[Shard]) -> Outcome | None:
+        """A worker's answer: an outcome; None if it only said who it is, or died and its shard went back into the queue."""
+        errors, task = self._module.exceptions, worker.task
+        future, worker.future, worker.task = worker.future, None, None
+        place = worker.facts.place if worker.facts else "a Ray worker"
+        try:
+            answer = self._module.get(future)
+        except errors.RayError as error:
+            if task is not None and isinstance(
+                error, errors.RayTaskError
+            ):  # it lives: only its answer could not be sent
+                return Outcome(task, None, f"{place}: {_last_line(error)}", place)
+            self._dismiss(worker)
+            if task is None:
+                self._failed_starts += 1
+                if self._failed_starts >= DEATHS:
+                    raise BenchError(
+                        f"Ray workers do not start ({_last_line(error)}); each machine needs this saferedir[bench,ray]."
+                    ) from error
+                return None
+            deaths[task.shard] += 1
+            if deaths[task.shard] < DEATHS:
+                queue.insert(0, task)
+                return None
+            return Outcome(
+                task, None, f"its worker died {DEATHS} times (killed, or out of memory?), at last {place}.", place
+            )
+        if task is not None:
+            pictures, problem = answer
+            return Outcome(task, pictures, problem, place)
+        self._failed_starts, worker.facts = 0, answer
+        here = facts_here("this process")
+        for why in (unfit(spec, answer, here) for spec in self._specs.values()):
+            if why:
+                raise BenchError(why)
+        return None
+
+    def _dismiss(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        with contextlib.suppress(self._module.exceptions.RayError):
+            self._module.kill(worker.actor)
+
+    def _check_room(self, tasks: Sequence[Task]) -> None:
+        """Find out what a worker needs, and that the cluster has it for all of them."""
+        self._specs = {task.spec.model.digest: task.spec for task in tasks}
+        on_gpu = any(device_of(task.spec.model).type == "cuda" for task in tasks)
+        self._share = {"num_cpus": 1, "num_gpus": 1} if on_gpu else {"num_cpus": self.threads, "num_gpus": 0}
+        nodes = [node["Resources"] for node in self._module.nodes() if node["Alive"]]
+        room = sum(
+            min(
+                int(node.get(kind, 0)) // share
+                for kind, share in (("CPU", self._share["num_cpus"]), ("GPU", on_gpu))
+                if share
+            )
+            for node in nodes
+        )
+        if room < self.count:
+            each = "a GPU and a processor core" if on_gpu else f"{self.threads} processor core(s), one a torch thread"
+            raise BenchError(
+                f"{self.count} Ray worker(s) need {each} each, but there is room for {room}; ask for fewer --workers, or set "
+                "OMP_NUM_THREADS=1 for the bench (float32 pictures may then differ in the last bits from other runs)."
+            )
+
+    @property
+    def _module(self) -> ModuleType:
+        if self._ray is None:
+            raise BenchError("RayExecutor is not open; use it in a `with` block.")
+        return self._ray
+
+
+def _connect(ray: ModuleType, address: str | None) -> None:
+    """Join a cluster, or start one: no dashboard, quiet, as many cores as this process may use."""
+    quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+    own = {"address": "local", "include_dashboard": False, "num_cpus": _cores()}
+    try:
+        ray.init(**({"address": address} if address else own), **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        what = f"no Ray cluster can be joined at {address!r}" if address else "Ray cannot be started here"
+        advice = "start one with `ray start --head`, or leave --address out" if address else "see the logs in /tmp/ray"
+        raise BenchError(f"{what} ({_last_line(error)}); {advice}.") from error
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a while; Ray's processes inherit them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+def _last_line(error: BaseException) -> str:
+    """What went wrong, without the traceback that Ray puts before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".")[:300] if lines else type(error).__name__

@@ -1,0 +1,37 @@
+"""Work of an executor: a shard to be drawn, what came of it, and the one attempt at it, the same on every machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saferedir.bench.generation.generate import DrawingSpec, Pictures, Shard, draw_shard
+from saferedir.bench.generation.resources import Resources
+from saferedir.bench.generation.score import in_words
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard, and all that is needed to draw it."""
+
+    spec: DrawingSpec
+    shard: Shard
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A shard's pictures, or the sentence that says why there are none; `worker` did it."""
+
+    task: Task
+    pictures: Pictures | None
+    error: str = ""
+    worker: str = "this process"
+
+
+def attempt(task: Task, resources: Resources, worker: str = "this process") -> Outcome:
+    """Draw one shard; an error becomes a sentence, so that one bad cell does not end a night's run."""
+    try:
+        return Outcome(task, draw_shard(task.spec, task.shard, resources), worker=worker)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:
+        return Outcome(task, None, in_words(error), worker)

@@ -1,0 +1,132 @@
+"""What can be wrong in a matrix though every key is known: names of other rooms, and arguments of the call. One sentence each.
+
+Used by plan.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from saferedir.attacks.registry import ATTACKS
+from saferedir.bench.generation.worlds import check_recipe
+from saferedir.bench.planning.concepts import Concept
+from saferedir.bench.planning.config import Matrix
+from saferedir.bench.planning.encoders import MatrixEncoder
+from saferedir.encoders.registry import encoder_names
+from saferedir.errors import BenchError, GuardError
+from saferedir.guards.base import Guard
+from saferedir.guards.registry import methods
+from saferedir.judges.registry import judge_names
+from saferedir.pipelines.text_settings import text_settings
+from saferedir.utils.calls import is_prompt_argument
+from saferedir.utils.checks import is_int, is_number
+from saferedir.utils.names import unknown_name_message
+
+#: arguments of the pipeline call that are not the matrix's to set
+_OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds"}
+
+#: arguments of the call that count something -> the least of them
+_COUNTS = {"num_inference_steps": 1, "height": 8, "width": 8, "num_frames": 1}
+#: arguments of the call that give the schedule itself
+_LISTS = ("timesteps", "sigmas")
+
+
+def check_names(matrix: Matrix) -> None:
+    """Names that other rooms know, before anything is loaded."""
+    for attack in matrix.attacks:
+        if attack not in ATTACKS:
+            raise BenchError(unknown_name_message("attack", attack, ATTACKS))
+    for entry in matrix.guard.values():
+        if entry.method is not None and entry.method not in methods():
+            raise BenchError(unknown_name_message("guard method", entry.method, methods()))
+        if entry.recipe is not None:
+            check_recipe(entry.recipe)
+    for concept in matrix.concept.values():
+        for judge in (concept.judge, *concept.second_judges):
+            if judge.name not in judge_names():
+                raise BenchError(unknown_name_message("judge", judge.name, judge_names()))
+    for name, encoder in matrix.encoder.items():
+        if encoder.name not in encoder_names():
+            raise BenchError(f"[encoder.{name}] " + unknown_name_message("encoder", encoder.name, encoder_names()))
+
+
+def check_without(matrix: Matrix, concepts: Sequence[Concept], encoders: Mapping[str, MatrixEncoder]) -> None:
+    """Prompts without the concept are for encoders that read texts, and for forget prompts as they are."""
+    for concept in concepts:
+        if concept.without is None:
+            continue
+        drawn = [chosen for name in matrix.attacks for chosen in ATTACKS[name]().prompts(concept.prompts).values()]
+        if concept.prompts.forget not in drawn:
+            raise BenchError(
+                f"[concept.{concept.name}] has prompts in `without`, which go with the forget prompts as they are, but none of "
+                f'the attacks ({", ".join(matrix.attacks)}) draws these; add "none" to `attacks`, or leave them out.'
+            )
+        if not any(one.spec.reads_texts for one in encoders.values()):
+            raise BenchError(
+                f"[concept.{concept.name}] has prompts in `without`, but no [encoder] of the matrix reads texts, so they would "
+                "go unused; add one (clip), or leave them out."
+            )
+
+
+def check_attacks(matrix: Matrix, concepts: Sequence[Concept]) -> list[str]:
+    """Every attack has a case with the prompts of some concept, or nobody would miss what was never tried.
+
+    Returns a sentence for each concept without one, where another has one.
+    """
+    untried = []
+    for name in matrix.attacks:
+        without = [concept.name for concept in concepts if not ATTACKS[name]().prompts(concept.prompts)]
+        untried += [
+            f"attack {name} for {concept}: it has no prompts of the kind that this attack takes." for concept in without
+        ]
+        if len(without) == len(concepts):
+            raise BenchError(
+                f"attack {name!r} has no case: no concept of this matrix has the prompts that it takes; add a file of them "
+                '(such as `rephrased` for "phrasings"), or leave the attack out.'
+            )
+    return untried
+
+
+def check_call(call: Mapping[str, Any], pipe: Any) -> None:
+    """Pipelines with **kwargs swallow a misspelt argument, and draw with their defaults; others take any number."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    known = set(parameters) - {"self", "args", "kwargs"}
+    for name, value in call.items():
+        if name in _OURS:
+            raise BenchError(f"`call` sets {name!r}, which the bench sets itself; leave it out.")
+        if name not in known:
+            raise BenchError(unknown_name_message(f"argument of {type(pipe).__name__}", name, known - _OURS))
+        _check_value(name, value, parameters[name].default)
+
+
+def check_text(guards: Iterable[Guard[Any]], call: Mapping[str, Any], pipe: Any) -> None:
+    """Settings of the text encoders under which a guard would refuse every image."""
+    for guard in guards:
+        try:
+            guard.check_text(text_settings(pipe, call))
+        except GuardError as error:
+            raise BenchError(f"no cell of guard {guard.method!r} can be filled: {error}") from error
+
+
+def _check_value(name: str, value: Any, default: Any) -> None:
+    """One sentence for a value that cannot run: of another kind than the argument's default, no step, no size."""
+    expected = None
+    if name in _COUNTS or is_int(default):
+        least = _COUNTS.get(name, 0)
+        if not is_int(value) or value < least:
+            expected = f"a whole number >= {least}"
+    elif isinstance(default, bool):
+        expected = None if isinstance(value, bool) else "true or false"
+    elif isinstance(default, float) and not is_number(value):
+        expected = "a number"
+    elif is_prompt_argument(name):
+        texts = value if isinstance(value, list) else [value]
+        expected = None if len(texts) == 1 and isinstance(texts[0], str) else "one text, which serves every prompt"
+    elif name in _LISTS and not (isinstance(value, list) and value and all(map(is_number, value))):
+        expected = "a list of numbers"
+    if name == "guidance_scale" and is_number(value) and value < 0:
+        expected = "a number >= 0"
+    if expected is not None:
+        raise BenchError(f"`call` sets {name} = {value!r}; expected {expected}.")

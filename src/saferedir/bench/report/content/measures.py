@@ -1,0 +1,108 @@
+"""What stands for preservation in a ranking: the share of attributes kept or, where no judge sees attributes, the next measure.
+
+Pure; imports data.py, numbers.py and bench.records. One measure a ranking, the same for every guard: ranking.py uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from saferedir.bench.records import BARE, CellRecord
+from saferedir.bench.report.content.data import Group
+from saferedir.bench.report.content.numbers import Estimate, estimate
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of how much of everything else a guard preserves.
+
+    Attributes:
+        metric: name in `CellRecord.measured`.
+        name: of its column; axis: of its axis; words: in sentences, with the article.
+        is_lower_better: whether a small value means that much is preserved.
+        is_change: whether it goes either way, so that its size is what counts: +2 is as far from the unguarded picture as -2.
+    """
+
+    metric: str
+    name: str
+    axis: str
+    words: str
+    is_lower_better: bool = False
+    is_change: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name at the beginning of a line."""
+        return self.name[0].upper() + self.name[1:]
+
+    def order(self, one: Estimate) -> tuple[float, float]:
+        """Ascending from the best value to the worst."""
+        one = self.size(one)
+        return (one.value, one.high) if self.is_lower_better else (-one.value, -one.low)
+
+    def size(self, one: Estimate) -> Estimate:
+        """The estimate as it is or, of a change, its absolute value."""
+        if not self.is_change:
+            return one
+        ends = sorted((abs(one.low), abs(one.high)))
+        return replace(one, value=abs(one.value), low=0.0 if one.low < 0 < one.high else ends[0], high=ends[1])
+
+
+KEPT = Measure("kept", "kept", "preservation: share of everything else kept", "the share of attributes kept")
+_IDENTICAL = Measure(
+    "identical",
+    "identical",
+    "preservation: share of identical pictures",
+    "the share of pictures identical to the unguarded ones",
+)
+
+
+def measure_of(group: Group) -> Measure:
+    """The first measure that some guard has on every retain protocol of the group; `KEPT` where there is none.
+
+    The order: kept, drift by the judge's features, drift by an encoder's, identical, change of the CLIP score. Distances go
+    before the share of identical pictures, which is 0 for every guard that always acts, however little. Where it is 0 for all,
+    whatever follows it goes first.
+    """
+    cells = [cell for cell in group.cells if cell.name.role == "retain"]
+    wanted = len({cell.protocol.id for cell in cells})
+    guards = [guard for guard in group.guards if guard != BARE]
+    known = dict.fromkeys(metric for cell in cells for metric in cell.measured)
+    spare = []
+    for measure in (KEPT, *_drifts(list(known)), _IDENTICAL, *_clip_changes(list(known))):
+        of_guards = [estimates(group.of(guard, "retain"), measure.metric) for guard in guards]
+        whole = [found for found in of_guards if found and len(found) == wanted]
+        if whole and (measure != _IDENTICAL or any(one.value for found in whole for one in found)):
+            return measure
+        spare += [measure] if whole else []
+    return spare[0] if spare else KEPT
+
+
+def estimates(cells: Sequence[CellRecord], metric: str) -> list[Estimate]:
+    """A metric of each cell that has it; `where` names the prompt set."""
+    found = [estimate(cell.measured.get(metric), cell.name.prompts) for cell in cells]
+    return [one for one in found if one is not None]
+
+
+def _drifts(metrics: Sequence[str]) -> list[Measure]:
+    """Drift by the judge's features first, then by the encoders' in the given order."""
+    found = []
+    for metric in sorted((one for one in metrics if one.partition(":")[0] == "drift"), key=lambda one: ":" in one):
+        encoder = metric.partition(":")[2]
+        by = f", {encoder}" if encoder else ""
+        words = "drift, the distance of the pictures from the unguarded ones"
+        words += f" by {encoder}'s features" if encoder else ""
+        found.append(Measure(metric, f"drift{by}", f"preservation: drift{by}", words, is_lower_better=True))
+    return found
+
+
+def _clip_changes(metrics: Sequence[str]) -> list[Measure]:
+    found = []
+    for metric in (one for one in metrics if one.startswith("clip_change:")):
+        name = f"CLIP change, {metric.partition(':')[2]}"
+        words = f"the size of the CLIP score's change by {metric.partition(':')[2]} (how well pictures fit their prompts, less "
+        words += "the same without a guard)"
+        axis = f"preservation: size of {name}"
+        found.append(Measure(metric, name, axis, words, is_lower_better=True, is_change=True))
+    return found

@@ -1,0 +1,243 @@
+"""What stands in which column. Rule zero lives here: a column belongs to one protocol, and whoever asks for two protocols in one
+column gets a `BenchError`.
+
+Pure functions from records to frozen tables; imports data.py, measures.py, numbers.py, bench.records and metrics' Holm
+correction. The ranking: ranking.py; numbers of papers: reported.py; how tables look: page.py, markdown.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from saferedir.bench.records import CellRecord, Protocol
+from saferedir.bench.report.content.data import Group
+from saferedir.bench.report.content.measures import KEPT, Measure
+from saferedir.bench.report.content.numbers import Estimate, estimate
+from saferedir.errors import BenchError
+from saferedir.metrics.paired import holm
+
+#: metrics that a judge's scores decide
+_JUDGED = ("concept", "live", "forgotten", "kept", "rest_kept", "broken")
+
+#: metrics of vectors, whatever encoder stands behind their colon
+QUALITY = frozenset({"clip_score", "clip_change", "drift", "kid", "fid", "cmmd", "csdr"})
+#: footnote of a number of such a metric over fewer pictures than its neighbours
+FEWER = "Fewer pictures than others of this column (some were refused), so not comparable."
+
+
+@dataclass(frozen=True)
+class Column:
+    """One protocol, and the metric of it that is shown.
+
+    Attributes:
+        protocol: what all numbers of the column share.
+        prompts, role, threat: of the cells.
+        metric: name in `CellRecord.measured`.
+        concept: of the cells.
+    """
+
+    protocol: Protocol
+    prompts: str
+    role: str
+    threat: Mapping[str, str]
+    metric: str
+    concept: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells columns apart."""
+        return self.protocol.id, self.metric
+
+    @property
+    def judge(self) -> str:
+        """Who decided: the protocol's judge, the further one in the metric's name, or "" where no judge is asked."""
+        kind, _, name = self.metric.partition(":")
+        return "" if kind not in _JUDGED else name or self.protocol.judge
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table cell: a number or the reason why there is none, and numbers of footnotes.
+
+    Attributes:
+        beside: further numbers in small type, each with its name.
+    """
+
+    estimate: Estimate | None
+    why_not: str = ""
+    notes: tuple[int, ...] = ()
+    beside: tuple[tuple[str, Estimate], ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Guards by columns.
+
+    Attributes:
+        columns: in order, all different; guards: in order.
+        entries: guard -> one `Entry` a column.
+        notes: footnotes, the first is number 1.
+    """
+
+    columns: tuple[Column, ...]
+    guards: tuple[str, ...]
+    entries: Mapping[str, tuple[Entry, ...]]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """McNemar's exact test of one guard against the bare model on one protocol.
+
+    Attributes:
+        b: prompts (with several seeds: pairs of prompt and seed) that show the concept only with the guard; c: only without it.
+        is_clustered: whether pairs of one prompt belong together in the test.
+        p: of the test; holm: the same, corrected over the whole group.
+    """
+
+    guard: str
+    prompts: str
+    protocol: str
+    b: int
+    c: int
+    p: float
+    holm: float
+    is_clustered: bool = False
+
+
+def column(cells: Sequence[CellRecord], metric: str) -> Column:
+    """The column that these cells share; two protocols, or none, are an error."""
+    found = {cell.protocol.id: cell.protocol for cell in cells}
+    if len(found) != 1:
+        names = ", ".join(sorted({f"{cell.name.prompts} ({cell.protocol.id})" for cell in cells})) or "no cell"
+        raise BenchError(
+            f"a column of the metric {metric!r} must have one protocol, but it was given {names}; "
+            "numbers of different protocols cannot be compared, so give each its own column."
+        )
+    first = cells[0]
+    return Column(first.protocol, first.name.prompts, first.name.role, first.threat, metric, first.name.concept)
+
+
+def table(group: Group, wanted: Callable[[CellRecord, str], bool], beside: str = "") -> Table:
+    """The metrics of a group that `wanted(cell, metric)` asks for: a column for each protocol and metric.
+
+    Args:
+        beside: a metric that goes with each number in small type where it counts other cases.
+    """
+    by_protocol: dict[str, list[CellRecord]] = {}
+    for cell in group.cells:
+        by_protocol.setdefault(cell.protocol.id, []).append(cell)
+    columns: list[Column] = []
+    for own in by_protocol.values():
+        names = dict.fromkeys(name for cell in own for name in cell.measured if wanted(cell, name))
+        columns += [column(own, name) for name in names if any(_is_shown(cell, name) for cell in own)]
+    notes: list[str] = []
+    entries = {
+        guard: tuple(_entry(_only(by_protocol[one.protocol.id], guard), one, notes, beside) for one in columns)
+        for guard in group.guards
+    }
+    return Table(tuple(columns), group.guards, entries, tuple(notes))
+
+
+def rates_by_phrasing(group: Group) -> Table:
+    """Concept rate of every phrasing, by each protocol's own judge, and over live prompts where these are fewer."""
+    return table(group, lambda cell, metric: cell.name.role == "forget" and metric == "concept", beside="live")
+
+
+def further_judges(group: Group) -> Table:
+    """The same pictures under further judges."""
+    return table(group, lambda cell, metric: cell.name.role == "forget" and metric.startswith("concept:"))
+
+
+def bystanders(group: Group, measure: Measure) -> Table:
+    """What must survive beside the retain prompts: what is preserved of neighbours and look-alikes by the ranking's measure, and
+    how often look-alikes, which a careless filter would refuse, made the guard refuse or act at all.
+    """
+    what = (
+        (measure.metric,) if measure == KEPT else (measure.metric, "blocked")
+    )  # only a share kept shows what was refused
+    wanted = {"neighbours": what, "look-alikes": (measure.metric, "blocked", "acted")}
+    return table(group, lambda cell, metric: metric in wanted.get(cell.name.role, ()))
+
+
+def picture_quality(group: Group) -> Table:
+    """How pictures fit their prompts, and how far they are from the unguarded ones or a reference; prompts that ask for the
+    concept come last.
+    """
+    cells = tuple(sorted(group.cells, key=lambda cell: cell.name.role == "forget"))
+    found = table(replace(group, cells=cells), lambda cell, metric: metric.partition(":")[0] in QUALITY)
+    notes = list(found.notes)
+    most = [
+        max(one.n for one in (row[place].estimate for row in found.entries.values()) if one)
+        for place in range(len(found.columns))
+    ]
+
+    def noted(entry: Entry, whole: int) -> Entry:
+        if entry.estimate is None or entry.estimate.n == whole:
+            return entry
+        return replace(entry, notes=tuple(sorted({*entry.notes, *numbered([FEWER], notes)})))
+
+    entries = {guard: tuple(map(noted, row, most)) for guard, row in found.entries.items()}
+    return replace(found, entries=entries, notes=tuple(notes))
+
+
+def everything(group: Group) -> Table:
+    """Every estimate of every cell."""
+    return table(group, lambda cell, metric: True)
+
+
+def paired_tests(group: Group) -> tuple[PairedTest, ...]:
+    """The paired tests of a group, with Holm's correction over all of them."""
+    found = [
+        (cell, cell.measured["versus_none"])
+        for cell in group.cells
+        if cell.name.role == "forget" and "p" in (cell.measured.get("versus_none") or {})
+    ]
+    corrected = holm({str(place): float(test["p"]) for place, (_, test) in enumerate(found)})
+    return tuple(
+        PairedTest(
+            cell.name.guard,
+            cell.name.prompts,
+            cell.protocol.id,
+            int(test["b"]),
+            int(test["c"]),
+            float(test["p"]),
+            corrected[str(place)],
+            "clusters" in test,
+        )
+        for place, (cell, test) in enumerate(found)
+    )
+
+
+def _is_shown(cell: CellRecord, metric: str) -> bool:
+    value: Any = cell.measured.get(metric)
+    return isinstance(value, Mapping) and ("rate" in value or "mean" in value)
+
+
+def _only(cells: Sequence[CellRecord], guard: str) -> CellRecord | None:
+    """A guard's one record under a protocol; two are an error, because the page could show only one."""
+    own = [cell for cell in cells if cell.name.guard == guard]
+    if len(own) > 1:
+        raise BenchError(
+            f"guard {guard!r} has {len(own)} records under protocol {own[0].protocol.id} ({own[0].name.slug}); "
+            "keep one of them."
+        )
+    return own[0] if own else None
+
+
+def _entry(cell: CellRecord | None, one: Column, notes: list[str], beside: str) -> Entry:
+    if cell is None:
+        return Entry(None, "not measured")
+    value, other = estimate(cell.measured.get(one.metric)), estimate(cell.measured.get(beside))
+    why_not = "" if value is not None else cell.error or "does not apply"
+    further = ((beside, other),) if value and other and other.n != value.n else ()
+    return Entry(value, why_not, numbered(cell.warnings, notes), further)
+
+
+def numbered(sentences: Iterable[str], notes: list[str]) -> tuple[int, ...]:
+    """Numbers of the footnotes, new ones appended to `notes`."""
+    own = list(dict.fromkeys(sentences))
+    notes += [sentence for sentence in own if sentence not in notes]
+    return tuple(sorted(notes.index(sentence) + 1 for sentence in own))

@@ -1,0 +1,154 @@
+"""Vectors of what no bench draws: of prompts (texts/) and of reference pictures (references/), each computed once and kept.
+
+Whoever runs the bench computes them before the first picture; counting reads them, without a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saferedir.bench.generation.generate import Shard
+from saferedir.bench.generation.resources import EncoderSpec, Resources
+from saferedir.bench.planning.cell_spec import CellSpec
+from saferedir.bench.planning.encoders import MatrixEncoder, errors_of
+from saferedir.bench.storage.store import Store, read_parquet, vector_column, vectors, write_parquet
+from saferedir.encoders.base import Encoder
+from saferedir.errors import EncoderError
+from saferedir.judges.images import read_picture
+from saferedir.utils.extras import require_extra
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Texts:
+    """(P, d) vectors of P prompts; is_truncated: (P,) bool, the encoder saw only the beginning."""
+
+    vectors: Tensor
+    is_truncated: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What one encoder made of a cell's pictures and texts.
+
+    Attributes:
+        guarded, bare: (N, d), row i of both the same prompt and seed, NaN for a picture never made.
+        texts: of the cell's prompts, or None.
+        reference: (R, d) of the reference pictures, or None.
+        without: (N, d) of the bare model's pictures of the prompts without the concept; without_texts: these prompts; or None.
+    """
+
+    guarded: Tensor
+    bare: Tensor
+    texts: Texts | None = None
+    reference: Tensor | None = None
+    without: Tensor | None = None
+    without_texts: Texts | None = None
+
+
+def keep_vectors(
+    encoders: Mapping[str, MatrixEncoder],
+    texts: Mapping[str, Sequence[str]],
+    store: Store,
+    resources: Resources,
+    on_step: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Compute the vectors that the folder lacks.
+
+    Args:
+        encoders: of the matrix, by name.
+        texts: digest of a prompt set -> its texts; every encoder that reads texts encodes them. They are not kept.
+        on_step: told before each piece of work.
+
+    Raises EncoderError, which names the section of the matrix, where an encoder fails.
+    """
+    pa = require_extra("pyarrow", "bench", "the bench")
+    for name, one in encoders.items():
+        for digest, own in texts.items() if one.spec.reads_texts else ():
+            path = _texts_path(store, digest, one.spec.key)
+            if not path.is_file():
+                on_step(f"{name}: {len(own)} prompts")
+                with errors_of(name):
+                    read, is_cut = _encode_texts(resources.encoder(one.spec), own)
+                columns = {"features": vector_column(read), "is_truncated": pa.array(is_cut.tolist(), pa.bool_())}
+                write_parquet(path, columns, _facts(digest, one.spec))
+        if one.reference is not None:
+            path = _reference_path(store, one.reference.checksum, one.spec.key)
+            if not path.is_file():
+                on_step(f"{name}: {len(one.reference.files)} reference pictures")
+                with errors_of(name):
+                    found = _encode_files(resources.encoder(one.spec), one.reference.files)
+                write_parquet(path, {"features": vector_column(found)}, _facts(one.reference.checksum, one.spec))
+
+
+def _encode_texts(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    found = encoder.encode_texts(texts)
+    if found is None:
+        raise EncoderError("reads no texts any more; plan again with `saferedir bench run`.")
+    return found
+
+
+def _facts(key: str, spec: EncoderSpec) -> dict[str, object]:
+    return {"key": key, "name": spec.name, "options": dict(spec.options), "digest": spec.digest}
+
+
+def _encode_files(encoder: Encoder, files: Sequence[Path]) -> Tensor:
+    """(N, d) of picture files of any sizes, neighbours of one size together."""
+    rows: list[Tensor] = []
+    chunk: list[Tensor] = []
+    for picture in map(read_picture, files):
+        if chunk and (len(chunk) == _BATCH or picture.shape != chunk[0].shape):
+            rows.append(encoder.encode(torch.stack(chunk)))
+            chunk = []
+        chunk.append(picture)
+    return torch.cat([*rows, encoder.encode(torch.stack(chunk))])
+
+
+def _texts_path(store: Store, digest: str, encoder: str) -> Path:
+    return store.root / "texts" / f"{digest}.{encoder}.parquet"
+
+
+def _reference_path(store: Store, checksum: str, encoder: str) -> Path:
+    return store.root / "references" / f"{checksum}.{encoder}.parquet"
+
+
+class Vectors:
+    """Reads what encoders left in a folder, as cells need it. Keeps vectors of texts and references in memory."""
+
+    def __init__(self, store: Store, shards: Mapping[str, Sequence[Shard]]) -> None:
+        self.store, self.shards = store, shards
+        self._texts, self._reference = cache(self._read_texts), cache(self._read_reference)
+
+    def of(self, cell: CellSpec) -> dict[str, Encoded]:
+        """Encoder's name -> what it made of the cell; BenchError where something is missing or damaged."""
+        return {
+            name: Encoded(
+                guarded=self._pictures(cell.drawings, use.key),
+                bare=self._pictures(cell.bare, use.key),
+                texts=self._texts(use.texts, use.key) if use.texts else None,
+                reference=self._reference(use.reference, use.key) if use.reference else None,
+                without=self._pictures(cell.without, use.key) if cell.without and use.without else None,
+                without_texts=self._texts(use.without, use.key) if cell.without and use.without else None,
+            )
+            for name, use in cell.encoders.items()
+        }
+
+    def _pictures(self, drawings: Sequence[str], encoder: str) -> Tensor:
+        """(N, d), NaN for pictures never made; d is 1 where none was."""
+        shards = [shard for key in drawings for shard in self.shards[key]]
+        found = self.store.features(shards, encoder)
+        return torch.full((sum(map(len, shards)), 1), torch.nan) if found is None else found
+
+    def _read_texts(self, digest: str, encoder: str) -> Texts:
+        table, _ = read_parquet(_texts_path(self.store, digest, encoder), digest)
+        return Texts(vectors(table["features"]), torch.tensor(table["is_truncated"].to_pylist()))
+
+    def _read_reference(self, checksum: str, encoder: str) -> Tensor:
+        return vectors(read_parquet(_reference_path(self.store, checksum, encoder), checksum)[0]["features"])

@@ -1,0 +1,278 @@
+"""The bench's folder: what was drawn and what came of it. Every file appears whole or not at all; nothing is ever redrawn.
+
+matrix.json   plan.json                 the matrix and its cells, as last planned
+drawings/<key>/<shard>.parquet          one row a picture: prompt, seed, checksum, what the guard did, the picture
+drawings/<key>/<shard>.<judge>.parquet  one row a picture: what that judge or encoder saw, raw scores and features
+texts/  references/                 vectors of prompts and of reference pictures, see embeddings.py
+cells/<slug>.json                   one record a cell
+costs.json  report.html  report.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saferedir.bench.generation.generate import DrawingSpec, Pictures, Shard
+from saferedir.bench.generation.resources import JudgeSpec, Looker
+from saferedir.bench.generation.score import Judged
+from saferedir.bench.records import CellRecord
+from saferedir.bench.storage.generated_set import Drawn
+from saferedir.errors import BenchError, OutputError
+from saferedir.judges.base import Scores
+from saferedir.utils.extras import require_extra
+from saferedir.utils.files import reason, replacing
+from saferedir.utils.locks import output_lock
+
+_FORMAT = 1
+_ROOT_FILES = r"(matrix|plan|costs)\.json|report\.(html|md)"  # what the bench writes at the top, see the list above
+_SCORE = "score/"  # prefix of score columns, for no label is to meet "features"
+
+
+class Store:
+    """One bench folder. Only one run at a time may write to it (`lock`)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def prepare(self, needs_bytes: int) -> None:
+        """Make the folder, and find out now whether it can take what will come."""
+        for folder in self._folders:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder) as probe:  # nameless: a kill leaves nothing
+                    probe.write(b"x" * 4096)
+                    probe.flush()
+                    os.fsync(probe.fileno())
+            except OSError as error:
+                raise BenchError(f"cannot write to {folder} ({reason(error)}); choose another --out.") from error
+        free = shutil.disk_usage(self.root).free
+        if free < needs_bytes:
+            raise BenchError(
+                f"the disk of {self.root} has {free / 1e6:.0f} MB free, but this bench needs about {needs_bytes / 1e6:.0f} MB; "
+                "free some space, choose another --out, or set keep_images = false."
+            )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder; a second run is refused at once. The lock dies with its process.
+
+        A block that fails before anything is kept leaves no folder behind.
+        """
+        try:
+            with output_lock(self.root):
+                made = [folder for folder in (*self._folders[::-1],) if not folder.exists()]
+                (self.root / ".lock").unlink(missing_ok=True)  # of an earlier version
+                self._sweep()
+                try:
+                    yield
+                except BaseException:
+                    for folder in made:
+                        with suppress(OSError):  # it is not empty
+                            folder.rmdir()
+                    raise
+        except OutputError as error:
+            raise BenchError(str(error)) from error
+
+    @property
+    def _folders(self) -> tuple[Path, Path, Path]:
+        return self.root, self.root / "drawings", self.root / "cells"
+
+    def _sweep(self) -> None:
+        """Remove half-written files that a killed run left behind: of our names, in our places, and nothing else."""
+        places = [(self.root, _ROOT_FILES), (self.root / "cells", r".+\.json")]
+        drawings = self.root / "drawings"
+        if drawings.is_dir():
+            places += [
+                (folder, r"\d{6,}-\d{6,}.*\.parquet")
+                for folder in drawings.iterdir()
+                if re.fullmatch(r"[0-9a-f]{16}", folder.name) and folder.is_dir()
+            ]
+        places += [(self.root / name, r"[0-9a-f]{16}\.encoder-.+\.parquet") for name in ("texts", "references")]
+        for folder, names in places:
+            for litter in folder.glob(".*.tmp"):
+                if re.fullmatch(rf"\.({names})\.\d+\.tmp", litter.name) and litter.is_file():
+                    litter.unlink(missing_ok=True)
+
+    def has(self, shard: Shard) -> bool:
+        """Whether the shard was drawn."""
+        return self._path(shard).is_file()
+
+    def lacks(self, lookers: Sequence[Looker], shard: Shard) -> list[Looker]:
+        """Which of the judges and encoders have not seen a shard."""
+        return [looker for looker in lookers if not self._path(shard, looker.key).is_file()]
+
+    def can_show(self, shard: Shard) -> bool:
+        """Whether a drawn shard's pictures were kept, as far as they were made at all."""
+        rest, _ = self._table(shard, without="png")
+        return "png" in self._columns(shard) or all(rest["blocked"].to_pylist())
+
+    def _columns(self, shard: Shard) -> list[str]:
+        pq = require_extra("pyarrow.parquet", "bench", "the bench")
+        found: list[str] = pq.read_schema(self._path(shard)).names
+        return found
+
+    def _path(self, shard: Shard, looker: str = "") -> Path:
+        mark = f".{looker}" if looker else ""
+        return self.root / "drawings" / shard.key / f"{shard.start:06d}-{shard.stop:06d}{mark}.parquet"
+
+    def write_shard(self, spec: DrawingSpec, shard: Shard, pictures: Pictures) -> None:
+        """Keep a shard: what judges and encoders saw first, so that a shard that is there lacks only those that failed, or come
+        later (`lacks`).
+        """
+        pa = require_extra("pyarrow", "bench", "the bench")
+        if len(pictures) != len(shard):
+            raise BenchError(f"shard {shard} has {len(pictures)} pictures, expected {len(shard)}.")
+        for looker, seen in pictures.judged.items():
+            self.write_judged(shard, looker, seen)
+        rows = range(shard.start, shard.stop)
+        columns: dict[str, Any] = {
+            "picture": pa.array(list(rows), pa.int32()),
+            "prompt": pa.array([spec.prompt_of[row] for row in rows], pa.int32()),
+            "seed": pa.array([spec.seeds[row] for row in rows], pa.int64()),
+            "blocked": pa.array(pictures.blocked.tolist(), pa.bool_()),
+            "acted": pa.array(pictures.acted.tolist(), pa.bool_()),
+            "sha256": pa.array(pictures.checksums, pa.string()),
+            "reason": pa.array([pictures.reasons.get(place, "") for place in range(len(shard))], pa.string()),
+        }
+        if spec.keep_images:
+            columns["png"] = pa.array(pictures.images, pa.binary())
+        cost = {name: getattr(pictures, name) for name in ("seconds", "peak_bytes", "device", "precision")}
+        write_parquet(self._path(shard), columns, {"key": shard.key, "versions": dict(spec.versions), **cost})
+
+    def write_judged(self, shard: Shard, looker: Looker, seen: Judged) -> None:
+        """Keep what one judge or encoder saw in a shard."""
+        pa = require_extra("pyarrow", "bench", "the bench")
+        columns = {"picture": pa.array(list(range(shard.start, shard.stop)), pa.int32())}  # where there is nothing else
+        for place, label in enumerate(seen.scores.labels):
+            columns[f"{_SCORE}{label}"] = pa.array(seen.scores.values[:, place].numpy(), pa.float32())
+        if seen.features is not None:
+            columns["features"] = vector_column(seen.features)
+        facts = {"key": shard.key, "name": looker.name, "options": dict(looker.options), "digest": looker.digest}
+        write_parquet(self._path(shard, looker.key), columns, facts)
+
+    def read(self, shards: Sequence[Shard], judges: Sequence[JudgeSpec], features_of: str) -> Drawn:
+        """All shards of a drawing, by some of its judges; BenchError if one is missing or damaged."""
+        pa = require_extra("pyarrow", "bench", "the bench")
+        found = [self._table(shard, without="png") for shard in shards]
+        whole = pa.concat_tables([table for table, _ in found])
+        scores: dict[str, Scores] = {}
+        for judge in judges:
+            tables = [self._table(shard, judge.key, without="features")[0] for shard in shards]
+            labels = [name for name in tables[0].column_names if name.startswith(_SCORE)]
+            seen = pa.concat_tables([table.select(labels) for table in tables])
+            columns = [torch.tensor(seen[name].to_numpy()) for name in labels]
+            scores[judge.key] = Scores(tuple(name.removeprefix(_SCORE) for name in labels), torch.stack(columns, dim=1))
+        peaks = [facts["peak_bytes"] for _, facts in found if facts["peak_bytes"] is not None]
+        return Drawn(
+            scores=scores,
+            features=self.features(shards, features_of) if features_of in scores else None,
+            blocked=torch.tensor(whole["blocked"].to_pylist()),
+            acted=torch.tensor(whole["acted"].to_pylist()),
+            checksums=whole["sha256"].to_pylist(),
+            prompt_of=torch.tensor(whole["prompt"].to_pylist()),
+            seconds=[facts["seconds"] / len(shard) for shard, (_, facts) in zip(shards, found, strict=True)],
+            peak_bytes=max(peaks, default=None),
+            device=found[0][1]["device"],
+            reasons=whole["reason"].to_pylist(),
+        )
+
+    def features(self, shards: Sequence[Shard], looker: str) -> Tensor | None:
+        """(N, d) of all pictures of these shards by the judge or encoder with this key, NaN for those never made, or None."""
+        tables = [self._table(shard, looker)[0] for shard in shards]
+        found = [vectors(table["features"]) if "features" in table.column_names else None for table in tables]
+        width = next((one.shape[1] for one in found if one is not None), None)
+        if width is None:
+            return None
+        rows = zip(found, tables, strict=True)
+        return torch.cat([torch.full((len(table), width), torch.nan) if one is None else one for one, table in rows])
+
+    def prompts_of(self, shard: Shard) -> list[int]:
+        """Which prompt each picture of a shard belongs to."""
+        found: list[int] = self._table(shard, without="png")[0]["prompt"].to_pylist()
+        return found
+
+    def images(self, shard: Shard) -> list[bytes | None]:
+        """The kept pictures of a shard, PNG; None for those never made, all None where none were kept."""
+        table, _ = self._table(shard)
+        found: list[bytes | None] = table["png"].to_pylist() if "png" in table.column_names else [None] * len(shard)
+        return found
+
+    def _table(self, shard: Shard, looker: str = "", without: str | None = None) -> tuple[Any, dict[str, Any]]:
+        path = self._path(shard, looker)
+        table, facts = read_parquet(path, shard.key, without)
+        if len(table) != len(shard):
+            raise BenchError(f"{path} does not belong to its place; delete it and run the bench again.")
+        return table, facts
+
+    def write_cell(self, record: CellRecord) -> None:
+        """Keep a cell's record."""
+        write_json(self.root / "cells" / f"{record.name.slug}.json", record.to_dict())
+
+    def read_cells(self, slugs: Sequence[str]) -> list[CellRecord]:
+        """The records that exist, in the order asked for."""
+        found = []
+        for slug in slugs:
+            path = self.root / "cells" / f"{slug}.json"
+            if path.is_file():
+                found.append(CellRecord.from_dict(read_json(path)))
+        return found
+
+
+def write_parquet(path: Path, columns: dict[str, Any], facts: dict[str, Any]) -> None:
+    """A table of pyarrow's columns and what is known of it, "key" at least, whole or not at all."""
+    pa, pq = require_extra("pyarrow", "bench", "the bench"), require_extra("pyarrow.parquet", "bench", "the bench")
+    text = json.dumps({"format": _FORMAT, **facts})
+    table = pa.table(columns).replace_schema_metadata({"saferedir": text})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_parquet(path: Path, key: str, without: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """A table and its facts, without one of its columns; BenchError where it is missing, damaged, or of another key."""
+    pq = require_extra("pyarrow.parquet", "bench", "the bench")
+    try:
+        schema = pq.read_schema(path)
+        facts = json.loads(schema.metadata[b"saferedir"])
+        table = pq.read_table(path, columns=[name for name in schema.names if name != without])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise BenchError(f"{path} is missing or damaged ({error}); delete it and run the bench again.") from error
+    if facts.get("format") != _FORMAT or facts.get("key") != key:
+        raise BenchError(f"{path} does not belong to its place; delete it and run the bench again.")
+    return table, facts
+
+
+def vector_column(rows: Tensor) -> Any:
+    """(N, d) as a column of pyarrow's, one list of d numbers a row."""
+    pa = require_extra("pyarrow", "bench", "the bench")
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1).numpy(), pa.float32()), rows.shape[1])
+
+
+def vectors(column: Any) -> Tensor:
+    """Inverse of `vector_column`."""
+    return torch.tensor(column.combine_chunks().flatten().to_numpy(zero_copy_only=False)).reshape(len(column), -1)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """JSON, or one sentence."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} is missing or damaged ({error}); run the bench again.") from error
