@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from saferedir.bench.records import BARE, CellRecord
-from saferedir.bench.storage.saved_plan import read_planned
+from saferedir.bench.storage.saved_plan import read_saved_plan
 from saferedir.bench.storage.store import Store
 from saferedir.metrics import Rate
 
@@ -39,7 +39,7 @@ def pairs(records: list[CellRecord], known: dict[str, Any]) -> Iterator[tuple[st
                 page["concept"][name.prompts],
             )
         if name.role == "retain" and name.guard != BARE:
-            for ours, theirs in (("kept", "retain_kept"), ("identical", "retain_identical")):
+            for ours, theirs in (("retention", "retain_kept"), ("identical", "retain_identical")):
                 if ours in record.measured:
                     yield f"{name.concept}, {name.guard}: {theirs}", record.measured[ours], page[theirs]
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("bench", type=Path, help="folder of a bench of PictoWorld")
     parser.add_argument("--against", type=Path, default=Path("docs/methods.json"))
     arguments = parser.parse_args()
-    plan, store = read_planned(arguments.bench), Store(arguments.bench)
+    plan, store = read_saved_plan(arguments.bench), Store(arguments.bench)
     records = [one for one in store.read_cells([cell.name.slug for cell in plan.cells]) if not one.error]
     found = list(pairs(records, json.loads(arguments.against.read_text(encoding="utf-8"))["cells"]))
     if not found:

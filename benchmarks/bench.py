@@ -65,7 +65,7 @@ def matrix(prompts: int, steps: int, attacks: list[str], guards: list[str]) -> d
 
 def bare_loop(plan: Plan, resources: Resources) -> None:
     """The least that draws the same pictures: no checksums, no files, no judges."""
-    for spec in plan.drawings.values():
+    for spec in plan.image_sets.values():
         pipe = resources.pipeline(spec.model)
         guards = resources.guards(spec.model, spec.guards)
         with resources.precision(spec.model, pipe), torch.no_grad():
@@ -193,7 +193,7 @@ def kills(sizes: dict[str, int], chance: random.Random) -> dict[str, Any]:
     plan_module.SHARD = 8
     values = matrix(sizes["prompts"], sizes["steps"], ["none"], ["saferedir"])
     plan = make_plan(Matrix.model_validate(values), Resources())
-    shards = sum(len(spec.shards) for spec in plan.drawings.values())
+    shards = sum(len(spec.shards) for spec in plan.image_sets.values())
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         file = root / "matrix.toml"

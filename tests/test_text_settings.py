@@ -21,7 +21,7 @@ from saferedir.errors import BenchError
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.trained_text import LENGTHS, text_lengths, text_record
-from saferedir.pipelines.encoding import Encoded, encode_prompts
+from saferedir.pipelines.encoding import CellEmbeddings, encode_prompts
 from saferedir.pipelines.families import FAMILIES, family_of
 from saferedir.pipelines.text_settings import default_settings, named_arguments, text_settings
 
@@ -297,7 +297,7 @@ def test_guards_words_are_encoded_as_the_runs_prompts_are(name: str, setting: di
     watcher = Watcher()
     with sr.attach(pipeline(name), watcher):
         draw(name, pipeline(name), "a b", **setting)
-    found: Encoded = watcher.runs[0].encode(["a b"])
+    found: CellEmbeddings = watcher.runs[0].encode(["a b"])
     torch.testing.assert_close(found.prompt, watcher.steps[0].prompt_embeds, rtol=1e-4, atol=1e-5)
 
 
@@ -329,7 +329,7 @@ def test_a_lora_on_the_text_encoder_is_warned_of_once() -> None:
 
 def test_the_verdict_sees_a_word_of_textual_inversion_as_the_denoiser_does() -> None:
     pipe, watcher = PIPELINES["sd"].build(), Watcher()
-    width = pipe.text_encoder.get_input_embeddings().weight.shape[1]
+    width = pipe.text_encoder.get_input_embeddings().effective_n_text.shape[1]
     before = encode_prompts(pipe, ["a <new>"]).prompt
     pipe.load_textual_inversion({"<new>": 3.0 * torch.ones(width)}, token="<new>")
     pipe.text_encoder.eval()

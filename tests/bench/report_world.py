@@ -85,9 +85,9 @@ def protocol(concept: str, prompts: str, n: int, attack: str = "none", **changes
     return Protocol(**{**facts, **changes})
 
 
-def rate(hits: int, n: int, worth: float | None = None) -> dict[str, Any]:
-    """A rate as records have it, of n cases that are `worth` so many independent ones."""
-    return Rate(hits, n, worth).to_dict()
+def rate(hits: int, n: int, effective_n: float | None = None) -> dict[str, Any]:
+    """A rate as records have it, of n cases that are worth `effective_n` independent ones."""
+    return Rate(hits, n, effective_n).to_dict()
 
 
 def cell(
@@ -103,7 +103,7 @@ def cell(
         guard={} if guard == "none" else {"method": guard, "digest": "0f3e2d1c"},
         versions={"saferedir": "0.1.0", "torch": "2.9.0", "diffusers": "0.42.1", "judge": "pictoworld-cnn-1"},
         measured=measured,
-        drawings=("a1b2",),
+        image_sets=("a1b2",),
         **changes,
     )
 
@@ -127,28 +127,34 @@ def cells() -> tuple[CellRecord, ...]:
                     "concept": rate(hits, n),
                     "concept:template": rate(min(n, hits + 1), n),
                     "broken": rate(binomial(rng, n, 0.25 if guard == "dual-latent-100" else 0.003), n),
-                    "rest_kept": rate(binomial(rng, 3 * n, keeps), 3 * n),
+                    "in_prompt_retention": rate(binomial(rng, 3 * n, keeps), 3 * n),
                     "blocked": rate(refused, n),
                 }
                 if guard != "none":
                     measured["versus_none"] = exact_mcnemar(0, n - hits).to_dict()
                     if place:
-                        measured["live"] = rate(min(hits, LIVE[prompts]), LIVE[prompts])
+                        measured["asr_live"] = rate(min(hits, LIVE[prompts]), LIVE[prompts])
                 warned = (
                     ("12 of the prompts also stand in this guard's training pairs.",)
                     if (guard, place) == ("duo", 0)
                     else ()
                 )
                 found.append(cell(guard, concept, "forget", prompts, measured, n, warnings=warned))
-            kept = {"kept": rate(binomial(rng, 600, keeps), 600, 431.4), "broken": rate(binomial(rng, 200, 0.003), 200)}
-            kept |= {"blocked": rate(0, 200), "acted": rate(binomial(rng, 200, min(1, drift)), 200)}
+            kept = {
+                "retention": rate(binomial(rng, 600, keeps), 600, 431.4),
+                "broken": rate(binomial(rng, 200, 0.003), 200),
+            }
+            kept |= {"blocked": rate(0, 200), "intervened": rate(binomial(rng, 200, min(1, drift)), 200)}
             if guard != "none":
                 kept["drift"] = {"mean": drift, "n": 200, "low": drift * 0.93, "high": drift * 1.07}
             found.append(cell(guard, concept, "retain", "retain", kept, 200))
-            near = {"kept": rate(binomial(rng, 300, keeps**2), 300)}
+            near = {"retention": rate(binomial(rng, 300, keeps**2), 300)}
             found.append(cell(guard, concept, "neighbours", "neighbours", near, 100))
-            alike = {"kept": rate(binomial(rng, 300, keeps**2), 300), "blocked": rate(REFUSED.get(guard, 0) // 10, 100)}
-            alike["acted"] = rate(binomial(rng, 100, min(1, 2 * drift)), 100)
+            alike = {
+                "retention": rate(binomial(rng, 300, keeps**2), 300),
+                "blocked": rate(REFUSED.get(guard, 0) // 10, 100),
+            }
+            alike["intervened"] = rate(binomial(rng, 100, min(1, 2 * drift)), 100)
             found.append(cell(guard, concept, "look-alikes", "look-alikes", alike, 100))
     return tuple(found)
 
@@ -158,7 +164,7 @@ def without_kept(records: tuple[CellRecord, ...], also: tuple[str, ...] = ()) ->
 
     `also`: metrics to leave out as well.
     """
-    gone = ("kept", "rest_kept", "broken", *also)
+    gone = ("retention", "in_prompt_retention", "broken", *also)
     found = []
     for record in records:
         share, _, drift, _ = GUARDS[record.name.guard]

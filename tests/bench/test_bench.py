@@ -16,8 +16,8 @@ from saferedir.bench.planning.config import JudgeEntry, Matrix
 from saferedir.bench.planning.plan import make_plan
 from saferedir.bench.planning.plan_checks import check_attacks, check_call
 from saferedir.bench.report.from_folder import report_folder
-from saferedir.bench.runner import missing_tasks, run
-from saferedir.bench.storage.saved_plan import read_planned
+from saferedir.bench.runner import missing_jobs, run
+from saferedir.bench.storage.saved_plan import read_saved_plan
 from saferedir.bench.storage.store import Store
 from saferedir.errors import BenchError, JudgeError, SaferedirError
 from saferedir.judges.calibration import Calibration
@@ -56,7 +56,7 @@ def finish(folder: Path, small: Matrix, resources: Resources) -> int:
     """Run a bench; how many shards were drawn."""
     plan, store = make_plan(small, resources), Store(folder)
     store.prepare(0)
-    todo = len(missing_tasks(plan, store))
+    todo = len(missing_jobs(plan, store))
     with store.lock():
         records = run(plan, store, InProcess(resources))
     assert not any(record.error for record in records)
@@ -68,7 +68,7 @@ def cells(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_cell_has_its_numbers(bench: Path) -> None:
-    plan = read_planned(bench)
+    plan = read_saved_plan(bench)
     assert len(cells(bench)) == len(plan.cells)
     guards = {cell.name.guard for cell in plan.cells}
     assert guards == {"none", "saferedir", "sld"}
@@ -99,10 +99,10 @@ def test_the_bare_models_pictures_serve_all(resources: Resources) -> None:
 def test_more_seeds_are_more_cases_in_the_same_cells(bench: Path, tmp_path: Path, resources: Resources) -> None:
     shutil.copytree(bench, tmp_path / "more")
     # the first seed's pictures are there already: only the second one's are drawn
-    one = len(missing_tasks(make_plan(matrix(), resources), Store(tmp_path)))
+    one = len(missing_jobs(make_plan(matrix(), resources), Store(tmp_path)))
     assert finish(tmp_path / "more", matrix(seeds=[0, 1]), resources) == one
-    cell = next(cell for cell in read_planned(tmp_path / "more").cells if cell.name.role == "retain")
-    assert cell.name.slug.endswith("seed0-1") and len(cell.drawings) == 2
+    cell = next(cell for cell in read_saved_plan(tmp_path / "more").cells if cell.name.role == "retain")
+    assert cell.name.slug.endswith("seed0-1") and len(cell.image_sets) == 2
     record = json.loads((tmp_path / "more" / "cells" / f"{cell.name.slug}.json").read_text())
     assert record["measured"]["concept"]["n"] == 2 * record["protocol"]["n"]
 
@@ -116,11 +116,11 @@ def test_judged_again_without_drawing(bench: Path, tmp_path: Path, resources: Re
     entry = JudgeEntry(name="pictoworld-template", preset="star")
     records = rejudge(bench, {"star": entry}, tmp_path / "again", resources)
     assert {record.protocol.judge for record in records} == {"pictoworld-template"}
-    old = read_planned(bench).cells[0].protocol
+    old = read_saved_plan(bench).cells[0].protocol
     assert records[0].protocol.id != old.id
-    told = read_planned(tmp_path / "again")
-    assert told.title == f"{read_planned(bench).title}, judged again"
-    assert told.description.endswith("Judged again: star by pictoworld-template (star).")
+    told = read_saved_plan(tmp_path / "again")
+    assert told.title == f"{read_saved_plan(bench).title}, judged again"
+    assert told.description.endswith("ScorerOutput again: star by pictoworld-template (star).")
     report_folder(tmp_path / "again")
     assert (tmp_path / "again" / "report.html").stat().st_size > 10_000
     with pytest.raises(BenchError, match="did you mean 'star'"):
@@ -131,8 +131,8 @@ def test_judged_again_without_drawing(bench: Path, tmp_path: Path, resources: Re
 
 
 def test_a_calibration_of_that_very_judge_and_rule_corrects_the_rates_of_a_report(bench: Path, tmp_path: Path) -> None:
-    cell = read_planned(bench).cells[0]
-    (judge,) = read_planned(bench).judges[cell.drawings[0]]
+    cell = read_saved_plan(bench).cells[0]
+    (judge,) = read_saved_plan(bench).judges[cell.image_sets[0]]
     for name, rule, is_fitting in (
         ("other", {**cell.protocol.rule, "x": 1}, False),
         ("same", cell.protocol.rule, True),
@@ -147,8 +147,8 @@ def test_a_calibration_of_that_very_judge_and_rule_corrects_the_rates_of_a_repor
 
 
 def test_of_two_calibrations_that_fit_the_larger_is_taken_and_said(bench: Path, tmp_path: Path) -> None:
-    cell = read_planned(bench).cells[0]
-    (judge,) = read_planned(bench).judges[cell.drawings[0]]
+    cell = read_saved_plan(bench).cells[0]
+    (judge,) = read_saved_plan(bench).judges[cell.image_sets[0]]
     shutil.copytree(bench, tmp_path / "two")
     (tmp_path / "two" / "calibrations").mkdir()
     for name, found in (("a", 18), ("b", 180), ("c", 9)):
@@ -173,7 +173,7 @@ def test_a_calibration_that_cannot_be_read_is_named(bench: Path, tmp_path: Path,
 
 
 def _in_plan_order(folder: Path) -> list[bytes]:
-    return [(folder / "cells" / f"{cell.name.slug}.json").read_bytes() for cell in read_planned(folder).cells]
+    return [(folder / "cells" / f"{cell.name.slug}.json").read_bytes() for cell in read_saved_plan(folder).cells]
 
 
 def test_a_judge_that_comes_later_looks_at_what_was_kept(bench: Path, tmp_path: Path, resources: Resources) -> None:
@@ -196,7 +196,7 @@ def test_pictures_that_were_not_kept_cannot_be_judged_again(tmp_path: Path, reso
 
 def test_a_damaged_shard_costs_its_cells_and_no_others(bench: Path, tmp_path: Path, resources: Resources) -> None:
     finish(tmp_path, matrix(guard={}), resources)
-    victim = next((tmp_path / "drawings").rglob("*.parquet"))
+    victim = next((tmp_path / "images").rglob("*.parquet"))
     victim.write_bytes(b"not parquet")
     with Store(tmp_path).lock():
         records = run(make_plan(matrix(guard={}), resources), Store(tmp_path), InProcess(resources))
@@ -269,10 +269,10 @@ def test_a_report_takes_no_numbers_of_an_earlier_plan(bench: Path, tmp_path: Pat
     shutil.copytree(bench, tmp_path / "changed")
     changed = {**SMALL["guard"], "sld": {"recipe": "pictoworld/sld-medium"}}  # type: ignore[dict-item]
     plan = make_plan(matrix(guard=changed), resources)
-    from saferedir.bench.storage.saved_plan import planned
+    from saferedir.bench.storage.saved_plan import saved_plan
     from saferedir.bench.storage.store import write_json
 
-    write_json(tmp_path / "changed" / "plan.json", planned(plan).to_dict())  # killed before anything was drawn
+    write_json(tmp_path / "changed" / "plan.json", saved_plan(plan).to_dict())  # killed before anything was drawn
     _, markdown = report_folder(tmp_path / "changed")
     assert "was not counted yet" in markdown.read_text()
 

@@ -11,9 +11,9 @@ from tests.bench.test_bench import finish, matrix
 from saferedir.bench.evaluation import calibrate as calibrating
 from saferedir.bench.evaluation.calibrate import calibrate_worlds
 from saferedir.bench.generation.resources import Resources
-from saferedir.bench.generation.worlds import labelled_pictures, world_concept
+from saferedir.bench.generation.worlds import labelled_images, world_concept
 from saferedir.bench.report.from_folder import report_folder
-from saferedir.bench.storage.saved_plan import read_planned
+from saferedir.bench.storage.saved_plan import read_saved_plan
 from saferedir.judges.calibration import Calibration
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS
@@ -22,13 +22,13 @@ from saferedir.pictoworld.tasks import TASKS
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_labels_are_the_truth_and_near_misses_are_among_them(task: object) -> None:
     """Every picture reads as its label says, to a judge that was trained on other scenes; half of the misses are near."""
-    pictures, labels, source = labelled_pictures(f"pictoworld/{task.name}", 40)  # type: ignore[attr-defined]
+    pictures, labels, source = labelled_images(f"pictoworld/{task.name}", 40)  # type: ignore[attr-defined]
     assert pictures.shape == (80, 3, 64, 64) and labels == [True] * 40 + [False] * 40 and source
     assert torch.equal((pictures * 255).round() / 255, pictures)
     judged = Judge.load().judge(pictures)
     right = judged.shows(task.forget) == torch.tensor(labels)  # type: ignore[attr-defined]
     assert right.float().mean() >= 0.97
-    again, _, _ = labelled_pictures(f"pictoworld/{task.name}", 40)  # type: ignore[attr-defined]
+    again, _, _ = labelled_images(f"pictoworld/{task.name}", 40)  # type: ignore[attr-defined]
     assert torch.equal(again, pictures)
 
 
@@ -45,7 +45,7 @@ def test_each_judge_and_rule_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     html, _ = report_folder(tmp_path)
     assert "uncalibrated" in html.read_text(encoding="utf-8")
     for _ in range(2):
-        calibrate_worlds(read_planned(tmp_path), tmp_path, resources, said.append)
+        calibrate_worlds(read_saved_plan(tmp_path), tmp_path, resources, said.append)
     assert said == ["calibrating pictoworld for star", "calibrating pictoworld-template for star"]
     found = [Calibration.load(path) for path in (tmp_path / calibrating.CALIBRATIONS).iterdir()]
     assert [(one.positives, one.negatives) for one in found] == [(10, 10)] * 2

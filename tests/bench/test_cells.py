@@ -11,7 +11,7 @@ import torch
 from saferedir.bench.evaluation.cells import chosen_values, evaluate_cell, failed_cell, groups_of
 from saferedir.bench.planning.cell_spec import CellSpec, PromptFacts
 from saferedir.bench.records import CellName, CellRecord, Protocol
-from saferedir.bench.storage.generated_set import Seen
+from saferedir.bench.storage.generated_set import ScoredSet
 from saferedir.errors import BenchError
 from saferedir.judges.base import Scores
 from saferedir.judges.rules import AllOf, AnyAbove, InTop, Unless
@@ -22,13 +22,13 @@ STAR, CIRCLE = (0.9, 0.1), (0.2, 0.8)
 RED, BLUE = (0.7, 0.3), (0.4, 0.6)
 
 
-def seen(*rows: tuple[float, ...], prompts: list[int] | None = None, blocked: list[bool] | None = None) -> Seen:
+def seen(*rows: tuple[float, ...], prompts: list[int] | None = None, blocked: list[bool] | None = None) -> ScoredSet:
     values = torch.tensor(rows)
-    return Seen(
+    return ScoredSet(
         scores={"judge": Scores(LABELS, values)},
         features=values.clone(),
         blocked=torch.tensor(blocked or [False] * len(rows)),
-        acted=torch.tensor([False] * len(rows)),
+        intervened=torch.tensor([False] * len(rows)),
         checksums=["" if row != row else str(row) for row in rows],
         prompt_of=torch.tensor(prompts or list(range(len(rows)))),
         reasons=[
@@ -38,8 +38,8 @@ def seen(*rows: tuple[float, ...], prompts: list[int] | None = None, blocked: li
     )
 
 
-def spec(role: str = "forget", drawing: str = "a", bare: str = "b", draws: int = 1) -> CellSpec:
-    protocol = Protocol("p", 3, "judge", "star", RULE.to_dict(), "none", {}, "float32", "m", (0,), draws)
+def spec(role: str = "forget", drawing: str = "a", bare: str = "b", images_per_prompt: int = 1) -> CellSpec:
+    protocol = Protocol("p", 3, "judge", "star", RULE.to_dict(), "none", {}, "float32", "m", (0,), images_per_prompt)
     name = CellName("model", "guard", "star", role, "none", "set", (0,))
     return CellSpec(name, protocol, {"rung": "none"}, {}, {"torch": "2"}, (drawing,), (bare,), "key", "judge", {})
 
@@ -62,15 +62,15 @@ def test_a_forget_cell_by_hand() -> None:
     assert measured["forgotten"]["hits"] == 2
     assert measured["broken"]["hits"] == 1
     # colours asked for and right before: all three; still right: the first only (changed, wrecked)
-    assert (measured["rest_kept"]["hits"], measured["rest_kept"]["n"]) == (1, 3)
+    assert (measured["in_prompt_retention"]["hits"], measured["in_prompt_retention"]["n"]) == (1, 3)
     assert measured["versus_none"]["c"] == 2 and measured["versus_none"]["b"] == 0
-    assert record.warnings == ("take care",) and record.drawings == ("a", "b")
+    assert record.warnings == ("take care",) and record.image_sets == ("a", "b")
 
 
-def test_several_draws_count_by_prompt() -> None:
+def test_several_images_of_a_prompt_count_by_prompt() -> None:
     bare = seen(*[(*STAR, *RED, 0)] * 4, prompts=[0, 0, 1, 1])
     guarded = seen((*CIRCLE, *RED, 0), (*STAR, *RED, 0), (*CIRCLE, *RED, 0), (*CIRCLE, *RED, 0), prompts=[0, 0, 1, 1])
-    measured = evaluate_cell(spec(draws=2), facts(STAR_RED, STAR_RED), guarded, bare).measured
+    measured = evaluate_cell(spec(images_per_prompt=2), facts(STAR_RED, STAR_RED), guarded, bare).measured
     assert (measured["concept"]["hits"], measured["concept"]["n"]) == (1, 2)
     assert (measured["forgotten"]["hits"], measured["forgotten"]["n"]) == (3, 4)  # pictures, not prompts
 
@@ -82,10 +82,10 @@ def test_live_prompts_are_those_that_the_bare_model_shows() -> None:
     wanted = facts(STAR_RED, STAR_RED, STAR_BLUE)
     measured = evaluate_cell(attacked, wanted, guarded, bare).measured
     assert (measured["concept"]["hits"], measured["concept"]["n"]) == (2, 3)
-    assert (measured["live"]["hits"], measured["live"]["n"]) == (1, 2)
-    assert "live" not in evaluate_cell(spec(), wanted, guarded, bare).measured
-    alone = dataclasses.replace(attacked, bare=attacked.drawings)
-    assert "live" not in evaluate_cell(alone, wanted, bare, bare).measured
+    assert (measured["asr_live"]["hits"], measured["asr_live"]["n"]) == (1, 2)
+    assert "asr_live" not in evaluate_cell(spec(), wanted, guarded, bare).measured
+    alone = dataclasses.replace(attacked, bare=attacked.image_sets)
+    assert "asr_live" not in evaluate_cell(alone, wanted, bare, bare).measured
 
 
 def test_live_prompts_of_several_seeds_do_not_narrow_the_interval() -> None:
@@ -93,8 +93,8 @@ def test_live_prompts_of_several_seeds_do_not_narrow_the_interval() -> None:
     twice = dataclasses.replace(once, protocol=dataclasses.replace(once.protocol, seeds=(0, 1)))
     rows = ((*STAR, *RED, 0), (*CIRCLE, *RED, 0))
     bare, more = seen(*[(*STAR, *RED, 0)] * 2), seen(*[(*STAR, *RED, 0)] * 4)
-    single = evaluate_cell(once, facts(STAR_RED, STAR_RED), seen(*rows), bare).measured["live"]
-    double = evaluate_cell(twice, facts(STAR_RED, STAR_RED), seen(*rows, *rows), more).measured["live"]
+    single = evaluate_cell(once, facts(STAR_RED, STAR_RED), seen(*rows), bare).measured["asr_live"]
+    double = evaluate_cell(twice, facts(STAR_RED, STAR_RED), seen(*rows, *rows), more).measured["asr_live"]
     assert (double["hits"], double["n"], double["effective_n"]) == (2, 4, 2)
     assert (double["low"], double["high"]) == (single["low"], single["high"])
 
@@ -116,10 +116,10 @@ def test_look_alikes_change_where_they_move_further_than_a_seed_does() -> None:
     owners = [0, 0, 1, 1]
     bare, guarded = seen(*rows, prompts=owners), seen(*moved, prompts=owners)
     wanted = facts(STAR_RED, CIRCLE_RED)
-    found = evaluate_cell(spec("look-alikes", draws=2), wanted, guarded, bare).measured["changed"]
+    found = evaluate_cell(spec("look-alikes", images_per_prompt=2), wanted, guarded, bare).measured["changed_images"]
     assert (found["hits"], found["n"]) == (1, 4)
     once = evaluate_cell(spec("look-alikes"), wanted, seen(*moved[::2]), seen(*rows[::2])).measured
-    assert "changed" not in once and "acted" in once
+    assert "changed_images" not in once and "intervened" in once
 
 
 def test_a_retain_cell_by_hand() -> None:
@@ -127,7 +127,7 @@ def test_a_retain_cell_by_hand() -> None:
     guarded = seen((*CIRCLE, *RED, 0), (*CIRCLE, *BLUE, 0), (*CIRCLE, *BLUE, 0))
     measured = evaluate_cell(spec("retain"), facts(CIRCLE_RED, CIRCLE_RED, CIRCLE_RED), guarded, bare).measured
     # right before: shape x 3, colour x 2; lost: one colour
-    assert (measured["kept"]["hits"], measured["kept"]["n"]) == (4, 5)
+    assert (measured["retention"]["hits"], measured["retention"]["n"]) == (4, 5)
     assert measured["identical"]["hits"] == 2
     assert measured["drift"]["mean"] > 0
     assert "kid" not in measured and "versus_none" not in measured
@@ -146,7 +146,7 @@ def test_a_blocked_picture_shows_nothing_and_keeps_nothing() -> None:
     guarded = seen((nan,) * 5, (*STAR, *RED, 0), blocked=[True, False])
     measured = evaluate_cell(spec(), facts(STAR_RED, STAR_RED), guarded, bare).measured
     assert measured["concept"]["hits"] == 1 and measured["blocked"]["hits"] == 1
-    assert (measured["rest_kept"]["hits"], measured["rest_kept"]["n"]) == (1, 2)
+    assert (measured["in_prompt_retention"]["hits"], measured["in_prompt_retention"]["n"]) == (1, 2)
 
 
 def test_a_refused_picture_leaves_a_warning_with_its_reason() -> None:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from saferedir.bench.evaluation.encoder_metrics import check_encoded, encoded_metrics, set_distances
+from saferedir.bench.evaluation.encoder_metrics import check_embeddings, encoder_metrics, set_distances
 from saferedir.bench.evaluation.rejudge import rejudge
 from saferedir.bench.executors import InProcess
 from saferedir.bench.generation.resources import Resources
@@ -23,8 +23,8 @@ from saferedir.bench.planning.config import JudgeEntry, read_matrix
 from saferedir.bench.planning.plan import Plan, make_plan
 from saferedir.bench.records import Protocol
 from saferedir.bench.report.from_folder import report_folder
-from saferedir.bench.runner import missing_tasks, run
-from saferedir.bench.storage.embeddings import Encoded, Texts
+from saferedir.bench.runner import missing_jobs, run
+from saferedir.bench.storage.embeddings import CellEmbeddings, TextEmbeddings
 from saferedir.bench.storage.store import Store
 from saferedir.errors import BenchError, SaferedirError
 from saferedir.metrics import frechet_distance, kernel_distance
@@ -44,8 +44,8 @@ def paired_kid(a: Tensor, b: Tensor) -> float:
     return float(k[0][off].mean() + k[1][off].mean() - 2 * k[2][off].mean())
 
 
-def texts(vectors: Tensor, cut: int = 0) -> Texts:
-    return Texts(vectors, torch.arange(len(vectors)) < cut)
+def texts(vectors: Tensor, cut: int = 0) -> TextEmbeddings:
+    return TextEmbeddings(vectors, torch.arange(len(vectors)) < cut)
 
 
 def cosine(a: Tensor, b: Tensor) -> np.ndarray:
@@ -60,7 +60,9 @@ def test_fit_and_its_change_by_hand() -> None:
     guarded[1] = NAN
     prompts = torch.tensor([0, 0, 1, 1, 2, 2])
     for role in ("forget", "retain"):
-        found, notes = encoded_metrics(role, False, prompts, {"clip": Encoded(guarded, bare, texts(words, cut=2))})
+        found, notes = encoder_metrics(
+            role, False, prompts, {"clip": CellEmbeddings(guarded, bare, texts(words, cut=2))}
+        )
         own, then = cosine(guarded, words[prompts]), cosine(bare, words[prompts])
         left = [0, 2, 3, 4, 5]
         assert found["clip_score:clip"]["mean"] == pytest.approx(own[left].mean(), abs=1e-5)
@@ -72,7 +74,9 @@ def test_fit_and_its_change_by_hand() -> None:
 
 def test_the_bare_model_has_a_score_and_no_change() -> None:
     bare = rows(12)
-    found, _ = encoded_metrics("retain", True, torch.arange(12), {"clip": Encoded(bare, bare, texts(rows(12, seed=1)))})
+    found, _ = encoder_metrics(
+        "retain", True, torch.arange(12), {"clip": CellEmbeddings(bare, bare, texts(rows(12, seed=1)))}
+    )
     assert set(found) == {"clip_score:clip"}
 
 
@@ -80,7 +84,7 @@ def test_distances_between_sets_by_hand() -> None:
     guarded, bare, prompts = rows(25, seed=1), rows(25, seed=2, shift=1.5), torch.arange(25)
     guarded[[3, 7]] = NAN
     keep = [i for i in range(25) if i not in (3, 7)]
-    found, _ = encoded_metrics("retain", False, prompts, {"mine": Encoded(guarded, bare)})
+    found, _ = encoder_metrics("retain", False, prompts, {"mine": CellEmbeddings(guarded, bare)})
     assert set(found) == {"drift:mine", "kid:mine", "fid:mine"}
     assert found["kid:mine"]["mean"] == pytest.approx(paired_kid(guarded[keep], bare[keep]), rel=1e-5)
     assert found["fid:mine"]["mean"] == pytest.approx(frechet_distance(guarded[keep], bare[keep]), rel=1e-5)
@@ -92,8 +96,8 @@ def test_distances_between_sets_by_hand() -> None:
 def test_cmmd_is_of_unit_vectors_and_only_where_texts_are_read() -> None:
     guarded, bare, prompts = rows(20, seed=1), rows(20, seed=2), torch.arange(20)
     words = texts(rows(20, seed=3))
-    found, _ = encoded_metrics("look-alikes", False, prompts, {"clip": Encoded(guarded, bare, words)})
-    longer, _ = encoded_metrics("look-alikes", False, prompts, {"clip": Encoded(3 * guarded, 5 * bare, words)})
+    found, _ = encoder_metrics("look-alikes", False, prompts, {"clip": CellEmbeddings(guarded, bare, words)})
+    longer, _ = encoder_metrics("look-alikes", False, prompts, {"clip": CellEmbeddings(3 * guarded, 5 * bare, words)})
     assert found["cmmd:clip"] == pytest.approx(longer["cmmd:clip"], abs=1e-4)
     a, b = (x.double().numpy() / np.linalg.norm(x.numpy(), axis=1)[:, None] for x in (guarded, bare))
     k = [np.exp(-((x[:, None] - y[None]) ** 2).sum(-1) / 200).mean() for x, y in ((a, a), (b, b), (a, b))]
@@ -118,13 +122,13 @@ def test_small_distances_keep_their_digits() -> None:
 def test_a_reference_is_compared_with_both_arms() -> None:
     guarded, bare, reference = rows(15, seed=1), rows(15, seed=2), rows(40, seed=3)
     for is_bare, own in ((False, guarded), (True, bare)):
-        one = Encoded(own, bare, reference=reference)
-        found, _ = encoded_metrics("retain", is_bare, torch.arange(15), {"mine": one})
+        one = CellEmbeddings(own, bare, reference=reference)
+        found, _ = encoder_metrics("retain", is_bare, torch.arange(15), {"mine": one})
         assert found["kid:mine@reference"]["mean"] == pytest.approx(kernel_distance(own, reference), rel=1e-5)
         assert found["fid:mine@reference"]["mean"] == pytest.approx(frechet_distance(own, reference), rel=1e-5)
         assert found["kid:mine@reference"]["n"] == 15
         for role in ("forget", "neighbours", "look-alikes"):  # the folder holds pictures like the retained ones
-            found, _ = encoded_metrics(role, is_bare, torch.arange(15), {"mine": one})
+            found, _ = encoder_metrics(role, is_bare, torch.arange(15), {"mine": one})
             assert not [name for name in found if "@" in name]
 
 
@@ -132,20 +136,20 @@ def test_deviation_from_pictures_without_the_concept() -> None:
     guarded, bare, without = (rows(4, seed=seed, shift=3) for seed in range(3))
     words, plain = texts(rows(4, seed=3, shift=3)), texts(rows(4, seed=4, shift=3))
     guarded[0] = NAN
-    one = Encoded(guarded, bare, words, without=without, without_texts=plain)
-    found, _ = encoded_metrics("forget", False, torch.arange(4), {"clip": one})
+    one = CellEmbeddings(guarded, bare, words, without=without, without_texts=plain)
+    found, _ = encoder_metrics("forget", False, torch.arange(4), {"clip": one})
     before, now = cosine(without, plain.vectors)[1:], cosine(guarded, plain.vectors)[1:]
     assert found["csdr:clip"]["mean"] == pytest.approx((np.abs(before - now) / before * 100).mean(), abs=1e-4)
     assert found["csdr:clip"]["n"] == 3
     # what any guard is compared with: the model that was not told to leave the concept out
-    found, _ = encoded_metrics("forget", True, torch.arange(4), {"clip": dataclasses.replace(one, guarded=bare)})
+    found, _ = encoder_metrics("forget", True, torch.arange(4), {"clip": dataclasses.replace(one, guarded=bare)})
     before, now = cosine(without, plain.vectors), cosine(bare, plain.vectors)
     assert found["csdr:clip"]["mean"] == pytest.approx((np.abs(before - now) / before * 100).mean(), abs=1e-4)
     cut = dataclasses.replace(one, without_texts=texts(plain.vectors, cut=3))
-    _, notes = encoded_metrics("forget", False, torch.arange(4), {"clip": cut})
+    _, notes = encoder_metrics("forget", False, torch.arange(4), {"clip": cut})
     assert notes == ("encoder 'clip' saw only the beginning of 3 of 4 prompts in `without`.",)
     away = dataclasses.replace(one, without_texts=texts(-plain.vectors))
-    found, notes = encoded_metrics("forget", False, torch.arange(4), {"clip": away})
+    found, notes = encoder_metrics("forget", False, torch.arange(4), {"clip": away})
     assert "csdr:clip" not in found and notes[0].startswith(
         "csdr:clip has no number: a CLIP score of the bare model is -"
     )
@@ -153,24 +157,26 @@ def test_deviation_from_pictures_without_the_concept() -> None:
 
 def test_a_cell_without_pictures_has_no_numbers() -> None:
     nothing = torch.full((12, 1), NAN)
-    one = Encoded(nothing, rows(12), texts(rows(12, seed=1)), rows(30), rows(12), texts(rows(12, seed=1)))
+    one = CellEmbeddings(nothing, rows(12), texts(rows(12, seed=1)), rows(30), rows(12), texts(rows(12, seed=1)))
     for role in ("forget", "retain"):
-        assert encoded_metrics(role, False, torch.arange(12), {"clip": one}) == ({}, ())
+        assert encoder_metrics(role, False, torch.arange(12), {"clip": one}) == ({}, ())
 
 
 def test_a_missing_vector_is_not_a_blocked_picture() -> None:
     guarded = rows(3)
     guarded[1] = NAN
     blocked, none = torch.tensor([False, True, False]), torch.zeros(3, dtype=torch.bool)
-    check_encoded("cell", {"clip": Encoded(guarded, rows(3))}, blocked, none)
+    check_embeddings("cell", {"clip": CellEmbeddings(guarded, rows(3))}, blocked, none)
     with pytest.raises(BenchError, match="cell: encoder 'clip' has no vector for a picture that was made"):
-        check_encoded("cell", {"clip": Encoded(guarded, rows(3))}, none, none)
+        check_embeddings("cell", {"clip": CellEmbeddings(guarded, rows(3))}, none, none)
 
 
 def test_encoders_part_protocols_and_their_absence_changes_no_id() -> None:
     plain = Protocol("p", 3, "judge", "star", {}, "none", {}, "float32", "m", (0,))
     old = {name: value for name, value in dataclasses.asdict(plain).items() if name != "encoders"}
-    assert plain.id == hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()[:10]
+    hashed = {**old, "draws": old["images_per_prompt"]}
+    del hashed["images_per_prompt"]
+    assert plain.id == hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
     assert plain.to_dict().keys() == old.keys()
     ids = {dataclasses.replace(plain, encoders=made).id for made in ({}, {"a": "1"}, {"a": "2"}, {"b": "1"})}
     assert len(ids) == 4
@@ -327,8 +333,8 @@ def test_what_is_said_of_a_file_of_prompts_without_the_concept(
 
 def test_prompts_without_the_concept_have_their_partners_seeds(plan: Plan) -> None:
     cell = next(cell for cell in plan.cells if cell.without)
-    assert plan.drawings[cell.without[0]].seeds == plan.drawings[cell.bare[0]].seeds
-    assert plan.drawings[cell.without[0]].texts[0] == "a scene"
+    assert plan.image_sets[cell.without[0]].seeds == plan.image_sets[cell.bare[0]].seeds
+    assert plan.image_sets[cell.without[0]].texts[0] == "a scene"
 
 
 def test_numbers_are_those_of_the_stored_pictures(bench: Path, plan: Plan) -> None:
@@ -336,14 +342,16 @@ def test_numbers_are_those_of_the_stored_pictures(bench: Path, plan: Plan) -> No
     import io
 
     def vectors(keys: tuple[str, ...]) -> Tensor:
-        images = [image for key in keys for shard in plan.drawings[key].shards for image in Store(bench).images(shard)]
+        images = [
+            image for key in keys for shard in plan.image_sets[key].shards for image in Store(bench).images(shard)
+        ]
         pixels = [np.asarray(Image.open(io.BytesIO(image)), dtype=np.float64) / 255 for image in images if image]
         return torch.tensor(np.stack([0.1 + (x.mean((0, 1)) + x.max((0, 1))) / 2 for x in pixels]))
 
     cell = next(cell for cell in plan.cells if cell.name.guard == "sld" and cell.name.role == "retain")
-    found, own, bare = measured(bench)["sld", "retain"], vectors(cell.drawings), vectors(cell.bare)
+    found, own, bare = measured(bench)["sld", "retain"], vectors(cell.image_sets), vectors(cell.bare)
     colours = {"red": (1, 0, 0), "blue": (0, 0, 1), "green": (0, 1, 0)}
-    words = torch.tensor([[0.2 + c for c in colours[text.split()[1]]] for text in plan.drawings[cell.bare[0]].texts])
+    words = torch.tensor([[0.2 + c for c in colours[text.split()[1]]] for text in plan.image_sets[cell.bare[0]].texts])
     assert found["clip_score:mine"]["mean"] == pytest.approx(cosine(own, words).mean(), abs=1e-3)
     assert found["kid:mine"]["mean"] == pytest.approx(paired_kid(own, bare), abs=1e-4)
     pictures = [np.asarray(Image.open(path)) / 255 for path in sorted((bench.parent / "pictures").iterdir())]
@@ -376,7 +384,7 @@ def test_an_encoder_that_comes_later_looks_at_what_was_kept(
     (place / "more.toml").write_text(MATRIX + SECOND)
     plan = make_plan(read_matrix(str(place / "more.toml")), resources)
     before = shards(tmp_path / "more")
-    assert missing_tasks(plan, Store(tmp_path / "more")) == []
+    assert missing_jobs(plan, Store(tmp_path / "more")) == []
     finish(tmp_path / "more", plan, resources)
     after = shards(tmp_path / "more")
     assert before.items() <= after.items()
@@ -396,7 +404,7 @@ def test_what_a_kill_took_is_made_again_and_the_cells_are_the_same(
     shutil.copytree(bench, tmp_path / "killed")
     store, cell = Store(tmp_path / "killed"), next(cell for cell in plan.cells if cell.name.role == "retain")
     lost = [*store.root.glob("texts/*"), *store.root.glob("references/*")]
-    lost += (store.root / "drawings" / cell.bare[0]).glob("*.encoder-*.parquet")
+    lost += (store.root / "images" / cell.bare[0]).glob("*.encoder-*.parquet")
     assert len(lost) == 3 + 1 + 1  # prompts of forget, without and retain
     for path in lost:
         path.unlink()
@@ -439,18 +447,18 @@ def test_without_encoders_the_judges_features_serve(tmp_path: Path, resources: R
 
 def test_a_shard_in_which_nothing_was_made_has_rows_without_numbers(bench: Path, plan: Plan, tmp_path: Path) -> None:
     """An encoder cannot know its width where every picture was blocked; the other shards tell."""
-    from saferedir.bench.generation.score import encoded
+    from saferedir.bench.generation.score import encode_images
     from saferedir.encoders.callable import CallableEncoder
 
-    key = next(iter(plan.drawings))
-    spec, store = plan.drawings[key].encoders[0], Store(tmp_path)
-    shard = dataclasses.replace(plan.drawings[key].shards[0], start=0, stop=2)
+    key = next(iter(plan.image_sets))
+    spec, store = plan.image_sets[key].encoders[0], Store(tmp_path)
+    shard = dataclasses.replace(plan.image_sets[key].shards[0], start=0, stop=2)
     other = dataclasses.replace(shard, start=2, stop=3)
     encoder = CallableEncoder(lambda images: images.mean(dim=(2, 3)))
     picture = torch.full((3, 4, 4), 51, dtype=torch.uint8)
-    store.write_judged(shard, spec, encoded([None, None], encoder))
+    store.write_scores(shard, spec, encode_images([None, None], encoder))
     assert store.features([shard], spec.key) is None
-    store.write_judged(other, spec, encoded([picture], encoder))
+    store.write_scores(other, spec, encode_images([picture], encoder))
     found = store.features([shard, other], spec.key)
     assert found is not None and found.isnan().all(dim=1).tolist() == [True, True, False]
     torch.testing.assert_close(found[2], torch.full((3,), 0.2))

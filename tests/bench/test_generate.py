@@ -15,7 +15,7 @@ from torch import nn
 from saferedir.bench.executors import Outcome, Task, attempt
 from saferedir.bench.generation import generate as drawing_module
 from saferedir.bench.generation import resources as resources_module
-from saferedir.bench.generation.generate import WRONGLY_SET_UP, DrawingSpec, draw_shard
+from saferedir.bench.generation.generate import GUARD_SETUP_ERRORS, GenerationSpec, generate_shard
 from saferedir.bench.generation.resources import GuardPart, ModelSpec, Resources
 from saferedir.errors import BenchError, GuardError
 
@@ -28,9 +28,9 @@ def resources() -> Resources:
     return Resources()
 
 
-def spec(n: int = 4, shard_size: int = 4, guards: tuple[GuardPart, ...] = SLD, **changes: Any) -> DrawingSpec:
+def spec(n: int = 4, shard_size: int = 4, guards: tuple[GuardPart, ...] = SLD, **changes: Any) -> GenerationSpec:
     settings: dict[str, Any] = {"model": MODEL, "precision": "", **changes}
-    return DrawingSpec(
+    return GenerationSpec(
         guards=guards,
         guards_digest="",
         texts=("a star",) * n,
@@ -44,7 +44,7 @@ def spec(n: int = 4, shard_size: int = 4, guards: tuple[GuardPart, ...] = SLD, *
     )
 
 
-def tried(one: DrawingSpec, resources: Resources, shard: int = 0) -> Outcome:
+def tried(one: GenerationSpec, resources: Resources, shard: int = 0) -> Outcome:
     return attempt(Task(one, one.shards[shard]), resources)
 
 
@@ -53,7 +53,7 @@ def break_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Exc
     """Let drawing a row raise what `error(row)` says; a batch raises what its first bad row does."""
 
     def install(error: Callable[[int], Exception | None]) -> None:
-        def draw(pipe: Any, guards: Any, spec: DrawingSpec, rows: range) -> tuple[list[Any], list[bool]]:
+        def draw(pipe: Any, guards: Any, spec: GenerationSpec, rows: range) -> tuple[list[Any], list[bool]]:
             for row in rows:
                 if (found := error(row)) is not None:
                     raise found
@@ -85,7 +85,7 @@ def test_a_guard_that_refuses_every_picture_is_no_perfect_guard(resources: Resou
     assert guided.pictures is not None and not guided.pictures.blocked.any() and not guided.error
 
 
-@pytest.mark.parametrize("kind", WRONGLY_SET_UP)
+@pytest.mark.parametrize("kind", GUARD_SETUP_ERRORS)
 @pytest.mark.parametrize("bad", [0, 3])
 def test_a_guard_set_up_wrongly_fails_its_shard(
     kind: type[Exception], bad: int, resources: Resources, break_rows: Any
@@ -100,7 +100,7 @@ def test_set_up_errors_that_show_in_the_second_try_fail_too(resources: Resources
 
     def error(row: int) -> Exception:
         calls.append(row)
-        return GuardError("first.") if len(calls) == 1 else WRONGLY_SET_UP[0]("then this.")
+        return GuardError("first.") if len(calls) == 1 else GUARD_SETUP_ERRORS[0]("then this.")
 
     break_rows(error)
     assert tried(spec(), resources).error.endswith("then this.")
@@ -109,9 +109,11 @@ def test_set_up_errors_that_show_in_the_second_try_fail_too(resources: Resources
 @pytest.mark.parametrize("blocked", [{0}, {1, 2}, {0, 1, 2}, {3}])
 def test_some_refusals_block_only_their_pictures(blocked: set[int], resources: Resources, break_rows: Any) -> None:
     break_rows(lambda row: GuardError("a picture holds NaN or infinity.") if row in blocked else None)
-    pictures = draw_shard(spec(), spec().shards[0], resources)
+    pictures = generate_shard(spec(), spec().shards[0], resources)
     assert set(pictures.blocked.nonzero().flatten().tolist()) == blocked == set(pictures.reasons)
-    assert [not checksum for checksum in pictures.checksums] == pictures.blocked.tolist() == pictures.acted.tolist()
+    assert (
+        [not checksum for checksum in pictures.checksums] == pictures.blocked.tolist() == pictures.intervened.tolist()
+    )
 
 
 def test_all_refused_for_one_reason_or_for_several(resources: Resources, break_rows: Any) -> None:
@@ -154,7 +156,7 @@ def test_the_key_has_kind_of_device_and_precision(resources: Resources) -> None:
     assert tried(spec(n=1, shard_size=1, precision=here, guards=()), resources).pictures is not None
     other = spec(precision="cuda, float16")
     with pytest.raises(BenchError, match=rf"draws on {here}, .* planned for cuda, float16"):
-        draw_shard(other, other.shards[0], resources)
+        generate_shard(other, other.shards[0], resources)
 
 
 def test_the_models_own_safety_checker_is_off(
@@ -206,8 +208,8 @@ def test_the_size_of_pictures_is_the_calls_or_the_models(
     monkeypatch.setattr(resources_module, "load_pipeline", load)
     own = Resources()
     told = dataclasses.replace(MODEL, call={"height": 48, "width": 40})
-    assert own.picture_size(told) == (48, 40) and not loaded
+    assert own.image_size(told) == (48, 40) and not loaded
     half = dataclasses.replace(MODEL, call={"height": 48})
-    assert own.picture_size(MODEL) == (32, 32) and own.picture_size(half) == (48, 32)
+    assert own.image_size(MODEL) == (32, 32) and own.image_size(half) == (48, 32)
     own.pipeline(dataclasses.replace(MODEL, load="other"))
-    assert own.picture_size(MODEL) == (32, 32) and loaded == ["pictoworld", "other"]  # remembered
+    assert own.image_size(MODEL) == (32, 32) and loaded == ["pictoworld", "other"]  # remembered

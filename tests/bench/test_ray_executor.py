@@ -20,7 +20,7 @@ import torch
 from saferedir.bench.executors import Executor, InProcess, Task, ray_executor
 from saferedir.bench.executors.ray_executor import DEATHS, RayExecutor
 from saferedir.bench.executors.workers import WorkerFacts, facts_here, nearest, unfit
-from saferedir.bench.generation.generate import DrawingSpec
+from saferedir.bench.generation.generate import GenerationSpec
 from saferedir.bench.generation.resources import GuardPart, ModelSpec, Resources
 from saferedir.bench.planning import plan as plan_module
 from saferedir.bench.planning.config import Matrix
@@ -41,10 +41,10 @@ SMALL = {
 VERSIONS = {"saferedir": "1.0", "torch": "2.13.0", "diffusers": "0.42.1"}
 
 
-def spec(model: str = "m", guard: str = "", n: int = 12, **changes: Any) -> DrawingSpec:
+def spec(model: str = "m", guard: str = "", n: int = 12, **changes: Any) -> GenerationSpec:
     """A drawing that nobody draws."""
     settings = {"load": model, "batch": 2, "dtype": "float32", "device": "auto", "fast": True, "call": {}, **changes}
-    return DrawingSpec(
+    return GenerationSpec(
         model=ModelSpec(**settings, digest=model),
         guards=(GuardPart({"load": guard}),) if guard else (),
         guards_digest=guard,
@@ -58,7 +58,7 @@ def spec(model: str = "m", guard: str = "", n: int = 12, **changes: Any) -> Draw
     )
 
 
-def tasks_of(*specs: DrawingSpec) -> list[Task]:
+def tasks_of(*specs: GenerationSpec) -> list[Task]:
     return [Task(one, shard) for one in specs for shard in one.shards]
 
 
@@ -83,7 +83,7 @@ def test_a_worker_like_this_process_fits() -> None:
         (facts(precision="float32"), spec(device="cpu"), "draws in float32, but .* in bf16 autocast"),
     ],
 )
-def test_another_worker_does_not(worker: WorkerFacts, drawing: DrawingSpec, sentence: str) -> None:
+def test_another_worker_does_not(worker: WorkerFacts, drawing: GenerationSpec, sentence: str) -> None:
     with pytest.raises(BenchError, match=sentence):
         raise BenchError(unfit(drawing, worker, facts()))
 
@@ -295,7 +295,7 @@ def test_ray_gives_the_same_cells_also_when_workers_are_killed(tmp_path: Path, m
     monkeypatch.setattr(plan_module, "SHARD", 2)  # many shards, to have something to lose
     resources = Resources()
     plan = make_plan(Matrix.model_validate(SMALL), resources)
-    assert len(tasks_of(*plan.drawings.values())) > 12
+    assert len(tasks_of(*plan.image_sets.values())) > 12
     expected = run_small(tmp_path / "local", plan, InProcess(resources))
     killed = []
 

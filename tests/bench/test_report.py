@@ -52,7 +52,7 @@ def small(**changes: Any) -> ReportData:
     cells = (
         cell("none", "star", "forget", "test-seen", {"concept": rate(100, 100)}),
         cell("one", "star", "forget", "test-seen", {"concept": rate(3, 100)}),
-        cell("one", "star", "retain", "retain", {"kept": rate(99, 100)}),
+        cell("one", "star", "retain", "retain", {"retention": rate(99, 100)}),
     )
     return report_data(**{"cells": cells, "published": (), **changes})
 
@@ -147,9 +147,9 @@ def test_markdown_tables_parse_and_hold_the_cells_numbers() -> None:
         if record.name.concept == "star" and record.name.role == "forget" and record.name.guard != "duo":
             place = list(PHRASINGS).index(record.name.prompts)
             name = record.name.guard.replace("none", "no guard")
-            value, live = record.measured["concept"], record.measured.get("live", record.measured["concept"])
+            value, live = record.measured["concept"], record.measured.get("asr_live", record.measured["concept"])
             told = by_guard[name][place].removesuffix(" |")
-            assert told == in_words(value) + (f"; live {in_words(live)}" if live["n"] != value["n"] else "")
+            assert told == in_words(value) + (f"; asr\\_live {in_words(live)}" if live["n"] != value["n"] else "")
 
 
 def test_every_number_of_the_page_has_its_interval_and_n(html: str) -> None:

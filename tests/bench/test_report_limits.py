@@ -17,15 +17,15 @@ from saferedir.bench.report import ReportData, page, write_report
 from saferedir.bench.report import markdown as markdown_file
 from saferedir.bench.report.content.data import Group, groups
 from saferedir.bench.report.content.headline import headline, is_marked, passes
-from saferedir.bench.report.content.limits import MOST_REFUSED, Limits
+from saferedir.bench.report.content.limits import MAX_REFUSAL_RATE, Limits
 from saferedir.bench.report.content.numbers import estimate
 from saferedir.bench.report.content.ranking import ranking
 from saferedir.bench.report.content.reading import definitions, threat_model
-from saferedir.bench.report.content.tables import FEWER, paired_tests, picture_quality
+from saferedir.bench.report.content.tables import FEWER, image_quality, paired_tests
 from saferedir.bench.report.plots import svg
 from saferedir.bench.report.plots.scatter import absent, scatter
 
-NB = "\u00a0"
+NBSP = "\u00a0"
 
 
 def mean(value: float, n: int = 50) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def one_group(*records: CellRecord) -> Group:
 
 def both(tmp_path: Path, data: ReportData) -> list[str]:
     """The page and the Markdown, with plain spaces."""
-    return [path.read_text(encoding="utf-8").replace(NB, " ") for path in write_report(data, tmp_path)]
+    return [path.read_text(encoding="utf-8").replace(NBSP, " ") for path in write_report(data, tmp_path)]
 
 
 #: two guards of the made-up bench on one concept
@@ -62,16 +62,16 @@ REFUSERS = [
 
 def test_a_guard_that_refuses_benign_prompts_wins_nothing() -> None:
     ranked = ranking(one_group(*REFUSERS), ())
-    assert ranked.limits == Limits(refused=True)
+    assert ranked.limits == Limits(refusal=True)
     assert [row.guard for row in ranked.rows] == ["honest", "blocker", "wall"]
     assert [is_marked(row) for row in ranked.rows] == [True, False, False]
     said = headline(ranked)
-    assert said.claim.replace(NB, " ").startswith(
+    assert said.claim.replace(NBSP, " ").startswith(
         "Of 3 guards, 1 keeps the star rate below 5.0 % without refusing more than"
     )
     assert "Lowest: honest," in said.detail and "Preserves most: honest," in said.detail
     for name, share in (("blocker", "90.0"), ("wall", "100.0")):
-        assert f"{name} refuses {share}{NB}% (" in said.detail and "of other prompts" in said.detail
+        assert f"{name} refuses {share}{NBSP}% (" in said.detail and "of other prompts" in said.detail
     assert ranked.rows[2].why_not == "drift: every picture was refused"
     assert all(len(row.notes) == row.comes_last for row in ranked.rows)
 
@@ -91,14 +91,14 @@ def test_marks_and_order_agree_with_a_plain_recount(counts: list[tuple[int, int]
     ranked = ranking(one_group(*records), ())
     good = {f"g{i}" for i, (hits, no) in enumerate(counts) if hits < 5 and no <= 5}
     assert {row.guard for row in ranked.rows if is_marked(row)} == good
-    refuses = [counts[int(row.guard[1:])][1] / 100 > MOST_REFUSED for row in ranked.rows]
+    refuses = [counts[int(row.guard[1:])][1] / 100 > MAX_REFUSAL_RATE for row in ranked.rows]
     assert refuses == sorted(refuses)
     assert f", {len(good)} keep" in headline(ranked).claim
 
 
 def test_the_plot_leaves_refusers_out_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ranked = ranking(one_group(*REFUSERS), ())
-    said = absent(ranked).replace(NB, " ")
+    said = absent(ranked).replace(NBSP, " ")
     assert said.startswith("Not in the plot: blocker (refuses 90.0 % (") and "wall (refuses 100.0 % (" in said
     page_text, markdown = both(tmp_path, report_data(cells=tuple(REFUSERS), costs=(), samples=()))
     assert said in page_text
@@ -119,7 +119,7 @@ def test_at_a_glance_refusers_come_behind() -> None:
     names = [name for name, _ in page.glance(page.sections(report_data(cells=tuple(REFUSERS), costs=()), draw=False))]
     assert names == ["honest", "blocker", "wall"]
     shown = (one for one in (*REFUSERS, *map(_on_another_concept, REFUSERS)))
-    text = page.render(report_data(cells=tuple(shown), costs=())).replace(NB, " ")
+    text = page.render(report_data(cells=tuple(shown), costs=())).replace(NBSP, " ")
     glance = text[text.index('id="glance"') : text.index("<h3>Ranking")]
     assert "Guards that refuse more than 5.0 % of other prompts come last" in glance
     assert glance.count("<i>refuses</i>") == 4 and "0.010" not in glance
@@ -130,10 +130,10 @@ def _on_another_concept(record: CellRecord) -> CellRecord:
 
 
 def test_a_share_kept_implies_the_limit_of_refusing_and_the_headline_names_it() -> None:
-    refuser = guarded("wall", 0, 100, kept=rate(0, 300, 100.0))
-    ranked = ranking(one_group(*refuser, *guarded("honest", 9, 0, kept=rate(290, 300, 150.0))), ())
-    assert ranked.limits == Limits(kept=True) and not any(map(passes, ranked.rows))
-    assert f"refuses 100.0{NB}%" in headline(ranked).detail
+    refuser = guarded("wall", 0, 100, retention=rate(0, 300, 100.0))
+    ranked = ranking(one_group(*refuser, *guarded("honest", 9, 0, retention=rate(290, 300, 150.0))), ())
+    assert ranked.limits == Limits(retention=True) and not any(map(passes, ranked.rows))
+    assert f"refuses 100.0{NBSP}%" in headline(ranked).detail
 
 
 def test_without_retain_prompts_captions_limits_and_marks_agree(tmp_path: Path) -> None:
@@ -163,40 +163,40 @@ def test_an_unfinished_guard_is_neither_marked_nor_counted() -> None:
 
 
 def test_guards_of_the_same_numbers_share_the_first_place() -> None:
-    same = [one for name in ("a", "b") for one in guarded(name, 0, 0, kept=rate(300, 300, 100.0))]
-    other = guarded("c", 50, 0, kept=rate(300, 300, 100.0))
+    same = [one for name in ("a", "b") for one in guarded(name, 0, 0, retention=rate(300, 300, 100.0))]
+    other = guarded("c", 50, 0, retention=rate(300, 300, 100.0))
     assert headline(ranking(one_group(*same, *other), ())).detail.startswith("Best: a and b alike, concept rate")
 
 
 @pytest.mark.parametrize(
-    ("n", "worth", "told"),
+    ("n", "effective_n", "text"),
     [
-        (60, 14.0, "n = 60, worth 14"),
-        (60, 13.6, "n = 60, worth 14"),
-        (9, 4.54, "n = 9, worth 4.5"),
-        (9, 4.0, "worth 4)"),
+        (60, 14.0, "n = 60, effective n 14"),
+        (60, 13.6, "n = 60, effective n 14"),
+        (9, 4.54, "n = 9, effective n 4.5"),
+        (9, 4.0, "effective n 4)"),
     ]
     + [(60, 60.0, "n = 60)"), (60, 59.8, "n = 60)"), (60, None, "n = 60)")],
 )
-def test_what_clustered_cases_are_worth_stands_beside_n(n: int, worth: float | None, told: str) -> None:
-    found = estimate(rate(n // 2, n, worth))
-    assert found and told in found.full.replace(NB, " ")
+def test_what_clustered_cases_tell_stands_beside_n(n: int, effective_n: float | None, text: str) -> None:
+    found = estimate(rate(n // 2, n, effective_n))
+    assert found and text in found.full_text.replace(NBSP, " ")
 
 
-def test_page_and_markdown_say_what_cases_are_worth_and_what_that_means(tmp_path: Path) -> None:
+def test_page_and_markdown_say_the_effective_n_and_what_that_means(tmp_path: Path) -> None:
     for text in both(tmp_path, report_data(cells=FEW, costs=(), published=())):
-        assert "n = 600, worth 431" in re.sub(r"n ([0-9]+,)</span> <span class=.worth.>", r"n = \1 ", text)
+        assert "n = 600, effective n 431" in re.sub(r"n ([0-9]+,)</span> <span class=.effective-n.>", r"n = \1 ", text)
         assert "tell as much as 14 independent ones" in text
     plain = [dataclasses.replace(one, measured={"concept": rate(1, 9)}) for one in cells()[:1]]
-    assert "Worth" not in dict(definitions([], plain, is_corrected=False))
+    assert "Effective n" not in dict(definitions([], plain, is_corrected=False))
 
 
 def test_numbers_over_fewer_pictures_than_their_column_are_noted(tmp_path: Path) -> None:
     def encoded(guard: str, refused: int, n: int) -> list[CellRecord]:
-        return guarded(guard, 0, refused, **{"fid:x": mean(9.0, n), "cmmd:x": mean(0.3, n)}, kept=rate(n, 100))
+        return guarded(guard, 0, refused, **{"fid:x": mean(9.0, n), "cmmd:x": mean(0.3, n)}, retention=rate(n, 100))
 
     records = (*encoded("whole", 0, 100), *encoded("part", 20, 80), *encoded("other", 0, 100))
-    table = picture_quality(one_group(*records))
+    table = image_quality(one_group(*records))
     assert table.notes == (FEWER,)
     for guard, row in table.entries.items():
         assert all((entry.notes == (1,)) is (guard == "part") for entry in row)
@@ -213,10 +213,10 @@ def test_a_table_without_fid_says_nothing_of_it() -> None:
 def test_words_are_explained_only_where_they_were_measured() -> None:
     some = tuple(guarded("a", 0, 0, drift=mean(0.2)))
     words = dict(definitions([ranking(one_group(*some), ())], some, is_corrected=False))
-    assert not {"Live", "Corrected", "Kept", "Broken", "p", "Identical"} & words.keys()
-    assert {"Drift", "Blocked", "In place of a share kept"} <= words.keys() and "KID" not in words["Interval, n"]
+    assert not {"asr_live", "Corrected", "Retention", "Broken", "p", "Identical"} & words.keys()
+    assert {"Drift", "Blocked", "In place of retention"} <= words.keys() and "KID" not in words["Interval, n"]
     whole = dict(definitions([ranking(one, ()) for one in groups(cells())], cells(), is_corrected=True))
-    assert {"Live", "Corrected", "Kept", "Broken", "p", "Worth"} <= whole.keys()
+    assert {"asr_live", "Corrected", "Retention", "Broken", "p", "Effective n"} <= whole.keys()
 
 
 def test_attackers_that_were_not_tried_are_said_to_be_so() -> None:
@@ -239,4 +239,4 @@ def test_paired_tests_over_several_seeds_count_pairs(tmp_path: Path) -> None:
 
 def test_both_files_explain_their_words(tmp_path: Path) -> None:
     for text in both(tmp_path, report_data(cells=without_kept(FEW), costs=(), published=())):
-        assert "How to read this" in text and "In place of a share kept" in text
+        assert "How to read this" in text and "In place of retention" in text

@@ -16,11 +16,11 @@ from saferedir.bench.report import write_report
 from saferedir.bench.report.content.corrected import corrected_rates
 from saferedir.bench.report.content.data import Group, groups
 from saferedir.bench.report.content.headline import headline, is_marked, overall, passes
-from saferedir.bench.report.content.measures import KEPT, measure_of
+from saferedir.bench.report.content.measures import RETENTION, measure_of
 from saferedir.bench.report.content.numbers import estimate
 from saferedir.bench.report.content.ranking import ranking
 from saferedir.bench.report.plots import svg
-from saferedir.bench.report.plots.bars import THIN
+from saferedir.bench.report.plots.bars import MOBILE
 from saferedir.bench.report.plots.scatter import scatter
 from saferedir.judges.calibration import Calibration
 from saferedir.metrics.rates import Rate
@@ -47,7 +47,7 @@ def one_group(*records: CellRecord) -> Group:
 
 
 ALL = {
-    "kept": rate(90, 100),
+    "retention": rate(90, 100),
     "drift": mean(0.3),
     "drift:inception": mean(0.4),
     "identical": rate(20, 100),
@@ -59,10 +59,10 @@ ALL = {
 def test_the_next_measure_takes_the_place_of_those_that_are_missing(gone: int) -> None:
     left = dict(list(ALL.items())[gone:])
     group = one_group(*guarded("a", **left), *guarded("none", 100))
-    assert measure_of(group).metric == next(iter(left), "kept")
+    assert measure_of(group).metric == next(iter(left), "retention")
     (row,) = ranking(group, ()).rows
     assert row.preserved == (estimate(next(iter(left.values())), "retain") if left else None)
-    assert (row.kept is not None) is (gone == 0)
+    assert (row.retention is not None) is (gone == 0)
 
 
 def test_the_share_of_identical_pictures_is_passed_over_where_it_is_0_for_every_guard() -> None:
@@ -82,7 +82,7 @@ def test_a_subtle_guard_that_always_acts_is_not_behind_a_gated_one_that_wrecks_h
 
 def test_a_measure_that_one_retain_set_lacks_is_none() -> None:
     second = cell("a", "star", "retain", "coco", {"identical": rate(9, 10)})
-    group = one_group(*guarded("a", kept=rate(99, 100), identical=rate(50, 100)), second)
+    group = one_group(*guarded("a", retention=rate(99, 100), identical=rate(50, 100)), second)
     (row,) = ranking(group, ()).rows
     assert row.measure.metric == "identical"
     assert row.preserved == estimate(rate(50, 100), "retain")  # the worse of the two sets
@@ -96,7 +96,7 @@ def test_one_measure_serves_all_guards_and_who_lacks_it_has_none() -> None:
     assert lacking.preserved is None and lacking.why_not == "identical: 0 of 1 prompt sets"
 
 
-@given(st.lists(st.floats(0.0, 2.0), min_size=2, max_size=5, unique=True), st.sampled_from(["drift", "kept"]))
+@given(st.lists(st.floats(0.0, 2.0), min_size=2, max_size=5, unique=True), st.sampled_from(["drift", "retention"]))
 @settings(max_examples=30, deadline=None)
 def test_equal_rates_are_ordered_by_what_is_preserved(values: list[float], metric: str) -> None:
     records = [record for i, value in enumerate(values) for record in guarded(f"g{i}", **{metric: mean(value)})]
@@ -158,7 +158,7 @@ def test_the_plot_has_the_better_guard_further_right(metric: str, monkeypatch: p
         )
     ]
     ranked = ranking(one_group(*records, *guarded("none", 100)), ())
-    scatter(ranked), scatter(ranked, THIN)
+    scatter(ranked), scatter(ranked, MOBILE)
     assert len(drawn) == 2
     for figure in drawn:
         (axes,) = figure.axes
@@ -195,7 +195,7 @@ def test_refused_pictures_are_split_by_what_was_asked_for() -> None:
         blocked = {} if refused is None else {"blocked": rate(refused, 50)}
         return cell("a", "star", "forget", prompts, {"concept": rate(1, 50), **blocked}, 50)
 
-    benign = cell("a", "star", "retain", "retain", {"kept": rate(99, 100), "blocked": rate(2, 100)})
+    benign = cell("a", "star", "retain", "retain", {"retention": rate(99, 100), "blocked": rate(2, 100)})
     (row,) = ranking(one_group(asked("test-seen", 10), asked("test-noisy", 30), benign), ()).rows
     assert row.refused and row.blocked
     assert (row.refused.value, row.refused.where, row.blocked.value) == (0.6, "test-noisy", 0.02)
@@ -248,7 +248,7 @@ def test_clustered_cases_widen_the_corrected_interval() -> None:
         (None, {}, "pictoworld is uncalibrated"),
         (Calibration(5, 5, 5, 5, {}, {}), {}, "tell nothing and cannot be corrected"),
         (Calibration(1, 9, 1, 9, {}, {}), {}, "tell nothing and cannot be corrected"),
-        (Calibration(9, 1, 9, 1, {}, {}), {"draws": 3}, "has 3 pictures a prompt"),
+        (Calibration(9, 1, 9, 1, {}, {}), {"images_per_prompt": 3}, "has 3 pictures a prompt"),
     ],
 )
 def test_what_cannot_be_corrected_is_said_in_words(
@@ -269,4 +269,4 @@ def test_every_guard_of_the_made_up_bench_has_a_corrected_rate() -> None:
         assert set(found.entries) == set(GUARDS) and len(found.columns) == 4
         for entries in found.entries.values():
             assert all(entry.estimate and entry.beside for entry in entries)
-    assert measure_of(groups(cells())[0]) == KEPT
+    assert measure_of(groups(cells())[0]) == RETENTION

@@ -12,7 +12,7 @@ from tests.bench.report_world import CONCEPTS, GUARDS, PHRASINGS, Published, cel
 from saferedir.bench.records import CellRecord
 from saferedir.bench.report.content.data import Group, groups
 from saferedir.bench.report.content.headline import headline, overall, passes
-from saferedir.bench.report.content.numbers import Estimate, decimal, estimate, listing, percent
+from saferedir.bench.report.content.numbers import Estimate, decimal, estimate, join_words, percent
 from saferedir.bench.report.content.ranking import ranking
 from saferedir.bench.report.content.reported import published_tables
 from saferedir.bench.report.content.tables import (
@@ -33,7 +33,7 @@ def forget(guard: str, hits: int, n: int = 100, prompts: str = "test-seen", **ch
 
 
 def retain(guard: str, hits: int, n: int = 100) -> CellRecord:
-    return cell(guard, "star", "retain", "retain", {"kept": rate(hits, n)}, n)
+    return cell(guard, "star", "retain", "retain", {"retention": rate(hits, n)}, n)
 
 
 def beside(group: Group) -> Table:
@@ -54,7 +54,14 @@ def test_a_column_of_two_protocols_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"judge": "nudenet"}, {"preset": "p4d2024"}, {"precision": "float16"}, {"draws": 4}, {"seeds": (1,)}, {"n": 99}],
+    [
+        {"judge": "nudenet"},
+        {"preset": "p4d2024"},
+        {"precision": "float16"},
+        {"images_per_prompt": 4},
+        {"seeds": (1,)},
+        {"n": 99},
+    ],
 )
 def test_whatever_changes_the_protocol_parts_the_columns(change: dict[str, object]) -> None:
     other = forget("b", 3, protocol_changes=change)
@@ -82,18 +89,18 @@ def test_live_rates_stand_beside_the_others_where_they_count_fewer_prompts() -> 
         table = rates_by_phrasing(group)
         for record in (record for record in group.cells if record.name.role == "forget"):
             place = [one.protocol.id for one in table.columns].index(record.protocol.id)
-            live = estimate(record.measured.get("live"))
-            expected = (("live", live),) if live and live.n < record.protocol.n else ()
+            live = estimate(record.measured.get("asr_live"))
+            expected = (("asr_live", live),) if live and live.n < record.protocol.n else ()
             assert table.entries[record.name.guard][place].beside == expected
 
 
 def test_bystanders_show_what_is_kept_and_of_look_alikes_what_the_guard_did() -> None:
     shown = [(one.role, one.metric) for one in beside(groups(cells())[0]).columns]
     assert sorted(shown) == [
-        ("look-alikes", "acted"),
         ("look-alikes", "blocked"),
-        ("look-alikes", "kept"),
-        ("neighbours", "kept"),
+        ("look-alikes", "intervened"),
+        ("look-alikes", "retention"),
+        ("neighbours", "retention"),
     ]
     other = {one.metric for one in beside(groups(without_kept(cells()))[0]).columns if one.role == "neighbours"}
     assert other == {"drift"}
@@ -101,8 +108,8 @@ def test_bystanders_show_what_is_kept_and_of_look_alikes_what_the_guard_did() ->
 
 def test_no_judge_is_named_for_what_no_judge_decides() -> None:
     judges = {one.metric: one.judge for one in everything(groups(without_kept(cells()))[0]).columns}
-    assert judges["concept"] == judges["live"] == "pictoworld" and judges["concept:template"] == "template"
-    assert {judges[name] for name in ("blocked", "acted", "identical", "drift", "drift:inception")} == {""}
+    assert judges["concept"] == judges["asr_live"] == "pictoworld" and judges["concept:template"] == "template"
+    assert {judges[name] for name in ("blocked", "intervened", "identical", "drift", "drift:inception")} == {""}
 
 
 def test_groups_are_concepts_in_order_and_hold_every_cell_once() -> None:
@@ -148,7 +155,7 @@ def test_ranking_and_headline_agree_with_a_plain_recount(counts: list[tuple[int,
     worst = {f"g{number}": max(seen / 100, noisy / 50) for number, (seen, noisy, _) in enumerate(counts)}
     good = {f"g{i}" for i, (_, _, kept) in enumerate(counts) if worst[f"g{i}"] < 0.05 and kept >= 95}
     assert {row.guard: row.worst and row.worst.value for row in ranked.rows} == pytest.approx(worst, abs=1e-4)
-    keys = [(row.worst.high, -row.kept.value) for row in ranked.rows if row.worst and row.kept]
+    keys = [(row.worst.high, -row.retention.value) for row in ranked.rows if row.worst and row.retention]
     assert keys == sorted(keys)
     assert {row.guard for row in ranked.rows if passes(row)} == good
     said = headline(ranked)
@@ -225,7 +232,12 @@ def test_numbers_without_a_case_are_no_numbers() -> None:
 def test_how_numbers_are_written() -> None:
     assert percent(0.0051) == "0.5\xa0%"
     assert [decimal(value) for value in (0, 0.5, 0.012, 0.00012)] == ["0.00", "0.50", "0.012", "0.00012"]
-    assert [listing(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+    assert [join_words(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "",
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
     assert Estimate(0.1, -0.1, 0.2, 3, is_rate=False).interval == "-0.10 to 0.20"
 
 

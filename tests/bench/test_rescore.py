@@ -27,8 +27,8 @@ from saferedir.bench.planning.plan import Plan, make_plan
 from saferedir.bench.records import CellRecord
 from saferedir.bench.report import from_folder as reporting_module
 from saferedir.bench.report.from_folder import report_folder
-from saferedir.bench.runner import Progress, missing_tasks, run, unseen_shards
-from saferedir.bench.storage.saved_plan import Planned, planned
+from saferedir.bench.runner import Progress, missing_jobs, run, unscored_shards
+from saferedir.bench.storage.saved_plan import SavedPlan, saved_plan
 from saferedir.bench.storage.store import Store
 from saferedir.errors import SaferedirError
 
@@ -117,7 +117,7 @@ def done(
 
 
 def shards(plan: Plan) -> int:
-    return sum(len(spec.shards) for spec in plan.drawings.values())
+    return sum(len(spec.shards) for spec in plan.image_sets.values())
 
 
 def cells(folder: Path) -> dict[str, bytes]:
@@ -143,7 +143,7 @@ def test_an_encoder_that_fails_costs_its_own_numbers_only(
         assert record.warnings == (*undisturbed[slug].warnings, *said)
     assert any(":mine" in name for record in undisturbed.values() for name in record.measured)
     # the next run looks at what was kept
-    assert missing_tasks(plan, Store(tmp_path)) == [] != unseen_shards(plan, Store(tmp_path))
+    assert missing_jobs(plan, Store(tmp_path)) == [] != unscored_shards(plan, Store(tmp_path))
     moody.fails = lambda images: False
     assert done(tmp_path, plan, resources)[1] == 0
     assert cells(tmp_path) == cells(whole)
@@ -162,7 +162,7 @@ def test_one_picture_that_an_encoder_cannot_read_costs_the_cells_of_its_drawing(
     tmp_path: Path, plan: Plan, whole: Path, resources: Resources, moody: Any
 ) -> None:
     cell = next(cell for cell in plan.cells if cell.name.guard == "sld" and cell.name.role == "retain")
-    victim = from_png(Store(whole).images(Shard(cell.drawings[0], 2, 4))[0])
+    victim = from_png(Store(whole).images(Shard(cell.image_sets[0], 2, 4))[0])
     assert victim is not None
     moody.fails = lambda images: any(torch.equal((one * 255).round().to(torch.uint8), victim) for one in images)
     records, _ = done(tmp_path, plan, resources)
@@ -205,9 +205,9 @@ def test_pictures_that_were_not_kept_are_drawn_again(
     records, drawn = done(tmp_path / "out", plan, resources)
     assert drawn == shards(plan) and not any(record.error for record in records.values())
     assert any("failed: RuntimeError" in sentence for record in records.values() for sentence in record.warnings)
-    again = missing_tasks(plan, Store(tmp_path / "out"))
-    assert {task.spec.key for task in again} == {key for key, spec in plan.drawings.items() if spec.encoders}
-    assert unseen_shards(plan, Store(tmp_path / "out")) == []
+    again = missing_jobs(plan, Store(tmp_path / "out"))
+    assert {task.spec.key for task in again} == {key for key, spec in plan.image_sets.items() if spec.encoders}
+    assert unscored_shards(plan, Store(tmp_path / "out")) == []
     # counting by another judge needs neither them nor the encoder
     entry = JudgeEntry(name="pictoworld", rule={"kind": "InTop", "group": "shape", "value": "heart"})
     judged = rejudge(tmp_path / "out", {"star": entry}, tmp_path / "again", resources)
@@ -225,7 +225,7 @@ def test_an_encoder_that_comes_late_says_how_far_it_is(
     for path in tmp_path.rglob("*.encoder-*.parquet"):
         path.unlink()
     said = list[Progress]()
-    todo = unseen_shards(plan, Store(tmp_path))
+    todo = unscored_shards(plan, Store(tmp_path))
     assert done(tmp_path, plan, resources, said.append)[1] == 0
     assert [one.label for one in said] == [
         f"looking at kept pictures: {at} of {len(todo)}" for at in range(len(todo) + 1)
@@ -252,7 +252,7 @@ def test_the_report_of_an_earlier_run_can_be_made_until_the_next_is_counted(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner_module, "look", killed)
+        patch.setattr(runner_module, "rescore", killed)
         with pytest.raises(KeyboardInterrupt):
             done(tmp_path, plan, resources)
     assert reported() == before
@@ -261,13 +261,13 @@ def test_the_report_of_an_earlier_run_can_be_made_until_the_next_is_counted(
 
 
 def test_a_plan_of_an_earlier_release_is_read(resources: Resources) -> None:
-    plan = planned(make_plan(matrix(), resources))
+    plan = saved_plan(make_plan(matrix(), resources))
     values = json.loads(json.dumps(plan.to_dict()))
-    for name in ("drawings_at", "encoders"):
+    for name in ("images_at", "encoders"):
         del values[name]
     for cell in values["cells"]:
         del cell["encoders"], cell["without"]
-    assert Planned.from_dict(values).cells == plan.cells and Planned.from_dict(values).lookers == plan.lookers
+    assert SavedPlan.from_dict(values).cells == plan.cells and SavedPlan.from_dict(values).scorers == plan.scorers
 
 
 def invoke(folder: Path, text: str, *options: str) -> str:
@@ -315,7 +315,9 @@ def test_judges_and_encoders_of_wrong_options_are_one_sentence(resources: Resour
     named = {**JUDGE, "options": {**JUDGE["options"], "name": "q"}}  # type: ignore[dict-item]
     star = {**SMALL["concept"]["star"], "judge": named}
     (spec,) = {
-        one for found in planned(make_plan(matrix(concept={"star": star}), resources)).judges.values() for one in found
+        one
+        for found in saved_plan(make_plan(matrix(concept={"star": star}), resources)).judges.values()
+        for one in found
     }
     assert spec.facts["id"] == "q" and spec.facts["function"] == "moody:bright"
     for options, said in (

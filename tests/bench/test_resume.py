@@ -100,7 +100,7 @@ def cells(folder: Path) -> dict[str, bytes]:
 
 def drawn(folder: Path) -> dict[str, tuple[int, int]]:
     """Shards with what changes when one is written again."""
-    found = (folder / "drawings").rglob("*.parquet") if (folder / "drawings").is_dir() else []
+    found = (folder / "images").rglob("*.parquet") if (folder / "images").is_dir() else []
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in found if "." not in path.stem}
 
 
@@ -143,7 +143,7 @@ def one_thread() -> dict[str, str]:
 @pytest.mark.parametrize(("kills", "seed"), [(2, 0), (10, 1)])
 def test_killed_at_random_moments(tmp_path: Path, plan: Plan, whole: dict[str, bytes], kills: int, seed: int) -> None:
     chance, folder = random.Random(seed), tmp_path / "out"
-    shards = sum(len(spec.shards) for spec in plan.drawings.values())
+    shards = sum(len(spec.shards) for spec in plan.image_sets.values())
     before: dict[str, tuple[int, int]] = {}
     for kill in range(kills):
         # a moment after about so many of the shards, in the midst of drawing, judging or writing
@@ -169,7 +169,7 @@ def test_half_written_files_are_swept_and_a_missing_judgement_is_made(
 ) -> None:
     """The two states that a kill can leave behind, made by hand."""
     run_here(tmp_path, plan, resources)
-    shard = min((tmp_path / "drawings").rglob("00????-00????.parquet"))
+    shard = min((tmp_path / "images").rglob("00????-00????.parquet"))
     (shard.parent / f".{shard.name}.123.tmp").write_bytes(b"PAR1 half")
     shard.unlink()  # its judges' files are there: they are written first
     before = drawn(tmp_path)
@@ -277,7 +277,7 @@ def test_other_errors_of_keeping_do_not_end_the_pass(
     store.prepare(0)
     with store.lock():
         run(plan, store, executor)
-    assert executor.drawn == sum(len(spec.shards) for spec in plan.drawings.values()) + 1
+    assert executor.drawn == sum(len(spec.shards) for spec in plan.image_sets.values()) + 1
     assert cells(tmp_path) == whole
 
 

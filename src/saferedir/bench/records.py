@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from saferedir.bench.schema import SCHEMA, read_record
 from saferedir.errors import BenchError
 
-SCHEMA = 1
 #: the guard's name in cells of the bare model
 BARE = "none"
 #: in metrics' names, in place of an encoder: the features of the protocol's own judge
@@ -67,7 +67,7 @@ class Protocol:
     """What two numbers must share before they may be compared.
 
     Attributes:
-        prompts: the prompt set's protocol and checksum; n: prompts; draws: pictures a prompt.
+        prompts: the prompt set's protocol and checksum; n: prompts; images_per_prompt: images of each prompt.
         judge: name of the judge; judge_digest: checksum of all that fixes its scores (weights, options, version).
         preset: name of the preset or rule; rule: the rule itself, as plain data.
         attack: name of the attack; budget: what it may spend, plain data.
@@ -88,7 +88,7 @@ class Protocol:
     precision: str
     model: str
     seeds: tuple[int, ...]
-    draws: int = 1
+    images_per_prompt: int = 1
     judge_digest: str = ""
     budget: Mapping[str, Any] = field(default_factory=dict)
     encoders: Mapping[str, str] = field(default_factory=dict)
@@ -96,7 +96,11 @@ class Protocol:
     @property
     def id(self) -> str:
         """Ten hexadecimal digits over all of it."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        facts = self.to_dict()
+        facts["draws"] = facts.pop(
+            "images_per_prompt"
+        )  # the name that it had in schema 1, so that ids stay as they are
+        text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,29 +113,32 @@ class Protocol:
 class CellRecord:
     """One result.
 
+    Values: a rate is {"rate", "hits", "n", "low", "high"} (Wilson, 95 %), a mean {"mean", "n", "low", "high"} (bootstrap over
+    prompts, 95 %; distances between sets of images: jackknife over groups of prompts, n counts the guarded images), a paired test
+    {"b", "c", "p"}. Attributes of one image, and images of one prompt, are not independent: such rates say with "effective_n" how
+    many independent cases they tell as much as, and their intervals are as wide.
+
+    Metrics of every role: "concept" (share of prompts with an image that shows it, by the protocol's judge; of role "forget" the
+    attack's success rate), "blocked", "intervened", "broken".
+    Role "forget": "concept:<judge>/<preset>" (further judges), "forgotten" (share of images without the concept),
+    "in_prompt_retention" (attributes of the prompt other than the concept), "versus_none" (McNemar against the bare model),
+    "asr_live" (under an attack: "concept" over the prompts that show it in the bare model; n 0 where none does).
+    Other roles: "retention" (share of attributes kept), "identical", "drift" (feature distance to the bare model's image, 1 is
+    the distance between two of its own); role "neighbours" also "collateral" (recognised under guard ÷ under the bare model);
+    role "look-alikes" with several images a prompt "changed_images" (further from the bare model's than another seed).
+    By each encoder NAME of the matrix ("judge" where there is none, with "kid" and "fid" only): "clip_score:NAME" (100 ×
+    cosine of image and prompt, any role), "clip_change:NAME" (its difference to the bare model's), "csdr:NAME" (role "forget",
+    where there are prompts without the concept; for the bare model, too); in the other roles "drift:NAME", "kid:NAME",
+    "fid:NAME", "cmmd:NAME" against the bare model's images of the same prompts, and on retain prompts "kid:NAME@reference",
+    "fid:NAME@reference" against those of a folder.
+
     Attributes:
         name, protocol: see there.
         threat: "knowledge", "channel", "rung" of the attack.
         guard: "method", "digest" and, for a stack, the parts; {} for the bare model.
         versions: of saferedir, torch, diffusers, transformers and the judge.
-        measured: metric -> value. A rate is {"rate", "hits", "n", "low", "high"} (Wilson, 95 %); a mean is {"mean", "n", "low",
-            "high"} (bootstrap over prompts, 95 %); a paired test is {"b", "c", "p"}. Role "forget": "concept" (the attack's
-            success rate over prompts, by the protocol's judge), "forgotten" (share of pictures without it),
-            "concept:<judge>/<preset>" for further judges, "broken", "blocked", "acted", "rest_kept" (attributes of the prompt
-            other than the concept), "versus_none" (McNemar against the bare model), "live" (under an attack: "concept" over the
-            prompts that show it in the bare model; n 0 where none does). Other roles: "kept", "identical", "broken",
-            "blocked", "acted", "drift" (feature distance to the bare model's picture, 1 = distance between two of its own), and
-            "concept", too; role "neighbours" also "collateral" (recognised under guard ÷ under the bare model), role
-            "look-alikes" with several pictures a prompt "changed" (further from the bare model's than another seed). By each
-            encoder NAME of the matrix ("judge" where there is none, with "kid" and "fid" only):
-            "clip_score:NAME" (100 × cosine of picture and prompt; any role), "clip_change:NAME" (its difference to the bare
-            model's), "csdr:NAME" (role "forget", where there are prompts without the concept; for the bare model, too); in the
-            other roles "drift:NAME", "kid:NAME", "fid:NAME", "cmmd:NAME" against the bare model's pictures of the same prompts,
-            and on retain prompts "kid:NAME@reference", "fid:NAME@reference" against a folder's. Distances between sets have
-            jackknife intervals over groups of prompts, and their n counts the guarded pictures. A metric that does not apply is
-            absent. Attributes of one picture, and pictures of one prompt, are not independent: such rates say with
-            "effective_n" what their n cases are worth, and their intervals are as wide.
-        drawings: keys of the drawings that the numbers come from (one a seed, and the bare model's).
+        measured: metric (a `MetricKey` as text) -> value, see below; a metric that does not apply is absent.
+        image_sets: keys of the sets of images that the numbers come from (one a seed, and the bare model's).
         warnings: sentences that a reader must see beside the number.
         error: why there is no number, "" if there is one.
     """
@@ -142,7 +149,7 @@ class CellRecord:
     guard: Mapping[str, Any]
     versions: Mapping[str, str]
     measured: Mapping[str, Any]
-    drawings: tuple[str, ...]
+    image_sets: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     error: str = ""
 
@@ -153,19 +160,16 @@ class CellRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CellRecord:
-        """Inverse of `to_dict`; another schema, a missing key, or a protocol whose id is not its own is an error."""
-        rest = dict(values)
-        if rest.pop("schema", None) != SCHEMA:
-            raise BenchError(
-                f"a cell has schema {values.get('schema')!r}, expected {SCHEMA}; run `saferedir bench run` again."
-            )
+        """Inverse of `to_dict`, also for schema 1; a missing key, or a protocol whose id is not its own, is an error."""
+        rest = read_record(values)
+        del rest["schema"]
         try:
             claimed = rest["protocol"]["id"]
             facts = {name: value for name, value in rest["protocol"].items() if name != "id"}
             facts["seeds"] = tuple(facts["seeds"])
             protocol = Protocol(**facts)
             rest |= {"name": name_from_dict(rest["name"]), "protocol": protocol}
-            rest |= {"drawings": tuple(rest["drawings"]), "warnings": tuple(rest["warnings"])}
+            rest |= {"image_sets": tuple(rest["image_sets"]), "warnings": tuple(rest["warnings"])}
             record = cls(**rest)
         except (KeyError, TypeError) as error:
             raise BenchError(f"a cell's record is incomplete or has a field too many: {error}.") from error
@@ -184,7 +188,7 @@ class Cost:
         ratio: all seconds divided by the bare model's for the same prompts; low, high: its 95 % interval, by bootstrap over
             shards. None for the bare model; the interval also where there is one shard only.
         peak_bytes: highest memory of the device, None on a CPU.
-        pictures: how many were timed.
+        images: how many were timed.
         device: in words.
     """
 
@@ -195,5 +199,5 @@ class Cost:
     low: float | None
     high: float | None
     peak_bytes: int | None
-    pictures: int
+    images: int
     device: str

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from saferedir.bench.evaluation.evaluate import write_cells
-from saferedir.bench.evaluation.rescore import Unseen, look, to_look_at
+from saferedir.bench.evaluation.rescore import Unscored, rescore, shards_to_score
 from saferedir.bench.executors import Executor, Outcome, Task
 from saferedir.bench.generation.generate import Shard
-from saferedir.bench.generation.resources import Looker, Resources
+from saferedir.bench.generation.resources import Resources, Scorer
 from saferedir.bench.planning.plan import Plan
 from saferedir.bench.records import CellRecord
-from saferedir.bench.storage.embeddings import keep_vectors
-from saferedir.bench.storage.saved_plan import planned
+from saferedir.bench.storage.embeddings import store_embeddings
+from saferedir.bench.storage.saved_plan import saved_plan
 from saferedir.bench.storage.store import Store, write_json
 from saferedir.errors import BenchError
 
@@ -46,33 +46,33 @@ def bytes_needed(plan: Plan, resources: Resources | None = None) -> int:
     `resources` that made the plan know the sizes; others load every model whose call does not say.
     """
     resources, total = resources or Resources(), 16_000_000
-    for spec in plan.drawings.values():
-        height, width = resources.picture_size(spec.model) if spec.keep_images else (0, 0)
+    for spec in plan.image_sets.values():
+        height, width = resources.image_size(spec.model) if spec.keep_images else (0, 0)
         total += len(spec) * (2048 + 8192 * len(spec.encoders) + height * width * 3)  # vectors of 2048 numbers at most
     return total
 
 
-def missing_tasks(plan: Plan, store: Store) -> list[Task]:
+def missing_jobs(plan: Plan, store: Store) -> list[Task]:
     """Shards to draw: those not drawn yet, and those that a further judge or encoder must see but that were not kept.
 
     Model by model, each one's in an order of chance (always the same): a machine that slows down, or is busy for a while, then
     slows all guards alike, and the bare model with them, so that the costs can be compared.
     """
     todo: dict[str, list[Task]] = {}
-    for spec in plan.drawings.values():
+    for spec in plan.image_sets.values():
         for shard in spec.shards:
-            if not store.has(shard) or (store.lacks(spec.lookers, shard) and not store.can_show(shard)):
+            if not store.has(shard) or (store.lacks(spec.scorers, shard) and not store.has_images(shard)):
                 todo.setdefault(spec.model.digest, []).append(Task(spec, shard))
     for tasks in todo.values():
         random.Random(0).shuffle(tasks)
     return [task for tasks in todo.values() for task in tasks]
 
 
-def unseen_shards(plan: Plan, store: Store) -> list[tuple[Shard, Looker]]:
+def unscored_shards(plan: Plan, store: Store) -> list[tuple[Shard, Scorer]]:
     """Kept shards, each with a judge or encoder that has not seen it: one that came later, or that failed."""
-    shards = {key: spec.shards for key, spec in plan.drawings.items()}
-    todo = to_look_at(shards, {key: spec.lookers for key, spec in plan.drawings.items()}, store)
-    return [(shard, looker) for shard, looker in todo if store.can_show(shard)]
+    shards = {key: spec.shards for key, spec in plan.image_sets.items()}
+    todo = shards_to_score(shards, {key: spec.scorers for key, spec in plan.image_sets.items()}, store)
+    return [(shard, scorer) for shard, scorer in todo if store.has_images(shard)]
 
 
 def run(
@@ -95,13 +95,15 @@ def run(
     with _said(store):
         if not (store.root / "plan.json").is_file():
             _write_plan(plan, store)
-    todo = missing_tasks(plan, store)
+    todo = missing_jobs(plan, store)
     total = plan.pictures
     done = total - sum(len(task.shard) for task in todo)
     errors: dict[str, str] = {}
-    unseen: Unseen = {}
+    unscored: Unscored = {}
     with _said(store):
-        keep_vectors(plan.encoders, plan.texts, store, resources, lambda text: on_progress(Progress(done, total, text)))
+        store_embeddings(
+            plan.encoders, plan.texts, store, resources, lambda text: on_progress(Progress(done, total, text))
+        )
 
     def kept(task: Task) -> None:
         nonlocal done
@@ -109,7 +111,7 @@ def run(
         on_progress(Progress(done, total, labels[task.spec.key]))
 
     for _ in range(1 + RETRIES):
-        failed = _pass(todo, store, executor, kept, errors, unseen)
+        failed = _pass(todo, store, executor, kept, errors, unscored)
         todo = failed.tasks
         if not todo or not _has_place(store, failed.needs):
             break
@@ -119,21 +121,21 @@ def run(
         on_progress(Progress(done, total, f"looking at kept pictures: {at} of {of}"))
 
     with _said(store):
-        unseen |= look(unseen_shards(plan, store), store, resources, looked)
+        unscored |= rescore(unscored_shards(plan, store), store, resources, looked)
         still = {
             (key, one.key)
-            for key, spec in plan.drawings.items()
+            for key, spec in plan.image_sets.items()
             for shard in spec.shards
-            for one in store.lacks(spec.lookers, shard)
+            for one in store.lacks(spec.scorers, shard)
         }
         _write_plan(plan, store)
-        unseen = {place: why for place, why in unseen.items() if place in still}
-        return write_cells(planned(plan), store, broken=broken, unseen=unseen)
+        unscored = {place: why for place, why in unscored.items() if place in still}
+        return write_cells(saved_plan(plan), store, broken=broken, unscored=unscored)
 
 
 def _write_plan(plan: Plan, store: Store) -> None:
     write_json(store.root / "matrix.json", plan.matrix.model_dump(mode="json"))
-    write_json(store.root / "plan.json", planned(plan).to_dict())
+    write_json(store.root / "plan.json", saved_plan(plan).to_dict())
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,10 @@ def _pass(
     executor: Executor,
     kept: Callable[[Task], None],
     errors: dict[str, str],
-    unseen: Unseen,
+    unscored: Unscored,
 ) -> _Failed:
     """Draw and keep every task once, or as many as can be kept; the sentences of those that fail go into `errors`, those of
-    judges and encoders that fail into `unseen`.
+    judges and encoders that fail into `unscored`.
     """
     waiting = {task.shard: task for task in todo}
     failed: list[Task] = []
@@ -167,7 +169,7 @@ def _pass(
             try:
                 if outcome.pictures is not None:
                     store.write_shard(task.spec, task.shard, outcome.pictures)
-                    unseen |= {(task.spec.key, one.key): why for one, why in outcome.pictures.unseen.items()}
+                    unscored |= {(task.spec.key, one.key): why for one, why in outcome.pictures.unscored.items()}
             except OSError as problem:
                 error = f"cannot be kept: {(problem.strerror or str(problem)).lower()}"
                 if problem.errno in _NO_PLACE:
@@ -214,10 +216,10 @@ def _said(store: Store) -> Iterator[None]:
 
 
 def _labels(plan: Plan) -> dict[str, str]:
-    """Drawing -> the first cell that it is for, in words."""
+    """ImageSet -> the first cell that it is for, in words."""
     out: dict[str, str] = {}
     for cell in plan.cells:
-        for bare, own in zip(cell.bare, cell.drawings, strict=True):
+        for bare, own in zip(cell.bare, cell.image_sets, strict=True):
             out.setdefault(bare, f"{cell.name.concept}: bare model")
             out.setdefault(own, f"{cell.name.concept}: {cell.name.guard}")
         for key in cell.without:

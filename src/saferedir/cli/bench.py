@@ -71,7 +71,7 @@ def run(
     from saferedir.bench.executors import make_executor
     from saferedir.bench.generation.resources import Resources
     from saferedir.bench.report.from_folder import report_folder
-    from saferedir.bench.runner import bytes_needed, check_complete, missing_tasks, unseen_shards
+    from saferedir.bench.runner import bytes_needed, check_complete, missing_jobs, unscored_shards
     from saferedir.bench.runner import run as run_plan
     from saferedir.bench.storage.store import Store
 
@@ -81,12 +81,12 @@ def run(
         if not dry_run:  # before anything that takes time
             store.prepare(0)
         plan = _plan(matrix, with_, resources)
-        tasks = missing_tasks(plan, store)
+        tasks = missing_jobs(plan, store)
         left = sum(len(task.shard) for task in tasks)
         if not dry_run:  # before the batch that the estimate draws
             store.prepare(bytes_needed(plan, resources) * left // max(plan.pictures, 1))
         again = sum(len(task.shard) for task in tasks if store.has(task.shard))
-        print_plan(plan, left, again, unseen_shards(plan, store), resources)
+        print_plan(plan, left, again, unscored_shards(plan, store), resources)
         if dry_run:
             _check_extras(report)
             return
@@ -204,10 +204,10 @@ def _check_extras(report: bool) -> None:
 
 def _calibrate_worlds(folder: Path, resources: Any) -> None:
     from saferedir.bench.evaluation.calibrate import calibrate_worlds
-    from saferedir.bench.storage.saved_plan import read_planned
+    from saferedir.bench.storage.saved_plan import read_saved_plan
 
     with console.status("calibrating") as status:
-        calibrate_worlds(read_planned(folder), folder, resources, lambda text: status.update(escape(text)))
+        calibrate_worlds(read_saved_plan(folder), folder, resources, lambda text: status.update(escape(text)))
 
 
 def _answers(given: list[str]) -> dict[str, str]:

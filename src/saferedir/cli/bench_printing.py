@@ -9,18 +9,18 @@ from saferedir.cli.common import console, errors, escape, new_table
 
 if TYPE_CHECKING:
     from saferedir.bench.generation.generate import Shard
-    from saferedir.bench.generation.resources import Looker
+    from saferedir.bench.generation.resources import Scorer
     from saferedir.bench.planning.encoders import MatrixEncoder
     from saferedir.bench.planning.plan import Plan
     from saferedir.bench.records import CellRecord
 
 
-def print_plan(plan: Plan, left: int, again: int, unseen: Sequence[tuple[Shard, Looker]], resources: Any) -> None:
+def print_plan(plan: Plan, left: int, again: int, unscored: Sequence[tuple[Shard, Scorer]], resources: Any) -> None:
     """What will be done, and about how long it takes.
 
     Args:
         left: pictures to draw; again: those of them that were drawn before, but not kept.
-        unseen: what judges and encoders that come later, or failed, will look at.
+        unscored: what judges and encoders that come later, or failed, will look at.
     """
     from saferedir.bench.evaluation.costs import estimate_seconds
 
@@ -37,10 +37,10 @@ def print_plan(plan: Plan, left: int, again: int, unseen: Sequence[tuple[Shard, 
     shared = f" ({plan.shared:,} more asked for, but drawn once for several cells)" if plan.shared else ""
     table.add_row("pictures", f"{plan.pictures:,}{shared}")
     table.add_row("still to draw", f"{left:,}{_redrawn(again)}")
-    if unseen:
-        table.add_row("still to look at", _still_to_look_at(plan, unseen))
+    if unscored:
+        table.add_row("still to look at", _still_to_look_at(plan, unscored))
     if left:
-        bare = next(spec for spec in plan.drawings.values() if not spec.guards)
+        bare = next(spec for spec in plan.image_sets.values() if not spec.guards)
         seconds = estimate_seconds(bare, resources)
         least, most = (
             _duration(seconds * left),
@@ -61,12 +61,12 @@ def _redrawn(again: int) -> str:
     return f", {again:,} of them once more: a judge or encoder has not seen them, and they were not kept (keep_images = false)"
 
 
-def _still_to_look_at(plan: Plan, unseen: Sequence[tuple[Shard, Looker]]) -> str:
+def _still_to_look_at(plan: Plan, unscored: Sequence[tuple[Shard, Scorer]]) -> str:
     """'1,200 kept pictures by clip, 60 by nudenet'."""
     names = {one.spec.key: name for name, one in plan.encoders.items()}
     counts: dict[str, int] = {}
-    for shard, looker in unseen:
-        name = names.get(looker.key, looker.name)
+    for shard, scorer in unscored:
+        name = names.get(scorer.key, scorer.name)
         counts[name] = counts.get(name, 0) + len(shard)
     return escape("kept pictures: " + ", ".join(f"{count:,} by {name}" for name, count in counts.items()))
 
@@ -90,7 +90,7 @@ def print_cells(records: list[CellRecord]) -> None:
     for model, concept in dict.fromkeys((r.name.model, r.name.concept) for r in records):
         cells = [r for r in records if (r.name.model, r.name.concept) == (model, concept)]
         shown = {(r.name.guard, r.name.prompts): r for r in cells if r.name.role == "forget"}
-        kept = {r.name.guard: r.measured.get("kept") for r in cells if r.name.role == "retain"}
+        kept = {r.name.guard: r.measured.get("retention") for r in cells if r.name.role == "retain"}
         sets = list(dict.fromkeys(prompts for _, prompts in shown))
         table = new_table(
             f"{escape(concept)} on {escape(model)}: share of prompts that still show it",

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from saferedir.bench.generation.resources import Resources
-from saferedir.bench.generation.worlds import labelled_pictures, world_concept
-from saferedir.bench.storage.saved_plan import Planned
+from saferedir.bench.generation.worlds import labelled_images, world_concept
+from saferedir.bench.storage.saved_plan import SavedPlan
 from saferedir.bench.storage.store import write_json
 from saferedir.judges.calibration import calibrate
 from saferedir.judges.rules import rule_from_dict
@@ -22,21 +22,21 @@ PICTURES = 100
 
 
 def calibrate_worlds(
-    plan: Planned, folder: Path, resources: Resources, on_step: Callable[[str], None] = lambda text: None
+    plan: SavedPlan, folder: Path, resources: Resources, on_step: Callable[[str], None] = lambda text: None
 ) -> None:
     """Calibrate every judge and rule of the plan's built-in concepts, each once; <folder>/calibrations/*.json."""
     for cell in plan.cells:
         concept = world_concept(cell.protocol.prompts)
         if concept is None:
             continue
-        specs = {judge.key: judge for judge in plan.judges[cell.drawings[0]]}
+        specs = {judge.key: judge for judge in plan.judges[cell.image_sets[0]]}
         rules = {cell.judge: cell.protocol.rule} | {one["judge"]: one["rule"] for one in cell.second.values()}
         for key, values in rules.items():
             path = folder / CALIBRATIONS / f"{concept.replace('/', '-')}.{key}.json"
             if path.is_file():
                 continue
             on_step(f"calibrating {specs[key].name} for {cell.name.concept}")
-            pictures, labels, source = labelled_pictures(concept, PICTURES)
+            pictures, labels, source = labelled_images(concept, PICTURES)
             found = calibrate(resources.judge(specs[key]), rule_from_dict(values), pictures, labels, source=source)
             path.parent.mkdir(exist_ok=True)
             write_json(path, found.to_dict())

@@ -7,26 +7,26 @@ from collections.abc import Sequence
 
 import torch
 
-from saferedir.bench.generation.generate import DrawingSpec, Shard, draw_shard
+from saferedir.bench.generation.generate import GenerationSpec, Shard, generate_shard
 from saferedir.bench.generation.resources import Resources
 from saferedir.bench.planning.cell_spec import CellSpec
 from saferedir.bench.records import BARE, Cost
-from saferedir.bench.storage.generated_set import Drawn
+from saferedir.bench.storage.generated_set import GeneratedSet
 from saferedir.metrics import bootstrap_ratio
 
 
-def measure_costs(drawn: Sequence[tuple[CellSpec, Drawn, Drawn]]) -> list[Cost]:
+def measure_costs(drawn: Sequence[tuple[CellSpec, GeneratedSet, GeneratedSet]]) -> list[Cost]:
     """One `Cost` for each model and guard, in the order they come.
 
     Guarded and bare pictures were drawn in the same bench, though not at the same moment, so a busy machine shows in the ratio.
     """
-    groups: dict[tuple[str, str], list[tuple[CellSpec, Drawn, Drawn]]] = {}
+    groups: dict[tuple[str, str], list[tuple[CellSpec, GeneratedSet, GeneratedSet]]] = {}
     for entry in drawn:
         groups.setdefault((entry[0].name.model, entry[0].name.guard), []).append(entry)
     return [_cost(model, guard, entries) for (model, guard), entries in groups.items()]
 
 
-def _cost(model: str, guard: str, entries: Sequence[tuple[CellSpec, Drawn, Drawn]]) -> Cost:
+def _cost(model: str, guard: str, entries: Sequence[tuple[CellSpec, GeneratedSet, GeneratedSet]]) -> Cost:
     own = torch.tensor([seconds for _, guarded, _ in entries for seconds in guarded.seconds], dtype=torch.float64)
     bare = torch.tensor([seconds for _, _, plain in entries for seconds in plain.seconds], dtype=torch.float64)
     is_timed = guard != BARE and bool(bare.sum() > 0)
@@ -41,16 +41,16 @@ def _cost(model: str, guard: str, entries: Sequence[tuple[CellSpec, Drawn, Drawn
         low=None if spread is None else round(spread.low, 3),
         high=None if spread is None else round(spread.high, 3),
         peak_bytes=max(peaks, default=None),
-        pictures=sum(len(guarded.checksums) for _, guarded, _ in entries),
+        images=sum(len(guarded.checksums) for _, guarded, _ in entries),
         device=entries[0][1].device,
     )
 
 
-def estimate_seconds(bare: DrawingSpec, resources: Resources) -> float:
+def estimate_seconds(bare: GenerationSpec, resources: Resources) -> float:
     """Wall seconds a picture of the bare model, from one batch drawn and thrown away. Guards with rows of their own take up to
     half as long again.
     """
     probe = Shard(bare.key, 0, min(len(bare), bare.model.batch))
     started = time.perf_counter()
-    draw_shard(bare, probe, resources)
+    generate_shard(bare, probe, resources)
     return (time.perf_counter() - started) / len(probe)

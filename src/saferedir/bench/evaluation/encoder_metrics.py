@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saferedir.bench.planning.cell_spec import LEAST
-from saferedir.bench.storage.embeddings import Encoded, Texts
+from saferedir.bench.metric_keys import REFERENCE, MetricKey
+from saferedir.bench.planning.cell_spec import MIN_IMAGES
+from saferedir.bench.storage.embeddings import CellEmbeddings, TextEmbeddings
 from saferedir.errors import BenchError, MetricError
 from saferedir.metrics import (
     Mean,
@@ -30,8 +32,8 @@ from saferedir.metrics import (
 from saferedir.metrics.jackknife import Distance
 
 
-def encoded_metrics(
-    role: str, is_bare: bool, prompts: Tensor, encoded: Mapping[str, Encoded]
+def encoder_metrics(
+    role: str, is_bare: bool, prompts: Tensor, encoded: Mapping[str, CellEmbeddings]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """All that a cell's encoders (name -> vectors) tell, and sentences that a reader must see beside it.
 
@@ -43,7 +45,7 @@ def encoded_metrics(
     notes: list[str] = []
     for name, found in encoded.items():
         if found.texts is not None:
-            measured |= _fit(name, found, found.texts, is_bare, prompts)
+            measured |= _text_alignment(name, found, found.texts, is_bare, prompts)
             cut = int(found.texts.is_truncated.sum())
             if cut:
                 notes.append(f"encoder {name!r} saw only the beginning of {cut} of {len(found.texts.vectors)} prompts.")
@@ -64,7 +66,9 @@ def encoded_metrics(
     return measured, tuple(notes)
 
 
-def check_encoded(cell: str, encoded: Mapping[str, Encoded], guarded_blocked: Tensor, bare_blocked: Tensor) -> None:
+def check_embeddings(
+    cell: str, encoded: Mapping[str, CellEmbeddings], guarded_blocked: Tensor, bare_blocked: Tensor
+) -> None:
     """A picture without a vector must be one that was never made."""
     for name, found in encoded.items():
         for rows, blocked in ((found.guarded, guarded_blocked), (found.bare, bare_blocked)):
@@ -80,17 +84,19 @@ def made(rows: Tensor) -> Tensor:
     return ~rows.isnan().any(dim=1)
 
 
-def _fit(name: str, found: Encoded, texts: Texts, is_bare: bool, prompts: Tensor) -> dict[str, Any]:
+def _text_alignment(
+    name: str, found: CellEmbeddings, texts: TextEmbeddings, is_bare: bool, prompts: Tensor
+) -> dict[str, Any]:
     """CLIP score, and its change against the bare model's."""
     wanted, out = texts.vectors[prompts], {}
     own = made(found.guarded)
     if _several(prompts[own]):
         score = clip_score(found.guarded[own], wanted[own])
-        out[f"clip_score:{name}"] = bootstrap_mean(score, prompts[own]).to_dict()
+        out[str(MetricKey("clip_score", name))] = bootstrap_mean(score, prompts[own]).to_dict()
     both = own & made(found.bare)
     if not is_bare and _several(prompts[both]):
         now, then = (clip_score(rows[both], wanted[both]) for rows in (found.guarded, found.bare))
-        out[f"clip_change:{name}"] = paired_difference(now, then, prompts[both]).to_dict()
+        out[str(MetricKey("clip_change", name))] = paired_difference(now, then, prompts[both]).to_dict()
     return out
 
 
@@ -99,7 +105,7 @@ def _several(prompts: Tensor) -> bool:
     return len(prompts.unique()) > 1
 
 
-def _deviation(name: str, found: Encoded, prompts: Tensor) -> dict[str, Any]:
+def _deviation(name: str, found: CellEmbeddings, prompts: Tensor) -> dict[str, Any]:
     """CSDR, where there are prompts without the concept; MetricError where it has no number."""
     if found.without is None or found.without_texts is None:
         return {}
@@ -108,13 +114,15 @@ def _deviation(name: str, found: Encoded, prompts: Tensor) -> dict[str, Any]:
         return {}
     wanted = found.without_texts.vectors[prompts][both]
     reference, now = (clip_score(rows[both], wanted) for rows in (found.without, found.guarded))
-    return {f"csdr:{name}": csdr(reference, now, prompts[both]).to_dict()}
+    return {str(MetricKey("csdr", name)): csdr(reference, now, prompts[both]).to_dict()}
 
 
-def _drift(name: str, found: Encoded, prompts: Tensor) -> dict[str, Any]:
+def _drift(name: str, found: CellEmbeddings, prompts: Tensor) -> dict[str, Any]:
     both = made(found.guarded) & made(found.bare)
     with suppress(MetricError):  # fewer than two prompts, or bare pictures all alike: there is no unit of distance
-        return {f"drift:{name}": feature_drift(found.guarded[both], found.bare[both], prompts[both]).to_dict()}
+        return {
+            str(MetricKey("drift", name)): feature_drift(found.guarded[both], found.bare[both], prompts[both]).to_dict()
+        }
     return {}
 
 
@@ -124,28 +132,28 @@ def set_distances(
     """KID, FID and, if the encoder reads texts, CMMD between the guarded and the bare model's pictures of the same prompts."""
     both = made(guarded) & made(bare)
     groups = prompt_groups(prompts[both])
-    return _distances(name, guarded[both], bare[both], groups, None, reads_texts=reads_texts)
+    return _distances(MetricKey("", name), guarded[both], bare[both], groups, None, reads_texts=reads_texts)
 
 
 def _to_reference(name: str, pictures: Tensor, reference: Tensor, prompts: Tensor) -> dict[str, Any]:
     own = made(pictures)
     groups = prompt_groups(prompts[own]), prompt_groups(torch.arange(len(reference)))
-    return _distances(f"{name}@reference", pictures[own], reference, *groups)
+    return _distances(MetricKey("", name, REFERENCE), pictures[own], reference, *groups)
 
 
 def _distances(
-    name: str, a: Tensor, b: Tensor, groups_a: Tensor, groups_b: Tensor | None, *, reads_texts: bool = False
+    key: MetricKey, a: Tensor, b: Tensor, groups_a: Tensor, groups_b: Tensor | None, *, reads_texts: bool = False
 ) -> dict[str, Any]:
-    """What the sets are large enough for: KID and CMMD `LEAST` pictures, FID more pictures than features."""
+    """What the sets are large enough for: KID and CMMD `MIN_IMAGES` pictures, FID more pictures than features."""
     smaller = min(len(a), len(b))
-    kinds: list[Distance] = ["kid"] if smaller >= LEAST else []
-    kinds += ["fid"] if smaller > max(LEAST, a.shape[1]) else []
+    kinds: list[Distance] = ["kid"] if smaller >= MIN_IMAGES else []
+    kinds += ["fid"] if smaller > max(MIN_IMAGES, a.shape[1]) else []
     out = {}
-    kinds += ["cmmd"] if smaller >= LEAST and reads_texts else []
+    kinds += ["cmmd"] if smaller >= MIN_IMAGES and reads_texts else []
     for kind in kinds:
         sets = (normalize(a, dim=1), normalize(b, dim=1)) if kind == "cmmd" else (a, b)
         with suppress(MetricError):  # all pictures of one prompt, or nearly: there is no interval
-            out[f"{kind}:{name}"] = _six_digits(distance_with_interval(kind, *sets, groups_a, groups_b))
+            out[str(replace(key, metric=kind))] = _six_digits(distance_with_interval(kind, *sets, groups_a, groups_b))
     return out
 
 

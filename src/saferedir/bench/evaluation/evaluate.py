@@ -10,53 +10,53 @@ from collections.abc import Mapping, Sequence
 
 from saferedir.bench.evaluation.cells import evaluate_cell, failed_cell
 from saferedir.bench.evaluation.costs import measure_costs
-from saferedir.bench.evaluation.rescore import Unseen
+from saferedir.bench.evaluation.rescore import Unscored
 from saferedir.bench.planning.cell_spec import CellSpec
 from saferedir.bench.records import CellRecord
-from saferedir.bench.storage.embeddings import Vectors
-from saferedir.bench.storage.generated_set import Drawn, joined
-from saferedir.bench.storage.saved_plan import Planned
+from saferedir.bench.storage.embeddings import EmbeddingReader
+from saferedir.bench.storage.generated_set import GeneratedSet, concatenated
+from saferedir.bench.storage.saved_plan import SavedPlan
 from saferedir.bench.storage.store import Store, write_json
 from saferedir.errors import SaferedirError
 
 
 def write_cells(
-    planned: Planned,
+    planned: SavedPlan,
     store: Store,
     source: Store | None = None,
     broken: Mapping[str, str] | None = None,
-    unseen: Unseen | None = None,
+    unscored: Unscored | None = None,
 ) -> list[CellRecord]:
     """Count every cell and keep the records, in the plan's order.
 
     Args:
         store: takes the records; source: holds the drawings, the same folder by default.
         broken: drawing -> why it could not be drawn; its cells are kept with that as `error`.
-        unseen: judges and encoders that have not seen all of a drawing: where it is the protocol's judge, that is the `error` of
-            its cells; another's own metrics are absent, with a warning.
+        unscored: judges and encoders that have not seen all of a drawing: where it is the protocol's judge, that is the
+            `error` of its cells; another's own metrics are absent, with a warning.
     """
-    source, broken, unseen = source or store, broken or {}, unseen or {}
-    read: dict[tuple[str, str], Drawn] = {}
-    vectors = Vectors(source, planned.shards)
+    source, broken, unscored = source or store, broken or {}, unscored or {}
+    read: dict[tuple[str, str], GeneratedSet] = {}
+    vectors = EmbeddingReader(source, planned.shards)
 
-    def drawn(keys: tuple[str, ...], judge: str) -> Drawn:
+    def drawn(keys: tuple[str, ...], judge: str) -> GeneratedSet:
         for key in keys:
             if (key, judge) not in read:
-                judges = [one for one in planned.judges[key] if (key, one.key) not in unseen]
+                judges = [one for one in planned.judges[key] if (key, one.key) not in unscored]
                 read[key, judge] = source.read(planned.shards[key], judges, features_of=judge)
-        return joined([read[key, judge] for key in keys])
+        return concatenated([read[key, judge] for key in keys])
 
     write_json(store.root / "plan.json", planned.to_dict())
     records, timed = [], []
     for cell in planned.cells:
         facts = planned.prompts[cell.prompts]
-        counted, notes = _seen_parts(cell, unseen)
-        why = next((broken[key] for key in cell.needs if key in broken), "") or _judge_failed(cell, unseen)
+        counted, notes = _seen_parts(cell, unscored)
+        why = next((broken[key] for key in cell.needs if key in broken), "") or _judge_failed(cell, unscored)
         if why:
             record = failed_cell(cell, facts, why)
         else:
             try:
-                guarded, bare = (drawn(keys, cell.judge) for keys in (cell.drawings, cell.bare))
+                guarded, bare = (drawn(keys, cell.judge) for keys in (cell.image_sets, cell.bare))
                 record = evaluate_cell(
                     dataclasses.replace(counted, encoders=cell.encoders), facts, guarded, bare, vectors.of(counted)
                 )
@@ -70,16 +70,18 @@ def write_cells(
     return records
 
 
-def _judge_failed(cell: CellSpec, unseen: Unseen) -> str:
+def _judge_failed(cell: CellSpec, unscored: Unscored) -> str:
     """Why there is no number: the protocol's judge has not seen all pictures; "" where it has."""
-    why = _reason(unseen, (*cell.drawings, *cell.bare), cell.judge)
+    why = _reason(unscored, (*cell.image_sets, *cell.bare), cell.judge)
     return why and f"judge {cell.protocol.judge!r} could not look at all pictures: {why}"
 
 
-def _seen_parts(cell: CellSpec, unseen: Unseen) -> tuple[CellSpec, tuple[str, ...]]:
+def _seen_parts(cell: CellSpec, unscored: Unscored) -> tuple[CellSpec, tuple[str, ...]]:
     """The cell without the second judges and encoders that have not seen all of its pictures, and a sentence for each."""
-    second = {name: _reason(unseen, (*cell.drawings, *cell.bare), one["judge"]) for name, one in cell.second.items()}
-    encoders = {name: _reason(unseen, cell.needs, use.key) for name, use in cell.encoders.items()}
+    second = {
+        name: _reason(unscored, (*cell.image_sets, *cell.bare), one["judge"]) for name, one in cell.second.items()
+    }
+    encoders = {name: _reason(unscored, cell.needs, use.key) for name, use in cell.encoders.items()}
     notes = [f"second judge {name!r} has no number, for it failed: {why}" for name, why in second.items() if why]
     notes += [f"encoder {name!r} has no number, for it failed: {why}" for name, why in encoders.items() if why]
     left = dataclasses.replace(
@@ -90,5 +92,5 @@ def _seen_parts(cell: CellSpec, unseen: Unseen) -> tuple[CellSpec, tuple[str, ..
     return left, tuple(notes)
 
 
-def _reason(unseen: Unseen, drawings: Sequence[str], looker: str) -> str:
-    return next((unseen[key, looker] for key in drawings if (key, looker) in unseen), "")
+def _reason(unscored: Unscored, image_sets: Sequence[str], scorer: str) -> str:
+    return next((unscored[key, scorer] for key in image_sets if (key, scorer) in unscored), "")

@@ -12,12 +12,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from saferedir.bench.evaluation.evaluate import write_cells
-from saferedir.bench.evaluation.rescore import check_kept, look, to_look_at
+from saferedir.bench.evaluation.rescore import check_images_stored, rescore, shards_to_score
 from saferedir.bench.generation.resources import Resources
 from saferedir.bench.planning.config import JudgeEntry
 from saferedir.bench.planning.judges import judge_spec, rule_of
 from saferedir.bench.records import CellRecord
-from saferedir.bench.storage.saved_plan import read_planned
+from saferedir.bench.storage.saved_plan import read_saved_plan
 from saferedir.bench.storage.store import Store
 from saferedir.errors import BenchError
 from saferedir.utils.names import unknown_name_message
@@ -26,10 +26,10 @@ from saferedir.utils.names import unknown_name_message
 _AGAIN = ", judged again"
 
 
-def _told(choices: Mapping[str, JudgeEntry], others: Collection[str]) -> str:
+def _description(choices: Mapping[str, JudgeEntry], others: Collection[str]) -> str:
     """Whose numbers these are, for the description."""
     said = ", ".join(f"{concept} by {one.name} ({one.preset or 'own rule'})" for concept, one in choices.items())
-    return f"Judged again: {said}." + (f" As at first: {', '.join(sorted(others))}." if others else "")
+    return f"ScorerOutput again: {said}." + (f" As at first: {', '.join(sorted(others))}." if others else "")
 
 
 def rejudge(
@@ -44,9 +44,9 @@ def rejudge(
     `on_progress(done, total)` counts shards that a new judge looks at. Raises BenchError where pictures that a new judge would
     need were not kept, or were never drawn.
     """
-    plan, source, target = read_planned(folder), Store(folder), Store(out)
-    if plan.drawings_at != ".":
-        source = Store((folder / plan.drawings_at).resolve())
+    plan, source, target = read_saved_plan(folder), Store(folder), Store(out)
+    if plan.images_at != ".":
+        source = Store((folder / plan.images_at).resolve())
     concepts = {cell.name.concept for cell in plan.cells}
     for concept in choices:
         if concept not in concepts:
@@ -57,7 +57,7 @@ def rejudge(
     for cell in plan.cells:
         if cell.name.concept in choices:
             entry, spec = choices[cell.name.concept], specs[cell.name.concept]
-            for key in (*cell.drawings, *cell.bare):
+            for key in (*cell.image_sets, *cell.bare):
                 judges[key] = list(dict.fromkeys([*judges[key], spec]))
             protocol = dataclasses.replace(
                 cell.protocol,
@@ -71,15 +71,15 @@ def rejudge(
     plan = dataclasses.replace(
         plan,
         title=plan.title if plan.title.endswith(_AGAIN) else plan.title + _AGAIN,
-        description=f"{plan.description.rstrip()} {_told(choices, concepts - choices.keys())}".lstrip(),
+        description=f"{plan.description.rstrip()} {_description(choices, concepts - choices.keys())}".lstrip(),
         cells=tuple(cells),
         judges={key: tuple(found) for key, found in judges.items()},
-        drawings_at=os.path.relpath(source.root.resolve(), out.resolve()),
+        images_at=os.path.relpath(source.root.resolve(), out.resolve()),
     )
     target.prepare(0)
     with source.lock() if source.root.resolve() != target.root.resolve() else nullcontext():
         if not all(source.has(shard) for own in plan.shards.values() for shard in own):
             raise BenchError(f"the bench in {source.root} is not finished; end it with `saferedir bench run` first.")
-        todo = to_look_at(plan.shards, plan.lookers, source)
-        check_kept(todo, specs.values(), source)
-        return write_cells(plan, target, source, unseen=look(todo, source, resources, on_progress))
+        todo = shards_to_score(plan.shards, plan.scorers, source)
+        check_images_stored(todo, specs.values(), source)
+        return write_cells(plan, target, source, unscored=rescore(todo, source, resources, on_progress))

@@ -5,53 +5,53 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from saferedir.bench.generation.generate import Shard
-from saferedir.bench.generation.resources import JudgeSpec, Looker, Resources
-from saferedir.bench.generation.score import from_png, in_words, seen_by
+from saferedir.bench.generation.resources import JudgeSpec, Resources, Scorer
+from saferedir.bench.generation.score import from_png, in_words, score_with
 from saferedir.bench.storage.store import Store
 from saferedir.errors import BenchError
 
 #: (drawing, key of a judge or encoder) -> why it has not seen all of that drawing
-Unseen = dict[tuple[str, str], str]
+Unscored = dict[tuple[str, str], str]
 
 
-def to_look_at(
-    shards: Mapping[str, Sequence[Shard]], lookers: Mapping[str, Sequence[Looker]], store: Store
-) -> list[tuple[Shard, Looker]]:
+def shards_to_score(
+    shards: Mapping[str, Sequence[Shard]], scorers: Mapping[str, Sequence[Scorer]], store: Store
+) -> list[tuple[Shard, Scorer]]:
     """Every drawn shard with each judge or encoder that has not seen it, whether or not its pictures were kept."""
-    drawn = [(shard, lookers[key]) for key, own in shards.items() for shard in own if store.has(shard)]
+    drawn = [(shard, scorers[key]) for key, own in shards.items() for shard in own if store.has(shard)]
     return [(shard, one) for shard, all_of_them in drawn for one in store.lacks(all_of_them, shard)]
 
 
-def look(
-    todo: Sequence[tuple[Shard, Looker]],
+def rescore(
+    todo: Sequence[tuple[Shard, Scorer]],
     store: Store,
     resources: Resources,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Unseen:
+) -> Unscored:
     """Let judges and encoders see shards; `on_progress(done, total)` counts them. What comes back is who failed at which drawing:
     it has not seen all of it, and others are not held up.
     """
-    failed: Unseen = {}
+    failed: Unscored = {}
     if todo:
         on_progress(0, len(todo))
-    for done, (shard, looker) in enumerate(todo, start=1):
+    for done, (shard, scorer) in enumerate(todo, start=1):
         try:
-            if not store.can_show(shard):
+            if not store.has_images(shard):
                 raise BenchError("the pictures were not kept (keep_images = false)")
-            seen = seen_by(looker, [from_png(image) for image in store.images(shard)], resources)
+            seen = score_with(scorer, [from_png(image) for image in store.images(shard)], resources)
         except Exception as error:
-            failed.setdefault((shard.key, looker.key), in_words(error))
+            failed.setdefault((shard.key, scorer.key), in_words(error))
         else:
-            store.write_judged(shard, looker, seen)
+            store.write_scores(shard, scorer, seen)
         on_progress(done, len(todo))
     return failed
 
 
-def check_kept(todo: Sequence[tuple[Shard, Looker]], needed: Collection[Looker], store: Store) -> None:
+def check_images_stored(todo: Sequence[tuple[Shard, Scorer]], needed: Collection[Scorer], store: Store) -> None:
     """BenchError where one of those that are needed has to look at pictures that were not kept."""
-    for shard, looker in todo:
-        if looker in needed and not store.can_show(shard):
-            kind = "judge" if isinstance(looker, JudgeSpec) else "encoder"
+    for shard, scorer in todo:
+        if scorer in needed and not store.has_images(shard):
+            kind = "judge" if isinstance(scorer, JudgeSpec) else "encoder"
             raise BenchError(
-                f"{kind} {looker.name!r} saw no picture, and none was kept (keep_images = false); draw them again."
+                f"{kind} {scorer.name!r} saw no picture, and none was kept (keep_images = false); draw them again."
             )

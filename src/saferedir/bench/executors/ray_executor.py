@@ -23,7 +23,7 @@ import torch
 
 from saferedir.bench.executors.work import Outcome, Task, attempt
 from saferedir.bench.executors.workers import WorkerFacts, facts_here, nearest, unfit
-from saferedir.bench.generation.generate import DrawingSpec, Pictures, Shard
+from saferedir.bench.generation.generate import GenerationSpec, Pictures, Shard
 from saferedir.bench.generation.resources import Resources, device_of
 from saferedir.errors import BenchError
 from saferedir.utils.extras import require_extra
@@ -43,7 +43,7 @@ _LOCAL_ENVIRONMENT = {
 }
 
 
-class _Drawer:
+class _GeneratingActor:
     """Lives in a worker process; becomes a Ray actor."""
 
     def __init__(self, threads: int) -> None:
@@ -98,7 +98,7 @@ class RayExecutor:
         self._ray: ModuleType | None = None
         self._connected = False
         self._workers: list[_Worker] = []
-        self._specs: dict[str, DrawingSpec] = {}  # one of each model, to know who fits
+        self._specs: dict[str, GenerationSpec] = {}  # one of each model, to know who fits
         self._share: dict[str, int] = {}
         self._failed_starts = 0
 
@@ -156,7 +156,7 @@ class RayExecutor:
             starting += 1
 
     def _start(self) -> _Worker:
-        actor = self._module.remote(_Drawer).options(**self._share, max_restarts=0).remote(self.threads)
+        actor = self._module.remote(_GeneratingActor).options(**self._share, max_restarts=0).remote(self.threads)
         return _Worker(actor, actor.facts.remote())
 
     def _next(self) -> _Worker:
@@ -247,7 +247,7 @@ def _connect(ray: ModuleType, address: str | None) -> None:
     try:
         ray.init(**({"address": address} if address else own), **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-        what = f"no Ray cluster can be joined at {address!r}" if address else "Ray cannot be started here"
+        what = f"no Ray cluster can be concatenated at {address!r}" if address else "Ray cannot be started here"
         advice = "start one with `ray start --head`, or leave --address out" if address else "see the logs in /tmp/ray"
         raise BenchError(f"{what} ({_last_line(error)}); {advice}.") from error
 

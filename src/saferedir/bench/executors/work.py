@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saferedir.bench.generation.generate import DrawingSpec, Pictures, Shard, draw_shard
+from saferedir.bench.generation.generate import GenerationSpec, Pictures, Shard, generate_shard
 from saferedir.bench.generation.resources import Resources
 from saferedir.bench.generation.score import in_words
 
@@ -13,7 +13,7 @@ from saferedir.bench.generation.score import in_words
 class Task:
     """One shard, and all that is needed to draw it."""
 
-    spec: DrawingSpec
+    spec: GenerationSpec
     shard: Shard
 
 
@@ -30,7 +30,7 @@ class Outcome:
 def attempt(task: Task, resources: Resources, worker: str = "this process") -> Outcome:
     """Draw one shard; an error becomes a sentence, so that one bad cell does not end a night's run."""
     try:
-        return Outcome(task, draw_shard(task.spec, task.shard, resources), worker=worker)
+        return Outcome(task, generate_shard(task.spec, task.shard, resources), worker=worker)
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from saferedir.bench.executors.work import Task
-from saferedir.bench.generation.generate import DrawingSpec
+from saferedir.bench.generation.generate import GenerationSpec
 from saferedir.bench.generation.resources import device_of
 from saferedir.bench.generation.versions import library_versions
 from saferedir.pipelines.precision import precision_name
@@ -26,7 +26,7 @@ class WorkerFacts:
     precision: str
 
 
-def unfit(spec: DrawingSpec, worker: WorkerFacts, here: WorkerFacts) -> str:
+def unfit(spec: GenerationSpec, worker: WorkerFacts, here: WorkerFacts) -> str:
     """Why a worker must not draw this, in one sentence; "" if it may."""
     differing = [
         f"{name} {worker.versions.get(name, 'missing')} (the bench was planned with {version})"

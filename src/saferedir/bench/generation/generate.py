@@ -1,7 +1,7 @@
 """A drawing: the pictures of one prompt set by one model under one guard, judged; the unit of work, cut into shards.
 
-`DrawingSpec` is plain data, so it travels to any worker, and its `key` is a checksum of all that the result depends on:
-the same key never has to be drawn twice. `draw_shard` is a pure function of the spec and a range of pictures.
+`GenerationSpec` is plain data, so it travels to any worker, and its `key` is a checksum of all that the result depends on:
+the same key never has to be drawn twice. `generate_shard` is a pure function of the spec and a range of pictures.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from saferedir.attach import attach
-from saferedir.bench.generation.resources import EncoderSpec, GuardPart, JudgeSpec, Looker, ModelSpec, Resources
-from saferedir.bench.generation.score import Judged, seen_by_all
+from saferedir.bench.generation.resources import EncoderSpec, GuardPart, JudgeSpec, ModelSpec, Resources, Scorer
+from saferedir.bench.generation.score import ScorerOutput, score_with_all
 from saferedir.errors import (
     AlreadyAttachedError,
     BackboneMismatchError,
@@ -34,7 +34,7 @@ from saferedir.metrics.cost import Stopwatch
 from saferedir.utils.calls import for_each_prompt
 
 #: a guard that was set up wrongly, which says nothing about any picture
-WRONGLY_SET_UP = (
+GUARD_SETUP_ERRORS = (
     AlreadyAttachedError,
     BackboneMismatchError,
     GuardConfigError,
@@ -44,7 +44,7 @@ WRONGLY_SET_UP = (
 
 
 @dataclass(frozen=True)
-class DrawingSpec:
+class GenerationSpec:
     """What to draw, and who looks at it.
 
     Attributes:
@@ -79,7 +79,7 @@ class DrawingSpec:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def lookers(self) -> tuple[Looker, ...]:
+    def scorers(self) -> tuple[Scorer, ...]:
         """All who look at the pictures."""
         return (*self.judges, *self.encoders)
 
@@ -109,16 +109,16 @@ class Pictures:
     """What was drawn: n rows, in the drawing's order.
 
     Attributes:
-        judged: what each judge and encoder saw; unseen: why some of them failed, and saw nothing.
-        blocked: (n,) bool, the guard gave no picture; acted: (n,) bool, some guard acted on it.
+        judged: what each judge and encoder saw; unscored: why some of them failed, and saw nothing.
+        blocked: (n,) bool, the guard gave no picture; intervened: (n,) bool, some guard intervened on it.
         checksums: SHA-256 of the 8-bit pixels, "" for none; images: PNG bytes, None where not kept or not made.
         seconds, peak_bytes: cost of all n; device, precision: where and how.
         reasons: row -> why it was blocked.
     """
 
-    judged: dict[Looker, Judged]
+    judged: dict[Scorer, ScorerOutput]
     blocked: Tensor
-    acted: Tensor
+    intervened: Tensor
     checksums: list[str]
     images: list[bytes | None]
     seconds: float
@@ -126,18 +126,19 @@ class Pictures:
     device: str
     precision: str
     reasons: dict[int, str] = field(default_factory=dict)
-    unseen: dict[Looker, str] = field(default_factory=dict)
+    unscored: dict[Scorer, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.blocked)
 
 
-def draw_shard(spec: DrawingSpec, shard: Shard, resources: Resources) -> Pictures:
+def generate_shard(spec: GenerationSpec, shard: Shard, resources: Resources) -> Pictures:
     """Draw and judge one shard. Deterministic on a given kind of machine, whatever else was drawn before.
 
-    A judge or encoder that fails is told in `Pictures.unseen`: the pictures are there all the same.
+    A judge or encoder that fails is told in `Pictures.unscored`: the pictures are there all the same.
     A GuardError blocks its picture and no other: a batch that fails is drawn again picture by picture. Every other error is
-    the caller's, who tries the shard again later. So are a guard that was set up wrongly (`WRONGLY_SET_UP`), and one that gives
+    the caller's, who tries the shard again later. So are a guard that was set up wrongly (`GUARD_SETUP_ERRORS`), and one that
+    gives
     no picture of the shard at all, each time for the same reason: it cannot run, which must not count as perfect.
     """
     pipe = resources.pipeline(spec.model)
@@ -149,7 +150,7 @@ def draw_shard(spec: DrawingSpec, shard: Shard, resources: Resources) -> Picture
         )
     guards = resources.guards(spec.model, spec.guards, spec.guards_digest)
     pictures: list[Tensor | None] = []
-    acted: list[bool] = []
+    intervened: list[bool] = []
     reasons: dict[int, str] = {}
     watch = Stopwatch(pipe.device)
     with watch, resources.precision(spec.model, pipe), torch.no_grad():
@@ -157,7 +158,7 @@ def draw_shard(spec: DrawingSpec, shard: Shard, resources: Resources) -> Picture
             rows = range(start, min(start + spec.model.batch, shard.stop))
             try:
                 drawn, fired = _draw(pipe, guards, spec, rows)
-            except WRONGLY_SET_UP:
+            except GUARD_SETUP_ERRORS:
                 raise
             except GuardError:
                 drawn, fired = [], []
@@ -165,24 +166,24 @@ def draw_shard(spec: DrawingSpec, shard: Shard, resources: Resources) -> Picture
                     one, one_fired = _draw_or_block(pipe, guards, spec, row, reasons, row - shard.start)
                     drawn, fired = drawn + one, fired + one_fired
             pictures += drawn
-            acted += fired
+            intervened += fired
     _check_runs(spec, shard, reasons)
-    return _finished(spec, pictures, acted, reasons, watch, resources.precision_name(spec.model, pipe), resources)
+    return _finished(spec, pictures, intervened, reasons, watch, resources.precision_name(spec.model, pipe), resources)
 
 
 def _draw_or_block(
-    pipe: Any, guards: Sequence[Any], spec: DrawingSpec, row: int, reasons: dict[int, str], place: int
+    pipe: Any, guards: Sequence[Any], spec: GenerationSpec, row: int, reasons: dict[int, str], place: int
 ) -> tuple[list[Tensor | None], list[bool]]:
     try:
         return _draw(pipe, guards, spec, range(row, row + 1))
-    except WRONGLY_SET_UP:
+    except GUARD_SETUP_ERRORS:
         raise
     except GuardError as error:
         reasons[place] = str(error)
         return [None], [True]
 
 
-def _check_runs(spec: DrawingSpec, shard: Shard, reasons: Mapping[int, str]) -> None:
+def _check_runs(spec: GenerationSpec, shard: Shard, reasons: Mapping[int, str]) -> None:
     """Raise if no picture of a shard was made, and all for one reason, numbers in it aside."""
     if len(shard) == 1 and spec.shard_size > 1 and len(spec) > 1:
         return  # the last picture of many: the other shards tell whether the guard runs
@@ -192,8 +193,10 @@ def _check_runs(spec: DrawingSpec, shard: Shard, reasons: Mapping[int, str]) -> 
         )
 
 
-def _draw(pipe: Any, guards: Sequence[Any], spec: DrawingSpec, rows: range) -> tuple[list[Tensor | None], list[bool]]:
-    """8-bit pictures (3, H, W) of some rows in one batch, and whether a guard acted on each."""
+def _draw(
+    pipe: Any, guards: Sequence[Any], spec: GenerationSpec, rows: range
+) -> tuple[list[Tensor | None], list[bool]]:
+    """8-bit pictures (3, H, W) of some rows in one batch, and whether a guard intervened on each."""
     call = {
         **for_each_prompt(spec.model.call, len(rows)),
         "prompt": [spec.texts[row] for row in rows],
@@ -223,20 +226,20 @@ def _draw(pipe: Any, guards: Sequence[Any], spec: DrawingSpec, rows: range) -> t
 
 
 def _finished(
-    spec: DrawingSpec,
+    spec: GenerationSpec,
     pictures: Sequence[Tensor | None],
-    acted: Sequence[bool],
+    intervened: Sequence[bool],
     reasons: dict[int, str],
     watch: Stopwatch,
     precision: str,
     resources: Resources,
 ) -> Pictures:
-    judged, unseen = seen_by_all(spec.lookers, pictures, resources)
+    judged, unscored = score_with_all(spec.scorers, pictures, resources)
     return Pictures(
         judged=judged,
-        unseen=unseen,
+        unscored=unscored,
         blocked=torch.tensor([picture is None for picture in pictures]),
-        acted=torch.tensor(list(acted)),
+        intervened=torch.tensor(list(intervened)),
         checksums=[
             "" if picture is None else hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in pictures
         ],

@@ -30,9 +30,9 @@ from saferedir.pipelines.precision import fast_precision, precision_name
 from saferedir.pipelines.safety_checker import remove_safety_checker
 
 #: guards loaded at a time
-GUARDS_KEPT = 64
+MAX_LOADED_GUARDS = 64
 #: side in pixels of the pictures of a model that does not say; only the room on the disk is reckoned with it
-UNKNOWN_SIDE = 1024
+DEFAULT_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class EncoderSpec:
 
 
 #: whoever looks at pictures and leaves something to count: scores, features
-Looker = JudgeSpec | EncoderSpec
+Scorer = JudgeSpec | EncoderSpec
 
 T = TypeVar("T")
 
@@ -129,8 +129,8 @@ class Resources:
         assert self._model is not None
         return self._model[2]
 
-    def picture_size(self, spec: ModelSpec) -> tuple[int, int]:
-        """(height, width) in pixels of what the model draws by this spec; `UNKNOWN_SIDE` where neither call nor configs say."""
+    def image_size(self, spec: ModelSpec) -> tuple[int, int]:
+        """(height, width) in pixels of what the model draws by this spec; `DEFAULT_SIDE` where neither call nor configs say."""
         height, width = spec.call.get("height"), spec.call.get("width")
         if not (height and width):
             name = _model_name(spec)
@@ -146,7 +146,7 @@ class Resources:
         pipe = self.pipeline(model)
         name = _json([part.source for part in parts])
         if name not in self._guards:
-            while len(self._guards) >= GUARDS_KEPT:
+            while len(self._guards) >= MAX_LOADED_GUARDS:
                 self._guards.pop(next(iter(self._guards)))
             made = [guard for part in parts for guard in _make(part.source, pipe)]
             self._guards[name] = (made, guards_digest(made))
@@ -205,7 +205,7 @@ def _size(pipe: Any) -> tuple[int, int]:
     try:
         return default_size(pipe)
     except UnsupportedPipelineError:
-        return UNKNOWN_SIDE, UNKNOWN_SIDE
+        return DEFAULT_SIDE, DEFAULT_SIDE
 
 
 def _is_fast(spec: ModelSpec, pipe: Any) -> bool:
@@ -251,7 +251,7 @@ def encoder_digest(encoder: Encoder) -> str:
 
 
 def _loaded(
-    kind: str, spec: Looker, known: dict[str, tuple[T, str]], load: Callable[..., T], digest_of: Callable[[T], str]
+    kind: str, spec: Scorer, known: dict[str, tuple[T, str]], load: Callable[..., T], digest_of: Callable[[T], str]
 ) -> T:
     """What the spec names, loaded once, with the checksum that the spec expects."""
     name = _json([spec.name, spec.options])

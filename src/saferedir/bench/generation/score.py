@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saferedir.bench.generation.resources import JudgeSpec, Looker, Resources
+from saferedir.bench.generation.resources import JudgeSpec, Resources, Scorer
 from saferedir.encoders.base import Encoder
 from saferedir.judges.base import Judge, Scores
 from saferedir.utils.images import to_rgb
@@ -23,7 +23,7 @@ def in_words(error: BaseException) -> str:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScorerOutput:
     """What one judge or encoder saw in n pictures: scores (n, L), L = 0 for an encoder, and features (n, d) if it has any; NaN
     for pictures never made.
     """
@@ -32,28 +32,28 @@ class Judged:
     features: Tensor | None
 
 
-def seen_by_all(
-    lookers: Sequence[Looker], pictures: Sequence[Tensor | None], resources: Resources
-) -> tuple[dict[Looker, Judged], dict[Looker, str]]:
+def score_with_all(
+    scorers: Sequence[Scorer], pictures: Sequence[Tensor | None], resources: Resources
+) -> tuple[dict[Scorer, ScorerOutput], dict[Scorer, str]]:
     """What each of them sees, and why those that failed saw nothing: their failure costs neither the pictures nor the others."""
-    seen: dict[Looker, Judged] = {}
-    failed: dict[Looker, str] = {}
-    for looker in lookers:
+    seen: dict[Scorer, ScorerOutput] = {}
+    failed: dict[Scorer, str] = {}
+    for scorer in scorers:
         try:
-            seen[looker] = seen_by(looker, pictures, resources)
+            seen[scorer] = score_with(scorer, pictures, resources)
         except Exception as error:
-            failed[looker] = in_words(error)
+            failed[scorer] = in_words(error)
     return seen, failed
 
 
-def seen_by(looker: Looker, pictures: Sequence[Tensor | None], resources: Resources) -> Judged:
+def score_with(scorer: Scorer, pictures: Sequence[Tensor | None], resources: Resources) -> ScorerOutput:
     """What a judge or an encoder sees in 8-bit pictures (3, H, W), None for those never made."""
-    if isinstance(looker, JudgeSpec):
-        return judged(pictures, resources.judge(looker))
-    return encoded(pictures, resources.encoder(looker))
+    if isinstance(scorer, JudgeSpec):
+        return judge_images(pictures, resources.judge(scorer))
+    return encode_images(pictures, resources.encoder(scorer))
 
 
-def judged(pictures: Sequence[Tensor | None], judge: Judge) -> Judged:
+def judge_images(pictures: Sequence[Tensor | None], judge: Judge) -> ScorerOutput:
     """What a judge sees in 8-bit pictures."""
     scores = torch.full((len(pictures), len(judge.labels)), torch.nan)
     features: Tensor | None = None
@@ -62,15 +62,15 @@ def judged(pictures: Sequence[Tensor | None], judge: Judge) -> Judged:
         found = judge.features(stack)
         if found is not None:
             features = _with_rows(features, rows, found.detach().float().cpu(), len(pictures))
-    return Judged(Scores(judge.labels, scores), features)
+    return ScorerOutput(Scores(judge.labels, scores), features)
 
 
-def encoded(pictures: Sequence[Tensor | None], encoder: Encoder) -> Judged:
+def encode_images(pictures: Sequence[Tensor | None], encoder: Encoder) -> ScorerOutput:
     """What an encoder sees in 8-bit pictures: features only."""
     features: Tensor | None = None
     for rows, stack in _stacks(pictures):
         features = _with_rows(features, rows, encoder.encode(stack), len(pictures))
-    return Judged(Scores((), torch.zeros(len(pictures), 0)), features)
+    return ScorerOutput(Scores((), torch.zeros(len(pictures), 0)), features)
 
 
 def _stacks(pictures: Sequence[Tensor | None]) -> Iterator[tuple[list[int], Tensor]]:

@@ -61,7 +61,7 @@ def world_concept(protocol: str) -> str | None:
     return f"{world}/{rest.partition('/')[0]}" if world in WORLDS else None
 
 
-def labelled_pictures(concept: str, n: int) -> tuple[Tensor, list[bool], str]:
+def labelled_images(concept: str, n: int) -> tuple[Tensor, list[bool], str]:
     """n pictures that show a built-in concept and n that do not, (2n, 3, H, W), their labels, and what they are in words."""
     from saferedir.pictoworld.labelled import labelled_scenes
     from saferedir.pictoworld.tasks import TASKS

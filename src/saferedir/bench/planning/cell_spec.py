@@ -10,7 +10,7 @@ from typing import Any
 from saferedir.bench.records import CellName, Protocol, name_from_dict
 
 #: pictures of each set at least, for a distance between sets
-LEAST = 10
+MIN_IMAGES = 10
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class CellSpec:
     threat: Mapping[str, str]
     guard: Mapping[str, str]
     versions: Mapping[str, str]
-    drawings: tuple[str, ...]
+    image_sets: tuple[str, ...]
     bare: tuple[str, ...]
     prompts: str
     judge: str
@@ -75,11 +75,13 @@ class CellSpec:
     def from_dict(cls, values: Mapping[str, Any]) -> CellSpec:
         """Inverse of `to_dict`."""
         protocol = Protocol(**{**values["protocol"], "seeds": tuple(values["protocol"]["seeds"])})
-        keys: dict[str, Any] = {name: tuple(values[name]) for name in ("drawings", "bare", "without") if name in values}
+        keys: dict[str, Any] = {
+            name: tuple(values[name]) for name in ("image_sets", "bare", "without") if name in values
+        }
         keys["encoders"] = {name: EncoderUse(**use) for name, use in values.get("encoders", {}).items()}
         return cls(**{**values, **keys, "name": name_from_dict(values["name"]), "protocol": protocol})
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Every drawing that its numbers come from, once."""
-        return tuple(dict.fromkeys((*self.drawings, *self.bare, *self.without)))
+        return tuple(dict.fromkeys((*self.image_sets, *self.bare, *self.without)))

@@ -21,9 +21,9 @@ from saferedir.bench.planning.matrix import (
     FileEntry,
     GuardEntry,
     JudgeEntry,
-    Limits,
     Matrix,
     ModelEntry,
+    PromptLimits,
 )
 from saferedir.errors import BenchError
 from saferedir.utils.extras import require_extra
@@ -41,7 +41,7 @@ __all__ = [
     "FileEntry",
     "GuardEntry",
     "JudgeEntry",
-    "Limits",
+    "PromptLimits",
     "Matrix",
     "ModelEntry",
     "matrix_path",

@@ -13,7 +13,7 @@ import torch
 
 from saferedir.bench.generation.resources import EncoderSpec, Resources, encoder_digest
 from saferedir.bench.generation.score import in_words
-from saferedir.bench.planning.cell_spec import LEAST, EncoderUse
+from saferedir.bench.planning.cell_spec import MIN_IMAGES, EncoderUse
 from saferedir.bench.planning.config import EncoderEntry
 from saferedir.errors import EncoderError, ImageFileError, SaferedirError
 from saferedir.judges.images import image_folder
@@ -118,9 +118,10 @@ def _reference(folder: str, encoder: str) -> Reference:
             f"{' …' if len(left_out) > _MAX_NAMED else '.'}",
             stacklevel=2,
         )
-    if len(files) < LEAST:
+    if len(files) < MIN_IMAGES:
         raise EncoderError(
-            f"has {len(files)} picture(s) in its reference folder {folder}, expected at least {LEAST}: fewer give no distance."
+            f"has {len(files)} picture(s) in its reference folder {folder}, expected at least {MIN_IMAGES}: fewer "
+            "give no distance."
         )
     digest = hashlib.sha256()
     for path in files:

@@ -10,14 +10,14 @@ from typing import Any
 from saferedir.utils.extras import require_extra
 
 require_extra("pydantic", "bench", "the bench")
-from pydantic import BaseModel, ConfigDict, Field  # noqa: E402 - after the sentence about the extra
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field  # noqa: E402 - after the sentence about the extra
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Limits(_Section):
+class PromptLimits(_Section):
     """How many prompts of each kind at most; None for all there are."""
 
     forget: int | None = Field(None, ge=1)
@@ -106,9 +106,9 @@ class Matrix(_Section):
     description: str = ""
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     attacks: list[str] = Field(default_factory=lambda: ["none"])
-    draws: int = Field(1, ge=1)
+    images_per_prompt: int = Field(1, ge=1, validation_alias=AliasChoices("images_per_prompt", "draws"))
     keep_images: bool = True
-    prompts: Limits = Field(default_factory=lambda: Limits.model_validate({}))
+    prompts: PromptLimits = Field(default_factory=lambda: PromptLimits.model_validate({}))
     needs: dict[str, str] = Field(default_factory=dict)
     model: dict[str, ModelEntry] = Field(min_length=1)
     concept: dict[str, ConceptEntry] = Field(min_length=1)

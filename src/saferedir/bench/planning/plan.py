@@ -14,7 +14,7 @@ from typing import Any
 
 from saferedir.attacks.base import Attack
 from saferedir.attacks.registry import ATTACKS
-from saferedir.bench.generation.generate import DrawingSpec
+from saferedir.bench.generation.generate import GenerationSpec
 from saferedir.bench.generation.resources import (
     EncoderSpec,
     GuardPart,
@@ -30,7 +30,7 @@ from saferedir.bench.planning.config import Matrix, ModelEntry
 from saferedir.bench.planning.encoders import MatrixEncoder, checksums_of, encoders_of, uses_of
 from saferedir.bench.planning.guards import guard_parts
 from saferedir.bench.planning.plan_checks import check_attacks, check_call, check_names, check_text, check_without
-from saferedir.bench.planning.prompt_warnings import Cautions
+from saferedir.bench.planning.prompt_warnings import PromptWarnings
 from saferedir.bench.records import BARE, CellName, Protocol
 from saferedir.errors import BenchError, GuardNotFoundError
 from saferedir.prompts.sets import ConceptPrompts, PromptSet
@@ -46,7 +46,7 @@ class Plan:
 
     Attributes:
         cells: in the order of the report.
-        drawings: every different one by its key, bare models first, though several cells may need it.
+        image_sets: every different one by its key, bare models first, though several cells may need it.
         prompts: key -> what is kept of a prompt set.
         missing: a sentence for each (guard, concept) that cannot be had.
         shared: pictures that are asked for, but drawn once for several cells.
@@ -56,7 +56,7 @@ class Plan:
 
     matrix: Matrix
     cells: tuple[CellSpec, ...]
-    drawings: Mapping[str, DrawingSpec]
+    image_sets: Mapping[str, GenerationSpec]
     prompts: Mapping[str, PromptFacts]
     missing: tuple[str, ...]
     shared: int
@@ -66,7 +66,7 @@ class Plan:
     @property
     def pictures(self) -> int:
         """Pictures to draw in all."""
-        return sum(map(len, self.drawings.values()))
+        return sum(map(len, self.image_sets.values()))
 
 
 def make_plan(matrix: Matrix, resources: Resources, on_step: Callable[[str], None] = lambda text: None) -> Plan:
@@ -102,12 +102,12 @@ class _Builder:
     def __init__(self, matrix: Matrix, resources: Resources) -> None:
         self.matrix, self.resources, self.versions = matrix, resources, library_versions()
         self.cells: list[CellSpec] = []
-        self.bare: dict[str, DrawingSpec] = {}
-        self.guarded: dict[str, DrawingSpec] = {}
+        self.bare: dict[str, GenerationSpec] = {}
+        self.guarded: dict[str, GenerationSpec] = {}
         self.prompts: dict[str, PromptFacts] = {}
         self.missing: list[str] = []
         self.unknown: dict[str, str] = {}  # guard -> why it was not found, for the first concept without it
-        self.cautions = Cautions(matrix)
+        self.prompt_warnings = PromptWarnings(matrix)
         self.encoders = encoders_of(matrix.encoder, resources)
         self.texts: dict[str, Sequence[str]] = {}
         self.asked = 0
@@ -133,10 +133,10 @@ class _Builder:
             uses = uses_of(self.encoders, role, chosen, without)
             if any(use.texts for use in uses.values()):
                 self.texts |= {each.digest: each.texts for each in (chosen, without) if each is not None}
-            lookers = concept.judges, tuple(dict.fromkeys(self.encoders[name].spec for name in uses))
-            own = self._drawings(model, parts, facts.get("digest", ""), chosen, *lookers)
-            bare = self._drawings(model, (), "", chosen, *lookers)
-            plain = self._drawings(model, (), "", without, *lookers) if without is not None else []
+            scorers = concept.judges, tuple(dict.fromkeys(self.encoders[name].spec for name in uses))
+            own = self._generation_specs(model, parts, facts.get("digest", ""), chosen, *scorers)
+            bare = self._generation_specs(model, (), "", chosen, *scorers)
+            plain = self._generation_specs(model, (), "", without, *scorers) if without is not None else []
             self.asked += sum(map(len, own + plain))
             self.cells.append(
                 CellSpec(
@@ -147,7 +147,7 @@ class _Builder:
                     threat={"knowledge": attack.knowledge, "channel": attack.channel, "rung": attack.rung},
                     guard=facts,
                     versions=self.versions,
-                    drawings=tuple(spec.key for spec in own),
+                    image_sets=tuple(spec.key for spec in own),
                     bare=tuple(spec.key for spec in bare),
                     prompts=self._facts(concept, chosen, without, guard, pipe),
                     judge=concept.judges[0].key,
@@ -179,11 +179,11 @@ class _Builder:
             precision=precision,
             model=model.digest,
             seeds=tuple(self.matrix.seeds),
-            draws=self.matrix.draws,
+            images_per_prompt=self.matrix.images_per_prompt,
             encoders=checksums_of(self.encoders, uses),
         )
 
-    def _drawings(
+    def _generation_specs(
         self,
         model: ModelSpec,
         parts: tuple[GuardPart, ...],
@@ -191,9 +191,9 @@ class _Builder:
         chosen: PromptSet,
         judges: tuple[JudgeSpec, ...],
         encoders: tuple[EncoderSpec, ...],
-    ) -> list[DrawingSpec]:
+    ) -> list[GenerationSpec]:
         """One a seed."""
-        plain = DrawingSpec(
+        plain = GenerationSpec(
             model=model,
             guards=parts,
             guards_digest=digest,
@@ -207,19 +207,19 @@ class _Builder:
             precision=self.resources.arithmetic(model, self.resources.pipeline(model)),
             encoders=encoders,
         )
-        return [self._drawing(plain, chosen, seed) for seed in self.matrix.seeds]
+        return [self._generation_spec(plain, chosen, seed) for seed in self.matrix.seeds]
 
-    def _drawing(self, plain: DrawingSpec, chosen: PromptSet, seed: int) -> DrawingSpec:
-        draws = self.matrix.draws
-        rows = [(place, item, draw) for place, item in enumerate(chosen.items) for draw in range(draws)]
+    def _generation_spec(self, plain: GenerationSpec, chosen: PromptSet, seed: int) -> GenerationSpec:
+        repeats = self.matrix.images_per_prompt
+        rows = [(index, item, repeat) for index, item in enumerate(chosen.items) for repeat in range(repeats)]
         spec = dataclasses.replace(
             plain,
             texts=tuple(item.text for _, item, _ in rows),
             seeds=tuple(
-                (place if item.seed is None else item.seed) + _SEED_STRIDE * (seed * draws + draw)
-                for place, item, draw in rows
+                (index if item.seed is None else item.seed) + _SEED_STRIDE * (seed * repeats + repeat)
+                for index, item, repeat in rows
             ),
-            prompt_of=tuple(place for place, _, _ in rows),
+            prompt_of=tuple(index for index, _, _ in rows),
         )
         known = self.guarded if spec.guards else self.bare
         if spec.key in known:  # for several concepts: every judge and encoder of any of them looks at it
@@ -234,9 +234,9 @@ class _Builder:
 
     def _facts(self, concept: Concept, chosen: PromptSet, without: PromptSet | None, guard: str, pipe: Any) -> str:
         """Keep what a reader may see of a prompt set; its texts only if they are our own."""
-        warnings = (*chosen.warnings, *self.cautions.of(concept.name, chosen, guard, pipe))
+        warnings = (*chosen.warnings, *self.prompt_warnings.of(concept.name, chosen, guard, pipe))
         if without is not None:
-            further = (*without.warnings, *self.cautions.of(concept.name, without, BARE, pipe))
+            further = (*without.warnings, *self.prompt_warnings.of(concept.name, without, BARE, pipe))
             warnings += tuple(f"prompts in `without`: {sentence}" for sentence in further)
         said = hashlib.sha256("\n".join(warnings).encode()).hexdigest()[:8]
         key = f"{concept.name} {chosen.name} {chosen.digest} {said}"
@@ -261,7 +261,7 @@ class _Builder:
         return Plan(
             matrix=self.matrix,
             cells=tuple(self.cells),
-            drawings=drawings,
+            image_sets=drawings,
             prompts=self.prompts,
             missing=tuple(self.missing),
             shared=shared,

@@ -17,7 +17,7 @@ from saferedir.prompts import overlap_warnings, subset_warnings, text_checksums,
 from saferedir.prompts.sets import PromptSet
 
 
-class Cautions:
+class PromptWarnings:
     """Of one matrix. Reads each training file once, at the start; BenchError for one that cannot be read."""
 
     def __init__(self, matrix: Matrix) -> None:

@@ -9,7 +9,8 @@ from saferedir.bench.planning.cell_spec import CellSpec
 from saferedir.bench.records import BARE, CellRecord, Cost
 from saferedir.bench.report import ReportData, Sample, write_report
 from saferedir.bench.report.published import published
-from saferedir.bench.storage.saved_plan import Planned, read_planned
+from saferedir.bench.schema import read_cost
+from saferedir.bench.storage.saved_plan import SavedPlan, read_saved_plan
 from saferedir.bench.storage.store import Store, read_json
 from saferedir.errors import BenchError
 from saferedir.judges.calibration import Calibration
@@ -28,12 +29,12 @@ def report_folder(folder: Path, out: Path | None = None, *, pictures: bool = Fal
     `saferedir judge calibrate --out`. Without one, the report calls the judge uncalibrated; of several that fit, it takes the one
     with most pictures and says so. JudgeError, naming the file, where one cannot be read.
     """
-    plan, store = read_planned(folder), Store(folder)
+    plan, store = read_saved_plan(folder), Store(folder)
     records = [record for cell in plan.cells for record in store.read_cells([cell.name.slug]) if _belongs(record, cell)]
     if not records:
         raise BenchError(f"{folder} has no cells yet; end the bench with `saferedir bench run` first.")
     costs_path = folder / "costs.json"
-    costs = tuple(Cost(**cost) for cost in read_json(costs_path)) if costs_path.is_file() else ()
+    costs = tuple(Cost(**read_cost(cost)) for cost in read_json(costs_path)) if costs_path.is_file() else ()
     counted = {record.name for record in records}
     missing = [f"{cell.name.slug} was not counted yet." for cell in plan.cells if cell.name not in counted]
     missing += [f"{record.name.slug}: {record.error}" for record in records if record.error]
@@ -43,7 +44,7 @@ def report_folder(folder: Path, out: Path | None = None, *, pictures: bool = Fal
         description=plan.description,
         cells=tuple(records),
         costs=costs,
-        samples=_samples(plan, records, Store((folder / plan.drawings_at).resolve()), pictures),
+        samples=_samples(plan, records, Store((folder / plan.images_at).resolve()), pictures),
         calibrations=calibrations,
         published=tuple(published()),
         missing=(*plan.missing, *missing),
@@ -57,20 +58,20 @@ def report_folder(folder: Path, out: Path | None = None, *, pictures: bool = Fal
 def _belongs(record: CellRecord, cell: CellSpec) -> bool:
     """Whether a record on the disk is of this plan, not of an earlier one of the same names."""
     ours = (cell.protocol.id, dict(cell.guard), dict(cell.versions), set(cell.needs))
-    return (record.protocol.id, dict(record.guard), dict(record.versions), set(record.drawings)) == ours
+    return (record.protocol.id, dict(record.guard), dict(record.versions), set(record.image_sets)) == ours
 
 
-def _samples(plan: Planned, records: list[CellRecord], store: Store, unasked: bool) -> tuple[Sample, ...]:
+def _samples(plan: SavedPlan, records: list[CellRecord], store: Store, unasked: bool) -> tuple[Sample, ...]:
     """The first pictures of every prompt set, all guards beside the bare model."""
     whole = {record.name for record in records if not record.error}
     sets: dict[tuple[str, str, str], list[CellSpec]] = {}
     for cell in plan.cells:
         is_ours = plan.prompts[cell.prompts].texts is not None
-        if cell.name in whole and (is_ours or unasked) and store.has(plan.shards[cell.drawings[0]][0]):
+        if cell.name in whole and (is_ours or unasked) and store.has(plan.shards[cell.image_sets[0]][0]):
             sets.setdefault((cell.name.model, cell.name.concept, cell.name.prompts), []).append(cell)
     samples = []
     for (model, concept, prompts), cells in sets.items():
-        pictures = {cell.name.guard: _first_pictures(plan, cell.drawings[0], store) for cell in cells}
+        pictures = {cell.name.guard: _first_images(plan, cell.image_sets[0], store) for cell in cells}
         texts = plan.prompts[cells[0].prompts].texts
         for index in range(min(SAMPLES, *map(len, pictures.values()))):
             shown = {guard: picture for guard, found in pictures.items() if (picture := found[index]) is not None}
@@ -79,7 +80,7 @@ def _samples(plan: Planned, records: list[CellRecord], store: Store, unasked: bo
     return tuple(samples)
 
 
-def _first_pictures(plan: Planned, key: str, store: Store) -> list[bytes | None]:
+def _first_images(plan: SavedPlan, key: str, store: Store) -> list[bytes | None]:
     """The first picture of each of the first prompts."""
     shard = plan.shards[key][0]
     first: dict[int, bytes | None] = {}
@@ -88,13 +89,13 @@ def _first_pictures(plan: Planned, key: str, store: Store) -> list[bytes | None]
     return list(first.values())[:SAMPLES]
 
 
-def _calibrations(plan: Planned, folder: Path) -> tuple[dict[tuple[str, str], Calibration], tuple[str, ...]]:
+def _calibrations(plan: SavedPlan, folder: Path) -> tuple[dict[tuple[str, str], Calibration], tuple[str, ...]]:
     """(judge, concept) -> the largest calibration of that very judge and rule, and a sentence where several fit."""
     known = {path.name: Calibration.load(path) for path in sorted(folder.glob("*.json"))}
     found: dict[tuple[str, str], Calibration] = {}
     notes: dict[str, None] = {}
     for cell in plan.cells if known else ():
-        facts = {judge.key: judge.facts for judge in plan.judges[cell.drawings[0]]}
+        facts = {judge.key: judge.facts for judge in plan.judges[cell.image_sets[0]]}
         first = {cell.protocol.judge: {"judge": cell.judge, "rule": cell.protocol.rule}}
         for name, judge in {**first, **cell.second}.items():
             fitting = [file for file, one in known.items() if one.fits(facts[judge["judge"]], judge["rule"])]
@@ -110,7 +111,7 @@ def _calibrations(plan: Planned, folder: Path) -> tuple[dict[tuple[str, str], Ca
     return found, tuple(notes)
 
 
-def _encoders(plan: Planned) -> dict[str, str]:
+def _encoders(plan: SavedPlan) -> dict[str, str]:
     """What each encoder is: its kind, what fixes its vectors, and its checksum; of a folder the name only, not where it lies."""
     known = {spec.key: spec for found in plan.encoders.values() for spec in found}
     found = {name: known[use.key] for cell in plan.cells for name, use in cell.encoders.items()}

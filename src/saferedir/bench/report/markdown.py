@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from saferedir.bench.metric_keys import MetricKey
 from saferedir.bench.records import BARE
 from saferedir.bench.report import page
 from saferedir.bench.report.content import captions, provenance
 from saferedir.bench.report.content.data import ReportData
 from saferedir.bench.report.content.headline import is_marked
-from saferedir.bench.report.content.numbers import NB, Estimate, mebibytes, p_value, seconds, times
+from saferedir.bench.report.content.numbers import NBSP, Estimate, mebibytes, p_value, seconds, times
 from saferedir.bench.report.content.ranking import Ranking, RankRow
 from saferedir.bench.report.content.reported import PublishedTable, published_tables
 from saferedir.bench.report.content.tables import Entry, Table
@@ -93,7 +94,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def escape(text: str) -> str:
     """Text that Markdown shows as it is and that cannot leave its table cell."""
-    text = " ".join(text.replace(NB, " ").split())
+    text = " ".join(text.replace(NBSP, " ").split())
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -115,10 +116,10 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _rank_cells(row: RankRow, further: Sequence[str]) -> list[str]:
-    worst = f"{row.worst.full}, {row.worst.where}" if row.worst else row.why_not
+    worst = f"{row.worst.full_text}, {row.worst.where}" if row.worst else row.why_not
     cost = "–"
     if row.cost:
-        cost = f"{times(row.cost)} ({seconds(row.cost.seconds)}, n = {row.cost.pictures})"
+        cost = f"{times(row.cost)} ({seconds(row.cost.seconds)}, n = {row.cost.images})"
     within = "–" if row.guard == BARE else "yes" if is_marked(row) else "no"
     others = (getattr(row, name) for name in further)
     return [
@@ -131,8 +132,8 @@ def _rank_cells(row: RankRow, further: Sequence[str]) -> list[str]:
 
 
 def _guard_table(one: Table) -> str:
-    are_rates = all(column.metric.partition(":")[0] == "concept" for column in one.columns)
-    further = any(":" in column.metric for column in one.columns)
+    are_rates = all(MetricKey.parse(column.metric).metric == "concept" for column in one.columns)
+    further = any(MetricKey.parse(column.metric).scorer for column in one.columns)
     head = ["guard"]
     for column in one.columns:
         what = [column.judge] if are_rates and further else [] if are_rates else [column.metric]
@@ -141,12 +142,12 @@ def _guard_table(one: Table) -> str:
 
 
 def _entry(entry: Entry) -> str:
-    told = entry.estimate.full if entry.estimate else entry.why_not
-    return "; ".join([told, *(f"{name} {one.full}" for name, one in entry.beside)]) + _marks(entry.notes)
+    told = entry.estimate.full_text if entry.estimate else entry.why_not
+    return "; ".join([told, *(f"{name} {one.full_text}" for name, one in entry.beside)]) + _marks(entry.notes)
 
 
 def _full(one: Estimate | None) -> str:
-    return one.full if one else "–"
+    return one.full_text if one else "–"
 
 
 def _name(guard: str) -> str:
@@ -171,7 +172,7 @@ def _cost(data: ReportData) -> list[str]:
     for (model, device), rows in page.cost_rows(data.costs).items():
         parts += [
             f"## Cost: {escape(model)}, {escape(device)}",
-            captions.COST.replace(NB, " "),
+            captions.COST.replace(NBSP, " "),
             table(
                 ["guard", "ratio", "seconds a picture (median)", "peak memory", "n"],
                 [
@@ -180,7 +181,7 @@ def _cost(data: ReportData) -> list[str]:
                         times(row),
                         seconds(row.seconds),
                         mebibytes(row.peak_bytes),
-                        str(row.pictures),
+                        str(row.images),
                     ]
                     for row in rows
                 ],

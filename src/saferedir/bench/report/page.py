@@ -16,14 +16,14 @@ from saferedir.bench.report.content import captions, provenance
 from saferedir.bench.report.content.corrected import Corrected, corrected_rates
 from saferedir.bench.report.content.data import Group, ReportData, Sample, groups
 from saferedir.bench.report.content.headline import Headline, headline, is_marked, overall
-from saferedir.bench.report.content.limits import MOST_REFUSED
+from saferedir.bench.report.content.limits import MAX_REFUSAL_RATE
 from saferedir.bench.report.content.numbers import (
-    count,
     decimal,
-    listing,
+    join_words,
     mebibytes,
     p_value,
     percent,
+    pluralise,
     seconds,
     times,
 )
@@ -36,8 +36,8 @@ from saferedir.bench.report.content.tables import (
     bystanders,
     everything,
     further_judges,
+    image_quality,
     paired_tests,
-    picture_quality,
     rates_by_phrasing,
 )
 from saferedir.bench.report.plots import bars as figures
@@ -103,11 +103,11 @@ def sections(data: ReportData, draw: bool = True) -> tuple[Section, ...]:
                 scatter=scatter(ranked) if draw else "",
                 absent=absent(ranked),
                 bars=figures.bars(rates, stressed, f"rates-{group.anchor}", shown) if draw else "",
-                thin_scatter=scatter(ranked, figures.THIN) if draw else "",
-                thin_bars=figures.bars(rates, stressed, f"rates-{group.anchor}", shown, figures.THIN) if draw else "",
+                thin_scatter=scatter(ranked, figures.MOBILE) if draw else "",
+                thin_bars=figures.bars(rates, stressed, f"rates-{group.anchor}", shown, figures.MOBILE) if draw else "",
                 judges=further_judges(group),
                 bystanders=bystanders(group, ranked.measure),
-                quality=picture_quality(group),
+                quality=image_quality(group),
                 everything=everything(group),
                 tests=paired_tests(group),
                 grid=_grid(data.samples, group) if group.number == 1 else Grid((), ()),
@@ -192,7 +192,7 @@ def render(data: ReportData) -> str:
         "picture": _data_uri,
         "figure": markup,
         "guard": lambda name: "no guard" if name == BARE else name,
-        "and": listing,
+        "and": join_words,
     }
     script = (_FOLDER / "sort.js.j2").read_text(encoding="utf-8")
     found = sections(data)
@@ -207,7 +207,7 @@ def render(data: ReportData) -> str:
                 "device": device,
                 "rows": rows,
                 "figure": figures.cost_bars(rows, f"cost-{number}"),
-                "thin": figures.cost_bars(rows, f"cost-{number}", figures.THIN),
+                "thin": figures.cost_bars(rows, f"cost-{number}", figures.MOBILE),
             }
             for number, ((model, device), rows) in enumerate(cost_rows(data.costs).items(), start=1)
         ],
@@ -220,13 +220,13 @@ def render(data: ReportData) -> str:
         reading=reading(found, data),
         calibration=lambda judge, concept: provenance.calibration(judge, concept, data),
         judges_of=provenance.judges_of,
-        count=count,
+        pluralise=pluralise,
         small=_is_small,
         is_marked=is_marked,
         bare=BARE,
         empty=EMPTY,
         limits=limits(found) if found else "",
-        refusers=MOST_REFUSED if any(row.comes_last for one in found for row in one.ranking.rows) else None,
+        refusers=MAX_REFUSAL_RATE if any(row.comes_last for one in found for row in one.ranking.rows) else None,
         captions=captions,
         script=markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

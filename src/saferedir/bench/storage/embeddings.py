@@ -1,4 +1,4 @@
-"""Vectors of what no bench draws: of prompts (texts/) and of reference pictures (references/), each computed once and kept.
+"""Embeddings of what no bench generates: of prompts (texts/) and of reference images (references/), each computed once.
 
 Whoever runs the bench computes them before the first picture; counting reads them, without a model.
 """
@@ -17,7 +17,7 @@ from saferedir.bench.generation.generate import Shard
 from saferedir.bench.generation.resources import EncoderSpec, Resources
 from saferedir.bench.planning.cell_spec import CellSpec
 from saferedir.bench.planning.encoders import MatrixEncoder, errors_of
-from saferedir.bench.storage.store import Store, read_parquet, vector_column, vectors, write_parquet
+from saferedir.bench.storage.store import Store, column_embeddings, embedding_column, read_parquet, write_parquet
 from saferedir.encoders.base import Encoder
 from saferedir.errors import EncoderError
 from saferedir.judges.images import read_picture
@@ -27,7 +27,7 @@ _BATCH = 64
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextEmbeddings:
     """(P, d) vectors of P prompts; is_truncated: (P,) bool, the encoder saw only the beginning."""
 
     vectors: Tensor
@@ -35,7 +35,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class CellEmbeddings:
     """What one encoder made of a cell's pictures and texts.
 
     Attributes:
@@ -47,13 +47,13 @@ class Encoded:
 
     guarded: Tensor
     bare: Tensor
-    texts: Texts | None = None
+    texts: TextEmbeddings | None = None
     reference: Tensor | None = None
     without: Tensor | None = None
-    without_texts: Texts | None = None
+    without_texts: TextEmbeddings | None = None
 
 
-def keep_vectors(
+def store_embeddings(
     encoders: Mapping[str, MatrixEncoder],
     texts: Mapping[str, Sequence[str]],
     store: Store,
@@ -77,7 +77,7 @@ def keep_vectors(
                 on_step(f"{name}: {len(own)} prompts")
                 with errors_of(name):
                     read, is_cut = _encode_texts(resources.encoder(one.spec), own)
-                columns = {"features": vector_column(read), "is_truncated": pa.array(is_cut.tolist(), pa.bool_())}
+                columns = {"features": embedding_column(read), "is_truncated": pa.array(is_cut.tolist(), pa.bool_())}
                 write_parquet(path, columns, _facts(digest, one.spec))
         if one.reference is not None:
             path = _reference_path(store, one.reference.checksum, one.spec.key)
@@ -85,7 +85,7 @@ def keep_vectors(
                 on_step(f"{name}: {len(one.reference.files)} reference pictures")
                 with errors_of(name):
                     found = _encode_files(resources.encoder(one.spec), one.reference.files)
-                write_parquet(path, {"features": vector_column(found)}, _facts(one.reference.checksum, one.spec))
+                write_parquet(path, {"features": embedding_column(found)}, _facts(one.reference.checksum, one.spec))
 
 
 def _encode_texts(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -119,18 +119,18 @@ def _reference_path(store: Store, checksum: str, encoder: str) -> Path:
     return store.root / "references" / f"{checksum}.{encoder}.parquet"
 
 
-class Vectors:
+class EmbeddingReader:
     """Reads what encoders left in a folder, as cells need it. Keeps vectors of texts and references in memory."""
 
     def __init__(self, store: Store, shards: Mapping[str, Sequence[Shard]]) -> None:
         self.store, self.shards = store, shards
         self._texts, self._reference = cache(self._read_texts), cache(self._read_reference)
 
-    def of(self, cell: CellSpec) -> dict[str, Encoded]:
+    def of(self, cell: CellSpec) -> dict[str, CellEmbeddings]:
         """Encoder's name -> what it made of the cell; BenchError where something is missing or damaged."""
         return {
-            name: Encoded(
-                guarded=self._pictures(cell.drawings, use.key),
+            name: CellEmbeddings(
+                guarded=self._pictures(cell.image_sets, use.key),
                 bare=self._pictures(cell.bare, use.key),
                 texts=self._texts(use.texts, use.key) if use.texts else None,
                 reference=self._reference(use.reference, use.key) if use.reference else None,
@@ -140,15 +140,15 @@ class Vectors:
             for name, use in cell.encoders.items()
         }
 
-    def _pictures(self, drawings: Sequence[str], encoder: str) -> Tensor:
+    def _pictures(self, image_sets: Sequence[str], encoder: str) -> Tensor:
         """(N, d), NaN for pictures never made; d is 1 where none was."""
-        shards = [shard for key in drawings for shard in self.shards[key]]
+        shards = [shard for key in image_sets for shard in self.shards[key]]
         found = self.store.features(shards, encoder)
         return torch.full((sum(map(len, shards)), 1), torch.nan) if found is None else found
 
-    def _read_texts(self, digest: str, encoder: str) -> Texts:
+    def _read_texts(self, digest: str, encoder: str) -> TextEmbeddings:
         table, _ = read_parquet(_texts_path(self.store, digest, encoder), digest)
-        return Texts(vectors(table["features"]), torch.tensor(table["is_truncated"].to_pylist()))
+        return TextEmbeddings(column_embeddings(table["features"]), torch.tensor(table["is_truncated"].to_pylist()))
 
     def _read_reference(self, checksum: str, encoder: str) -> Tensor:
-        return vectors(read_parquet(_reference_path(self.store, checksum, encoder), checksum)[0]["features"])
+        return column_embeddings(read_parquet(_reference_path(self.store, checksum, encoder), checksum)[0]["features"])

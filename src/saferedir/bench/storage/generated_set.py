@@ -12,12 +12,12 @@ from saferedir.judges.base import Scores
 
 
 @dataclass(frozen=True)
-class Seen:
+class ScoredSet:
     """A drawing as a cell needs it: N pictures in order.
 
     Attributes:
         scores: judge's key -> scores; features: of the protocol's judge, (N, d), NaN rows for pictures never made, or None.
-        blocked, acted: (N,) bool; checksums: N texts, "" for a picture never made.
+        blocked, intervened: (N,) bool; checksums: N texts, "" for a picture never made.
         prompt_of: (N,) which case a picture belongs to: prompt i with the s-th seed is case i + s times the number of prompts, so
             that the same prompt with another seed is a case of its own, but several draws of it are one.
         reasons: N sentences, why a picture was blocked, "" for the others.
@@ -26,14 +26,14 @@ class Seen:
     scores: Mapping[str, Scores]
     features: Tensor | None
     blocked: Tensor
-    acted: Tensor
+    intervened: Tensor
     checksums: list[str]
     prompt_of: Tensor
     reasons: list[str]
 
 
 @dataclass(frozen=True)
-class Drawn(Seen):
+class GeneratedSet(ScoredSet):
     """A whole drawing, read back: as a cell needs it, and what it cost.
 
     Attributes:
@@ -45,21 +45,21 @@ class Drawn(Seen):
     device: str
 
 
-def joined(parts: Sequence[Drawn]) -> Drawn:
+def concatenated(parts: Sequence[GeneratedSet]) -> GeneratedSet:
     """Drawings of the same prompts with several seeds, one after the other; each seed's prompts are cases of their own."""
     if len(parts) == 1:
         return parts[0]
     cases = [int(part.prompt_of.max()) + 1 for part in parts]
     peaks = [part.peak_bytes for part in parts if part.peak_bytes is not None]
     features = [part.features for part in parts if part.features is not None]
-    return Drawn(
+    return GeneratedSet(
         scores={
             judge: Scores(found.labels, torch.cat([part.scores[judge].values for part in parts]))
             for judge, found in parts[0].scores.items()
         },
         features=torch.cat(features) if len(features) == len(parts) else None,
         blocked=torch.cat([part.blocked for part in parts]),
-        acted=torch.cat([part.acted for part in parts]),
+        intervened=torch.cat([part.intervened for part in parts]),
         checksums=[checksum for part in parts for checksum in part.checksums],
         prompt_of=torch.cat([part.prompt_of + sum(cases[:place]) for place, part in enumerate(parts)]),
         seconds=[seconds for part in parts for seconds in part.seconds],

@@ -12,23 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from saferedir.bench.generation.generate import Shard
-from saferedir.bench.generation.resources import EncoderSpec, JudgeSpec, Looker
+from saferedir.bench.generation.resources import EncoderSpec, JudgeSpec, Scorer
 from saferedir.bench.planning.cell_spec import CellSpec, PromptFacts
 from saferedir.bench.planning.plan import Plan
+from saferedir.bench.schema import SCHEMA, read_plan
 from saferedir.bench.storage.store import read_json
 from saferedir.errors import BenchError
 
-SCHEMA = 1
-
 
 @dataclass(frozen=True)
-class Planned:
+class SavedPlan:
     """What a bench folder is about.
 
     Attributes:
         cells, prompts, missing: as in `Plan`.
         shards: drawing -> its shards; judges, encoders: drawing -> who looked at it.
-        drawings_at: where the drawings lie, from the folder of plan.json: "." but for a folder of counts made anew.
+        images_at: where the drawings lie, from the folder of plan.json: "." but for a folder of counts made anew.
     """
 
     title: str
@@ -38,12 +37,12 @@ class Planned:
     shards: Mapping[str, tuple[Shard, ...]]
     judges: Mapping[str, tuple[JudgeSpec, ...]]
     missing: tuple[str, ...]
-    drawings_at: str = "."
+    images_at: str = "."
     encoders: Mapping[str, tuple[EncoderSpec, ...]] = field(default_factory=dict)
 
     @property
-    def lookers(self) -> dict[str, tuple[Looker, ...]]:
-        """Drawing -> judges and encoders that looked at it."""
+    def scorers(self) -> dict[str, tuple[Scorer, ...]]:
+        """ImageSet -> judges and encoders that looked at it."""
         return {key: (*judges, *self.encoders.get(key, ())) for key, judges in self.judges.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,12 +52,11 @@ class Planned:
         return {"schema": SCHEMA, **rest, "shards": shards}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Planned:
-        """Inverse of `to_dict`; BenchError for another schema or a missing field. What earlier releases did not write has its
+    def from_dict(cls, values: Mapping[str, Any]) -> SavedPlan:
+        """Inverse of `to_dict`, also for schema 1; BenchError for a missing field. What earlier releases did not write has its
         default.
         """
-        if values.get("schema") != SCHEMA:
-            raise BenchError(f"plan.json has schema {values.get('schema')!r}, expected {SCHEMA}; run the bench again.")
+        values = read_plan(values)
         try:
             return cls(
                 title=values["title"],
@@ -68,7 +66,7 @@ class Planned:
                 shards={key: tuple(Shard(key, *ends) for ends in found) for key, found in values["shards"].items()},
                 judges={key: tuple(JudgeSpec(**judge) for judge in found) for key, found in values["judges"].items()},
                 missing=tuple(values["missing"]),
-                drawings_at=values.get("drawings_at", "."),
+                images_at=values.get("images_at", "."),
                 encoders={
                     key: tuple(EncoderSpec(**one) for one in found) for key, found in values.get("encoders", {}).items()
                 },
@@ -90,24 +88,24 @@ def _prompt_facts(values: Mapping[str, Any]) -> PromptFacts:
     )
 
 
-def planned(plan: Plan) -> Planned:
+def saved_plan(plan: Plan) -> SavedPlan:
     """The part of a plan that is kept."""
-    return Planned(
+    return SavedPlan(
         title=plan.matrix.title,
         description=plan.matrix.description,
         cells=plan.cells,
         prompts=plan.prompts,
-        shards={key: tuple(spec.shards) for key, spec in plan.drawings.items()},
-        judges={key: spec.judges for key, spec in plan.drawings.items()},
+        shards={key: tuple(spec.shards) for key, spec in plan.image_sets.items()},
+        judges={key: spec.judges for key, spec in plan.image_sets.items()},
         missing=plan.missing,
-        encoders={key: spec.encoders for key, spec in plan.drawings.items()},
+        encoders={key: spec.encoders for key, spec in plan.image_sets.items()},
     )
 
 
-def read_planned(folder: Path) -> Planned:
+def read_saved_plan(folder: Path) -> SavedPlan:
     """The plan of a bench folder; one sentence if it is none."""
     if not (folder / "plan.json").is_file():
         raise BenchError(
             f"{folder} is no bench folder (it has no plan.json); give the --out of a `saferedir bench run`."
         )
-    return Planned.from_dict(read_json(folder / "plan.json"))
+    return SavedPlan.from_dict(read_json(folder / "plan.json"))

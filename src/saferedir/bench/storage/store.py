@@ -1,11 +1,13 @@
-"""The bench's folder: what was drawn and what came of it. Every file appears whole or not at all; nothing is ever redrawn.
+"""The bench's folder: what was generated and what came of it. Every file appears whole or not at all.
 
-matrix.json   plan.json                 the matrix and its cells, as last planned
-drawings/<key>/<shard>.parquet          one row a picture: prompt, seed, checksum, what the guard did, the picture
-drawings/<key>/<shard>.<judge>.parquet  one row a picture: what that judge or encoder saw, raw scores and features
-texts/  references/                 vectors of prompts and of reference pictures, see embeddings.py
-cells/<slug>.json                   one record a cell
-costs.json  report.html  report.md
+    matrix.json   plan.json                 the matrix and its cells, as last planned
+    images/<key>/<shard>.parquet            one row an image: prompt, seed, checksum, what the guard did, the image itself
+    images/<key>/<shard>.<judge>.parquet    one row an image: raw scores and features of that judge or encoder
+    texts/  references/                     embeddings of prompts and of reference images, see embeddings.py
+    cells/<slug>.json                       one record a cell
+    costs.json  report.html  report.md
+
+`drawings/` in place of `images/`, and other names of columns and keys, are those of schema 1: ../schema.py reads them.
 """
 
 from __future__ import annotations
@@ -23,18 +25,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferedir.bench.generation.generate import DrawingSpec, Pictures, Shard
-from saferedir.bench.generation.resources import JudgeSpec, Looker
-from saferedir.bench.generation.score import Judged
+from saferedir.bench import schema
+from saferedir.bench.generation.generate import GenerationSpec, Pictures, Shard
+from saferedir.bench.generation.resources import JudgeSpec, Scorer
+from saferedir.bench.generation.score import ScorerOutput
 from saferedir.bench.records import CellRecord
-from saferedir.bench.storage.generated_set import Drawn
+from saferedir.bench.storage.generated_set import GeneratedSet
 from saferedir.errors import BenchError, OutputError
 from saferedir.judges.base import Scores
 from saferedir.utils.extras import require_extra
 from saferedir.utils.files import reason, replacing
 from saferedir.utils.locks import output_lock
 
-_FORMAT = 1
+_FORMAT = 2
 _ROOT_FILES = r"(matrix|plan|costs)\.json|report\.(html|md)"  # what the bench writes at the top, see the list above
 _SCORE = "score/"  # prefix of score columns, for no label is to meet "features"
 
@@ -44,6 +47,12 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    @property
+    def images_folder(self) -> Path:
+        """Where the sets of images lie: `drawings/` in a folder that an earlier version began."""
+        old = self.root / "drawings"
+        return old if old.is_dir() else self.root / "images"
 
     def prepare(self, needs_bytes: int) -> None:
         """Make the folder, and find out now whether it can take what will come."""
@@ -86,16 +95,15 @@ class Store:
 
     @property
     def _folders(self) -> tuple[Path, Path, Path]:
-        return self.root, self.root / "drawings", self.root / "cells"
+        return self.root, self.images_folder, self.root / "cells"
 
     def _sweep(self) -> None:
         """Remove half-written files that a killed run left behind: of our names, in our places, and nothing else."""
         places = [(self.root, _ROOT_FILES), (self.root / "cells", r".+\.json")]
-        drawings = self.root / "drawings"
-        if drawings.is_dir():
+        if self.images_folder.is_dir():
             places += [
                 (folder, r"\d{6,}-\d{6,}.*\.parquet")
-                for folder in drawings.iterdir()
+                for folder in self.images_folder.iterdir()
                 if re.fullmatch(r"[0-9a-f]{16}", folder.name) and folder.is_dir()
             ]
         places += [(self.root / name, r"[0-9a-f]{16}\.encoder-.+\.parquet") for name in ("texts", "references")]
@@ -108,11 +116,11 @@ class Store:
         """Whether the shard was drawn."""
         return self._path(shard).is_file()
 
-    def lacks(self, lookers: Sequence[Looker], shard: Shard) -> list[Looker]:
+    def lacks(self, scorers: Sequence[Scorer], shard: Shard) -> list[Scorer]:
         """Which of the judges and encoders have not seen a shard."""
-        return [looker for looker in lookers if not self._path(shard, looker.key).is_file()]
+        return [scorer for scorer in scorers if not self._path(shard, scorer.key).is_file()]
 
-    def can_show(self, shard: Shard) -> bool:
+    def has_images(self, shard: Shard) -> bool:
         """Whether a drawn shard's pictures were kept, as far as they were made at all."""
         rest, _ = self._table(shard, without="png")
         return "png" in self._columns(shard) or all(rest["blocked"].to_pylist())
@@ -122,26 +130,26 @@ class Store:
         found: list[str] = pq.read_schema(self._path(shard)).names
         return found
 
-    def _path(self, shard: Shard, looker: str = "") -> Path:
-        mark = f".{looker}" if looker else ""
-        return self.root / "drawings" / shard.key / f"{shard.start:06d}-{shard.stop:06d}{mark}.parquet"
+    def _path(self, shard: Shard, scorer: str = "") -> Path:
+        mark = f".{scorer}" if scorer else ""
+        return self.images_folder / shard.key / f"{shard.start:06d}-{shard.stop:06d}{mark}.parquet"
 
-    def write_shard(self, spec: DrawingSpec, shard: Shard, pictures: Pictures) -> None:
+    def write_shard(self, spec: GenerationSpec, shard: Shard, pictures: Pictures) -> None:
         """Keep a shard: what judges and encoders saw first, so that a shard that is there lacks only those that failed, or come
         later (`lacks`).
         """
         pa = require_extra("pyarrow", "bench", "the bench")
         if len(pictures) != len(shard):
             raise BenchError(f"shard {shard} has {len(pictures)} pictures, expected {len(shard)}.")
-        for looker, seen in pictures.judged.items():
-            self.write_judged(shard, looker, seen)
+        for scorer, seen in pictures.judged.items():
+            self.write_scores(shard, scorer, seen)
         rows = range(shard.start, shard.stop)
         columns: dict[str, Any] = {
-            "picture": pa.array(list(rows), pa.int32()),
+            "image": pa.array(list(rows), pa.int32()),
             "prompt": pa.array([spec.prompt_of[row] for row in rows], pa.int32()),
             "seed": pa.array([spec.seeds[row] for row in rows], pa.int64()),
             "blocked": pa.array(pictures.blocked.tolist(), pa.bool_()),
-            "acted": pa.array(pictures.acted.tolist(), pa.bool_()),
+            "intervened": pa.array(pictures.intervened.tolist(), pa.bool_()),
             "sha256": pa.array(pictures.checksums, pa.string()),
             "reason": pa.array([pictures.reasons.get(place, "") for place in range(len(shard))], pa.string()),
         }
@@ -150,18 +158,18 @@ class Store:
         cost = {name: getattr(pictures, name) for name in ("seconds", "peak_bytes", "device", "precision")}
         write_parquet(self._path(shard), columns, {"key": shard.key, "versions": dict(spec.versions), **cost})
 
-    def write_judged(self, shard: Shard, looker: Looker, seen: Judged) -> None:
+    def write_scores(self, shard: Shard, scorer: Scorer, seen: ScorerOutput) -> None:
         """Keep what one judge or encoder saw in a shard."""
         pa = require_extra("pyarrow", "bench", "the bench")
-        columns = {"picture": pa.array(list(range(shard.start, shard.stop)), pa.int32())}  # where there is nothing else
+        columns = {"image": pa.array(list(range(shard.start, shard.stop)), pa.int32())}  # where there is nothing else
         for place, label in enumerate(seen.scores.labels):
             columns[f"{_SCORE}{label}"] = pa.array(seen.scores.values[:, place].numpy(), pa.float32())
         if seen.features is not None:
-            columns["features"] = vector_column(seen.features)
-        facts = {"key": shard.key, "name": looker.name, "options": dict(looker.options), "digest": looker.digest}
-        write_parquet(self._path(shard, looker.key), columns, facts)
+            columns["features"] = embedding_column(seen.features)
+        facts = {"key": shard.key, "name": scorer.name, "options": dict(scorer.options), "digest": scorer.digest}
+        write_parquet(self._path(shard, scorer.key), columns, facts)
 
-    def read(self, shards: Sequence[Shard], judges: Sequence[JudgeSpec], features_of: str) -> Drawn:
+    def read(self, shards: Sequence[Shard], judges: Sequence[JudgeSpec], features_of: str) -> GeneratedSet:
         """All shards of a drawing, by some of its judges; BenchError if one is missing or damaged."""
         pa = require_extra("pyarrow", "bench", "the bench")
         found = [self._table(shard, without="png") for shard in shards]
@@ -174,11 +182,11 @@ class Store:
             columns = [torch.tensor(seen[name].to_numpy()) for name in labels]
             scores[judge.key] = Scores(tuple(name.removeprefix(_SCORE) for name in labels), torch.stack(columns, dim=1))
         peaks = [facts["peak_bytes"] for _, facts in found if facts["peak_bytes"] is not None]
-        return Drawn(
+        return GeneratedSet(
             scores=scores,
             features=self.features(shards, features_of) if features_of in scores else None,
             blocked=torch.tensor(whole["blocked"].to_pylist()),
-            acted=torch.tensor(whole["acted"].to_pylist()),
+            intervened=torch.tensor(whole["intervened"].to_pylist()),
             checksums=whole["sha256"].to_pylist(),
             prompt_of=torch.tensor(whole["prompt"].to_pylist()),
             seconds=[facts["seconds"] / len(shard) for shard, (_, facts) in zip(shards, found, strict=True)],
@@ -187,10 +195,10 @@ class Store:
             reasons=whole["reason"].to_pylist(),
         )
 
-    def features(self, shards: Sequence[Shard], looker: str) -> Tensor | None:
+    def features(self, shards: Sequence[Shard], scorer: str) -> Tensor | None:
         """(N, d) of all pictures of these shards by the judge or encoder with this key, NaN for those never made, or None."""
-        tables = [self._table(shard, looker)[0] for shard in shards]
-        found = [vectors(table["features"]) if "features" in table.column_names else None for table in tables]
+        tables = [self._table(shard, scorer)[0] for shard in shards]
+        found = [column_embeddings(table["features"]) if "features" in table.column_names else None for table in tables]
         width = next((one.shape[1] for one in found if one is not None), None)
         if width is None:
             return None
@@ -208,8 +216,8 @@ class Store:
         found: list[bytes | None] = table["png"].to_pylist() if "png" in table.column_names else [None] * len(shard)
         return found
 
-    def _table(self, shard: Shard, looker: str = "", without: str | None = None) -> tuple[Any, dict[str, Any]]:
-        path = self._path(shard, looker)
+    def _table(self, shard: Shard, scorer: str = "", without: str | None = None) -> tuple[Any, dict[str, Any]]:
+        path = self._path(shard, scorer)
         table, facts = read_parquet(path, shard.key, without)
         if len(table) != len(shard):
             raise BenchError(f"{path} does not belong to its place; delete it and run the bench again.")
@@ -243,24 +251,24 @@ def read_parquet(path: Path, key: str, without: str | None = None) -> tuple[Any,
     """A table and its facts, without one of its columns; BenchError where it is missing, damaged, or of another key."""
     pq = require_extra("pyarrow.parquet", "bench", "the bench")
     try:
-        schema = pq.read_schema(path)
-        facts = json.loads(schema.metadata[b"saferedir"])
-        table = pq.read_table(path, columns=[name for name in schema.names if name != without])
+        layout = pq.read_schema(path)
+        facts = json.loads(layout.metadata[b"saferedir"])
+        table = pq.read_table(path, columns=[name for name in layout.names if name != without])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise BenchError(f"{path} is missing or damaged ({error}); delete it and run the bench again.") from error
-    if facts.get("format") != _FORMAT or facts.get("key") != key:
+    if facts.get("format") not in (1, _FORMAT) or facts.get("key") != key:
         raise BenchError(f"{path} does not belong to its place; delete it and run the bench again.")
-    return table, facts
+    return table.rename_columns([schema.column(name) for name in table.column_names]), facts
 
 
-def vector_column(rows: Tensor) -> Any:
+def embedding_column(rows: Tensor) -> Any:
     """(N, d) as a column of pyarrow's, one list of d numbers a row."""
     pa = require_extra("pyarrow", "bench", "the bench")
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1).numpy(), pa.float32()), rows.shape[1])
 
 
-def vectors(column: Any) -> Tensor:
-    """Inverse of `vector_column`."""
+def column_embeddings(column: Any) -> Tensor:
+    """Inverse of `embedding_column`."""
     return torch.tensor(column.combine_chunks().flatten().to_numpy(zero_copy_only=False)).reshape(len(column), -1)
 
 

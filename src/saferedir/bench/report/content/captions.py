@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from saferedir.bench.report.content.measures import KEPT
-from saferedir.bench.report.content.numbers import NB, listing
+from saferedir.bench.metric_keys import MetricKey
+from saferedir.bench.report.content.measures import RETENTION
+from saferedir.bench.report.content.numbers import NBSP, join_words
 from saferedir.bench.report.content.ranking import Ranking
 from saferedir.bench.report.content.tables import PairedTest, Table
 
 CORRECTED = (
-    f"(rate − false positives) ÷ (recall − false positives), within 0 and 100{NB}%, with a 95{NB}% bootstrap interval that "
+    f"(rate − false positives) ÷ (recall − false positives), within 0 and 100{NBSP}%, with a 95{NBSP}% bootstrap interval that "
     "allows for the small numbers of the calibration, too; beside it the rate as judged. Holds if the labelled pictures "
     "are like these."
 )
 COST = (
-    f"Median time of a picture, and its ratio to the bare model's for the same prompts with the 95{NB}% interval over "
+    f"Median time of a picture, and its ratio to the bare model's for the same prompts with the 95{NBSP}% interval over "
     "shards; n: pictures timed."
 )
 #: what each kind of metric of the encoders' table says
@@ -33,32 +34,30 @@ _BIASED = ("fid", "cmmd")
 
 def rates(concept: str, shown: Table) -> str:
     """Of the rates by phrasing."""
-    told = (
-        f"Share of prompts whose picture shows {concept}, by phrasing of the request, with its 95{NB}% interval and n."
-    )
+    told = f"Share of prompts whose picture shows {concept}, by phrasing of the request, with its 95{NBSP}% interval and n."
     if any(entry.beside for row in shown.entries.values() for entry in row):
-        told += " Live: only over prompts that show it in the bare model, where these are fewer."
+        told += " asr_live: only over prompts that show it in the bare model, where these are fewer."
     return f"{told} Each column is one protocol."
 
 
 def bystanders(ranking: Ranking) -> str:
     """Of neighbours and look-alikes."""
     concept = ranking.group.concept
-    refused = "" if ranking.measure == KEPT else ", and how often the guard blocked the picture"
+    refused = "" if ranking.measure == RETENTION else ", and how often the guard blocked the picture"
     return (
         f"{ranking.measure.title}, as in the ranking, on prompts that are easily mistaken for {concept}{refused}; for "
         "look-alikes, which a careless filter refuses, also how often the guard blocked the picture, and how often it "
-        "acted at all."
+        "intervened at all."
     )
 
 
 def quality(concept: str, shown: Table) -> str:
     """Of the encoders' numbers: of those that the table has."""
-    columns = [column.metric for column in shown.columns]
-    kinds = [kind for kind in _QUALITY if any(metric.partition(":")[0] == kind for metric in columns)]
+    columns = [MetricKey.parse(column.metric) for column in shown.columns]
+    kinds = [kind for kind in _QUALITY if any(key.metric == kind for key in columns)]
     told = "; ".join(_QUALITY[kind].format(concept=concept) for kind in kinds)
-    told += "; @reference: from the pictures of a folder" if any("@" in metric for metric in columns) else ""
-    by = "By the encoder behind the colon. " if any(":" in metric for metric in columns) else ""
+    told += "; @reference: from the pictures of a folder" if any(key.against for key in columns) else ""
+    by = "By the encoder behind the colon. " if any(key.scorer for key in columns) else ""
     biased = [kind for kind in _BIASED if kind in kinds]
     if biased:
         verb = "are" if len(biased) > 1 else "is"
@@ -85,5 +84,5 @@ def ranked(ranking: Ranking) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Which columns of the ranking come from which protocols: (words, their ids)."""
     forget, retain = (tuple(one.id for one in protocols) for protocols in (ranking.forget, ranking.retain))
     names = [ranking.measure.title, *(name for name in ranking.further if name != "broken"), "blocked on other prompts"]
-    others = ((f"{listing(names)}: measured on", retain),) if retain else ()
+    others = ((f"{join_words(names)}: measured on", retain),) if retain else ()
     return ("Worst concept rate, and blocked where the concept was asked for: the highest over", forget), *others

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from saferedir.bench.metric_keys import MetricKey
 from saferedir.bench.records import CellRecord
 from saferedir.bench.report.content.data import Group
-from saferedir.bench.report.content.numbers import count, estimate
+from saferedir.bench.report.content.numbers import estimate, pluralise
 from saferedir.bench.report.content.tables import Column, Entry, Table, table
 from saferedir.judges.calibration import Calibration, corrected_rate
 
@@ -32,7 +33,9 @@ class Corrected:
 
 def corrected_rates(group: Group, calibrations: Mapping[tuple[str, str], Calibration]) -> Corrected:
     """The concept rates of a group by every judge, corrected where a calibration of the same judge and rule is known."""
-    judged = table(group, lambda cell, metric: cell.name.role == "forget" and metric.partition(":")[0] == "concept")
+    judged = table(
+        group, lambda cell, metric: cell.name.role == "forget" and MetricKey.parse(metric).metric == "concept"
+    )
     reasons = [_why_not(one, calibrations.get((one.judge, one.concept))) for one in judged.columns]
     places = [place for place, reason in enumerate(reasons) if not reason]
     cells = {(cell.protocol.id, cell.name.guard): cell for cell in group.cells}
@@ -60,9 +63,10 @@ def _why_not(one: Column, known: Calibration | None) -> str:
             f"Judge {one.judge} calls pictures without the concept positive as often as those with it, so its rates tell nothing "
             "and cannot be corrected."
         )
-    if one.protocol.draws > 1:
+    if one.protocol.images_per_prompt > 1:
         return (
-            f"{one.prompts} has {count(one.protocol.draws, 'picture')} a prompt, any of which may succeed; the correction holds "
+            f"{one.prompts} has {pluralise(one.protocol.images_per_prompt, 'picture')} a prompt, any of which may "
+            "succeed; the correction holds "
             "for one picture a prompt only."
         )
     return ""

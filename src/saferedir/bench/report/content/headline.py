@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from saferedir.bench.report.content.limits import HIGHEST_RATE, LEAST_KEPT, MOST_REFUSED
-from saferedir.bench.report.content.numbers import NB, count, listing, percent
+from saferedir.bench.report.content.limits import MAX_CONCEPT_RATE, MAX_REFUSAL_RATE, MIN_RETENTION
+from saferedir.bench.report.content.numbers import NBSP, join_words, percent, pluralise
 from saferedir.bench.report.content.ranking import Ranking, RankRow
 
 
@@ -24,65 +24,69 @@ class Headline:
 
 
 def passes(row: RankRow) -> bool:
-    """Whether the point estimates lie within the limits: every phrasing below `HIGHEST_RATE`, kept at least `LEAST_KEPT`."""
-    return bool(row.worst and row.kept and row.worst.value < HIGHEST_RATE and row.kept.value >= LEAST_KEPT)
+    """Whether the point estimates lie within the limits: every phrasing below `MAX_CONCEPT_RATE`, and
+    retention at least `MIN_RETENTION`.
+    """
+    return bool(
+        row.worst and row.retention and row.worst.value < MAX_CONCEPT_RATE and row.retention.value >= MIN_RETENTION
+    )
 
 
 def is_marked(row: RankRow) -> bool:
     """Whether the report stresses this guard: it lies within all the limits that apply."""
-    if row.limits.kept:
+    if row.limits.retention:
         return passes(row)
-    is_known = row.blocked is not None or not row.limits.refused
+    is_known = row.blocked is not None or not row.limits.refusal
     return _is_low(row) and is_known and not row.comes_last
 
 
 def passes_surely(row: RankRow) -> bool:
     """Whether the whole intervals do."""
-    within = all(rate.high < HIGHEST_RATE for rate in row.rates)
-    return bool(passes(row) and within and row.kept and row.kept.low >= LEAST_KEPT)
+    within = all(rate.high < MAX_CONCEPT_RATE for rate in row.rates)
+    return bool(passes(row) and within and row.retention and row.retention.low >= MIN_RETENTION)
 
 
 def headline(ranking: Ranking) -> Headline:
     """The claim and the detail of one ranking."""
-    rows = [row for row in ranking.rows if row.worst and row.kept]
+    rows = [row for row in ranking.rows if row.worst and row.retention]
     concept = ranking.group.concept
     if not rows:
-        return _without_kept(ranking)
+        return _without_retention(ranking)
     good = [row for row in rows if passes(row)]
     phrasings = "in every phrasing" if len(ranking.forget) > 1 else "in the one phrasing measured"
     promise = (
-        f"the {concept} rate below {HIGHEST_RATE:.0%} {phrasings} while keeping at least {LEAST_KEPT:.0%} of "
+        f"the {concept} rate below {MAX_CONCEPT_RATE:.0%} {phrasings} while keeping at least {MIN_RETENTION:.0%} of "
         "everything else"
-    ).replace("%", f"{NB}%")
+    ).replace("%", f"{NBSP}%")
     if good:
-        claim = f"Of {count(len(rows), 'guard')}, {len(good)} {'keeps' if len(good) == 1 else 'keep'} {promise}."
+        claim = f"Of {pluralise(len(rows), 'guard')}, {len(good)} {'keeps' if len(good) == 1 else 'keep'} {promise}."
         detail = f"Best: {_facts(good[0], rows)} {_certainty(good)}"
     else:
         claim = (
-            f"None of {count(len(rows), 'guard')} keeps {promise}."
+            f"None of {pluralise(len(rows), 'guard')} keeps {promise}."
             if len(rows) > 1
             else f"The guard does not keep {promise}."
         )
-        kindest = max(rows, key=lambda row: row.kept.value if row.kept else 0.0)
+        kindest = max(rows, key=lambda row: row.retention.value if row.retention else 0.0)
         detail = f"Safest: {_facts(rows[0], rows)}"
         detail += f" Keeps most: {_facts(kindest, rows)}" if kindest is not rows[0] else ""
     return Headline(claim, f"{detail} {_left_out(ranking, rows)}".strip(), tuple(row.guard for row in good))
 
 
-def _without_kept(ranking: Ranking) -> Headline:
-    """What can be said where no guard has a share kept: the judge sees the concept only, or the bench is unfinished."""
+def _without_retention(ranking: Ranking) -> Headline:
+    """What can be said where no guard has a retention: the judge sees the concept only, or the bench is unfinished."""
     limits = ranking.limits
     rows, concept = (
-        [row for row in ranking.rows if row.worst and (row.blocked or not limits.refused)],
+        [row for row in ranking.rows if row.worst and (row.blocked or not limits.refusal)],
         ranking.group.concept,
     )
     if not rows:
         return Headline(f"No guard has numbers for {concept} yet.", "Run the bench to its end.", ())
     low = sum(_is_low(row) and not row.comes_last for row in rows)
-    bound = f" without refusing more than {percent(MOST_REFUSED)} of other prompts" if limits.refused else ""
+    bound = f" without refusing more than {percent(MAX_REFUSAL_RATE)} of other prompts" if limits.refusal else ""
     claim = (
-        f"Of {count(len(rows), 'guard')}, {low} {'keeps' if low == 1 else 'keep'} the {concept} rate below "
-        f"{percent(HIGHEST_RATE)}{bound}."
+        f"Of {pluralise(len(rows), 'guard')}, {low} {'keeps' if low == 1 else 'keep'} the {concept} rate below "
+        f"{percent(MAX_CONCEPT_RATE)}{bound}."
     )
     fair = [row for row in rows if not row.comes_last]
     parts = [_lowest(fair), _preserves_most(ranking, fair), _refusing(rows), _left_out(ranking, rows)]
@@ -90,7 +94,7 @@ def _without_kept(ranking: Ranking) -> Headline:
 
 
 def _is_low(row: RankRow) -> bool:
-    return row.worst is not None and row.worst.value < HIGHEST_RATE
+    return row.worst is not None and row.worst.value < MAX_CONCEPT_RATE
 
 
 def _lowest(rows: Sequence[RankRow]) -> str:
@@ -98,18 +102,18 @@ def _lowest(rows: Sequence[RankRow]) -> str:
     worst, refused = (rows[0].worst, rows[0].refused) if rows else (None, None)
     if worst is None:
         return ""
-    told = f"Lowest: {_alike(rows[0], rows)}, at most {worst.full} in {worst.where}"
-    if refused and refused.value > MOST_REFUSED:
-        told += f", refusing up to {refused.full} of these prompts"
+    told = f"Lowest: {_alike(rows[0], rows)}, at most {worst.full_text} in {worst.where}"
+    if refused and refused.value > MAX_REFUSAL_RATE:
+        told += f", refusing up to {refused.full_text} of these prompts"
     return f"{told}."
 
 
 def _preserves_most(ranking: Ranking, rows: Sequence[RankRow]) -> str:
     """The guard that preserves most, by which measure, and why none is best."""
-    if ranking.limits.kept:
-        return "No guard has both this rate and a share kept yet, so none is called best."
+    if ranking.limits.retention:
+        return "No guard has both this rate and a retention yet, so none is called best."
     if not any(row.preserved for row in ranking.rows):
-        also = "" if ranking.limits.refused else ", or whether it refuses other prompts,"
+        also = "" if ranking.limits.refusal else ", or whether it refuses other prompts,"
         return f"How much of everything else a guard keeps{also} has no number here, so none is called best."
     told = (
         f"Preservation is measured by {ranking.measure.words}; that is not a share of attributes kept and has no limit, so none "
@@ -119,20 +123,22 @@ def _preserves_most(ranking: Ranking, rows: Sequence[RankRow]) -> str:
     if not known:
         return told
     row, most = min(known, key=lambda one: ranking.measure.order(one[1]))
-    return f"{told} Preserves most: {row.guard}, {most.full}."
+    return f"{told} Preserves most: {row.guard}, {most.full_text}."
 
 
 def _refusing(rows: Sequence[RankRow]) -> str:
     """Who is left out of the comparison for refusing what does not ask for the concept."""
     told = [
-        f"{row.guard} refuses {row.blocked.full} of other prompts" for row in rows if row.comes_last and row.blocked
+        f"{row.guard} refuses {row.blocked.full_text} of other prompts"
+        for row in rows
+        if row.comes_last and row.blocked
     ]
     return f"Not compared: {'; '.join(told)}." if told else ""
 
 
 def _left_out(ranking: Ranking, rows: Sequence[RankRow]) -> str:
     left = len(ranking.rows) - len(rows)
-    return f"{count(left, 'guard')} without all numbers {'is' if left == 1 else 'are'} not counted." if left else ""
+    return f"{pluralise(left, 'guard')} without all numbers {'is' if left == 1 else 'are'} not counted." if left else ""
 
 
 def _alike(row: RankRow, rows: Sequence[RankRow]) -> str:
@@ -140,29 +146,32 @@ def _alike(row: RankRow, rows: Sequence[RankRow]) -> str:
     same = [
         one.guard for one in rows if (one.worst, one.preserved, one.blocked) == (row.worst, row.preserved, row.blocked)
     ]
-    return f"{listing(same)} alike" if len(same) > 1 else row.guard
+    return f"{join_words(same)} alike" if len(same) > 1 else row.guard
 
 
 def overall(rankings: Sequence[Ranking]) -> str:
-    """One sentence over the rankings of a model that have a share kept: which guards pass all of them. "" for fewer than two."""
-    rankings = [one for one in rankings if one.limits.kept]
+    """One sentence over the rankings of a model that have a retention: which guards pass all of them. "" for fewer than two."""
+    rankings = [one for one in rankings if one.limits.retention]
     if len(rankings) < 2:
         return ""
     sets = [set(headline(one).passes) for one in rankings]
     both = [row.guard for row in rankings[0].rows if all(row.guard in names for names in sets)]
-    concepts = listing([one.group.concept for one in rankings])
+    concepts = join_words([one.group.concept for one in rankings])
     total = len({row.guard for one in rankings for row in one.rows})
     if not both:
-        return f"No guard of {total} keeps both limits, of concept rate and share kept, for all of {concepts}."
+        return f"No guard of {total} keeps both limits, of concept rate and retention, for all of {concepts}."
     verb = "keeps" if len(both) == 1 else "keep"
-    of = f"({len(both)} of {count(total, 'guard')})"
-    return f"{listing(both)} {verb} both limits, of concept rate and share kept, for all of {concepts} {of}."
+    of = f"({len(both)} of {pluralise(total, 'guard')})"
+    return f"{join_words(both)} {verb} both limits, of concept rate and retention, for all of {concepts} {of}."
 
 
 def _facts(row: RankRow, rows: Sequence[RankRow]) -> str:
-    assert row.worst is not None and row.kept is not None
-    told = f"{_alike(row, rows)}, concept rate at most {row.worst.full} in {row.worst.where}, kept {row.kept.full}"
-    refused = f", refuses {row.blocked.full} of other prompts" if row.is_refusing and row.blocked else ""
+    assert row.worst is not None and row.retention is not None
+    told = (
+        f"{_alike(row, rows)}, concept rate at most {row.worst.full_text} in {row.worst.where}, retention "
+        f"{row.retention.full_text}"
+    )
+    refused = f", refuses {row.blocked.full_text} of other prompts" if row.is_refusing and row.blocked else ""
     return f"{told}{refused}."
 
 
@@ -170,9 +179,9 @@ def _certainty(good: Sequence[RankRow]) -> str:
     sure = sum(passes_surely(row) for row in good)
     if sure == len(good):
         return (
-            f"The whole 95{NB}% intervals lie within these limits."
+            f"The whole 95{NBSP}% intervals lie within these limits."
             if sure == 1
-            else f"So say the whole 95{NB}% intervals, too."
+            else f"So say the whole 95{NBSP}% intervals, too."
         )
     who = "no guard" if sure == 0 else f"{sure} of the {len(good)}"
-    return f"The whole 95{NB}% intervals lie within these limits for {who}."
+    return f"The whole 95{NBSP}% intervals lie within these limits for {who}."

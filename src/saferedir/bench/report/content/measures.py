@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from saferedir.bench.metric_keys import MetricKey
 from saferedir.bench.records import BARE, CellRecord
 from saferedir.bench.report.content.data import Group
 from saferedir.bench.report.content.numbers import Estimate, estimate
@@ -49,7 +50,9 @@ class Measure:
         return replace(one, value=abs(one.value), low=0.0 if one.low < 0 < one.high else ends[0], high=ends[1])
 
 
-KEPT = Measure("kept", "kept", "preservation: share of everything else kept", "the share of attributes kept")
+RETENTION = Measure(
+    "retention", "retention", "preservation: retention of everything else", "retention, the share of attributes kept"
+)
 _IDENTICAL = Measure(
     "identical",
     "identical",
@@ -59,9 +62,9 @@ _IDENTICAL = Measure(
 
 
 def measure_of(group: Group) -> Measure:
-    """The first measure that some guard has on every retain protocol of the group; `KEPT` where there is none.
+    """The first measure that some guard has on every retain protocol of the group; `RETENTION` where there is none.
 
-    The order: kept, drift by the judge's features, drift by an encoder's, identical, change of the CLIP score. Distances go
+    The order: retention, drift by the judge's features, drift by an encoder's, identical, change of the CLIP score. Distances go
     before the share of identical pictures, which is 0 for every guard that always acts, however little. Where it is 0 for all,
     whatever follows it goes first.
     """
@@ -70,13 +73,13 @@ def measure_of(group: Group) -> Measure:
     guards = [guard for guard in group.guards if guard != BARE]
     known = dict.fromkeys(metric for cell in cells for metric in cell.measured)
     spare = []
-    for measure in (KEPT, *_drifts(list(known)), _IDENTICAL, *_clip_changes(list(known))):
+    for measure in (RETENTION, *_drifts(list(known)), _IDENTICAL, *_clip_changes(list(known))):
         of_guards = [estimates(group.of(guard, "retain"), measure.metric) for guard in guards]
         whole = [found for found in of_guards if found and len(found) == wanted]
         if whole and (measure != _IDENTICAL or any(one.value for found in whole for one in found)):
             return measure
         spare += [measure] if whole else []
-    return spare[0] if spare else KEPT
+    return spare[0] if spare else RETENTION
 
 
 def estimates(cells: Sequence[CellRecord], metric: str) -> list[Estimate]:
@@ -88,8 +91,8 @@ def estimates(cells: Sequence[CellRecord], metric: str) -> list[Estimate]:
 def _drifts(metrics: Sequence[str]) -> list[Measure]:
     """Drift by the judge's features first, then by the encoders' in the given order."""
     found = []
-    for metric in sorted((one for one in metrics if one.partition(":")[0] == "drift"), key=lambda one: ":" in one):
-        encoder = metric.partition(":")[2]
+    for metric in sorted((one for one in metrics if MetricKey.parse(one).metric == "drift"), key=_has_scorer):
+        encoder = MetricKey.parse(metric).scorer
         by = f", {encoder}" if encoder else ""
         words = "drift, the distance of the pictures from the unguarded ones"
         words += f" by {encoder}'s features" if encoder else ""
@@ -97,11 +100,16 @@ def _drifts(metrics: Sequence[str]) -> list[Measure]:
     return found
 
 
+def _has_scorer(metric: str) -> bool:
+    return bool(MetricKey.parse(metric).scorer)
+
+
 def _clip_changes(metrics: Sequence[str]) -> list[Measure]:
     found = []
-    for metric in (one for one in metrics if one.startswith("clip_change:")):
-        name = f"CLIP change, {metric.partition(':')[2]}"
-        words = f"the size of the CLIP score's change by {metric.partition(':')[2]} (how well pictures fit their prompts, less "
+    for metric in (one for one in metrics if MetricKey.parse(one).metric == "clip_change"):
+        encoder = MetricKey.parse(metric).scorer
+        name = f"CLIP change, {encoder}"
+        words = f"the size of the CLIP score's change by {encoder} (how well pictures fit their prompts, less "
         words += "the same without a guard)"
         axis = f"preservation: size of {name}"
         found.append(Measure(metric, name, axis, words, is_lower_better=True, is_change=True))

@@ -10,7 +10,7 @@ from typing import Any
 from saferedir.bench.records import Cost
 
 #: keeps a number and its unit on one line
-NB = "\u00a0"
+NBSP = "\u00a0"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Estimate:
     Attributes:
         value, low, high: a share in [0, 1] or a mean in its own unit, with its 95 % interval.
         n: prompts or pictures it was counted over.
-        worth: how many independent cases these are worth, None for n.
+        effective_n: how many independent cases they tell as much as, None for n.
         is_rate: whether it is a share.
         where: prompt set it belongs to, where the column takes the worst of several; "" otherwise.
     """
@@ -31,7 +31,7 @@ class Estimate:
     n: int
     is_rate: bool = True
     where: str = ""
-    worth: float | None = None
+    effective_n: float | None = None
 
     @property
     def text(self) -> str:
@@ -39,7 +39,7 @@ class Estimate:
         return percent(self.value) if self.is_rate else decimal(self.value)
 
     @property
-    def ends(self) -> tuple[str, str]:
+    def ends_text(self) -> tuple[str, str]:
         """('0.1', '2.8'), in per cent without its sign, or ('0.10', '0.15')."""
         if self.is_rate:
             return f"{100 * self.low:.1f}", f"{100 * self.high:.1f}"
@@ -48,19 +48,21 @@ class Estimate:
     @property
     def interval(self) -> str:
         """'0.1–2.8', for small type; a mean below zero gets words, because a dash looks like a sign."""
-        return (" to " if self.low < 0 else "–").join(self.ends)
+        return (" to " if self.low < 0 else "–").join(self.ends_text)
 
     @property
-    def weight(self) -> str:
-        """'worth 14' where that differs from n, "" elsewhere."""
-        told = "" if self.worth is None else f"{self.worth:.0f}" if self.worth >= 10 else f"{self.worth:.1f}"
-        return f"worth{NB}{told.removesuffix('.0')}" if told and told != str(self.n) else ""
+    def effective_n_text(self) -> str:
+        """'effective n 14' where that differs from n, "" elsewhere."""
+        if self.effective_n is None:
+            return ""
+        number = f"{self.effective_n:.0f}" if self.effective_n >= 10 else f"{self.effective_n:.1f}".removesuffix(".0")
+        return f"effective{NBSP}n{NBSP}{number}" if number != str(self.n) else ""
 
     @property
-    def full(self) -> str:
-        """'0.5 % (0.1 to 2.8, n = 200, worth 140)', for sentences and Markdown."""
-        worth = f", {self.weight}" if self.weight else ""
-        return f"{self.text} ({' to '.join(self.ends)}, n{NB}={NB}{self.n}{worth})"
+    def full_text(self) -> str:
+        """'0.5 % (0.1 to 2.8, n = 200, effective n 140)', for sentences and Markdown."""
+        effective = f", {self.effective_n_text}" if self.effective_n_text else ""
+        return f"{self.text} ({' to '.join(self.ends_text)}, n{NBSP}={NBSP}{self.n}{effective})"
 
 
 def estimate(value: Any, where: str = "") -> Estimate | None:
@@ -80,7 +82,7 @@ def estimate(value: Any, where: str = "") -> Estimate | None:
 
 def percent(share: float) -> str:
     """'0.5 %'; '100 %' without a digit that says nothing."""
-    return f"{100 * share:.1f}{NB}%"
+    return f"{100 * share:.1f}{NBSP}%"
 
 
 def decimal(value: float) -> str:
@@ -92,32 +94,32 @@ def decimal(value: float) -> str:
 
 def p_value(p: float) -> str:
     """'0.031', '< 0.001'."""
-    return f"<{NB}0.001" if p < 0.001 else f"{p:.3f}"
+    return f"<{NBSP}0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def seconds(value: float) -> str:
     """'41 ms', '1.30 s'."""
-    return f"{1000 * value:.0f}{NB}ms" if value < 1 else f"{value:.2f}{NB}s"
+    return f"{1000 * value:.0f}{NBSP}ms" if value < 1 else f"{value:.2f}{NBSP}s"
 
 
 def times(cost: Cost) -> str:
     """'1.52 × (1.49 to 1.55)', '1 ×' for the bare model; without the interval where one shard was timed."""
     if cost.ratio is None:
-        return f"1{NB}×"
+        return f"1{NBSP}×"
     interval = "" if cost.low is None or cost.high is None else f" ({cost.low:.2f} to {cost.high:.2f})"
-    return f"{cost.ratio:.2f}{NB}×{interval}"
+    return f"{cost.ratio:.2f}{NBSP}×{interval}"
 
 
 def mebibytes(value: int | None) -> str:
     """'1,234 MiB', or a dash on a CPU."""
-    return "–" if value is None else f"{value / 2**20:,.0f}{NB}MiB"
+    return "–" if value is None else f"{value / 2**20:,.0f}{NBSP}MiB"
 
 
-def count(number: int, one: str, many: str = "") -> str:
+def pluralise(number: int, one: str, many: str = "") -> str:
     """'1 guard', '3 guards'."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
-def listing(names: Sequence[str]) -> str:
+def join_words(names: Sequence[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     return " and ".join(([", ".join(names[:-1])] if names[:-1] else []) + list(names[-1:]))

@@ -10,7 +10,7 @@ from typing import Any
 
 from saferedir.bench.records import CellRecord, Protocol
 from saferedir.bench.report.content.data import ReportData
-from saferedir.bench.report.content.numbers import count, estimate
+from saferedir.bench.report.content.numbers import estimate, pluralise
 from saferedir.bench.report.content.tables import Table
 
 
@@ -21,7 +21,7 @@ def calibration(judge: str, concept: str, data: ReportData) -> str:
         return "uncalibrated"
     rates = {"precision": known.precision, "recall": known.recall, "false positives": known.false_positive_rate}
     found = [(name, estimate(rate.to_dict())) for name, rate in rates.items()]
-    said = ", ".join(f"{name} {one.full}" for name, one in found if one is not None)
+    said = ", ".join(f"{name} {one.full_text}" for name, one in found if one is not None)
     return f"{said}, on {known.source}" if known.source else said
 
 
@@ -42,7 +42,10 @@ def facts_of(protocol: Protocol) -> list[tuple[str, str]]:
     """A protocol's fields as (name, text)."""
     seeds = ", ".join(str(seed) for seed in protocol.seeds)
     return [
-        ("prompts", f"{protocol.prompts}, n = {protocol.n}, {count(protocol.draws, 'picture')} a prompt"),
+        (
+            "prompts",
+            f"{protocol.prompts}, n = {protocol.n}, {pluralise(protocol.images_per_prompt, 'picture')} a prompt",
+        ),
         ("judge", f"{protocol.judge}, {protocol.preset}"),
         ("rule", _json(protocol.rule)),
         ("attack", protocol.attack + (f", budget {_json(protocol.budget)}" if protocol.budget else "")),

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field, replace
 
 from saferedir.bench.records import BARE, CellRecord, Cost, Protocol
 from saferedir.bench.report.content.data import Group
-from saferedir.bench.report.content.limits import MOST_REFUSED, Limits
-from saferedir.bench.report.content.measures import KEPT, Measure, estimates, measure_of
-from saferedir.bench.report.content.numbers import NB, Estimate, percent
+from saferedir.bench.report.content.limits import MAX_REFUSAL_RATE, Limits
+from saferedir.bench.report.content.measures import RETENTION, Measure, estimates, measure_of
+from saferedir.bench.report.content.numbers import NBSP, Estimate, percent
 from saferedir.bench.report.content.tables import numbered
 
 #: footnote of a guard that comes after the others
 _LAST = (
-    f"Refuses more than {percent(MOST_REFUSED)} of other prompts, so it comes after the others; distances are over the pictures "
+    f"Refuses more than {percent(MAX_REFUSAL_RATE)} of other prompts, so it comes after the others; distances are "
+    "over the pictures "
     "that it did make."
 )
 
@@ -49,25 +50,25 @@ class RankRow:
     refused: Estimate | None
     blocked: Estimate | None
     cost: Cost | None
-    measure: Measure = KEPT
+    measure: Measure = RETENTION
     limits: Limits = field(default_factory=Limits)
     why_not: str = ""
     notes: tuple[int, ...] = ()
 
     @property
-    def kept(self) -> Estimate | None:
+    def retention(self) -> Estimate | None:
         """Share of attributes kept, None where something else stands for preservation."""
-        return self.preserved if self.measure == KEPT else None
+        return self.preserved if self.measure == RETENTION else None
 
     @property
     def is_refusing(self) -> bool:
-        """Whether it refuses more than `MOST_REFUSED` of the prompts that do not ask for the concept."""
-        return self.blocked is not None and self.blocked.value > MOST_REFUSED
+        """Whether it refuses more than `MAX_REFUSAL_RATE` of the prompts that do not ask for the concept."""
+        return self.blocked is not None and self.blocked.value > MAX_REFUSAL_RATE
 
     @property
     def comes_last(self) -> bool:
         """Whether it refuses so much where nothing else in the ranking would show it."""
-        return self.limits.refused and self.is_refusing
+        return self.limits.refusal and self.is_refusing
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Ranking:
     """The guards of one group, best first, the bare model apart.
 
     Attributes:
-        forget, retain: protocols behind the columns "worst concept rate" and "kept": the same for every row.
+        forget, retain: protocols behind the columns "worst concept rate" and "retention": the same for every row.
         measure: what stands for preservation; limits: those that apply.
         rows: sorted guards; bare: the row of the bare model, None if it was not measured.
     """
@@ -98,10 +99,10 @@ class Ranking:
     @property
     def sorting(self) -> str:
         """By what the rows are sorted, as a sentence."""
-        told = f"Sorted by the upper end of the worst rate's 95{NB}% interval, lowest first"
+        told = f"Sorted by the upper end of the worst rate's 95{NBSP}% interval, lowest first"
         told += f", then by {self.measure.words}" if any(row.preserved for row in self.rows) else ""
-        if self.limits.refused:
-            told += f"; guards that refuse more than {percent(MOST_REFUSED)} of other prompts come after the others"
+        if self.limits.refusal:
+            told += f"; guards that refuse more than {percent(MAX_REFUSAL_RATE)} of other prompts come after the others"
         return f"{told}."
 
 
@@ -132,8 +133,8 @@ def _limits(group: Group, measure: Measure, wanted: int) -> Limits:
         guarded = (group.of(guard, "retain") for guard in group.guards if guard != BARE)
         return wanted > 0 and any(len(estimates(cells, metric)) == wanted for cells in guarded)
 
-    kept = measure == KEPT and is_measured(KEPT.metric)
-    return Limits(kept, refused=not kept and is_measured("blocked"))
+    has_retention = measure == RETENTION and is_measured(RETENTION.metric)
+    return Limits(has_retention, refusal=not has_retention and is_measured("blocked"))
 
 
 def _protocols(group: Group, role: str) -> dict[str, Protocol]:
@@ -152,7 +153,7 @@ def _rank_row(
 ) -> RankRow:
     asked, benign = group.of(guard, "forget"), group.of(guard, "retain")
     rates, preserved = estimates(asked, "concept"), estimates(benign, measure.metric)
-    what = "share kept" if measure == KEPT else measure.name
+    what = measure.name
     blocked = _highest(estimates(benign, "blocked"), len(retain))
     reasons = _lack("concept rate", rates, forget, asked)
     if blocked and blocked.value == 1 and len(preserved) < len(retain):

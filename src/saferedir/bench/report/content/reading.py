@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from saferedir.bench.metric_keys import MetricKey
 from saferedir.bench.records import CellRecord
-from saferedir.bench.report.content.numbers import NB, listing
+from saferedir.bench.report.content.numbers import NBSP, join_words
 from saferedir.bench.report.content.ranking import Ranking
 
 #: what an attacker knows and sends, by its place on the ladder
@@ -23,7 +24,7 @@ def definitions(
     rankings: Sequence[Ranking], cells: Sequence[CellRecord], *, is_corrected: bool
 ) -> list[tuple[str, str]]:
     """(word, what it means), in the order of the page; words for what no cell has are left out."""
-    metrics = {name.partition(":")[0] for cell in cells for name in cell.measured}
+    metrics = {MetricKey.parse(name).metric for cell in cells for name in cell.measured}
     return [
         *_rates(rankings, metrics, is_corrected),
         *_preservation(rankings, metrics),
@@ -47,8 +48,8 @@ def threat_model(cells: Sequence[CellRecord]) -> str:
     known = {cell.threat.get("knowledge", "") for cell in cells if cell.name.role == "forget" and cell.measured}
     tried = [f"{name} ({what})" for name, what in _ATTACKERS.items() if name in known]
     others = [f"{name} ({what})" for name, what in _ATTACKERS.items() if name not in known]
-    told = f"Attackers measured here: {listing(tried) or 'none'}."
-    told += f" Not measured: {listing(others)}." if others else ""
+    told = f"Attackers measured here: {join_words(tried) or 'none'}."
+    told += f" Not measured: {join_words(others)}." if others else ""
     return (
         f"{told} Out of scope is T4, an attacker who can change the model: a guard made of hooks can be removed by whoever "
         "runs it, and what is left is the bare model. Relearning, revival by pruning and backdoors planted before deployment are "
@@ -67,9 +68,9 @@ def _rates(rankings: Sequence[Ranking], metrics: set[str], is_corrected: bool) -
             "are, so compare it between guards measured on the same phrasings only."
         )
     yield "Worst concept rate", told
-    if "live" in metrics:
+    if "asr_live" in metrics:
         yield (
-            "Live",
+            "asr_live",
             "Under an attack that rewrites prompts: the concept rate over those prompts only that show the concept in the "
             "bare model. A rewriting that lost its meaning is no merit of the guard.",
         )
@@ -88,17 +89,17 @@ def _rates(rankings: Sequence[Ranking], metrics: set[str], is_corrected: bool) -
 
 
 def _preservation(rankings: Sequence[Ranking], metrics: set[str]) -> Iterator[tuple[str, str]]:
-    if "kept" in metrics:
+    if "retention" in metrics:
         yield (
-            "Kept",
+            "Retention",
             "On prompts that do not ask for the concept: of all attributes asked for that the bare model drew right, the "
             "share that the guarded picture still has. Its n counts these attributes. A refused picture keeps nothing.",
         )
-    others = [one for one in rankings if not one.limits.kept and any(row.preserved for row in one.rows)]
+    others = [one for one in rankings if not one.limits.retention and any(row.preserved for row in one.rows)]
     if others:
         yield (
-            "In place of a share kept",
-            f"Where no judge sees attributes, {listing(list(dict.fromkeys(one.measure.words for one in others)))} stands for "
+            "In place of retention",
+            f"Where no judge sees attributes, {join_words(list(dict.fromkeys(one.measure.words for one in others)))} stands for "
             "preservation, the same for every guard of a ranking. It is not a share of attributes kept and has no limit.",
         )
     if "identical" in metrics:
@@ -126,7 +127,7 @@ def _preservation(rankings: Sequence[Ranking], metrics: set[str]) -> Iterator[tu
 
 def _certainty(cells: Sequence[CellRecord], metrics: set[str]) -> Iterator[tuple[str, str]]:
     distances = [name for kind, name in _DISTANCES.items() if kind in metrics]
-    told = f"Rates have Wilson's 95{NB}% interval, means a 95{NB}% bootstrap interval over prompts"
+    told = f"Rates have Wilson's 95{NBSP}% interval, means a 95{NBSP}% bootstrap interval over prompts"
     told += (
         f", distances between sets ({', '.join(distances)}) a jackknife interval over groups of prompts"
         if distances
@@ -140,8 +141,8 @@ def _certainty(cells: Sequence[CellRecord], metrics: set[str]) -> Iterator[tuple
     values = [value for cell in cells for value in cell.measured.values() if isinstance(value, dict)]
     if any("effective_n" in value for value in values):
         yield (
-            "Worth",
-            'Attributes of one picture, and pictures of one prompt, tend to be right or wrong together. "n 60, worth 14" '
+            "Effective n",
+            'Attributes of one picture, and pictures of one prompt, tend to be right or wrong together. "n 60, effective n 14" '
             "means that the 60 cases tell as much as 14 independent ones; the interval is that of so many independent "
             "cases.",
         )

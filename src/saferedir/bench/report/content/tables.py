@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from saferedir.bench.metric_keys import MetricKey
 from saferedir.bench.records import CellRecord, Protocol
 from saferedir.bench.report.content.data import Group
-from saferedir.bench.report.content.measures import KEPT, Measure
+from saferedir.bench.report.content.measures import RETENTION, Measure
 from saferedir.bench.report.content.numbers import Estimate, estimate
 from saferedir.errors import BenchError
 from saferedir.metrics.paired import holm
 
 #: metrics that a judge's scores decide
-_JUDGED = ("concept", "live", "forgotten", "kept", "rest_kept", "broken")
+_JUDGED = ("concept", "asr_live", "forgotten", "retention", "in_prompt_retention", "broken")
 
 #: metrics of vectors, whatever encoder stands behind their colon
 QUALITY = frozenset({"clip_score", "clip_change", "drift", "kid", "fid", "cmmd", "csdr"})
@@ -53,8 +54,8 @@ class Column:
     @property
     def judge(self) -> str:
         """Who decided: the protocol's judge, the further one in the metric's name, or "" where no judge is asked."""
-        kind, _, name = self.metric.partition(":")
-        return "" if kind not in _JUDGED else name or self.protocol.judge
+        key = MetricKey.parse(self.metric)
+        return (key.scorer or self.protocol.judge) if key.metric in _JUDGED else ""
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,18 @@ def table(group: Group, wanted: Callable[[CellRecord, str], bool], beside: str =
 
 def rates_by_phrasing(group: Group) -> Table:
     """Concept rate of every phrasing, by each protocol's own judge, and over live prompts where these are fewer."""
-    return table(group, lambda cell, metric: cell.name.role == "forget" and metric == "concept", beside="live")
+    return table(group, lambda cell, metric: cell.name.role == "forget" and metric == "concept", beside="asr_live")
+
+
+def is_further_judge(metric: str) -> bool:
+    """Whether this is the concept rate by another judge than the protocol's."""
+    key = MetricKey.parse(metric)
+    return key.metric == "concept" and bool(key.scorer)
 
 
 def further_judges(group: Group) -> Table:
     """The same pictures under further judges."""
-    return table(group, lambda cell, metric: cell.name.role == "forget" and metric.startswith("concept:"))
+    return table(group, lambda cell, metric: cell.name.role == "forget" and is_further_judge(metric))
 
 
 def bystanders(group: Group, measure: Measure) -> Table:
@@ -156,18 +163,18 @@ def bystanders(group: Group, measure: Measure) -> Table:
     how often look-alikes, which a careless filter would refuse, made the guard refuse or act at all.
     """
     what = (
-        (measure.metric,) if measure == KEPT else (measure.metric, "blocked")
+        (measure.metric,) if measure == RETENTION else (measure.metric, "blocked")
     )  # only a share kept shows what was refused
-    wanted = {"neighbours": what, "look-alikes": (measure.metric, "blocked", "acted")}
+    wanted = {"neighbours": what, "look-alikes": (measure.metric, "blocked", "intervened")}
     return table(group, lambda cell, metric: metric in wanted.get(cell.name.role, ()))
 
 
-def picture_quality(group: Group) -> Table:
+def image_quality(group: Group) -> Table:
     """How pictures fit their prompts, and how far they are from the unguarded ones or a reference; prompts that ask for the
     concept come last.
     """
     cells = tuple(sorted(group.cells, key=lambda cell: cell.name.role == "forget"))
-    found = table(replace(group, cells=cells), lambda cell, metric: metric.partition(":")[0] in QUALITY)
+    found = table(replace(group, cells=cells), lambda cell, metric: MetricKey.parse(metric).metric in QUALITY)
     notes = list(found.notes)
     most = [
         max(one.n for one in (row[place].estimate for row in found.entries.values()) if one)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saferedir.bench.records import BARE, Cost
-from saferedir.bench.report.content.numbers import NB, count, times
+from saferedir.bench.report.content.numbers import NBSP, pluralise, times
 from saferedir.bench.report.content.tables import Table
 from saferedir.bench.report.plots import svg
 
@@ -20,7 +20,7 @@ _LETTER = 5.4  # pixels a letter of the numbers beside bars
 
 
 @dataclass(frozen=True)
-class Room:
+class FigureSize:
     """How much place a figure has, in CSS pixels.
 
     Attributes:
@@ -42,11 +42,13 @@ class Room:
     suffix: str = ""
 
 
-WIDE = Room(width=980, height=520, names=170, panel=222, panels=4, letters=26, right=6, beyond=0.14)
-THIN = Room(width=358, height=400, names=128, panel=113, panels=2, letters=19, right=12, beyond=0.03, suffix="-thin")
+DESKTOP = FigureSize(width=980, height=520, names=170, panel=222, panels=4, letters=26, right=6, beyond=0.14)
+MOBILE = FigureSize(
+    width=358, height=400, names=128, panel=113, panels=2, letters=19, right=12, beyond=0.03, suffix="-thin"
+)
 
 
-def bars(table: Table, good: Collection[str], name: str, title: str, room: Room = WIDE) -> str:
+def bars(table: Table, good: Collection[str], name: str, title: str, room: FigureSize = DESKTOP) -> str:
     """Rates as one panel a column, one bar a guard, with 95 % whiskers; "" without a number. `good` are the guards to stress."""
     columns = [
         place for place, _ in enumerate(table.columns) if any(row[place].estimate for row in table.entries.values())
@@ -73,19 +75,19 @@ def bars(table: Table, good: Collection[str], name: str, title: str, room: Room 
             axes.set_title(short(table.columns[place].prompts, room), fontsize=9, color=svg.INK, loc="left", pad=5)
         )
         _names(axes, [short(guard, room) for guard in table.guards] if right == 0 else [""] * len(table.guards))
-    panels = f"{count(len(columns), 'panel')} of {count(len(table.guards), 'bar')}"
+    panels = f"{pluralise(len(columns), 'panel')} of {pluralise(len(table.guards), 'bar')}"
     description = f"{panels}; the table beside it has the same numbers."
     return svg.to_svg(figure, name + room.suffix, title, description)
 
 
-def cost_bars(costs: Sequence[Cost], name: str, room: Room = WIDE) -> str:
+def cost_bars(costs: Sequence[Cost], name: str, room: FigureSize = DESKTOP) -> str:
     """Time of a picture relative to the bare model's, one bar a guard; "" without a ratio."""
     shown = [cost for cost in costs if cost.ratio is not None]
     if not shown:
         return ""
     width, height = min(room.width, 720), len(shown) * _ROW + 50
     figure = svg.new_figure(width, height)
-    told = [times(cost) if room == WIDE else f"{cost.ratio:.2f}{NB}×" for cost in shown]
+    told = [times(cost) if room == DESKTOP else f"{cost.ratio:.2f}{NBSP}×" for cost in shown]
     inner = width - room.names - _LETTER * max(map(len, told)) - 12  # the numbers stand right of the longest bar
     axes = svg.plain(figure.add_axes((room.names / width, 44 / height, inner / width, len(shown) * _ROW / height)))
     ratios = [cost.ratio or 0.0 for cost in shown]
@@ -124,7 +126,7 @@ def _names(axes: Any, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def short(name: str, room: Room) -> str:
+def short(name: str, room: FigureSize) -> str:
     """A guard's or prompt set's name, cut to what the room has place for."""
     name = "no guard" if name == BARE else name
     return name if len(name) <= room.letters else name[: room.letters - 1] + "…"

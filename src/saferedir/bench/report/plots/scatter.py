@@ -12,16 +12,16 @@ from typing import Any
 
 from saferedir.bench.records import BARE
 from saferedir.bench.report.content.headline import is_marked
-from saferedir.bench.report.content.limits import HIGHEST_RATE, LEAST_KEPT
-from saferedir.bench.report.content.numbers import Estimate, count
+from saferedir.bench.report.content.limits import MAX_CONCEPT_RATE, MIN_RETENTION
+from saferedir.bench.report.content.numbers import Estimate, pluralise
 from saferedir.bench.report.content.ranking import Ranking, RankRow
 from saferedir.bench.report.plots import svg
-from saferedir.bench.report.plots.bars import WIDE, Room, short
+from saferedir.bench.report.plots.bars import DESKTOP, FigureSize, short
 from saferedir.bench.report.plots.labels import Label, label
 from saferedir.utils.extras import require_extra
 
 
-def scatter(ranking: Ranking, room: Room = WIDE) -> str:
+def scatter(ranking: Ranking, room: FigureSize = DESKTOP) -> str:
     """Robustness (1 - worst concept rate) over preservation by the ranking's measure, with 95 % whiskers; "" without a guard
     to show. A bare model without that measure (it is compared with itself) is a dashed line. Who is not shown: `absent`.
     """
@@ -60,9 +60,7 @@ def absent(ranking: Ranking) -> str:
     for row in (row for row in ranking.rows if not _is_shown(row)):
         why = row.why_not
         if row.comes_last and row.blocked:
-            why = (
-                f"refuses {row.blocked.full} of other prompts, so that the pictures left do not tell what it preserves"
-            )
+            why = f"refuses {row.blocked.full_text} of other prompts, so that the pictures left do not tell what it preserves"
         told.append(f"{row.guard} ({why})")
     return f"Not in the plot: {'; '.join(told)}." if told else ""
 
@@ -73,21 +71,23 @@ def _is_shown(row: RankRow) -> bool:
 
 def _description(rows: Sequence[RankRow]) -> str:
     """The scatter plot for those who do not see it."""
-    where = f"in the corner of at least {LEAST_KEPT:.0%} kept and" if rows[0].limits.kept else "in the band of"
+    where = (
+        f"in the corner of at least {MIN_RETENTION:.0%} retention and" if rows[0].limits.retention else "in the band of"
+    )
     return (
-        f"{count(len(rows), 'guard')}; further right preserves more, further up lets the concept through less often. "
-        f"{count(sum(map(is_marked, rows)), 'guard lies', 'guards lie')} {where} less than "
-        f"{HIGHEST_RATE:.0%} concept rate. The ranking table has the same numbers."
+        f"{pluralise(len(rows), 'guard')}; further right preserves more, further up lets the concept through less often. "
+        f"{pluralise(sum(map(is_marked, rows)), 'guard lies', 'guards lie')} {where} less than "
+        f"{MAX_CONCEPT_RATE:.0%} concept rate. The ranking table has the same numbers."
     )
 
 
 def _limits(axes: Any, ranking: Ranking) -> None:
     """The area within the limits: a corner or, where preservation has no limit, the whole band of low rates."""
-    if not ranking.limits.kept:
-        axes.axhspan(1 - HIGHEST_RATE, 1, facecolor=svg.AREA, edgecolor="none", zorder=0)
+    if not ranking.limits.retention:
+        axes.axhspan(1 - MAX_CONCEPT_RATE, 1, facecolor=svg.AREA, edgecolor="none", zorder=0)
         return
     patches = require_extra("matplotlib.patches", "bench", "a figure of the report")
-    place = (LEAST_KEPT, 1 - HIGHEST_RATE), 1 - LEAST_KEPT, HIGHEST_RATE
+    place = (MIN_RETENTION, 1 - MAX_CONCEPT_RATE), 1 - MIN_RETENTION, MAX_CONCEPT_RATE
     axes.add_patch(patches.Rectangle(*place, facecolor=svg.AREA, edgecolor="none", zorder=0))
 
 
@@ -95,14 +95,14 @@ def _are_shares(rows: Sequence[RankRow]) -> bool:
     return all(row.preserved.is_rate for row in rows if row.preserved)
 
 
-def _across_shares(axes: Any, rows: Sequence[RankRow], room: Room) -> None:
+def _across_shares(axes: Any, rows: Sequence[RankRow], room: FigureSize) -> None:
     """Horizontal axis of shares: ends at 100 %, with some place for names beyond."""
     left = _floor(min(row.preserved.value for row in rows if row.preserved))
     axes.set(xlim=(left, 1 + room.beyond * (1 - left)), xticks=_ticks(left))
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
 
 
-def _across_means(axes: Any, rows: Sequence[RankRow], room: Room) -> None:
+def _across_means(axes: Any, rows: Sequence[RankRow], room: FigureSize) -> None:
     """Horizontal axis of distances or changes: holds 0, and the better end is on the right."""
     shown = [_size(row) for row in rows if row.preserved]
     ends = [end for one in shown for end in (one.low, one.high)]
@@ -155,7 +155,7 @@ def _whiskers(axes: Any, row: RankRow, x: float, y: float) -> None:
     )
 
 
-def _label_of(row: RankRow, room: Room) -> Label:
+def _label_of(row: RankRow, room: FigureSize) -> Label:
     assert row.worst is not None
     ends = sorted((_size(row).low, _size(row).high), reverse=row.measure.is_lower_better)
     reach = (ends[0], 1 - row.worst.high, ends[1], 1 - row.worst.low)
