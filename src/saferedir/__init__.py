@@ -1,26 +1,34 @@
-"""saferedir: guards that keep a concept out of the images of a diffusers pipeline. The public names, nothing
-else.
+"""saferedir: guards that keep a concept out of the images of a diffusers pipeline.
+
+The public names, nothing else. Each is imported when it is first asked for, so that `import saferedir` and the command line's
+`--help` do not wait for torch.
 """
 
-from types import ModuleType
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
-from saferedir.attach import Attached, attach, detach
-from saferedir.decisions import Decision
-from saferedir.errors import (
-    AlreadyAttachedError,
-    BackboneMismatchError,
-    BlockedError,
-    GuardConfigError,
-    GuardError,
-    GuardNotFoundError,
-    UnsupportedPipelineError,
-)
-from saferedir.guards.base import Guard
-from saferedir.pipelines.loading import load_pipeline
-from saferedir.protect import GuardedPipeline, protect
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from saferedir.utils import renamed
+from saferedir.utils.lazy import lazy_names
 from saferedir.utils.packaged import library_version
+
+if TYPE_CHECKING:
+    from saferedir.attach import Attached, attach, detach
+    from saferedir.decisions import Decision
+    from saferedir.errors import (
+        AlreadyAttachedError,
+        BackboneMismatchError,
+        BlockedError,
+        GuardConfigError,
+        GuardError,
+        GuardNotFoundError,
+        UnsupportedPipelineError,
+    )
+    from saferedir.guards.base import Guard
+    from saferedir.pipelines.loading import load_pipeline
+    from saferedir.protect import GuardedPipeline, protect
 
 renamed.install()
 __version__ = library_version()
@@ -44,8 +52,43 @@ __all__ = [
     "__version__",
 ]
 
+#: public name -> the module that has it
+_HOMES = {
+    "load_pipeline": "pipelines.loading",
+    "attach": "attach",
+    "detach": "attach",
+    "Attached": "attach",
+    "protect": "protect",
+    "GuardedPipeline": "protect",
+    "Guard": "guards.base",
+    "Decision": "decisions",
+    "GuardError": "errors",
+    "UnsupportedPipelineError": "errors",
+    "BackboneMismatchError": "errors",
+    "BlockedError": "errors",
+    "AlreadyAttachedError": "errors",
+    "GuardConfigError": "errors",
+    "GuardNotFoundError": "errors",
+}
+
+
+class _Package(ModuleType):
+    """This package, in which a public name wins over the module of the same name (attach, protect)."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOMES.get(name) == name:  # its module was imported
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package
+
+_public = lazy_names(__name__, _HOMES)
 
 if not TYPE_CHECKING:  # else a type checker would take any name
 
-    def __getattr__(name: str) -> ModuleType:
-        return renamed.moved_attribute(name)
+    def __getattr__(name: str) -> Any:
+        return _public(name) if name in _HOMES else renamed.moved_attribute(name)
