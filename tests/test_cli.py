@@ -230,7 +230,7 @@ def test_report(run: Run, tmp_path: Path) -> None:
             "no guard is called 'pictoworld/nothing'",
         ),
         (("generate", "a", "--model", "nothing", "--out", "OUT"), 1, "no pipeline is called 'nothing'"),
-        (("generate", "--out", "OUT"), 2, "Missing argument"),
+        (("generate", "--out", "OUT"), 2, "give prompts in quotes"),
         (("generate", " ", "--out", "OUT"), 2, "a prompt is empty"),
         (("generate", "a", "--steps", 0, "--out", "OUT"), 2, "steps"),
         (("generate", "a", "--dtype", "int8", "--out", "OUT"), 2, "int8"),

@@ -49,3 +49,63 @@ def test_weights_that_could_run_code_are_named(pipe: Any, tmp_path: Path) -> Non
     pipe.save_pretrained(tmp_path / "bin", safe_serialization=False)
     with pytest.raises(sr.GuardNotFoundError, match=r"\.bin files, and saferedir loads safetensors only"):
         sr.load_pipeline(tmp_path / "bin")
+
+
+def test_loras_are_loaded_each_with_its_scale(pipe: Any, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    files = []
+    for number in range(2):
+        donor = sr.load_pipeline("pictoworld")
+        donor.unet.add_adapter(LoraConfig(r=1, lora_alpha=1, target_modules=["to_q"], init_lora_weights=False))
+        StableDiffusionPipeline.save_lora_weights(tmp_path / str(number), get_peft_model_state_dict(donor.unet))
+        files.append(tmp_path / str(number) / "pytorch_lora_weights.safetensors")
+    found = sr.load_pipeline("pictoworld", loras=[(str(files[0]), 0.5), (str(files[1].parent), 2.0)])
+    assert found.get_active_adapters() == ["lora-1", "lora-2"]
+    layer = next(module for module in found.unet.modules() if hasattr(module, "lora_A"))
+    assert layer.scaling == {"lora-1": 0.5, "lora-2": 2.0}
+    with pytest.raises(sr.GuardNotFoundError, match="no LoRA is at"):
+        sr.load_pipeline("pictoworld", loras=[("./missing.safetensors", 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("v1", "StableDiffusionPipeline"), ("xl_base", "StableDiffusionXLPipeline"), ("flux-dev", "FluxPipeline")],
+)
+def test_a_checkpoint_in_one_file_is_loaded_as_what_it_is(
+    kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffusers
+    from diffusers.loaders import single_file_utils
+    from safetensors.torch import save_file
+
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(single_file_utils, "infer_diffusers_model_type", lambda checkpoint: kind)
+    monkeypatch.setattr(
+        getattr(diffusers, name),
+        "from_single_file",
+        classmethod(lambda cls, path, **more: asked.update(path=path, **more) or cls),
+    )
+    assert sr.load_pipeline(file, dtype="float16", config=tmp_path) is getattr(diffusers, name)
+    assert asked == {"path": str(file), "torch_dtype": torch.float16, "config": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("file", "error", "sentence"),
+    [
+        ("missing.safetensors", sr.GuardNotFoundError, "no checkpoint is at"),
+        ("model.ckpt", sr.GuardConfigError, "can run code"),
+        ("broken.safetensors", sr.GuardNotFoundError, "could not read the checkpoint"),
+    ],
+)
+def test_a_wrong_checkpoint_is_one_sentence(file: str, error: type[Exception], sentence: str, tmp_path: Path) -> None:
+    for name in ("model.ckpt", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"no weights")
+    with pytest.raises(error, match=sentence):
+        sr.load_pipeline(tmp_path / file)
+    with pytest.raises(sr.GuardConfigError, match="config is for a checkpoint in one"):
+        sr.load_pipeline("pictoworld", config=tmp_path)

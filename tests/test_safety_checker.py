@@ -13,7 +13,7 @@ import torch
 
 import saferedir as sr
 from saferedir.attach import attach
-from saferedir.cli import images as commands
+from saferedir.cli import generate as commands
 from saferedir.guard import Guard, GuardConfig
 from saferedir.guards.negation.build import prompt_sources
 from saferedir.pictoworld.evaluation import draw

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from saferedir.guards.base import Guard
     from saferedir.pipelines.loading import load_pipeline
     from saferedir.protect import GuardedPipeline, protect
+    from saferedir.training.duo.train import train_duo
+    from saferedir.training.saferedir.train import train_saferedir
 
 renamed.install()
 __version__ = library_version()
@@ -42,6 +44,8 @@ __all__ = [
     "GuardedPipeline",
     "Guard",
     "Decision",
+    "train_saferedir",
+    "train_duo",
     "GuardError",
     "UnsupportedPipelineError",
     "BackboneMismatchError",
@@ -62,6 +66,8 @@ _HOMES = {
     "GuardedPipeline": "protect",
     "Guard": "guards.base",
     "Decision": "decisions",
+    "train_saferedir": "training.saferedir.train",
+    "train_duo": "training.duo.train",
     "GuardError": "errors",
     "UnsupportedPipelineError": "errors",
     "BackboneMismatchError": "errors",

@@ -5,15 +5,19 @@ Torch and diffusers are imported inside the commands.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from saferedir.cli.bench import bench_app
 from saferedir.cli.common import Commands, console
+from saferedir.cli.config_file import read_defaults
+from saferedir.cli.demo import demo as demo_command
+from saferedir.cli.generate import generate as generate_command
 from saferedir.cli.guards import guards_app
-from saferedir.cli.images import demo, generate
 from saferedir.cli.judge import judge_app
+from saferedir.cli.methods import list_methods
 from saferedir.cli.negation import negation_app
 from saferedir.cli.pairs import pairs_app
 from saferedir.cli.train import train_app
@@ -27,15 +31,15 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    add_completion=False,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command(no_args_is_help=True)(generate)
+app.command("demo")(demo_command)
+app.command("generate", no_args_is_help=True)(generate_command)
 app.add_typer(pairs_app)
 app.add_typer(negation_app)
 app.add_typer(train_app)
+app.command("methods")(list_methods)
 app.add_typer(guards_app)
 app.add_typer(bench_app)
 app.add_typer(judge_app)
@@ -54,8 +58,18 @@ def main(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            callback=read_defaults,
+            is_eager=True,
+            help="A TOML file with options: a table per command, such as [generate] or [train.saferedir]; what is typed wins.",
+        ),
+    ] = None,
 ) -> None:
-    """A safety layer for text-to-image diffusion: guards that keep a concept out of a model's pictures.
+    """A safety layer for text-to-image diffusion: guards that keep a concept out of a model's images.
 
     See one at work:  `saferedir demo --out runs/demo`
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saferedir.cli.common import load_model, named_values, progress_bar
-from saferedir.cli.options import MAX_SEED, Revision, Variant
+from saferedir.cli.common import load_model, named_values, progress_bar, scaled_loras
+from saferedir.cli.options import MAX_SEED, Lora, Revision, Variant
 from saferedir.cli.output import MEGABYTE, check_guard_folder, check_space, holds_out
 from saferedir.cli.pairs import read_captions
 from saferedir.cli.stopping import GOES_ON, on_stop
@@ -24,10 +24,7 @@ def calibrate(
     model: Annotated[
         str, typer.Option(metavar="ID", help="The checkpoint: pictoworld, a diffusers folder, or a hub id.")
     ] = "pictoworld",
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH[:SCALE]", help="A LoRA that will be loaded in use, and its scale (1); repeatable."),
-    ] = None,
+    lora: Lora = None,
     pairs: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Prompt pairs, as for training; better ones that it never saw.")
     ] = None,
@@ -76,7 +73,7 @@ def calibrate(
     if only not in (None, "prompt", "image"):
         raise typer.BadParameter(f"{only!r} is neither prompt nor image.", param_hint="--only")
     check_guard_folder(out, force)
-    adapters = [_path_and_scale(text) for text in lora or []]
+    loras = scaled_loras(lora or [])
     check_space(out, 256 * MEGABYTE)
     from saferedir.cli.train import finish_guard
     from saferedir.guards.saferedir import SafeRedir
@@ -93,8 +90,7 @@ def calibrate(
         rollouts=rollouts, steps=steps, guidance_scales=tuple(guidance) if guidance else None, batch=batch,
         call=named_values(call or [], "--call"), verdicts=(only,) if only else ("prompt", "image"), seed=seed,
     )  # fmt: skip
-    pipe = load_model(model, dtype=dtype, device=device, variant=variant, revision=revision)
-    load_adapters(pipe, adapters)
+    pipe = load_model(model, dtype=dtype, device=device, variant=variant, revision=revision, loras=loras)
     work = out.with_name(out.name + ".work")
     on_stop(GOES_ON)
     with progress_bar() as bar:
@@ -104,31 +100,3 @@ def calibrate(
     import shutil
 
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _path_and_scale(text: str) -> tuple[Path, float]:
-    """PATH or PATH:SCALE."""
-    path, scale = Path(text).expanduser(), 1.0
-    head, colon, tail = text.rpartition(":")
-    if colon and not path.exists():
-        try:
-            path, scale = Path(head).expanduser(), float(tail)
-        except ValueError:
-            raise typer.BadParameter(f"{tail!r} is no scale; give PATH or PATH:SCALE.", param_hint="--lora") from None
-    if not path.exists():
-        raise typer.BadParameter(f"there is no LoRA at {path}.", param_hint="--lora")
-    return path, scale
-
-
-def load_adapters(pipe: Any, adapters: list[tuple[Path, float]]) -> None:
-    """Load LoRAs from safetensors files or folders, each at its scale."""
-    names = []
-    for number, (path, _) in enumerate(adapters):
-        names.append(f"{''.join(c if c.isalnum() else '_' for c in path.stem)}_{number}")
-        place = {"weight_name": path.name} if path.is_file() else {}
-        folder = path.parent if path.is_file() else path
-        pipe.load_lora_weights(
-            str(folder), adapter_name=names[-1], use_safetensors=True, local_files_only=True, **place
-        )
-    if names:
-        pipe.set_adapters(names, [scale for _, scale in adapters])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "float16", "bfloat16")
-#: of progress, where there is no terminal to draw a bar on
+#: of progress, where there is no terminal to generate a bar on
 SECONDS_A_LINE = 60.0
 #: options whose values are written into files and tables, all of which are UTF-8
 TEXT_OPTIONS = frozenset(
@@ -158,6 +159,8 @@ def load_model(
     device: str = "auto",
     variant: str | None = None,
     revision: str | None = None,
+    config: str | None = None,
+    loras: Sequence[tuple[str, float]] = (),
 ) -> Any:
     """A pipeline by its id, quietly, on its device, without its own progress bar."""
     if dtype is not None and dtype not in DTYPES:
@@ -167,7 +170,9 @@ def load_model(
 
     quiet()
     with console.status(f"loading {escape(name)}"):
-        pipe = load_pipeline(name, dtype=dtype, device=place, variant=variant, revision=revision)
+        pipe = load_pipeline(
+            name, dtype=dtype, device=place, variant=variant, revision=revision, config=config, loras=loras
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -185,6 +190,27 @@ def named_values(given: list[str], option: str) -> dict[str, Any]:
             found[name] = value
         if is_prompt_argument(name) and isinstance(found[name], (bool, int, float)):
             found[name] = value  # negative_prompt=2000 is a text
+    return found
+
+
+def scaled_loras(given: Sequence[str]) -> list[tuple[str, float]]:
+    """[("style.safetensors", 0.8), ...] from --lora ID or ID:SCALE; the scale is 1 where none is given."""
+    from saferedir.utils.places import hub_id
+
+    found = []
+    for item in given:
+        name, scale = item, 1.0
+        head, colon, tail = item.rpartition(":")
+        if colon and not Path(item).expanduser().exists() and not item.startswith("hf://"):
+            try:
+                name, scale = head, float(tail)
+            except ValueError:
+                raise typer.BadParameter(f"{tail!r} is no scale; give ID or ID:SCALE.", param_hint="--lora") from None
+        if not math.isfinite(scale):
+            raise typer.BadParameter(f"{tail!r} is no scale; give a finite number.", param_hint="--lora")
+        if not name or not (Path(name).expanduser().exists() or hub_id(name)):
+            raise typer.BadParameter(f"there is no LoRA at {name or 'an empty name'}.", param_hint="--lora")
+        found.append((name, scale))
     return found
 
 
@@ -253,6 +279,11 @@ def percent_cell(rate: dict[str, Any]) -> str:
 def score_cell(score: float | None) -> str:
     """A score, or a dash."""
     return "-" if score is None else f"{score:.2f}"
+
+
+def print_json(value: Any) -> None:
+    """Print JSON for a program, in ASCII, because the console replaces what it cannot show."""
+    typer.echo(json.dumps(value, indent=2))
 
 
 def new_table(title: str, *columns: str) -> Table:

@@ -1,6 +1,6 @@
 """`saferedir guards list` and `show`: what is packaged, and all facts of one guard. A broken guard is an error.
 
-`calibrate` is in calibrate.py.
+`calibrate` is in calibrate.py, `test` in guard_test.py.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from saferedir.cli.calibrate import calibrate
-from saferedir.cli.common import console, escape, new_table
+from saferedir.cli.common import console, escape, new_table, print_json
+from saferedir.cli.guard_test import test
+from saferedir.cli.options import AsJson
 
 guards_app = typer.Typer(
-    name="guards", help="Look at guards, and calibrate them.", no_args_is_help=True, rich_markup_mode="markdown"
+    name="guards", help="List, show, test and calibrate guards.", no_args_is_help=True, rich_markup_mode="markdown"
 )
 guards_app.command(no_args_is_help=True)(calibrate)
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+guards_app.command(no_args_is_help=True)(test)
 
 
 @guards_app.command("list")
@@ -27,21 +29,22 @@ def list_guards(as_json: AsJson = False) -> None:
 
     Example:  `saferedir guards list`
     """
-    from saferedir.utils.packaged import list_packaged_guards
+    from saferedir.utils.packaged import list_packaged_guards, packaged_guard_path
 
-    records = [_facts(name) for name in list_packaged_guards()]
+    records = [_read_facts(name, packaged_guard_path(name)) for name in list_packaged_guards()]
     if as_json:
-        _print_json(records)
+        print_json(records)
         return
     if not records:
         console.print("This installation has no packaged guards; train one with `saferedir train saferedir`.")
         return
-    table = new_table("Packaged guards", "guard", "concept", "method", "thresholds", ">size")
+    table = new_table("Packaged guards", "guard", "concept, method", "thresholds")
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for record in records:
         config = record["config"]
-        thresholds = ", ".join(f"{k} {v:.2f}" for k, v in record["thresholds"].items())
-        size = f"{record['bytes'] / 1024:.0f} kB"
-        table.add_row(*map(escape, (record["guard"], config["concept"], config["method"], thresholds, size)))
+        thresholds = "\n".join(f"{k} {v:.2f}" for k, v in record["thresholds"].items())
+        table.add_row(*map(escape, (record["guard"], f"{config['concept']}\n{config['method']}", thresholds)))
     console.print(table)
 
 
@@ -56,7 +59,7 @@ def show(
     """
     record = _facts(guard)
     if as_json:
-        _print_json(record)
+        print_json(record)
         return
     config = dict(record["config"])
     console.print(f"[bold]{escape(record['guard'])}[/]  {escape(record['folder'])}", soft_wrap=True)
@@ -69,19 +72,28 @@ def show(
 
 def _facts(name: str) -> dict[str, Any]:
     """Config, thresholds and size of a guard that can be loaded; its own error for one that cannot."""
-    from saferedir.errors import GuardConfigError
     from saferedir.guards.base import Guard
     from saferedir.guards.storage import find_guard
-    from saferedir.utils.packaged import GUARD_CONFIG
 
     folder = Path(find_guard(name))
+    record = _read_facts(name, folder)
+    Guard.from_pretrained(folder)
+    return record
+
+
+def _read_facts(name: str, folder: Path | None) -> dict[str, Any]:
+    """The same from the guard's files alone, without loading it, and so without torch."""
+    from saferedir.errors import GuardConfigError, GuardNotFoundError
+    from saferedir.utils.packaged import GUARD_CONFIG
+
+    if folder is None or not (folder / GUARD_CONFIG).is_file():
+        raise GuardNotFoundError(f"guard {name!r} is not there whole; install saferedir again.")
     try:
         config = json.loads((folder / GUARD_CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise GuardConfigError(f"{folder / GUARD_CONFIG} is not JSON ({error}); train the guard again.") from error
     if not isinstance(config, dict) or "method" not in config or "concept" not in config:
         raise GuardConfigError(f"{folder / GUARD_CONFIG} names no method and concept, so it is not a guard.")
-    Guard.from_pretrained(folder)
     thresholds = {k.removesuffix("_threshold"): v for k, v in config.items() if k.endswith("_threshold")}
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     return {"guard": name, "folder": str(folder), "thresholds": thresholds, "bytes": size, "config": config}
@@ -93,7 +105,3 @@ def _facts_table(title: str, values: dict[str, Any]) -> None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         table.add_row(escape(key.replace("_", " ")), escape(text))
     console.print(table)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))  # ASCII: the console replaces what it cannot show

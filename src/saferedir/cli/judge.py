@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saferedir.cli.common import console, escape, named_values, new_table, quiet
+from saferedir.cli.common import console, escape, named_values, new_table, print_json, quiet
+from saferedir.cli.options import AsJson
 from saferedir.cli.output import OutputError, check_file, holds_out, write_json
 from saferedir.cli.skipped import show_skipped
 from saferedir.utils.file_names import shown_name
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 judge_app = typer.Typer(
     name="judge",
-    help="Say what a picture shows, and how sure that is.",
+    help="Say what an image shows, and how sure that is.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -37,16 +38,29 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the file at --out.
 
 @judge_app.callback()
 def _group() -> None:
-    """Say what a picture shows, and how sure that is."""
+    """Say what an image shows, and how sure that is."""
 
 
 @judge_app.command("list")
-def list_all() -> None:
-    """List the judges, and the presets by which papers count, with the evidence for each."""
+def list_all(as_json: AsJson = False) -> None:
+    """List the judges, and the presets by which papers count, with the evidence for each.
+
+    Example:  `saferedir judge list`
+    """
     from saferedir.judges.presets import PRESETS, UNSUPPORTED
     from saferedir.judges.registry import JUDGES
 
-    table = new_table("Judges", "judge", "what it sees", "extra")
+    if as_json:
+        judges = [{"judge": name, "scores": entry.about, "extra": entry.extra} for name, entry in JUDGES.items()]
+        presets = [
+            {"preset": one.name, "judges": one.judges, "rule": one.rule.to_dict(), "written": one.written,
+             "effective": one.effective, "evidence": one.evidence, "about": one.about}
+            for one in PRESETS.values()
+        ]  # fmt: skip
+        print_json({"judges": judges, "presets": presets, "unsupported": dict(UNSUPPORTED)})
+        return
+
+    table = new_table("Judges", "judge", "what it scores", "extra")
     for name, entry in JUDGES.items():
         table.add_row(name, escape(entry.about), entry.extra or "-")
     console.print(table)
@@ -80,12 +94,12 @@ def calibrate(
     batch: Batch = 32,
     force: Force = False,
 ) -> None:
-    """Measure a judge's precision, recall and false positive rate on labelled pictures.
+    """Measure a judge's precision, recall and false positive rate on labelled images.
 
     Example:  `saferedir judge calibrate --judge nudenet --preset uda2024 --images labelled --out runs/uda2024.json`
     """
     out = _free_file(out, force, (".json",))
-    chosen, decides = _judge_and_rule(judge, preset, rule, options or [])
+    chosen, decides = judge_and_rule(judge, preset, rule, options or [])
     from saferedir.judges.calibration import calibrate_files
 
     with console.status("judging"):
@@ -127,7 +141,7 @@ def score(
     batch: Batch = 32,
     force: Force = False,
 ) -> None:
-    """Write the raw scores of every picture, to which any rule can be applied later.
+    """Write the raw scores of every image, to which any rule can be applied later.
 
     Files that cannot be read are listed, here and in the facts. A byte of a file name that is no UTF-8 is written `\\xNN`.
 
@@ -176,7 +190,7 @@ def _load(name: str, options: Mapping[str, Any]) -> Judge:
         return load_judge(name, **options)
 
 
-def _judge_and_rule(judge: str | None, preset: str | None, rule: str | None, given: list[str]) -> tuple[Judge, Rule]:
+def judge_and_rule(judge: str | None, preset: str | None, rule: str | None, given: list[str]) -> tuple[Judge, Rule]:
     """The judge with a preset's options, and the rule; a preset for another judge is one sentence."""
     from saferedir.errors import JudgeError
     from saferedir.judges.presets import preset as preset_named
@@ -206,9 +220,7 @@ def _judge_and_rule(judge: str | None, preset: str | None, rule: str | None, giv
 
 
 def _show_calibration(found: Calibration) -> None:
-    table = new_table(
-        f"{found.positives} positive and {found.negatives} negative pictures", "what", ">rate (95 %)", ">n"
-    )
+    table = new_table(f"{found.positives} positive and {found.negatives} negative images", "what", ">rate (95 %)", ">n")
     for what, rate in (
         ("precision", found.precision),
         ("recall", found.recall),

@@ -1,4 +1,4 @@
-"""`saferedir negation`: reference pictures that must not appear, as a set of latents, and a guard of such a set."""
+"""`saferedir negation`: reference images that must not appear, as a set of latents, and a guard of such a set."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saferedir.cli.common import console, errors, escape, load_model, new_table, progress_bar
-from saferedir.cli.options import MAX_SEED, Revision, Variant
+from saferedir.cli.common import console, errors, escape, load_model, new_table, print_json, progress_bar
+from saferedir.cli.options import MAX_SEED, AsJson, Revision, Variant
 from saferedir.cli.output import MEGABYTE, check_file, check_guard_folder, check_space, check_weights_place, holds_out
 from saferedir.cli.skipped import show_skipped
 from saferedir.cli.stopping import GOES_ON, on_stop
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from saferedir.guards.negation.build import BuildReport, Source
 
 negation_app = typer.Typer(
-    name="negation", help="Make sets of pictures to stay away from.", no_args_is_help=True, rich_markup_mode="markdown"
+    name="negation", help="Make sets of images to stay away from.", no_args_is_help=True, rich_markup_mode="markdown"
 )
 METHODS = ("safe_denoiser", "spell")
 
 
 @negation_app.callback()
 def _group() -> None:
-    """Make sets of pictures to stay away from."""
+    """Make sets of images to stay away from."""
 
 
 @negation_app.command(no_args_is_help=True)
@@ -39,13 +39,13 @@ def build(
         typer.Option(metavar="FILE", help="Or prompts: text, JSON lines or CSV; one image is made of each."),
     ] = None,
     benign: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Harmless pictures to compare with; makes the gate much better.")
+        Path | None, typer.Option(metavar="DIR", help="Harmless images to compare with; makes the gate much better.")
     ] = None,
     model: Annotated[
         str, typer.Option(metavar="ID", help="Whose VAE encodes: pictoworld, a diffusers folder, or a hub id.")
     ] = "pictoworld",
     height: Annotated[
-        int | None, typer.Option(min=8, help="Of the pictures you will draw; default: the model's.")
+        int | None, typer.Option(min=8, help="Of the images you will generate; default: the model's.")
     ] = None,
     width: Annotated[int | None, typer.Option(min=8, help="The same; default: the model's.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures encoded at a time.")] = 8,
@@ -57,11 +57,11 @@ def build(
     revision: Revision = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file at --out.")] = False,
 ) -> None:
-    """Encode pictures into a negation set for the guards safe_denoiser and spell.
+    """Encode images into a negation set for the guards safe_denoiser and spell.
 
-    A run that was killed goes on where it stopped when the same command is given again. Pictures are cropped at their
-    centre and resized; exact duplicates count once; unreadable files are listed and skipped. For a model that draws
-    videos the set guards single pictures only.
+    A run that was killed goes on where it stopped when the same command is given again. Images are cropped at their
+    centre and resized; exact duplicates count once; unreadable files are listed and skipped. For a model that generates
+    videos the set guards single images only.
 
     Example:  `saferedir negation build --images runs/stars --model pictoworld --out runs/stars.safetensors`
     """
@@ -102,7 +102,7 @@ def build(
     _show_report(report, left_out)
     if encodes_videos(pipe.vae):
         errors.print(
-            "This set holds single pictures: it guards this model's pictures (num_frames=1) and refuses its videos.",
+            "This set holds single images: it guards this model's images (num_frames=1) and refuses its videos.",
             soft_wrap=True,
             highlight=False,
         )
@@ -110,7 +110,9 @@ def build(
 
 
 @negation_app.command()
-def show(path: Annotated[Path, typer.Argument(metavar="FILE", help="A negation set.")]) -> None:
+def show(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A negation set.")], as_json: AsJson = False
+) -> None:
     """Show the facts of a negation set.
 
     Example:  `saferedir negation show runs/stars.safetensors`
@@ -118,10 +120,13 @@ def show(path: Annotated[Path, typer.Argument(metavar="FILE", help="A negation s
     from saferedir.guards.negation import NegationSet
 
     found = NegationSet.open(path, stream=True)
-    table = new_table("Negation set", "what", "value")
     benign = 0 if found.benign is None else len(found.benign)
     facts = {"references": len(found), "benign references": benign, "latents": "x".join(map(str, found.shape))}
     facts |= {"radius of a shield": f"{found.calibration.radius:.2f}", **found.facts}
+    if as_json:
+        print_json(facts)
+        return
+    table = new_table("Negation set", "what", "value")
     for name, value in facts.items():
         table.add_row(escape(name), escape(str(value)))
     console.print(table)

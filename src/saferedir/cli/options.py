@@ -13,3 +13,20 @@ ModelVariant = Annotated[str | None, typer.Option("--model-variant", metavar="NA
 #: the same where no other option is called --variant
 Variant = Annotated[str | None, typer.Option("--variant", "--model-variant", metavar="NAME", help=_HELP)]
 Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a model on the hub.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the noise; image i uses seed + i.")]
+Steps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ID[:SCALE]",
+        help="A LoRA to load into the model, with its scale (1): a .safetensors file, folder or hub id; repeatable.",
+    ),
+]
+ModelConfig = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID", help="For a model in one file: the diffusers folder or hub id that its parts are described in."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -97,7 +97,7 @@ def saferedir(
     revision: Revision = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
 ) -> None:
-    """Train a SafeRedir guard (arXiv:2601.08623): draw pictures, fit the redirector, calibrate its thresholds.
+    """Train a SafeRedir guard (arXiv:2601.08623): generate images, fit the redirector, calibrate its thresholds.
 
     A run that was killed goes on where it stopped when the same command is given again.
 

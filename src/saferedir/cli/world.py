@@ -8,8 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from saferedir.cli.common import choose_device, console, escape, load_model, new_table, progress_bar, quiet, rate_cell
-from saferedir.cli.options import MAX_SEED
+from saferedir.cli.common import (
+    choose_device,
+    console,
+    escape,
+    load_model,
+    new_table,
+    print_json,
+    progress_bar,
+    quiet,
+    rate_cell,
+)
+from saferedir.cli.options import MAX_SEED, AsJson, Device
 from saferedir.cli.output import (
     MEGABYTE,
     OutputError,
@@ -26,7 +36,30 @@ from saferedir.cli.stopping import GOES_ON, on_stop
 world_app = typer.Typer(
     name="pictoworld", help="The embedded text-to-image world.", no_args_is_help=True, rich_markup_mode="markdown"
 )
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+
+
+@world_app.command()
+def words(as_json: AsJson = False) -> None:
+    """List what PictoWorld can show: its shapes, colours, backgrounds, styles, positions and sizes.
+
+    A prompt names some of them in plain words, such as "a small red star over the sky, mosaic style"; what it leaves open the
+    model chooses. `saferedir pictoworld pairs` writes prompts for a task.
+
+    Example:  `saferedir pictoworld words`
+    """
+    from saferedir.pictoworld import scene
+
+    values = {
+        "shape": scene.SHAPES, "colour": scene.COLOURS, "background": scene.BACKGROUNDS, "style": scene.STYLES,
+        "position": scene.POSITIONS, "size": scene.SIZES,
+    }  # fmt: skip
+    if as_json:
+        print_json(values)
+        return
+    table = new_table("PictoWorld", "attribute", "values")
+    for name, options in values.items():
+        table.add_row(name, ", ".join(options))
+    console.print(table)
 
 
 @world_app.command(no_args_is_help=True)
@@ -137,7 +170,7 @@ def guards(
         bool, typer.Option("--force", help="Replace the guards that this command wrote to --out.")
     ] = False,
 ) -> None:
-    """Write the guards that need pictures but no training, safe_denoiser and spell, for each of the three tasks.
+    """Write the guards that need images but no training, safe_denoiser and spell, for each of the three tasks.
 
     These are the ones inside the package. A world trained anew has another VAE and needs guards of its own.
 
@@ -178,7 +211,7 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder for report.json, pictoworld.md and pictoworld.png.")] = Path(
         "runs/pictoworld-report"
     ),
-    images: Annotated[int, typer.Option(min=1, help="Held-out captions to draw.")] = 2000,
+    images: Annotated[int, typer.Option(min=1, help="Held-out captions to generate.")] = 2000,
     concept_images: Annotated[int, typer.Option(min=1, help="Prompts per concept and phrasing.")] = 100,
     judge_images: Annotated[int, typer.Option(min=1, help="Renders to measure the judge on.")] = 4000,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
@@ -202,10 +235,10 @@ def report(
             images=images, concept_images=concept_images, judge_images=judge_images, steps=steps, seed=seed
         )
         with progress_bar() as bar:
-            task = bar.add_task("drawing", total=config.pictures)
+            task = bar.add_task("generating", total=config.pictures)
 
-            def advance(label: str, pictures: int) -> None:
-                bar.update(task, description=label, advance=pictures)
+            def advance(label: str, images: int) -> None:
+                bar.update(task, description=label, advance=images)
 
             found = quality_report(pipe, judge, images, folder, config=config, on_progress=advance)
     _report_table(found)

@@ -6,6 +6,7 @@ The pipeline comes as diffusers makes it, with no guard attached.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,25 @@ from saferedir.utils.packaged import list_packaged_models, packaged_model_path
 from saferedir.utils.places import hub_id, missing_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: suffixes by which a model in one file is known; those that can run code are refused
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+#: how diffusers calls the kind of a checkpoint (its beginning) -> pipeline
+SINGLE_FILE_PIPELINES = {
+    "xl_base": "StableDiffusionXLPipeline",
+    "xl_refiner": "StableDiffusionXLImg2ImgPipeline",
+    "xl_inpaint": "StableDiffusionXLInpaintPipeline",
+    "playground": "StableDiffusionXLPipeline",
+    "inpainting": "StableDiffusionInpaintPipeline",
+    "v1": "StableDiffusionPipeline",
+    "v2": "StableDiffusionPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux-dev": "FluxPipeline",
+    "flux-schnell": "FluxPipeline",
+    "auraflow": "AuraFlowPipeline",
+    "lumina2": "Lumina2Pipeline",
+    "sana": "SanaPipeline",
+    "wan-t2v": "WanPipeline",
+}
 #: "model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors", "model-00001-of-00002.fp16.safetensors"
 _VARIANT = re.compile(r"[^.]+\.([A-Za-z0-9_]+)(?:-\d{5}-of-\d{5})?\.safetensors")
 
@@ -27,8 +47,10 @@ def load_pipeline(
     *,
     variant: str | None = None,
     revision: str | None = None,
+    config: str | Path | None = None,
+    loras: Sequence[tuple[str, float]] = (),
 ) -> Any:
-    """Load "pictoworld" (packaged), a local diffusers folder, or a hub id; move it to `device` if one is given.
+    """Load "pictoworld" (packaged), a diffusers folder, a checkpoint in one file, or a hub id; move it to a device.
 
     A path is never looked up on the hub, see `utils.places.hub_id`; "hf://owner/name" always is.
 
@@ -38,14 +60,23 @@ def load_pipeline(
         device: where to; default: where diffusers leaves it.
         variant: of the weight files, such as "fp16" for model.fp16.safetensors; default: the plain ones.
         revision: branch, tag or commit of a hub id.
+        config: of a checkpoint in one .safetensors file, the diffusers folder or hub id in which its parts are described;
+            default: that of the model it is recognised as, from the hub.
+        loras: (a .safetensors file, a folder or a hub id, scale) of LoRAs to load into the pipeline, in order.
 
     Raises:
-        GuardConfigError: a dtype that is none.
+        GuardConfigError: a dtype that is none, or `config` for a model that is not one file.
         GuardNotFoundError: nothing of that name, or no safetensors weights of that variant in it.
     """
     from diffusers import DiffusionPipeline
 
     dtype = _dtype(dtype)
+    file = Path(name).expanduser()
+    if file.suffix in SINGLE_FILES:
+        pipe = _from_single_file(file, dtype, config)
+        return _finished(pipe, loras, device)
+    if config is not None:
+        raise GuardConfigError(f"config is for a checkpoint in one .safetensors file, and {str(name)!r} is none; leave it out.")
 
     packaged = packaged_model_path(str(name))
     source = packaged or Path(name).expanduser()
@@ -69,7 +100,67 @@ def load_pipeline(
             f"could not load pipeline {str(name)!r} ({_reason(error)}); check the name, its variant (such as fp16, where that is "
             f"all it has) and the network, or use a packaged one ({known})."
         ) from error
+    return _finished(pipe, loras, device)
+
+
+def _finished(pipe: Any, loras: Sequence[tuple[str, float]], device: str | torch.device | None) -> Any:
+    """The pipeline with its LoRAs, on its device."""
+    if loras:
+        _load_loras(pipe, loras)
     return pipe if device is None else pipe.to(device)
+
+
+def _load_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
+    """Load LoRAs under names of their own ("lora-1", …) and have all of them act, each with its scale."""
+    names = [f"lora-{number}" for number in range(1, len(loras) + 1)]
+    if not hasattr(pipe, "load_lora_weights"):
+        raise GuardConfigError(f"a {type(pipe).__name__} takes no LoRAs; leave them out.")
+    for adapter, (source, _) in zip(names, loras, strict=True):
+        place = Path(source).expanduser()
+        if not place.exists() and hub_id(source) is None:
+            raise GuardNotFoundError(f"no LoRA is at {source!r}; give a .safetensors file, a folder or a hub id, owner/name.")
+        if place.is_file() and place.suffix != ".safetensors":
+            raise GuardConfigError(f"{place} is no .safetensors file, and saferedir loads nothing else, which cannot run code.")
+        try:
+            if place.is_file():
+                pipe.load_lora_weights(str(place.parent), weight_name=place.name, adapter_name=adapter)
+            else:
+                repository = str(place) if place.exists() else hub_id(source)
+                pipe.load_lora_weights(repository, adapter_name=adapter, use_safetensors=True)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise GuardNotFoundError(f"could not load the LoRA {source!r} into this model ({_reason(error)}).") from error
+    pipe.set_adapters(names, adapter_weights=[scale for _, scale in loras])
+
+
+def _from_single_file(file: Path, dtype: torch.dtype, config: str | Path | None) -> Any:
+    """The pipeline of a checkpoint in one file, by the kind of model that diffusers recognises in it."""
+    import diffusers
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+
+    if not file.is_file():
+        raise GuardNotFoundError(f"no checkpoint is at {file}; check the path.")
+    if file.suffix != ".safetensors":
+        raise GuardConfigError(
+            f"{file} is a {file.suffix} file, which can run code when it is loaded; convert it once to safetensors elsewhere."
+        )
+    try:
+        kind = infer_diffusers_model_type(load_single_file_checkpoint(str(file)))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise GuardNotFoundError(f"could not read the checkpoint {file} ({_reason(error)}); is it whole?") from error
+    pipeline = next((name for start, name in SINGLE_FILE_PIPELINES.items() if kind.startswith(start)), None)
+    if pipeline is None:
+        raise GuardConfigError(
+            f"{file} looks like a model of the kind {kind!r}, which saferedir does not load from one file; convert it to a "
+            "diffusers folder and give that."
+        )
+    more = {} if config is None else {"config": str(config)}
+    try:
+        return getattr(diffusers, pipeline).from_single_file(str(file), torch_dtype=dtype, **more)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise GuardNotFoundError(
+            f"could not load {file} as a {pipeline} ({_reason(error)}); without a network give config (--model-config), the "
+            "diffusers folder in which its parts are described."
+        ) from error
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:

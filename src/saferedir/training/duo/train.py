@@ -66,8 +66,8 @@ def check_trainable(pipe: Any) -> None:
 
 def train_duo(
     pipe: Any,
-    pairs: Path | Sequence[ImagePair],
-    out: Path,
+    pairs: str | Path | Sequence[ImagePair],
+    out: str | Path,
     *,
     concept: str,
     config: TrainConfig | None = None,
@@ -77,15 +77,24 @@ def train_duo(
 ) -> DUO:
     """Train a guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists.
 
-    The pipeline comes back as it was. `log` is given every step's numbers, which also land in `<out>/training.jsonl`.
-
     Args:
+        pipe: a supported pipeline without guards and LoRAs; it comes back as it was.
+        pairs: image pairs, or a folder of them (unsafe/ and safe/ with equally many images, see `pair_files`).
+        out: folder for the guard.
+        concept: its name, for decisions and the guard's card.
         config: default, the variant "as-paper" for this pipeline.
+        progress: shows how far it is; default: nothing is shown.
+        log: called with every step's numbers, which also land in `<out>/training.jsonl`.
         overwrite: a guard that stands at `out` may be replaced.
 
-    Raises OutputError where another run is writing to `out`, or where a guard stands there and may not be replaced;
-    GuardConfigError for too few pairs, or where `<out>.work` belongs to other settings.
+    Returns:
+        The guard, a LoRA of the denoiser.
+
+    Raises:
+        OutputError: another run is writing to `out`, or a guard stands there and may not be replaced.
+        GuardConfigError: too few pairs, LoRAs on the pipeline, or `<out>.work` belongs to other settings.
     """
+    pairs = Path(pairs).expanduser() if isinstance(pairs, str) else pairs
     check_trainable(pipe)
     if config is None:
         config = TrainConfig.of_variant(VARIANTS[0], is_flow=prediction_type(pipe.scheduler) == "flow")

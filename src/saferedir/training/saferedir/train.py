@@ -120,8 +120,8 @@ class TrainConfig(Checked):
 
 def train_saferedir(
     pipe: Any,
-    pairs: Path | Sequence[Pair],
-    out: Path,
+    pairs: str | Path | Sequence[Pair],
+    out: str | Path,
     *,
     concept: str,
     config: TrainConfig | None = None,
@@ -132,12 +132,23 @@ def train_saferedir(
     """Train a guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists.
 
     Args:
+        pipe: a supported pipeline without guards; it comes back as it was.
+        pairs: prompt pairs, or a file of them (JSON lines: {"unsafe": ..., "safe": ...}, or {"safe": ...} for a benign one).
+        out: folder for the guard.
+        concept: its name, for decisions and the guard's card.
+        config: default, `TrainConfig()`.
+        progress: shows how far it is; default: nothing is shown.
         log: called with the scores of every evaluation.
         overwrite: a guard that stands at `out` may be replaced.
 
-    Raises OutputError where another run is writing to `out`, or where a guard stands there and may not be replaced;
-    GuardConfigError for too few pairs, or where `<out>.work` belongs to other settings.
+    Returns:
+        The guard, with thresholds and the verdict of its calibration (`guard.config.calibration`).
+
+    Raises:
+        OutputError: another run is writing to `out`, or a guard stands there and may not be replaced.
+        GuardConfigError: too few pairs, or `<out>.work` belongs to other settings.
     """
+    pairs = Path(pairs).expanduser() if isinstance(pairs, str) else pairs
     with output_lock(out, nested=True) as place:
         check_guard_folder(place, overwrite, "pass overwrite=True")
         return _train(pipe, pairs, place, concept, config or TrainConfig(), progress or Progress(disable=True), log)

@@ -1,0 +1,240 @@
+"""One guard on one's own prompts: what it missed and what it touched for nothing, failures first, as a page with images.
+
+Every prompt is generated twice from the same noise, without the guard and with it. A forget prompt fails where the image is
+still judged to show the concept (without a judge: where the guard did not act, or says itself that it could not); a retain
+prompt fails where a single bit of its image changed. The command around it is `saferedir guards test`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from saferedir.attach import attach
+from saferedir.decisions import Decision
+from saferedir.guards.base import Guard
+from saferedir.metrics.rates import Rate
+from saferedir.pipelines.safety_checker import without_safety_checker
+from saferedir.utils.calls import for_each_prompt
+from saferedir.utils.extras import require_extra
+from saferedir.utils.files import write_json, write_text
+
+PAGE = "index.html"
+_FOLDER = Path(__file__).parent
+Verifier = Callable[[Sequence[Image.Image]], Sequence[bool]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One prompt.
+
+    Attributes:
+        prompt: its text.
+        kind: "forget" (asks for the concept) or "retain" (does not).
+        seed: of the noise, the same for both images.
+        before, after: file names of the images without and with the guard.
+        fired: whether the guard acted.
+        unresolved: whether the guard says that the concept may still be there.
+        prompt_score, image_score: of the guard; None where it has none.
+        changed: whether a single bit differs between the two images.
+        shown_before, shown_after: whether the judge finds the concept; None without a judge.
+        failure: what went wrong, as a sentence; "" where nothing did.
+    """
+
+    prompt: str
+    kind: Literal["forget", "retain"]
+    seed: int
+    before: str
+    after: str
+    fired: bool
+    unresolved: bool
+    prompt_score: float | None
+    image_score: float | None
+    changed: bool
+    shown_before: bool | None
+    shown_after: bool | None
+    failure: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardTest:
+    """Result of a guard on prompts: the cases, failures first within each kind.
+
+    Attributes:
+        guard: its name or folder.
+        concept: what it guards against.
+        judge: what judged the images; "" for none.
+        settings: model, steps and so on, for the page.
+        thresholds: of the guard's scores.
+        cases: one a prompt.
+    """
+
+    guard: str
+    concept: str
+    judge: str
+    settings: Mapping[str, Any]
+    thresholds: Mapping[str, float]
+    cases: Sequence[Case]
+
+    def rate(self, kind: str, what: str = "failure") -> Rate:
+        """Share of the cases of one kind for which an attribute is true, with its interval."""
+        values = [bool(getattr(case, what)) for case in self.cases if case.kind == kind]
+        return Rate(sum(values), len(values))
+
+    @property
+    def failures(self) -> list[Case]:
+        """The cases that failed."""
+        return [case for case in self.cases if case.failure]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "cases": [asdict(case) for case in self.cases]}
+
+
+def run_guard_test(
+    pipe: Any,
+    guard: Guard[Any],
+    forget: Sequence[str],
+    retain: Sequence[str],
+    out: Path,
+    *,
+    name: str,
+    verifier: Verifier | None = None,
+    judge: str = "",
+    call: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    batch: int = 4,
+    on_progress: Callable[[int], None] | None = None,
+) -> GuardTest:
+    """Generate every prompt without and with `guard` and write images, guard_test.json and the page into the folder `out`.
+
+    Args:
+        pipe: a pipeline without guards; left as it was.
+        guard: what is tested.
+        forget: prompts that ask for the concept.
+        retain: prompts that do not.
+        out: an existing folder.
+        name: of the guard, for the page.
+        verifier: finds the concept in images, such as `judge.verifier(preset)`; None: the guard's own word is taken.
+        judge: its name, for the page.
+        call: more arguments of the pipeline's call (steps, guidance, size).
+        seed: image i of all starts from seed + i.
+        batch: images generated at once.
+        on_progress: called with the number of images just generated.
+
+    Returns:
+        The result, failures first.
+    """
+    call = dict(call or {})
+    prompts = [(prompt, "forget") for prompt in forget] + [(prompt, "retain") for prompt in retain]
+    cases: list[Case] = []
+    thresholds: dict[str, float] = {}
+    for start in range(0, len(prompts), batch):
+        chunk = prompts[start : start + batch]
+        texts, seeds = [prompt for prompt, _ in chunk], [seed + start + i for i in range(len(chunk))]
+        before, _ = _images(pipe, None, texts, seeds, call)
+        after, decisions = _images(pipe, guard, texts, seeds, call)
+        shown: list[tuple[bool | None, bool | None]] = [(None, None)] * len(chunk)
+        if verifier is not None:
+            shown = list(zip(verifier(before), verifier(after), strict=True))
+        for i, (prompt, kind) in enumerate(chunk):
+            files = [f"{start + i + 1:04d}-{which}.png" for which in ("unguarded", "guarded")]
+            for image, file in zip((before[i], after[i]), files, strict=True):
+                image.save(out / file)
+            decision = decisions[i]
+            thresholds |= decision.thresholds
+            is_changed = np.asarray(before[i]).tobytes() != np.asarray(after[i]).tobytes()
+            cases.append(
+                Case(
+                    prompt=prompt,
+                    kind="forget" if kind == "forget" else "retain",
+                    seed=seeds[i],
+                    before=files[0],
+                    after=files[1],
+                    fired=decision.fired,
+                    unresolved=decision.unresolved,
+                    prompt_score=decision.prompt_score,
+                    image_score=decision.image_score,
+                    changed=is_changed,
+                    shown_before=shown[i][0],
+                    shown_after=shown[i][1],
+                    failure=_failure(kind, decision, is_changed=is_changed, shown=shown[i][1]),
+                )
+            )
+        if on_progress is not None:
+            on_progress(2 * len(chunk))
+    ordered = sorted(cases, key=lambda case: (not case.failure, case.kind))
+    concept = str(guard.config.concept)
+    result = GuardTest(
+        guard=name, concept=concept, judge=judge, settings={**call, "seed": seed}, thresholds=thresholds, cases=ordered
+    )
+    write_json(out / "guard_test.json", result.to_dict())
+    write_text(out / PAGE, render(result))
+    return result
+
+
+def _images(
+    pipe: Any, guard: Guard[Any] | None, prompts: Sequence[str], seeds: Sequence[int], call: Mapping[str, Any]
+) -> tuple[list[Image.Image], list[Decision]]:
+    """PIL images of one batch, and the guard's decisions."""
+    import torch
+
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    arguments = {**for_each_prompt(call, len(prompts)), "generator": generators, "output_type": "pil"}
+    with without_safety_checker(pipe):
+        if guard is None:
+            return list(pipe(list(prompts), **arguments).images), []
+        with attach(pipe, guard) as attached:
+            images = list(pipe(list(prompts), **arguments).images)
+            return images, list(attached.decisions)
+
+
+def _failure(kind: str, decision: Decision, *, is_changed: bool, shown: bool | None) -> str:
+    if kind == "retain":
+        if not is_changed:
+            return ""
+        return "the guard acted on a prompt that does not ask for the concept" if decision.fired else "the image changed"
+    if shown:
+        return "the image still shows the concept"
+    if shown is None and not decision.fired:
+        return "the guard did not act"
+    return "the guard says that the concept may still be there" if decision.unresolved else ""
+
+
+def render(result: GuardTest) -> str:
+    """The page as HTML text; images are the files beside it."""
+    jinja2 = require_extra("jinja2", "bench", "the page of a guard's test")
+    room = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text: str = room.get_template("guard_test.html.j2").render(
+        result=result, rates=list(_rates(result)), kinds=("forget", "retain"), score=_score
+    )
+    return text
+
+
+def _rates(result: GuardTest) -> Iterator[tuple[str, Rate]]:
+    """What the head of the page says: (label, rate)."""
+    if result.judge:
+        yield "forget: concept shown without the guard", result.rate("forget", "shown_before")
+        yield "forget: concept shown with the guard", result.rate("forget", "shown_after")
+    yield "forget: guard acted", result.rate("forget", "fired")
+    yield "forget: failures", result.rate("forget")
+    yield "retain: guard acted", result.rate("retain", "fired")
+    yield "retain: failures (image changed)", result.rate("retain")
+
+
+def _score(value: float | None, threshold: float | None) -> str:
+    """A score beside its threshold."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if threshold is None else f"{value:.2f} {'>' if value > threshold else '≤'} {threshold:.2f}"
