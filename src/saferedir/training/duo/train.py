@@ -98,7 +98,7 @@ def train_duo(
     check_trainable(pipe)
     if config is None:
         config = TrainConfig.of_variant(VARIANTS[0], is_flow=prediction_type(pipe.scheduler) == "flow")
-    with output_lock(out, nested=True) as place:
+    with output_lock(Path(out), nested=True) as place:
         check_guard_folder(place, overwrite, "pass overwrite=True")
         return _train(pipe, pairs, place, concept, config, progress or Progress(disable=True), log)
 

@@ -149,7 +149,7 @@ def train_saferedir(
         GuardConfigError: too few pairs, or `<out>.work` belongs to other settings.
     """
     pairs = Path(pairs).expanduser() if isinstance(pairs, str) else pairs
-    with output_lock(out, nested=True) as place:
+    with output_lock(Path(out), nested=True) as place:
         check_guard_folder(place, overwrite, "pass overwrite=True")
         return _train(pipe, pairs, place, concept, config or TrainConfig(), progress or Progress(disable=True), log)
 
