@@ -21,8 +21,9 @@ from tests.tiny_pipelines import PIPELINES, PipelineCase, make_picture, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.guard import Embeds, Guard, GuardConfig, Step
-from saferedir.pipelines.encoding import Encoded, encode_prompts
+from saferedir.guard import Conditioning, Guard, GuardConfig, Step
+from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import FAMILIES, Family
 
 
@@ -73,17 +74,17 @@ class ToSafe(Guard[GuardConfig]):
         super().__init__(GuardConfig(concept="star"))
         self.encode = target.encode
 
-    def start(self, run: Any) -> dict[int, Encoded]:
+    def start(self, run: Any) -> dict[int, PromptEmbeds]:
         return {}
 
-    def on_step_start(self, step: Step) -> Embeds:
+    def on_step_start(self, step: Step) -> Conditioning:
         length = step.prompt_embeds.shape[1]
         if length not in step.state:
             step.state[length] = self.encode(SAFE, length)
-        safe: Encoded = step.state[length]
+        safe: PromptEmbeds = step.state[length]
         prompt = torch.where(step.prompt_mask.bool()[..., None], safe.prompt.to(step.prompt_embeds), step.prompt_embeds)
         pooled = None if step.pooled is None or safe.pooled is None else safe.pooled.expand_as(step.pooled)
-        return Embeds(prompt=prompt, pooled=pooled)
+        return step.conditioning.with_cond(prompt=prompt, pooled=pooled)
 
 
 class Target:
@@ -100,7 +101,7 @@ class Target:
         return run(self.case, call or self.call, prompt, **changes)
 
     @torch.no_grad()
-    def encode(self, word: str, length: int | None = None) -> Encoded:
+    def encode(self, word: str, length: int | None = None) -> PromptEmbeds:
         """Conditioning of a prompt by the pipeline's own encoders, as long as asked for; a second window begins anew."""
         settings = {name: self.case.settings[name] for name in ENCODER_SETTINGS if name in self.case.settings}
         if length is not None and length > (fixed := LENGTHS.get(self.case.family, length)):
@@ -109,11 +110,11 @@ class Target:
         tokens = torch.arange(length or found.prompt.shape[1]) % found.prompt.shape[1]
         return found._replace(prompt=found.prompt[:, tokens])
 
-    def draw_embeds(self, given: Encoded, **changes: Any) -> Tensor:
+    def draw_embeds(self, given: PromptEmbeds, **changes: Any) -> Tensor:
         """A run from embeddings in place of a prompt."""
         return self.draw(None, **self.embeds_arguments(given, ""), **changes)
 
-    def embeds_arguments(self, given: Encoded, sign: str) -> dict[str, Any]:
+    def embeds_arguments(self, given: PromptEmbeds, sign: str) -> dict[str, Any]:
         """Call arguments that hand over embeddings: for the prompt (sign ""), or for the negative one ("negative_")."""
         arguments: dict[str, Any] = {f"{sign}prompt_embeds": given.prompt}
         if given.pooled is not None:
@@ -262,7 +263,7 @@ def exaggerated(share: float) -> Attempt:
     def attempt(target: Target, word: str) -> Tensor:
         safe, other = target.encode(SAFE), target.encode(word)
         pooled = None if safe.pooled is None else safe.pooled + share * (other.pooled - safe.pooled)
-        mixed = Encoded(safe.prompt + share * (other.prompt - safe.prompt), pooled, other.mask)
+        mixed = PromptEmbeds(safe.prompt + share * (other.prompt - safe.prompt), pooled, other.mask)
         return target.draw_embeds(mixed)
 
     return attempt
@@ -417,7 +418,7 @@ def pushing_negative(target: Target, word: str) -> Tensor:
     """Negative embeddings on the other side of the safe prompt's than the word's."""
     safe, other = target.encode(SAFE), target.encode(word)
     pooled = None if safe.pooled is None else 2 * safe.pooled - other.pooled
-    negative = Encoded(2 * safe.prompt - other.prompt, pooled, safe.mask)
+    negative = PromptEmbeds(2 * safe.prompt - other.prompt, pooled, safe.mask)
     more = {"negative_prompt": None} if target.case.family in ("flux", "pixart", "sana") else {}
     return target.draw_embeds(safe, **target.embeds_arguments(negative, "negative_"), **more)
 

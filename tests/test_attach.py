@@ -14,7 +14,7 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.attach import detach
-from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
+from saferedir.guard import Conditioning, Guard, GuardConfig, Run, Step
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.schedules import to_x0
 
@@ -70,12 +70,13 @@ class Redirect(Guard[GuardConfig]):
         super().__init__(CONFIG)
         self.rows, self.uncond = torch.tensor(rows), uncond
 
-    def on_step_start(self, step: Step) -> Tensor | Embeds:
+    def on_step_start(self, step: Step) -> Tensor | Conditioning:
         rows = self.rows[:, None, None]
         prompt = torch.where(rows, 0.1 * step.prompt_embeds, step.prompt_embeds)
         if not self.uncond or step.negative_prompt_embeds is None:
             return prompt
-        return Embeds(prompt, torch.where(rows, 0.1 * step.negative_prompt_embeds, step.negative_prompt_embeds))
+        negative = torch.where(rows, 0.1 * step.negative_prompt_embeds, step.negative_prompt_embeds)
+        return step.conditioning.with_cond(prompt=prompt).with_uncond(prompt=negative)
 
 
 class Failing(Guard[GuardConfig]):

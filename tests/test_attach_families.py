@@ -10,9 +10,9 @@ from tests.test_attach import CONFIG, Redirect, Watcher
 from tests.tiny_pipelines import PIPELINES, run
 
 import saferedir as sr
-from saferedir.guard import Embeds, Guard, GuardConfig, Step
+from saferedir.guard import Conditioning, Guard, GuardConfig, Step
 from saferedir.pipelines.fingerprint import backbone_fingerprint
-from saferedir.seam.rows import negative_weight
+from saferedir.seam.session import negative_weight
 
 
 class Erase(Guard[GuardConfig]):
@@ -20,8 +20,8 @@ class Erase(Guard[GuardConfig]):
 
     method = "erase"
 
-    def on_step_start(self, step: Step) -> Embeds:
-        return Embeds(prompt=torch.zeros_like(step.prompt_embeds))
+    def on_step_start(self, step: Step) -> Conditioning:
+        return step.conditioning.with_cond(prompt=torch.zeros_like(step.prompt_embeds))
 
 
 @pytest.mark.parametrize("name", ["pixart-sigma", "sana", "lumina2"])

@@ -34,7 +34,7 @@ PROMPTS = ["a star", "b moon", "c"]
 
 
 class Scripted(Guard[GuardConfig]):
-    """Fires on chosen rows, and calls rows unresolved until they are insisted on at the level given for them."""
+    """Fires on chosen rows, and calls rows unresolved until they are is_retried on at the level given for them."""
 
     method = "scripted"
 
@@ -44,16 +44,16 @@ class Scripted(Guard[GuardConfig]):
         self.levels: list[tuple[int, ...]] = []
 
     def start(self, run: Run) -> None:
-        self.levels.append(tuple(run.insist))
+        self.levels.append(tuple(run.retry_level))
 
     def on_step_start(self, step: Step) -> Tensor:
-        if not any(step.run.insist):
+        if not any(step.run.retry_level):
             return step.prompt_embeds
-        levels = torch.tensor(step.run.insist)[:, None, None]
+        levels = torch.tensor(step.run.retry_level)[:, None, None]
         return torch.where(levels > 0, step.prompt_embeds / (1 + levels), step.prompt_embeds)
 
     def verdict(self, run: Run, state: None) -> list[sr.Decision]:
-        levels = [*run.insist, *[0] * run.batch_size][: run.batch_size]
+        levels = [*run.retry_level, *[0] * run.batch_size][: run.batch_size]
         return [
             sr.Decision(
                 guard=self.method, concept="star", image=row, fired=row in self.fires,
@@ -95,12 +95,12 @@ def test_only_failing_rows_are_drawn_again_from_the_same_noise(pipe: Any) -> Non
         for level, row in ((1, 0), (2, 2)):
             pipe_alone, alone = make_pipeline(), Scripted(until={})
             with sr.attach(pipe_alone, alone) as attached:
-                attached.insist = tuple(level if i == row else 0 for i in range(3))
+                attached.retry_level = tuple(level if i == row else 0 for i in range(3))
                 assert torch.equal(generate(pipe_alone, PROMPTS)[row], output.images[row])
         guard.until = {}
         guard.levels.clear()
         guarded("a", num_inference_steps=2)
-        assert not any(guard.levels[0])  # insisting ended with the call
+        assert not any(guard.levels[0])  # the retry ended with the call
     assert [a.get_state().tolist() for a in generators] == [b.get_state().tolist() for b in finals]
 
 
@@ -367,7 +367,7 @@ def test_images_that_are_not_finite_are_an_error(kind: str, pipe: Any) -> None:
 def test_exceptions_pass_through_also_in_a_retry_and_nothing_is_left_over(pipe: Any) -> None:
     class Breaking(Scripted):
         def on_step_end(self, step: Step, latents: Tensor) -> Tensor:
-            if any(step.run.insist):
+            if any(step.run.retry_level):
                 raise KeyboardInterrupt
             return latents
 

@@ -21,7 +21,7 @@ from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.pipelines.families import family_of
 from saferedir.pipelines.packing import unpack_2x2
 from saferedir.seam.requirements import missing_text_encoders
-from saferedir.seam.unread import check_all_is_read
+from saferedir.seam.run_state import check_all_is_read
 
 # ------------------------------------------------------------------ text encoders
 

@@ -12,11 +12,11 @@ from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.guard import Apart, Guard, GuardConfig, Step
+from saferedir.guard import Guard, GuardConfig, SecondLatents, Step
 from saferedir.guards.dual_latent import DualLatentR2, DualLatentR2Config
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.solver import HISTORIES, Solver, same_draws
-from saferedir.seam.riding import followed
+from saferedir.seam.extra_rows import followed
 
 REFUSED = ("pndm", "pndm-prk", "heun", "kdpm2", "kdpm2-ancestral", "dpm-singlestep")
 FOLLOWED = [name for name in SCHEDULERS if name not in REFUSED]
@@ -117,9 +117,12 @@ def test_every_history_that_is_named_is_there() -> None:
 def test_what_the_pipeline_overwrites_it_overwrites_in_both_latents() -> None:
     now, expected = torch.tensor([[1.0, 2.0, 3.0]] * 2), torch.tensor([[1.0, 5.0, 3.0]] * 2)
     own = torch.full((2, 3), 9.0)
-    assert followed(now, expected, Apart(own, torch.tensor([True, False])), own).tolist() == [[9, 2, 9], [1, 2, 3]]
+    assert followed(now, expected, SecondLatents(own, torch.tensor([True, False])), own).tolist() == [
+        [9, 2, 9],
+        [1, 2, 3],
+    ]
     with pytest.raises(sr.GuardError, match="all latents were replaced"):
-        followed(now + 10, expected, Apart(own, torch.tensor([True, False])), own)
+        followed(now + 10, expected, SecondLatents(own, torch.tensor([True, False])), own)
     case = PIPELINES["sd-inpaint"]
     pipe, settings = case.build(), {"dual_fraction": 0.6, "w": 1.0}
     with sr.attach(pipe, dual(**settings)) as attached:
@@ -148,11 +151,11 @@ class Apiece(Guard[GuardConfig]):
         self.seen: list[Step] = []
 
     def extra_embeds(self, step: Step, extra: Any) -> Any:
-        return Encoded(step.prompt_embeds[None])
+        return PromptEmbeds(step.prompt_embeds[None])
 
-    def extra_latents(self, step: Step) -> Apart | None:
+    def extra_latents(self, step: Step) -> SecondLatents | None:
         rows = torch.ones(len(step.model_input), dtype=torch.bool)
-        return None if self.last is None else Apart(self.last + self.shift, rows)
+        return None if self.last is None else SecondLatents(self.last + self.shift, rows)
 
     def on_prediction(self, step: Step) -> Tensor:
         self.seen.append(step)

@@ -21,7 +21,8 @@ from saferedir.errors import BenchError
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.trained_text import LENGTHS, text_lengths, text_record
-from saferedir.pipelines.encoding import CellEmbeddings, encode_prompts
+from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import FAMILIES, family_of
 from saferedir.pipelines.text_settings import default_settings, named_arguments, text_settings
 
@@ -297,7 +298,7 @@ def test_guards_words_are_encoded_as_the_runs_prompts_are(name: str, setting: di
     watcher = Watcher()
     with sr.attach(pipeline(name), watcher):
         draw(name, pipeline(name), "a b", **setting)
-    found: CellEmbeddings = watcher.runs[0].encode(["a b"])
+    found: PromptEmbeds = watcher.runs[0].encode(["a b"])
     torch.testing.assert_close(found.prompt, watcher.steps[0].prompt_embeds, rtol=1e-4, atol=1e-5)
 
 

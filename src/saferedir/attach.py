@@ -16,14 +16,22 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from torch import nn
+
 from saferedir.decisions import Decision
 from saferedir.errors import AlreadyAttachedError, GuardError, UnsupportedPipelineError
 from saferedir.guards.base import Guard
-from saferedir.pipelines.families import family_of, unwrapped
+from saferedir.pipelines.families import Family, family_of, unwrapped
 from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
+from saferedir.pipelines.lora import guard_adapters, remove_adapter
 from saferedir.pipelines.own_adapters import fused_adapters
 from saferedir.pipelines.schedules import check_scheduler
-from saferedir.seam.finding import check_not_shared, find_seam, remove_foreign_hooks
+from saferedir.seam.hooks import (
+    owner_of_hooks,
+    remove_foreign_skip_hooks,
+    remove_foreign_wrappers,
+    remove_marked_hooks,
+)
 from saferedir.seam.requirements import check_requirements, warn_of_copies
 from saferedir.seam.seam import Seam
 
@@ -119,10 +127,21 @@ class Attached:
         self._seam = seam
         #: number of runs guarded from first to last step; compare before and after a call to be sure it was
         self.runs = 0
-        #: how hard to insist, one level an image of the next run: 0 as always, n from step 0 on and stronger with n
-        self.insist: tuple[int, ...] = ()
+        #: how strongly to act, one level an image of the next run: 0 as always, n from step 0 on and stronger with n
+        self.retry_level: tuple[int, ...] = ()
         self._decisions: list[Decision] = []
         seam.add(self)
+
+    @property
+    def insist(self) -> tuple[int, ...]:
+        """Old name of `retry_level`."""
+        warnings.warn("Attached.insist is an old name; use Attached.retry_level.", DeprecationWarning, stacklevel=2)
+        return self.retry_level
+
+    @insist.setter
+    def insist(self, levels: tuple[int, ...]) -> None:
+        warnings.warn("Attached.insist is an old name; use Attached.retry_level.", DeprecationWarning, stacklevel=2)
+        self.retry_level = levels
 
     @property
     def decisions(self) -> list[Decision]:
@@ -174,3 +193,46 @@ def _check_backbones(pipe: Any, guards: Sequence[Guard[Any]]) -> None:
                 "(`saferedir guards calibrate`).",
                 stacklevel=3,
             )
+
+
+def find_seam(pipe: Any, family: Family) -> Seam | None:
+    """The seam whose hooks are on this pipeline's own denoiser, if there is one."""
+    held = getattr(pipe, family.denoiser)
+    for module in (held, unwrapped(held)):
+        owner = owner_of_hooks(module)
+        if isinstance(owner, Seam) and not _is_foreign(owner, module):
+            return owner
+    return None
+
+
+def check_not_shared(pipe: Any, family: Family, seam: Seam | None) -> None:
+    """Refuse a pipeline of which a module (a ControlNet, a second denoiser) belongs to another guarded pipeline."""
+    for name in (*family.more_denoisers, *family.conditioned_modules):
+        module = getattr(pipe, name, None)
+        if module is None:
+            continue
+        owner = owner_of_hooks(module)
+        if isinstance(owner, Seam) and owner is not seam and not _is_foreign(owner, module):
+            raise AlreadyAttachedError(
+                f"the {name} of this pipeline is shared with a guarded {type(owner.pipe).__name__}; detach the guards there "
+                "first, or load a second copy of it."
+            )
+
+
+def remove_foreign_hooks(pipe: Any, family: Family) -> None:
+    """Remove hooks, wrappers and guards' adapters that came along with a deep copy of a guarded pipeline."""
+    for name in (family.denoiser, *family.more_denoisers, *family.conditioned_modules):
+        held = getattr(pipe, name, None)
+        for module in () if held is None else {held, unwrapped(held)}:
+            remove_marked_hooks(module, _is_foreign)
+            remove_foreign_skip_hooks(module)
+    remove_foreign_wrappers(pipe.scheduler)
+    remove_foreign_wrappers(pipe)
+    if find_seam(pipe, family) is None:
+        denoiser = unwrapped(getattr(pipe, family.denoiser))
+        for adapter in guard_adapters(denoiser):
+            remove_adapter(denoiser, adapter)
+
+
+def _is_foreign(owner: object, module: nn.Module) -> bool:
+    return isinstance(owner, Seam) and all(module is not own for own in owner.hooks.modules.values())

@@ -1,5 +1,32 @@
-"""Guard: what a guard's author imports. The base class is in `guards/base.py`, what a guard is told in `guards/step.py`."""
+"""Guard: what a guard's author imports. The base class is in `guards/base.py`, what a guard is given in `guards/step.py`."""
 
-from saferedir.guards.base import Apart, Embeds, Guard, GuardConfig, Run, SkipFeatures, Step, TextSettings
+from typing import Any
 
-__all__ = ["Guard", "GuardConfig", "Run", "Step", "Embeds", "Apart", "SkipFeatures", "TextSettings"]
+from saferedir.guards.base import (
+    Conditioning,
+    Guard,
+    GuardConfig,
+    PromptEmbeds,
+    Run,
+    SecondLatents,
+    SkipFeatures,
+    Step,
+    TextSettings,
+)
+from saferedir.utils.renamed import old_name
+
+__all__ = [
+    "Conditioning",
+    "Guard",
+    "GuardConfig",
+    "PromptEmbeds",
+    "Run",
+    "SecondLatents",
+    "SkipFeatures",
+    "Step",
+    "TextSettings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(__name__, name)

@@ -41,7 +41,7 @@ def protect(
     """Attach guards and put a policy around the pipeline; call the result as you would call the pipeline.
 
     "redirect": steer, and return what came out. "verify": steer, then check every image; unsafe ones are drawn again
-    from the same noise with more insistence, at most `retries` times, then blocked. "block": an image on which a guard
+    from the same noise more strongly, at most `retries` times, then blocked. "block": an image on which a guard
     acted, or which is unsafe, is blocked at once. Unsafe means that a guard's decision is `unresolved` (its own
     classifier on the final x0; of our methods saferedir has one) or that `verify`, a function of the finished PIL images, says
     so (of a judge: `judge.verifier(rule)`); with neither, "verify" is refused, and so is a run in which a guard's classifier is
@@ -176,11 +176,11 @@ class GuardedPipeline:
                 "drawn; protect it again."
             )
         runs = attached.runs
-        attached.insist = levels
+        attached.retry_level = levels
         try:
             output = self._pipe(**self._with_watched_callbacks(copied(call)))
         finally:
-            attached.insist = ()
+            attached.retry_level = ()
         result = Result(output, attached.decisions)
         covered = [row for _ in attached.guards for row in range(result.count)]
         if (attached.runs, attached.is_attached) != (runs + 1, True) or covered != [d.image for d in result.decisions]:

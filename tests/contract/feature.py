@@ -15,10 +15,9 @@ from tests.tiny_pipelines import PIPELINES, PipelineCase, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.attach import Attached
+from saferedir.attach import Attached, find_seam
 from saferedir.guard import Guard
 from saferedir.pipelines.families import FAMILIES, Family, family_of
-from saferedir.seam.finding import find_seam
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # other batch sizes round otherwise, and three steps add up
 
@@ -137,7 +136,7 @@ def clean(case: PipelineCase, pipe: Any) -> None:
     """Assert that nothing of ours is left on the pipeline."""
     assert not {"step", "set_timesteps"} & set(pipe.scheduler.__dict__), "the scheduler is still wrapped"
     family = family_row(case)
-    for name in (family.denoiser, *family.more_denoisers, *family.companions):
+    for name in (family.denoiser, *family.more_denoisers, *family.conditioned_modules):
         module = getattr(pipe, name, None)
         if module is not None:
             left = (module._forward_hooks, module._forward_pre_hooks, module._forward_hooks_with_kwargs)

@@ -16,7 +16,7 @@ from tests.tiny_pipelines import PIPELINES, PipelineCase, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
+from saferedir.guard import Conditioning, Guard, GuardConfig, PromptEmbeds, Run, Step
 from saferedir.guards.negation import NegationSet
 from saferedir.guards.registry import guard_class
 from saferedir.guards.saferedir.config import SafeRedirConfig
@@ -136,8 +136,8 @@ class Pooled(Guard[GuardConfig]):
 
     method = "pooled"
 
-    def on_prompt(self, step: Step) -> Embeds:
-        return Embeds(pooled=None if step.pooled is None else -3.0 * step.pooled)
+    def on_prompt(self, step: Step) -> Conditioning:
+        return step.conditioning.with_cond(pooled=None if step.pooled is None else -3.0 * step.pooled)
 
 
 class Negative(Guard[GuardConfig]):
@@ -145,8 +145,8 @@ class Negative(Guard[GuardConfig]):
 
     method = "negative"
 
-    def on_step_start(self, step: Step) -> Embeds:
-        return Embeds(negative=-step.prompt_embeds)
+    def on_step_start(self, step: Step) -> Conditioning:
+        return step.conditioning._replace(uncond=PromptEmbeds(-step.prompt_embeds))
 
 
 class Redirect(Guard[GuardConfig]):

@@ -41,7 +41,7 @@ from torch._dynamo.utils import counters
 
 import saferedir as sr
 from saferedir.attach import detach
-from saferedir.guard import Embeds, Guard, GuardConfig, Step
+from saferedir.guard import Conditioning, Guard, GuardConfig, Step
 
 
 def both_orders(
@@ -334,7 +334,7 @@ class Failing(Guard[GuardConfig]):
     def on_prompt(self, step: Step) -> Tensor:
         return self.answer("on_prompt", step.prompt_embeds)
 
-    def on_step_start(self, step: Step) -> Tensor | Embeds:
+    def on_step_start(self, step: Step) -> Tensor | Conditioning:
         return self.answer("on_step_start", step.prompt_embeds)
 
     def on_prediction(self, step: Step) -> Tensor:
@@ -446,7 +446,7 @@ def check_controlnet(case: PipelineCase, guard: GuardCase) -> None:
 
 
 def check_skip_layers(case: PipelineCase, guard: GuardCase) -> None:
-    if family_row(case).aside_kwarg is None or "image" in case.settings:
+    if family_row(case).auxiliary_kwarg is None or "image" in case.settings:
         raise NotApplicable("no skip-layer guidance")
     skip_if_lacking(guard, case)
     settings = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}

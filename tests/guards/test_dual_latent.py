@@ -316,7 +316,7 @@ def test_the_generator_ends_where_the_bare_pipelines_does() -> None:
     assert torch.equal(*states)
 
 
-# --- 11: batches, levels per image, insistence
+# --- 11: batches, levels per image, retries
 
 
 def test_each_image_has_its_own_level(pipe: Any) -> None:
@@ -330,14 +330,14 @@ def test_each_image_has_its_own_level(pipe: Any) -> None:
         guarded(pipe, dual(w=levels))
 
 
-def test_insisting_widens_the_dual_phase_of_that_image_alone(pipe: Any) -> None:
+def test_a_retry_widens_the_dual_phase_of_that_image_alone(pipe: Any) -> None:
     plain = guarded(pipe, dual(w=0.5, tau=0.5), ["a star", "c"])
     with sr.attach(pipe, dual(w=0.5, tau=0.5)) as attached:
-        attached.insist = (2, 0)
-        insisted = generate(pipe, ["a star", "c"])
+        attached.retry_level = (2, 0)
+        is_retried = generate(pipe, ["a star", "c"])
     assert [decision.first_fired_step for decision in attached.decisions] == [0, 2]
     stronger = guarded(pipe, dual(w=0.875, tau=0.0))
-    assert close(insisted[:1], stronger, 1e-5) and close(insisted[1:], plain[1:], 1e-5)
+    assert close(is_retried[:1], stronger, 1e-5) and close(is_retried[1:], plain[1:], 1e-5)
 
 
 # --- the safe row

@@ -228,7 +228,7 @@ def test_the_split_is_that_of_the_noise_or_steps_and_the_merge_comes_before_the_
     assert dual_steps(tau=0.3, tau_mode="noise")[:1] == [first] and first > 0
 
 
-# --- 10, 11: similarity, batches, levels per image, insistence
+# --- 10, 11: similarity, batches, levels per image, retries
 
 
 def test_similarity_limits_the_level_at_the_merge(pipe: Any) -> None:
@@ -252,17 +252,17 @@ def test_each_image_has_its_own_level(name: str, after: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "sde-dpm++"])
-def test_insisting_splits_that_image_alone_at_the_first_step(name: str) -> None:
+def test_a_retry_splits_that_image_alone_at_the_first_step(name: str) -> None:
     """The two images then split at steps 0 and 1, have both two latents in step 1, and merge at 2 and 3."""
     pipe, settings = make_pipeline(name), {"w": 0.5, "dual_fraction": 0.4}
     prompts = ["a star", "c"]
     with sr.attach(pipe, dual(tau=0.2, **settings)) as attached:
-        attached.insist = (2, 0)
-        insisted = bare(pipe, prompts)
+        attached.retry_level = (2, 0)
+        is_retried = bare(pipe, prompts)
     assert [decision.first_fired_step for decision in attached.decisions] == [0, 1]
     alone = guarded(pipe, dual(**{**settings, "w": 0.875}), seeds=[0])
     other = guarded(pipe, dual(tau=0.2, **settings), "c", seeds=[1])
-    assert close(insisted[:1], alone, 1e-4) and close(insisted[1:], other, 1e-4)
+    assert close(is_retried[:1], alone, 1e-4) and close(is_retried[1:], other, 1e-4)
 
 
 # --- families, gradients

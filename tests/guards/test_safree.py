@@ -18,7 +18,7 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.attach import detach
-from saferedir.guard import Embeds, Guard, GuardConfig, Run, Step
+from saferedir.guard import Conditioning, Guard, GuardConfig, Run, Step
 from saferedir.guards.safree import Safree, SafreeConfig
 from saferedir.guards.safree.math import (
     away,
@@ -527,12 +527,12 @@ def test_a_missing_text_encoder_fails_closed() -> None:
             run(case, pipe, None, **given)
 
 
-def test_insisting_filters_all_steps_and_then_all_tokens() -> None:
+def test_a_retry_filters_all_steps_and_then_all_tokens() -> None:
     pipe, guard, spy = make_pipeline(), safree(margin=0.0), Spy()
     with sr.attach(pipe, [guard, spy]) as attached:
         moved = []
         for level in (0, 1, 2):
-            attached.insist = (level,)
+            attached.retry_level = (level,)
             spy.steps.clear()
             generate(pipe, PROMPT)
             last = spy.steps[-1]
@@ -608,8 +608,8 @@ class Mover(Guard[GuardConfig]):
 
     method = "mover"
 
-    def on_prompt(self, step: Step) -> Embeds:
-        return Embeds(prompt=0.5 * step.prompt_embeds)
+    def on_prompt(self, step: Step) -> Conditioning:
+        return step.conditioning.with_cond(prompt=0.5 * step.prompt_embeds)
 
 
 def test_a_guard_before_it_is_taken_along() -> None:

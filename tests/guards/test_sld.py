@@ -15,10 +15,10 @@ from tests.tiny_pipelines import PipelineCase, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.guard import Guard, GuardConfig, Run, Step
+from saferedir.guard import Conditioning, Guard, GuardConfig, Run, Step
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.guards.sld import PRESETS, SLD, SLDConfig, epsilon_per_output
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.schedules import from_x0, to_epsilon, to_x0
 
 #: opens the mask everywhere, so that tiny random networks are edited too
@@ -133,14 +133,13 @@ def fake_step(kind: str, alpha: float, sigma: float, rows: list[Tensor], x_t: Te
     run = Run(
         batch_size=len(x_t), num_steps=300, num_evaluations=300, timesteps=(1.0,) * 300, family="f", prediction_type=kind,
         guided=True, guidance_scale=5.0, device=x_t.device, dtype=x_t.dtype,
-        encode=lambda texts: Encoded(torch.zeros(len(texts), 99, 4)),
+        encode=lambda texts: PromptEmbeds(torch.zeros(len(texts), 99, 4)),
     )  # fmt: skip
-    embeds = torch.zeros(len(x_t), 4, 4)
+    embeds = PromptEmbeds(torch.zeros(len(x_t), 4, 4))
     return Step(
         run=run, state=None, index=index, evaluation=index, num_steps=300, t=torch.full((len(x_t),), 500.0), alpha=a, sigma=s,
-        x_t=x_t, model_input=x_t, prompt_embeds=embeds, negative_prompt_embeds=embeds, pooled=None,
-        prompt_mask=torch.ones(len(x_t), 4, dtype=torch.bool), guidance_scale=5.0, pred_cond=cond, pred_uncond=uncond,
-        pred_extra=(concept,), pred=uncond + 5.0 * (cond - uncond),
+        x_t=x_t, model_input=x_t, conditioning=Conditioning(embeds, embeds), guidance_scale=5.0, pred_cond=cond,
+        pred_uncond=uncond, pred_extra=(concept,), pred=uncond + 5.0 * (cond - uncond),
     )  # fmt: skip
 
 
@@ -235,10 +234,10 @@ def test_batches_equal_single_runs(pipe: Any) -> None:
     assert close(batch, torch.cat(singles), 1e-3)
 
 
-def test_insisting_takes_warm_up_away_from_that_image_alone(pipe: Any) -> None:
+def test_a_retry_takes_warm_up_away_from_that_image_alone(pipe: Any) -> None:
     bare = generate(pipe, ["a star", "b"])
     with sr.attach(pipe, sld(**{**OPEN, "warmup": 1.0})) as attached:
-        attached.insist = (1, 0)
+        attached.retry_level = (1, 0)
         guarded = generate(pipe, ["a star", "b"])
     assert [d.first_fired_step for d in attached.decisions] == [0, None]
     assert close(guarded[1], bare[1]) and not close(guarded[0], bare[0], 1e-2)

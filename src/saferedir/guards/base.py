@@ -26,12 +26,23 @@ from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError
 from saferedir.guards.config import GuardConfig
 from saferedir.guards.gates import Gate
-from saferedir.guards.step import Apart, Embeds, Run, SkipFeatures, Step
+from saferedir.guards.step import Conditioned, Run, SecondLatents, SkipFeatures, Step
 from saferedir.guards.storage import load_guard, push_guard, save_guard
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.text_settings import TextSettings
+from saferedir.utils.renamed import old_name
 
-__all__ = ["Guard", "GuardConfig", "Run", "Step", "Embeds", "Apart", "SkipFeatures", "TextSettings"]
+__all__ = [
+    "Conditioning",
+    "Guard",
+    "GuardConfig",
+    "PromptEmbeds",
+    "Run",
+    "SecondLatents",
+    "SkipFeatures",
+    "Step",
+    "TextSettings",
+]
 
 ConfigT = TypeVar("ConfigT", bound=GuardConfig)
 
@@ -90,13 +101,15 @@ class Guard(Generic[ConfigT]):
         """
         return None
 
-    def on_prompt(self, step: Step) -> Tensor | Embeds:
+    def on_prompt(self, step: Step) -> Conditioned:
         """Replace the conditioning once, before the first denoiser call; it then holds for the whole run.
 
-        Called again only if the pipeline itself passes other embeddings later on. Return `step.prompt_embeds`
-        to leave everything as it is, a Tensor (B, L, D) to replace the conditional rows, or an `Embeds`.
+        Called again only if the pipeline itself passes other embeddings later on. Return `step.conditioning` to leave
+        everything as it is, or another `Conditioning`: its parts that are the same objects, or None, are left as they are
+        (`step.conditioning.with_cond(prompt=...)`). A Tensor (B, L, D) stands for `with_cond(prompt=...)`. Where
+        `step.conditioning.uncond` is None an `uncond` is kept for the later call that has one, if any has.
         """
-        return step.prompt_embeds
+        return step.conditioning
 
     def extra_prompts(self, run: Run) -> Sequence[str] | Tensor | None:
         """More conditional rows for the same denoiser call: E texts, or embeddings (E, L, D) or (E, B, L, D).
@@ -105,7 +118,7 @@ class Guard(Generic[ConfigT]):
         """
         return None
 
-    def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
+    def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         """Conditioning of the extra rows of this one call, parts (E, B, ...); None for no extra rows in this call.
 
         `extra` is what `extra_prompts` asked for, encoded (`pooled` or `mask` None stands for the image's own). Override to
@@ -113,16 +126,16 @@ class Guard(Generic[ConfigT]):
         """
         return extra
 
-    def extra_latents(self, step: Step) -> Apart | None:
+    def extra_latents(self, step: Step) -> SecondLatents | None:
         """Latents that the extra rows of this call see in place of the image's; None for the image's. See `Run.solver`.
 
         Under guidance one more row rides along, unconditional, at the same latents.
         """
         return None
 
-    def on_step_start(self, step: Step) -> Tensor | Embeds:
+    def on_step_start(self, step: Step) -> Conditioned:
         """Replace the conditioning of this denoiser call only. Returns as `on_prompt`."""
-        return step.prompt_embeds
+        return step.conditioning
 
     def on_skip_features(self, step: Step, skip: SkipFeatures) -> Tensor:
         """Replace the conditional rows of skip features in this denoiser call; UNets only, once for each layer that has
@@ -201,3 +214,7 @@ class Guard(Generic[ConfigT]):
     def push_to_hub(self, repo_id: str, **upload_kwargs: Any) -> str:
         """Upload the guard folder to the Hugging Face hub; returns the commit URL."""
         return push_guard(self, repo_id, **upload_kwargs)
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(__name__, name)

@@ -18,7 +18,7 @@ from torch import Tensor
 from saferedir.decisions import Decision
 from saferedir.errors import GuardError
 from saferedir.guards.base import GuardConfig, Run, Step
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import FAMILIES
 from saferedir.utils.broadcast import per_sample
 
@@ -161,7 +161,7 @@ def guided_alike(step: Step, cond: Tensor, uncond: Tensor | None) -> Tensor:
     return per_sample(torch.where(is_one, 1.0, a), rest) * uncond.float() + b * (cond.float() - uncond.float())
 
 
-def encode_phrases(run: Run, text: str, method: str) -> Encoded:
+def encode_phrases(run: Run, text: str, method: str) -> PromptEmbeds:
     """Conditioning of `text`, one row for each image (B, ...); warns if the text fills the encoder's window to its end."""
     found = run.encode([text])
     if len(text.encode()) + 2 >= found.prompt.shape[1]:  # no tokenizer makes more tokens than bytes
@@ -175,7 +175,7 @@ def encode_phrases(run: Run, text: str, method: str) -> Encoded:
     return found.map(lambda part: part.expand(run.batch_size, *part.shape[1:]))
 
 
-def of_length(found: Encoded, length: int) -> Encoded | None:
+def of_length(found: PromptEmbeds, length: int) -> PromptEmbeds | None:
     """`found` (N, L, D) with L = `length`, by padding under the mask; None without a mask, or if it is longer.
 
     Only Lumina's prompts have lengths of their own.

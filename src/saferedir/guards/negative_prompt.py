@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
-from saferedir.guards.base import Embeds, Guard, GuardConfig, Run, Step
+from saferedir.guards.base import Conditioning, Guard, GuardConfig, Run, Step
 from saferedir.guards.guidance import (
     PhrasesConfig,
     Tally,
@@ -32,7 +32,7 @@ from saferedir.guards.guidance import (
     may_be_guided,
     of_length,
 )
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 
 VARIANTS = ("standard", "subtract")
 MESSAGES = {
@@ -61,7 +61,7 @@ class NegativePromptState:
     """Of one run: the phrases' conditioning, (B, ...) or None for no phrases, and who was edited."""
 
     tally: Tally
-    phrases: Encoded | None
+    phrases: PromptEmbeds | None
     is_in_place: bool = False  # the phrases are row 0 of the pipeline's own guidance
 
 
@@ -80,7 +80,7 @@ class NegativePrompt(Guard[NegativePromptConfig]):
         text = self.config.text
         return NegativePromptState(Tally(run), encode_phrases(run, text, self.method) if text else None)
 
-    def on_prompt(self, step: Step) -> Tensor | Embeds:
+    def on_prompt(self, step: Step) -> Tensor | Conditioning:
         phrases = step.state.phrases
         if phrases is None or self.config.variant != "standard":
             return step.prompt_embeds
@@ -88,9 +88,9 @@ class NegativePrompt(Guard[NegativePromptConfig]):
         if phrases is None:
             return step.prompt_embeds  # they ride along instead
         step.state.is_in_place = True
-        return Embeds(negative=phrases.prompt, negative_pooled=phrases.pooled, negative_mask=phrases.mask)
+        return step.conditioning._replace(uncond=phrases)
 
-    def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
+    def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         state: NegativePromptState = step.state
         if state.phrases is None or state.is_in_place or not may_be_guided(step):
             return None

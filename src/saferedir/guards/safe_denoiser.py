@@ -242,18 +242,18 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
             odds = log_odds(found.log_sum, len(negation), benign.log_sum, len(negation.benign), config.prior)
         elif gate == "literal":
             odds = found.log_sum - math.log(len(negation))
-        insisted = state.insist > 0 if any(step.run.insist) else None
+        is_retried = state.retry_level > 0 if any(step.run.retry_level) else None
         cap = LARGEST_LOG_ODDS if config.beta_max is None else math.log(config.beta_max)
         gain: Tensor | float = config.eta * math.exp(min(0.0, cap))  # odds of 1 where the gate measures none
         trust: Tensor | float | None = config.trust
         if odds is not None:
             score = odds
             is_open = odds >= (math.log(config.beta_min) if config.beta_min else -math.inf)
-            odds = odds if insisted is None else torch.where(insisted, odds.clamp(min=0.0), odds)
+            odds = odds if is_retried is None else torch.where(is_retried, odds.clamp(min=0.0), odds)
             gain = config.eta * odds.clamp(max=cap).exp().unsqueeze(1)
-        if insisted is not None:
-            levels = 1 + state.insist.unsqueeze(1)
-            is_open, gain = None if is_open is None else is_open | insisted, gain * levels
+        if is_retried is not None:
+            levels = 1 + state.retry_level.unsqueeze(1)
+            is_open, gain = None if is_open is None else is_open | is_retried, gain * levels
             trust = None if trust is None else trust * levels
         flat = x0.flatten(1)
         delta, share, factor = correction(flat, flat if base is x0 else base.flatten(1), found.mean, gain, trust)

@@ -11,7 +11,7 @@ without converting x_t (nothing is edited where f = 0: flow at pure noise). The 
 
 Deviations: warm-up is a fraction of the run's denoiser calls, the authors' number of steps at 50 of them (`warmup_steps` for
 an absolute number); "weak" has the model card's strength of 200, "weak_diffusers" diffusers' 20; in a run with
-`insist` those images have no warm-up, from level 2 on the threshold of "max"; no concept text is shipped, it must be given.
+`retry_level` those images have no warm-up, from level 2 on the threshold of "max"; no concept text is shipped, it must be given.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from saferedir.guards.guidance import (
     has_guidance,
     may_be_guided,
 )
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.schedules import to_x0
 from saferedir.utils.broadcast import per_sample
 
@@ -90,7 +90,7 @@ class SLDState:
     tally: Tally
     warmup: Tensor
     threshold: Tensor
-    concept: Encoded | None
+    concept: PromptEmbeds | None
     velocity: Tensor | None = None  # v in epsilon, (B, C, h, w) float32
 
 
@@ -111,15 +111,15 @@ class SLD(Guard[SLDConfig]):
 
     def start(self, run: Run) -> SLDState:
         config = self.config
-        insist = torch.tensor(run.insist or (0,) * run.batch_size, device=run.device)
+        retry_level = torch.tensor(run.retry_level or (0,) * run.batch_size, device=run.device)
         calls = round(config.warmup * run.num_evaluations) if config.warmup_steps is None else config.warmup_steps
-        warmup = torch.where(insist > 0, 0, calls)
-        threshold = torch.where(insist > 1, max(config.threshold, PRESETS["max"]["threshold"]), config.threshold)
+        warmup = torch.where(retry_level > 0, 0, calls)
+        threshold = torch.where(retry_level > 1, max(config.threshold, PRESETS["max"]["threshold"]), config.threshold)
         is_idle = config.strength == 0 or not bool((warmup < run.num_evaluations).any())
         concept = None if is_idle else encode_phrases(run, config.text, self.method)
         return SLDState(Tally(run), warmup, threshold, concept)
 
-    def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
+    def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         state: SLDState = step.state
         is_needed = self.config.momentum > 0 or bool((state.warmup <= step.evaluation).any())
         if state.concept is None or not is_needed or not may_be_guided(step):

@@ -86,7 +86,7 @@ class SPELL(NegationGuard[SPELLConfig]):
         flat = x0.flatten(1)
         others = flat if self.config.dynamic and len(flat) > 1 else None
         push, entered = push_out(flat, state.negation.references, self.radius(state), others)
-        levels = (1 + state.insist).unsqueeze(1) if any(step.run.insist) else 1
+        levels = (1 + state.retry_level).unsqueeze(1) if any(step.run.retry_level) else 1
         delta = self.config.strength * levels * push
         is_inside = entered > 0
         shift = torch.linalg.vector_norm(delta.detach(), dim=1) / torch.linalg.vector_norm(flat.detach(), dim=1)

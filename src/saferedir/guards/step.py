@@ -6,6 +6,7 @@ Guard authors import all of it from `guard`, where the points of intervention ar
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import GuardError
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.solver import Solver
 from saferedir.pipelines.text_towers import TextTower
+from saferedir.utils.renamed import old_name
 
 
-def _no_encoder(texts: Sequence[str]) -> Encoded:
+def _no_encoder(texts: Sequence[str]) -> PromptEmbeds:
     raise GuardError("this run has no text encoder at hand, so a guard that needs its texts encoded cannot start.")
 
 
@@ -34,7 +36,7 @@ class Run:
         family: name of the pipeline family; prediction_type: as `schedules.prediction_type` has it.
         guided: whether classifier-free guidance is on (where its halves come one after the other: whether it has been
             seen yet); guidance_scale: its weight, None where unknown.
-        insist: one level an image; above 0 the last run's image was unsafe, so act from step 0 on, more strongly the higher.
+        retry_level: one level an image; above 0 the last run's image was unsafe, so act from step 0 on, more strongly the higher.
         device, dtype: of the denoiser's latents.
         encode: texts -> their conditioning (N, ...) by the pipeline's own text encoders, as long as the run's prompts.
         towers: the text encoders themselves, in the order of `families`; filled only if a guard has `needs_text`.
@@ -51,15 +53,24 @@ class Run:
     guidance_scale: float | None
     device: torch.device
     dtype: torch.dtype
-    insist: tuple[int, ...] = ()
-    encode: Callable[[Sequence[str]], Encoded] = dataclasses.field(default=_no_encoder, repr=False, compare=False)
+    retry_level: tuple[int, ...] = ()
+    encode: Callable[[Sequence[str]], PromptEmbeds] = dataclasses.field(default=_no_encoder, repr=False, compare=False)
     towers: tuple[TextTower, ...] = dataclasses.field(default=(), repr=False, compare=False)
     solver: Solver | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def insist(self) -> tuple[int, ...]:
+        """Old name of `retry_level`."""
+        warnings.warn("Run.insist is an old name; read Run.retry_level.", DeprecationWarning, stacklevel=2)
+        return self.retry_level
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One moment of the sampling as a guard may know it. Shapes are those of docs/architecture.md.
+
+    A guard is given one for the time before the denoiser call and another for the time after it. In each, `conditioning`,
+    `pred` and `x0` are the latest when it is asked, with the edits of the guards before it.
 
     Before the denoiser call (`on_prompt`, `on_step_start`) there is no prediction yet: `pred*` and `x0` are
     None and `x_t` is `model_input`, the latents as the denoiser gets them. Variance-exploding schedulers
@@ -84,10 +95,7 @@ class Step:
     sigma: Tensor
     x_t: Tensor
     model_input: Tensor
-    prompt_embeds: Tensor
-    negative_prompt_embeds: Tensor | None
-    pooled: Tensor | None
-    prompt_mask: Tensor
+    conditioning: Conditioning
     guidance_scale: float | None
     pred_cond: Tensor | None = None
     pred_uncond: Tensor | None = None
@@ -99,6 +107,28 @@ class Step:
     x0_uncond: Tensor | None = None
     x0_previous: Tensor | None = None
     prompts: tuple[str | None, ...] = dataclasses.field(default=(), repr=False)
+
+    @property
+    def prompt_embeds(self) -> Tensor:
+        """(B, L, D): `conditioning.cond.prompt`."""
+        return self.conditioning.cond.prompt
+
+    @property
+    def negative_prompt_embeds(self) -> Tensor | None:
+        """(B, L, D): `conditioning.uncond.prompt`, None where there is none."""
+        uncond = self.conditioning.uncond
+        return None if uncond is None else uncond.prompt
+
+    @property
+    def pooled(self) -> Tensor | None:
+        """(B, P): `conditioning.cond.pooled`."""
+        return self.conditioning.cond.pooled
+
+    @property
+    def prompt_mask(self) -> Tensor:
+        """(B, L) bool: `conditioning.cond.mask`, all true where the denoiser is given no mask."""
+        prompt, _, mask = self.conditioning.cond
+        return torch.ones(prompt.shape[:2], dtype=torch.bool, device=prompt.device) if mask is None else mask.bool()
 
 
 class SkipFeatures(NamedTuple):
@@ -115,11 +145,14 @@ class SkipFeatures(NamedTuple):
 
 
 class Embeds(NamedTuple):
-    """What a guard puts in place of the conditioning of one denoiser call; None leaves that part as it is.
+    """The older form of a guard's answer, still taken: parts to put in place of those of a `Conditioning`; None leaves one.
 
-    prompt (B, L, D): the conditional rows. negative (B, L, D): the unconditional rows. pooled (B, P):
-    conditional. negative_pooled (B, P), negative_mask (B, L): of the unconditional rows; ignored where the denoiser is given
-    none.
+    Attributes:
+        prompt: (B, L, D) of the conditional half.
+        negative: (B, L, D) of the unconditional half; ignored, with the two below, where there is none.
+        pooled: (B, P) of the conditional half.
+        negative_pooled: (B, P).
+        negative_mask: (B, L).
     """
 
     prompt: Tensor | None = None
@@ -128,9 +161,30 @@ class Embeds(NamedTuple):
     negative_pooled: Tensor | None = None
     negative_mask: Tensor | None = None
 
+    def onto(self, given: Conditioning) -> Conditioning:
+        """The same as a whole conditioning, in place of `given`."""
+        prompt = given.cond.prompt if self.prompt is None else self.prompt
+        known = None if given.uncond is None else given.uncond.prompt
+        negative = known if self.negative is None else self.negative
+        uncond = None if negative is None else PromptEmbeds(negative, self.negative_pooled, self.negative_mask)
+        return Conditioning(PromptEmbeds(prompt, self.pooled), uncond)
 
-class Apart(NamedTuple):
-    """Latents (B, C, h, w) of a guard's own, in the sampler's frame, and rows (B,) bool of the images that have some."""
+
+#: what a guard may answer where it is asked for conditioning; a Tensor stands for the prompts' embeddings (B, L, D) alone
+Conditioned = Tensor | Conditioning | Embeds
+
+
+class SecondLatents(NamedTuple):
+    """Latents of a guard's own, beside the image's.
+
+    Attributes:
+        latents: (B, C, h, w), in the sampler's frame.
+        rows: (B,) bool, the images that have some.
+    """
 
     latents: Tensor
     rows: Tensor
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(__name__, name)

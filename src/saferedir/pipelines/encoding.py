@@ -6,63 +6,18 @@ Used by `seam` (extra prompts) and by trainers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
 from saferedir.pipelines.text_settings import named_arguments
+from saferedir.utils.renamed import old_name
 
 
-class Encoded(NamedTuple):
-    """Conditioning of N prompts: prompt (N, L, D), pooled (N, P) and mask (N, L), None where the family has none."""
-
-    prompt: Tensor
-    pooled: Tensor | None = None
-    mask: Tensor | None = None
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Encoded:
-        """`function` of every part that is there."""
-        return Encoded(function(self.prompt), *(None if part is None else function(part) for part in self[1:]))
-
-    def cat(self, *others: Encoded) -> Encoded:
-        """All rows, those of `others` below; under a mask their lengths may differ."""
-        prompt, pooled, mask = zip(self, *others, strict=True)
-        if self.mask is None:
-            return Encoded(torch.cat(prompt), cat_parts(pooled))
-        return Encoded(cat_lengths(prompt), cat_parts(pooled), cat_lengths(mask))
-
-    def rows(self, where: Any) -> Encoded:
-        """The chosen rows of every part."""
-        return self.map(lambda part: part[where])
-
-    @property
-    def floats(self) -> Encoded:
-        """prompt and pooled in float32, mask as booleans."""
-        pooled, mask = self.pooled, self.mask
-        return Encoded(
-            self.prompt.float(), None if pooled is None else pooled.float(), None if mask is None else mask.bool()
-        )
-
-
-def cat_parts(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """All rows of a part, or None where nobody has it."""
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None
-
-
-def cat_lengths(parts: Sequence[Tensor]) -> Tensor:
-    """All rows of embeddings (N, L, D) or masks (N, L) as long as the longest; the others end in zeros, for under a mask."""
-    length = max(part.shape[1] for part in parts)
-    missing = [part.new_zeros(part.shape[0], length - part.shape[1], *part.shape[2:]) for part in parts]
-    return torch.cat(
-        [torch.cat(pair, dim=1) if pair[1].shape[1] else pair[0] for pair in zip(parts, missing, strict=True)]
-    )
-
-
-def encode_prompts(pipe: Any, texts: Sequence[str], call: Mapping[str, Any] | None = None, batch: int = 64) -> Encoded:
+def encode_prompts(
+    pipe: Any, texts: Sequence[str], call: Mapping[str, Any] | None = None, batch: int = 64
+) -> PromptEmbeds:
     """Conditional embeddings of `texts`, in the pipeline's dtype and on its device; gradients flow where they can.
 
     Settings that `encode_prompt` shares with the pipeline's call (maximal length, cleaning, system prompt) have
@@ -85,11 +40,13 @@ def encode_prompts(pipe: Any, texts: Sequence[str], call: Mapping[str, Any] | No
         answer = pipe.encode_prompt(prompt=list(texts[start : start + batch]), **settings)
         answer = answer if isinstance(answer, tuple) else (answer,)
         found = dict(zip(family.encoded, answer, strict=False))
-        parts.append(Encoded(found["prompt"], found.get("pooled"), found.get("mask")))
+        parts.append(PromptEmbeds(found["prompt"], found.get("pooled"), found.get("mask")))
     return parts[0].cat(*parts[1:])
 
 
-def encode_to_length(pipe: Any, texts: Sequence[str], length: int, call: Mapping[str, Any] | None = None) -> Encoded:
+def encode_to_length(
+    pipe: Any, texts: Sequence[str], length: int, call: Mapping[str, Any] | None = None
+) -> PromptEmbeds:
     """The same, with L = `length` where the pipeline can choose it: as long as the prompts of a run under way."""
     found = encode_prompts(pipe, texts, call)
     missing = length - found.prompt.shape[1]
@@ -100,3 +57,7 @@ def encode_to_length(pipe: Any, texts: Sequence[str], length: int, call: Mapping
         return found
     given = (call or {}).get(name, default.default)
     return encode_prompts(pipe, texts, {**(call or {}), name: given + missing})
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(__name__, name)

@@ -47,7 +47,7 @@ class Family:
         pipelines: diffusers class names; subclasses count.
         denoiser: attribute of the pipeline holding the UNet or transformer.
         more_denoisers: attributes of further ones that take over in the middle of a run; may be None.
-        companions: attributes of modules that read the same conditioning before the denoiser does (ControlNet).
+        conditioned_modules: attributes of modules that read the same conditioning before the denoiser does (ControlNet).
         text_encoders: attributes holding the text encoders.
         cfg_layout: rows of classifier-free guidance: halves of one denoiser call in the named order, or
             "sequential": one call for the conditional rows, then one for the unconditional rows.
@@ -58,7 +58,7 @@ class Family:
         pooled_kwarg: path of the pooled embeddings in the keyword arguments, () where there are none.
         mask_kwarg: keyword of the prompt mask; None where the denoiser attends to every token, padding
             included.
-        aside_kwarg: keyword that marks a call beside the prediction proper (SD3's skip-layer guidance).
+        auxiliary_kwarg: keyword that marks a call beside the prediction proper (SD3's skip-layer guidance).
         packing: how latents become a sequence; None where the denoiser takes (R, C, h, w).
         sign: denoiser output times `sign` is what the scheduler is given.
         prompt_width: denoiser config entry with the width D of the prompt embeddings.
@@ -74,7 +74,7 @@ class Family:
     text_encoders: tuple[str, ...]
     denoiser: str = "transformer"
     more_denoisers: tuple[str, ...] = ()
-    companions: tuple[str, ...] = ()
+    conditioned_modules: tuple[str, ...] = ()
     cfg_layout: CfgLayout = "uncond_cond"
     latents_arg: tuple[int, str] = (0, "hidden_states")
     prompt_arg: tuple[int, str] = (1, "encoder_hidden_states")
@@ -82,7 +82,7 @@ class Family:
     row_kwargs: tuple[str, ...] = ("timestep", "guidance")
     pooled_kwarg: tuple[str, ...] = ()
     mask_kwarg: str | None = None
-    aside_kwarg: str | None = None
+    auxiliary_kwarg: str | None = None
     packing: Packing | None = None
     sign: float = 1.0
     prompt_width: str = "joint_attention_dim"
@@ -124,7 +124,7 @@ _ROWS = (
         ),
         text_encoders=("text_encoder",),
         denoiser="unet",
-        companions=("controlnet",),
+        conditioned_modules=("controlnet",),
         latents_arg=(0, "sample"),
         prompt_arg=(2, "encoder_hidden_states"),
         time_arg=(1, "timestep"),
@@ -145,7 +145,7 @@ _ROWS = (
         ),
         text_encoders=("text_encoder", "text_encoder_2"),
         denoiser="unet",
-        companions=("controlnet",),
+        conditioned_modules=("controlnet",),
         latents_arg=(0, "sample"),
         prompt_arg=(2, "encoder_hidden_states"),
         time_arg=(1, "timestep"),
@@ -166,7 +166,7 @@ _ROWS = (
         text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
         row_kwargs=("timestep", "joint_attention_kwargs"),
         pooled_kwarg=("pooled_projections",),
-        aside_kwarg="skip_layers",
+        auxiliary_kwarg="skip_layers",
         encoded=("prompt", "negative", "pooled", "negative_pooled"),
         has_bos=True,
         towers=(

@@ -1,7 +1,6 @@
-"""The inside of `attach`: one guarded pipeline (seam.py), the hooks on it (hooks.py), the run it is in (current.py), one run as
-its guards live it (session.py), calls into guards (consult.py) and what they edit (edits.py), extra rows (riding.py), rows of
-guidance (rows.py) and the denoiser's arguments (denoiser_call.py); for guards that ask for them the prompts' texts (texts.py)
-and a UNet's skip features (skip.py).
+"""The inside of `attach`, private to it. Start at seam.py.
 
-Private to attach.py; imports guard, decisions, families, schedules and errors. Start at seam.py.
+On the way of one step, in this order: hooks.py (what is on the live pipeline), seam.py (what is done at each moment), session.py
+(one run as its guards live it), conditions.py (its conditioning), guard_calls.py (every call into a guard) and extra_rows.py.
+Beside it: run_state.py (whose run it is), begin.py (facts of a run), caches.py, requirements.py and texts.py.
 """

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from saferedir.errors import GuardError
 from saferedir.guards.base import Run
-from saferedir.pipelines.encoding import Encoded, encode_to_length
+from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.denoiser_call import Call
+from saferedir.pipelines.encoding import encode_to_length
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.schedules import evaluation_steps, prediction_type, training_time
 from saferedir.pipelines.text_settings import encoder_arguments
 from saferedir.pipelines.text_towers import make_towers
-from saferedir.seam.denoiser_call import Call
-from saferedir.seam.span import evaluation_span
 
 
 def run_of(
@@ -32,8 +32,8 @@ def run_of(
 ) -> tuple[Run, int]:
     """(run, index of its first evaluation in the scheduler's timesteps) from its first denoiser call.
 
-    `settings`: the variables of the pipeline's own call. `asked`: levels of insistence, a tuple of images' levels for each
-    attachment that insists. `begins`: timestep of the run's first evaluation, if known.
+    `settings`: the variables of the pipeline's own call. `asked`: retry levels, a tuple of images' levels for each
+    attachment that has some. `begins`: timestep of the run's first evaluation, if known.
     """
     latents, scheduler = call.latents, pipe.scheduler
     halves = 2 if is_guided(pipe, family, settings) else 1
@@ -45,13 +45,13 @@ def run_of(
     rows = latents.shape[0]
     if not timesteps or rows % halves:
         raise GuardError(f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, guidance {halves == 2}.")
-    batch, length = rows // halves, call.conditioning.prompt.shape[1]
+    batch, length = rows // halves, call.embeds.prompt.shape[1]
     if any(len(levels) != batch for levels in asked):
-        raise GuardError(f"insist has another length than the run's {batch} images; run the pipeline as before.")
+        raise GuardError(f"retry_level has another length than the run's {batch} images; run the pipeline as before.")
 
     spoken = encoder_arguments(pipe, settings)
 
-    def encode(texts: Sequence[str]) -> Encoded:
+    def encode(texts: Sequence[str]) -> PromptEmbeds:
         return encode_to_length(pipe, texts, length, spoken)
 
     run = Run(
@@ -65,7 +65,7 @@ def run_of(
         guidance_scale=guidance_scale_of(pipe, settings),
         device=latents.device,
         dtype=latents.dtype,
-        insist=tuple(max(levels) for levels in zip(*asked, strict=True)) if asked else (0,) * batch,
+        retry_level=tuple(max(levels) for levels in zip(*asked, strict=True)) if asked else (0,) * batch,
         encode=encode,
         towers=make_towers(pipe, family, length) if with_towers else (),
     )
@@ -108,3 +108,22 @@ def latent_channels(denoiser: nn.Module, family: Family, latents: Tensor) -> int
     known = [config.get(name) for name in ("in_channels", "out_channels")]
     found = min([latents.shape[-1 if packing else 1], *(n for n in known if isinstance(n, int))])
     return found // packing.channels if packing else found
+
+
+def evaluation_span(scheduler: Any, count: int | None, first: float | None) -> tuple[int, tuple[float, ...]]:
+    """(offset, timesteps): where the run begins in `scheduler.timesteps`, and the timestep of each evaluation.
+
+    `count`: evaluations the pipeline announces, fewer than the scheduler's where it starts late (img2img) or stops
+    early (SDXL's denoising_end); None if it announces nothing. `first`: timestep of the first evaluation, if known.
+    The start is the scheduler's `begin_index`; schedulers without one say nothing, and then it is the place where
+    `first` stands, of several such places the one from which `count` evaluations reach the end.
+    """
+    every = [float(value) for value in scheduler.timesteps.tolist()]
+    offset = getattr(scheduler, "begin_index", None)
+    if offset is None:
+        late = len(every) - (count or len(every))
+        if first is None or first not in every:
+            offset = 0
+        else:
+            offset = late if 0 <= late and every[late] == first else every.index(first)
+    return offset, tuple(every[offset:][: count or None])

@@ -140,7 +140,7 @@ class Caches:
     def before(self, module: nn.Module, position: str, *, is_edited: bool) -> None:
         """Before a call of `module`: from the first edit of a guard on, every call of the run is computed in full.
 
-        `position`: "first", "second" (the unconditional one, where it has a call of its own) or "aside". `is_edited`: whether
+        `position`: "first", "second" (the unconditional one, where it has a call of its own) or "auxiliary". `is_edited`: whether
         a guard edits this call's conditioning, or has edited anything in an earlier evaluation.
         """
         if tuple(map(marks_of, self._modules.values())) != self._marks:  # a cache came or went in the middle of the run

@@ -1,134 +1,135 @@
 """Conditions: the conditioning of one run, what the pipeline gives and what its guards make of it.
 
-Made and used by `session`. Rows that no guard touched are answered with the very objects that came in.
+Made and used by `session`. It is taken apart once for as long as the pipeline gives the same objects; parts that no guard
+touched are answered with the very objects that came in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from saferedir.errors import GuardError
-from saferedir.guards.base import Guard, Step
-from saferedir.pipelines.encoding import Encoded
-from saferedir.pipelines.families import Family
-from saferedir.seam.consult import Rows, condition, fitted
-from saferedir.seam.denoiser_call import Conditioning
-from saferedir.seam.rows import Layout
+from saferedir.guards.base import Guard
+from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
+from saferedir.pipelines.denoiser_call import Edit, Layout
+from saferedir.seam.guard_calls import Steps, edited_conditioning, match_shape
 
-#: places in `Rows` of what belongs to the unconditional half of guidance
-UNCONDITIONAL = tuple(Rows._fields.index(name) for name in ("uncond", "uncond_pooled", "uncond_mask"))
+#: (conditioning of the pipeline, prompts) -> the steps that guards are asked at
+MakeSteps = Callable[[Conditioning, tuple[str | None, ...]], Steps]
 
-#: (rows of the pipeline, prompts) -> the moment guards are asked at
-MakeStep = Callable[[Rows, tuple[str | None, ...]], Step]
+
+class Asked(NamedTuple):
+    """What guards made of the conditioning of an evaluation: the pipeline's `given`, and what is `used` in its place."""
+
+    steps: Steps
+    given: Conditioning
+    used: Conditioning
 
 
 class Conditions:
-    """Of one run. `texts`: the prompts of embeddings (B, L, D), where a guard needs them."""
+    """Of one run.
+
+    Args:
+        layout: rows of its denoiser calls.
+        is_sequential: whether the unconditional half comes in a later call.
+        texts: the prompts of embeddings (B, L, D), where a guard needs them.
+    """
 
     def __init__(
         self,
         guards: Sequence[Guard[Any]],
-        states: Sequence[Any],
-        family: Family,
         layout: Layout,
+        *,
+        is_sequential: bool,
         texts: Callable[[Tensor], tuple[str | None, ...]] | None,
     ) -> None:
-        self._guards, self._states, self._texts = guards, states, texts
-        self._is_sequential, self._layout = family.is_sequential, layout
+        self._guards, self._layout, self._is_sequential, self._texts = guards, layout, is_sequential, texts
         self._prompts: tuple[str | None, ...] = ()
-        self._from_pipeline: tuple[Tensor | None, ...] = (None, None, None)
-        self._own: Rows | None = None
-        self._standing: Rows | None = None
-        self._asked: tuple[Step, Rows, Rows] | None = None
-        self._used: tuple[Rows, Rows] | None = None
+        self._read_from: PromptEmbeds | None = None
+        self._read: Conditioning | None = None
+        self._standing_for: PromptEmbeds | None = None
+        self._standing: Conditioning | None = None  # after on_prompt
+        self._asked: Asked | None = None  # in this evaluation, by an auxiliary call
+        self._used: Asked | None = None  # in this evaluation, by the call that makes the prediction
 
-    def proper(self, given: Conditioning, make_step: MakeStep) -> tuple[Step, Rows, Conditioning]:
-        """(step, rows to use, the same as the call takes them) for the denoiser call that makes the prediction."""
-        step, own, rows = self._conditioned(given, make_step)
-        self._asked, self._used = None, (own, rows)
-        return step, rows, self._answer(given, own, rows)
+    def before_prediction(self, embeds: PromptEmbeds, make_steps: MakeSteps) -> Asked:
+        """For the denoiser call that makes the prediction; `embeds`: what the pipeline gives it."""
+        self._used, self._asked = self._ask(embeds, make_steps), None
+        return self._used
 
-    def beside(self, given: Conditioning, make_step: MakeStep) -> Conditioning:
-        """For a call that makes no prediction of its own; it may have the conditional rows only."""
+    def before_auxiliary(self, embeds: PromptEmbeds, make_steps: MakeSteps) -> Edit | None:
+        """For a call that makes no prediction of its own; it may have the conditional half only."""
         if self._used is None:
-            self._asked = self._conditioned(given, make_step)
-            return self._answer(given, *self._asked[1:])
-        own, rows = self._used
-        if not self._layout.has_both or given.prompt.shape[0] != self._layout.batch_size:
-            return self._answer(given, own, rows)
-        is_touched = rows.cond is not own.cond or rows.pooled is not own.pooled
-        return given._replace(prompt=rows.cond, pooled=rows.pooled) if is_touched else given
+            self._asked = self._ask(embeds, make_steps)
+            return self.edit(embeds, self._asked)
+        has_both = self._layout.has_both and embeds.prompt.shape[0] != self._layout.batch_size
+        return self.edit(embeds, self._used, self._layout._replace(has_both=has_both))
 
-    def later(self, given: Conditioning) -> Conditioning:
-        """For the unconditional call, where it comes after the conditional one."""
-        if given.prompt.shape[0] != self._layout.batch_size:
+    def before_unconditional(self, embeds: PromptEmbeds) -> PromptEmbeds:
+        """For the unconditional call, where it comes after the conditional one; `embeds` itself where no guard wants others."""
+        if embeds.prompt.shape[0] != self._layout.batch_size:
             raise GuardError("the unconditional call has another batch size than the conditional one; not supported.")
-        wanted = None if self._used is None else self._used[1]
-        if wanted is None or all(wanted[i] is None for i in UNCONDITIONAL):
-            return given
-        prompt = fitted(wanted.uncond, given.prompt)
-        assert prompt is not None
-        pooled, mask = fitted(wanted.uncond_pooled, given.pooled), fitted(wanted.uncond_mask, given.mask)
-        return given._replace(prompt=prompt, pooled=pooled, mask=mask)
+        wanted = None if self._used is None else self._used.used.uncond
+        used = embeds if wanted is None else match_shape(wanted, embeds)
+        return embeds if used.is_same(embeds) else used
 
-    def halves(self, given: Conditioning, rows: Rows) -> tuple[Encoded, Encoded | None]:
-        """(conditional, unconditional or None) rows (B, ...) of a call that uses `rows`."""
-        mask = None if given.mask is None else self._layout.split(given.mask)[0]
-        cond = Encoded(rows.cond, rows.pooled, mask)
-        if rows.uncond is None or not self._layout.has_both:
-            return cond, None
-        return cond, Encoded(rows.uncond, rows.uncond_pooled, rows.uncond_mask)
+    def edit(self, embeds: PromptEmbeds, asked: Asked, layout: Layout | None = None) -> Edit | None:
+        """What to write into a call that is given `embeds`, in rows of `layout`; None where guards touched nothing of it."""
+        own = layout or self._layout
+        halves = zip(own.halves(asked.used), own.halves(asked.given), strict=True)
+        if all(used.is_same(given) for used, given in halves):
+            return None
+        now = self.read(embeds) if own == self._layout else own.read(embeds)
+        return Edit(now, _moved(asked.used, asked.given, now), own)
 
     def change_layout(self, layout: Layout) -> None:
         """Guidance has ended in the middle of the run; guards are asked anew for what holds from now on."""
-        self._layout, self._own, self._standing = layout, None, None
+        self._layout, self._read_from, self._standing_for, self._standing = layout, None, None, None
         self.close()
 
     def close(self) -> None:
         """An evaluation has ended; guards are asked anew in the next one."""
         self._asked, self._used = None, None
 
-    def _conditioned(self, given: Conditioning, make_step: MakeStep) -> tuple[Step, Rows, Rows]:
-        """(step, the pipeline's rows, rows to use) of this evaluation; guards are asked once for it."""
-        own = self._rows(given)
-        if self._asked is not None:
-            step, asked, rows = self._asked
-            if torch.equal(asked.cond, own.cond):
-                return step, own if rows.same_as(asked) else asked, own if rows.same_as(asked) else rows
-        is_new = any(now is not before for now, before in zip(given[:3], self._from_pipeline, strict=True))
+    def read(self, embeds: PromptEmbeds) -> Conditioning:
+        """The conditioning that the pipeline gives; taken apart only where it is not the one of before."""
+        if self._read is None or self._read_from is None or not embeds.is_same(self._read_from):
+            self._read_from, self._read = embeds, self._layout.read(embeds)
+        return self._read
+
+    def _ask(self, embeds: PromptEmbeds, make_steps: MakeSteps) -> Asked:
+        """Guards are asked once in an evaluation."""
+        given = self.read(embeds)
+        if self._asked is not None and torch.equal(self._asked.given.cond.prompt, given.cond.prompt):
+            return self._asked
+        is_new = self._standing_for is None or not embeds.is_same(self._standing_for)
         if is_new and self._texts is not None:
-            self._prompts = self._texts(own.cond)
-        step = make_step(own, self._prompts)
-        if self._own is None or self._standing is None or is_new:
-            self._from_pipeline, self._own = given[:3], own
-            self._standing = self._condition("on_prompt", step, own)
-        return step, self._own, self._condition("on_step_start", step, self._standing)
+            self._prompts = self._texts(given.cond.prompt)
+        steps = make_steps(given, self._prompts)
+        if is_new or self._standing is None:
+            self._standing_for = embeds
+            self._standing = self._condition("on_prompt", steps, given)
+        return Asked(steps, given, self._condition("on_step_start", steps, self._standing))
 
-    def _condition(self, point: str, step: Step, rows: Rows) -> Rows:
-        return condition(point, self._guards, self._states, step, rows, uncond_later=self._is_sequential)
+    def _condition(self, point: str, steps: Steps, given: Conditioning) -> Conditioning:
+        return edited_conditioning(point, self._guards, steps, given, is_uncond_later=self._is_sequential)
 
-    def _answer(self, given: Conditioning, own: Rows, rows: Rows) -> Conditioning:
-        if (
-            rows.cond is own.cond
-            and rows.pooled is own.pooled
-            and (self._is_sequential or all(rows[i] is own[i] for i in UNCONDITIONAL))
-        ):
-            return given
-        layout, now = self._layout, self._rows(given)
-        uncond_pooled = now.uncond_pooled if rows.uncond_pooled is own.uncond_pooled else rows.uncond_pooled
-        mask = given.mask
-        if mask is not None and rows.uncond_mask is not own.uncond_mask and layout.has_both:
-            mask = layout.join(layout.split(mask)[0], rows.uncond_mask)
-        pooled = None if rows.pooled is None else layout.join(rows.pooled, uncond_pooled)
-        return given._replace(prompt=layout.join(rows.cond, rows.uncond), pooled=pooled, mask=mask)
 
-    def _rows(self, given: Conditioning) -> Rows:
-        """Rows of the pipeline."""
-        split = self._layout.split
-        cond, uncond = split(given.prompt)
-        pooled, uncond_pooled = (None, None) if given.pooled is None else split(given.pooled)
-        return Rows(cond, uncond, pooled, uncond_pooled, None if given.mask is None else split(given.mask)[1])
+def _moved(used: Conditioning, given: Conditioning, now: Conditioning) -> Conditioning:
+    """`now` with those parts replaced that differ between `given` and `used`: one edit, made again on another call's objects."""
+    if now is given:
+        return used
+
+    def half(new: PromptEmbeds | None, old: PromptEmbeds | None, present: PromptEmbeds | None) -> PromptEmbeds | None:
+        if new is None or old is None or present is None:
+            return present
+        parts = (there if mine is theirs else mine for mine, theirs, there in zip(new, old, present, strict=True))
+        return PromptEmbeds(*parts)  # type: ignore[arg-type]
+
+    cond = half(used.cond, given.cond, now.cond)
+    assert cond is not None
+    return Conditioning(cond, half(used.uncond, given.uncond, now.uncond))

@@ -1,13 +1,15 @@
 """Hooks: what is put on one live pipeline while it is guarded, and taken off again. No run in sight.
 
-Torch hooks on the denoisers and their companions, and wrapped methods of the scheduler and of the pipeline; only while
-a guard needs them, a watch on the prompts' texts and hooks on skip features. Used by `seam`, which decides what is done
-at each moment.
+Torch hooks on the denoisers and on modules that read the same conditioning, and wrapped methods of the scheduler and of the
+pipeline; only while a guard needs them, a watch on the prompts' texts and hooks on skip features. Used by `seam`, which
+decides what is done at each moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MethodType, TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -15,12 +17,22 @@ from torch import Tensor, nn
 
 from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
+from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import Family, unwrapped
 from saferedir.pipelines.schedules import check_scheduler
-from saferedir.seam.denoiser_call import Call
-from saferedir.seam.skip import SkipHooks
 from saferedir.seam.texts import PromptTexts
-from saferedir.seam.wrapping import MARK, WrappedMethods
+
+MARK = "saferedir_seam"
+_HOOK_DICTS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+#: called as moment(instance, original, *args, **kwargs)
+Moment = Callable[..., Any]
+HIDDEN, SKIPS = "hidden_states", "res_hidden_states_tuple"
 
 
 class Moments(Protocol):
@@ -28,7 +40,7 @@ class Moments(Protocol):
 
     def before_denoiser(self, module: nn.Module, call: Call) -> Any: ...
     def after_denoiser(self, call: Call, output: Any) -> Any: ...
-    def before_companion(self, module: nn.Module, call: Call) -> Any: ...
+    def before_auxiliary(self, module: nn.Module, call: Call) -> Any: ...
     def skip_features(self, values: Tensor, stage: int) -> Tensor: ...
     def set_timesteps(self, scheduler: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any: ...
     def scheduler_step(
@@ -44,10 +56,11 @@ class Hooks:
 
     def __init__(self, pipe: Any, family: Family) -> None:
         self._pipe, self._family = pipe, family
-        #: denoisers and their companions by attribute, as the pipeline held them when the hooks were put on
+        #: denoisers and their conditioned_modules by attribute, as the pipeline held them when the hooks were put on
         self.modules: dict[str, nn.Module] = {}
         #: there only while a guard needs them
         self.texts: PromptTexts | None = None
+        self._encoding: WrappedMethods | None = None
         self._skips: SkipHooks | None = None
         self._wrapped: WrappedMethods | None = None
         self._call: WrappedMethods | None = None
@@ -77,7 +90,7 @@ class Hooks:
             return moments.after_denoiser(Call(family, args, kwargs), output)
 
         def beside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return moments.before_companion(module, Call(family, args, kwargs))
+            return moments.before_auxiliary(module, Call(family, args, kwargs))
 
         hooks = []
         for hook in (before, after, beside):
@@ -89,16 +102,16 @@ class Hooks:
         self._call = WrappedMethods(self._pipe, methods, moments)
         self.modules = self.held_now()
         for name, module in self.modules.items():
-            if name in family.companions:
+            if name in family.conditioned_modules:
                 self._handles.append(module.register_forward_pre_hook(hooks[2], with_kwargs=True))
             else:
                 self._handles.append(module.register_forward_pre_hook(hooks[0], with_kwargs=True))
                 self._handles.append(module.register_forward_hook(hooks[1], with_kwargs=True))
 
     def held_now(self) -> dict[str, nn.Module]:
-        """The denoisers and their companions that the pipeline holds at this moment, by attribute."""
+        """The denoisers and their conditioned_modules that the pipeline holds at this moment, by attribute."""
         family = self._family
-        names = (family.denoiser, *family.more_denoisers, *family.companions)
+        names = (family.denoiser, *family.more_denoisers, *family.conditioned_modules)
         return {name: module for name in names if (module := getattr(self._pipe, name, None)) is not None}
 
     def take_off(self) -> None:
@@ -114,11 +127,12 @@ class Hooks:
     def fit(self, guards: Sequence[Guard[Any]], moments: Moments) -> None:
         """Put on what only some guards need, and take off what none needs any more."""
         if not any(guard.needs_text for guard in guards):
-            if self.texts is not None:
-                self.texts.release()
-            self.texts = None
+            if self._encoding is not None:
+                self._encoding.release()
+            self._encoding, self.texts = None, None
         elif self.texts is None:
-            self.texts = PromptTexts(self._pipe, self._family)
+            self.texts = PromptTexts(self._family)
+            self._encoding = WrappedMethods(self._pipe, {"encode_prompt": self.texts.encode_prompt}, self.texts)
         if not any(guard.uses("on_skip_features") for guard in guards):
             if self._skips is not None:
                 self._skips.release()
@@ -158,3 +172,133 @@ class Hooks:
     def are_in_place(self) -> bool:
         """Whether there are hooks, and the pipeline still holds the modules they are on."""
         return bool(self.modules) and self._replaced is None
+
+
+class SkipHooks:
+    """Pre-hooks on the up blocks of one UNet, until `release`.
+
+    `edit` is given the skip features (R, C, h, w) of one layer and its stage, and answers those to use. The stage counts
+    the halvings of the hidden width: 0 where it is widest (1280 channels in Stable Diffusion), 1 at the next width (640).
+    """
+
+    def __init__(self, unet: Any, edit: Callable[[Tensor, int], Tensor]) -> None:
+        self.blocks: tuple[nn.Module, ...] = tuple(unet.up_blocks)
+        widths = sorted(set(unet.config.block_out_channels), reverse=True)
+
+        # A plain function, not to be compiled: see hooks.py.
+        def before(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if all(block is not own for own in self.blocks):
+                return None  # of a copy, whose denoiser refuses by itself
+            if HIDDEN not in kwargs or SKIPS not in kwargs:
+                raise GuardError(f"this {type(block).__name__} was called without {SKIPS!r}; not supported.")
+            skips, width = list(kwargs[SKIPS]), kwargs[HIDDEN].shape[1]
+            for place, layer in enumerate(block.resnets, start=1):  # they take the last one first
+                skips[-place] = edit(skips[-place], widths.index(width))
+                width = layer.out_channels
+            return args, {**kwargs, SKIPS: tuple(skips)}
+
+        hook = torch.compiler.disable(before)
+        setattr(hook, MARK, self)
+        self._handles = [block.register_forward_pre_hook(hook, with_kwargs=True) for block in self.blocks]
+
+    def release(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def remove_foreign_skip_hooks(denoiser: Any) -> None:
+    """Remove hooks that came along with a deep copy of a denoiser."""
+    for block in getattr(denoiser, "up_blocks", ()):
+        remove_marked_hooks(block, lambda owner, own: isinstance(owner, SkipHooks) and own not in owner.blocks)
+
+
+class Loop:
+    """Behaves as the `bar` it is given; as a context it calls `at_end` when the loop has come to its end."""
+
+    def __init__(self, bar: Any, at_end: Callable[[], None]) -> None:
+        self._bar, self._at_end = bar, at_end
+
+    def __enter__(self) -> Any:
+        return self._bar.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Any:
+        answer = self._bar.__exit__(kind, error, trace)
+        if kind is None:
+            self._at_end()
+        return answer
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._bar)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)
+
+
+class WrappedMethods:
+    """Methods of one instance, replaced until `release`; then inert, even where somebody wrapped them again."""
+
+    def __init__(self, instance: Any, moments: Mapping[str, Moment], owner: object) -> None:
+        self.instance, self._is_active = instance, True
+        self._found = {name: instance.__dict__[name] for name in moments if name in instance.__dict__}
+        self._wrappers = {name: self._wrapped(name, moment, owner) for name, moment in moments.items()}
+        for name, wrapper in self._wrappers.items():
+            setattr(instance, name, wrapper)
+
+    def release(self) -> None:
+        """Put the instance's own methods back."""
+        self._is_active = False
+        for name, wrapper in self._wrappers.items():
+            if self.instance.__dict__.get(name) is not wrapper:
+                continue  # somebody wrapped ours since; it stays below theirs and passes everything through
+            if name in self._found:
+                setattr(self.instance, name, self._found[name])
+            else:
+                delattr(self.instance, name)
+
+    def _wrapped(self, name: str, moment: Moment, owner: object) -> MethodType:
+        original = getattr(self.instance, name)
+
+        # The type's function is the one pipelines inspect for `eta`, `generator`, `timesteps`, `sigmas`.
+        @functools.wraps(getattr(type(self.instance), name))
+        def wrapped(instance: Any, *args: Any, **kwargs: Any) -> Any:
+            if instance is not self.instance:
+                raise GuardError(
+                    f"this {type(instance).__name__} is a copy of a guarded one, without guards of its own; attach guards "
+                    "to its pipeline, or free it with saferedir.detach(pipe)."
+                )
+            if not self._is_active:
+                return original(*args, **kwargs)
+            return moment(instance, original, *args, **kwargs)
+
+        setattr(wrapped, MARK, (owner, self))
+        return MethodType(wrapped, self.instance)
+
+
+def owner_of_hooks(module: nn.Module) -> Any:
+    """The seam whose hooks are on `module`, its own or copied along from another."""
+    for hook in module._forward_pre_hooks.values():
+        owner = getattr(hook, MARK, None)
+        if owner is not None:
+            return owner
+    return None
+
+
+def remove_marked_hooks(module: nn.Module, is_foreign: Callable[[object, nn.Module], bool]) -> None:
+    """Remove the hooks of seams for which `is_foreign` holds: those that came along with a deep copy."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(hooks.items()):
+            owner = getattr(hook, MARK, None)
+            if owner is not None and is_foreign(owner, module):
+                for name in _HOOK_DICTS:
+                    getattr(module, name, {}).pop(key, None)
+
+
+def remove_foreign_wrappers(instance: Any) -> None:
+    """Remove wrapped methods that a copied scheduler or pipeline brought along."""
+    for name, method in list(instance.__dict__.items()):
+        mark = getattr(method, MARK, None)
+        if mark is not None and mark[1].instance is not instance:
+            delattr(instance, name)

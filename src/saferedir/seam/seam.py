@@ -12,37 +12,50 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from saferedir.decisions import Decision
 from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.guards.gates import Gate
+from saferedir.pipelines.denoiser_call import Call, Edit
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.own_adapters import fused_adapters, own_adapters, unknown_adapters
 from saferedir.pipelines.packing import Grid
 from saferedir.pipelines.solver import Solver, history_of
 from saferedir.pipelines.text_settings import text_settings
-from saferedir.seam.attachment import Attachment
 from saferedir.seam.begin import is_unguided_now, latent_channels, run_of
 from saferedir.seam.caches import Caches
-from saferedir.seam.caller import (
+from saferedir.seam.guard_calls import call_guard
+from saferedir.seam.hooks import Hooks, Loop
+from saferedir.seam.requirements import check_requirements
+from saferedir.seam.run_state import (
+    RunState,
+    arguments_of_call,
+    arguments_of_running_call,
+    check_all_is_read,
     check_caller,
     check_scheduler_is_not_shared,
-    settings_of_call,
-    settings_of_caller,
     why_no_step,
 )
-from saferedir.seam.consult import ask
-from saferedir.seam.current import CurrentRun
-from saferedir.seam.denoiser_call import Call
-from saferedir.seam.hooks import Hooks
-from saferedir.seam.loop import Loop
-from saferedir.seam.requirements import check_requirements
 from saferedir.seam.session import Session
 from saferedir.seam.texts import texts_of
-from saferedir.seam.unread import check_all_is_read
+
+
+class Attachment(Protocol):
+    """Guards that were attached together: what the seam asks of `attach.Attached`, which is above it."""
+
+    guards: tuple[Guard[Any], ...]
+    runs: int
+    retry_level: tuple[int, ...]
+
+    def detach(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def record(self, decisions: list[Decision]) -> None: ...
 
 
 class Seam:
@@ -52,7 +65,7 @@ class Seam:
         self.pipe, self.family = pipe, family
         self.attachments: list[Attachment] = []
         self.hooks = Hooks(pipe, family)
-        self._current = CurrentRun()
+        self._state = RunState()
         self._first, self._is_partial = 0, False
         self._warned: set[str] = set()
         self._fused: set[str] = set()
@@ -90,18 +103,18 @@ class Seam:
             guard.unload(self.hooks.denoiser)
         self.attachments.remove(attached)
         self.hooks.fit(self.guards(), self)
-        was_running = self._current.fail()
+        was_running = self._state.fail()
         if self.attachments:
             return
         if was_running and not aborted:
-            self._current.is_tripped = True
+            self._state.was_detached = True
         else:
             self._leave()
 
     def _leave(self) -> None:
         self._caches.clear()  # a run that broke off leaves features behind
         self.hooks.take_off()
-        self._current.forget()
+        self._state.forget()
 
     @property
     def is_in_place(self) -> bool:
@@ -140,7 +153,7 @@ class Seam:
 
     def set_timesteps(self, scheduler: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline sets timesteps: another run begins."""
-        if self._current.is_tripped:
+        if self._state.was_detached:
             self._leave()
         else:
             self._expect_run()
@@ -148,75 +161,74 @@ class Seam:
 
     def progress_bar(self, pipe: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own bar. As the context of a call's loop it looks that the loop had a guarded step."""
-        bar, steps = original(*args, **kwargs), self._current.steps
-        if settings_of_call(pipe) is None:
+        bar, steps = original(*args, **kwargs), self._state.steps
+        if arguments_of_call(pipe) is None:
             return bar
-        return Loop(bar, lambda: self._check_call(self._current.steps > steps))
+        return Loop(bar, lambda: self._check_call(self._state.steps > steps))
 
     def end_of_call(self, pipe: Any, original: Callable[..., Any]) -> Any:
         """The pipeline lets go of its modules, after its loop: the run that it set timesteps for must have begun."""
         answer = original()
-        self._check_call(not self._current.is_due)
+        self._check_call(not self._state.is_expected)
         return answer
 
     def _check_call(self, had_step: bool) -> None:
         """Raise in a call of the pipeline that ends unguarded."""
-        settings = settings_of_call(self.pipe)
+        settings = arguments_of_call(self.pipe)
         if settings is None or self._is_partial:
             return
-        self._check_tripwire()
-        self._current.check_thread()
+        self._check_not_detached()
+        self._state.check_thread()
         if not had_step:
-            self._current.forget()
+            self._state.forget()
             timesteps = settings.get("timesteps")
             why = why_no_step(settings, timesteps is not None and len(timesteps) > 0)
             raise GuardError(f"this call ended without one guarded step, so no image is returned: {why}.")
-        self._current.check_whole()
+        self._state.check_whole()
 
     def before_denoiser(self, module: nn.Module, call: Call) -> Any:
         """(args, kwargs) for the denoiser, or None for those it was given."""
-        if call.is_aside:
-            return self.before_companion(module, call)
+        if call.is_auxiliary:
+            return self.before_auxiliary(module, call)
         return self._with_conditioning(module, call, Session.before_denoiser)
 
-    def before_companion(self, module: nn.Module, call: Call) -> Any:
-        """The same for a module that reads the conditioning beside the denoiser."""
-        return self._with_conditioning(module, call, Session.beside_denoiser)
+    def before_auxiliary(self, module: nn.Module, call: Call) -> Any:
+        """The same for a call that reads the conditioning and makes no prediction of its own."""
+        return self._with_conditioning(module, call, Session.before_auxiliary)
 
-    def _with_conditioning(self, module: nn.Module, call: Call, ask: Callable[..., Any]) -> Any:
-        """Enter or continue a run, and let `ask` choose the conditioning of this call."""
-        self._check_tripwire()
+    def _with_conditioning(self, module: nn.Module, call: Call, choose: Callable[..., Edit | None]) -> Any:
+        """Enter or continue a run, and let `choose` say what conditioning this call is to have."""
+        self._check_not_detached()
         self.hooks.check_module(module)
-        self._current.check_thread()
+        self._state.check_thread()
         if self.pipe.scheduler is not self.hooks.scheduler:  # replaced since: its set_timesteps went unseen
             self.hooks.wrap_scheduler(self)
             self._expect_run()
         packing, latents = self.family.packing, call.latents
-        if packing is not None and (self._current.is_due or self._grid is None):
+        if packing is not None and (self._state.is_expected or self._grid is None):
             self._grid = packing.grid(call.kwargs)
-        if self._current.is_due:
-            with self._current.failing_closed():
-                self._current.begin(self._new_session(call))
+        if self._state.is_expected:
+            with self._state.failing_closed():
+                self._state.begin(self._new_session(call))
         session = self._active()
-        with self._current.failing_closed():
+        with self._state.failing_closed():
             check_caller(self.pipe, self.family.denoiser)
             check_all_is_read(call.kwargs)
             if session.run.guided and is_unguided_now(self.pipe):
                 session.end_guidance()
-            given = call.conditioning
-            used = ask(session, self._unpacked(latents), given)
+            edit = choose(session, self._unpacked(latents), call.embeds)
             if not session.is_idle:
-                position = "aside" if call.is_aside else session.position
-                self._caches.before(module, position, is_edited=used is not given or session.has_edited)
-            return None if used is given else call.with_conditioning(used, session.layout.split, self._packed)
+                position = "auxiliary" if call.is_auxiliary else session.position
+                self._caches.before(module, position, is_edited=edit is not None or session.has_edited)
+            return None if edit is None else call.write(edit, self._packed)
 
     def after_denoiser(self, call: Call, output: Any) -> Any:
         """The denoiser's output without extra rows, or None for the one it gave."""
         session = self._active()
-        if call.is_aside:
+        if call.is_auxiliary:
             return None
         rows = output[0] if isinstance(output, tuple) else output.sample
-        with self._current.failing_closed():
+        with self._state.failing_closed():
             unpacked = self._unpacked(rows)
             own = session.after_denoiser(unpacked)
         if own is unpacked:
@@ -227,7 +239,7 @@ class Seam:
     def skip_features(self, values: Tensor, stage: int) -> Tensor:
         """Skip features (R, C, h, w) to use in one layer of a UNet."""
         session = self._active()
-        with self._current.failing_closed():
+        with self._state.failing_closed():
             return session.skip_features(values, stage)
 
     def scheduler_step(
@@ -235,11 +247,11 @@ class Seam:
         *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """The scheduler's own step, with prediction and latents as the guards edit them."""
-        self._check_tripwire()
-        if self._current.is_due:
+        self._check_not_detached()
+        if self._state.is_expected:
             check_scheduler_is_not_shared(self.pipe)
         session = self._active()
-        with self._current.failing_closed():
+        with self._state.failing_closed():
             if session.run.solver is not None:
                 session.run.solver.meet(session.evaluation, model_output.dtype, args, kwargs)
             given = self._unpacked(model_output)
@@ -250,7 +262,7 @@ class Seam:
             stepped = output[0] if isinstance(output, tuple) else output.prev_sample
             latents = self._unpacked(stepped)
             edited = session.after_step(latents)
-            self._current.steps += 1
+            self._state.steps += 1
             if session.finished:
                 self._record(session)
         if edited is not latents:
@@ -270,18 +282,18 @@ class Seam:
     # --- runs
 
     def _expect_run(self) -> None:
-        self._current.expect()
+        self._state.expect()
         for attached in self.attachments:
             attached.clear()
 
     def _new_session(self, call: Call) -> Session:
-        settings = settings_of_caller(self.pipe, self.family.denoiser)
+        settings = arguments_of_running_call(self.pipe, self.family.denoiser)
         check_requirements(self.pipe, self.family, self.guards())
         denoiser, scheduler, known_texts = self.hooks.denoiser, self.hooks.scheduler, self.hooks.texts
         for guard in self.guards():  # whatever the user did to the adapters, or to `enabled`, since
             (guard.load if guard.enabled else guard.unload)(denoiser)
         self.warn_of_adapters(self.guards())
-        asked = [attached.insist for attached in self.attachments if attached.insist]
+        asked = [attached.retry_level for attached in self.attachments if attached.retry_level]
         begins = None if self._first else call.time
         run, offset = run_of(self.pipe, self.family, call, settings, asked, begins, with_towers=known_texts is not None)
         enabled = [guard for guard in self.guards() if guard.enabled]
@@ -291,12 +303,12 @@ class Seam:
         if enabled:
             self._caches.check_layout(self.family.cfg_layout, is_guided=run.guided)
         spoken = (
-            settings if "prompt" in settings else settings_of_call(self.pipe) or {}
+            settings if "prompt" in settings else arguments_of_call(self.pipe) or {}
         )  # a loop in a method of its own
         if spoken.get("prompt") is not None:  # else embeddings were given, and nobody can know how they were made
             text = text_settings(self.pipe, spoken)
             for guard in enabled:
-                ask(guard, "check_text", guard.check_text, text)
+                call_guard(guard, "check_text", guard.check_text, text)
         if any(guard.uses("extra_latents") for guard in enabled):
             timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations + 1])
             run = replace(run, solver=Solver(scheduler, timesteps, self._packed, self._unpacked))
@@ -312,22 +324,22 @@ class Seam:
             yield
         finally:
             self._first, self._is_partial = 0, False
-            if self._current.session is not None and not self._current.session.finished:
-                self._current.forget()
+            if self._state.session is not None and not self._state.session.finished:
+                self._state.forget()
 
     def gates(self) -> dict[str, Gate]:
         """ "<guard>.<gate>" -> gate, of the run under way; a second guard of one method is "<guard>-2"."""
-        return {} if self._current.session is None else self._current.session.gates()
+        return {} if self._state.session is None else self._state.session.gates()
 
     def _active(self) -> Session:
         """The run this thread is in; anything else raises."""
-        self._current.check_thread()
+        self._state.check_thread()
         if self.pipe.scheduler is not self.hooks.scheduler:
             raise GuardError("the pipeline's scheduler was replaced in the middle of a run; replace it between calls.")
-        return self._current.active(self.family.denoiser)
+        return self._state.active(self.family.denoiser)
 
-    def _check_tripwire(self) -> None:
-        if self._current.is_tripped:
+    def _check_not_detached(self) -> None:
+        if self._state.was_detached:
             self._leave()
             raise GuardError(
                 "the guards were detached in the middle of this run, so it cannot go on; call the pipeline again."

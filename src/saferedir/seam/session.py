@@ -3,8 +3,8 @@
 `seam` feeds it the four moments of every evaluation, in this order, and it answers with what to use instead:
 `before_denoiser` -> `after_denoiser` -> `before_step` -> `after_step`. Where guidance is sequential, the first two come
 twice, conditional rows first. A part no guard touched is answered with the very object that came in, so that an idle
-guard cannot change a bit. What the denoiser is given is in conditions.py, extra rows in riding.py, what guards make of
-the rest in edits.py.
+guard cannot change a bit. What the denoiser is given is in conditions.py, extra rows in extra_rows.py, what guards make of
+the rest in guard_calls.py.
 """
 
 from __future__ import annotations
@@ -20,17 +20,31 @@ from torch import Tensor
 
 from saferedir.decisions import Decision
 from saferedir.errors import GuardError
-from saferedir.guards.base import Guard, Run, Step
+from saferedir.guards.base import Guard, Run
 from saferedir.guards.gates import Gate
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
+from saferedir.pipelines.denoiser_call import Edit, Layout
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.schedules import coefficients, evaluation_steps, model_input_coefficients
 from saferedir.seam.conditions import Conditions
-from saferedir.seam.consult import Rows, ask, decisions_of, users
-from saferedir.seam.denoiser_call import Conditioning
-from saferedir.seam.edits import edited_latents, edited_prediction, edited_skip_features, told
-from saferedir.seam.riding import ExtraRows
-from saferedir.seam.rows import Layout, check_finite, check_guidance, check_mask, first_channels
+from saferedir.seam.extra_rows import ExtraRows
+from saferedir.seam.guard_calls import (
+    Steps,
+    call_guard,
+    check_finite,
+    check_mask,
+    decisions_of,
+    edited_latents,
+    edited_prediction,
+    edited_skip_features,
+    users,
+)
+
+#: largest share that the unconditional rows may have in a guided prediction; at guidance scales >= 1 it is not above 0
+NEGATIVE_WEIGHT = 0.1
+#: points at which a guard is asked before or during the denoiser call
+EARLY_POINTS = ("on_prompt", "on_step_start", "extra_prompts", "extra_embeds", "extra_latents", "on_skip_features")
+LATE_POINTS = ("on_prediction", "on_denoised", "on_step_end")
 
 
 class Session:
@@ -62,18 +76,18 @@ class Session:
         self._offset, self._skips = offset, 0
         self._timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations].tolist())
         self._indices = evaluation_steps(scheduler, self._timesteps)
-        self._states = [ask(guard, "start", guard.start, run) for guard in self.guards]
+        self._states = [call_guard(guard, "start", guard.start, run) for guard in self.guards]
         self.layout = Layout(run.batch_size, run.guided and not family.is_sequential, family.cfg_layout)
         self._extra = ExtraRows(self.guards, run, self.layout)
-        self._conditions = Conditions(self.guards, self._states, family, self.layout, texts)
-        self._steps: list[Step] | None = None
+        self._conditions = Conditions(self.guards, self.layout, is_sequential=family.is_sequential, texts=texts)
+        self._steps: Steps | None = None
         self._calls = 0
         self._x0_previous: Tensor | None = None
-        self._needs_x0 = bool(users(self.guards, "on_prediction", "on_denoised", "on_step_end"))
-        #: no guard will ever look: calls are counted and checked, and nothing is computed for them
-        self.is_idle = not self._needs_x0 and not users(
-            self.guards, "on_prompt", "on_step_start", "extra_prompts", "extra_embeds", "on_skip_features"
-        )
+        self._needs_x0 = bool(users(self.guards, *LATE_POINTS))
+        self._is_asked_early = bool(users(self.guards, *EARLY_POINTS))
+        self._has_skip_users = bool(users(self.guards, "on_skip_features"))
+        #: no guard will ever be asked: calls are counted and checked, and nothing is computed for them
+        self.is_idle = not self._needs_x0 and not self._is_asked_early
 
     @property
     def position(self) -> str:
@@ -92,50 +106,49 @@ class Session:
     # --- the four moments
     # -------------------------------------------------------------------------------------
 
-    def before_denoiser(self, latents: Tensor, given: Conditioning) -> Conditioning:
-        """Conditioning to use for this call. latents (R, C, h, w): the scaled model input."""
+    def before_denoiser(self, latents: Tensor, embeds: PromptEmbeds) -> Edit | None:
+        """What to write into this call, None for nothing. latents (R, C, h, w): the scaled model input."""
         if self._calls:
-            return self._before_unconditional(given)
+            return self._before_unconditional(embeds)
         if self.is_idle:
-            self.layout.split(given.prompt)
+            self.layout.split(embeds.prompt)
             self._check_evaluation()
-            self._steps = []
-            return given
-        step, rows, answer = self._conditions.proper(given, partial(self._step, latents, given.mask))
-        self._steps = [
-            replace(
-                step,
-                state=state,
-                prompt_embeds=rows.cond,
-                negative_prompt_embeds=rows.uncond,
-                pooled=rows.pooled,
-            )
-            for state in self._states
-        ]
-        extra = self._extra.first(self._steps, *self._conditions.halves(given, rows))
-        return answer if extra is None else answer._replace(extra=extra)
+            self._steps = Steps(())
+            return None
+        asked = self._conditions.before_prediction(embeds, partial(self._make_steps, latents, embeds.mask))
+        self._steps = asked.steps
+        edit = self._conditions.edit(embeds, asked)
+        used = asked.used if edit is None else edit.used
+        extra = self._extra.first(asked.steps, used)
+        if extra is None:
+            return edit
+        return (edit or Edit(used, used, self.layout))._replace(extra=extra)
 
-    def beside_denoiser(self, latents: Tensor, given: Conditioning) -> Conditioning:
-        """Conditioning for a call that makes no prediction of its own: a ControlNet's, before the denoiser's, or skip-layer
+    def before_auxiliary(self, latents: Tensor, embeds: PromptEmbeds) -> Edit | None:
+        """The same for a call that makes no prediction of its own: a ControlNet's, before the denoiser's, or skip-layer
         guidance, after it. It may have the conditional rows only.
         """
         if self.is_idle:
-            return given
-        return self._conditions.beside(given, partial(self._step, latents, given.mask))
+            return None
+        return self._conditions.before_auxiliary(embeds, partial(self._make_steps, latents, embeds.mask))
 
     def _check_evaluation(self) -> None:
         if self.evaluation >= len(self._timesteps):
             raise GuardError("the denoiser was called after the last step; detach the guards to use it on its own.")
 
-    def _before_unconditional(self, given: Conditioning) -> Conditioning:
+    def _before_unconditional(self, embeds: PromptEmbeds) -> Edit | None:
         if self._calls > 1 or not self.family.is_sequential:
             raise GuardError("the denoiser was called twice for one scheduler step; this pipeline is not supported.")
-        used = self._conditions.later(given)
+        used = self._conditions.before_unconditional(embeds)
         if not self.run.guided:
             self.run = replace(self.run, guided=True)
-        self._steps = told(self._current(), run=self.run, negative_prompt_embeds=used.prompt)
-        extra = self._extra.second(Encoded(used.prompt, used.pooled, used.mask))
-        return used if extra is None else used._replace(extra=extra)
+        steps = self._current()
+        if steps.facts:
+            steps.update(run=self.run, conditioning=steps.facts["conditioning"]._replace(uncond=used))
+        extra = self._extra.second(used)
+        if used is embeds and extra is None:
+            return None
+        return Edit(Conditioning(embeds), Conditioning(used), self.layout, extra)
 
     def after_denoiser(self, output: Tensor) -> Tensor:
         """Take the raw rows (R + extra, C, h, w); answer what the pipeline should see, (R, C, h, w)."""
@@ -143,34 +156,36 @@ class Session:
         self._calls += 1
         if self.is_idle:
             return output
-        if self._calls > 1:
-            own, blocks = self._extra.split(output, is_second=True)
-            uncond = self._signed(own)
-            self._steps = [
-                replace(step, pred_uncond=uncond, pred_extra_uncond=self._signed(block[0]) if block else None)
-                for step, block in zip(steps, blocks, strict=True)
-            ]
-            return own
-        if not self._skips and users(self.guards, "on_skip_features"):
+        is_second = self._calls > 1
+        if not is_second and self._has_skip_users and not self._skips:
             raise GuardError(
                 "the UNet did not show its skip features, so no image is returned; if it is compiled, attach the guards first "
                 "and compile it then."
             )
-        own, blocks = self._extra.split(output, is_second=False)
-        pred_cond, pred_uncond = (None if half is None else self._signed(half) for half in self.layout.split(own))
-        self._steps = []
-        for step, count, block in zip(steps, self._extra.copies, blocks, strict=True):
+        own, blocks = self._extra.blocks(output, is_second=is_second)
+        if is_second:
+            steps.update(pred_uncond=self._signed(own))
+        else:
+            steps.renew()  # what guards were given before the call knows no prediction, and shall not
+            cond, uncond = self.layout.split(own)
+            steps.update(pred_cond=self._signed(cond), pred_uncond=None if uncond is None else self._signed(uncond))
+        for position, block in enumerate(blocks):
             rows = tuple(map(self._signed, block))
-            last = rows[count] if len(rows) > count else None
-            step = replace(step, pred_cond=pred_cond, pred_uncond=pred_uncond)
-            self._steps.append(replace(step, pred_extra=rows[:count], pred_extra_uncond=last) if rows else step)
+            conditional = () if is_second else self._extra.conditional(position, rows)
+            if conditional:
+                steps.update_of(position, pred_extra=conditional)
+            if len(rows) > len(conditional):
+                steps.update_of(position, pred_extra_uncond=rows[-1])
         return own
 
     def skip_features(self, values: Tensor, stage: int) -> Tensor:
         """Skip features (R + extra, C, h, w) to use in one layer, amid the denoiser call."""
-        steps = self._current()
+        steps, edited = self._current(), values
         self._skips += 1
-        edited = edited_skip_features(self.guards, steps, values, stage, self.layout, self._extra)
+        for position, guard in users(self.guards, "on_skip_features"):
+            own, blocks = self._extra.blocks(edited, is_second=False)
+            extra = self._extra.conditional(position, blocks[position])
+            edited = edited_skip_features(guard, steps.of(position), edited, own, extra, stage, self.layout)
         self.has_edited |= edited is not values
         return edited
 
@@ -194,13 +209,14 @@ class Session:
         if x_t.shape[0] != self.run.batch_size:
             raise GuardError(f"the scheduler got {x_t.shape[0]} latents in a run of {self.run.batch_size} images.")
         check_finite(pred, "the denoiser's prediction")
-        if self.family.is_sequential and self.run.guided and steps:
-            check_guidance(pred, steps[0].pred_cond, steps[0].pred_uncond)
+        if self.family.is_sequential and self.run.guided and steps.facts:
+            check_guidance(pred, steps.facts.get("pred_cond"), steps.facts.get("pred_uncond"))
         if not self._needs_x0:
             return pred
         coeffs = coefficients(self._scheduler, timestep).like(x_t)
-        steps = told(steps, x_t=x_t, alpha=coeffs.alpha, sigma=coeffs.sigma)
-        edited, self._steps = edited_prediction(self.guards, self._extra.with_latents(steps, x_t), pred)
+        steps.update(x_t=x_t, alpha=coeffs.alpha, sigma=coeffs.sigma)
+        self._extra.add_latents(steps, x_t)
+        edited = edited_prediction(self.guards, steps, pred)
         self.has_edited |= edited is not pred
         return edited
 
@@ -210,7 +226,7 @@ class Session:
         edited = edited_latents(self.guards, steps, latents)
         self.has_edited |= edited is not latents
         check_finite(edited, "the latents after a step")
-        self._x0_previous = steps[0].x0 if steps else None
+        self._x0_previous = steps.facts.get("x0")
         self._extra.keep(edited)
         self._steps, self._calls, self._skips = None, 0, 0
         self._conditions.close()
@@ -237,43 +253,65 @@ class Session:
     # --- rows and steps
     # ---------------------------------------------------------------------------------------
 
-    def _step(self, latents: Tensor, mask: Tensor | None, rows: Rows, prompts: tuple[str | None, ...]) -> Step:
+    def _make_steps(
+        self, latents: Tensor, mask: Tensor | None, given: Conditioning, prompts: tuple[str | None, ...]
+    ) -> Steps:
         """This moment, before the denoiser call with model input `latents` (R, C, h, w) and `mask` (R, L)."""
         self._check_evaluation()
-        model_input = first_channels(self.layout.split(latents)[0], self._channels)
-        timestep = self._scheduler.timesteps[self._offset + self.evaluation]
-        coeffs = model_input_coefficients(self._scheduler, timestep).like(model_input)
-        if mask is None:
-            prompt_mask = torch.ones(rows.cond.shape[:2], dtype=torch.bool, device=rows.cond.device)
-        else:
+        if mask is not None:
             check_mask(mask)
-            prompt_mask = self.layout.split(mask)[0].bool()
+        model_input = first_channels(self.layout.split(latents)[0], self._channels)
         time = self.run.timesteps[self.evaluation]
-        return Step(
+        steps = Steps(
+            self._states,
             run=self.run,
-            state=None,
             index=self._indices[self.evaluation],
             evaluation=self.evaluation,
             num_steps=self.run.num_steps,
             t=torch.full((self.run.batch_size,), time, dtype=torch.float32, device=model_input.device),
-            alpha=coeffs.alpha,
-            sigma=coeffs.sigma,
-            x_t=model_input,
             model_input=model_input,
-            prompt_embeds=rows.cond,
-            negative_prompt_embeds=rows.uncond,
-            pooled=rows.pooled,
-            prompt_mask=prompt_mask,
+            conditioning=given,
             guidance_scale=self.run.guidance_scale,
             x0_previous=self._x0_previous,
             prompts=prompts,
         )
+        if self._is_asked_early:
+            timestep = self._scheduler.timesteps[self._offset + self.evaluation]
+            coeffs = model_input_coefficients(self._scheduler, timestep).like(model_input)
+            steps.update(x_t=model_input, alpha=coeffs.alpha, sigma=coeffs.sigma)
+        return steps
 
-    def _current(self) -> list[Step]:
+    def _current(self) -> Steps:
         if self._steps is None:
             raise GuardError(
-                "the scheduler stepped without a guarded denoiser call before it; if the denoiser was "
-                "replaced, "
-                "attach the guards anew."
+                "the scheduler stepped without a guarded denoiser call before it; if the denoiser was replaced, attach the "
+                "guards anew."
             )
         return self._steps
+
+
+def first_channels(values: Tensor, channels: int) -> Tensor:
+    """The first `channels` of values (B, C, ...); `values` itself if there are no more."""
+    return values if values.shape[1] == channels else values[:, :channels]
+
+
+def negative_weight(pred: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
+    """(B,) a / (|a| + |b|) of the least-squares fit pred = a uncond + b cond, each (B, C, ...); 0 where the two agree.
+
+    Classifier-free guidance of scale w has a = 1 - w, b = w, rescaled or not.
+    """
+    p, c, u = (rows.double().flatten(1) for rows in (pred, cond, uncond))
+    uu, cc, uc = (u * u).sum(1), (c * c).sum(1), (u * c).sum(1)
+    up, cp = (u * p).sum(1), (c * p).sum(1)
+    determinant = uu * cc - uc**2
+    a, b = up * cc - cp * uc, cp * uu - up * uc
+    is_known = determinant > 1e-6 * uu * cc
+    return torch.where(is_known, a / (a.abs() + b.abs()).clamp(min=1e-30), 0.0)
+
+
+def check_guidance(pred: Tensor, cond: Tensor | None, uncond: Tensor | None) -> None:
+    """Raise if the negative prompt makes the image: some pipelines let its weight be positive (Wan 2.2's second scale)."""
+    if cond is not None and uncond is not None and bool((negative_weight(pred, cond, uncond) > NEGATIVE_WEIGHT).any()):
+        raise GuardError(
+            "guidance below 1 makes the negative prompt draw the image, past the guards; use a guidance scale of 1 or more."
+        )

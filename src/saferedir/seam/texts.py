@@ -1,7 +1,7 @@
-"""PromptTexts: which text a row of prompt embeddings was made from. Wraps `encode_prompt` of one pipeline instance.
+"""PromptTexts: which text a row of prompt embeddings was made from, by what a pipeline's `encode_prompt` answered.
 
-Made by `hooks` while a guard with `needs_text` is attached. Whatever is not certain is None: embeddings handed over by
-the user, prompts that differ between text encoders, a caption cleaned in an unusual way.
+Made by `hooks`, which wraps that method, while a guard with `needs_text` is attached. Whatever is not certain is None:
+embeddings handed over by the user, prompts that differ between text encoders, a caption cleaned in an unusual way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.text_settings import named_arguments
-from saferedir.seam.wrapping import WrappedMethods
 
 #: one answer of encode_prompt: texts, and the conditional embeddings (N, L, D) made from them
 Record = tuple[tuple[str | None, ...], Tensor]
@@ -24,23 +23,18 @@ KEPT = 4
 
 
 class PromptTexts:
-    """The last answers of a pipeline's `encode_prompt`, until `release`."""
+    """The last answers of a pipeline's `encode_prompt`."""
 
-    def __init__(self, pipe: Any, family: Family) -> None:
+    def __init__(self, family: Family) -> None:
         self._family = family
         self._records: deque[Record] = deque(maxlen=KEPT)
-        self._wrapped = WrappedMethods(pipe, {"encode_prompt": self._encode}, self)
-
-    def release(self) -> None:
-        """Put the pipeline's own method back and forget what was seen."""
-        self._wrapped.release()
-        self._records.clear()
 
     def known(self) -> tuple[Record, ...]:
-        """What was seen up to now, the newest last."""
+        """What was recorded up to now, the newest last."""
         return tuple(self._records)
 
-    def _encode(self, pipe: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def encode_prompt(self, pipe: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's own answer, which is recorded."""
         answer = original(*args, **kwargs)
         bound = inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from saferedir.guards.base import Guard, GuardConfig, Step
 from saferedir.guards.gates import Gate
+from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import Family
-from saferedir.seam.denoiser_call import Call
+from saferedir.seam.hooks import WrappedMethods
 from saferedir.seam.seam import Seam
-from saferedir.seam.wrapping import WrappedMethods
 from saferedir.target.prediction import Prediction, prediction_of
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from saferedir.attach import attach
+from saferedir.attach import attach, find_seam
 from saferedir.errors import AttackError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.encoding import encode_prompts
@@ -25,7 +25,6 @@ from saferedir.pipelines.families import family_of
 from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.pipelines.schedules import Coefficients, coefficients, evaluation_steps, training_time
 from saferedir.pipelines.text_towers import TextTower, make_towers
-from saferedir.seam.finding import find_seam
 from saferedir.target.ledger import Ledger, count_rows
 from saferedir.target.partial import Probe, run_part
 from saferedir.target.prediction import Prediction

@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 #: old path -> new path, both below `saferedir`; a package stands for all that is in it
 NEW_PATHS: dict[str, str] = {
@@ -111,6 +112,28 @@ NEW_PATHS: dict[str, str] = {
     "judges.pictures": "judges.images",
     "prompts.cautions": "prompts.prompt_warnings",
 }
+
+#: module and old name -> module and new name, below `saferedir`; "Embeds" keeps its name, and is no longer the way to answer
+NEW_NAMES: dict[tuple[str, str], tuple[str, str]] = {
+    ("guard", "Apart"): ("guards.step", "SecondLatents"),
+    ("guard", "Embeds"): ("guards.step", "Embeds"),
+    ("guards.base", "Apart"): ("guards.step", "SecondLatents"),
+    ("guards.base", "Embeds"): ("guards.step", "Embeds"),
+    ("guards.step", "Apart"): ("guards.step", "SecondLatents"),
+    ("pipelines.encoding", "Encoded"): ("pipelines.conditioning", "PromptEmbeds"),
+}
+#: what to write in place of a name that was not simply renamed
+ADVICE = {"Embeds": "answer a Conditioning, as in step.conditioning.with_cond(prompt=...)"}
+
+
+def old_name(module: str, name: str) -> Any:
+    """For `__getattr__` of a module: what `name` is called now, with a warning; AttributeError for names it never had."""
+    found = NEW_NAMES.get((module.removeprefix("saferedir."), name))
+    if found is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    advice = ADVICE.get(name, f"import {found[1]} from saferedir.{found[0]}")
+    warnings.warn(f"{module}.{name} is an old name; {advice}.", DeprecationWarning, stacklevel=3)
+    return getattr(import_module(f"saferedir.{found[0]}"), found[1])
 
 
 def new_path(old: str) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.guards.duo.config import TARGETS
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.training.duo.loop import CALLS, Loop
 from saferedir.training.duo.noise import draw_step, schedule_of
 from saferedir.training.duo.pair_files import PairLatents, encode_image_pairs, load_pair, read_image_pairs
@@ -56,7 +56,7 @@ def make_loop(pipe: Any, latents: PairLatents, tmp_path: Path, **changes: Any) -
     torch.manual_seed(0)
     add_lora(denoiser, 2, TARGETS["unet" if is_unet else "transformer"])
     width = 32 if is_unet else None
-    empty = Encoded(torch.zeros(1, 77, width)) if is_unet else sr.encoding.encode_prompts(pipe, [""])
+    empty = PromptEmbeds(torch.zeros(1, 77, width)) if is_unet else sr.encoding.encode_prompts(pipe, [""])
     call = CALLS["stable-diffusion" if is_unet else "stable-diffusion-3"]
     config = TrainConfig(**{**QUICK, **changes})
     return Loop(denoiser, call, latents, empty.map(Tensor.detach), None, schedule_of(pipe.scheduler), config, tmp_path)
@@ -84,7 +84,7 @@ def test_the_preserving_term_listens_to_the_prompts_when_told(folder: Path, tmp_
     """Only its own rows see other prompts: the preference stays what it was, the preserving term does not."""
     pipe = PIPELINES["sd"].build()
     latents = encode_image_pairs(pipe, read_image_pairs(folder), *SIZE)
-    asked = Encoded(torch.randn(6, 77, 32, generator=torch.Generator().manual_seed(1)))
+    asked = PromptEmbeds(torch.randn(6, 77, 32, generator=torch.Generator().manual_seed(1)))
     found = {}
     loop = make_loop(pipe, latents, tmp_path, conditioning="prompt")
     for name, value in loop.denoiser.named_parameters():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saferedir.guard import Run, Step
+from saferedir.guard import Conditioning, PromptEmbeds, Run, Step
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,7 @@ def make_step(x_t: Tensor, x0: Tensor, alpha: float, sigma: float, state: Any, r
         "sigma": torch.full(shape, sigma, dtype=torch.float32),
         "x_t": x_t,
         "model_input": x_t,
-        "prompt_embeds": torch.zeros(len(x_t), 3, 4),
-        "negative_prompt_embeds": None,
-        "pooled": None,
-        "prompt_mask": torch.ones(len(x_t), 3, dtype=torch.bool),
+        "conditioning": Conditioning(PromptEmbeds(torch.zeros(len(x_t), 3, 4))),
         "guidance_scale": 5.0,
         "x0": x0,
     }

@@ -37,9 +37,9 @@ def make_guard(negation: NegationSet | None = None, **settings: Any) -> SafeDeno
 
 
 def denoise(
-    guard: SafeDenoiser, x_t: Tensor, x0: Tensor, t: int = 801, insist: tuple[int, ...] = (), **step: Any
+    guard: SafeDenoiser, x_t: Tensor, x0: Tensor, t: int = 801, retry_level: tuple[int, ...] = (), **step: Any
 ) -> Tensor:
-    run = make_run(len(x_t), insist=insist)
+    run = make_run(len(x_t), retry_level=retry_level)
     return guard.on_denoised(make_step(x_t, x0, *frame(t), guard.start(run), run, **step), x0)
 
 
@@ -230,10 +230,10 @@ def test_paper_literal_scales_with_the_mean_kernel_value() -> None:
     torch.testing.assert_close(edited.flatten(1), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_insist_opens_the_gate_and_pushes_harder() -> None:
+def test_a_retry_opens_the_gate_and_pushes_harder() -> None:
     negation, x0 = make_set(30), randn(3, *SHAPE, seed=2)
     x_t = randn(3, *SHAPE, seed=1) + 20.0
-    edited = denoise(make_guard(negation), x_t, x0, insist=(0, 1, 2))
+    edited = denoise(make_guard(negation), x_t, x0, retry_level=(0, 1, 2))
     moved = (edited - x0).flatten(1).norm(dim=1) / x0.flatten(1).norm(dim=1)
     assert moved[0] == 0 and moved[1].item() == pytest.approx(0.16, rel=1e-4)
     assert moved[2].item() == pytest.approx(0.24, rel=1e-4)

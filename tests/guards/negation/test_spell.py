@@ -23,8 +23,8 @@ def make_set(count: int = 5, shape: tuple[int, ...] = SHAPE) -> NegationSet:
     return NegationSet.from_latents(randn(count, *shape), dtype=torch.float32)
 
 
-def pushed(guard: SPELL, x0: Tensor, insist: tuple[int, ...] = ()) -> Tensor:
-    run = make_run(len(x0), insist=insist)
+def pushed(guard: SPELL, x0: Tensor, retry_level: tuple[int, ...] = ()) -> Tensor:
+    run = make_run(len(x0), retry_level=retry_level)
     step = make_step(x0, x0, *frame(401), guard.start(run), run)
     return guard.on_denoised(step, x0)
 
@@ -43,7 +43,7 @@ def test_one_shield_lands_where_lambda_says(strength: float, lands: float) -> No
     x0 = negation.latents() + 0.5 * direction / direction.norm()
     edited = pushed(SPELL.from_set(negation, concept="star", radius=3.0, strength=strength), x0)
     assert float((edited - negation.latents()).norm()) == pytest.approx(lands, abs=1e-6 * 10)
-    twice = pushed(SPELL.from_set(negation, concept="star", radius=3.0, strength=strength), x0, insist=(1,))
+    twice = pushed(SPELL.from_set(negation, concept="star", radius=3.0, strength=strength), x0, retry_level=(1,))
     assert float((twice - x0).norm()) == pytest.approx(2 * float((edited - x0).norm()), rel=1e-4)
 
 

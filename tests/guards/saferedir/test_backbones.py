@@ -1,4 +1,4 @@
-"""SafeRedir on every family: training from pairs, masks and padding, pooled embeddings, insisting, videos, half precision.
+"""SafeRedir on every family: training from pairs, masks and padding, pooled embeddings, retries, videos, half precision.
 
 Tiny random pipelines (tests/tiny_pipelines.py) whose prompts are letters; networks are random unless a test trains one.
 """
@@ -21,7 +21,7 @@ from saferedir import BackboneMismatchError, Guard, GuardError, attach
 from saferedir.guard import Step
 from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig
 from saferedir.guards.saferedir.network import redirect
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.training.saferedir import calibration as calibration_module
@@ -125,15 +125,17 @@ def never(network: Redirector, **changes: Any) -> SafeRedir:
     return always(network, **{"prompt_threshold": 1e6, **changes})
 
 
-def conditioning(name: str, *guards: SafeRedir, prompts: list[str], insist: tuple[int, ...] = ()) -> Encoded:
+def conditioning(name: str, *guards: SafeRedir, prompts: list[str], retry_level: tuple[int, ...] = ()) -> PromptEmbeds:
     """What the denoiser is given at step 0."""
     watch = Watch()
     pipe = pipeline(name)
     with attach(pipe, [*guards, watch]) as attached:
-        attached.insist = insist
+        attached.retry_level = retry_level
         run(PIPELINES[name], pipe, prompts, steps=1)
     step = watch.steps[0]
-    return Encoded(step.prompt_embeds.clone(), None if step.pooled is None else step.pooled.clone(), step.prompt_mask)
+    return PromptEmbeds(
+        step.prompt_embeds.clone(), None if step.pooled is None else step.pooled.clone(), step.prompt_mask
+    )
 
 
 # ---------------------------------------------------------------------- training
@@ -341,7 +343,7 @@ def test_what_stands_in_the_padding_and_how_much_does_not_matter(name: str, junk
     found = encode_on_cpu(pipeline(name), ["ak x", "b c d e"], call_of(name)).floats
     assert found.mask is not None
     short, long = found.map(lambda p: p[:, :45]), found.map(lambda p: p[:, :45])
-    long = Encoded(
+    long = PromptEmbeds(
         torch.cat([long.prompt, torch.zeros(2, 43, long.prompt.shape[-1])], 1), None,
         torch.cat([long.mask, torch.zeros(2, 43, dtype=torch.bool)], 1) if long.mask is not None else None,
     )  # fmt: skip
@@ -374,8 +376,8 @@ def test_zeros_are_padding_where_the_denoiser_has_no_mask() -> None:
 def test_targets_of_prompts_of_different_lengths() -> None:
     """An image keeps the mask of its unsafe prompt: a shorter safe side ends in its last token, a longer one is cut."""
     e = torch.tensor([1.0, 2, 3, 4, 5, 6])[None, :, None].expand(2, 6, 4).contiguous()
-    safe = Encoded(e + 10, None, torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]]))
-    given = Encoded(e, None, torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]]))
+    safe = PromptEmbeds(e + 10, None, torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]]))
+    given = PromptEmbeds(e, None, torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]]))
     wanted = without_padding(safe)
     assert wanted[:, :, 0].tolist() == [[11, 12, 12, 12, 12, 12], [11, 12, 13, 14, 15, 15]]
     assert moved_tokens(e, wanted, given.mask).tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]]
@@ -399,7 +401,7 @@ def test_zero_targets_and_zero_tokens_have_bounded_losses() -> None:
     long, short = torch.randn(1, 6, 16), torch.randn(1, 6, 16)
     short[:, 4:] = 0
     network = Redirector(RedirectorConfig.from_dict({"prompt_dim": 16, **NETWORK, "exempt_bos": False}))
-    both = [Encoded(x, None, x.any(-1)) for x in (long, short)]
+    both = [PromptEmbeds(x, None, x.any(-1)) for x in (long, short)]
     for given, wanted in (both, both[::-1]):
         terms = redirection_terms(network, given, wanted, torch.ones(1), teacher_forcing=False)
         assert all(bool(value.isfinite()) and value < 50 for value in terms.values())
@@ -415,7 +417,7 @@ def test_padding_does_not_dilute_the_losses() -> None:
 
     def terms(pad: int) -> dict[str, Tensor]:
         mask = torch.cat([torch.ones(2, 5), torch.zeros(2, pad)], 1).bool()
-        wide = [Encoded(torch.cat([x, torch.randn(2, pad, 16)], 1), None, mask) for x in (e, e_safe)]
+        wide = [PromptEmbeds(torch.cat([x, torch.randn(2, pad, 16)], 1), None, mask) for x in (e, e_safe)]
         return redirection_terms(network, wide[0], wide[1], label, teacher_forcing=False)
 
     for name, value in terms(0).items():
@@ -488,11 +490,11 @@ def test_an_anchor_beyond_float16_survives_saving(tmp_path: Path) -> None:
     assert torch.equal(loaded.anchor, guard.anchor.float())
 
 
-# ---------------------------------------------------------------------- insisting
+# ---------------------------------------------------------------------- retries
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "pixart-sigma", "lumina2", "wan-2.2"])
-def test_insisting_redirects_from_the_first_step_and_more_with_its_level(name: str) -> None:
+def test_a_retry_redirects_from_the_first_step_and_more_with_its_level(name: str) -> None:
     case, pipe, network = PIPELINES[name], pipeline(name), redirector(name)
     prompts = ["ak x", "bl", "cm n"]
     anchor = encode_on_cpu(pipe, ["d o"], call_of(name))
@@ -502,7 +504,7 @@ def test_insisting_redirects_from_the_first_step_and_more_with_its_level(name: s
     }
     plain = run(case, pipe, prompts)
     with attach(pipe, never(network, **anchors)) as attached:
-        attached.insist = (0, 1, 2)
+        attached.retry_level = (0, 1, 2)
         mixed = run(case, pipe, prompts)
         decisions = attached.decisions
     assert torch.equal(mixed[0], plain[0])
@@ -513,7 +515,7 @@ def test_insisting_redirects_from_the_first_step_and_more_with_its_level(name: s
 
     raw = conditioning(name, prompts=prompts)
     fired = conditioning(name, always(network, **anchors), prompts=prompts)
-    seen = conditioning(name, never(network, **anchors), prompts=prompts, insist=(0, 1, 2))
+    seen = conditioning(name, never(network, **anchors), prompts=prompts, retry_level=(0, 1, 2))
     parts = zip(raw[:2], fired[:2], seen[:2], strict=True)
     for before, once, more in ((a, b, c) for a, b, c in parts if a is not None and b is not None and c is not None):
         assert torch.equal(more[0], before[0])
@@ -530,7 +532,7 @@ def test_the_second_level_is_a_run_with_the_anchor_given_by_hand(name: str) -> N
     anchor = encode_on_cpu(pipe, ["d o"], call_of(name))
     pooled = None if anchor.pooled is None else anchor.pooled[0]
     with attach(pipe, never(network, anchor=without_padding(anchor)[0], anchor_pooled=pooled)) as attached:
-        attached.insist = (2,)
+        attached.retry_level = (2,)
         guarded = run(case, pipe, ["ak x p"])
     by_hand = {"prompt_embeds": without_padding(anchor)}
     if anchor.pooled is not None:
@@ -562,7 +564,7 @@ def test_an_anchor_of_another_length_is_cut_or_goes_on_with_its_last_token(lengt
     guard = never(redirector("flux"), anchor=anchor.prompt[0], anchor_pooled=anchor.pooled[0])
     watch = Watch()
     with attach(pipe, [guard, watch]) as attached:
-        attached.insist = (2,)
+        attached.retry_level = (2,)
         run(case, pipe, ["ak x"], steps=1, max_sequence_length=length)
     seen = watch.steps[0].prompt_embeds[0]
     assert len(seen) == length
@@ -628,7 +630,7 @@ def test_half_precision_pipelines_keep_their_dtype_and_the_network_its_own(name:
     assert anchor.prompt.dtype == dtype
     guard = always(network, use_image=True, image_threshold=1e6, anchor=anchor.prompt[0])
     with attach(pipe, [guard, watch]) as attached:
-        attached.insist = (0, 2)
+        attached.retry_level = (0, 2)
         run(PIPELINES[name], pipe, ["ak x", "b"], steps=2)
     assert [d.fired for d in attached.decisions if d.guard == guard.method] == [True, True]
     assert watch.steps[0].prompt_embeds.dtype == dtype

@@ -10,7 +10,7 @@ from tests.tiny_pipelines import PIPELINES
 from torch import Tensor
 
 from saferedir.guards.saferedir.frames import LATENT_CLAMP, highest_over_frames
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.latents import PIXELS_AT_ONCE, default_size, encode_images, encode_pixels, latent_shape
 from saferedir.training.saferedir.dataset import _gathered, images_at_once, roll_out
 
@@ -48,7 +48,7 @@ def test_fewer_large_images_are_generated_at_once(side: int, count: int) -> None
 def test_embeddings_gathered_are_those_joined(lengths: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     parts = [
-        Encoded(
+        PromptEmbeds(
             torch.randn(rows, length, 2, generator=generator).bfloat16(),
             torch.randn(rows, 4, generator=generator).bfloat16(),
             torch.ones(rows, length, dtype=torch.bool),

@@ -12,7 +12,7 @@ from tests.conftest import make_pipeline
 
 from saferedir import Guard, GuardError, attach
 from saferedir.guards.saferedir import SafeRedir
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.training.saferedir import train as training_module
 from saferedir.training.saferedir.dataset import (
     Pair,
@@ -106,10 +106,10 @@ def test_benign_rows_do_not_enter_the_unsafe_terms() -> None:
     network = Redirector(RedirectorConfig(prompt_dim=16, width=32, heads=2, hidden=32))
     e, e_safe = torch.randn(4, 5, 16), torch.randn(4, 5, 16)
     label = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    given = Encoded(e)
-    one = redirection_terms(network, given, Encoded(e_safe), label, teacher_forcing=False)
+    given = PromptEmbeds(e)
+    one = redirection_terms(network, given, PromptEmbeds(e_safe), label, teacher_forcing=False)
     other = redirection_terms(
-        network, given, Encoded(torch.cat([e_safe[:2], e_safe[2:] * 7])), label, teacher_forcing=False
+        network, given, PromptEmbeds(torch.cat([e_safe[:2], e_safe[2:] * 7])), label, teacher_forcing=False
     )
     for name in ("mse", "cosine", "align"):
         torch.testing.assert_close(one[name], other[name])

@@ -17,7 +17,7 @@ from saferedir.guards.base import Guard, Run, Step
 from saferedir.guards.dual_latent.config import DualLatentConfig
 from saferedir.guards.dual_latent.providers import SAFE_POOLED, SAFE_PROMPT, Learned, SafeTexts, safe_row, words_of
 from saferedir.guards.guidance import Tally
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 
 ConfigT = TypeVar("ConfigT", bound=DualLatentConfig)
 
@@ -28,7 +28,7 @@ class Levels:
 
     tally: Tally
     w: Tensor
-    insisted: Tensor
+    is_retried: Tensor
     texts: SafeTexts
 
 
@@ -46,7 +46,7 @@ class DualLatent(Guard[ConfigT]):
         self.needs_text_encoder = config.provider != "learned"
 
     def levels(self, run: Run) -> Levels:
-        """w of each image, with 1 - w halved at each level of insistence, and what the provider needs encoded."""
+        """w of each image, with 1 - w halved at each retry level, and what the provider needs encoded."""
         levels, rows = self.config.levels, run.batch_size
         if len(levels) not in (1, rows):
             raise GuardError(
@@ -55,12 +55,12 @@ class DualLatent(Guard[ConfigT]):
         if self.config.provider == "learned" and self.safe_prompt_embeds is None:
             raise GuardError(f"guard {self.method!r} has no weights; pass safe_prompt_embeds, or use another provider.")
         w = torch.tensor(levels, device=run.device).expand(rows)
-        insist = torch.tensor(run.insist or (0,) * rows, device=run.device)
-        w = torch.where(insist > 0, torch.maximum(w, 1 - (1 - w) * 0.5**insist), w)
+        retry_level = torch.tensor(run.retry_level or (0,) * rows, device=run.device)
+        w = torch.where(retry_level > 0, torch.maximum(w, 1 - (1 - w) * 0.5**retry_level), w)
         texts = SafeTexts(words_of(self.config, run) if bool((w > 0).any()) else None)
-        return Levels(Tally(run), w, insist > 0, texts)
+        return Levels(Tally(run), w, retry_level > 0, texts)
 
-    def safe_row(self, step: Step, texts: SafeTexts) -> Encoded:
+    def safe_row(self, step: Step, texts: SafeTexts) -> PromptEmbeds:
         """Conditioning of the safe row, (1, B, ...)."""
         learned = Learned(self.safe_prompt_embeds, self.safe_pooled_embeds)
         return safe_row(step, self.config, texts, learned, self.method)

@@ -15,7 +15,7 @@ from saferedir.errors import GuardError
 from saferedir.guards.base import Run, Step
 from saferedir.guards.dual_latent.config import DualLatentConfig
 from saferedir.guards.guidance import of_length
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 
 SAFE_PROMPT, SAFE_POOLED = "safe_prompt_embeds", "safe_pooled_embeds"
 
@@ -24,9 +24,9 @@ SAFE_PROMPT, SAFE_POOLED = "safe_prompt_embeds", "safe_pooled_embeds"
 class SafeTexts:
     """What a run's provider has encoded: its own words (E, ...), and the images' prompts with the context before them."""
 
-    words: Encoded | None = None
+    words: PromptEmbeds | None = None
     prompts: tuple[str | None, ...] = field(default=(), repr=False)  # texts are private
-    in_context: Encoded | None = field(default=None, repr=False)
+    in_context: PromptEmbeds | None = field(default=None, repr=False)
 
 
 class Learned(NamedTuple):
@@ -36,14 +36,14 @@ class Learned(NamedTuple):
     pooled: Tensor | None = None
 
 
-def words_of(config: DualLatentConfig, run: Run) -> Encoded | None:
+def words_of(config: DualLatentConfig, run: Run) -> PromptEmbeds | None:
     """Words that a provider needs encoded, whatever the prompts are."""
     known = {"learned": [], "context_text": [], "anchor": [config.anchor, config.concept]}
     wanted = known.get(config.provider, [config.safe_phrase])
     return run.encode(wanted) if wanted else None
 
 
-def safe_row(step: Step, config: DualLatentConfig, texts: SafeTexts, learned: Learned, method: str) -> Encoded:
+def safe_row(step: Step, config: DualLatentConfig, texts: SafeTexts, learned: Learned, method: str) -> PromptEmbeds:
     """Conditioning of the safe row, (1, B, ...)."""
     if config.provider == "learned":
         found = _learned(step, learned, method)
@@ -58,18 +58,18 @@ def safe_row(step: Step, config: DualLatentConfig, texts: SafeTexts, learned: Le
     return found.map(lambda part: part.expand(step.run.batch_size, *part.shape[1:])[None])
 
 
-def _learned(step: Step, learned: Learned, method: str) -> Encoded:
+def _learned(step: Step, learned: Learned, method: str) -> PromptEmbeds:
     e, pooled = step.prompt_embeds, step.pooled
     assert learned.prompt is not None
     if pooled is not None and learned.pooled is None:
         raise GuardError(f"guard {method!r} has no {SAFE_POOLED}, which this family of pipelines needs.")
-    found = Encoded(learned.prompt[None].to(e), None)
+    found = PromptEmbeds(learned.prompt[None].to(e), None)
     if pooled is not None and learned.pooled is not None:
         found = found._replace(pooled=learned.pooled[None].to(pooled))
     return found._replace(mask=torch.ones(found.prompt.shape[:2], dtype=torch.bool, device=e.device))
 
 
-def _in_context(step: Step, config: DualLatentConfig, texts: SafeTexts, method: str) -> Encoded:
+def _in_context(step: Step, config: DualLatentConfig, texts: SafeTexts, method: str) -> PromptEmbeds:
     """E("<safe phrase>, <prompt>") of every image, (B, ...); encoded once for the prompts of a run."""
     if None in step.prompts or not step.prompts:
         image = step.prompts.index(None) if step.prompts else 0
@@ -85,17 +85,17 @@ def _in_context(step: Step, config: DualLatentConfig, texts: SafeTexts, method: 
     return texts.in_context
 
 
-def _mixed(step: Step, config: DualLatentConfig, texts: Encoded, method: str) -> Encoded:
+def _mixed(step: Step, config: DualLatentConfig, texts: PromptEmbeds, method: str) -> PromptEmbeds:
     pooled, a = step.pooled, config.amount
     own, texts = _alike(
-        Encoded(step.prompt_embeds, pooled, None if texts.mask is None else step.prompt_mask), texts, method
+        PromptEmbeds(step.prompt_embeds, pooled, None if texts.mask is None else step.prompt_mask), texts, method
     )
     first, last = texts.rows(slice(0, 1)), texts.rows(slice(-1, None))
 
     def mixed(own: Tensor, one: Tensor, other: Tensor) -> Tensor:
         return (1 - a) * own + a * one if config.provider == "interpolate" else own + (one - other)
 
-    found = Encoded(mixed(own.prompt, first.prompt, last.prompt))
+    found = PromptEmbeds(mixed(own.prompt, first.prompt, last.prompt))
     if pooled is not None and first.pooled is not None and last.pooled is not None:
         found = found._replace(pooled=mixed(pooled, first.pooled, last.pooled))
     if texts.mask is not None and own.mask is not None:
@@ -103,7 +103,7 @@ def _mixed(step: Step, config: DualLatentConfig, texts: Encoded, method: str) ->
     return found
 
 
-def _alike(own: Encoded, texts: Encoded, method: str) -> tuple[Encoded, Encoded]:
+def _alike(own: PromptEmbeds, texts: PromptEmbeds, method: str) -> tuple[PromptEmbeds, PromptEmbeds]:
     """Both as long as the longer, and zero where masked: what stands there depends on an image's neighbours."""
     length = max(own.prompt.shape[1], texts.prompt.shape[1])
     longer = of_length(own, length), of_length(texts, length)
@@ -116,5 +116,5 @@ def _alike(own: Encoded, texts: Encoded, method: str) -> tuple[Encoded, Encoded]
     return own, texts
 
 
-def _unmasked(found: Encoded) -> Encoded:
+def _unmasked(found: PromptEmbeds) -> PromptEmbeds:
     return found if found.mask is None else found._replace(prompt=found.prompt * found.mask[..., None].to(found.prompt))

@@ -11,7 +11,7 @@ dual phase only and nowhere if w = 0. Cost 1 + (1 - tau)/2 of the run under guid
 
 Deviations from our specification: the default provider is "interpolate", because "context_text" (safe words before the prompt)
 needs to know the prompt's text; w is a number, or one per image, not a function of the step; no prompt gate; a prompt cut by
-the text encoder is not warned about; `guidance_rescale` and the like come before the blend. In a run with `insist`
+the text encoder is not warned about; `guidance_rescale` and the like come before the blend. In a run with `retry_level`
 the dual phase of those images is the whole run and 1 - w is halved at each level.
 """
 
@@ -29,7 +29,7 @@ from saferedir.guards.dual_latent.base import DualLatent, Levels
 from saferedir.guards.dual_latent.config import DualLatentConfig
 from saferedir.guards.dual_latent.similarity import largest_level, low_pass
 from saferedir.guards.guidance import guidance_weight
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.schedules import to_x0
 from saferedir.utils.broadcast import per_sample
 
@@ -53,10 +53,10 @@ class DualLatentR1(DualLatent[DualLatentConfig]):
         levels = self.levels(run)
         return DualLatentState(levels, torch.zeros_like(levels.w))
 
-    def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
+    def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         state: DualLatentState = step.state
         levels = state.levels
-        state.now = torch.where(self.is_dual(step) | levels.insisted, levels.w, 0.0)
+        state.now = torch.where(self.is_dual(step) | levels.is_retried, levels.w, 0.0)
         return self.safe_row(step, levels.texts) if bool((state.now > 0).any()) else None
 
     def on_prediction(self, step: Step) -> Tensor:
@@ -67,7 +67,7 @@ class DualLatentR1(DualLatent[DualLatentConfig]):
         shift = guidance_weight(step) * (step.pred_extra[0].float() - step.pred_cond.float())
         w = state.now
         if self.config.tau_mode == "similarity":
-            w = torch.where(state.levels.insisted, w, torch.minimum(w, self._ceiling(step, shift)))
+            w = torch.where(state.levels.is_retried, w, torch.minimum(w, self._ceiling(step, shift)))
         state.used.append(w.detach())
         state.levels.tally.count(w.detach() > 0, step)
         return step.pred.float() + per_sample(w, shift) * shift

@@ -20,7 +20,7 @@ shows, which are means where a pipeline guides its channels differently or norma
 ControlNet residuals; guards that edit predictions see the user's latent alone until the merge, and so does skip-layer guidance.
 What an inpainting pipeline overwrites between two steps it overwrites in both latents. Correctors (UniPC, SA-Solver) restart
 from latents merged by the same operator one level before. Schedulers of several stages a step are refused (`pipelines.solver`).
-In a run with `insist` those images are split at the first step and 1 - w is halved at each level.
+In a run with `retry_level` those images are split at the first step and 1 - w is halved at each level.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from torch import Tensor
 
 from saferedir.decisions import Decision
 from saferedir.errors import GuardError
-from saferedir.guards.base import Apart, Embeds, GuardConfig, Run, Step
+from saferedir.guards.base import Conditioning, GuardConfig, Run, SecondLatents, Step
 from saferedir.guards.dual_latent.base import DualLatent, Levels
 from saferedir.guards.dual_latent.config import DualLatentR2Config
 from saferedir.guards.dual_latent.merging import Stream, merge
 from saferedir.guards.dual_latent.similarity import largest_level, low_pass
 from saferedir.guards.guidance import guidance_weight, guided_alike
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import FAMILIES
 from saferedir.pipelines.schedules import to_x0
 from saferedir.pipelines.solver import Fork
@@ -84,7 +84,7 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
         nowhere = torch.full_like(levels.tally.first, -1)
         return DualLatentR2State(levels, nowhere, nowhere)
 
-    def on_step_start(self, step: Step) -> Tensor | Embeds:
+    def on_step_start(self, step: Step) -> Tensor | Conditioning:
         state = self._at(step)
         state.is_swapped = False
         rows = state.is_after(step.index)
@@ -99,21 +99,21 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
         pooled = step.pooled
         if pooled is not None and safe.pooled is not None:
             pooled = torch.where(rows[:, None], safe.pooled.to(pooled), pooled)
-        return Embeds(prompt=prompt, pooled=pooled)
+        return step.conditioning.with_cond(prompt=prompt, pooled=pooled)
 
-    def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
+    def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         state = self._at(step)
         is_riding = state.is_dual(step.index)
         if self.config.after != "user" and not state.is_swapped:
             is_riding = is_riding | state.is_after(step.index)
         return self.safe_row(step, state.levels.texts) if bool(is_riding.any()) else None
 
-    def extra_latents(self, step: Step) -> Apart | None:
+    def extra_latents(self, step: Step) -> SecondLatents | None:
         state: DualLatentR2State = step.state
         rows = state.is_dual(step.index) & (state.split < step.index)
         if state.safe is None or not bool(rows.any()):
             return None
-        return Apart(state.safe.z, rows)
+        return SecondLatents(state.safe.z, rows)
 
     def on_prediction(self, step: Step) -> Tensor:
         state: DualLatentR2State = step.state
@@ -141,7 +141,7 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
         w, x0, safe = state.levels.w, step.x0, state.safe
         if self.config.tau_mode == "similarity":
             ceiling = largest_level(low_pass(x0), low_pass(safe.x0), self.config.tau)
-            w = torch.where(state.levels.insisted, w, torch.minimum(w, ceiling))
+            w = torch.where(state.levels.is_retried, w, torch.minimum(w, ceiling))
         state.used.append(w[rows].detach())
         weights = torch.where(rows, w, 0.0)
 
@@ -158,7 +158,7 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
         """The state, with the images noted that are split at this step; asking twice changes nothing."""
         state: DualLatentR2State = step.state
         levels, last = state.levels, step.num_steps - 1
-        begins = (state.split < 0) & (levels.w > 0) & (self.is_dual(step) | levels.insisted)
+        begins = (state.split < 0) & (levels.w > 0) & (self.is_dual(step) | levels.is_retried)
         if step.index < last and bool(begins.any()):
             length = max(1, round(self.config.dual_fraction * step.num_steps))
             state.split = torch.where(begins, step.index, state.split)

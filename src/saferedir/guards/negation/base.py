@@ -71,7 +71,7 @@ class NegationGuard(Guard[ConfigT]):
         rows = run.batch_size
         return NegationState(
             negation=self.negation,
-            insist=torch.tensor(run.insist or (0,) * rows, device=run.device),
+            retry_level=torch.tensor(run.retry_level or (0,) * rows, device=run.device),
         )
 
     def _opened(self) -> NegationSet:

@@ -35,7 +35,7 @@ class NegationState:
     """
 
     negation: NegationSet
-    insist: Tensor  # (B,) levels
+    retry_level: Tensor  # (B,) levels
     indices: list[int] = field(default_factory=list)  # of the steps acted at or looked at
     edits: list[Tensor | None] = field(default_factory=list)  # whether a row was edited; None: every row
     numbers: list[Callable[[], Numbers]] = field(default_factory=list)

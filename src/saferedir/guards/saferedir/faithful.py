@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saferedir.decisions import Decision
 from saferedir.errors import GuardError
-from saferedir.guards.base import Embeds, Run, Step
+from saferedir.guards.base import Conditioning, Run, Step
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.reference import apply_reference_shift, reference_shift
 
@@ -59,7 +59,7 @@ class FaithfulLoop:
             first_fired=torch.full_like(countdown, -1),
         )
 
-    def embeds(self, step: Step) -> Tensor | Embeds:
+    def embeds(self, step: Step) -> Tensor | Conditioning:
         """The current e; untouched until a check has fired."""
         state: FaithfulState = step.state
         state.e0, state.e0_uncond = step.prompt_embeds, step.negative_prompt_embeds
@@ -67,11 +67,10 @@ class FaithfulLoop:
             return step.prompt_embeds
         state.redirected = state.redirected + (state.first_fired >= 0)
         fired = (state.first_fired >= 0).view(-1, 1, 1)
-        negative = step.negative_prompt_embeds
-        return Embeds(
-            prompt=torch.where(fired, state.cond, step.prompt_embeds),
-            negative=negative if negative is None else torch.where(fired, state.uncond_of(negative), negative),
-        )
+        answer = step.conditioning.with_cond(prompt=torch.where(fired, state.cond, step.prompt_embeds))
+        if (negative := step.negative_prompt_embeds) is None:
+            return answer
+        return answer.with_uncond(prompt=torch.where(fired, state.uncond_of(negative), negative))
 
     def decide(self, step: Step) -> None:
         """One pass of the released check, per row."""

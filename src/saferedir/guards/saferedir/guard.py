@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
-from saferedir.guards.base import Embeds, Guard, GuardConfig, Run, Step, TextSettings
+from saferedir.guards.base import Conditioning, Guard, GuardConfig, Run, Step, TextSettings
 from saferedir.guards.gates import Gate
 from saferedir.guards.saferedir import assessment
 from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
@@ -36,7 +36,7 @@ from saferedir.guards.saferedir.redirect import fitted
 from saferedir.guards.saferedir.reference import load_reference_redirector
 from saferedir.guards.saferedir.state import RedirState, decisions, relative_shift, same_conditioning
 from saferedir.guards.saferedir.trained_text import require_trained_text
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import FAMILIES
 
 logger = logging.getLogger(__name__)
@@ -103,14 +103,14 @@ class SafeRedir(Guard[SafeRedirConfig]):
         caution = outside_calibration(self.config, run)
         if caution is not None:
             warnings.warn(caution, stacklevel=2)
-        insist = torch.tensor(run.insist or (0,) * rows, device=device)
+        retry_level = torch.tensor(run.retry_level or (0,) * rows, device=device)
         return RedirState(
-            prompt_weight=(insist > 0).float(),
+            prompt_weight=(retry_level > 0).float(),
             image_weight=torch.zeros(rows, device=device),
             safe_streak=torch.zeros(rows, dtype=torch.long, device=device),
             unsafe_streak=torch.zeros(rows, dtype=torch.long, device=device),
-            level=insist.clamp(max=2),
-            insisted=insist > 0,
+            level=retry_level.clamp(max=2),
+            is_retried=retry_level > 0,
             redirected=torch.zeros(rows, dtype=torch.long, device=device),
             first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
             is_high=torch.zeros(rows, dtype=torch.bool, device=device),
@@ -119,7 +119,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             weak_end=weak_at(self.config, run.num_steps),
         )
 
-    def on_step_start(self, step: Step) -> Tensor | Embeds:
+    def on_step_start(self, step: Step) -> Tensor | Conditioning:
         if self.faithful is not None:
             return self.faithful.embeds(step)
         state: RedirState = step.state
@@ -206,7 +206,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
 
     def _check_prompt(self, step: Step, state: RedirState) -> None:
         e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
-        given = Encoded(e0, step.pooled, real)
+        given = PromptEmbeds(e0, step.pooled, real)
         if state.given is None or not same_conditioning(given, state.given):
             require_fit(self.network.config, step, self.config.concept)
             state.given, state.redirection = (
@@ -226,13 +226,13 @@ class SafeRedir(Guard[SafeRedirConfig]):
         weight = self._gate(score, tau)
         below = score.detach() < tau - self.config.hysteresis
         state.safe_streak = torch.where(below, state.safe_streak + 1, 0)
-        given_up = (state.safe_streak >= self.config.patience) & ~state.insisted
+        given_up = (state.safe_streak >= self.config.patience) & ~state.is_retried
         kept = torch.where(given_up, torch.zeros_like(weight), state.prompt_weight)
         state.prompt_weight = torch.maximum(weight, kept)
 
     # ------------------------------------------------------------------ embeddings
 
-    def _redirected(self, step: Step, state: RedirState, weight: Tensor) -> Embeds:
+    def _redirected(self, step: Step, state: RedirState, weight: Tensor) -> Conditioning:
         e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         if state.redirection is None:
             with torch.autocast(e0.device.type, enabled=False):
@@ -250,15 +250,15 @@ class SafeRedir(Guard[SafeRedirConfig]):
             prompt = torch.where(swapped, fitted(self.anchor, e0.shape[1]).to(e0), prompt)
         strength = relative_shift(prompt.detach(), e0.detach())
         state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
-        pooled = None
-        if step.pooled is not None and redirection.pooled_delta is not None:
-            pooled = redirect_pooled(step.pooled, *common)
+        pooled = step.pooled
+        if pooled is not None and redirection.pooled_delta is not None:
+            pooled = redirect_pooled(pooled, *common)
             if self.anchor_pooled is not None:
                 pooled = torch.where(replaced.view(-1, 1), self.anchor_pooled.to(pooled), pooled)
-        negative = None
+        answer = step.conditioning.with_cond(prompt=prompt, pooled=pooled)
         if self.config.redirect_uncond and step.negative_prompt_embeds is not None:
-            negative = step.negative_prompt_embeds + (prompt - e0)
-        return Embeds(prompt=prompt, negative=negative, pooled=pooled)
+            answer = answer.with_uncond(prompt=step.negative_prompt_embeds + (prompt - e0))
+        return answer
 
     def _require_finite(self, redirection: Redirection, weight: Tensor) -> None:
         lost = ~redirection.finite & (weight.detach() > 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from saferedir.decisions import Decision
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.redirect import Redirection
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 
 METHOD = "saferedir"
 #: a redirection that begins after this share of the steps comes when the layout is settled: the last score is then that of an
@@ -30,11 +30,11 @@ class RedirState:
     redirected: Tensor  # (B,) int, denoiser calls with another embedding
     first_fired: Tensor  # (B,) int, -1 while nothing happened
     is_high: Tensor  # (B,) bool, whether the last image check was at or above the threshold
-    insisted: Tensor  # (B,) bool, redirected from step 0 whatever the verdicts say
+    is_retried: Tensor  # (B,) bool, redirected from step 0 whatever the verdicts say
     num_steps: int = 0
     countdown: int = 0
     image_countdown: int = 0
-    given: Encoded | None = None  # copy of the conditioning that `score` and `redirection` belong to
+    given: PromptEmbeds | None = None  # copy of the conditioning that `score` and `redirection` belong to
     score: Tensor | None = None
     image_score: Tensor | None = None  # of the latest check
     redirection: Redirection | None = None
@@ -45,7 +45,7 @@ class RedirState:
     image_scores: list[Tensor] = field(default_factory=list)
 
 
-def same_conditioning(one: Encoded, other: Encoded) -> bool:
+def same_conditioning(one: PromptEmbeds, other: PromptEmbeds) -> bool:
     """Whether every part that is there has the same values."""
     parts = zip(one, other, strict=True)
     return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in parts)
@@ -75,7 +75,7 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
         message = ""
         if fired:
             why = f"its {' and '.join(by) or 'prompt'} score"
-            if bool(state.insisted[row]):
+            if bool(state.is_retried[row]):
                 why = "request, whatever its scores"
             message = f"Redirected by {why} from step {int(state.first_fired[row])}."
         if late:

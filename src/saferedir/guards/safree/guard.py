@@ -15,7 +15,7 @@ unknown token masks; FLUX's pooled CLIP vector loses P_C in the steps that filte
 projections stay as they are. LRA never runs in their code; here it does if asked, multiplying magnitudes.
 
 A text that the seam does not know (embeddings handed over) is filtered in all its tokens and steps, by I - P_C alone. In a
-run with `insist` those images are filtered in all steps, from level 2 on in all tokens. Projectors are constants to
+run with `retry_level` those images are filtered in all steps, from level 2 on in all tokens. Projectors are constants to
 gradients: the text they come from is discrete.
 """
 
@@ -31,12 +31,12 @@ from torch import Tensor
 
 from saferedir.decisions import Decision
 from saferedir.errors import GuardError, UnsupportedPipelineError
-from saferedir.guards.base import Embeds, Guard, GuardConfig, Run, SkipFeatures, Step
+from saferedir.guards.base import Conditioning, Guard, GuardConfig, Run, SkipFeatures, Step
 from saferedir.guards.guidance import Tally, encode_phrases
 from saferedir.guards.safree.config import SafreeConfig
 from saferedir.guards.safree.math import away, damped, is_filtered
 from saferedir.guards.safree.tokens import Segment, concept_basis, make_segment
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.text_towers import TextTower
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,9 @@ class SafreeState:
     """Of one run: V of P_C for each tower, the negative rows, and what is set when the prompts are known."""
 
     tally: Tally
-    insist: Tensor
+    retry_level: Tensor
     concepts: list[tuple[TextTower, Tensor]]
-    negative: Encoded | None
+    negative: PromptEmbeds | None
     segments: list[Segment] = field(default_factory=list)
     unfiltered: Tensor | None = None  # prompt embeddings of this call before the filter
     now: Tensor | None = None  # (B,) bool, images filtered in this call
@@ -84,21 +84,21 @@ class Safree(Guard[SafreeConfig]):
                 "%d phrases span %d dimensions in %s", len(texts), concepts[-1][1].shape[1], tower.facts.encoder
             )
         negative = encode_phrases(run, ", ".join(texts), self.method) if self.config.negative else None
-        insist = torch.tensor(run.insist or (0,) * run.batch_size, device=run.device)
-        return SafreeState(Tally(run), insist, concepts, negative)
+        retry_level = torch.tensor(run.retry_level or (0,) * run.batch_size, device=run.device)
+        return SafreeState(Tally(run), retry_level, concepts, negative)
 
-    def on_prompt(self, step: Step) -> Tensor | Embeds:
+    def on_prompt(self, step: Step) -> Tensor | Conditioning:
         state: SafreeState = step.state
         self._check_prompts(step, [tower for tower, _ in state.concepts])
         placed = [(tower, concept) for tower, concept in state.concepts if tower.tokens is not None]
-        state.segments = [make_segment(step, tower, concept, state.insist, self.config) for tower, concept in placed]
+        state.segments = [
+            make_segment(step, tower, concept, state.retry_level, self.config) for tower, concept in placed
+        ]
         if state.negative is None:
             return step.prompt_embeds
-        return Embeds(
-            negative=state.negative.prompt, negative_pooled=state.negative.pooled, negative_mask=state.negative.mask
-        )
+        return step.conditioning._replace(uncond=state.negative)
 
-    def on_step_start(self, step: Step) -> Tensor | Embeds:
+    def on_step_start(self, step: Step) -> Tensor | Conditioning:
         state: SafreeState = step.state
         state.unfiltered = prompt = step.prompt_embeds
         state.now = torch.zeros_like(state.tally.calls, dtype=torch.bool)
@@ -121,12 +121,12 @@ class Safree(Guard[SafreeConfig]):
                 pooled = torch.where(
                     state.now[:, None], away(step.pooled.float(), concept).to(step.pooled), step.pooled
                 )
-        return Embeds(prompt=prompt, pooled=pooled)
+        return step.conditioning.with_cond(prompt=prompt, pooled=pooled)
 
-    def extra_embeds(self, step: Step, extra: Encoded | None) -> Encoded | None:
+    def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         state: SafreeState = step.state
         assert state.unfiltered is not None and state.now is not None
-        return Encoded(state.unfiltered[None]) if bool(state.now.any()) else None
+        return PromptEmbeds(state.unfiltered[None]) if bool(state.now.any()) else None
 
     def on_skip_features(self, step: Step, skip: SkipFeatures) -> Tensor:
         factors = self.config.lra_factors

@@ -75,9 +75,9 @@ def analyse(tower: TextTower, concept: Tensor, text: str, config: SafreeConfig) 
     return Analysis(is_trigger, words, attended, basis(masked, _tolerance(len(places), config)), ids)
 
 
-def make_segment(step: Step, tower: TextTower, concept: Tensor, insist: Tensor, config: SafreeConfig) -> Segment:
-    """The filter on the tokens of one tower, for each image by itself; `insist` (B,) as in the run."""
-    texts = step.prompts or (None,) * len(insist)
+def make_segment(step: Step, tower: TextTower, concept: Tensor, retry_level: Tensor, config: SafreeConfig) -> Segment:
+    """The filter on the tokens of one tower, for each image by itself; `retry_level` (B,) as in the run."""
+    texts = step.prompts or (None,) * len(retry_level)
     known = {text: analyse(tower, concept, text, config) for text in set(texts) if text is not None}
     rows = []
     for image, text in enumerate(texts):
@@ -86,15 +86,15 @@ def make_segment(step: Step, tower: TextTower, concept: Tensor, insist: Tensor, 
         is_inner[: tower.first_word] = False
         found = Analysis(is_inner, is_inner, is_inner, None, None) if text is None else known[text]
         new = filtered(states, concept, found.own, config.order)
-        tokens = found.words if insist[image] > 1 else found.is_trigger
+        tokens = found.words if retry_level[image] > 1 else found.is_trigger
         if config.filter_eos:
             tokens = tokens | (is_inner & ~found.words & tokens.any())
         with torch.no_grad():
             score = strength(states, new, found.attended)
             last = torch.full_like(score, math.inf)
-            if found.ids is not None and not insist[image] and config.svf == "code":
+            if found.ids is not None and not retry_level[image] and config.svf == "code":
                 last = last_step(score, config.calibration)
-            elif found.ids is not None and not insist[image] and config.svf == "paper":
+            elif found.ids is not None and not retry_level[image] and config.svf == "paper":
                 pooled = tower.pool(states[None], found.ids)
                 last = last_step_paper(pooled, filtered(pooled, concept, found.own, config.order))[0]
         rows.append((tokens, new, last, score))

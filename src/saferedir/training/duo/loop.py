@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from rich.progress import Progress
 from torch import Tensor
 
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.lora import adapters_off
 from saferedir.training.duo.loss import DUOTerms, Moment, duo_terms
 from saferedir.training.duo.noise import Draws, Schedule, draw_step
@@ -30,13 +30,13 @@ NOISE_FLOOR = 0.01  # of the weighted preserving term, where it should be 0
 Log = Callable[[dict[str, Any]], None]
 
 
-def call_unet(denoiser: Any, x: Tensor, t: Tensor, prompt: Encoded) -> Tensor:
+def call_unet(denoiser: Any, x: Tensor, t: Tensor, prompt: PromptEmbeds) -> Tensor:
     """Output (R, C, h, w) of a Stable Diffusion UNet."""
     output: Tensor = denoiser(x, t, encoder_hidden_states=prompt.prompt).sample
     return output
 
 
-def call_mmdit(denoiser: Any, x: Tensor, t: Tensor, prompt: Encoded) -> Tensor:
+def call_mmdit(denoiser: Any, x: Tensor, t: Tensor, prompt: PromptEmbeds) -> Tensor:
     """Output (R, C, h, w) of a Stable Diffusion 3 transformer."""
     output: Tensor = denoiser(
         hidden_states=x, timestep=t, encoder_hidden_states=prompt.prompt, pooled_projections=prompt.pooled
@@ -45,7 +45,7 @@ def call_mmdit(denoiser: Any, x: Tensor, t: Tensor, prompt: Encoded) -> Tensor:
 
 
 #: family -> how its denoiser is called; a new family is one line here
-CALLS: dict[str, Callable[[Any, Tensor, Tensor, Encoded], Tensor]] = {
+CALLS: dict[str, Callable[[Any, Tensor, Tensor, PromptEmbeds], Tensor]] = {
     "stable-diffusion": call_unet,
     "stable-diffusion-3": call_mmdit,
 }
@@ -57,10 +57,10 @@ class Loop:
     def __init__(
         self,
         denoiser: Any,
-        call: Callable[[Any, Tensor, Tensor, Encoded], Tensor],
+        call: Callable[[Any, Tensor, Tensor, PromptEmbeds], Tensor],
         latents: PairLatents,
-        empty: Encoded,
-        asked: Encoded | None,
+        empty: PromptEmbeds,
+        asked: PromptEmbeds | None,
         schedule: Schedule,
         config: TrainConfig,
         work: Path,

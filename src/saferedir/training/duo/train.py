@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from saferedir.errors import GuardConfigError, UnsupportedPipelineError
 from saferedir.guards.duo.config import TARGETS, DUOConfig
 from saferedir.guards.duo.guard import DUO
-from saferedir.pipelines.encoding import Encoded, encode_prompts
+from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.latents import default_size
@@ -206,7 +207,7 @@ def add_lora(denoiser: Any, rank: int, targets: Sequence[str]) -> None:
             value.data = value.data.float()
 
 
-def _prompts(pipe: Any, rows: Sequence[ImagePair], config: TrainConfig) -> tuple[Encoded, Encoded | None]:
+def _prompts(pipe: Any, rows: Sequence[ImagePair], config: TrainConfig) -> tuple[PromptEmbeds, PromptEmbeds | None]:
     """Embedding of the empty prompt (1 row), and of every pair's prompt where training is conditioned on those."""
     with torch.no_grad():
         empty = encode_prompts(pipe, [""]).map(lambda part: part.detach().cpu())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saferedir.guards.saferedir.frames import LATENT_CLAMP, chosen_frames
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.text_settings import LENGTH
 from saferedir.training.saferedir.dataset import Pair, encode_on_cpu
 
@@ -22,9 +22,9 @@ class TextData:
     `others`: the same prompts at other lengths, where a prompt's embeddings depend on the length it is padded to.
     """
 
-    unsafe: Encoded
-    safe: Encoded
-    benign: Encoded
+    unsafe: PromptEmbeds
+    safe: PromptEmbeds
+    benign: PromptEmbeds
     others: tuple[TextData, ...] = ()
 
     @property
@@ -40,7 +40,7 @@ class ImageData:
     """
 
     frames: Tensor
-    prompts: Encoded
+    prompts: PromptEmbeds
     label: Tensor
     t: Tensor
     scale: Tensor | None = None
@@ -64,8 +64,8 @@ def encode_text(
 class TextBatch(NamedTuple):
     """Prompts, what they should become, and label (B,): 1 asks for the concept."""
 
-    given: Encoded
-    wanted: Encoded
+    given: PromptEmbeds
+    wanted: PromptEmbeds
     label: Tensor
 
     def to(self, device: Any) -> TextBatch:
@@ -91,7 +91,7 @@ class ImageBatch(NamedTuple):
 
     frames: Tensor
     t: Tensor
-    prompts: Encoded
+    prompts: PromptEmbeds
     label: Tensor
 
     def to(self, device: Any) -> ImageBatch:

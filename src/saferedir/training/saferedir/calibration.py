@@ -15,7 +15,7 @@ from torch import Tensor
 from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.network import Redirector
 from saferedir.metrics import Rate, auroc
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.training.saferedir.batches import ImageData, TextData
 from saferedir.training.saferedir.losses import redirection_terms
 from saferedir.training.saferedir.thresholds import CONTAMINATION, choose_threshold
@@ -67,7 +67,7 @@ def joint_scores(network: Redirector, images: ImageData) -> Tensor:
     for chunk in chunks(len(images.frames)):
         prompts, steps = images.prompts.rows(chunk).map(lambda part: part.to(device)).floats, []
 
-        def both(frames: Tensor, t: Tensor, prompts: Encoded = prompts) -> Tensor:
+        def both(frames: Tensor, t: Tensor, prompts: PromptEmbeds = prompts) -> Tensor:
             each = prompts.map(lambda part: part.repeat_interleave(len(frames) // len(part), dim=0))
             return network.joint_verdict(frames, t, each.prompt, each.mask, each.pooled)
 
@@ -84,7 +84,7 @@ def chunks(count: int) -> list[slice]:
 
 
 @torch.no_grad()
-def prompt_scores(network: Redirector, prompts: Encoded) -> Tensor:
+def prompt_scores(network: Redirector, prompts: PromptEmbeds) -> Tensor:
     """Score of each prompt (N,), on the CPU."""
     device, found = next(network.parameters()).device, []
     for chunk in chunks(len(prompts.prompt)):

@@ -22,7 +22,8 @@ from saferedir.attach import attach
 from saferedir.errors import GuardConfigError, UnsupportedPipelineError
 from saferedir.guards.base import Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.layers import real_tokens
-from saferedir.pipelines.encoding import Encoded, encode_prompts
+from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.latents import latent_shape
 from saferedir.pipelines.precision import fast_precision
 from saferedir.pipelines.safety_checker import without_safety_checker
@@ -122,7 +123,7 @@ def split_pairs(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pa
 
 
 @torch.no_grad()
-def encode_on_cpu(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | None = None) -> Encoded:
+def encode_on_cpu(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | None = None) -> PromptEmbeds:
     """Conditioning of N prompts on the CPU, in the pipeline's own dtype (long prompts of big encoders fill memory).
 
     Zero tokens count as padding, so the mask may be there although the family has none; see `real_tokens`.
@@ -136,7 +137,7 @@ def encode_on_cpu(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | N
     return found if found.mask is None and bool(real.all()) else found._replace(mask=real)
 
 
-def _with_room(some: Encoded, count: int) -> Encoded:
+def _with_room(some: PromptEmbeds, count: int) -> PromptEmbeds:
     """The rows of `some`, and room for more below them, `count` rows in all."""
 
     def widened(value: Tensor) -> Tensor:
@@ -147,9 +148,9 @@ def _with_room(some: Encoded, count: int) -> Encoded:
     return some.map(widened)
 
 
-def _gathered(parts: Iterable[Encoded], count: int) -> Encoded:
+def _gathered(parts: Iterable[PromptEmbeds], count: int) -> PromptEmbeds:
     """All rows of `parts`, `count` of them, in one piece; where lengths agree without holding them twice (they fill memory)."""
-    held: Encoded | None = None
+    held: PromptEmbeds | None = None
     start = 0
     for part in parts:
         end = start + len(part.prompt)
@@ -181,7 +182,7 @@ def moved_tokens(unsafe: Tensor, safe: Tensor, mask: Tensor | None = None) -> Te
     return (moved & real_tokens(unsafe, mask)).float()
 
 
-def without_padding(prompts: Encoded) -> Tensor:
+def without_padding(prompts: PromptEmbeds) -> Tensor:
     """Embeddings (N, L, D) with each prompt's last real token in place of its padding.
 
     A denoiser goes on reading through the mask of the prompt it was given. In a longer prompt's place a shorter one would

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_
 
 from saferedir.guards.saferedir.layers import masked_mean
 from saferedir.guards.saferedir.network import Redirector, redirect, redirect_pooled
-from saferedir.pipelines.encoding import Encoded
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.training.saferedir.dataset import moved_tokens, without_padding
 
 
@@ -58,7 +58,7 @@ def mask_term(predicted: Tensor, target: Tensor, real: Tensor | None) -> Tensor:
 
 
 def redirection_terms(
-    network: Redirector, given: Encoded, wanted: Encoded, label: Tensor, teacher_forcing: bool
+    network: Redirector, given: PromptEmbeds, wanted: PromptEmbeds, label: Tensor, teacher_forcing: bool
 ) -> dict[str, Tensor]:
     """The terms about the redirection, each a scalar; in benign rows (label 0) `wanted` is `given`, so no token moves.
 

@@ -1,0 +1,217 @@
+"""Call: one call of a denoiser. Reads latents and conditioning from its arguments and writes others in, by family.
+
+Nothing else knows where a family keeps them, nor how the rows of classifier-free guidance lie. Pure functions of arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saferedir.errors import GuardError
+from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds, cat_lengths
+from saferedir.pipelines.families import Family
+
+
+class Layout(NamedTuple):
+    """Rows of one denoiser call.
+
+    Attributes:
+        batch_size: B, images.
+        has_both: whether the call has both halves of classifier-free guidance.
+        order: which half is first, as in `Family.cfg_layout`.
+    """
+
+    batch_size: int
+    has_both: bool
+    order: str
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(conditional, unconditional) rows (B, ...) of rows (R, ...); without guidance (`rows` itself, None)."""
+        expected = self.batch_size * (2 if self.has_both else 1)
+        if rows.shape[0] != expected:
+            raise GuardError(
+                f"the denoiser got {rows.shape[0]} rows where {expected} were expected (batch {self.batch_size}, guidance "
+                f"{'on' if self.has_both else 'off'}); this way of calling the pipeline is not supported. A callback that ends "
+                "guidance in the middle of a run must keep a row for every image (diffusers' cutoff callbacks keep one)."
+            )
+        if not self.has_both:
+            return rows, None
+        first, second = rows[: self.batch_size], rows[self.batch_size :]
+        return (second, first) if self.order == "uncond_cond" else (first, second)
+
+    def join(self, cond: Tensor, uncond: Tensor | None) -> Tensor:
+        """Inverse of `split`."""
+        if uncond is None or not self.has_both:
+            return cond
+        return torch.cat([uncond, cond] if self.order == "uncond_cond" else [cond, uncond])
+
+    def read(self, rows: PromptEmbeds) -> Conditioning:
+        """The conditioning in embeddings (R, ...) of a call."""
+        halves = [(None, None) if part is None else self.split(part) for part in rows]
+        cond, uncond = (PromptEmbeds(*half) for half in zip(*halves, strict=True))
+        return Conditioning(cond, uncond if self.has_both else None)
+
+    def halves(self, given: Conditioning) -> list[PromptEmbeds]:
+        """The halves that a call has, in its order."""
+        if given.uncond is None or not self.has_both:
+            return [given.cond]
+        return [given.uncond, given.cond] if self.order == "uncond_cond" else [given.cond, given.uncond]
+
+
+class Extra(NamedTuple):
+    """Extra rows of one call, behind the pipeline's own: K rows for each image.
+
+    Attributes:
+        blocks: their conditioning, one (E*B, ...) after the other, K*B rows in all.
+        halves: for each of the K the half of guidance whose other arguments it shares, 0 conditional, 1 unconditional.
+        latents: for each of the K latents (B, C, h, w) as the denoiser gets them, None for those of its half.
+    """
+
+    blocks: tuple[PromptEmbeds, ...]
+    halves: tuple[int, ...]
+    latents: tuple[Tensor | None, ...]
+
+
+class Edit(NamedTuple):
+    """What to write into a call: `used` in place of the `given` conditioning, in rows of `layout`, and extra rows."""
+
+    given: Conditioning
+    used: Conditioning
+    layout: Layout
+    extra: Extra | None = None
+
+
+class Call(NamedTuple):
+    """One call of a denoiser, as its hooks see it."""
+
+    family: Family
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def latents(self) -> Tensor:
+        """(R, C, h, w), or the packed sequence (R, N, C)."""
+        return _get(self.family.latents_arg, self.args, self.kwargs)
+
+    @property
+    def embeds(self) -> PromptEmbeds:
+        """Embeddings (R, ...) that the pipeline gives the denoiser: the very objects, in its own order of rows."""
+        path, mask = self.family.pooled_kwarg, self.family.mask_kwarg
+        return PromptEmbeds(
+            prompt=_get(self.family.prompt_arg, self.args, self.kwargs),
+            pooled=_get_nested(self.kwargs, path) if path else None,
+            mask=self.kwargs.get(mask) if mask else None,
+        )
+
+    @property
+    def time(self) -> float | None:
+        """The scheduler's timestep, where this family's denoiser is given it."""
+        if self.family.time_arg is None:
+            return None
+        position, name = self.family.time_arg
+        value = self.kwargs.get(name, self.args[position] if position < len(self.args) else None)
+        return float(torch.as_tensor(value).flatten()[0])
+
+    @property
+    def is_auxiliary(self) -> bool:
+        """Whether this call makes no prediction of its own (SD3's skip-layer guidance)."""
+        return self.family.auxiliary_kwarg is not None and self.kwargs.get(self.family.auxiliary_kwarg) is not None
+
+    def write(
+        self, edit: Edit, packed: Callable[[Tensor], Tensor] = lambda latents: latents
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) with the conditioning of `edit`; each part that it changes is put together once.
+
+        An extra row has latents, unless it brings some, and everything else of its image.
+        """
+        family, extra = self.family, edit.extra
+        args, kwargs = list(self.args), dict(self.kwargs)
+        if extra is not None:
+            self._write_rows(args, kwargs, extra, edit.layout, packed)
+        prompt, pooled, mask = (_joined(edit, name) for name in PromptEmbeds._fields)
+        if prompt is not None:
+            _put(family.prompt_arg, args, kwargs, prompt)
+        if pooled is not None:
+            kwargs = _with_nested(kwargs, family.pooled_kwarg, pooled)
+        if mask is not None and family.mask_kwarg:
+            kwargs[family.mask_kwarg] = mask
+        return tuple(args), kwargs
+
+    def _write_rows(
+        self,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        extra: Extra,
+        layout: Layout,
+        packed: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Latents of extra rows, and every argument with an entry a row that is no conditioning."""
+        latents, rows = self.latents, self.embeds.prompt.shape[0]
+
+        def copies(value: Tensor) -> list[Tensor]:
+            found = [layout.split(value)[half] for half in extra.halves]
+            return [part for part in found if part is not None]
+
+        def extend(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.ndim and value.shape[0] == rows:
+                return torch.cat([value, *copies(value)])
+            if isinstance(value, list | tuple):
+                return type(value)(map(extend, value))
+            return {name: extend(part) for name, part in value.items()} if isinstance(value, dict) else value
+
+        added = [
+            own if new is None else _with_rest(packed(new), own)
+            for own, new in zip(copies(latents), extra.latents, strict=True)
+        ]
+        _put(self.family.latents_arg, args, kwargs, torch.cat([latents, *added]))
+        kwargs |= {name: extend(kwargs[name]) for name in self.family.row_kwargs if name in kwargs}
+
+
+def _joined(edit: Edit, name: str) -> Tensor | None:
+    """One part (R + extra, ...) of what a call is to be given; None where that is the pipeline's own object."""
+    given, used = ([getattr(half, name) for half in edit.layout.halves(each)] for each in (edit.given, edit.used))
+    added = [] if edit.extra is None else [getattr(block, name) for block in edit.extra.blocks]
+    added = [part for part in added if part is not None]
+    if used[0] is None or (not added and all(new is old for new, old in zip(used, given, strict=True))):
+        return None
+    parts: list[Tensor] = [*used, *(part.to(used[0]) for part in added)]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts) if name == "pooled" else cat_lengths(parts)
+
+
+def _with_rest(latents: Tensor, own: Tensor) -> Tensor:
+    """`latents` and, behind them, the channels of `own` that are no latents: an inpainting model's mask and image."""
+    return latents if latents.shape == own.shape else torch.cat([latents, own[:, latents.shape[1] :]], dim=1)
+
+
+def _get(where: tuple[int, str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    position, name = where
+    value = kwargs.get(name, args[position] if position < len(args) else None)
+    if not isinstance(value, Tensor):
+        raise GuardError(f"the denoiser was called without {name!r}; this way of calling it is not supported.")
+    return value
+
+
+def _put(where: tuple[int, str], args: list[Any], kwargs: dict[str, Any], value: Tensor) -> None:
+    position, name = where
+    if name in kwargs:
+        kwargs[name] = value
+    else:
+        args[position] = value
+
+
+def _get_nested(kwargs: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = kwargs
+    for name in path:
+        value = None if value is None else value.get(name)
+    return value
+
+
+def _with_nested(kwargs: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    head, *rest = path
+    return {**kwargs, head: _with_nested(kwargs[head], tuple(rest), value) if rest else value}

@@ -1,0 +1,212 @@
+"""RunState: the run in progress on one pipeline, if there is one, and whether the call at hand belongs to it.
+
+A run belongs to one thread; a second thread on the same pipeline makes both raise rather than mix. It belongs to one call of
+one pipeline, which is found on the Python stack: that catches mistakes; code of an attacker in this very process can fake a
+stack. And nothing may reach the denoiser past the guards. Used by `seam`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any
+
+from saferedir.errors import GuardError
+from saferedir.pipelines.families import unwrapped
+from saferedir.seam.session import Session
+
+#: arguments of pipelines that leave steps out
+_SHORTENING = ("strength", "denoising_start", "denoising_end")
+_CONTAINERS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs", "added_cond_kwargs")
+#: what diffusers puts there itself: pooled embeddings, which guards read; sizes; image prompts, which docs/security.md names
+_KNOWN = frozenset(
+    ("text_embeds", "time_ids", "resolution", "aspect_ratio")
+    + ("image_embeds", "ip_adapter_image_embeds", "ip_hidden_states", "ip_adapter_masks")
+)
+
+
+class RunState:
+    """None at first: due once the pipeline has set timesteps, a session from its first denoiser call on."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.is_expected = False
+        #: the last guard left in the middle of a run; its next moment raises
+        self.was_detached = False
+        #: guarded steps of all runs up to now
+        self.steps = 0
+        self._owner: int | None = None
+        self._is_contested = False
+
+    def expect(self) -> None:
+        """Another run starts, in this thread; whatever was left of the last one is void."""
+        self.session, self.is_expected = None, True
+        self._owner, self._is_contested = threading.get_ident(), False
+
+    def begin(self, session: Session) -> None:
+        """The run that was due is real."""
+        self.session, self.is_expected = session, False
+
+    def forget(self) -> None:
+        """No run is in progress or due."""
+        self.session, self.is_expected, self.was_detached = None, False, False
+
+    def fail(self) -> bool:
+        """Let the session in progress fail, if there is one; whether it could have gone on."""
+        session = self.session
+        if session is None or session.finished:
+            return False
+        was_running, session.failed = not session.failed, True
+        return was_running
+
+    def active(self, denoiser: str) -> Session:
+        """The session in progress; anything else raises. `denoiser`: its attribute, for the sentence."""
+        session = self.session
+        if session is None and self.is_expected:
+            raise GuardError(
+                f"the scheduler stepped without a guarded denoiser call before it; if {denoiser} was replaced, detach and "
+                "attach the guards again."
+            )
+        if session is None or session.finished:
+            raise GuardError("the denoiser or scheduler was used outside a pipeline call; detach the guards first.")
+        if session.failed:
+            raise GuardError("this run has already failed or lost a guard; call the pipeline again.")
+        return session
+
+    def check_whole(self) -> None:
+        """Raise in a call that ends none the less: its session has failed, or stopped before the last step undecided."""
+        if self.session is not None and self.session.failed:
+            raise GuardError("this run has already failed or lost a guard; call the pipeline again.")
+        if self.session is not None and self.session.guards and not self.session.finished:
+            self.session.failed = True
+            raise GuardError(
+                "this call was interrupted before its last step, so its guards have no decision and no image is returned; "
+                "call the pipeline again and let it finish (diffusers stops where `_interrupt` is set)."
+            )
+
+    def check_thread(self) -> None:
+        """Raise in both threads if a second one entered the run of a first; neither may return an image."""
+        advice = "give each thread its own pipeline, or take turns with a lock."
+        in_run = self.is_expected or (self.session is not None and not self.session.finished)
+        if in_run and threading.get_ident() != self._owner:
+            self._is_contested = True
+            raise GuardError(f"two threads use one guarded pipeline at the same time; {advice}")
+        if self._is_contested:
+            raise GuardError(f"another thread used this guarded pipeline during the run; {advice}")
+
+    @contextmanager
+    def failing_closed(self) -> Iterator[None]:
+        """Whatever is raised within fails the session."""
+        try:
+            yield
+        except BaseException:
+            if self.session is not None:
+                self.session.failed = True
+            raise
+
+
+def arguments_of_running_call(pipe: Any, name: str) -> Mapping[str, Any]:
+    """Variables of the pipeline's method that calls the denoiser (attribute `name`) now; raises if it is not this pipeline's."""
+    return dict(_calling_frame(pipe, name).f_locals)
+
+
+def check_caller(pipe: Any, name: str) -> None:
+    """Raise GuardError unless a method of this very pipeline calls the denoiser (attribute `name`) now.
+
+    A run that broke off leaves its session behind, and a sibling with a scheduler of its own would go on in it.
+    """
+    _calling_frame(pipe, name)
+
+
+def _calling_frame(pipe: Any, name: str) -> FrameType:
+    """A pipeline made by `from_pipe` runs the same denoiser with settings of its own, which the guarded one does not know."""
+    module = getattr(pipe, name)
+    frame: FrameType | None = sys._getframe(
+        1
+    )  # the own frame's variables would hold that frame, and with it all the others
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        parts = getattr(owner, "__dict__", {})
+        if "scheduler" in parts and _is_same(parts.get(name), module) and _is_method(owner, frame.f_code):
+            if owner is pipe:
+                return frame
+            raise GuardError(
+                f"a {type(owner).__name__} shares the {name} of a guarded {type(pipe).__name__}; attach the guards to the one "
+                "you call, and detach them from the other."
+            )
+        frame = frame.f_back
+    raise GuardError(
+        f"the {name} of a guarded pipeline was called outside a call of that pipeline; call the pipeline, or detach the guards."
+    )
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one is other or unwrapped(one) is unwrapped(
+        other
+    )  # in this order: a module is slow to say that it has no attribute
+
+
+def check_scheduler_is_not_shared(pipe: Any) -> None:
+    """Raise GuardError if another pipeline, with modules of its own, uses this one's scheduler now."""
+    frame: FrameType | None = sys._getframe(
+        1
+    )  # the own frame's variables would hold that frame, and with it all the others
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        is_other = owner is not pipe and getattr(owner, "__dict__", {}).get("scheduler") is pipe.scheduler
+        if is_other and _is_method(owner, frame.f_code):
+            kind = type(owner).__name__
+            raise GuardError(
+                f"a {kind} shares the scheduler of a guarded {type(pipe).__name__}, whose guards would take its steps for "
+                "theirs; give it one of its own: other.scheduler = type(other.scheduler).from_config(other.scheduler.config)."
+            )
+        frame = frame.f_back
+
+
+def arguments_of_call(pipe: Any) -> Mapping[str, Any] | None:
+    """Variables of the call of this pipeline that is under way in this thread; None where there is none."""
+    frame: FrameType | None = sys._getframe(
+        1
+    )  # the own frame's variables would hold that frame, and with it all the others
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
+            return dict(frame.f_locals)
+        frame = frame.f_back
+    return None
+
+
+def why_no_step(settings: Mapping[str, Any], has_timesteps: bool) -> str:
+    """Why a call went through no guarded step, as the end of a sentence; `settings`: its variables."""
+    if has_timesteps:
+        return "it went past the guards, so its denoiser or scheduler was replaced; detach the guards and attach them again"
+    steps = settings.get("num_inference_steps")
+    named = [f"{name}={settings[name]!r}" for name in _SHORTENING if isinstance(settings.get(name), int | float)]
+    if isinstance(steps, int) and (steps < 0 or not named):  # pipelines that start late set it to what is left
+        named = [f"num_inference_steps={steps}"]
+    leave = f"{named[0]} leaves" if len(named) == 1 else f"{' and '.join(named) or 'the timesteps'} leave"
+    return f"{leave} no step to take; ask for at least one"
+
+
+def _is_method(owner: Any, code: CodeType) -> bool:
+    """Whether `code` is that of a method of the owner's class."""
+    found = (vars(base).get(code.co_name) for base in type(owner).__mro__)
+    return any(callable(method) and getattr(inspect.unwrap(method), "__code__", None) is code for method in found)
+
+
+def check_all_is_read(kwargs: Mapping[str, Any]) -> None:
+    """Raise GuardError if a denoiser's keyword arguments hold tensors or words that no guard reads."""
+    for container in _CONTAINERS:
+        for name, value in (kwargs.get(container) or {}).items():
+            if name not in _KNOWN and not _is_number(value):
+                raise GuardError(
+                    f"{container}[{name!r}] may bring a concept in past the guards, which do not read it, so no image is "
+                    "returned; leave it out."
+                )
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float)
