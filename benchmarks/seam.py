@@ -5,15 +5,22 @@ process's own CPU time, which other work on the machine disturbs least. A ratio 
 so the seam's own cost is also measured apart: the same runs with a denoiser that returns at once, guarded minus bare, as a
 share of the real denoiser's run in the same process ("seam_share").
 
-    python benchmarks/seam.py --pairs 60        # about three minutes
+    python benchmarks/seam.py --pairs 60                   # about three minutes
+    python benchmarks/seam.py --against ../before          # the seam of another checkout beside this one's, run by run
+
+The second form keeps one process for each checkout and lets them take turns, in random order inside each pair: microseconds of
+the seam in one evaluation of one image, and their ratio.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -50,6 +57,25 @@ class ReadOnly(Guard[GuardConfig]):
 
     def on_step_end(self, step: Step, latents: Tensor) -> Tensor:
         return latents
+
+
+class Editing(ReadOnly):
+    """A guard that edits the prompt, the prediction and the latents of every evaluation, a little."""
+
+    method = "editing"
+
+    def on_step_start(self, step: Step) -> Tensor:
+        return 0.99 * step.prompt_embeds
+
+    def on_prediction(self, step: Step) -> Tensor:
+        assert step.pred is not None
+        return 0.99 * step.pred
+
+    def on_step_end(self, step: Step, latents: Tensor) -> Tensor:
+        return 0.99 * latents
+
+
+GUARDS = (Idle, ReadOnly, Editing)
 
 
 def seconds(pipe: Any, guard: Guard[Any] | None, prompts: list[str], steps: int) -> tuple[float, Tensor]:
@@ -93,8 +119,8 @@ def compare(pipe: Any, guard: Guard[Any], pairs: int, prompts: list[str], steps:
     }
 
 
-def seam_share(pipe: Any, guard: Guard[Any], runs: int, prompts: list[str], steps: int, bare_seconds: float) -> float:
-    """CPU seconds that the seam adds to one run, as a share of `bare_seconds`."""
+def seam_seconds(pipe: Any, guard: Guard[Any], runs: int, prompts: list[str], steps: int) -> float:
+    """CPU seconds that the seam adds to one run."""
     real = pipe.unet.forward
 
     def at_once(sample: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
@@ -106,7 +132,64 @@ def seam_share(pipe: Any, guard: Guard[Any], runs: int, prompts: list[str], step
     finally:
         pipe.unet.forward = real
     guarded, bare = (statistics.median(row[kind] for row in rows) for kind in (0, 1))
-    return (guarded - bare) / bare_seconds
+    return guarded - bare
+
+
+def load() -> Any:
+    torch.set_num_threads(1)
+    pipe = sr.load_pipeline("pictoworld")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def serve(steps: int) -> None:
+    """Measure once for each line that comes in; a line is a guard's place in `GUARDS`."""
+    pipe, guards = load(), [kind(GuardConfig(concept="nothing")) for kind in GUARDS]
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(seam_seconds(pipe, guards[int(line)], 3, PROMPTS[:1], steps), flush=True)
+
+
+def start(checkout: Path, steps: int) -> subprocess.Popen[str]:
+    """A process that measures the seam of a checkout."""
+    command = [sys.executable, __file__, "--serve", "--steps", str(steps)]
+    environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+    assert process.stdout is not None
+    if process.stdout.readline().strip() != "ready":
+        raise SystemExit(f"the seam of {checkout} cannot be measured: run {' '.join(command)} there.")
+    return process
+
+
+def measure(process: subprocess.Popen[str], guard: int) -> float:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(f"{guard}\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def against(other: Path, pairs: int, steps: int) -> list[dict[str, Any]]:
+    """Microseconds of both seams an evaluation, guard by guard, and the ratio of this one to the other."""
+    processes = [start(checkout.resolve(), steps) for checkout in (Path(__file__).parents[1], other)]
+    order, rows = random.Random(0), []
+    try:
+        for place, kind in enumerate(GUARDS):
+            times: tuple[list[float], list[float]] = ([], [])
+            for _ in range(pairs):
+                for side in order.sample([0, 1], 2):
+                    times[side].append(1e6 * measure(processes[side], place) / steps)
+            here, there = (statistics.median(side) for side in times)
+            ratios = sorted(mine / theirs for mine, theirs in zip(*times, strict=True))
+            spread = [round(ratios[len(ratios) * share // 100], 3) for share in (25, 75)]
+            row = {"guard": kind.method, "pairs": pairs, "here_us": round(here, 1), "there_us": round(there, 1)}
+            rows.append({**row, "ratio": round(here / there, 3), "ratios_quartiles": spread})
+            print(json.dumps(rows[-1]), flush=True)
+    finally:
+        for process in processes:
+            process.terminate()
+    return rows
 
 
 def main() -> None:
@@ -114,23 +197,31 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=60, help="alternating runs of each kind")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--against", type=Path, help="another checkout, whose seam takes turns with this one's")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    pipe = sr.load_pipeline("pictoworld")
-    pipe.set_progress_bar_config(disable=True)
-    config = GuardConfig(concept="nothing")
-    rows = []
-    for guard in (Idle(config), ReadOnly(config)):
-        for prompts in (PROMPTS[:1], PROMPTS * 4):
-            row = compare(pipe, guard, arguments.pairs, prompts, arguments.steps, seed=0)
-            if not row["bit_identical"]:
-                raise SystemExit(f"{guard.method} changed the picture")
-            share = seam_share(pipe, guard, 2 * arguments.pairs, prompts, arguments.steps, row["bare_seconds"])
-            rows.append({**row, "seam_share": round(share, 5)})
-            print(json.dumps(rows[-1]))
+    if arguments.serve:
+        return serve(arguments.steps)
+    if arguments.against:
+        rows = against(arguments.against, arguments.pairs, arguments.steps)
+    else:
+        rows = compare_with_bare(arguments.pairs, arguments.steps)
     if arguments.out:
         record = {"made_by": f"saferedir {library_version()}", "steps": arguments.steps, "rows": rows}
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def compare_with_bare(pairs: int, steps: int) -> list[dict[str, Any]]:
+    pipe, config, rows = load(), GuardConfig(concept="nothing"), []
+    for guard in (Idle(config), ReadOnly(config)):
+        for prompts in (PROMPTS[:1], PROMPTS * 4):
+            row = compare(pipe, guard, pairs, prompts, steps, seed=0)
+            if not row["bit_identical"]:
+                raise SystemExit(f"{guard.method} changed the image")
+            share = seam_seconds(pipe, guard, 2 * pairs, prompts, steps) / row["bare_seconds"]
+            rows.append({**row, "seam_share": round(share, 5)})
+            print(json.dumps(rows[-1]))
+    return rows
 
 
 if __name__ == "__main__":

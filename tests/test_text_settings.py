@@ -330,7 +330,7 @@ def test_a_lora_on_the_text_encoder_is_warned_of_once() -> None:
 
 def test_the_verdict_sees_a_word_of_textual_inversion_as_the_denoiser_does() -> None:
     pipe, watcher = PIPELINES["sd"].build(), Watcher()
-    width = pipe.text_encoder.get_input_embeddings().effective_n_text.shape[1]
+    width = pipe.text_encoder.get_input_embeddings().weight.shape[1]
     before = encode_prompts(pipe, ["a <new>"]).prompt
     pipe.load_textual_inversion({"<new>": 3.0 * torch.ones(width)}, token="<new>")
     pipe.text_encoder.eval()
