@@ -1,8 +1,8 @@
 """What the bench itself costs, how it scales over Ray workers, and whether ten kills change anything. All on PictoWorld.
 
-- overhead: CPU time of this process for a run of the bench (plan at hand, models loaded) against a bare loop that draws the same
-  prompts in the same batches, seeds, precision and guards and keeps nothing; repetitions of both alternate in random order. Once
-  without the judges, which no bare loop has ("own"), once with all that a run does ("with judges").
+- overhead: CPU time of this process for a run of the bench (plan at hand, models loaded) against a bare loop that generates
+  the same prompts in the same batches, seeds, precision and guards and keeps nothing; repetitions of both alternate in random
+  order. Once without the judges, which no bare loop has ("own"), once with all that a run does ("with judges").
 - ray: cells per second of one worker and of two, one core each, workers started and models loaded before the clock runs.
 - kills: a run killed ten times with SIGKILL and gone on with, against one left alone: cells byte for byte.
 
@@ -64,7 +64,7 @@ def matrix(prompts: int, steps: int, attacks: list[str], guards: list[str]) -> d
 
 
 def bare_loop(plan: Plan, resources: Resources) -> None:
-    """The least that draws the same pictures: no checksums, no files, no judges."""
+    """The least that generates the same images: no checksums, no files, no judges."""
     for spec in plan.image_sets.values():
         pipe = resources.pipeline(spec.model)
         guards = resources.guards(spec.model, spec.guards)
@@ -96,7 +96,7 @@ def whole_run(plan: Plan, executor: Executor) -> None:
 
 
 class Unjudged(InProcess):
-    """Draws with judges that were asked before: their time is left out, their scores are kept and counted as ever.
+    """Generates with judges that were asked before: their time is left out, their scores are kept and counted as ever.
 
     The first run asks them and remembers; later ones get a copy of what they said.
     """
@@ -110,11 +110,11 @@ class Unjudged(InProcess):
         for task in tasks:
             if task.shard not in self.said:
                 (whole,) = super().run([task])
-                self.said[task.shard] = whole.pictures.judged
+                self.said[task.shard] = whole.images.judged
             plain = Task(dataclasses.replace(task.spec, judges=()), task.shard)
             (outcome,) = super().run([plain])
-            pictures = dataclasses.replace(outcome.pictures, judged=self.said[task.shard])
-            yield dataclasses.replace(outcome, task=task, pictures=pictures)
+            images = dataclasses.replace(outcome.generated, judged=self.said[task.shard])
+            yield dataclasses.replace(outcome, task=task, images=images)
 
 
 def cpu_seconds(work: Callable[[], None]) -> float:
@@ -141,14 +141,14 @@ def overhead(sizes: dict[str, int], chance: random.Random) -> dict[str, Any]:
     for _ in range(sizes["repetitions"]):
         for kind in chance.sample(list(kinds), len(kinds)):
             times[kind].append(cpu_seconds(kinds[kind]))
-    out: dict[str, Any] = {"pictures": plan.pictures, "cells": len(plan.cells), **sizes}
+    out: dict[str, Any] = {"images": plan.n_images, "cells": len(plan.cells), **sizes}
     out["bare_seconds"] = round(statistics.median(times["bare"]), 3)
     for kind in ("own", "with_judges"):
         ratios = [ours / bare for ours, bare in zip(times[kind], times["bare"], strict=True)]
-        draws = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(2000))
+        generates = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(2000))
         out[kind] = {
             "ratio": round(statistics.median(ratios), 4),
-            "interval_95": [round(draws[50], 4), round(draws[1949], 4)],
+            "interval_95": [round(generates[50], 4), round(generates[1949], 4)],
         }
     return out
 
@@ -172,7 +172,7 @@ def scaling(sizes: dict[str, int], chance: random.Random) -> dict[str, Any]:
                 rates[workers].append(len(plan.cells) / (time.perf_counter() - started))
     ratios = [both / alone for alone, both in zip(rates[1], rates[2], strict=True)]
     return {
-        "pictures": plan.pictures,
+        "images": plan.n_images,
         "cells": len(plan.cells),
         **sizes,
         "threads_a_worker": torch.get_num_threads(),
@@ -203,8 +203,8 @@ def kills(sizes: dict[str, int], chance: random.Random) -> dict[str, Any]:
             command = [sys.executable, "-c", KILLED_RUN, "bench", "run", str(file), "--out", str(folder), "--no-report"]
             return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
-        def drawn(folder: Path) -> set[tuple[str, int, int]]:
-            found = [path for path in folder.glob("drawings/*/*.parquet") if "." not in path.stem]
+        def generated(folder: Path) -> set[tuple[str, int, int]]:
+            found = [path for path in folder.glob("sets of images/*/*.parquet") if "." not in path.stem]
             return {(path.name, path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
         if start(root / "whole").wait() != 0:
@@ -213,12 +213,12 @@ def kills(sizes: dict[str, int], chance: random.Random) -> dict[str, Any]:
         redrawn = 0
         for kill in range(sizes["kills"]):
             process, target = start(root / "killed"), max(len(before), kill * shards // (sizes["kills"] + 1) + 1)
-            while process.poll() is None and len(drawn(root / "killed")) < target:
+            while process.poll() is None and len(generated(root / "killed")) < target:
                 time.sleep(0.01)
             time.sleep(chance.random() * 0.5)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            now = drawn(root / "killed")
+            now = generated(root / "killed")
             redrawn += len(before - now)
             before = now
         if start(root / "killed").wait() != 0:
@@ -231,7 +231,7 @@ def kills(sizes: dict[str, int], chance: random.Random) -> dict[str, Any]:
             "shards": shards,
             "cells": len(whole),
             "identical": whole == killed,
-            "shards_drawn_again": redrawn + len(before - drawn(root / "killed")),
+            "shards_drawn_again": redrawn + len(before - generated(root / "killed")),
         }
 
 
@@ -260,7 +260,7 @@ def markdown(record: dict[str, Any]) -> str:
     if found := record.get("kills"):
         same = "identical" if found["identical"] else "DIFFERENT"
         rows.append((f"{found['cells']} cells after {found['kills']} kills", same, "identical"))
-        rows.append(("shards drawn again", str(found["shards_drawn_again"]), "0"))
+        rows.append(("shards generated again", str(found["shards_drawn_again"]), "0"))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---|---|---|", *lines[1:]])
 

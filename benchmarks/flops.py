@@ -399,7 +399,7 @@ class Cost:
 
     @property
     def image(self) -> int:
-        """One picture (or video) at the pipeline's default steps: prompt and, under guidance, negative prompt."""
+        """One image (or video) at the pipeline's default steps: prompt and, under guidance, negative prompt."""
         steps = self.backbone.default("num_inference_steps")
         return self.backbone.rows * (steps * self.row + self.encode) + self.decode
 
@@ -415,17 +415,17 @@ class Cost:
         return 4 * (self.guard["parameters"] + self.backbone.tokens * self.backbone.prompt_dim)
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return self.backbone.rollouts + self.backbone.held_out_rollouts
 
     @property
     def rollouts(self) -> int:
-        return self.pictures * self.backbone.rollout_steps * self.backbone.rows * self.row
+        return self.images * self.backbone.rollout_steps * self.backbone.rows * self.row
 
     @property
     def encodes(self) -> int:
         """Both sides of each pair and the benign lines; each drawn prompt once more, and as the pipeline does it."""
-        return (2 * PAIRS + BENIGN + self.pictures * (1 + self.backbone.rows)) * self.encode
+        return (2 * PAIRS + BENIGN + self.images * (1 + self.backbone.rows)) * self.encode
 
     @property
     def fitting(self) -> int:
@@ -441,12 +441,12 @@ class Cost:
     @property
     def rollout_bytes(self) -> int:
         """x0 of each step in float16, of a video all frames, as `roll_out` keeps them on disk and in main memory."""
-        return 2 * math.prod(self.backbone.latent) * self.backbone.frames * self.pictures * self.backbone.rollout_steps
+        return 2 * math.prod(self.backbone.latent) * self.backbone.frames * self.images * self.backbone.rollout_steps
 
     @property
     def embedding_bytes(self) -> int:
         """bfloat16 embeddings of the drawn prompts and of the pairs file, in main memory."""
-        return 2 * self.backbone.tokens * self.backbone.prompt_dim * (self.pictures + 3 * PAIRS + BENIGN)
+        return 2 * self.backbone.tokens * self.backbone.prompt_dim * (self.images + 3 * PAIRS + BENIGN)
 
     @property
     def weight_bytes(self) -> int:
@@ -495,12 +495,12 @@ left out. Memory is all parts in bfloat16, without activations.
 """
 
 IMAGES = """
-## One picture, and the guard's share of it
+## One image, and the guard's share of it
 
-Steps and size are the defaults of the installed diffusers' pipeline. One picture is (rows a step) x (steps x denoiser +
+Steps and size are the defaults of the installed diffusers' pipeline. One image is (rows a step) x (steps x denoiser +
 prompt encoding) + decoding; two rows a step under classifier-free guidance, one where guidance is distilled (FLUX). The
-guard's part of a picture is the prompt verdict and the redirection once, and the image verdict at every step, for a
-picture that is redirected; the redirection falls away for the others. Guard memory is its float32 weights and the
+guard's part of an image is the prompt verdict and the redirection once, and the image verdict at every step, for a
+image that is redirected; the redirection falls away for the others. Guard memory is its float32 weights and the
 anchor's embedding. Sana is counted with 300 tokens, without the instruction text that its pipeline puts before the
 prompt. Of Wan the image verdict is counted for each of the 21 latent frames.
 
@@ -546,8 +546,8 @@ def sizes_table(costs: list[Cost]) -> str:
 
 def images_table(costs: list[Cost]) -> str:
     head = [
-        "model", "size", "steps x rows", "denoiser row, GFLOP", "encoding, GFLOP", "decoding, GFLOP", "picture, TFLOP",
-        "tokens", "prompt verdict, GFLOP", "redirection, GFLOP", "image verdict, GFLOP", "guard a picture, GFLOP",
+        "model", "size", "steps x rows", "denoiser row, GFLOP", "encoding, GFLOP", "decoding, GFLOP", "image, TFLOP",
+        "tokens", "prompt verdict, GFLOP", "redirection, GFLOP", "image verdict, GFLOP", "guard an image, GFLOP",
         "share", "guard, MB",
     ]  # fmt: skip
     rows = []
@@ -572,7 +572,7 @@ def training_table(costs: list[Cost]) -> str:
     rows = []
     for cost in costs:
         rows.append([
-            cost.backbone.name, f"{cost.pictures} x {cost.backbone.rollout_steps}", f"{cost.rollouts / 1e15:,.0f}",
+            cost.backbone.name, f"{cost.images} x {cost.backbone.rollout_steps}", f"{cost.rollouts / 1e15:,.0f}",
             f"{cost.encodes / 1e15:.2f}", f"{cost.fitting / 1e15:.2f}",
             *(f"{cost.hours(peak):.2f}" for peak in PEAKS.values()), f"{cost.evaluation / 1e12:.0f}",
             f"{cost.evaluation / CPU_SPEED / 3600:.2f}", f"{cost.rollout_bytes / 1e9:.1f}",

@@ -22,7 +22,7 @@ import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import EMBLEM, MAX_CHARACTERS, sentence
-from saferedir.pictoworld.evaluation import draw, load_judge
+from saferedir.pictoworld.evaluation import generate, load_judge
 from saferedir.pictoworld.phrases import LEXICON, Phrase
 from saferedir.pictoworld.tasks import TASKS
 from saferedir.pipelines.precision import fast_precision
@@ -70,9 +70,9 @@ def main() -> None:
         if sample:
             alone = SafeRedir(replace(guard.config, use_prompt=False), guard.network, guard.anchor)
             with fast_precision(pipe.device):
-                drawing = draw(pipe, sample, guards=[alone])
-            shown = judge.judge(drawing.pictures).shows(dict(task.forget))
-            unresolved = torch.tensor([decision.unresolved for decision in drawing.decisions])
+                generation = generate(pipe, sample, guards=[alone])
+            shown = judge.judge(generation.images).shows(dict(task.forget))
+            unresolved = torch.tensor([decision.unresolved for decision in generation.decisions])
             left, silent = Rate.of(shown), Rate.of(shown & ~unresolved)
             record |= {
                 "generated": len(sample), "shown": left.to_dict(), "shown_and_not_unresolved": silent.to_dict(),

@@ -28,7 +28,7 @@ from saferedir.pictoworld.evaluation import (
     attributes_kept,
     cell,
     concept_rate,
-    draw,
+    generate,
     identical,
     load_judge,
     rate_of,
@@ -43,18 +43,18 @@ from saferedir.utils.packaged import library_version, packaged_model_path
 HEAD = """# Methods on PictoWorld
 
 Made by `python benchmarks/methods.py --out docs`: {n} prompts a cell, {steps} DDIM steps, guidance {guidance:g}, the same prompts
-and noise for every method; each rate with its 95 % Wilson interval. Words and pictures the methods were given:
+and noise for every method; each rate with its 95 % Wilson interval. Words and images the methods were given:
 `pictoworld/methods.py`. Nothing was tuned on these prompts, and a method that cannot do a task is shown as it is.
 
-- **Concept**: share of pictures that show it, for the phrasings of training and for synonyms, descriptions and
+- **Concept**: share of images that show it, for the phrasings of training and for synonyms, descriptions and
   misspellings never seen.
-- **Retain kept**: of all (picture, attribute) pairs that a prompt without the concept fixes and the unguarded model drew
-  as asked, those still there. **Drift**: mean distance of the judge's features to the unguarded picture's, 1 being the mean
-  distance between the unguarded pictures of two different prompts; 0 is bit-identical. **Broken**: pictures without a
+- **Retain kept**: of all (image, attribute) pairs that a prompt without the concept fixes and the unguarded model generated
+  as asked, those still there. **Drift**: mean distance of the judge's features to the unguarded image's, 1 being the mean
+  distance between the unguarded images of two different prompts; 0 is bit-identical. **Broken**: images without a
   clear scene, forget and retain together.
 - **SAFREE** here has latent re-attention (`lra="paper"`, off by default in the class), which costs a third row in the steps that
   filter: `safree` filters the first few steps of a run as the paper has it, `safree-all-steps` all of them.
-- **Time**: CPU time of the forget pictures against the unguarded ones' in the same run. Other work on the machine moves it by a
+- **Time**: CPU time of the forget images against the unguarded ones' in the same run. Other work on the machine moves it by a
   tenth or two (a ratio below 1 is that); `saferedir bench run pictoworld-quick` gives times with intervals.
 
 """
@@ -78,28 +78,28 @@ def digest_of(guards: Sequence[Guard[Any]], n: int) -> str:
 
 
 class Bench:
-    """One task: prompts, and the unguarded pictures that all methods are compared with."""
+    """One task: prompts, and the unguarded images that all methods are compared with."""
 
     def __init__(self, task: Task, pipe: Any, judge: Judge, n: int) -> None:
         self.task, self.pipe, self.judge = task, pipe, judge
         self.forget = {split: forget_prompts(task, split, n) for split in TEST_SPLITS}
         self.retain = retain_prompts(task, "test-seen", n)
-        self.plain = self.drawn(self.retain, [])[0]
+        self.plain = self.generated(self.retain, [])[0]
         self.before = judge.judge(self.plain)
         features = judge.features(self.plain)
         self.features, self.unit = features, float((features - features.roll(1, 0)).norm(dim=1).mean())
         self.cost: float | None = None
 
-    def drawn(self, prompts: Sequence[Any], guards: Sequence[Guard[Any]]) -> tuple[Tensor, float]:
-        """(pictures, CPU seconds)."""
+    def generated(self, prompts: Sequence[Any], guards: Sequence[Guard[Any]]) -> tuple[Tensor, float]:
+        """(images, CPU seconds)."""
         started = time.process_time()
-        pictures = draw(self.pipe, [p.text for p in prompts], guards=guards).pictures
-        return pictures, time.process_time() - started
+        images = generate(self.pipe, [p.text for p in prompts], guards=guards).images
+        return images, time.process_time() - started
 
     def unguarded_cost(self) -> float:
-        """CPU seconds of the unguarded pictures of test-seen, drawn once a process."""
+        """CPU seconds of the unguarded images of test-seen, generated once a process."""
         if self.cost is None:
-            self.cost = self.drawn(self.forget["test-seen"], [])[1]
+            self.cost = self.generated(self.forget["test-seen"], [])[1]
         return self.cost
 
     def measure(self, guards: Sequence[Guard[Any]], advance: Any) -> dict[str, Any]:
@@ -107,20 +107,20 @@ class Bench:
         out: dict[str, Any] = {"concept": {}}
         broken = []
         for split, prompts in self.forget.items():
-            pictures, seconds = self.drawn(prompts, guards)
-            judged = self.judge.judge(pictures)
+            images, seconds = self.generated(prompts, guards)
+            judged = self.judge.judge(images)
             out["concept"][split] = concept_rate(judged, self.task).to_dict()
             broken.append(judged.is_broken)
             if split == "test-seen":
                 out["time_ratio"] = round(seconds / self.unguarded_cost(), 3) if guards else 1.0
             advance(len(prompts))
-        pictures = self.drawn(self.retain, guards)[0] if guards else self.plain
-        judged = self.judge.judge(pictures)
-        drift = (self.judge.features(pictures) - self.features).norm(dim=1) / self.unit
+        images = self.generated(self.retain, guards)[0] if guards else self.plain
+        judged = self.judge.judge(images)
+        drift = (self.judge.features(images) - self.features).norm(dim=1) / self.unit
         everything = replace(self.task, forget={})  # on retain prompts every attribute counts
         out["retain_kept"] = attributes_kept(judged, self.before, self.retain, everything).to_dict()
         out["retain_drift"] = round(float(drift.mean()), 4)
-        out["retain_identical"] = rate_of(identical(self.plain, pictures)).to_dict()
+        out["retain_identical"] = rate_of(identical(self.plain, images)).to_dict()
         out["broken"] = rate_of(torch.cat([*broken, judged.is_broken])).to_dict()
         advance(len(self.retain))
         return out

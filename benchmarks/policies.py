@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, cell, draw, identical, load_judge, rate_of
+from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, cell, generate, identical, load_judge, rate_of
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
@@ -102,7 +102,7 @@ def measure(
             "second_judge": rate_of(second).to_dict(),
         }
     texts = [p.text for p in retain_prompts(task, "test-seen", n)]
-    plain = draw(pipe, texts, on_progress=advance).pictures
+    plain = generate(pipe, texts, on_progress=advance).images
     run = protected(pipe, guard, Verifier(judges[0], task), texts, 50, advance)
     return {
         "splits": rows,

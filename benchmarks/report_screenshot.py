@@ -1,4 +1,4 @@
-"""Opens a bench's page in headless Chromium at desktop and phone width, takes pictures of it, and says what is wrong with it.
+"""Opens a bench's page in headless Chromium at desktop and phone width, takes images of it, and says what is wrong with it.
 
 Run: python benchmarks/report_screenshot.py bench/report.html --out docs
 Speaks Chromium's devtools protocol over a pipe, so it needs a Chromium and nothing else. What is wrong: messages on the console,
@@ -35,7 +35,7 @@ _LAUNCH = (
 )
 
 
-# pictures below the window load when scrolled to; a picture of the whole page wants them now
+# images below the window load when scrolled to; an image of the whole page wants them now
 _LOAD = """Promise.all([...document.images].map((one) => {
   one.loading = "eager";
   return one.decode().catch(() => 0);
@@ -47,12 +47,12 @@ class Seen:
     """What a view of the page showed.
 
     Attributes:
-        picture: PNG of the whole page, or of its window.
+        image: PNG of the whole page, or of its window.
         faults: console messages, exceptions, loads, and overflow, one sentence each.
         values: what was asked of the page by JavaScript.
     """
 
-    picture: bytes
+    image: bytes
     faults: list[str] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
 
@@ -184,7 +184,7 @@ def _fault(event: Mapping[str, Any], own: str) -> list[str]:
 
 
 def main() -> int:
-    """Picture and faults of every view."""
+    """Image and faults of every view."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
     parser.add_argument("--out", type=Path, default=Path())
@@ -199,10 +199,10 @@ def main() -> int:
     wrong = 0
     for view in VIEWS:
         seen = look(options.page, path, view, dark=options.dark, whole=not options.window)
-        picture = options.out / f"{options.page.stem}-{view}{'-dark' if options.dark else ''}.png"
-        picture.write_bytes(seen.picture)
+        image = options.out / f"{options.page.stem}-{view}{'-dark' if options.dark else ''}.png"
+        image.write_bytes(seen.image)
         wrong += len(seen.faults)
-        print(f"{view}: {picture}, {len(seen.faults)} faults", *seen.faults, sep="\n  ")
+        print(f"{view}: {image}, {len(seen.faults)} faults", *seen.faults, sep="\n  ")
     return int(wrong > 0)
 
 

@@ -29,11 +29,11 @@ from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, 
 from saferedir.guards.saferedir.network import Redirection
 from saferedir.metrics import auroc
 from saferedir.pictoworld.evaluation import (
-    Drawing,
+    Generation,
     attributes_kept,
     cell,
     concept_rate,
-    draw,
+    generate,
     load_judge,
     rate_of,
 )
@@ -94,8 +94,8 @@ class Study:
         self.held_images = {name: self.frames(self.held_pairs, name, "held-out") for name in ("x_t", "x0_uncond", "x0")}
         self.prompts = forget_prompts(task, "guard-validation", images)
         self.texts = [p.text for p in self.prompts]
-        self.plain = self.draw()
-        self.plain_judged = self.judge.judge(self.plain.pictures)
+        self.plain = self.generate()
+        self.plain_judged = self.judge.judge(self.plain.images)
 
     def frames(self, pairs: list[Pair], name: str, side: str) -> Any:
         """Roll-outs (cached) seen through one of the three inputs."""
@@ -119,14 +119,14 @@ class Study:
         model.load_state_dict(best["network"])
         return model.eval()
 
-    def draw(self, *guards: SafeRedir) -> Drawing:
+    def generate(self, *guards: SafeRedir) -> Generation:
         """The forget prompts, with or without a guard."""
         with fast_precision(self.pipe.device):
-            return draw(self.pipe, self.texts, guards=guards)
+            return generate(self.pipe, self.texts, guards=guards)
 
     def redirect_rates(self, guard: SafeRedir) -> dict[str, Any]:
         """Concept rate, attributes kept and broken rate with the guard always on."""
-        judged = self.judge.judge(self.draw(guard).pictures)
+        judged = self.judge.judge(self.generate(guard).images)
         return {
             "concept_rate": concept_rate(judged, self.task).to_dict(),
             "attributes_kept": attributes_kept(judged, self.plain_judged, self.prompts, self.task).to_dict(),

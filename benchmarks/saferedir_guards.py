@@ -24,14 +24,14 @@ from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.storage import find_guard
 from saferedir.metrics import auroc
 from saferedir.pictoworld.evaluation import (
-    Drawing,
+    Generation,
     attributes_kept,
     cell,
     concept_rate,
-    draw,
+    generate,
     identical,
+    images_kept,
     load_judge,
-    pictures_kept,
     rate_of,
 )
 from saferedir.pictoworld.judge import WEIGHTS, Judge
@@ -69,9 +69,9 @@ def variant(guard: SafeRedir, **changes: Any) -> SafeRedir:
     return SafeRedir(replace(guard.config, **changes), guard.network, guard.anchor)
 
 
-def scores_by_step(drawing: Drawing, name: str) -> Tensor:
+def scores_by_step(generation: Generation, name: str) -> Tensor:
     """(N, S) scores that a watching guard recorded."""
-    return torch.tensor([getattr(decision, name) for decision in drawing.decisions])
+    return torch.tensor([getattr(decision, name) for decision in generation.decisions])
 
 
 def measure(task: Task, guard: SafeRedir, pipe: Any, judge: Judge, n: int, progress: Any) -> dict[str, Any]:
@@ -81,50 +81,50 @@ def measure(task: Task, guard: SafeRedir, pipe: Any, judge: Judge, n: int, progr
     settings = {"on_progress": lambda k: progress.advance(bar, k)}
     watching = variant(guard, prompt_threshold=NEVER, image_threshold=NEVER)
     out: dict[str, Any] = {"n": n, "splits": {}}
-    watched: dict[str, Drawing] = {}
+    watched: dict[str, Generation] = {}
     for split in TEST_SPLITS:
         prompts = forget_prompts(task, split, n if split == "test-seen" else others)
         texts = [p.text for p in prompts]
-        plain = watched[split] = draw(pipe, texts, guards=[watching], **settings)
-        guarded = draw(pipe, texts, guards=[guard], **settings)
-        before, after = judge.judge(plain.pictures), judge.judge(guarded.pictures)
+        plain = watched[split] = generate(pipe, texts, guards=[watching], **settings)
+        guarded = generate(pipe, texts, guards=[guard], **settings)
+        before, after = judge.judge(plain.images), judge.judge(guarded.images)
         out["splits"][split] = {
             "concept_rate_unguarded": concept_rate(before, task).to_dict(),
             "concept_rate_guarded": concept_rate(after, task).to_dict(),
             "attributes_kept": attributes_kept(after, before, prompts, task).to_dict(),
-            "pictures_with_every_attribute_kept": pictures_kept(after, before, prompts, task).to_dict(),
+            "pictures_with_every_attribute_kept": images_kept(after, before, prompts, task).to_dict(),
             "broken_unguarded": rate_of(before.is_broken).to_dict(),
             "broken_guarded": rate_of(after.is_broken).to_dict(),
             "redirected": rate_of(torch.tensor([d.fired for d in guarded.decisions])).to_dict(),
         }
     prompts = retain_prompts(task, "test-seen", n)
     texts = [p.text for p in prompts]
-    plain = draw(pipe, texts, guards=[watching], **settings)
-    guarded = draw(pipe, texts, guards=[guard], **settings)
+    plain = generate(pipe, texts, guards=[watching], **settings)
+    guarded = generate(pipe, texts, guards=[guard], **settings)
     near = torch.tensor([p.level == "neighbour" for p in prompts])
-    same = identical(plain.pictures, guarded.pictures)
+    same = identical(plain.images, guarded.images)
     out["retain"] = {
         "identical": rate_of(same).to_dict(),
         "identical_neighbours": rate_of(same[near]).to_dict(),
-        "broken_guarded": rate_of(judge.judge(guarded.pictures).is_broken).to_dict(),
+        "broken_guarded": rate_of(judge.judge(guarded.images).is_broken).to_dict(),
         "touched_prompts": [p.text for p, kept in zip(prompts, same.tolist(), strict=True) if not kept],
     }
-    unwatched = draw(pipe, texts[:50])  # the first batch again with nothing attached at all
-    out["watching_is_identical"] = bool(identical(plain.pictures[:50], unwatched.pictures).all())
+    unwatched = generate(pipe, texts[:50])  # the first batch again with nothing attached at all
+    out["watching_is_identical"] = bool(identical(plain.images[:50], unwatched.images).all())
     out["verdicts"] = verdict_curves(watched["test-seen"], plain)
     texts = [p.text for p in forget_prompts(task, "test-seen", others)]
-    judged = judge.judge(draw(pipe, texts, guards=[variant(guard, use_image=False)], **settings).pictures)
+    judged = judge.judge(generate(pipe, texts, guards=[variant(guard, use_image=False)], **settings).images)
     out["alone"] = {"prompt verdict alone": concept_rate(judged, task).to_dict(), "image verdict alone": {}}
     for split in TEST_SPLITS:
         texts = [p.text for p in forget_prompts(task, split, n if split == "test-seen" else others)]
-        judged = judge.judge(draw(pipe, texts, guards=[variant(guard, use_prompt=False)], **settings).pictures)
+        judged = judge.judge(generate(pipe, texts, guards=[variant(guard, use_prompt=False)], **settings).images)
         out["alone"]["image verdict alone"][split] = concept_rate(judged, task).to_dict()
     return out
 
 
-def verdict_curves(forget: Drawing, retain: Drawing) -> dict[str, Any]:
+def verdict_curves(forget: Generation, retain: Generation) -> dict[str, Any]:
     """AUROC by step of the image verdict, and of the prompt verdict, on unguarded trajectories of test prompts."""
-    labels = torch.cat([torch.ones(len(forget.pictures)), torch.zeros(len(retain.pictures))])
+    labels = torch.cat([torch.ones(len(forget.images)), torch.zeros(len(retain.images))])
     image = torch.cat([scores_by_step(forget, "image_scores"), scores_by_step(retain, "image_scores")])
     prompt = torch.cat([scores_by_step(forget, "prompt_scores"), scores_by_step(retain, "prompt_scores")])[:, 0]
     by_step = [round(auroc(image[:, s], labels), 4) for s in range(image.shape[1])]

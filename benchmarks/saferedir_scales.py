@@ -22,7 +22,7 @@ import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.storage import find_guard
 from saferedir.metrics import Rate
-from saferedir.pictoworld.evaluation import cell, draw, identical, load_judge, rate_of
+from saferedir.pictoworld.evaluation import cell, generate, identical, load_judge, rate_of
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.training.run import progress_bar
@@ -44,8 +44,8 @@ def retention(pipe: Any, guard: SafeRedir, task: Task, scale: float, n: int, see
     """Retain prompts of the test split whose images are those of the bare pipeline, bit for bit."""
     texts = [prompt.text for prompt in retain_prompts(task, "test-seen", n, seed)]
     settings: dict[str, Any] = {"steps": RETAIN_STEPS, "guidance_scale": scale, "seed": 10_000 * seed, "batch": BATCH}
-    bare, guarded = draw(pipe, texts, **settings), draw(pipe, texts, guards=[guard], **settings)
-    return rate_of(identical(bare.pictures, guarded.pictures)).to_dict()
+    bare, guarded = generate(pipe, texts, **settings), generate(pipe, texts, guards=[guard], **settings)
+    return rate_of(identical(bare.images, guarded.images)).to_dict()
 
 
 def few_steps(
@@ -76,8 +76,8 @@ def shipped(
 ) -> dict[str, Any]:
     """Concept rate among n forget prompts under `attach`, with both verdicts as the guard is shipped."""
     texts = [prompt.text for prompt in forget_prompts(task, "test-seen", n, seed)]
-    found = draw(pipe, texts, guards=[guard], steps=steps, guidance_scale=scale, seed=10_000 * seed, batch=BATCH)
-    return rate_of(judge.judge(found.pictures).shows(dict(task.forget))).to_dict()
+    found = generate(pipe, texts, guards=[guard], steps=steps, guidance_scale=scale, seed=10_000 * seed, batch=BATCH)
+    return rate_of(judge.judge(found.images).shows(dict(task.forget))).to_dict()
 
 
 def markdown(results: dict[str, Any]) -> str:

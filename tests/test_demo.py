@@ -81,7 +81,7 @@ def test_a_guard_that_never_fires_leaves_every_bit(
     world: Any, judge: Judge, make_guard: Callable[..., SafeRedir]
 ) -> None:
     run = run_task(world, make_guard("star", 1e6), judge, TASKS["star"], replace(TINY, batch=3))
-    assert torch.equal(run.unguarded.pictures, run.guarded.pictures)
+    assert torch.equal(run.unguarded.images, run.guarded.images)
     assert "untouched" in verdict_of(run.guarded.decisions[0])
 
 
@@ -117,7 +117,7 @@ def test_quality_report_is_complete(world: Any, judge: Judge, tmp_path: Path) ->
     assert f"**{len(report['bars'])} of {len(report['bars'])} bars are missed" in page(report)
 
 
-def test_a_bar_for_broken_pictures_is_an_upper_one(world: Any, judge: Judge, tmp_path: Path) -> None:
+def test_a_bar_for_broken_images_is_an_upper_one(world: Any, judge: Judge, tmp_path: Path) -> None:
     good = {"rate": 1.0, "n": 1, "low": 0.2, "high": 1.0}
     names = ("shape", "colour", "background", "style", "position", "all four", "broken")
     rows = bars(

@@ -16,7 +16,7 @@ from saferedir.attach import attach
 from saferedir.cli import generate as commands
 from saferedir.guard import Guard, GuardConfig
 from saferedir.guards.negation.build import prompt_sources
-from saferedir.pictoworld.evaluation import draw
+from saferedir.pictoworld.evaluation import generate
 from saferedir.pipelines.safety_checker import flagged_images, remove_safety_checker, without_safety_checker
 from saferedir.target import Target
 from saferedir.training.saferedir.dataset import roll_out
@@ -99,9 +99,9 @@ def test_nothing_that_is_made_for_us_goes_through_the_checker(pipe: Any) -> None
     sources = prompt_sources(pipe, ["a star", "a moon"], 32, 32, seed=0, settings={"num_inference_steps": 2})
     assert all(source.load().any() for source in sources)
     roll_out(pipe, ["a star", "a moon"], steps=2, guidance_scale=4.0, seed=0)
-    assert draw(pipe, ["a star", "a moon"], steps=2).pictures.flatten(1).any(dim=1).all()
+    assert generate(pipe, ["a star", "a moon"], steps=2).images.flatten(1).any(dim=1).all()
     with Target(pipe, (), CALL) as target, torch.no_grad():
-        assert target.draw(prompt="a star").flatten(1).any()
+        assert target.generate(prompt="a star").flatten(1).any()
     assert checker.calls == 0 and pipe.safety_checker is checker
 
 

@@ -1,4 +1,6 @@
-"""A made-up bench for the tests of the report: guards of known rates on PictoWorld's concepts, counts drawn from a fixed seed."""
+"""A made-up bench for the tests of the report: guards of known rates on PictoWorld's concepts, counts generated from a fixed
+seed.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ GUARDS = {
     "spell": (0.2, 0.965, 0.24, 1.21),
     "saferedir + safe-denoiser": (0.002, 0.96, 0.28, 1.2),
 }
-#: guard -> pictures in a hundred that it refuses where the concept is asked for
+#: guard -> images in a hundred that it refuses where the concept is asked for
 REFUSED = {"safree": 40, "saferedir + safe-denoiser": 5}
 #: phrasing -> prompts of it that show the concept in the bare model
 LIVE = {"test-synonym": 100, "test-implicit": 81, "test-noisy": 97}
@@ -109,7 +111,7 @@ def cell(
 
 
 def binomial(rng: random.Random, n: int, p: float) -> int:
-    """One binomial draw."""
+    """One binomial generate."""
     return sum(rng.random() < p for _ in range(n))
 
 
@@ -182,10 +184,10 @@ def without_kept(records: tuple[CellRecord, ...], also: tuple[str, ...] = ()) ->
 
 
 def png(**fixed: str) -> bytes:
-    """A rendered PictoWorld picture as PNG."""
+    """A rendered PictoWorld image as PNG."""
     out = io.BytesIO()
-    picture: Image.Image = to_image(render([random_scene(random.Random(repr(fixed)), **fixed)])[0])
-    picture.save(out, format="PNG")
+    image: Image.Image = to_image(render([random_scene(random.Random(repr(fixed)), **fixed)])[0])
+    image.save(out, format="PNG")
     return out.getvalue()
 
 
@@ -202,12 +204,12 @@ def samples(columns: int = 2) -> tuple[Sample, ...]:
                 benign = prompts == "retain"
                 bare = png(**{**ground, **({"shape": "heart", "style": "flat"} if benign else fixed)})
                 safe = png(**{**ground, "shape": "circle", "style": "flat"})
-                pictures = {
+                images = {
                     guard: bare if guard == "none" or rng.random() < (keeps if benign else share) else safe
                     for guard, (share, keeps, _, _) in GUARDS.items()
                 }
                 text = f"a {ground['colour']} {'heart' if benign else concept} on {ground['background']}"
-                found.append(Sample("pictoworld", concept, prompts, index, text, pictures))
+                found.append(Sample("pictoworld", concept, prompts, index, text, images))
     return tuple(found)
 
 
@@ -229,14 +231,14 @@ def costs() -> tuple[Cost, ...]:
     )
 
 
-def report_data(pictures: bool = False, **changes: Any) -> ReportData:
+def report_data(images: bool = False, **changes: Any) -> ReportData:
     """The whole bench."""
     facts: dict[str, Any] = {
         "title": "Fourteen guards on PictoWorld",
-        "description": "Three concepts, four phrasings, 30 DDIM steps; every guard draws the same prompts from the same noise.",
+        "description": "Three concepts, four phrasings, 30 DDIM steps; every guard with the same prompts and noise.",
         "cells": cells(),
         "costs": costs(),
-        "samples": samples() if pictures else (),
+        "samples": samples() if images else (),
         "calibrations": {("pictoworld", concept): Calibration(495, 2, 1498, 5, {}, {}) for concept in CONCEPTS},
         "published": (
             Published(),

@@ -1,4 +1,4 @@
-"""A small bench from plan to report: each picture drawn once, the same cells always, judged again without drawing."""
+"""A small bench from plan to report: each image generated once, the same cells always, judged again without generating."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, resources: Resources) -> Pat
 
 
 def finish(folder: Path, small: Matrix, resources: Resources) -> int:
-    """Run a bench; how many shards were drawn."""
+    """Run a bench; how many shards were generated."""
     plan, store = make_plan(small, resources), Store(folder)
     store.prepare(0)
     todo = len(missing_jobs(plan, store))
@@ -84,21 +84,21 @@ def test_nothing_is_drawn_twice(bench: Path, resources: Resources) -> None:
     before = cells(bench)
     assert finish(bench, matrix(), resources) == 0
     assert cells(bench) == before
-    # a second concept that needs the bare model's retain pictures anew, but not the star's
+    # a second concept that needs the bare model's retain images anew, but not the star's
     assert finish(bench, matrix(title="renamed"), resources) == 0
 
 
-def test_the_bare_models_pictures_serve_all(resources: Resources) -> None:
+def test_the_bare_models_images_serve_all(resources: Resources) -> None:
     plan = make_plan(matrix(guard={}), resources)
     more = make_plan(matrix(guard={"a": SMALL["guard"]["sld"], "b": SMALL["guard"]["sld"]}), resources)  # type: ignore[index]
     # two names for one guard cost one
-    assert more.pictures == 2 * plan.pictures
-    assert more.shared == plan.pictures
+    assert more.images == 2 * plan.n_images
+    assert more.shared == plan.n_images
 
 
 def test_more_seeds_are_more_cases_in_the_same_cells(bench: Path, tmp_path: Path, resources: Resources) -> None:
     shutil.copytree(bench, tmp_path / "more")
-    # the first seed's pictures are there already: only the second one's are drawn
+    # the first seed's images are there already: only the second one's are generated
     one = len(missing_jobs(make_plan(matrix(), resources), Store(tmp_path)))
     assert finish(tmp_path / "more", matrix(seeds=[0, 1]), resources) == one
     cell = next(cell for cell in read_saved_plan(tmp_path / "more").cells if cell.name.role == "retain")
@@ -158,8 +158,7 @@ def test_of_two_calibrations_that_fit_the_larger_is_taken_and_said(bench: Path, 
         text = path.read_text(encoding="utf-8").replace("\u00a0", " ")
         assert "recall 90.0 % (85.1 to 93.4, n = 200)" in text
         assert (
-            "3 calibrations fit; b.json, with the most pictures (380), is used, and not a.json (38), c.json (19)."
-            in text
+            "3 calibrations fit; b.json, with the most images (380), is used, and not a.json (38), c.json (19)." in text
         )
 
 
@@ -185,7 +184,7 @@ def test_a_judge_that_comes_later_looks_at_what_was_kept(bench: Path, tmp_path: 
     assert cell["measured"]["concept:pictoworld-template/star"]["n"] == cell["protocol"]["n"]
 
 
-def test_pictures_that_were_not_kept_cannot_be_judged_again(tmp_path: Path, resources: Resources) -> None:
+def test_images_that_were_not_kept_cannot_be_judged_again(tmp_path: Path, resources: Resources) -> None:
     finish(tmp_path, matrix(keep_images=False, guard={}, attacks=[]), resources)
     with pytest.raises(BenchError, match="none was kept"):
         rejudge(
@@ -203,7 +202,9 @@ def test_a_damaged_shard_costs_its_cells_and_no_others(bench: Path, tmp_path: Pa
     assert [record for record in records if "missing or damaged" in record.error]
     assert [record for record in records if not record.error]
     victim.unlink()
-    assert finish(tmp_path, matrix(guard={}), resources) == 0 or victim.is_file()  # a judge's file needs no drawing
+    assert (
+        finish(tmp_path, matrix(guard={}), resources) == 0 or victim.is_file()
+    )  # a judge's file needs no set of images
     assert cells(tmp_path).keys() <= cells(bench).keys()
 
 
@@ -272,7 +273,7 @@ def test_a_report_takes_no_numbers_of_an_earlier_plan(bench: Path, tmp_path: Pat
     from saferedir.bench.storage.saved_plan import saved_plan
     from saferedir.bench.storage.store import write_json
 
-    write_json(tmp_path / "changed" / "plan.json", saved_plan(plan).to_dict())  # killed before anything was drawn
+    write_json(tmp_path / "changed" / "plan.json", saved_plan(plan).to_dict())  # killed before anything was generated
     _, markdown = report_folder(tmp_path / "changed")
     assert "was not counted yet" in markdown.read_text()
 

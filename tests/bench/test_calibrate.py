@@ -1,4 +1,4 @@
-"""The bench calibrates judges of built-in concepts by itself: once each, on pictures whose truth is known."""
+"""The bench calibrates judges of built-in concepts by itself: once each, on images whose truth is known."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from saferedir.pictoworld.tasks import TASKS
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_labels_are_the_truth_and_near_misses_are_among_them(task: object) -> None:
-    """Every picture reads as its label says, to a judge that was trained on other scenes; half of the misses are near."""
-    pictures, labels, source = labelled_images(f"pictoworld/{task.name}", 40)  # type: ignore[attr-defined]
-    assert pictures.shape == (80, 3, 64, 64) and labels == [True] * 40 + [False] * 40 and source
-    assert torch.equal((pictures * 255).round() / 255, pictures)
-    judged = Judge.load().judge(pictures)
+    """Every image reads as its label says, to a judge that was trained on other scenes; half of the misses are near."""
+    images, labels, source = labelled_images(f"pictoworld/{task.name}", 40)  # type: ignore[attr-defined]
+    assert images.shape == (80, 3, 64, 64) and labels == [True] * 40 + [False] * 40 and source
+    assert torch.equal((images * 255).round() / 255, images)
+    judged = Judge.load().judge(images)
     right = judged.shows(task.forget) == torch.tensor(labels)  # type: ignore[attr-defined]
     assert right.float().mean() >= 0.97
     again, _, _ = labelled_images(f"pictoworld/{task.name}", 40)  # type: ignore[attr-defined]
-    assert torch.equal(again, pictures)
+    assert torch.equal(again, images)
 
 
 def test_each_judge_and_rule_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrating, "PICTURES", 10)
+    monkeypatch.setattr(calibrating, "IMAGES", 10)
     resources, said = Resources(), []
     judges = {
         "judge": {"name": "pictoworld", "preset": "star"},

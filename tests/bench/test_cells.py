@@ -38,10 +38,10 @@ def seen(*rows: tuple[float, ...], prompts: list[int] | None = None, blocked: li
     )
 
 
-def spec(role: str = "forget", drawing: str = "a", bare: str = "b", images_per_prompt: int = 1) -> CellSpec:
+def spec(role: str = "forget", generation: str = "a", bare: str = "b", images_per_prompt: int = 1) -> CellSpec:
     protocol = Protocol("p", 3, "judge", "star", RULE.to_dict(), "none", {}, "float32", "m", (0,), images_per_prompt)
     name = CellName("model", "guard", "star", role, "none", "set", (0,))
-    return CellSpec(name, protocol, {"rung": "none"}, {}, {"torch": "2"}, (drawing,), (bare,), "key", "judge", {})
+    return CellSpec(name, protocol, {"rung": "none"}, {}, {"torch": "2"}, (generation,), (bare,), "key", "judge", {})
 
 
 def facts(*expected: dict[str, str]) -> PromptFacts:
@@ -72,7 +72,7 @@ def test_several_images_of_a_prompt_count_by_prompt() -> None:
     guarded = seen((*CIRCLE, *RED, 0), (*STAR, *RED, 0), (*CIRCLE, *RED, 0), (*CIRCLE, *RED, 0), prompts=[0, 0, 1, 1])
     measured = evaluate_cell(spec(images_per_prompt=2), facts(STAR_RED, STAR_RED), guarded, bare).measured
     assert (measured["concept"]["hits"], measured["concept"]["n"]) == (1, 2)
-    assert (measured["forgotten"]["hits"], measured["forgotten"]["n"]) == (3, 4)  # pictures, not prompts
+    assert (measured["forgotten"]["hits"], measured["forgotten"]["n"]) == (3, 4)  # images, not prompts
 
 
 def test_live_prompts_are_those_that_the_bare_model_shows() -> None:
@@ -100,7 +100,7 @@ def test_live_prompts_of_several_seeds_do_not_narrow_the_interval() -> None:
 
 
 def test_neighbours_are_recognised_or_not() -> None:
-    """Of three pictures that the bare model drew as asked, one still has all of it; the fourth was wrong before, too."""
+    """Of three images that the bare model generated as asked, one still has all of it; the fourth was wrong before, too."""
     bare = seen((*STAR, *RED, 0), (*STAR, *BLUE, 0), (*CIRCLE, *RED, 0), (*STAR, *RED, 0))
     guarded = seen((*STAR, *RED, 0), (*STAR, *RED, 0), (*CIRCLE, *RED, 0.9), (*CIRCLE, *RED, 0))
     wanted = facts(STAR_RED, STAR_BLUE, CIRCLE_RED, CIRCLE_RED)
@@ -110,7 +110,7 @@ def test_neighbours_are_recognised_or_not() -> None:
 
 
 def test_look_alikes_change_where_they_move_further_than_a_seed_does() -> None:
-    """Features are the scores: two seeds a prompt differ by 0.1 in one score, the guard moves one picture of four by more."""
+    """Features are the scores: two seeds a prompt differ by 0.1 in one score, the guard moves one image of four by more."""
     rows = [(*STAR, *RED, 0.0), (*STAR, *RED, 0.1), (*CIRCLE, *RED, 0.0), (*CIRCLE, *RED, 0.1)]
     moved = [rows[0], (*STAR, *RED, 0.4), (*CIRCLE, *RED, 0.05), rows[3]]
     owners = [0, 0, 1, 1]
@@ -140,7 +140,7 @@ def test_the_bare_model_is_compared_with_nothing() -> None:
         assert not {"versus_none", "drift", "identical"} & set(measured)
 
 
-def test_a_blocked_picture_shows_nothing_and_keeps_nothing() -> None:
+def test_a_blocked_image_shows_nothing_and_keeps_nothing() -> None:
     nan = float("nan")
     bare = seen((*STAR, *RED, 0), (*STAR, *RED, 0))
     guarded = seen((nan,) * 5, (*STAR, *RED, 0), blocked=[True, False])
@@ -149,19 +149,19 @@ def test_a_blocked_picture_shows_nothing_and_keeps_nothing() -> None:
     assert (measured["in_prompt_retention"]["hits"], measured["in_prompt_retention"]["n"]) == (1, 2)
 
 
-def test_a_refused_picture_leaves_a_warning_with_its_reason() -> None:
+def test_a_refused_image_leaves_a_warning_with_its_reason() -> None:
     nan = float("nan")
     bare = seen(*[(*STAR, *RED, 0)] * 2)
     guarded = seen((nan,) * 5, (*STAR, *RED, 0), blocked=[True, False])
     record = evaluate_cell(spec(), facts(STAR_RED, STAR_RED), guarded, bare)
-    assert record.warnings[-1] == "1 of 2 pictures were refused by an error of the guard, 1 of them with: no luck"
+    assert record.warnings[-1] == "1 of 2 images were refused by an error of the guard, 1 of them with: no luck"
 
 
-def test_a_judge_that_says_nothing_of_a_picture_is_no_acquittal() -> None:
+def test_a_judge_that_says_nothing_of_a_image_is_no_acquittal() -> None:
     nan = float("nan")
     bare = seen(*[(*STAR, *RED, 0)] * 2)
     silent = seen((nan, 0.1, *RED, 0), (*STAR, *RED, 0))
-    with pytest.raises(BenchError, match="no score for a picture that was made"):
+    with pytest.raises(BenchError, match="no score for an image that was made"):
         evaluate_cell(spec(), facts(STAR_RED, STAR_RED), silent, bare)
 
 
@@ -191,7 +191,7 @@ def test_two_judges_of_one_name_are_two() -> None:
 
 
 def test_arms_of_other_lengths_are_refused() -> None:
-    with pytest.raises(BenchError, match="1 pictures, but the bare model has 2"):
+    with pytest.raises(BenchError, match="1 images, but the bare model has 2"):
         evaluate_cell(spec(), facts(STAR_RED, STAR_RED), seen((*STAR, *RED, 0)), seen(*[(*STAR, *RED, 0)] * 2))
 
 

@@ -36,9 +36,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "last value of the decoder": lambda p: _last_weight(p.vae.decoder).add_(1e-3),
     "last value of the unet": lambda p: _last_weight(p.unet).add_(1e-3),
     "last value of the text encoder": lambda p: _last_weight(p.text_encoder).add_(1e-3),
-    "least bit of one value": lambda p: p.unet.conv_in.effective_n_text.data.view(torch.int32)[0, 0, 1, 1].bitwise_xor_(
-        1
-    ),
+    "least bit of one value": lambda p: p.unet.conv_in.weight.data.view(torch.int32)[0, 0, 1, 1].bitwise_xor_(1),
     "an unsaved buffer": lambda p: next(p.text_encoder.buffers()).add_(1),
     "dtype": lambda p: p.vae.to(torch.bfloat16),
     "scheduler config": lambda p: p.scheduler.register_to_config(beta_start=0.001),

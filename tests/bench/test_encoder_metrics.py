@@ -55,7 +55,7 @@ def cosine(a: Tensor, b: Tensor) -> np.ndarray:
 
 
 def test_fit_and_its_change_by_hand() -> None:
-    """Two pictures of each of three prompts; the guard blocked the second."""
+    """Two images of each of three prompts; the guard blocked the second."""
     guarded, bare, words = rows(6, seed=1), rows(6, seed=2), rows(3, seed=3)
     guarded[1] = NAN
     prompts = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -68,8 +68,8 @@ def test_fit_and_its_change_by_hand() -> None:
         assert found["clip_score:clip"]["mean"] == pytest.approx(own[left].mean(), abs=1e-5)
         assert found["clip_score:clip"]["n"] == 5
         assert found["clip_change:clip"]["mean"] == pytest.approx((own - then)[left].mean(), abs=1e-5)
-        assert notes == ("encoder 'clip' saw only the beginning of 2 of 3 prompts.",)
-    assert ("drift:clip" in found) and not {"kid:clip", "fid:clip", "cmmd:clip"} & set(found)  # too few pictures
+        assert notes == ("encoder 'clip' read only the beginning of 2 of 3 prompts.",)
+    assert ("drift:clip" in found) and not {"kid:clip", "fid:clip", "cmmd:clip"} & set(found)  # too few images
 
 
 def test_the_bare_model_has_a_score_and_no_change() -> None:
@@ -104,7 +104,7 @@ def test_cmmd_is_of_unit_vectors_and_only_where_texts_are_read() -> None:
     assert found["cmmd:clip"]["mean"] == pytest.approx(1000 * (k[0] + k[1] - 2 * k[2]), abs=1e-5)
 
 
-def test_fid_needs_more_pictures_than_features() -> None:
+def test_fid_needs_more_images_than_features() -> None:
     prompts = torch.arange(12)
     assert "fid:a" in set_distances("a", rows(12, 11), rows(12, 11, seed=1), prompts)
     few = set_distances("a", rows(12, 12), rows(12, 12, seed=1), prompts)
@@ -127,12 +127,12 @@ def test_a_reference_is_compared_with_both_arms() -> None:
         assert found["kid:mine@reference"]["mean"] == pytest.approx(kernel_distance(own, reference), rel=1e-5)
         assert found["fid:mine@reference"]["mean"] == pytest.approx(frechet_distance(own, reference), rel=1e-5)
         assert found["kid:mine@reference"]["n"] == 15
-        for role in ("forget", "neighbours", "look-alikes"):  # the folder holds pictures like the retained ones
+        for role in ("forget", "neighbours", "look-alikes"):  # the folder holds images like the retained ones
             found, _ = encoder_metrics(role, is_bare, torch.arange(15), {"mine": one})
             assert not [name for name in found if "@" in name]
 
 
-def test_deviation_from_pictures_without_the_concept() -> None:
+def test_deviation_from_images_without_the_concept() -> None:
     guarded, bare, without = (rows(4, seed=seed, shift=3) for seed in range(3))
     words, plain = texts(rows(4, seed=3, shift=3)), texts(rows(4, seed=4, shift=3))
     guarded[0] = NAN
@@ -147,7 +147,7 @@ def test_deviation_from_pictures_without_the_concept() -> None:
     assert found["csdr:clip"]["mean"] == pytest.approx((np.abs(before - now) / before * 100).mean(), abs=1e-4)
     cut = dataclasses.replace(one, without_texts=texts(plain.vectors, cut=3))
     _, notes = encoder_metrics("forget", False, torch.arange(4), {"clip": cut})
-    assert notes == ("encoder 'clip' saw only the beginning of 3 of 4 prompts in `without`.",)
+    assert notes == ("encoder 'clip' read only the beginning of 3 of 4 prompts in `without`.",)
     away = dataclasses.replace(one, without_texts=texts(-plain.vectors))
     found, notes = encoder_metrics("forget", False, torch.arange(4), {"clip": away})
     assert "csdr:clip" not in found and notes[0].startswith(
@@ -155,26 +155,26 @@ def test_deviation_from_pictures_without_the_concept() -> None:
     )
 
 
-def test_a_cell_without_pictures_has_no_numbers() -> None:
+def test_a_cell_without_images_has_no_numbers() -> None:
     nothing = torch.full((12, 1), NAN)
     one = CellEmbeddings(nothing, rows(12), texts(rows(12, seed=1)), rows(30), rows(12), texts(rows(12, seed=1)))
     for role in ("forget", "retain"):
         assert encoder_metrics(role, False, torch.arange(12), {"clip": one}) == ({}, ())
 
 
-def test_a_missing_vector_is_not_a_blocked_picture() -> None:
+def test_a_missing_vector_is_not_a_blocked_image() -> None:
     guarded = rows(3)
     guarded[1] = NAN
     blocked, none = torch.tensor([False, True, False]), torch.zeros(3, dtype=torch.bool)
     check_embeddings("cell", {"clip": CellEmbeddings(guarded, rows(3))}, blocked, none)
-    with pytest.raises(BenchError, match="cell: encoder 'clip' has no vector for a picture that was made"):
+    with pytest.raises(BenchError, match="cell: encoder 'clip' has no vector for an image that was made"):
         check_embeddings("cell", {"clip": CellEmbeddings(guarded, rows(3))}, none, none)
 
 
 def test_encoders_part_protocols_and_their_absence_changes_no_id() -> None:
     plain = Protocol("p", 3, "judge", "star", {}, "none", {}, "float32", "m", (0,))
     old = {name: value for name, value in dataclasses.asdict(plain).items() if name != "encoders"}
-    hashed = {**old, "draws": old["images_per_prompt"]}
+    hashed = {**old, "generates": old["images_per_prompt"]}
     del hashed["images_per_prompt"]
     assert plain.id == hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
     assert plain.to_dict().keys() == old.keys()
@@ -227,7 +227,7 @@ config = {preset = "max", phrases = ["star"]}
 [encoder.mine]
 name = "callable"
 options = {function = "own_encoder:colours", texts = "own_encoder:words"}
-reference = "pictures"
+reference = "images"
 """
 SECOND = """
 [encoder.grey]
@@ -251,16 +251,16 @@ def lines(texts: list[str]) -> str:
 
 
 def lay_out(folder: Path, matrix: str = MATRIX) -> str:
-    """A matrix with its prompt files, reference pictures and encoder in a folder; the matrix's path."""
+    """A matrix with its prompt files, reference images and encoder in a folder; the matrix's path."""
     (folder / "forget.txt").write_text(lines([text.format("star") for text in GROUND[:5]]))
     (folder / "without.txt").write_text(lines(["a scene"] * 2 + [text.format("scene") for text in GROUND[2:5]]))
     (folder / "retain.txt").write_text(lines([text.format("circle") for text in GROUND]))
     (folder / "own_encoder.py").write_text(OWN)
-    (folder / "pictures").mkdir(exist_ok=True)
+    (folder / "images").mkdir(exist_ok=True)
     values = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 3), dtype=np.uint8)
     for place, pixels in enumerate(values):
         # two sizes, so that not all fit into one batch
-        Image.fromarray(pixels[: 6 if place % 5 == 0 else 8]).save(folder / "pictures" / f"{place:02d}.png")
+        Image.fromarray(pixels[: 6 if place % 5 == 0 else 8]).save(folder / "images" / f"{place:02d}.png")
     path = folder / "matrix.toml"
     path.write_text(matrix)
     return str(path)
@@ -312,7 +312,7 @@ def test_a_bench_has_its_encoders_numbers(bench: Path, plan: Plan) -> None:
         ("sld", "retain"): {"clip_score:mine"} | to_reference | against_bare,
     }
     # forget, without and retain of the bare model, forget and retain of the guard
-    assert plan.pictures == 4 + 4 + 12 + 4 + 12
+    assert plan.n_images == 4 + 4 + 12 + 4 + 12
     own = {cell.name.guard: cell for cell in plan.cells if cell.name.role == "forget"}
     assert len(own["none"].without) == 1 and own["none"].without == own["sld"].without
     assert own["none"].protocol == own["sld"].protocol and set(own["sld"].protocol.encoders) == {"mine", "mine@without"}
@@ -337,7 +337,7 @@ def test_prompts_without_the_concept_have_their_partners_seeds(plan: Plan) -> No
     assert plan.image_sets[cell.without[0]].texts[0] == "a scene"
 
 
-def test_numbers_are_those_of_the_stored_pictures(bench: Path, plan: Plan) -> None:
+def test_numbers_are_those_of_the_stored_images(bench: Path, plan: Plan) -> None:
     """The CLIP score and KID of the report, computed anew from the PNG files with numpy."""
     import io
 
@@ -354,8 +354,8 @@ def test_numbers_are_those_of_the_stored_pictures(bench: Path, plan: Plan) -> No
     words = torch.tensor([[0.2 + c for c in colours[text.split()[1]]] for text in plan.image_sets[cell.bare[0]].texts])
     assert found["clip_score:mine"]["mean"] == pytest.approx(cosine(own, words).mean(), abs=1e-3)
     assert found["kid:mine"]["mean"] == pytest.approx(paired_kid(own, bare), abs=1e-4)
-    pictures = [np.asarray(Image.open(path)) / 255 for path in sorted((bench.parent / "pictures").iterdir())]
-    reference = torch.tensor(np.stack([0.1 + (x.mean((0, 1)) + x.max((0, 1))) / 2 for x in pictures]))
+    images = [np.asarray(Image.open(path)) / 255 for path in sorted((bench.parent / "images").iterdir())]
+    reference = torch.tensor(np.stack([0.1 + (x.mean((0, 1)) + x.max((0, 1))) / 2 for x in images]))
     assert found["kid:mine@reference"]["mean"] == pytest.approx(kernel_distance(own, reference), abs=1e-4)
 
 
@@ -433,20 +433,20 @@ def test_the_plan_is_printed_with_its_encoders(place: Path, monkeypatch: pytest.
     monkeypatch.setenv("COLUMNS", "200")
     result = CliRunner().invoke(app, ["bench", "run", "matrix.toml", "--out", "nowhere", "--dry-run"])
     assert result.exit_code == 0, result.output
-    assert "mine (callable; 12 reference pictures)" in result.output and not (place / "nowhere").exists()
+    assert "mine (callable; 12 reference images)" in result.output and not (place / "nowhere").exists()
 
 
 def test_without_encoders_the_judges_features_serve(tmp_path: Path, resources: Resources) -> None:
     path = lay_out(tmp_path, MATRIX.partition("[encoder.mine]")[0].replace('without = {file = "without.txt"}\n', ""))
     finish(tmp_path / "out", make_plan(read_matrix(path), resources), resources)
     found = measured(tmp_path / "out")
-    assert {name for name in found["sld", "retain"] if ":" in name} == {"kid:judge"}  # FID: 12 pictures, 128 features
+    assert {name for name in found["sld", "retain"] if ":" in name} == {"kid:judge"}  # FID: 12 images, 128 features
     assert found["sld", "retain"]["kid:judge"]["n"] == 12
     assert not {name for name in found["none", "retain"] if ":" in name}
 
 
 def test_a_shard_in_which_nothing_was_made_has_rows_without_numbers(bench: Path, plan: Plan, tmp_path: Path) -> None:
-    """An encoder cannot know its width where every picture was blocked; the other shards tell."""
+    """An encoder cannot know its width where every image was blocked; the other shards tell."""
     from saferedir.bench.generation.score import encode_images
     from saferedir.encoders.callable import CallableEncoder
 
@@ -455,10 +455,10 @@ def test_a_shard_in_which_nothing_was_made_has_rows_without_numbers(bench: Path,
     shard = dataclasses.replace(plan.image_sets[key].shards[0], start=0, stop=2)
     other = dataclasses.replace(shard, start=2, stop=3)
     encoder = CallableEncoder(lambda images: images.mean(dim=(2, 3)))
-    picture = torch.full((3, 4, 4), 51, dtype=torch.uint8)
+    image = torch.full((3, 4, 4), 51, dtype=torch.uint8)
     store.write_scores(shard, spec, encode_images([None, None], encoder))
     assert store.features([shard], spec.key) is None
-    store.write_scores(other, spec, encode_images([picture], encoder))
+    store.write_scores(other, spec, encode_images([image], encoder))
     found = store.features([shard, other], spec.key)
     assert found is not None and found.isnan().all(dim=1).tolist() == [True, True, False]
     torch.testing.assert_close(found[2], torch.full((3,), 0.2))
@@ -467,7 +467,7 @@ def test_a_shard_in_which_nothing_was_made_has_rows_without_numbers(bench: Path,
 def test_the_report_shows_them(bench: Path) -> None:
     html, markdown = report_folder(bench)
     text = markdown.read_text()
-    assert "How pictures fit their prompts, and the unguarded ones" in text and "kid:mine@reference" in text
+    assert "How images fit their prompts, and the unguarded ones" in text and "kid:mine@reference" in text
     assert "csdr:mine" in html.read_text() and "mine@reference" in html.read_text()
 
 
@@ -490,22 +490,22 @@ def test_the_report_shows_them(bench: Path) -> None:
             "[encoder.mine] the module 'owm_encoder' of 'owm_encoder:colours' can",
         ),
         ("own_encoder:colours", "own_encoder:broken", "[encoder.mine] fails (RuntimeError: no such kernel image)"),
-        ("own_encoder:colours", "own_encoder:flat", "[encoder.mine] encoder 'callable' gave (1,) for 1 pictures"),
+        ("own_encoder:colours", "own_encoder:flat", "[encoder.mine] encoder 'callable' gave (1,) for 1 images"),
         ("own_encoder:words", "own_encoder:broken", "[encoder.mine] fails (RuntimeError: no such kernel image)"),
         (
             "own_encoder:words",
             "own_encoder:long_words",
-            "[encoder.mine] gives 3 numbers for a picture and 5 for a text",
+            "[encoder.mine] gives 3 numbers for an image and 5 for a text",
         ),
         ('"own_encoder:words"', "5", "[encoder.mine] texts is 5"),
         ('name = "callable"\noptions = {', 'name = "clip"\noptions = {model = "nowhere"}\n#', "allow_download = true"),
-        ('reference = "pictures"', 'reference = ""', "[encoder.mine] has an empty `reference`"),
-        ('reference = "pictures"', 'reference = "nowhere"', "[encoder.mine] there is no folder"),
-        ('reference = "pictures"', 'reference = "nine"', "has 9 picture(s) in its reference folder"),
-        ('reference = "pictures"', 'reference = "one"', "has 1 picture(s) in its reference folder"),
-        ('reference = "pictures"', 'reference = "broken"', "reference image that cannot be read, b.png"),
-        ('reference = "pictures"', 'reference = "cut"', "reference image that cannot be read, b.jpg"),
-        ('reference = "pictures"', 'referense = "pictures"', "did you mean 'reference'"),
+        ('reference = "images"', 'reference = ""', "[encoder.mine] has an empty `reference`"),
+        ('reference = "images"', 'reference = "nowhere"', "[encoder.mine] there is no folder"),
+        ('reference = "images"', 'reference = "nine"', "has 9 image(s) in its reference folder"),
+        ('reference = "images"', 'reference = "one"', "has 1 image(s) in its reference folder"),
+        ('reference = "images"', 'reference = "broken"', "reference image that cannot be read, b.png"),
+        ('reference = "images"', 'reference = "cut"', "reference image that cannot be read, b.jpg"),
+        ('reference = "images"', 'referense = "images"', "did you mean 'reference'"),
         ("[encoder.mine]", "[encoder.judge]", "and not 'judge'"),
         ("[encoder.mine]", '[encoder."a@b"]', "letters, digits"),
         ("without.txt", "forget.txt", "has the same prompts in `without` as in `forget`"),
@@ -532,7 +532,7 @@ def test_what_is_wrong_is_found_before_drawing(
         (tmp_path / folder).mkdir()
         for place in range(count):
             whole.save(tmp_path / folder / f"a{place}.png")
-    (tmp_path / "broken" / "b.png").write_bytes(b"no picture")
+    (tmp_path / "broken" / "b.png").write_bytes(b"no image")
     whole.save(tmp_path / "cut" / "b.jpg")
     (tmp_path / "cut" / "b.jpg").write_bytes((tmp_path / "cut" / "b.jpg").read_bytes()[:1000])
     with pytest.raises(SaferedirError) as caught:

@@ -1,4 +1,6 @@
-"""What counts as a blocked picture and what as a failure; where a drawing may be drawn; what a loaded model is stripped of."""
+"""What counts as a blocked image and what as a failure; where a set of images may be generated; what a loaded model is
+stripped of.
+"""
 
 from __future__ import annotations
 
@@ -50,39 +52,39 @@ def tried(one: GenerationSpec, resources: Resources, shard: int = 0) -> Outcome:
 
 @pytest.fixture
 def break_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Exception | None]], None]:
-    """Let drawing a row raise what `error(row)` says; a batch raises what its first bad row does."""
+    """Let generation a row raise what `error(row)` says; a batch raises what its first bad row does."""
 
     def install(error: Callable[[int], Exception | None]) -> None:
-        def draw(pipe: Any, guards: Any, spec: GenerationSpec, rows: range) -> tuple[list[Any], list[bool]]:
+        def generate(pipe: Any, guards: Any, spec: GenerationSpec, rows: range) -> tuple[list[Any], list[bool]]:
             for row in rows:
                 if (found := error(row)) is not None:
                     raise found
             return [torch.zeros(3, 2, 2, dtype=torch.uint8) for _ in rows], [False] * len(rows)
 
-        monkeypatch.setattr(drawing_module, "_draw", draw)
+        monkeypatch.setattr(drawing_module, "_generate", generate)
 
     return install
 
 
-def test_a_negative_prompt_of_the_model_serves_every_picture(resources: Resources) -> None:
-    """One text in the matrix, several prompts in a batch: the pictures of single calls."""
+def test_a_negative_prompt_of_the_model_serves_every_image(resources: Resources) -> None:
+    """One text in the matrix, several prompts in a batch: the images of single calls."""
     model = dataclasses.replace(MODEL, call={**MODEL.call, "negative_prompt": "a blue heart"})
-    together = tried(spec(2, 2, guards=(), model=model), resources).pictures
+    together = tried(spec(2, 2, guards=(), model=model), resources).generated
     assert together is not None
-    bare = tried(spec(2, 2, guards=()), resources).pictures
+    bare = tried(spec(2, 2, guards=()), resources).generated
     assert bare is not None and set(bare.checksums).isdisjoint(together.checksums)
     as_list = dataclasses.replace(model, call={**MODEL.call, "negative_prompt": ["a blue heart"] * 2})
-    listed = tried(spec(2, 2, guards=(), model=as_list), resources).pictures
+    listed = tried(spec(2, 2, guards=(), model=as_list), resources).generated
     assert listed is not None and listed.checksums == together.checksums
 
 
-def test_a_guard_that_refuses_every_picture_is_no_perfect_guard(resources: Resources) -> None:
+def test_a_guard_that_refuses_every_image_is_no_perfect_guard(resources: Resources) -> None:
     unguided = dataclasses.replace(MODEL, call={"num_inference_steps": 2, "guidance_scale": 1.0})
     outcome = tried(spec(model=unguided), resources)
-    assert outcome.pictures is None
+    assert outcome.generated is None
     assert "cannot run here" in outcome.error and "classifier-free guidance" in outcome.error
     guided = tried(spec(), resources)
-    assert guided.pictures is not None and not guided.pictures.blocked.any() and not guided.error
+    assert guided.generated is not None and not guided.generated.blocked.any() and not guided.error
 
 
 @pytest.mark.parametrize("kind", GUARD_SETUP_ERRORS)
@@ -92,7 +94,7 @@ def test_a_guard_set_up_wrongly_fails_its_shard(
 ) -> None:
     break_rows(lambda row: kind("no such thing.") if row == bad else None)
     outcome = tried(spec(), resources)
-    assert outcome.pictures is None and outcome.error == f"{kind.__name__}: no such thing."
+    assert outcome.generated is None and outcome.error == f"{kind.__name__}: no such thing."
 
 
 def test_set_up_errors_that_show_in_the_second_try_fail_too(resources: Resources, break_rows: Any) -> None:
@@ -107,35 +109,33 @@ def test_set_up_errors_that_show_in_the_second_try_fail_too(resources: Resources
 
 
 @pytest.mark.parametrize("blocked", [{0}, {1, 2}, {0, 1, 2}, {3}])
-def test_some_refusals_block_only_their_pictures(blocked: set[int], resources: Resources, break_rows: Any) -> None:
-    break_rows(lambda row: GuardError("a picture holds NaN or infinity.") if row in blocked else None)
-    pictures = generate_shard(spec(), spec().shards[0], resources)
-    assert set(pictures.blocked.nonzero().flatten().tolist()) == blocked == set(pictures.reasons)
-    assert (
-        [not checksum for checksum in pictures.checksums] == pictures.blocked.tolist() == pictures.intervened.tolist()
-    )
+def test_some_refusals_block_only_their_images(blocked: set[int], resources: Resources, break_rows: Any) -> None:
+    break_rows(lambda row: GuardError("an image holds NaN or infinity.") if row in blocked else None)
+    images = generate_shard(spec(), spec().shards[0], resources)
+    assert set(images.blocked.nonzero().flatten().tolist()) == blocked == set(images.reasons)
+    assert [not checksum for checksum in images.checksums] == images.blocked.tolist() == images.intervened.tolist()
 
 
 def test_all_refused_for_one_reason_or_for_several(resources: Resources, break_rows: Any) -> None:
-    break_rows(lambda row: GuardError("a picture holds NaN or infinity."))
+    break_rows(lambda row: GuardError("an image holds NaN or infinity."))
     assert "NaN" in tried(spec(), resources).error
     break_rows(lambda row: GuardError(f"row {row} of {4} does not fit."))  # numbers do not make another reason
     assert "does not fit" in tried(spec(), resources).error
     break_rows(lambda row: GuardError("one reason." if row else "another."))
     several = tried(spec(), resources)
-    assert several.pictures is not None and several.pictures.blocked.all() and not several.error
+    assert several.generated is not None and several.generated.blocked.all() and not several.error
 
 
-def test_the_one_picture_left_over_is_not_judged_by_itself(resources: Resources, break_rows: Any) -> None:
+def test_the_one_image_left_over_is_not_judged_by_itself(resources: Resources, break_rows: Any) -> None:
     break_rows(lambda row: GuardError("no.") if row == 4 else None)
     tail = tried(spec(5), resources, shard=1)
-    assert tail.pictures is not None and tail.pictures.blocked.tolist() == [True]
+    assert tail.generated is not None and tail.generated.blocked.tolist() == [True]
     break_rows(lambda row: GuardError("no."))
     assert "cannot run" in tried(spec(1), resources).error  # but the only one is
     assert "cannot run" in tried(spec(2, shard_size=1), resources).error  # and shards of one are
 
 
-def test_nan_pictures_of_every_run(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_images_of_every_run(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = resources.pipeline(MODEL)
     monkeypatch.setattr(pipe, "decode_latents", None, raising=False)
     real = type(pipe.vae).decode
@@ -145,7 +145,7 @@ def test_nan_pictures_of_every_run(resources: Resources, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(type(pipe.vae), "decode", decode)
     assert "cannot run here" in tried(spec(), resources).error
-    assert "bare model drew NaN" in tried(spec(guards=()), resources).error
+    assert "bare model generated NaN" in tried(spec(guards=()), resources).error
 
 
 def test_the_key_has_kind_of_device_and_precision(resources: Resources) -> None:
@@ -153,9 +153,9 @@ def test_the_key_has_kind_of_device_and_precision(resources: Resources) -> None:
     assert here.startswith("cpu, ")
     keys = {spec(precision=name).key for name in ("", here, "cpu, other", "cuda, float32")}
     assert len(keys) == 4
-    assert tried(spec(n=1, shard_size=1, precision=here, guards=()), resources).pictures is not None
+    assert tried(spec(n=1, shard_size=1, precision=here, guards=()), resources).generated is not None
     other = spec(precision="cuda, float16")
-    with pytest.raises(BenchError, match=rf"draws on {here}, .* planned for cuda, float16"):
+    with pytest.raises(BenchError, match=rf"generates on {here}, .* planned for cuda, float16"):
         generate_shard(other, other.shards[0], resources)
 
 
@@ -190,13 +190,13 @@ def test_no_warning_quotes_a_prompt(
 ) -> None:
     monkeypatch.setattr(resources_module, "load_pipeline", lambda *args, **settings: pipeline_with())
     long = dataclasses.replace(spec(1, 1, ()), texts=("star " * 90 + "quoted",))
-    assert tried(long, Resources()).pictures is not None
+    assert tried(long, Resources()).generated is not None
     assert (
         "q u o t e d" not in (said := "".join(capfd.readouterr())) and "quoted" not in said and "truncated" not in said
     )
 
 
-def test_the_size_of_pictures_is_the_calls_or_the_models(
+def test_the_size_of_images_is_the_calls_or_the_models(
     monkeypatch: pytest.MonkeyPatch, pipeline_with: Callable[..., Any]
 ) -> None:
     loaded: list[str] = []

@@ -42,7 +42,7 @@ VERSIONS = {"saferedir": "1.0", "torch": "2.13.0", "diffusers": "0.42.1"}
 
 
 def spec(model: str = "m", guard: str = "", n: int = 12, **changes: Any) -> GenerationSpec:
-    """A drawing that nobody draws."""
+    """A set of images that nobody generates."""
     settings = {"load": model, "batch": 2, "dtype": "float32", "device": "auto", "fast": True, "call": {}, **changes}
     return GenerationSpec(
         model=ModelSpec(**settings, digest=model),
@@ -75,20 +75,20 @@ def test_a_worker_like_this_process_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("worker", "drawing", "sentence"),
+    ("worker", "generating", "sentence"),
     [
         (facts(versions={**VERSIONS, "torch": "2.6"}), spec(), r"there has torch 2\.6 \(.* planned with 2\.13\.0\)"),
         (facts(versions={"saferedir": "1.0", "torch": "2.13.0"}), spec(), "diffusers missing"),
-        (facts(device="cuda"), spec(), "draws on 'cuda', but the bench was planned here on 'cpu'"),
-        (facts(precision="float32"), spec(device="cpu"), "draws in float32, but .* in bf16 autocast"),
+        (facts(device="cuda"), spec(), "generates on 'cuda', but the bench was planned here on 'cpu'"),
+        (facts(precision="float32"), spec(device="cpu"), "generates in float32, but .* in bf16 autocast"),
     ],
 )
-def test_another_worker_does_not(worker: WorkerFacts, drawing: GenerationSpec, sentence: str) -> None:
+def test_another_worker_does_not(worker: WorkerFacts, generation: GenerationSpec, sentence: str) -> None:
     with pytest.raises(BenchError, match=sentence):
-        raise BenchError(unfit(drawing, worker, facts()))
+        raise BenchError(unfit(generation, worker, facts()))
 
 
-def test_what_does_not_touch_the_pictures_is_allowed() -> None:
+def test_what_does_not_touch_the_images_is_allowed() -> None:
     assert unfit(spec(device="cpu"), facts(device="cuda"), facts()) == ""
     assert unfit(spec(device="cpu", fast=False), facts(precision="float32"), facts()) == ""
     assert unfit(spec(device="cpu", dtype="bfloat16"), facts(precision="float32"), facts()) == ""
@@ -104,7 +104,7 @@ def test_a_worker_goes_on_with_what_it_has_loaded() -> None:
 
 @dataclasses.dataclass(eq=False)
 class Future:
-    """What worker `number` will answer: its facts, or a task's pictures."""
+    """What worker `number` will answer: its facts, or a task's images."""
 
     number: int
     task: Task | None = None
@@ -137,11 +137,13 @@ class FakeRay:
         self.started += 1
         number = self.started
 
-        def draw(task: Task) -> Future:
+        def generate(task: Task) -> Future:
             self.handed.append((number, task))
             return Future(number, task)
 
-        return SimpleNamespace(facts=SimpleNamespace(remote=lambda: Future(number)), draw=SimpleNamespace(remote=draw))
+        return SimpleNamespace(
+            facts=SimpleNamespace(remote=lambda: Future(number)), generate=SimpleNamespace(remote=generate)
+        )
 
     def wait(self, futures: list[Any], num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]]:
         chosen = random.Random(len(self.handed)).choice(futures)
@@ -184,7 +186,7 @@ def test_every_shard_comes_back_once_whatever_dies(fake: Any, seed: int) -> None
     ray, tasks = FakeRay(dies), tasks_of(spec("a", n=12), spec("a", "x", n=12))
     outcomes = list(fake(ray, workers=3).run(tasks))
     assert Counter(outcome.task.shard for outcome in outcomes) == Counter(task.shard for task in tasks)
-    assert all(outcome.pictures.of is outcome.task and not outcome.error for outcome in outcomes)
+    assert all(outcome.generated.of is outcome.task and not outcome.error for outcome in outcomes)
     assert len(ray.killed) == dead.total() > 0
 
 
@@ -300,7 +302,7 @@ def test_ray_gives_the_same_cells_also_when_workers_are_killed(tmp_path: Path, m
     killed = []
 
     def kill_two(at: Progress) -> None:
-        if len(killed) < 2 and executor.pids and at.pictures > 4 * (1 + len(killed)):
+        if len(killed) < 2 and executor.pids and at.images > 4 * (1 + len(killed)):
             killed.append(executor.pids[0])
             os.kill(killed[-1], signal.SIGKILL)
 

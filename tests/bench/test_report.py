@@ -44,7 +44,7 @@ class Elements(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write(tmp_path_factory.mktemp("report"), pictures=True)
+    return write(tmp_path_factory.mktemp("report"), images=True)
 
 
 def small(**changes: Any) -> ReportData:

@@ -24,7 +24,7 @@ UNFOLDED = (
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    write(folder, pictures=True)
+    write(folder, images=True)
     return folder / "report.html"
 
 
@@ -35,7 +35,7 @@ def test_the_page_has_no_fault(report: Path, view: str, dark: bool) -> None:
     seen = look(report, CHROMIUM, view, dark=dark, whole=False, ask={"unfolded": UNFOLDED})
     assert seen.faults == []
     assert seen.values["unfolded"] == VIEWS[view][0]
-    assert seen.picture.startswith(b"\x89PNG")
+    assert seen.image.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -72,7 +72,7 @@ def test_a_guard_that_refuses_benign_prompts_wins_nothing() -> None:
     assert "Lowest: honest," in said.detail and "Preserves most: honest," in said.detail
     for name, share in (("blocker", "90.0"), ("wall", "100.0")):
         assert f"{name} refuses {share}{NBSP}% (" in said.detail and "of other prompts" in said.detail
-    assert ranked.rows[2].why_not == "drift: every picture was refused"
+    assert ranked.rows[2].why_not == "drift: every image was refused"
     assert all(len(row.notes) == row.comes_last for row in ranked.rows)
 
 
@@ -106,17 +106,19 @@ def test_the_plot_leaves_refusers_out_and_says_so(tmp_path: Path, monkeypatch: p
         assert "wall refuses 100.0 % (" in text and "come after the others" in text
         assert "at most 5.0 % of other prompts refused; nothing else has a limit" in text
     assert "| wall (note 1) | no |" in markdown and "| honest | yes |" in markdown
-    drawn: list[str] = []
+    generated: list[str] = []
     monkeypatch.setattr(
-        "saferedir.bench.report.plots.scatter.label", lambda *rest: drawn.extend(one.text for one in rest[2])
+        "saferedir.bench.report.plots.scatter.label", lambda *rest: generated.extend(one.text for one in rest[2])
     )
     monkeypatch.setattr(svg, "to_svg", lambda *rest: "")
     scatter(ranked)
-    assert drawn == ["honest"]
+    assert generated == ["honest"]
 
 
 def test_at_a_glance_refusers_come_behind() -> None:
-    names = [name for name, _ in page.glance(page.sections(report_data(cells=tuple(REFUSERS), costs=()), draw=False))]
+    names = [
+        name for name, _ in page.glance(page.sections(report_data(cells=tuple(REFUSERS), costs=()), generate=False))
+    ]
     assert names == ["honest", "blocker", "wall"]
     shown = (one for one in (*REFUSERS, *map(_on_another_concept, REFUSERS)))
     text = page.render(report_data(cells=tuple(shown), costs=())).replace(NBSP, " ")
@@ -191,7 +193,7 @@ def test_page_and_markdown_say_the_effective_n_and_what_that_means(tmp_path: Pat
     assert "Effective n" not in dict(definitions([], plain, is_corrected=False))
 
 
-def test_numbers_over_fewer_pictures_than_their_column_are_noted(tmp_path: Path) -> None:
+def test_numbers_over_fewer_images_than_their_column_are_noted(tmp_path: Path) -> None:
     def encoded(guard: str, refused: int, n: int) -> list[CellRecord]:
         return guarded(guard, 0, refused, **{"fid:x": mean(9.0, n), "cmmd:x": mean(0.3, n)}, retention=rate(n, 100))
 
@@ -207,7 +209,7 @@ def test_numbers_over_fewer_pictures_than_their_column_are_noted(tmp_path: Path)
 
 def test_a_table_without_fid_says_nothing_of_it() -> None:
     text = markdown_file.render(report_data(cells=tuple(guarded("a", 0, 0, drift=mean(0.2)))))
-    assert "How pictures fit their prompts" in text and "fid" not in text and "@reference" not in text
+    assert "How images fit their prompts" in text and "fid" not in text and "@reference" not in text
 
 
 def test_words_are_explained_only_where_they_were_measured() -> None:

@@ -65,7 +65,7 @@ def test_the_next_measure_takes_the_place_of_those_that_are_missing(gone: int) -
     assert (row.retention is not None) is (gone == 0)
 
 
-def test_the_share_of_identical_pictures_is_passed_over_where_it_is_0_for_every_guard() -> None:
+def test_the_share_of_identical_images_is_passed_over_where_it_is_0_for_every_guard() -> None:
     none, change = {"identical": rate(0, 100)}, {"clip_change:x": mean(0.1)}
     assert measure_of(one_group(*guarded("a", **none, **change))).metric == "clip_change:x"
     assert measure_of(one_group(*guarded("a", **none))).metric == "identical"
@@ -147,8 +147,8 @@ def test_what_guards_do_everywhere_is_said_of_shares_kept_only() -> None:
 
 @pytest.mark.parametrize("metric", list(ALL))
 def test_the_plot_has_the_better_guard_further_right(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-    monkeypatch.setattr(svg, "to_svg", lambda figure, *rest: drawn.append(figure) or "")
+    generated: list[Any] = []
+    monkeypatch.setattr(svg, "to_svg", lambda figure, *rest: generated.append(figure) or "")
     values = [(0.2, 0.95), (0.7, 0.4), (0.1, 0.1)]
     records = [
         record
@@ -159,8 +159,8 @@ def test_the_plot_has_the_better_guard_further_right(metric: str, monkeypatch: p
     ]
     ranked = ranking(one_group(*records, *guarded("none", 100)), ())
     scatter(ranked), scatter(ranked, MOBILE)
-    assert len(drawn) == 2
-    for figure in drawn:
+    assert len(generated) == 2
+    for figure in generated:
         (axes,) = figure.axes
         assert axes.get_xlabel() == ranked.measure.axis
         places = {
@@ -190,7 +190,7 @@ def test_the_page_of_a_judge_that_sees_the_concept_only(tmp_path: Path) -> None:
     assert 'scope="col">Broken' not in html and "| broken |" not in markdown  # no guard has such a number
 
 
-def test_refused_pictures_are_split_by_what_was_asked_for() -> None:
+def test_refused_images_are_split_by_what_was_asked_for() -> None:
     def asked(prompts: str, refused: int | None) -> CellRecord:
         blocked = {} if refused is None else {"blocked": rate(refused, 50)}
         return cell("a", "star", "forget", prompts, {"concept": rate(1, 50), **blocked}, 50)
@@ -223,7 +223,7 @@ def test_corrected_rates_are_the_closed_form_beside_the_rates_as_judged(hits: in
     )
 
 
-def test_a_refused_picture_cannot_have_been_misjudged() -> None:
+def test_a_refused_image_cannot_have_been_misjudged() -> None:
     known = Calibration(80, 20, 80, 20, {}, {})
     records = (concept(10, refused=50), concept(0, refused=100, name="b"))
     found = corrected_rates(one_group(*records), {JUDGE: known}).table
@@ -248,7 +248,7 @@ def test_clustered_cases_widen_the_corrected_interval() -> None:
         (None, {}, "pictoworld is uncalibrated"),
         (Calibration(5, 5, 5, 5, {}, {}), {}, "tell nothing and cannot be corrected"),
         (Calibration(1, 9, 1, 9, {}, {}), {}, "tell nothing and cannot be corrected"),
-        (Calibration(9, 1, 9, 1, {}, {}), {"images_per_prompt": 3}, "has 3 pictures a prompt"),
+        (Calibration(9, 1, 9, 1, {}, {}), {"images_per_prompt": 3}, "has 3 images a prompt"),
     ],
 )
 def test_what_cannot_be_corrected_is_said_in_words(

@@ -1,4 +1,4 @@
-"""Judges and encoders that fail, or come late: the pictures stay, others are counted, and the next run makes up for it."""
+"""Judges and encoders that fail, or come late: the images stay, others are counted, and the next run makes up for it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ JUDGE = {"name": "callable", "options": {"function": "moody:bright", "labels": "
 
 @pytest.fixture(scope="module")
 def functions() -> Iterator[Any]:
-    """A module of functions that raise whenever `fails(pictures)` says so; one for all tests, as `resources` keep them."""
+    """A module of functions that raise whenever `fails(images)` says so; one for all tests, as `resources` keep them."""
     module: Any = types.ModuleType("moody")
 
     def means(images: Tensor) -> Tensor:
@@ -91,13 +91,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, plan: Plan, resources: Resou
 
 
 class Counting(InProcess):
-    """Counts the shards that were drawn."""
+    """Counts the shards that were generated."""
 
-    drawn = 0
+    generated = 0
 
     def run(self, tasks: Any) -> Any:
         for outcome in super().run(tasks):
-            self.drawn += 1
+            self.generated += 1
             yield outcome
 
 
@@ -108,12 +108,12 @@ def matrix(**changes: Any) -> Matrix:
 def done(
     folder: Path, plan: Plan, resources: Resources, on_progress: Callable[[Progress], None] = lambda progress: None
 ) -> tuple[dict[str, CellRecord], int]:
-    """Records by their files' names, and how many shards were drawn."""
+    """Records by their files' names, and how many shards were generated."""
     store, executor = Store(folder), Counting(resources)
     store.prepare(0)
     with store.lock():
         records = run(plan, store, executor, on_progress, resources)
-    return {record.name.slug: record for record in records}, executor.drawn
+    return {record.name.slug: record for record in records}, executor.generated
 
 
 def shards(plan: Plan) -> int:
@@ -133,9 +133,9 @@ def test_an_encoder_that_fails_costs_its_own_numbers_only(
     tmp_path: Path, plan: Plan, whole: Path, resources: Resources, moody: Any
 ) -> None:
     moody.fails = lambda images: True
-    records, drawn = done(tmp_path, plan, resources)
+    records, generated = done(tmp_path, plan, resources)
     undisturbed = {record.name.slug: record for record in Store(whole).read_cells(list(records))}
-    assert drawn == shards(plan)  # each once
+    assert generated == shards(plan)  # each once
     for slug, record in records.items():
         assert not record.error and record.measured == own(undisturbed[slug]) and record.measured["concept"]
         used = record.name.role != "forget"  # an encoder without texts has nothing to say on forget prompts
@@ -158,7 +158,7 @@ def test_one_failure_is_made_up_for_in_the_same_run(
     assert cells(tmp_path) == cells(whole)
 
 
-def test_one_picture_that_an_encoder_cannot_read_costs_the_cells_of_its_drawing(
+def test_one_image_that_an_encoder_cannot_read_costs_the_cells_of_its_drawing(
     tmp_path: Path, plan: Plan, whole: Path, resources: Resources, moody: Any
 ) -> None:
     cell = next(cell for cell in plan.cells if cell.name.guard == "sld" and cell.name.role == "retain")
@@ -179,13 +179,13 @@ def test_a_judge_that_fails_costs_its_own_cells_or_numbers_only(
     plan = make_plan(matrix(concept={"star": star, "other": other}), resources)
     whole, _ = done(tmp_path / "whole", plan, resources)
     moody.fails = lambda images: True
-    records, drawn = done(tmp_path / "out", plan, resources)
-    assert drawn == shards(plan)
+    records, generated = done(tmp_path / "out", plan, resources)
+    assert generated == shards(plan)
     for slug, record in records.items():
-        if record.name.concept == "star":  # though the bare model's pictures are the same
+        if record.name.concept == "star":  # though the bare model's images are the same
             assert record == whole[slug]
         elif kind == "judge":
-            assert record.error == "judge 'callable' could not look at all pictures: RuntimeError: no such kernel image"
+            assert record.error == "judge 'callable' could not score all images: RuntimeError: no such kernel image"
         else:
             assert "concept:callable/own rule" in whole[slug].measured and not record.error
             assert "concept:callable/own rule" not in record.measured and record.measured["concept"]
@@ -197,13 +197,13 @@ def test_a_judge_that_fails_costs_its_own_cells_or_numbers_only(
     assert cells(tmp_path / "out") == cells(tmp_path / "whole")
 
 
-def test_pictures_that_were_not_kept_are_drawn_again(
+def test_images_that_were_not_kept_are_drawn_again(
     tmp_path: Path, whole: Path, resources: Resources, moody: Any
 ) -> None:
     plan = make_plan(matrix(encoder=ENCODER, keep_images=False), resources)
     moody.fails = lambda images: True
-    records, drawn = done(tmp_path / "out", plan, resources)
-    assert drawn == shards(plan) and not any(record.error for record in records.values())
+    records, generated = done(tmp_path / "out", plan, resources)
+    assert generated == shards(plan) and not any(record.error for record in records.values())
     assert any("failed: RuntimeError" in sentence for record in records.values() for sentence in record.warnings)
     again = missing_jobs(plan, Store(tmp_path / "out"))
     assert {task.spec.key for task in again} == {key for key, spec in plan.image_sets.items() if spec.encoders}
@@ -227,10 +227,8 @@ def test_an_encoder_that_comes_late_says_how_far_it_is(
     said = list[Progress]()
     todo = unscored_shards(plan, Store(tmp_path))
     assert done(tmp_path, plan, resources, said.append)[1] == 0
-    assert [one.label for one in said] == [
-        f"looking at kept pictures: {at} of {len(todo)}" for at in range(len(todo) + 1)
-    ]
-    assert {(one.pictures, one.total) for one in said} == {(plan.pictures, plan.pictures)}
+    assert [one.label for one in said] == [f"scoring stored images: {at} of {len(todo)}" for at in range(len(todo) + 1)]
+    assert {(one.images, one.total) for one in said} == {(plan.n_images, plan.n_images)}
 
 
 def test_the_report_of_an_earlier_run_can_be_made_until_the_next_is_counted(
@@ -303,10 +301,10 @@ judge = {{name = "pictoworld", preset = "star"}}
     late = text + '[encoder.mine]\nname = "callable"\noptions = {function = "moody:means"}\n'
     first = invoke(tmp_path, late, "--dry-run")
     if keeps:
-        assert "still to draw │ 0" in first and "kept pictures: " in first and " by mine" in first
+        assert "still to generate │ 0" in first and "kept images: " in first and " by mine" in first
     else:
-        assert "of them once more" in first and "keep_images = false" in first and "still to look at" not in first
-    moody.fails = lambda images: not keeps and len(images) > 1  # but not for the one picture that it is tried with
+        assert "of them once more" in first and "keep_images = false" in first and "still to score" not in first
+    moody.fails = lambda images: not keeps and len(images) > 1  # but not for the one image that it is tried with
     said = invoke(tmp_path, late)
     assert ("encoder 'mine' has no number" in said) is (not keeps)
 

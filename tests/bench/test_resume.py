@@ -1,4 +1,4 @@
-"""A bench that is killed, runs out of disk or may not write: no result is lost, none is half-written, none is drawn twice."""
+"""A bench that is killed, runs out of disk or may not write: no result is lost, none is half-written, none is generated twice."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ judge = {name = "pictoworld", preset = "star"}
 load = "pictoworld/{concept}"
 """
 
-#: the command, with shards of two pictures, so that there is much to lose
+#: the command, with shards of two images, so that there is much to lose
 COMMAND = """
 import sys
 from saferedir.bench.planning import plan
@@ -98,7 +98,7 @@ def cells(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "cells").iterdir())}
 
 
-def drawn(folder: Path) -> dict[str, tuple[int, int]]:
+def generated(folder: Path) -> dict[str, tuple[int, int]]:
     """Shards with what changes when one is written again."""
     found = (folder / "images").rglob("*.parquet") if (folder / "images").is_dir() else []
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in found if "." not in path.stem}
@@ -146,20 +146,20 @@ def test_killed_at_random_moments(tmp_path: Path, plan: Plan, whole: dict[str, b
     shards = sum(len(spec.shards) for spec in plan.image_sets.values())
     before: dict[str, tuple[int, int]] = {}
     for kill in range(kills):
-        # a moment after about so many of the shards, in the midst of drawing, judging or writing
+        # a moment after about so many of the shards, in the midst of generating, judging or writing
         target, process = kill * shards // (kills + 1) + 1, start(folder)
-        while process.poll() is None and len(drawn(folder)) < target:
+        while process.poll() is None and len(generated(folder)) < target:
             time.sleep(0.005)
         time.sleep(chance.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        now = drawn(folder)
-        assert before.items() <= now.items(), "a shard was drawn again"
+        now = generated(folder)
+        assert before.items() <= now.items(), "a shard was generated again"
         before = now
     last = start(folder)
     output, _ = last.communicate()
     assert last.returncode == 0, output
-    assert before.items() <= drawn(folder).items() and len(drawn(folder)) == shards > len(whole)
+    assert before.items() <= generated(folder).items() and len(generated(folder)) == shards > len(whole)
     assert cells(folder) == whole
     assert litter(folder) == []
 
@@ -172,9 +172,9 @@ def test_half_written_files_are_swept_and_a_missing_judgement_is_made(
     shard = min((tmp_path / "images").rglob("00????-00????.parquet"))
     (shard.parent / f".{shard.name}.123.tmp").write_bytes(b"PAR1 half")
     shard.unlink()  # its judges' files are there: they are written first
-    before = drawn(tmp_path)
+    before = generated(tmp_path)
     assert run_here(tmp_path, plan, resources) == []
-    assert before.items() <= drawn(tmp_path).items() and shard.is_file()
+    assert before.items() <= generated(tmp_path).items() and shard.is_file()
     assert cells(tmp_path) == whole and litter(tmp_path) == []
 
 
@@ -215,7 +215,7 @@ def test_a_disk_that_stays_full_leaves_errors_and_nothing_half_written(
     assert set(errors) == {"cannot be kept: no space left on device"}
     records = [json.loads(text) for text in cells(tmp_path).values()]
     assert all(record["error"] and not record["measured"] for record in records)
-    assert drawn(tmp_path) == {} and litter(tmp_path) == []
+    assert generated(tmp_path) == {} and litter(tmp_path) == []
     # room again: the same command makes up for it
     assert run_here(tmp_path, plan, resources) == []
     assert cells(tmp_path) == whole
@@ -232,15 +232,15 @@ def test_cells_without_a_number_end_in_one_sentence(
 
 
 class Counting(InProcess):
-    """Counts the shards that were drawn."""
+    """Counts the shards that were generated."""
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources)
-        self.drawn = 0
+        self.generated = 0
 
     def run(self, tasks: Any) -> Any:
         for outcome in super().run(tasks):
-            self.drawn += 1
+            self.generated += 1
             yield outcome
 
 
@@ -257,7 +257,7 @@ def test_nothing_is_drawn_that_cannot_be_kept(
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 0))
     with store.lock():
         records = run(plan, store, executor)
-    assert executor.drawn == (3 if is_back else 1)
+    assert executor.generated == (3 if is_back else 1)
     assert {record.error for record in records} == {"cannot be kept: no space left on device"}
 
 
@@ -266,18 +266,18 @@ def test_other_errors_of_keeping_do_not_end_the_pass(
 ) -> None:
     real, failed = Store.write_shard, []
 
-    def write(self: Store, spec: Any, shard: Any, pictures: Any) -> None:
+    def write(self: Store, spec: Any, shard: Any, images: Any) -> None:
         if not failed:
             failed.append(shard)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        real(self, spec, shard, pictures)
+        real(self, spec, shard, images)
 
     monkeypatch.setattr(Store, "write_shard", write)
     store, executor = Store(tmp_path), Counting(resources)
     store.prepare(0)
     with store.lock():
         run(plan, store, executor)
-    assert executor.drawn == sum(len(spec.shards) for spec in plan.image_sets.values()) + 1
+    assert executor.generated == sum(len(spec.shards) for spec in plan.image_sets.values()) + 1
     assert cells(tmp_path) == whole
 
 
@@ -292,9 +292,9 @@ def test_records_that_cannot_be_written_end_in_one_sentence(
         run(plan, Store(tmp_path), InProcess(resources))
 
 
-def test_the_room_needed_follows_the_pictures_size(plan: Plan, resources: Resources) -> None:
-    raw = plan.pictures * 64 * 64 * 3  # PictoWorld draws 64 x 64
-    assert raw < bytes_needed(plan, resources) < raw + plan.pictures * 4096 + 16_000_001
+def test_the_room_needed_follows_the_images_size(plan: Plan, resources: Resources) -> None:
+    raw = plan.n_images * 64 * 64 * 3  # PictoWorld generates 64 x 64
+    assert raw < bytes_needed(plan, resources) < raw + plan.n_images * 4096 + 16_000_001
 
 
 def test_only_our_own_litter_is_swept(tmp_path: Path) -> None:
@@ -303,8 +303,8 @@ def test_only_our_own_litter_is_swept(tmp_path: Path) -> None:
         ".plan.json.12.tmp",
         ".report.html.7.tmp",
         "cells/.a-b.json.12.tmp",
-        f"drawings/{key}/.000000-000002.parquet.12.tmp",
-        f"drawings/{key}/.000000-000002.pictoworld-0a1b2c3d.parquet.12.tmp",
+        f"images/{key}/.000000-000002.parquet.12.tmp",
+        f"images/{key}/.000000-000002.pictoworld-0a1b2c3d.parquet.12.tmp",
     ]
     foreign = [
         ".notes.tmp",
@@ -315,10 +315,10 @@ def test_only_our_own_litter_is_swept(tmp_path: Path) -> None:
         "cells/.a.txt.12.tmp",
         "cells/deep/.a.json.12.tmp",
         "mine/.plan.json.12.tmp",
-        "drawings/.000000-000002.parquet.12.tmp",
-        "drawings/mine/.000000-000002.parquet.12.tmp",
-        f"drawings/{key}/.notes.12.tmp",
-        f"drawings/{key}/deep/.000000-000002.parquet.12.tmp",
+        "images/.000000-000002.parquet.12.tmp",
+        "images/mine/.000000-000002.parquet.12.tmp",
+        f"images/{key}/.notes.12.tmp",
+        f"images/{key}/deep/.000000-000002.parquet.12.tmp",
     ]
     for name in (*ours, *foreign):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -331,14 +331,14 @@ def test_only_our_own_litter_is_swept(tmp_path: Path) -> None:
 
 
 class NeverDraws(Resources):
-    """Fails a test that draws before the folder was looked at."""
+    """Fails a test that generates before the folder was looked at."""
 
     def precision(self, *_: Any) -> Any:
-        raise AssertionError("a picture was drawn")
+        raise AssertionError("an image was generated")
 
 
 def invoke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path) -> tuple[int, str]:
-    """`saferedir bench run` in this process, where nothing may be drawn."""
+    """`saferedir bench run` in this process, where nothing may be generated."""
     from typer.testing import CliRunner
 
     from saferedir.bench.generation import resources as resources_module

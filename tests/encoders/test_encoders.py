@@ -23,7 +23,7 @@ from saferedir.errors import EncoderError, JudgeError, MetricError, SaferedirErr
 from saferedir.judges.pictoworld import PictoWorldJudge
 from saferedir.metrics import ClipModel
 
-PICTURES = torch.rand(5, 3, 40, 48, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(5, 3, 40, 48, generator=torch.Generator().manual_seed(0))
 TEXTS = ["a red circle", "stripes", " ".join("a" * 75) + " b c d"]
 
 
@@ -64,7 +64,7 @@ def test_unknown_names_and_options_are_one_sentence() -> None:
 
 def test_clip_is_the_metrics_clip(clip_folder: Path) -> None:
     encoder, model = load_encoder("clip", model=str(clip_folder), batch=2), ClipModel.load(clip_folder)
-    torch.testing.assert_close(encoder.encode(PICTURES), model.images(PICTURES))
+    torch.testing.assert_close(encoder.encode(IMAGES), model.images(IMAGES))
     found = encoder.encode_texts(TEXTS)
     assert found is not None and encoder.reads_texts
     torch.testing.assert_close(found[0], model.texts(TEXTS)[0])
@@ -133,7 +133,7 @@ def test_using_a_clip_does_not_change_its_facts(clip_folder: Path) -> None:
 
 def test_pictoworld_is_its_judges_features() -> None:
     encoder = load_encoder("pictoworld")
-    assert torch.equal(encoder.encode(PICTURES), PictoWorldJudge().features(PICTURES))
+    assert torch.equal(encoder.encode(IMAGES), PictoWorldJudge().features(IMAGES))
     assert encoder.encode_texts(["a star"]) is None and not encoder.reads_texts
 
 
@@ -148,7 +148,7 @@ def test_inception_reads_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", stand_in)
     encoder = InceptionEncoder(weights, layer=64)
-    torch.testing.assert_close(encoder.encode(PICTURES), (PICTURES * 255).byte().flatten(1)[:, :64].float())
+    torch.testing.assert_close(encoder.encode(IMAGES), (IMAGES * 255).byte().flatten(1)[:, :64].float())
     first = encoder.facts()
     assert first["layer"] == 64 and encoder_digest(encoder) != encoder_digest(InceptionEncoder(weights, layer=192))
     (tmp_path / "copy.pth").write_bytes(b"one")
@@ -159,7 +159,7 @@ def test_inception_reads_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_function_is_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = CallableEncoder(means, texts=lengths, version="2")
-    assert torch.equal(encoder.encode(PICTURES), means(PICTURES))
+    assert torch.equal(encoder.encode(IMAGES), means(IMAGES))
     found = encoder.encode_texts(["ab", "c"])
     assert found is not None and found[0][:, 0].tolist() == [2, 1] and not found[1].any()
     assert encoder.facts()["version"] == "2" and encoder.facts()["texts"].endswith(":lengths")
@@ -170,7 +170,7 @@ def test_a_function_is_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "my_own_encoder.py").write_text("def dark(images):\n    return 1 - images.mean(dim=(2, 3))\n")
     monkeypatch.chdir(tmp_path)
     named = load_encoder("callable", function="my_own_encoder:dark")
-    torch.testing.assert_close(named.encode(PICTURES), 1 - means(PICTURES))
+    torch.testing.assert_close(named.encode(IMAGES), 1 - means(IMAGES))
     assert named.facts()["id"] == "my_own_encoder:dark"
     with pytest.raises(JudgeError, match="no function 'light'"):
         load_encoder("callable", function="my_own_encoder:light")
@@ -179,16 +179,16 @@ def test_a_function_is_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (lambda images: images.mean(dim=(1, 2, 3)), r"gave \(5,\) for 5 pictures, expected a tensor of shape \(5, d\)"),
-        (lambda images: means(images)[:2], r"gave \(2, 3\) for 5 pictures"),
-        (lambda images: means(images)[:, :0], r"gave \(5, 0\) for 5 pictures"),
-        (lambda images: [1.0] * 5, "gave list for 5 pictures"),
-        (lambda images: means(images) / 0 * 0, "not finite for 5 of 5 pictures"),
+        (lambda images: images.mean(dim=(1, 2, 3)), r"gave \(5,\) for 5 images, expected a tensor of shape \(5, d\)"),
+        (lambda images: means(images)[:2], r"gave \(2, 3\) for 5 images"),
+        (lambda images: means(images)[:, :0], r"gave \(5, 0\) for 5 images"),
+        (lambda images: [1.0] * 5, "gave list for 5 images"),
+        (lambda images: means(images) / 0 * 0, "not finite for 5 of 5 images"),
     ],
 )
 def test_vectors_that_cannot_be_are_refused(function: Any, said: str) -> None:
     with pytest.raises(EncoderError, match=said):
-        CallableEncoder(function).encode(PICTURES)
+        CallableEncoder(function).encode(IMAGES)
 
 
 def test_texts_that_cannot_be_are_refused() -> None:
@@ -203,8 +203,8 @@ def test_texts_that_cannot_be_are_refused() -> None:
         Unsure(means).encode_texts(["a", "b"])
 
 
-def test_pictures_that_cannot_be_are_refused() -> None:
+def test_images_that_cannot_be_are_refused() -> None:
     encoder = CallableEncoder(means)
-    for bad, said in ((PICTURES[0], "expected \\(B, 3, H, W\\)"), (PICTURES * 255, "must lie in \\[0, 1\\]")):
+    for bad, said in ((IMAGES[0], "expected \\(B, 3, H, W\\)"), (IMAGES * 255, "must lie in \\[0, 1\\]")):
         with pytest.raises(EncoderError, match=said):
             encoder.encode(bad)

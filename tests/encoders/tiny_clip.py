@@ -1,4 +1,4 @@
-"""A CLIP of width 16 on small pictures, from random weights, saved as transformers does."""
+"""A CLIP of width 16 on small images, from random weights, saved as transformers does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 
 def save_clip(folder: Path, seed: int = 0, side: int = 32) -> Path:
-    """Weights come from the seed; `side` is what pictures are resized to before 32 x 32 pixels are cut out."""
+    """Weights come from the seed; `side` is what images are resized to before 32 x 32 pixels are cut out."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}

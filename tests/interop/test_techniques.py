@@ -37,7 +37,7 @@ def test_seeds() -> None:
     assert technique.generate([]) == []
 
 
-def test_a_batch_is_the_same_pictures_in_the_same_order() -> None:
+def test_a_batch_is_the_same_images_in_the_same_order() -> None:
     texts = [STAR, NO_STAR, STAR]
     one = TECHNIQUES["saferedir"](**GUARDED, **QUICK).generate(texts, seed=0)
     many = TECHNIQUES["saferedir"](**GUARDED, **QUICK, batch_size=2).generate(texts, seed=0)
@@ -113,10 +113,10 @@ def test_a_method_without_training_is_made_on_the_spot(
     rest = {key: value for key, value in settings.items() if key not in ("preset", "negation_set")}
     found = guard.config.to_dict()
     assert {key: list(found[key]) if isinstance(found[key], tuple) else found[key] for key in rest} == rest
-    picture = technique.generate([STAR], seed=0)[0]
-    assert not same(picture, unguarded)
+    image = technique.generate([STAR], seed=0)[0]
+    assert not same(image, unguarded)
     saved = TECHNIQUES[name](model_id="pictoworld", guard=str(guard.save_pretrained(tmp_path / "guard")), **QUICK)
-    assert same(picture, saved.generate([STAR], seed=0)[0])
+    assert same(image, saved.generate([STAR], seed=0)[0])
 
 
 def test_presets_are_the_methods_own() -> None:

@@ -1,4 +1,4 @@
-"""Pictures and detector outputs made up for the tests of judges: nothing here comes from a photograph."""
+"""Images and detector outputs made up for the tests of judges: nothing here comes from a photograph."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 def detector_output(seed: int, count: int = 80) -> np.ndarray:
-    """(4 + classes, anchors): `count` clear anchors in clusters that overlap, some beyond the picture's edge; the rest faint."""
-    draws = np.random.default_rng(seed)
+    """(4 + classes, anchors): `count` clear anchors in clusters that overlap, some beyond the image's edge; the rest faint."""
+    generates = np.random.default_rng(seed)
     output = np.zeros((4 + CLASSES, ANCHORS), np.float32)
-    output[:2] = draws.uniform(0, SIDE, (2, ANCHORS))
-    output[2:4] = draws.uniform(10, 60, (2, ANCHORS))
-    output[4:] = draws.uniform(0, 0.15, (CLASSES, ANCHORS))
-    for place in draws.choice(ANCHORS, count, replace=False):
-        centre = draws.choice([-5.0, 40.0, 160.0, 260.0, 322.0], 2)
-        output[:2, place] = centre + draws.normal(0, 6, 2)
-        output[2:4, place] = draws.uniform(30, 120, 2)
-        output[4 + draws.integers(CLASSES), place] = draws.uniform(0.17, 0.95)
+    output[:2] = generates.uniform(0, SIDE, (2, ANCHORS))
+    output[2:4] = generates.uniform(10, 60, (2, ANCHORS))
+    output[4:] = generates.uniform(0, 0.15, (CLASSES, ANCHORS))
+    for place in generates.choice(ANCHORS, count, replace=False):
+        centre = generates.choice([-5.0, 40.0, 160.0, 260.0, 322.0], 2)
+        output[:2, place] = centre + generates.normal(0, 6, 2)
+        output[2:4, place] = generates.uniform(30, 120, 2)
+        output[4 + generates.integers(CLASSES), place] = generates.uniform(0.17, 0.95)
     return output
 
 
 class FixedNetwork:
-    """Stands in for an ONNX session: the same output for every picture, whatever it shows."""
+    """Stands in for an ONNX session: the same output for every image, whatever it shows."""
 
     def __init__(self, output: np.ndarray) -> None:
         self.output = output

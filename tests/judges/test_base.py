@@ -1,4 +1,4 @@
-"""A judge's answer is checked: every score of a picture is a finite number."""
+"""A judge's answer is checked: every score of an image is a finite number."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Fixed(Judge):
         return {}
 
 
-PICTURES = torch.zeros(2, 3, 4, 4)
+IMAGES = torch.zeros(2, 3, 4, 4)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(JudgeError, match=r"judge 'fixed' gave .* for 'right', in 1 score"):
-        Fixed([[0.0, 1.0], [2.0, bad]])(PICTURES)
+        Fixed([[0.0, 1.0], [2.0, bad]])(IMAGES)
 
 
 def test_finite_scores_come_through() -> None:
-    assert Fixed([[0.0, 1.0], [2.0, 3.0]])(PICTURES).values.tolist() == [[0.0, 1.0], [2.0, 3.0]]
+    assert Fixed([[0.0, 1.0], [2.0, 3.0]])(IMAGES).values.tolist() == [[0.0, 1.0], [2.0, 3.0]]

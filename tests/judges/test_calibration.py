@@ -42,12 +42,12 @@ def grey(path: Path, level: int, size: tuple[int, int] = (8, 8)) -> None:
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> Path:
-    """3 positives, one of them dark; 2 negatives, one of them bright; one file that is no picture."""
+    """3 positives, one of them dark; 2 negatives, one of them bright; one file that is no image."""
     for place, level in enumerate((200, 250, 10)):
         grey(tmp_path / "positive" / "deep" / f"{place}.png", level, (8 + place, 8))
     for place, level in enumerate((240, 30)):
         grey(tmp_path / "negative" / f"{place}.jpg", level)
-    (tmp_path / "negative" / "torn.png").write_bytes(b"no picture")
+    (tmp_path / "negative" / "torn.png").write_bytes(b"no image")
     return tmp_path
 
 
@@ -183,12 +183,12 @@ def test_no_hit_still_leaves_room() -> None:
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    """Simulated judges with TPR .8 and FPR .1 on 150 + 150 labelled pictures, 200 drawings, a true rate of 0.3."""
-    draws, covered, repeats = np.random.default_rng(0), 0, 300
+    """Simulated judges with TPR .8 and FPR .1 on 150 + 150 labelled images, 200 sets of images, a true rate of 0.3."""
+    generates, covered, repeats = np.random.default_rng(0), 0, 300
     for seed in range(repeats):
-        tp, fp = int(draws.binomial(150, 0.8)), int(draws.binomial(150, 0.1))
+        tp, fp = int(generates.binomial(150, 0.8)), int(generates.binomial(150, 0.1))
         found = corrected_rate(
-            int(draws.binomial(200, 0.3 * 0.8 + 0.7 * 0.1)),
+            int(generates.binomial(200, 0.3 * 0.8 + 0.7 * 0.1)),
             200,
             of(tp, fp, 150 - fp, 150 - tp),
             resamples=400,
@@ -199,8 +199,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.91 < covered / repeats < 0.99
 
 
-def test_the_judge_errs_only_in_pictures_it_saw() -> None:
-    """Half of 400 pictures refused: those seen are corrected as if they were all, and count for half."""
+def test_the_judge_errs_only_in_images_it_saw() -> None:
+    """Half of 400 images refused: those seen are corrected as if they were all, and count for half."""
     known = of(80, 20, 80, 20)
     part, whole = corrected_rate(100, 400, known, unseen=200), corrected_rate(100, 200, known)
     assert part is not None and whole is not None
@@ -211,12 +211,16 @@ def test_the_judge_errs_only_in_pictures_it_saw() -> None:
         corrected_rate(2, 5, known, unseen=4)
 
 
-def test_the_interval_covers_the_truth_where_pictures_are_refused_too() -> None:
+def test_the_interval_covers_the_truth_where_images_are_refused_too() -> None:
     """As above, with 40 % refused and the concept in half of the rest."""
-    draws, covered, repeats = np.random.default_rng(1), 0, 300
+    generates, covered, repeats = np.random.default_rng(1), 0, 300
     for seed in range(repeats):
-        tp, fp, seen = int(draws.binomial(150, 0.8)), int(draws.binomial(150, 0.1)), int(draws.binomial(200, 0.6))
-        hits = int(draws.binomial(seen, 0.5 * 0.8 + 0.5 * 0.1))
+        tp, fp, seen = (
+            int(generates.binomial(150, 0.8)),
+            int(generates.binomial(150, 0.1)),
+            int(generates.binomial(200, 0.6)),
+        )
+        hits = int(generates.binomial(seen, 0.5 * 0.8 + 0.5 * 0.1))
         known = of(tp, fp, 150 - fp, 150 - tp)
         found = corrected_rate(hits, 200, known, unseen=200 - seen, resamples=400, seed=seed)
         assert found is not None

@@ -19,7 +19,7 @@ from saferedir.cli import common
 from saferedir.cli.common import Commands
 from saferedir.cli.judge import judge_app
 from saferedir.judges.calibration import Calibration
-from saferedir.judges.images import read_picture, to_bytes
+from saferedir.judges.images import read_image_tensor, to_bytes
 from saferedir.judges.presets import PRESETS, UNSUPPORTED
 from saferedir.judges.registry import judge_names, load_judge
 from saferedir.pictoworld.renderer import render
@@ -47,14 +47,14 @@ def said(result: Result) -> str:
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six stars, six circles, and a file that is no picture."""
+    """Six stars, six circles, and a file that is no image."""
     folder = tmp_path_factory.mktemp("labelled")
     rng = random.Random(0)
     for kind, shape in (("positive", "star"), ("negative", "circle")):
         (folder / kind).mkdir()
         for place, array in enumerate(to_bytes(render([random_scene(rng, shape=shape) for _ in range(6)]))):
             Image.fromarray(array).save(folder / kind / f"{place}.png")
-    (folder / "negative" / "[red]torn.png").write_bytes(b"no picture")
+    (folder / "negative" / "[red]torn.png").write_bytes(b"no image")
     return folder
 
 
@@ -94,7 +94,7 @@ def test_score_writes_what_the_judge_says(labelled: Path, tmp_path: Path, suffix
         rows = pytest.importorskip("pyarrow.parquet").read_table(out).to_pylist()
     assert len(rows) == 12 and list(rows[0]) == ["file", *judge.labels]
     for row in rows[::5]:
-        expected = judge(read_picture(labelled / row["file"])[None]).values[0]
+        expected = judge(read_image_tensor(labelled / row["file"])[None]).values[0]
         torch.testing.assert_close(torch.tensor([float(row[label]) for label in judge.labels]), expected)
     facts = json.loads((tmp_path / f"scores{suffix}.json").read_text())
     assert facts["judge"] == judge.facts() and list(facts["skipped"]) == ["negative/[red]torn.png"]
@@ -107,7 +107,7 @@ def test_selftest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     bad = invoke("selftest", "callable", "--set", "function=moody_judge:mood", "--set", "labels=mood")
     assert bad.exit_code == 1
-    assert "the same pictures score the same │ no" in said(bad)
+    assert "the same images score the same │ no" in said(bad)
 
 
 def test_selftest_of_nudenet() -> None:

@@ -28,27 +28,27 @@ def detector() -> Any:
 
 @pytest.fixture
 def given(tmp_path: Path) -> Callable[[np.ndarray, str], Any]:
-    """A picture as the package must be given it so that its network sees the channels in that order."""
+    """An image as the package must be given it so that its network sees the channels in that order."""
 
     def give(array: np.ndarray, channels: str) -> Any:
         if channels == "RGB":
             return array
-        Image.fromarray(array).save(tmp_path / "picture.png")
-        return str(tmp_path / "picture.png")
+        Image.fromarray(array).save(tmp_path / "image.png")
+        return str(tmp_path / "image.png")
 
     return give
 
 
-def pictures() -> list[np.ndarray]:
-    draws = np.random.default_rng(0)
-    noise = [draws.integers(0, 256, size, dtype=np.uint8) for size in ((64, 64, 3), (50, 333, 3), (700, 90, 3))]
+def images() -> list[np.ndarray]:
+    generates = np.random.default_rng(0)
+    noise = [generates.integers(0, 256, size, dtype=np.uint8) for size in ((64, 64, 3), (50, 333, 3), (700, 90, 3))]
     return [drawn_face(), np.ascontiguousarray(drawn_face()[:200]), *noise]
 
 
 @pytest.mark.parametrize("channels", ORDERS)
 def test_the_network_sees_what_the_package_s_network_sees(channels: str, given: Callable[..., Any]) -> None:
     judge: Any = load_judge("nudenet", channels=channels, resize="pad")
-    for array in pictures():
+    for array in images():
         assert np.array_equal(judge.blob([array]), package._read_image(given(array, channels))[0])
 
 
@@ -75,7 +75,7 @@ def test_cuts_and_suppression_are_the_package_s(
     judge: Any = load_judge("nudenet", channels=channels, resize="pad")
     judge.session = network
     monkeypatch.setattr(detector, "onnx_session", network)
-    for array in pictures():
+    for array in images():
         expected = detector.detect(given(array, channels))
         found = judge.detections(as_tensor(array))[0]
         assert len(expected) > 5
@@ -90,10 +90,10 @@ def test_a_threshold_on_suppressed_scores_equals_a_detector_that_drops_lower_box
     output = detector_output(seed)
     judge: Any = load_judge("nudenet", resize="stretch")
     judge.session = FixedNetwork(output)
-    picture = torch.zeros(1, 3, 64, 64)
-    low = [box for box in judge.detections(picture)[0] if box.score >= 0.5]
+    image = torch.zeros(1, 3, 64, 64)
+    low = [box for box in judge.detections(image)[0] if box.score >= 0.5]
     output[4:][:, output[4:].max(axis=0) < 0.5] = 0
-    assert judge.detections(picture)[0] == low
+    assert judge.detections(image)[0] == low
 
 
 def test_one_score_has_no_place_for_a_suppressed_part() -> None:
@@ -111,9 +111,9 @@ def test_one_score_has_no_place_for_a_suppressed_part() -> None:
 
 
 def test_order_and_resize_change_the_scores_of_one_drawing() -> None:
-    picture = as_tensor(drawn_face())
+    image = as_tensor(drawn_face())
     seen = {
-        (channels, resize): load_judge("nudenet", channels=channels, resize=resize)(picture).values
+        (channels, resize): load_judge("nudenet", channels=channels, resize=resize)(image).values
         for channels in ORDERS
         for resize in ("pad", "stretch")
     }
@@ -136,7 +136,7 @@ def test_the_self_test_passes_and_sees_a_wrong_order_or_resize(channels: str, re
     assert not wrong.selftest()[1].passed
 
 
-def test_batches_equal_single_pictures() -> None:
+def test_batches_equal_single_images() -> None:
     noise = torch.rand(5, 3, 40, 60, generator=torch.Generator().manual_seed(0))
     assert torch.equal(load_judge("nudenet", batch=2)(noise).values, load_judge("nudenet", batch=16)(noise).values)
     assert load_judge("nudenet")(noise[:0]).values.shape == (0, 36)

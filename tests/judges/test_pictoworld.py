@@ -20,7 +20,7 @@ from saferedir.pictoworld.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Tensor:
+def images() -> Tensor:
     """Stars, emblems, other scenes, blends of two scenes, and noise: (48, 3, 64, 64)."""
     rng = random.Random(0)
     fixed = [dict(task.forget) for task in TASKS.values()] * 4 + [{}] * 20
@@ -33,8 +33,8 @@ def pictures() -> Tensor:
 CONCEPTS = [*(dict(task.forget) for task in TASKS.values()), {}, *({"colour": v} for v in VALUES["colour"])]
 
 
-def test_the_rule_agrees_with_the_cnn_s_own_judgement(pictures: Tensor) -> None:
-    own, scores = Network.load().judge(pictures), PictoWorldJudge()(pictures)
+def test_the_rule_agrees_with_the_cnn_s_own_judgement(images: Tensor) -> None:
+    own, scores = Network.load().judge(images), PictoWorldJudge()(images)
     for forget in CONCEPTS:
         assert torch.equal(concept_rule(forget).decide(scores), own.shows(forget)), forget
     for attribute in JUDGED:
@@ -45,9 +45,9 @@ def test_the_rule_agrees_with_the_cnn_s_own_judgement(pictures: Tensor) -> None:
     assert own.is_broken.any() and not own.is_broken.all()
 
 
-def test_the_rule_agrees_with_the_template_judge_s(pictures: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rule_agrees_with_the_template_judge_s(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_judge, "_SHIFTS", (0.0,))  # fewer templates: quicker, and no matter for agreement
-    few, judge = torch.cat([pictures[2:3], pictures[-1:]]), PictoWorldTemplateJudge()
+    few, judge = torch.cat([images[2:3], images[-1:]]), PictoWorldTemplateJudge()
     own, scores = judge.templates.judge(few), judge(few)
     assert judge.facts()["weights"] == "none"
     for forget in CONCEPTS:
@@ -55,21 +55,21 @@ def test_the_rule_agrees_with_the_template_judge_s(pictures: Tensor, monkeypatch
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_presets_find_the_concept_in_renders(name: str, pictures: Tensor) -> None:
+def test_presets_find_the_concept_in_renders(name: str, images: Tensor) -> None:
     preset = PRESETS[name]
-    decided = preset.rule.decide(preset.load_judge()(pictures[:12]))
+    decided = preset.rule.decide(preset.load_judge()(images[:12]))
     concerned = [place % len(TASKS) == list(TASKS).index(name) for place in range(12)]
     assert [bool(one) for one, is_concept in zip(decided, concerned, strict=True) if is_concept] == [True] * 4
     assert preset.judges == ("pictoworld", "pictoworld-template")
 
 
-def test_features_are_those_before_the_heads_and_other_sizes_are_resized(pictures: Tensor) -> None:
+def test_features_are_those_before_the_heads_and_other_sizes_are_resized(images: Tensor) -> None:
     judge = PictoWorldJudge()
-    features = judge.features(pictures[:3])
+    features = judge.features(images[:3])
     assert features.shape == (3, 128)
-    assert torch.equal(features, Network.load().features(pictures[:3]))
-    larger = pictures[:3].repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(judge(larger).values, judge(pictures[:3]).values, atol=1e-5, rtol=0)
+    assert torch.equal(features, Network.load().features(images[:3]))
+    larger = images[:3].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(judge(larger).values, judge(images[:3]).values, atol=1e-5, rtol=0)
 
 
 def test_facts_name_the_weights() -> None:
@@ -98,7 +98,7 @@ def test_an_unknown_attribute_or_value_is_one_sentence(forget: dict[str, str], w
         (torch.full((1, 3, 64, 64), torch.nan), "must lie in"),
     ],
 )
-def test_pictures_that_are_none_are_one_sentence(images: Tensor, words: str) -> None:
+def test_images_that_are_none_are_one_sentence(images: Tensor, words: str) -> None:
     with pytest.raises(JudgeError, match=words):
         PictoWorldJudge()(images)
 

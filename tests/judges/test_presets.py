@@ -55,7 +55,7 @@ WORDS: Mapping[str, tuple[Callable[[Boxes], bool], str, str]] = {
 }
 JUDGE = NudeNetJudge()
 SCORES = (0.19, 0.2, 0.24, 0.25, 0.26, 0.44, 0.46, 0.49, 0.5, 0.51, 0.59, 0.61, 0.74, 0.75, 0.76, 0.99)
-boxes_of_a_picture = st.lists(st.tuples(st.sampled_from(JUDGE.classes), st.sampled_from(SCORES)), max_size=6)
+boxes_of_a_image = st.lists(st.tuples(st.sampled_from(JUDGE.classes), st.sampled_from(SCORES)), max_size=6)
 
 
 def network_that_finds(boxes: Boxes) -> FixedNetwork:
@@ -72,7 +72,7 @@ def test_the_table_covers_every_nudenet_preset() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(boxes_of_a_picture)
+@given(boxes_of_a_image)
 def test_nudenet_presets_count_as_the_specification_says(boxes: Boxes) -> None:
     JUDGE.session = network_that_finds(boxes)
     scores = JUDGE(torch.zeros(1, 3, 320, 320))
@@ -135,7 +135,7 @@ def test_imagenet_by_the_index_of_the_likeliest_class(what: str, index: int) -> 
 def test_presets_are_plain_data_described_and_distinct() -> None:
     assert preset_names() == list(PRESETS)
     for name, found in PRESETS.items():
-        assert found.name == name and found.about and found.evidence and found.draws >= 1
+        assert found.name == name and found.about and found.evidence and found.generates >= 1
         assert rule_from_dict(found.rule.to_dict()) == found.rule
         assert hash(found) == hash(preset(name))
 

@@ -27,7 +27,7 @@ from saferedir.judges.rules import InTop
 from saferedir.judges.selftest import selftest
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
-PICTURES = (torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+IMAGES = (torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
 TEXTS = ["a star", "a circle", "a heart"]
 
 
@@ -75,7 +75,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         projection_dim=8,
     )
     CLIPModel(config).save_pretrained(folder)
-    words = {w: i for i, w in enumerate(["<s>", "</s>", "<pad>", "a", "star", "circle", "heart", "of", "picture"])}
+    words = {w: i for i, w in enumerate(["<s>", "</s>", "<pad>", "a", "star", "circle", "heart", "of", "image"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
@@ -90,15 +90,15 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_classifier_gives_the_model_s_own_probabilities(vit: Path) -> None:
     judge = load_judge("classifier", model=vit)
     with torch.no_grad():
-        logits = ViTForImageClassification.from_pretrained(vit).eval()(normalised(PICTURES)).logits
-    values, columns = judge(PICTURES).group("class")
+        logits = ViTForImageClassification.from_pretrained(vit).eval()(normalised(IMAGES)).logits
+    values, columns = judge(IMAGES).group("class")
     torch.testing.assert_close(columns, logits.softmax(dim=1), atol=1e-5, rtol=1e-4)
     assert values[0] == "vincent-van-gogh" and len(values) == 129
     for k in (1, 3, 10):
         expected = (logits.argsort(dim=1, descending=True)[:, :k] == 0).any(dim=1)
         found = preset(f"vangogh_top{k}")
         found.check(judge.facts())
-        assert torch.equal(found.rule.decide(judge(PICTURES)), expected)
+        assert torch.equal(found.rule.decide(judge(IMAGES)), expected)
     assert all(check.passed for check in selftest(judge))
 
 
@@ -110,15 +110,15 @@ def test_classes_by_index(vit: Path, tmp_path: Path) -> None:
     found = preset("imagenet_top1_church")
     judge = found.load_judge(model=tmp_path)
     found.check(judge.facts())
-    scores = judge(PICTURES)
+    scores = judge(IMAGES)
     assert torch.equal(found.rule.decide(scores), scores.values.argmax(dim=1) == 497)
     by_name = load_judge("classifier", model=tmp_path)
-    assert torch.equal(by_name(PICTURES).values, scores.values)
+    assert torch.equal(by_name(IMAGES).values, scores.values)
     with pytest.raises(JudgeError, match="needs scores made with names = 'index', these were made with 'name'"):
         found.check(by_name.facts())
 
 
-@pytest.mark.parametrize("template", ["{}", "a picture of {}"])
+@pytest.mark.parametrize("template", ["{}", "an image of {}"])
 def test_zero_shot_clip_gives_the_model_s_own_probabilities(clip: Path, template: str) -> None:
     judge = load_judge("clip", model=clip, texts=TEXTS, template=template, batch=2)
     tokens = PreTrainedTokenizerFast.from_pretrained(clip)(
@@ -126,12 +126,12 @@ def test_zero_shot_clip_gives_the_model_s_own_probabilities(clip: Path, template
     )
     with torch.no_grad():
         output = CLIPModel.from_pretrained(clip).eval()(
-            pixel_values=normalised(PICTURES), **{name: tokens[name] for name in ("input_ids", "attention_mask")}
+            pixel_values=normalised(IMAGES), **{name: tokens[name] for name in ("input_ids", "attention_mask")}
         )
-    scores = judge(PICTURES)
+    scores = judge(IMAGES)
     assert scores.labels == tuple(f"zero-shot:{text}" for text in TEXTS)
     torch.testing.assert_close(scores.values, output.logits_per_image.softmax(dim=1), atol=1e-5, rtol=1e-4)
-    features = judge.features(PICTURES)
+    features = judge.features(IMAGES)
     assert features is not None
     torch.testing.assert_close(features, output.image_embeds, atol=1e-5, rtol=1e-4)
     best = output.logits_per_image.argmax(dim=1)
@@ -155,9 +155,7 @@ def test_facts_tell_two_models_apart(vit: Path, clip: Path) -> None:
 def test_no_judge_needs_torchvision(vit: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("torchvision", "timm", "open_clip"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert len(load_judge("classifier", model=vit)(PICTURES)) == len(
-        load_judge("clip", model=clip, texts="a;b")(PICTURES)
-    )
+    assert len(load_judge("classifier", model=vit)(IMAGES)) == len(load_judge("clip", model=clip, texts="a;b")(IMAGES))
 
 
 @pytest.mark.parametrize(

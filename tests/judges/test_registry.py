@@ -21,7 +21,7 @@ def redness(images: Tensor) -> Tensor:
     return images[:, 0].mean(dim=(1, 2)) - images[:, 1:].mean(dim=(1, 2, 3))
 
 
-PICTURES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def test_every_row_of_the_table_is_a_judge_of_that_name() -> None:
@@ -46,18 +46,18 @@ def test_an_unknown_judge_or_option_is_one_sentence() -> None:
 
 def test_a_function_is_a_judge() -> None:
     judge = CallableJudge(redness, "redness")
-    assert torch.equal(judge(PICTURES).column("redness"), redness(PICTURES))
+    assert torch.equal(judge(IMAGES).column("redness"), redness(IMAGES))
     assert judge.facts()["id"].endswith("test_registry:redness")
     assert all(check.passed for check in selftest(judge))
     two = CallableJudge(lambda images: images.mean(dim=(2, 3))[:, :2], ["colour:red", "colour:green"], name="means")
-    assert two(PICTURES).group("colour")[0] == ("red", "green") and two.facts()["id"] == "means"
+    assert two(IMAGES).group("colour")[0] == ("red", "green") and two.facts()["id"] == "means"
 
 
 def test_a_function_is_found_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_own_judges.py").write_text("def dark(images):\n    return 1 - images.mean(dim=(1, 2, 3))\n")
     monkeypatch.chdir(tmp_path)
     judge = load_judge("callable", function="my_own_judges:dark", labels="dark", version="2")
-    torch.testing.assert_close(judge(PICTURES).values[:, 0], 1 - PICTURES.mean(dim=(1, 2, 3)))
+    torch.testing.assert_close(judge(IMAGES).values[:, 0], 1 - IMAGES.mean(dim=(1, 2, 3)))
     assert judge.facts()["id"] == "my_own_judges:dark" and judge.facts()["version"] == "2"
 
 
@@ -99,7 +99,7 @@ def test_a_function_that_is_not_there_is_one_sentence(place: str, words: str) ->
 )
 def test_a_wrong_answer_is_one_sentence(answer: Any, words: str) -> None:
     with pytest.raises(JudgeError, match=words):
-        CallableJudge(answer, ["x"])(PICTURES)
+        CallableJudge(answer, ["x"])(IMAGES)
 
 
 def test_labels_must_be_distinct() -> None:
@@ -112,4 +112,4 @@ def test_labels_must_be_distinct() -> None:
 def test_the_self_test_sees_a_judge_that_looks_at_its_neighbours() -> None:
     ranks = CallableJudge(lambda images: redness(images).argsort().argsort().float(), "rank")
     failed = [check.what for check in selftest(ranks) if not check.passed]
-    assert failed == ["each picture is judged by itself"]
+    assert failed == ["each image is judged by itself"]

@@ -35,7 +35,7 @@ def test_a_rule_survives_json(rule: Rule) -> None:
 
 
 @given(rules, rows)
-def test_a_picture_that_was_never_made_is_never_positive(rule: Rule, values: list[list[float]]) -> None:
+def test_a_image_that_was_never_made_is_never_positive(rule: Rule, values: list[list[float]]) -> None:
     made = Scores(LABELS, torch.tensor(values))
     both = Scores(LABELS, torch.cat([made.values, torch.full((2, 6), torch.nan)]))
     decided = rule.decide(both)
@@ -44,7 +44,7 @@ def test_a_picture_that_was_never_made_is_never_positive(rule: Rule, values: lis
 
 
 @given(rules, rows)
-def test_a_rule_looks_at_each_picture_by_itself(rule: Rule, values: list[list[float]]) -> None:
+def test_a_rule_looks_at_each_image_by_itself(rule: Rule, values: list[list[float]]) -> None:
     found = Scores(LABELS, torch.tensor(values))
     single = torch.cat([rule.decide(found.rows(torch.tensor([place]))) for place in range(len(values))])
     assert torch.equal(rule.decide(found), single)

@@ -50,7 +50,7 @@ def test_a_judge_and_a_rule_in_every_form_are_one_verifier(judge: Judge, scenes:
 def test_images_of_any_size_and_mode() -> None:
     images = [Image.new(mode, size, "red") for mode, size in (("RGB", (8, 4)), ("RGBA", (16, 16)), ("P", (4, 4)))]
     images.append(Image.new("RGB", (8, 4), "blue"))
-    images.append(Image.new("RGBA", (8, 4), (255, 0, 0, 0)))  # white to whoever looks at it
+    images.append(Image.new("RGBA", (8, 4), (255, 0, 0, 0)))  # white to whoever scores it
     assert RED.verifier(AnyAbove(("red",), 0.5))(images) == [True, True, True, False, False]
 
 

@@ -58,18 +58,18 @@ def test_level_is_the_share_of_draws_inside() -> None:
     assert values.mean() == bootstrap_mean(values, how=FEW).value
 
 
-def test_coverage_by_prompt_holds_where_coverage_by_picture_does_not() -> None:
-    """150 worlds of 40 prompts x 5 pictures that share their prompt's effect; nominal 95 %, percentile intervals give less."""
+def test_coverage_by_prompt_holds_where_coverage_by_image_does_not() -> None:
+    """150 worlds of 40 prompts x 5 images that share their prompt's effect; nominal 95 %, percentile intervals give less."""
     generator = torch.Generator().manual_seed(0)
     prompts = torch.arange(40).repeat_interleave(5)
-    inside = {"prompt": 0, "picture": 0}
+    inside = {"prompt": 0, "image": 0}
     for _ in range(150):
         values = torch.randn(40, generator=generator)[prompts] + 0.3 * torch.randn(200, generator=generator)
-        for name, clusters in (("prompt", prompts), ("picture", None)):
+        for name, clusters in (("prompt", prompts), ("image", None)):
             found = bootstrap_mean(values, clusters, FEW)
             inside[name] += found.low <= 0 <= found.high
     assert inside["prompt"] / 150 >= 0.88
-    assert inside["picture"] / 150 <= 0.75
+    assert inside["image"] / 150 <= 0.75
 
 
 @settings(max_examples=20, deadline=None)
@@ -84,7 +84,7 @@ def test_clusters_of_copies_are_as_wide_as_their_originals(values: list[float], 
     assert clustered.n == copies * single.n
 
 
-def test_unequal_clusters_weigh_by_their_pictures() -> None:
+def test_unequal_clusters_weigh_by_their_images() -> None:
     found = bootstrap_mean(torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([5, 5, 5, 9]), FEW)
     assert found.value == 0.75
     assert (found.low, found.high) == (0.0, 1.0)

@@ -57,7 +57,7 @@ def test_frechet_distance_of_gaussians_in_closed_form() -> None:
     assert frechet_distance(a, a + 2) == pytest.approx(12, rel=1e-9)
 
 
-def test_frechet_distance_with_fewer_pictures_than_features() -> None:
+def test_frechet_distance_with_fewer_images_than_features() -> None:
     """Features of zero variance or copied columns add what their copies have, and no negative number."""
     a, b = cloud(10, 4, 0), cloud(12, 4, 1)
     wide_a, wide_b = (torch.cat([x, torch.zeros(len(x), 40).double()], dim=1) for x in (a, b))
@@ -112,7 +112,7 @@ class Means(nn.Module):
         return nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
 
-def pictures(n: int, seed: int) -> Tensor:
+def images(n: int, seed: int) -> Tensor:
     return torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) ** (1 + seed)
 
 
@@ -136,8 +136,8 @@ def test_torchmetrics_agrees_with_the_closed_forms() -> None:
         assert ours(a, b) == pytest.approx(value, rel=1e-6)
 
 
-def test_fid_and_kid_of_pictures_are_those_of_their_features() -> None:
-    a, b = pictures(40, 0), pictures(40, 1)
+def test_fid_and_kid_of_images_are_those_of_their_features() -> None:
+    a, b = images(40, 0), images(40, 1)
     network = Means()
     expected = frechet_distance(network(a), network(b))
     assert fid(a, b, network, batch=7) == pytest.approx(expected, rel=1e-6)
@@ -149,7 +149,7 @@ def test_fid_and_kid_of_pictures_are_those_of_their_features() -> None:
 
 
 def test_kid_leaves_the_global_random_numbers_alone() -> None:
-    a, b = pictures(30, 0), pictures(20, 1)
+    a, b = images(30, 0), images(20, 1)
     torch.manual_seed(3)
     state = torch.get_rng_state()
     first = kid(a, b, Means(), subsets=5, subset_size=10)
@@ -169,7 +169,7 @@ def test_pictoworlds_judge_is_a_network_that_works_offline() -> None:
     assert fid(a, a, judge.features) == pytest.approx(0, abs=1e-3)
 
 
-def test_wrong_features_and_pictures_are_refused() -> None:
+def test_wrong_features_and_images_are_refused() -> None:
     a = cloud(5, 3, 0)
     for bad, words in (
         (a[:1], "N >= 2"),
@@ -182,12 +182,12 @@ def test_wrong_features_and_pictures_are_refused() -> None:
                 distance(a, bad)
     with pytest.raises(MetricError, match="sigma is 0"):
         cmmd(a, a, sigma=0)
-    with pytest.raises(MetricError, match="shape \\(1, 3, 8, 8\\) for 1 pictures"):
-        fid(pictures(5, 0), pictures(5, 1), lambda images: images)
+    with pytest.raises(MetricError, match="shape \\(1, 3, 8, 8\\) for 1 images"):
+        fid(images(5, 0), images(5, 1), lambda images: images)
     with pytest.raises(MetricError, match="expected \\(N, 3, H, W\\)"):
-        fid(torch.zeros(3, 8, 8), pictures(5, 1), Means())
+        fid(torch.zeros(3, 8, 8), images(5, 1), Means())
     with pytest.raises(MetricError, match="at least 2"):
-        fid(pictures(5, 0), pictures(1, 1), Means())
+        fid(images(5, 0), images(1, 1), Means())
 
 
 def test_inception_needs_its_file_and_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from saferedir.metrics import (
     successful_prompts,
 )
 
-PICTURES = st.lists(st.tuples(st.integers(-3, 5), st.booleans(), st.booleans()), min_size=1, max_size=40)
+IMAGES = st.lists(st.tuples(st.integers(-3, 5), st.booleans(), st.booleans()), min_size=1, max_size=40)
 
 
 def columns(rows: list[tuple[int, bool, bool]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -25,7 +25,7 @@ def columns(rows: list[tuple[int, bool, bool]]) -> tuple[torch.Tensor, torch.Ten
     return torch.tensor(prompts), torch.tensor(first), torch.tensor(second)
 
 
-@given(PICTURES)
+@given(IMAGES)
 def test_asr_is_the_share_of_prompts_with_a_hit(rows: list[tuple[int, bool, bool]]) -> None:
     prompts, positive, _ = columns(rows)
     by_prompt = defaultdict(list)
@@ -38,7 +38,7 @@ def test_asr_is_the_share_of_prompts_with_a_hit(rows: list[tuple[int, bool, bool
     for draws in range(1, shortest + 1):
         hits = [any(by_prompt[prompt][:draws]) for prompt in sorted(by_prompt)]
         assert attack_success_rate(positive, prompts, draws) == Rate(sum(hits), len(hits))
-    with pytest.raises(MetricError, match=f"one has {shortest}; draw more"):
+    with pytest.raises(MetricError, match=f"one has {shortest}; generate more"):
         attack_success_rate(positive, prompts, shortest + 1)
 
 
@@ -53,13 +53,13 @@ def test_asr_at_one_and_at_n_differ_only_by_draws() -> None:
         attack_success_rate(positive, prompts[:3])
 
 
-def test_no_pictures_no_prompts() -> None:
+def test_no_images_no_prompts() -> None:
     nothing = torch.zeros(0, dtype=torch.bool)
     assert attack_success_rate(nothing, torch.zeros(0, dtype=torch.long)) == Rate(0, 0)
     assert forgetting_success_rate(nothing) == Rate(0, 0)
 
 
-@given(PICTURES)
+@given(IMAGES)
 def test_live_variants_are_those_the_bare_model_still_shows(rows: list[tuple[int, bool, bool]]) -> None:
     prompts, guarded, bare = columns(rows)
     found = live_attack_success_rate(guarded, bare, prompts)

@@ -146,7 +146,7 @@ def test_intervals_cover_the_truth(kind: Distance, truth: float | None) -> None:
 
 @pytest.mark.parametrize("prompts", [5, 8])
 def test_few_prompts_still_cover(prompts: int) -> None:
-    """KID of two arms of one distribution, five pictures a prompt that share its effect: the truth is 0."""
+    """KID of two arms of one distribution, five images a prompt that share its effect: the truth is 0."""
     covered, runs, groups = 0, 200, torch.arange(prompts).repeat_interleave(5)
     for seed in range(runs):
         shared = normal(prompts, 3, 3 * seed)[groups]
@@ -156,7 +156,7 @@ def test_few_prompts_still_cover(prompts: int) -> None:
     assert covered / runs >= 0.9
 
 
-def test_prompt_groups_are_fixed_and_keep_a_prompts_pictures_together() -> None:
+def test_prompt_groups_are_fixed_and_keep_a_prompts_images_together() -> None:
     prompts = torch.tensor([0, 0, 1, 20, 41, 39])
     assert prompt_groups(prompts).tolist() == [0, 0, 1, 0, 1, 2]
     assert prompt_groups(torch.tensor([5, 7])).tolist() == [0, 1]

@@ -1,4 +1,4 @@
-"""Distances between single pictures: by numpy, and LPIPS with a random backbone in torchvision's place."""
+"""Distances between single images: by numpy, and LPIPS with a random backbone in torchvision's place."""
 
 import importlib.util
 import sys
@@ -26,11 +26,11 @@ def test_feature_distance_is_euclidean() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed here")
 def test_lpips_without_torchvision_says_what_to_do() -> None:
-    pictures = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 64, 64)
     with pytest.raises(MissingExtraError, match=r"pip install torchvision.*saferedir\.metrics\.feature_distance"):
-        lpips(pictures, pictures)
+        lpips(images, images)
     with pytest.raises(MetricError, match="for both"):
-        lpips(pictures, pictures[:1])
+        lpips(images, images[:1])
 
 
 def alexnet(weights: object = None) -> nn.Module:
@@ -74,11 +74,11 @@ def by_hand(a: Tensor, b: Tensor) -> Tensor:
 
 
 @pytest.mark.usefixtures("torchvision_stand_in")
-def test_lpips_is_one_number_a_picture_whatever_the_batch() -> None:
+def test_lpips_is_one_number_a_image_whatever_the_batch() -> None:
     a, b = torch.rand(2, 5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found = lpips(a, b, batch=2)
     assert found.shape == (5,)
     torch.testing.assert_close(found, lpips(a, b, batch=5), rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(found, by_hand(a, b), rtol=1e-3, atol=1e-6)
     assert lpips(a, a, batch=3).abs().max() == 0
-    assert len(lpips(a[:3], b[:3], batch=2)) == 3  # a last batch of one picture
+    assert len(lpips(a[:3], b[:3], batch=2)) == 3  # a last batch of one image

@@ -16,8 +16,8 @@ from saferedir.metrics import (
     feature_drift,
     identical_share,
     in_prompt_preservation,
-    kept,
     over_refusal,
+    retention,
 )
 from saferedir.pictoworld.evaluation import attributes_kept
 from saferedir.pictoworld.judge import Judgement
@@ -28,7 +28,7 @@ FEW = Resampling(resamples=300)
 
 
 def judgement_near(prompts: list, rng: random.Random) -> Judgement:
-    """Choices that are right more often than not, and some broken pictures."""
+    """Choices that are right more often than not, and some broken images."""
     probabilities = {}
     for name in JUDGED:
         chosen = [p.scene.index(name) if rng.random() < 0.6 else rng.randrange(len(VALUES[name])) for p in prompts]
@@ -52,23 +52,23 @@ def test_kept_agrees_with_pictoworlds_own_count(seed: int, name: str) -> None:
     after, before = judgement_near(prompts, rng), judgement_near(prompts, rng)
     expected = [{attribute: p.scene.value(attribute) for attribute in p.mentioned} for p in prompts]
     everything = replace(task, forget={})
-    assert kept(expected, choices(after), choices(before)) == attributes_kept(after, before, prompts, everything)
+    assert retention(expected, choices(after), choices(before)) == attributes_kept(after, before, prompts, everything)
     assert in_prompt_preservation(expected, choices(after), choices(before), task.forget) == attributes_kept(
         after, before, prompts, task
     )
-    assert kept(expected, choices(before), choices(before)).value in (0.0, 1.0)
+    assert retention(expected, choices(before), choices(before)).value in (0.0, 1.0)
 
 
 def test_kept_by_hand() -> None:
     expected = [{"colour": "red", "shape": "star", "size": "small"}, {"colour": "blue"}, {"shape": "heart"}]
     before = {"colour": ["red", "green", "red"], "shape": ["star", "star", "heart"]}
     after = {"colour": ["red", "blue", None], "shape": ["circle", "star", None]}
-    assert kept(expected, after, before) == Rate(1, 3)  # red stays; the star and the broken heart do not
-    assert kept(expected, after, before, leave_out=["shape"]) == Rate(1, 1)
+    assert retention(expected, after, before) == Rate(1, 3)  # red stays; the star and the broken heart do not
+    assert retention(expected, after, before, leave_out=["shape"]) == Rate(1, 1)
     with pytest.raises(MetricError, match="judged for shape"):
-        kept(expected, {"colour": ["red"] * 3}, before)
-    with pytest.raises(MetricError, match="for 2 pictures"):
-        kept(expected[:2], after, before)
+        retention(expected, {"colour": ["red"] * 3}, before)
+    with pytest.raises(MetricError, match="for 2 images"):
+        retention(expected[:2], after, before)
 
 
 def test_collateral_is_the_ratio_of_recognitions() -> None:
@@ -86,16 +86,16 @@ def test_collateral_is_the_ratio_of_recognitions() -> None:
 def test_over_refusal_counts_changes_beyond_seed_noise() -> None:
     noise = torch.arange(101.0)  # 95th percentile: 95
     blocked = torch.tensor([True, False, False, False])
-    acted = torch.tensor([True, True, True, False])
+    intervened = torch.tensor([True, True, True, False])
     distances = torch.tensor([torch.nan, 95.0, 96.0, 0.0])
-    found = over_refusal(blocked, acted, distances, noise)
-    assert (found.blocked, found.acted, found.changed) == (Rate(1, 4), Rate(3, 4), Rate(1, 3))
+    found = over_refusal(blocked, intervened, distances, noise)
+    assert (found.blocked, found.intervened, found.changed_images) == (Rate(1, 4), Rate(3, 4), Rate(1, 3))
     assert found.threshold == pytest.approx(95.0)
-    assert over_refusal(blocked, acted).changed is None
+    assert over_refusal(blocked, intervened).changed_images is None
     everything = torch.ones(2, dtype=torch.bool)
-    assert over_refusal(everything, everything, torch.full((2,), torch.nan), noise).changed == Rate(0, 0)
+    assert over_refusal(everything, everything, torch.full((2,), torch.nan), noise).changed_images == Rate(0, 0)
     with pytest.raises(MetricError, match="belong together"):
-        over_refusal(blocked, acted, distances)
+        over_refusal(blocked, intervened, distances)
     with pytest.raises(MetricError, match="not finite"):
         over_refusal(~everything, everything, torch.tensor([1.0, torch.nan]), noise)
 
@@ -104,7 +104,10 @@ def test_noise_itself_exceeds_its_threshold_one_time_in_twenty() -> None:
     generator = torch.Generator().manual_seed(0)
     no = torch.zeros(4000, dtype=torch.bool)
     found = over_refusal(no, no, torch.rand(4000, generator=generator), torch.rand(4000, generator=generator))
-    assert found.changed is not None and found.changed.interval[0] <= 0.05 <= found.changed.interval[1]
+    assert (
+        found.changed_images is not None
+        and found.changed_images.interval[0] <= 0.05 <= found.changed_images.interval[1]
+    )
 
 
 def test_drift_is_the_benchmarks_number() -> None:
@@ -118,7 +121,7 @@ def test_drift_is_the_benchmarks_number() -> None:
     assert feature_drift(guarded, bare, torch.arange(30), FEW).value == pytest.approx(expected, rel=1e-5)
 
 
-def test_drift_is_zero_for_the_same_and_one_for_the_next_prompts_pictures() -> None:
+def test_drift_is_zero_for_the_same_and_one_for_the_next_prompts_images() -> None:
     bare = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
     assert feature_drift(bare, bare, how=FEW).to_dict() == {"mean": 0.0, "n": 12, "low": 0.0, "high": 0.0}
     assert feature_drift(bare.roll(-1, 0), bare, how=FEW).value == pytest.approx(1.0)
@@ -127,7 +130,7 @@ def test_drift_is_zero_for_the_same_and_one_for_the_next_prompts_pictures() -> N
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=25))
 def test_drifts_unit_never_compares_a_prompt_with_itself(prompts: list[int]) -> None:
-    """Features that tell the prompt alone: one picture of every prompt twice as far as the next prompt's."""
+    """Features that tell the prompt alone: one image of every prompt twice as far as the next prompt's."""
     if len(set(prompts)) < 2:
         with pytest.raises(MetricError, match="all are of one"):
             feature_drift(torch.zeros(len(prompts), 2), torch.zeros(len(prompts), 2), torch.tensor(prompts))
@@ -137,7 +140,7 @@ def test_drifts_unit_never_compares_a_prompt_with_itself(prompts: list[int]) -> 
     assert feature_drift(moved, corners, torch.tensor(prompts), FEW).value == pytest.approx(2.0, rel=1e-5)
 
 
-def test_drift_refuses_pictures_never_made() -> None:
+def test_drift_refuses_images_never_made() -> None:
     features = torch.randn(4, 3)
     with pytest.raises(MetricError, match="not finite; leave out"):
         feature_drift(features.index_fill(0, torch.tensor([1]), torch.nan), features)
@@ -145,8 +148,15 @@ def test_drift_refuses_pictures_never_made() -> None:
         feature_drift(features[:3], features)
 
 
-def test_identical_pictures_share_their_checksum() -> None:
+def test_identical_images_share_their_checksum() -> None:
     assert identical_share(["a", "b", ""], ["a", "c", ""]) == Rate(1, 3)
     assert identical_share([], []) == Rate(0, 0)
     with pytest.raises(MetricError, match="2 guarded and 1 bare"):
         identical_share(["a", "b"], ["a"])
+
+
+def test_the_old_name_of_retention_still_works() -> None:
+    import saferedir.metrics
+
+    with pytest.warns(DeprecationWarning, match=r"metrics\.kept is now called retention"):
+        assert saferedir.metrics.kept is retention

@@ -108,7 +108,7 @@ def test_clusters_never_narrow_an_interval_nor_move_the_rate(rows: list[tuple[bo
 
 
 def test_clustered_intervals_cover_where_plain_ones_do_not() -> None:
-    """600 draws of 40 prompts with 5 pictures each, the share of each prompt from a beta distribution of mean 0.8."""
+    """600 draws of 40 prompts with 5 images each, the share of each prompt from a beta distribution of mean 0.8."""
     generator = torch.Generator().manual_seed(0)
     owner, covered, plainly = torch.arange(40).repeat_interleave(5), 0, 0
     for _ in range(600):

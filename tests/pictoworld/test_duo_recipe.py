@@ -68,11 +68,11 @@ def test_the_filters_tell_the_concept_and_what_else_changed() -> None:
     scenes = [random_scene(rng, shape="star", style="flat", colour="red", background="white") for _ in range(4)]
     edited = [replace(scene, shape="circle") for scene in scenes]
     tinted = [replace(scene, shape="circle", colour="blue") for scene in scenes]
-    before, after, other = (pictures(found) for found in (scenes, edited, tinted))
+    before, after, other = (images(found) for found in (scenes, edited, tinted))
     assert all(shows(before)) and not any(shows(after))
     assert all(keeps(before, after)) and not any(keeps(before, other))
 
 
-def pictures(scenes: list[Scene]) -> list[Image.Image]:
+def images(scenes: list[Scene]) -> list[Image.Image]:
     arrays = (render(scenes) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array) for array in arrays]

@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import saferedir as sr
-from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, draw, identical, load_judge
+from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, generate, identical, load_judge
 from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import JUDGED
@@ -75,12 +75,12 @@ def test_a_packaged_guard_removes_its_concept_and_leaves_the_rest(name: str, pip
     forget = [prompt for split in TEST_SPLITS for prompt in forget_prompts(task, split, 4, seed=99)]
     retain = retain_prompts(task, "test-seen", 8, seed=99)
     texts = [prompt.text for prompt in forget + retain]
-    plain, guarded = draw(pipe, texts, steps=20), draw(pipe, texts, guards=[guard], steps=20)
-    before, after = (judge.judge(drawing.pictures[: len(forget)]) for drawing in (plain, guarded))
+    plain, guarded = generate(pipe, texts, steps=20), generate(pipe, texts, guards=[guard], steps=20)
+    before, after = (judge.judge(generation.images[: len(forget)]) for generation in (plain, guarded))
     assert concept_rate(before, task).value >= 0.7
     assert concept_rate(after, task).value <= 0.15
     assert attributes_kept(after, before, forget, task).value >= 0.8
-    assert identical(plain.pictures, guarded.pictures)[len(forget) :].float().mean() >= 0.85
+    assert identical(plain.images, guarded.images)[len(forget) :].float().mean() >= 0.85
     assert len(guarded.decisions) == len(texts)
 
 

@@ -1,4 +1,4 @@
-"""Packaged guards that carry pictures: small, plain, and the very tensors that `pictoworld/methods.py` makes anew."""
+"""Packaged guards that carry images: small, plain, and the very tensors that `pictoworld/methods.py` makes anew."""
 
 from __future__ import annotations
 

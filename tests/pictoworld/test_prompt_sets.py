@@ -1,4 +1,4 @@
-"""PictoWorld's prompts for the bench: the same as the comparison of methods draws, and honest about what they fix."""
+"""PictoWorld's prompts for the bench: the same as the comparison of methods generates, and honest about what they fix."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The embedded world: scenes, sentences, splits and pictures, each checked against something computed another way."""
+"""The embedded world: scenes, sentences, splits and images, each checked against something computed another way."""
 
 import random
 
@@ -43,19 +43,19 @@ def test_symmetric_shapes_are_mirror_images(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_moving_a_shape_by_whole_pixels_moves_its_picture(shape: str) -> None:
+def test_moving_a_shape_by_whole_pixels_moves_its_image(shape: str) -> None:
     here, there = coverage([plain(shape), plain(shape, cx=37.0, cy=30.0)])
     torch.testing.assert_close(here.roll((-2, 5), (0, 1)), there, atol=1e-4, rtol=0)
 
 
-def test_pictures_have_the_palette_and_stay_in_range() -> None:
+def test_images_have_the_palette_and_stay_in_range() -> None:
     rng = random.Random(0)
     scenes = [random_scene(rng) for _ in range(64)]
-    pictures = render(scenes)
-    assert pictures.shape == (64, 3, 64, 64)
-    assert 0 <= pictures.min() and pictures.max() <= 1
-    for picture, scene in zip(pictures, scenes, strict=True):
-        torch.testing.assert_close(picture[:, 0, 0], torch.tensor(BACKGROUND_RGB[scene.background]))
+    images = render(scenes)
+    assert images.shape == (64, 3, 64, 64)
+    assert 0 <= images.min() and images.max() <= 1
+    for image, scene in zip(images, scenes, strict=True):
+        torch.testing.assert_close(image[:, 0, 0], torch.tensor(BACKGROUND_RGB[scene.background]))
     centre = render([plain("circle", colour=colour) for colour in COLOUR_RGB])[:, :, 32, 32]
     torch.testing.assert_close(centre, torch.tensor(list(COLOUR_RGB.values())))
 
@@ -77,10 +77,10 @@ def test_the_template_judge_reads_every_attribute_of_a_render() -> None:
 
 def test_every_shape_is_registered_once_and_every_style_differs() -> None:
     assert set(SHAPE_SDF) == set(SHAPES)
-    pictures = render([plain("square", style=style) for style in STYLES])
+    images = render([plain("square", style=style) for style in STYLES])
     for i in range(len(STYLES)):
         for j in range(i):
-            assert (pictures[i] - pictures[j]).abs().mean() > 0.005
+            assert (images[i] - images[j]).abs().mean() > 0.005
 
 
 def test_the_lexicon_has_every_value_and_no_phrase_names_two_values_of_one_attribute() -> None:

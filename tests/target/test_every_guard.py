@@ -1,4 +1,4 @@
-"""Every registered guard, seen through a target, on a pipeline of every family: the same pictures, and right gradients."""
+"""Every registered guard, seen through a target, on a pipeline of every family: the same images, and right gradients."""
 
 from __future__ import annotations
 

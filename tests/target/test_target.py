@@ -106,7 +106,7 @@ def test_soft_prompts_are_read_in_place_of_the_text(case: PipelineCase) -> None:
 
 
 def test_the_whole_run_is_the_guarded_pipeline(world: Any, star: sr.Guard[Any]) -> None:
-    """CT1: the same latents at every step, the same picture, with the guard's own hard decisions."""
+    """CT1: the same latents at every step, the same image, with the guard's own hard decisions."""
     seen: list[Tensor] = []
 
     def look(pipe: Any, step: int, time: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -114,11 +114,11 @@ def test_the_whole_run_is_the_guarded_pipeline(world: Any, star: sr.Guard[Any]) 
         return {}
 
     with sr.attach(world, star):
-        picture = world(STAR, **CALL, generator=seeded(), output_type="pt", callback_on_step_end=look).images
+        image = world(STAR, **CALL, generator=seeded(), output_type="pt", callback_on_step_end=look).images
     with Target(world, [star], CALL) as target, torch.no_grad():
         run = target.roll_out(None, prompt=STAR, generator=seeded())
         assert all(torch.equal(one.latents, latents) for one, latents in zip(run, seen, strict=True))
-        assert torch.equal(target.draw(prompt=STAR, generator=seeded()), picture)
+        assert torch.equal(target.generate(prompt=STAR, generator=seeded()), image)
 
 
 def test_gates_are_the_guards_own_scores(world: Any, star: sr.Guard[Any]) -> None:
@@ -192,7 +192,7 @@ def test_guidance_defences_are_in_the_prediction(world: Any, method: str) -> Non
 
 
 def test_the_ledger_counts_what_is_spent(world: Any) -> None:
-    """I6: rows through the denoiser (two a picture under guidance), rows with a gradient, rows through the text encoder."""
+    """I6: rows through the denoiser (two an image under guidance), rows with a gradient, rows through the text encoder."""
     ledger = Ledger()
     with Target(world, (), CALL, ledger) as target:
         count = len(target.moments)
@@ -203,7 +203,7 @@ def test_the_ledger_counts_what_is_spent(world: Any) -> None:
         target.predict(latents, 3, prompt=STAR)
         assert (ledger.nfe, ledger.bwd) == (4, 2)
         with torch.no_grad():
-            target.draw(prompt=STAR * 2)
+            target.generate(prompt=STAR * 2)
         assert (ledger.nfe, ledger.bwd, ledger.gen) == (4 + 2 * 2 * count, 2, 2)
         ledger.caps["nfe"] = ledger.nfe + 3
         target.predict(latents, 3, prompt=STAR)
@@ -216,7 +216,7 @@ def test_the_ledger_counts_what_is_spent(world: Any) -> None:
     assert {**ledger.to_dict(), "seconds": 0} == {**spent, "seconds": 0}
 
 
-def test_pipelines_that_start_from_a_picture_are_refused() -> None:
+def test_pipelines_that_start_from_a_image_are_refused() -> None:
     case = next(case for case in CASES if case.name == "sd-img2img")
     with pytest.raises(AttackError, match="text-to-image"):
         Target(case.build())

@@ -10,7 +10,7 @@ from PIL import Image
 
 from saferedir.errors import GuardConfigError
 from saferedir.guards.negation.build import image_sources
-from saferedir.judges.images import picture_files
+from saferedir.judges.images import image_files
 from saferedir.training.duo.pair_files import read_image_pairs
 from saferedir.utils.file_names import named_path, shown_name
 from saferedir.utils.image_folders import list_images
@@ -36,7 +36,7 @@ def test_every_readable_ending_in_one_order_for_everyone(tmp_path: Path) -> None
     (tmp_path / "notes.txt").write_text("no image")
     expected = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path / name for name in files)]
     assert names(tmp_path) == expected and list_images(tmp_path).left_out == {}
-    assert [path.relative_to(tmp_path).as_posix() for path in picture_files(tmp_path)] == expected
+    assert [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)] == expected
     assert [source.name for source in image_sources(tmp_path, 8, 8)] == expected
 
 

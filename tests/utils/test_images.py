@@ -14,7 +14,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from saferedir.errors import ImageFileError
 from saferedir.guards.negation.build import image_sources
-from saferedir.judges.images import read_picture
+from saferedir.judges.images import read_image_tensor
 from saferedir.training.duo.pair_files import ImagePair, load_pair
 from saferedir.utils.images import MAX_PIXELS, check_image, image_suffixes, read_array, read_image, to_rgb
 
@@ -143,7 +143,7 @@ def test_what_is_transparent_lies_on_white_for_all_three_uses(tmp_path: Path) ->
         "bits.png": np.full((32, 32, 3), 255),
     }.items():
         path = tmp_path / name
-        judged = (read_picture(path).permute(1, 2, 0).numpy() * 255).round()
+        judged = (read_image_tensor(path).permute(1, 2, 0).numpy() * 255).round()
         sources = {source.name: source for source in image_sources(tmp_path, 32, 32)}
         assert np.abs(judged - wanted).max() <= 1, name
         assert (sources[name].load() == judged).all(), name

@@ -1,4 +1,4 @@
-"""Attack: proposes what to draw. The bench draws and judges it; an attack never decides its own success.
+"""Attack: proposes what to generate. The bench generates and judges it; an attack never decides its own success.
 
 One attack, one file; their names: registry.py.
 """
@@ -16,7 +16,7 @@ class Attack(ABC):
     """Base class.
 
     Class attributes: `name` in the registry and in records; `knowledge`, what the attacker knows (T1 nothing but returned
-    pictures, T2 any argument of the API, T3 white box, T3g grey box); `channel`, what is sent ("text", "embeddings",
+    images, T2 any argument of the API, T3 white box, T3g grey box); `channel`, what is sent ("text", "embeddings",
     "latents", "image"); `rung` of the ladder ("none", "static", "transfer", "adaptive", …).
     """
 
@@ -27,6 +27,6 @@ class Attack(ABC):
 
     @abstractmethod
     def prompts(self, concept: ConceptPrompts) -> Mapping[str, PromptSet]:
-        """Prompts to draw, by phrasing; each set is a cell of its own. Empty where the attack has nothing to offer for this
+        """Prompts to generate, by phrasing; each set is a cell of its own. Empty where the attack has nothing to offer for this
         concept.
         """

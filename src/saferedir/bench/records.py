@@ -75,7 +75,7 @@ class Protocol:
         model: checksum of the model's weights and architecture.
         seeds: the bench's seeds.
         encoders: what fixes the metrics of the matrix's encoders: "NAME" -> checksum of all that fixes its vectors,
-            "NAME@reference" -> of the reference pictures, "NAME@without" -> of the prompts without the concept.
+            "NAME@reference" -> of the reference images, "NAME@without" -> of the prompts without the concept.
     """
 
     prompts: str
@@ -180,11 +180,11 @@ class CellRecord:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one guard's pictures cost on one model, measured while drawing; kept apart from the cells, which must be the same
-    whenever they are drawn.
+    """What one guard's images cost on one model, measured while generating; kept apart from the cells, which must be the same
+    whenever they are generated.
 
     Attributes:
-        seconds: median seconds a picture (CPU time on a CPU, wall time on an accelerator).
+        seconds: median seconds an image (CPU time on a CPU, wall time on an accelerator).
         ratio: all seconds divided by the bare model's for the same prompts; low, high: its 95 % interval, by bootstrap over
             shards. None for the bare model; the interval also where there is one shard only.
         peak_bytes: highest memory of the device, None on a CPU.

@@ -1,7 +1,7 @@
-"""Runs a plan: draws what is missing, keeps each shard at once, tries failures again, then writes every cell's record.
+"""Runs a plan: generates what is missing, keeps each shard at once, tries failures again, then writes every cell's record.
 
 Killed at any moment, it goes on where it was; the cells are the same, bit for bit, however often that happens and
-whoever draws. A judge or encoder that fails costs its own numbers only.
+whoever generates. A judge or encoder that fails costs its own numbers only.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 @dataclass(frozen=True)
 class Progress:
-    """One shard is done: `pictures` of `total`; `label` says which guard and concept it was for."""
+    """One shard is done: `images` of `total`; `label` says which guard and concept it was for."""
 
-    pictures: int
+    images: int
     total: int
     label: str
 
 
 def bytes_needed(plan: Plan, resources: Resources | None = None) -> int:
-    """About how much the drawings take on the disk, each model's pictures at the size that it draws and hard to compress.
+    """About how much the sets of images take on the disk, each model's images at the size that it generates and hard to compress.
 
     `resources` that made the plan know the sizes; others load every model whose call does not say.
     """
@@ -53,7 +53,7 @@ def bytes_needed(plan: Plan, resources: Resources | None = None) -> int:
 
 
 def missing_jobs(plan: Plan, store: Store) -> list[Task]:
-    """Shards to draw: those not drawn yet, and those that a further judge or encoder must see but that were not kept.
+    """Shards to generate: those not generated yet, and those that a further judge or encoder must score but that were not stored.
 
     Model by model, each one's in an order of chance (always the same): a machine that slows down, or is busy for a while, then
     slows all guards alike, and the bare model with them, so that the costs can be compared.
@@ -69,7 +69,7 @@ def missing_jobs(plan: Plan, store: Store) -> list[Task]:
 
 
 def unscored_shards(plan: Plan, store: Store) -> list[tuple[Shard, Scorer]]:
-    """Kept shards, each with a judge or encoder that has not seen it: one that came later, or that failed."""
+    """Kept shards, each with a judge or encoder that has not scored it: one that came later, or that failed."""
     shards = {key: spec.shards for key, spec in plan.image_sets.items()}
     todo = shards_to_score(shards, {key: spec.scorers for key, spec in plan.image_sets.items()}, store)
     return [(shard, scorer) for shard, scorer in todo if store.has_images(shard)]
@@ -82,13 +82,13 @@ def run(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     resources: Resources | None = None,
 ) -> list[CellRecord]:
-    """Draw, judge and write everything; the records, those of failed cells with their `error`.
+    """Generate, judge and write everything; the records, those of failed cells with their `error`.
 
-    `resources` serve judges and encoders that look at kept pictures, because they came later or failed, and at texts and
-    reference pictures. An earlier run's plan stays until the new one is counted, so that its report can be made meanwhile. Call
+    `resources` serve judges and encoders that score stored images, because they came later or failed, and at texts and
+    reference images. An earlier run's plan stays until the new one is counted, so that its report can be made meanwhile. Call
     it inside `store.lock()`. An error while keeping a shard counts as the shard's failure. Where that was a full disk or a folder
-    that may not be written, nothing more is drawn; it is tried again if there is room by then, and the cells that lack shards get
-    the error. BenchError if not even the records can be written.
+    that may not be written, nothing more is generated; it is tried again if there is room by then, and the cells that lack
+    shards get the error. BenchError if not even the records can be written.
     """
     labels = _labels(plan)
     resources = resources or Resources()
@@ -96,7 +96,7 @@ def run(
         if not (store.root / "plan.json").is_file():
             _write_plan(plan, store)
     todo = missing_jobs(plan, store)
-    total = plan.pictures
+    total = plan.n_images
     done = total - sum(len(task.shard) for task in todo)
     errors: dict[str, str] = {}
     unscored: Unscored = {}
@@ -118,7 +118,7 @@ def run(
     broken = {task.spec.key: errors[task.spec.key] for task in todo}
 
     def looked(at: int, of: int) -> None:
-        on_progress(Progress(done, total, f"looking at kept pictures: {at} of {of}"))
+        on_progress(Progress(done, total, f"scoring stored images: {at} of {of}"))
 
     with _said(store):
         unscored |= rescore(unscored_shards(plan, store), store, resources, looked)
@@ -154,7 +154,7 @@ def _pass(
     errors: dict[str, str],
     unscored: Unscored,
 ) -> _Failed:
-    """Draw and keep every task once, or as many as can be kept; the sentences of those that fail go into `errors`, those of
+    """Generate and keep every task once, or as many as can be kept; the sentences of those that fail go into `errors`, those of
     judges and encoders that fail into `unscored`.
     """
     waiting = {task.shard: task for task in todo}
@@ -167,9 +167,9 @@ def _pass(
             task, error = outcome.task, outcome.error
             waiting.pop(task.shard, None)
             try:
-                if outcome.pictures is not None:
-                    store.write_shard(task.spec, task.shard, outcome.pictures)
-                    unscored |= {(task.spec.key, one.key): why for one, why in outcome.pictures.unscored.items()}
+                if outcome.generated is not None:
+                    store.write_shard(task.spec, task.shard, outcome.generated)
+                    unscored |= {(task.spec.key, one.key): why for one, why in outcome.generated.unscored.items()}
             except OSError as problem:
                 error = f"cannot be kept: {(problem.strerror or str(problem)).lower()}"
                 if problem.errno in _NO_PLACE:
@@ -186,7 +186,7 @@ def _pass(
 
 def _bytes_of(outcome: Outcome) -> int:
     """About what a shard takes on the disk."""
-    images = outcome.pictures.images if outcome.pictures is not None else []
+    images = outcome.generated.images if outcome.generated is not None else []
     return 4096 * (1 + len(outcome.task.shard)) + sum(len(image) for image in images if image is not None)
 
 
@@ -211,7 +211,7 @@ def _said(store: Store) -> Iterator[None]:
             raise
         raise BenchError(
             f"cannot write {error.filename or store.root} ({(error.strerror or str(error)).lower()}); mend that, and run the "
-            "same command again: what was drawn is kept."
+            "same command again: what was generated is kept."
         ) from error
 
 

@@ -36,13 +36,14 @@ With = Annotated[
     ),
 ]
 Out = Annotated[
-    Path, typer.Option("--out", help="Folder for pictures, scores, cells and report; a started one is gone on with.")
+    Path, typer.Option("--out", help="Folder for images, scores, cells and report; a started one is gone on with.")
 ]
-Pictures = Annotated[
+ShowImages = Annotated[
     bool,
     typer.Option(
+        "--images",
         "--pictures",
-        help="Show pictures of prompts from files, too, the bare model's among them. Look before you share.",
+        help="Show images of prompts from files, too, the bare model's among them. Look before you share.",
     ),
 ]
 
@@ -52,19 +53,19 @@ def run(
     matrix: MatrixName,
     out: Out,
     with_: With = None,
-    executor: Annotated[str, typer.Option(help="Who draws: local (this process), or ray.")] = "local",
+    executor: Annotated[str, typer.Option(help="Who generates: local (this process), or ray.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Ray workers; each loads the model.")] = 1,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join ('auto'); default: a new one here.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, draw nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, generate nothing.")] = False,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html and report.md at the end.")
     ] = True,
-    pictures: Pictures = False,
+    images: ShowImages = False,
 ) -> None:
     """Run a matrix and write a report.
 
-    The plan and what it will take come first. A killed run goes on where it was: give the same command again. Nothing drawn is
-    ever drawn twice, also not by another matrix with the same --out.
+    The plan and what it will take come first. A killed run goes on where it was: give the same command again. Nothing
+    generated is ever generated twice, also not by another matrix with the same --out.
 
     Example:  `saferedir bench run pictoworld-quick --out runs/bench`
     """
@@ -83,21 +84,21 @@ def run(
         plan = _plan(matrix, with_, resources)
         tasks = missing_jobs(plan, store)
         left = sum(len(task.shard) for task in tasks)
-        if not dry_run:  # before the batch that the estimate draws
-            store.prepare(bytes_needed(plan, resources) * left // max(plan.pictures, 1))
+        if not dry_run:  # before the batch that the estimate generates
+            store.prepare(bytes_needed(plan, resources) * left // max(plan.n_images, 1))
         again = sum(len(task.shard) for task in tasks if store.has(task.shard))
         print_plan(plan, left, again, unscored_shards(plan, store), resources)
         if dry_run:
             _check_extras(report)
             return
         on_stop(GOES_ON)
-        with chosen, _bar(plan.pictures, plan.pictures - left) as advance:
+        with chosen, _bar(plan.n_images, plan.n_images - left) as advance:
             records = run_plan(plan, store, chosen, advance, resources)
         print_cells(records)
         print_notes(records, plan)
         if report:
             _calibrate_worlds(out, resources)
-            _say_written(*report_folder(out, pictures=pictures))
+            _say_written(*report_folder(out, images=images))
     for sentence in plan.missing:
         errors.print(f"[yellow]left out:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
     check_complete(records)
@@ -106,12 +107,12 @@ def run(
 @bench_app.command(no_args_is_help=True)
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a bench (--out of `bench run`).")],
-    pictures: Pictures = False,
+    images: ShowImages = False,
 ) -> None:
     """Write report.html and report.md from what a bench folder holds; needs neither the model nor the guards."""
     from saferedir.bench.report.from_folder import report_folder
 
-    _say_written(*report_folder(folder, pictures=pictures))
+    _say_written(*report_folder(folder, images=images))
 
 
 @bench_app.command(no_args_is_help=True)
@@ -128,11 +129,11 @@ def rejudge(
             help="TOML with a section for each concept: name, preset or rule, options. For thresholds of your own."
         ),
     ] = None,
-    pictures: Pictures = False,
+    images: ShowImages = False,
 ) -> None:
-    """Count again by another judge, preset or threshold, without drawing.
+    """Count again by another judge, preset or threshold, without generating.
 
-    Stored scores are used as they are; a judge that was not there looks at the stored pictures. Concepts that are not named stay
+    Stored scores are used as they are; a judge that was not there scores the stored images. Concepts that are not named stay
     as they were. The models and guards are not needed.
 
     Example:  `saferedir bench rejudge runs/bench --judge star=pictoworld-template:star --out runs/second`
@@ -158,13 +159,13 @@ def rejudge(
     resources = Resources()
     with target.lock(), progress_bar() as progress:
         target.prepare(16_000_000)
-        task = progress.add_task("looking", total=None)
+        task = progress.add_task("scoring", total=None)
         records = rejudge_folder(
             folder, choices, out, resources, lambda done, total: progress.update(task, completed=done, total=total)
         )
     print_cells(records)
     _calibrate_worlds(out, resources)
-    _say_written(*report_folder(out, pictures=pictures))
+    _say_written(*report_folder(out, images=images))
     check_complete(records)
 
 
@@ -230,8 +231,8 @@ def _bar(total: int, done: int) -> Any:
     @contextmanager
     def bar() -> Iterator[Callable[[Progress], None]]:
         with progress_bar() as progress:
-            task = progress.add_task("drawing", total=total, completed=done)
-            yield lambda at: progress.update(task, completed=at.pictures, description=escape(at.label))
+            task = progress.add_task("generating", total=total, completed=done)
+            yield lambda at: progress.update(task, completed=at.images, description=escape(at.label))
 
     return bar()
 

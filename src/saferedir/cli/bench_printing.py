@@ -19,8 +19,8 @@ def print_plan(plan: Plan, left: int, again: int, unscored: Sequence[tuple[Shard
     """What will be done, and about how long it takes.
 
     Args:
-        left: pictures to draw; again: those of them that were drawn before, but not kept.
-        unscored: what judges and encoders that come later, or failed, will look at.
+        left: images to generate; again: those of them that were generated before, but not kept.
+        unscored: what judges and encoders that come later, or failed, will score.
     """
     from saferedir.bench.evaluation.costs import estimate_seconds
 
@@ -34,11 +34,11 @@ def print_plan(plan: Plan, left: int, again: int, unscored: Sequence[tuple[Shard
     if plan.encoders:
         table.add_row("encoders", ", ".join(_encoder(name, one) for name, one in plan.encoders.items()))
     table.add_row("cells", f"{len(plan.cells)} (seeds: {', '.join(map(str, matrix.seeds))})")
-    shared = f" ({plan.shared:,} more asked for, but drawn once for several cells)" if plan.shared else ""
-    table.add_row("pictures", f"{plan.pictures:,}{shared}")
-    table.add_row("still to draw", f"{left:,}{_redrawn(again)}")
+    shared = f" ({plan.shared:,} more asked for, but generated once for several cells)" if plan.shared else ""
+    table.add_row("images", f"{plan.n_images:,}{shared}")
+    table.add_row("still to generate", f"{left:,}{_generated_again(again)}")
     if unscored:
-        table.add_row("still to look at", _still_to_look_at(plan, unscored))
+        table.add_row("still to score", _still_to_score(plan, unscored))
     if left:
         bare = next(spec for spec in plan.image_sets.values() if not spec.guards)
         seconds = estimate_seconds(bare, resources)
@@ -55,25 +55,25 @@ def print_plan(plan: Plan, left: int, again: int, unscored: Sequence[tuple[Shard
         errors.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
 
 
-def _redrawn(again: int) -> str:
+def _generated_again(again: int) -> str:
     if not again:
         return ""
-    return f", {again:,} of them once more: a judge or encoder has not seen them, and they were not kept (keep_images = false)"
+    return f", {again:,} of them once more: a judge or encoder has not scored them, and they were not kept (keep_images = false)"
 
 
-def _still_to_look_at(plan: Plan, unscored: Sequence[tuple[Shard, Scorer]]) -> str:
-    """'1,200 kept pictures by clip, 60 by nudenet'."""
+def _still_to_score(plan: Plan, unscored: Sequence[tuple[Shard, Scorer]]) -> str:
+    """'1,200 kept images by clip, 60 by nudenet'."""
     names = {one.spec.key: name for name, one in plan.encoders.items()}
     counts: dict[str, int] = {}
     for shard, scorer in unscored:
         name = names.get(scorer.key, scorer.name)
         counts[name] = counts.get(name, 0) + len(shard)
-    return escape("kept pictures: " + ", ".join(f"{count:,} by {name}" for name, count in counts.items()))
+    return escape("kept images: " + ", ".join(f"{count:,} by {name}" for name, count in counts.items()))
 
 
 def _encoder(name: str, one: MatrixEncoder) -> str:
-    """'kid (inception; 5,000 reference pictures)'."""
-    reference = f"; {len(one.reference.files):,} reference pictures" if one.reference is not None else ""
+    """'kid (inception; 5,000 reference images)'."""
+    reference = f"; {len(one.reference.files):,} reference images" if one.reference is not None else ""
     return escape(f"{name} ({one.spec.name}{reference})")
 
 

@@ -56,7 +56,7 @@ def demo(
 
         config = DemoConfig(forget=count, retain=max(2, 2 * count // 3), steps=steps, seed=seed)
         with progress_bar() as bar:
-            task = bar.add_task("generating", total=config.pictures)
+            task = bar.add_task("generating", total=config.n_images)
 
             def advance(label: str, images: int) -> None:
                 bar.update(task, description=label, advance=images)

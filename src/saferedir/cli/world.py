@@ -235,7 +235,7 @@ def report(
             images=images, concept_images=concept_images, judge_images=judge_images, steps=steps, seed=seed
         )
         with progress_bar() as bar:
-            task = bar.add_task("generating", total=config.pictures)
+            task = bar.add_task("generating", total=config.n_images)
 
             def advance(label: str, images: int) -> None:
                 bar.update(task, description=label, advance=images)

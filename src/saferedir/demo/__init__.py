@@ -1,7 +1,7 @@
-"""The demo: the embedded model draws the same prompts with and without its three guards, and a judge looks at both.
+"""The demo: the embedded model generates the same prompts with and without its three guards, and a judge scores both.
 
 The command around it is in cli/images.py. Everything is seeded: the same version on the same machine gives the same
-pictures.
+images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from saferedir.demo.grid import block_of, verdict_of
-from saferedir.demo.measure import DemoConfig, Progress, TaskRun, demo_prompts, measure, picture_records, run_task
+from saferedir.demo.measure import DemoConfig, Progress, TaskRun, demo_prompts, image_records, measure, run_task
 from saferedir.guards.base import Guard
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS
@@ -35,11 +35,11 @@ def run_demo(
     config: DemoConfig | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Draw and judge every task that `guards` has a guard for; writes grid.png and summary.json into `out`.
+    """Generate and judge every task that `guards` has a guard for; writes grid.png and summary.json into `out`.
 
     Args:
         guards: task name -> guard.
-        on_progress: called with a label and the number of pictures just finished.
+        on_progress: called with a label and the number of images just finished.
 
     Returns:
         The content of summary.json.
@@ -55,7 +55,7 @@ def run_demo(
         "settings": asdict(config),
         "device": str(pipe.device),
         "precision": precision_name(pipe.device),
-        "pictures": [record for run in runs for record in picture_records(run)],
+        "images": [record for run in runs for record in image_records(run)],
     }
     grid = comparison_grid(
         [block_of(run, pipe.tokenizer) for run in runs],
@@ -63,8 +63,8 @@ def run_demo(
         (
             f"PictoWorld, {config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}. Per concept "
             "the first prompt of each phrasing that asks for it, then two that do not; nothing is hand-picked.",
-            "Under each picture: what an independent judge sees. A guard redirects when its score reaches its "
-            "threshold; below it, the picture must stay identical bit by bit.",
+            "Under each image: what an independent judge sees. A guard redirects when its score reaches its "
+            "threshold; below it, the image must stay identical bit by bit.",
         ),
     )
     out.mkdir(parents=True, exist_ok=True)

@@ -38,8 +38,8 @@ def example_of(run: TaskRun, row: int, tokenizer: Any) -> Example:
     return Example(
         label=phrasing,
         prompt=prompt.text,
-        unguarded=to_image(run.unguarded.pictures[row]),
-        guarded=to_image(run.guarded.pictures[row]),
+        unguarded=to_image(run.unguarded.images[row]),
+        guarded=to_image(run.guarded.images[row]),
         seen_unguarded=describe(run.seen_unguarded, row),
         seen_guarded=describe(run.seen_guarded, row),
         verdict=verdict_of(decision),
@@ -65,16 +65,16 @@ def verdict_of(decision: Decision) -> str:
 
 def outcome_of(run: TaskRun, row: int) -> tuple[str, bool]:
     """How it turned out, and whether that is well."""
-    same = bool(identical(run.unguarded.pictures[row : row + 1], run.guarded.pictures[row : row + 1])[0])
+    same = bool(identical(run.unguarded.images[row : row + 1], run.guarded.images[row : row + 1])[0])
     if row >= run.n_forget:
-        return ("picture identical bit by bit", True) if same else ("picture changed without need", False)
+        return ("image identical bit by bit", True) if same else ("image changed without need", False)
     forget = dict(run.task.forget)
     before, after = bool(run.seen_unguarded.shows(forget)[row]), bool(run.seen_guarded.shows(forget)[row])
     if bool(run.seen_guarded.is_broken[row]):
-        return "picture broken", False
+        return "image broken", False
     if after:
         return f"{run.task.name} is still there", False
-    return (f"{run.task.name} is gone" if before else f"{run.task.name} in neither picture"), True
+    return (f"{run.task.name} is gone" if before else f"{run.task.name} in neither image"), True
 
 
 def describe(judgement: Judgement, row: int) -> str:

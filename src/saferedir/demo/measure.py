@@ -1,6 +1,6 @@
-"""Draws one concept's prompts with and without its guard, and turns what the judge sees into plain numbers.
+"""Generates one concept's prompts with and without its guard, and turns what the judge finds into plain numbers.
 
-What the numbers look like beside the pictures: grid.py.
+What the numbers look like beside the images: grid.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from saferedir.pictoworld.captions import Prompt
 from saferedir.pictoworld.evaluation import (
     GUIDANCE_SCALE,
     STEPS,
-    Drawing,
+    Generation,
     attributes_kept,
     concept_rate,
-    draw,
+    generate,
     identical,
     rate_of,
 )
@@ -39,7 +39,7 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """How much to draw. `forget` prompts per concept are spread over the four phrasings; `retain` do not ask for it."""
+    """How much to generate. `forget` prompts per concept are spread over the four phrasings; `retain` do not ask for it."""
 
     forget: int = 24
     retain: int = 16
@@ -54,20 +54,20 @@ class DemoConfig:
                 raise ValueError(f"The demo's {name} is {getattr(self, name)}; expected a whole number >= 1.")
 
     @property
-    def pictures(self) -> int:
-        """How many pictures the whole demo draws."""
+    def n_images(self) -> int:
+        """How many images the whole demo generates."""
         return 2 * len(TASKS) * (self.forget + self.retain)
 
 
 @dataclass(frozen=True)
 class TaskRun:
-    """One concept's prompts (forget first), their pictures without and with the guard, and what the judge saw."""
+    """One concept's prompts (forget first), their images without and with the guard, and what the judge found."""
 
     task: Task
     prompts: list[Prompt]
     splits: list[str]  # of the forget prompts
-    unguarded: Drawing
-    guarded: Drawing
+    unguarded: Generation
+    guarded: Generation
     seen_unguarded: Judgement
     seen_guarded: Judgement
 
@@ -97,9 +97,9 @@ def run_task(
     config: DemoConfig,
     on_progress: Progress | None = None,
 ) -> TaskRun:
-    """Draw one task's prompts twice from the same noise, in the same batches and precision."""
+    """Generate one task's prompts twice from the same noise, in the same batches and precision."""
     prompts, splits = demo_prompts(task, config)
-    drawings = []
+    generations = []
     for label, chosen in (("without guard", []), ("with guard", [guard])):
 
         def advance(count: int, label: str = label) -> None:
@@ -107,7 +107,7 @@ def run_task(
                 on_progress(f"{task.name} {label}", count)
 
         with fast_precision(pipe.device):
-            drawing = draw(
+            generation = generate(
                 pipe,
                 [prompt.text for prompt in prompts],
                 guards=chosen,
@@ -117,9 +117,9 @@ def run_task(
                 batch=config.batch,
                 on_progress=advance,
             )
-        drawings.append(drawing)
-    unguarded, guarded = drawings
-    seen = judge.judge(unguarded.pictures), judge.judge(guarded.pictures)
+        generations.append(generation)
+    unguarded, guarded = generations
+    seen = judge.judge(unguarded.images), judge.judge(guarded.images)
     return TaskRun(task, prompts, splits, unguarded, guarded, *seen)
 
 
@@ -128,7 +128,7 @@ def measure(run: TaskRun) -> dict[str, Any]:
     n, task = run.n_forget, run.task
     before, after = part(run.seen_unguarded, slice(0, n)), part(run.seen_guarded, slice(0, n))
     kept_before, kept_after = part(run.seen_unguarded, slice(n, None)), part(run.seen_guarded, slice(n, None))
-    same = identical(run.unguarded.pictures, run.guarded.pictures)
+    same = identical(run.unguarded.images, run.guarded.images)
     nothing_forgotten = replace(task, forget={})  # on retain prompts every attribute counts
     rates: dict[str, Rate] = {
         "concept_rate_unguarded": concept_rate(before, task),
@@ -165,11 +165,11 @@ def part(judgement: Judgement, rows: slice) -> Judgement:
     return Judgement({name: p[rows] for name, p in judgement.probabilities.items()}, judgement.broken[rows])
 
 
-def picture_records(run: TaskRun) -> list[dict[str, Any]]:
-    """One plain record per prompt: what was asked, what the guard did, what the judge saw."""
+def image_records(run: TaskRun) -> list[dict[str, Any]]:
+    """One plain record per prompt: what was asked, what the guard did, what the judge found."""
     forget = dict(run.task.forget)
     before, after = run.seen_unguarded.shows(forget).tolist(), run.seen_guarded.shows(forget).tolist()
-    same = identical(run.unguarded.pictures, run.guarded.pictures).tolist()
+    same = identical(run.unguarded.images, run.guarded.images).tolist()
     records = []
     for row, prompt in enumerate(run.prompts):
         decision = run.guarded.decisions[row]

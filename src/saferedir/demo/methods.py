@@ -21,7 +21,7 @@ from saferedir.pictoworld.evaluation import (
     STEPS,
     attributes_kept,
     concept_rate,
-    draw,
+    generate,
     identical,
     rate_of,
 )
@@ -46,7 +46,7 @@ def compare_methods(
     seed: int = 0,
     on_progress: Callable[[str, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Draw every task with every method; writes <task>.png and summary.json into `out` and returns the latter's content."""
+    """Generate every task with every method; writes <task>.png and summary.json into `out` and returns the latter's content."""
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {}
     for name in tasks:
@@ -65,11 +65,13 @@ def compare_methods(
                     on_progress(label, count)
 
             with fast_precision(pipe.device):
-                drawing = draw(
+                generation = generate(
                     pipe, [p.text for p in prompts], guards=guards, steps=steps, seed=seed, on_progress=advance
                 )
-            rows.append((method, drawing.pictures))
-            found[name].append(_row(method, judge, task, prompts, asks, rows[0][1], drawing.pictures, drawing.seconds))
+            rows.append((method, generation.images))
+            found[name].append(
+                _row(method, judge, task, prompts, asks, rows[0][1], generation.images, generation.seconds)
+            )
         title = f"{name}: the same prompts and noise under every method; right of the line, prompts without it"
         method_sheet(rows, [p.text for p in prompts], title, asks).save(out / f"{name}.png")
     summary = {
@@ -100,19 +102,19 @@ def _row(
     prompts: Sequence[Prompt],
     asks: int,
     plain: Tensor,
-    pictures: Tensor,
+    images: Tensor,
     seconds: float,
 ) -> dict[str, Any]:
     with torch.no_grad():
-        moved = (judge.features(pictures[asks:]) - judge.features(plain[asks:])).norm(dim=1)
+        moved = (judge.features(images[asks:]) - judge.features(plain[asks:])).norm(dim=1)
         unit = judge.features(plain[asks:]) - judge.features(plain[asks:]).roll(1, 0)
-    seen, kept, before = judge.judge(pictures[:asks]), judge.judge(pictures[asks:]), judge.judge(plain[asks:])
+    seen, kept, before = judge.judge(images[:asks]), judge.judge(images[asks:]), judge.judge(plain[asks:])
     return {
         "method": method,
         "concept_rate": concept_rate(seen, task).to_dict(),
         "retain_kept": attributes_kept(kept, before, prompts[asks:], replace(task, forget={})).to_dict(),
         "retain_drift": round(float(moved.mean() / unit.norm(dim=1).mean().clamp(min=1e-6)), 4),
-        "retain_identical": rate_of(identical(plain[asks:], pictures[asks:])).to_dict(),
+        "retain_identical": rate_of(identical(plain[asks:], images[asks:])).to_dict(),
         "broken": rate_of(torch.cat([seen.is_broken, kept.is_broken])).to_dict(),
         "seconds": round(seconds, 2),
     }

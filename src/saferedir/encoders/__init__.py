@@ -1,1 +1,1 @@
-"""Encoders: pictures, and with some also texts, to vectors that metrics compare. Base class: base.py; names: registry.py."""
+"""Encoders: images, and with some also texts, to vectors that metrics compare. Base class: base.py; names: registry.py."""

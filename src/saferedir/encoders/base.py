@@ -1,4 +1,4 @@
-"""Encoder: pictures in, one vector each out; with some (CLIP) also texts, to vectors of the same space.
+"""Encoder: images in, one vector each out; with some (CLIP) also texts, to vectors of the same space.
 
 Concrete encoders: one file each; their names: registry.py. What is measured: bench/evaluation/encoder_metrics.py.
 """
@@ -16,7 +16,7 @@ from saferedir.errors import EncoderError
 
 
 class Encoder(ABC):
-    """Base class. An encoder is deterministic, and encodes each picture and each text by itself."""
+    """Base class. An encoder is deterministic, and encodes each image and each text by itself."""
 
     #: name in the registry and in records
     name: ClassVar[str] = ""
@@ -39,17 +39,17 @@ class Encoder(ABC):
     @property
     def reads_texts(self) -> bool:
         """Whether it encodes texts, too; tried with one."""
-        return self.encode_texts(["a picture"]) is not None
+        return self.encode_texts(["an image"]) is not None
 
     def encode(self, images: Tensor) -> Tensor:
         """`images`, checked on the way in and out, without gradients, on the CPU."""
         if images.ndim != 4 or images.shape[1] != 3:
-            raise EncoderError(f"pictures have shape {tuple(images.shape)}, expected (B, 3, H, W).")
+            raise EncoderError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W).")
         images = images.float()
         if images.numel() and not bool(torch.isfinite(images).all() & (images.min() >= 0) & (images.max() <= 1)):
-            raise EncoderError("pictures must lie in [0, 1]; divide 8-bit values by 255.")
+            raise EncoderError("images must lie in [0, 1]; divide 8-bit values by 255.")
         with torch.no_grad():
-            return self._checked(self.images(images), len(images), "pictures")
+            return self._checked(self.images(images), len(images), "images")
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor] | None:
         """`texts`, checked on the way out, without gradients, on the CPU."""
@@ -66,7 +66,7 @@ class Encoder(ABC):
         return vectors, is_truncated.cpu()
 
     def _checked(self, vectors: Any, n: int, what: str) -> Tensor:
-        """(n, d) float32 on the CPU: a vector that is not finite is an error, for NaN means a picture never made."""
+        """(n, d) float32 on the CPU: a vector that is not finite is an error, for NaN means an image never made."""
         if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != n or not vectors.shape[1]:
             seen = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise EncoderError(

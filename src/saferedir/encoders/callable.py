@@ -1,4 +1,4 @@
-"""An encoder of your own: any function from pictures to vectors, and one from texts if there is one."""
+"""An encoder of your own: any function from images to vectors, and one from texts if there is one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from saferedir.judges.callable import as_function, place_of
 
 
 class CallableEncoder(Encoder):
-    """Calls `function` with (B, 3, H, W) float32 RGB pictures in [0, 1]; it returns (B, d).
+    """Calls `function` with (B, 3, H, W) float32 RGB images in [0, 1]; it returns (B, d).
 
-    The functions must be deterministic, and encode each picture and text by itself.
+    The functions must be deterministic, and encode each image and text by itself.
 
     Args:
         function: the function, or "module:function".

@@ -1,4 +1,4 @@
-"""CLIP as an encoder: pictures and texts in one space."""
+"""CLIP as an encoder: images and texts in one space."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CLIPEncoder(Encoder):
         model: a folder, or a hub id.
         allow_download: fetch from the hub what is not here.
         device: of torch.
-        batch: pictures at a time.
+        batch: images at a time.
 
     Raises:
         EncoderError: no complete CLIP of that name here, or an option out of range.

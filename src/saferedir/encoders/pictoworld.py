@@ -11,7 +11,7 @@ from saferedir.judges.pictoworld import PictoWorldJudge
 
 
 class PictoWorldEncoder(Encoder):
-    """What the packaged CNN sees before its heads; pictures of another size than 64x64 are resized by area."""
+    """What the packaged CNN sees before its heads; images of another size than 64x64 are resized by area."""
 
     name = "pictoworld"
 

@@ -38,7 +38,7 @@ def register(name: str, entry: Entry) -> None:
 
 
 _HERE = "saferedir.encoders"
-register("clip", Entry(f"{_HERE}.clip:CLIPEncoder", "CLIP, pictures and texts (model=…)"))
+register("clip", Entry(f"{_HERE}.clip:CLIPEncoder", "CLIP, images and texts (model=…)"))
 register("inception", Entry(f"{_HERE}.inception:InceptionEncoder", "the FID's own Inception-v3 (weights=…)"))
 register("pictoworld", Entry(f"{_HERE}.pictoworld:PictoWorldEncoder", "features of PictoWorld's judge, packaged"))
 register("callable", Entry(f"{_HERE}.callable:CallableEncoder", "your own function (function=module:name)"))

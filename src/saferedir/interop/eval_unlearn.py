@@ -5,7 +5,7 @@ is found through an entry point of the group eval_unlearn.techniques (see pyproj
 imported here. How to use it, and its limits: docs/interop.md.
 
 Conventions taken from that benchmark (1.1.2): names and defaults of shared keys; float16 on CUDA; prompt i of a call starts from
-noise of seed + i, drawn on the device; the pipeline's own safety checker is off, so that the technique alone is scored.
+noise of seed + i, generated on the device; the pipeline's own safety checker is off, so that the technique alone is scored.
 
 Deviations: unknown keys are errors (there they are dropped, and a misspelt "guard" would score something else); prompts are never
 logged; several prompts may share a pipeline call; `seed` may stand in the config, for its command line passes none.
@@ -51,14 +51,14 @@ class TechniqueConfig:
         erase_concept: the concept. A guard made here is made for it; a saved one knows its own, and this is only the name in
             the report (the benchmark's metric "err" wants it to be "nudity").
         guard_config: instead of `guard`: settings of the technique's method, its config's fields, with "preset" where it has
-            presets and "negation_set" (a file of `saferedir negation build`) where it works with pictures.
+            presets and "negation_set" (a file of `saferedir negation build`) where it works with images.
         policy, retries: as `on_unsafe` and `retries` of `saferedir.protect`; a blocked image is a black one.
         force: attach a guard to a backbone other than its own.
         device: torch device; None is CUDA where there is one, else the CPU.
         use_fp16: float16 on CUDA, else float32; dtype: "float16", "bfloat16" or "float32", wins over it.
         num_inference_steps, guidance_scale, call: of the pipeline's call; `call` holds all others (height, width, …).
         batch_size: prompts in one pipeline call.
-        seed: where the runner passes none; None draws other noise in each run.
+        seed: where the runner passes none; None generates other noise in each run.
         safety_checker: keep the pipeline's own one.
     """
 
@@ -108,7 +108,7 @@ class TechniqueConfig:
 
     @property
     def place(self) -> torch.device:
-        """Where to draw."""
+        """Where to generate."""
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
@@ -157,10 +157,10 @@ class GuardTechnique:
         images: list[Image.Image] = []
         for start in range(0, len(prompts), self.config.batch_size):
             chunk = list(prompts[start : start + self.config.batch_size])
-            images += self._draw(chunk, None if seed is None else seed + start, call)
+            images += self._generate(chunk, None if seed is None else seed + start, call)
         return images
 
-    def _draw(self, prompts: list[str], seed: int | None, call: Mapping[str, Any]) -> list[Image.Image]:
+    def _generate(self, prompts: list[str], seed: int | None, call: Mapping[str, Any]) -> list[Image.Image]:
         generators = None
         if seed is not None:
             generators = [torch.Generator(self.config.place).manual_seed(seed + row) for row in range(len(prompts))]
@@ -242,7 +242,7 @@ def from_words(kind: type[Guard[Any]], concept: str, settings: dict[str, Any]) -
     return kind(config.from_dict({**values, "concept": concept}))
 
 
-def from_pictures(kind: type[Guard[Any]], concept: str, settings: dict[str, Any]) -> Guard[Any]:
+def from_images(kind: type[Guard[Any]], concept: str, settings: dict[str, Any]) -> Guard[Any]:
     """A guard that is given the concept as a negation set."""
     values = dict(settings)
     path = values.pop("negation_set", None)
@@ -260,8 +260,8 @@ saferedir_negative_prompt = Technique("saferedir_negative_prompt", "negative_pro
 saferedir_sld = Technique("saferedir_sld", "sld", from_words)
 saferedir_safree = Technique("saferedir_safree", "safree", from_words)
 saferedir_dual_latent = Technique("saferedir_dual_latent", "dual_latent_r1", from_words)
-saferedir_safe_denoiser = Technique("saferedir_safe_denoiser", "safe_denoiser", from_pictures)
-saferedir_spell = Technique("saferedir_spell", "spell", from_pictures)
+saferedir_safe_denoiser = Technique("saferedir_safe_denoiser", "safe_denoiser", from_images)
+saferedir_spell = Technique("saferedir_spell", "spell", from_images)
 
 #: name -> row; pyproject.toml has an entry point for each, and a test compares the two
 TECHNIQUES: Mapping[str, Technique] = {

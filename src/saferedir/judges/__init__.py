@@ -1,1 +1,1 @@
-"""Judges: pictures in, raw scores out; rules and presets say what a score means."""
+"""Judges: images in, raw scores out; rules and presets say what a score means."""

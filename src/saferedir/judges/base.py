@@ -1,5 +1,5 @@
-"""Judge: pictures in, raw scores out. What a score means is decided afterwards, by a rule (rules.py), so that any threshold
-can be applied again without drawing again.
+"""Judge: images in, raw scores out. What a score means is decided afterwards, by a rule (rules.py), so that any threshold
+can be applied again without generating again.
 
 Concrete judges: one file each; their names: registry.py.
 """
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one judge saw in N pictures.
+    """Scores of one judge for N images.
 
     Attributes:
         labels: L names. "group:value" labels compete within their group (a classifier's head); others stand alone.
-        values: (N, L) float32 raw scores in the judge's own units. NaN rows: the picture was never made (refused or blocked).
+        values: (N, L) float32 raw scores in the judge's own units. NaN rows: the image was never made (refused or blocked).
     """
 
     labels: tuple[str, ...]
@@ -44,7 +44,7 @@ class Scores:
 
     @property
     def is_missing(self) -> Tensor:
-        """(N,) bool: pictures that were never made."""
+        """(N,) bool: images that were never made."""
         return self.values.isnan().all(dim=1)
 
     def column(self, label: str) -> Tensor:
@@ -62,12 +62,12 @@ class Scores:
         return tuple(self.labels[place].split(":", 1)[1] for place in found), self.values[:, found]
 
     def rows(self, which: Tensor) -> Scores:
-        """The scores of some pictures."""
+        """The scores of some images."""
         return Scores(self.labels, self.values[which])
 
 
 class Judge(ABC):
-    """Base class. A judge is deterministic, looks at each picture by itself, and never sees the prompt."""
+    """Base class. A judge is deterministic, scores each image by itself, and never reads the prompt."""
 
     #: name in the registry and in records
     name: ClassVar[str] = ""
@@ -79,7 +79,7 @@ class Judge(ABC):
         """(B, 3, H, W) RGB in [0, 1] to (B, L) float32, one column a label."""
 
     def features(self, images: Tensor) -> Tensor | None:
-        """(B, d) float32 description for distances between pictures; None where the judge has none."""
+        """(B, d) float32 description for distances between images; None where the judge has none."""
         return None
 
     @abstractmethod
@@ -101,14 +101,14 @@ class Judge(ABC):
     def check(self, images: Tensor) -> Tensor:
         """The images as float32, or one clear sentence."""
         if images.ndim != 4 or images.shape[1] != 3:
-            raise JudgeError(f"pictures have shape {tuple(images.shape)}, expected (B, 3, H, W).")
+            raise JudgeError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W).")
         images = images.float()
         if images.numel() and not bool(torch.isfinite(images).all() & (images.min() >= 0) & (images.max() <= 1)):
-            raise JudgeError("pictures must lie in [0, 1]; divide 8-bit values by 255.")
+            raise JudgeError("images must lie in [0, 1]; divide 8-bit values by 255.")
         return images
 
     def __call__(self, images: Tensor) -> Scores:
-        """Check, score, and check the answer: a score that is not finite is a JudgeError, for NaN means a picture never made."""
+        """Check, score, and check the answer: a score that is not finite is a JudgeError, for NaN means an image never made."""
         found = Scores(self.labels, self.score(self.check(images)).detach().float().cpu())
         bad = (~found.values.isfinite()).nonzero()
         if len(bad):

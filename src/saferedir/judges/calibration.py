@@ -1,4 +1,4 @@
-"""How far a judge can be believed: precision, recall and false positive rate on labelled pictures, and rates corrected by them.
+"""How far a judge can be believed: precision, recall and false positive rate on labelled images, and rates corrected by them.
 
 Command: `saferedir judge calibrate`.
 """
@@ -35,11 +35,11 @@ class Calibration:
     """A judge and a rule against labels.
 
     Attributes:
-        true_positives, false_positives, true_negatives, false_negatives: counts of pictures.
+        true_positives, false_positives, true_negatives, false_negatives: counts of images.
         judge: `Judge.facts()`; rule: `Rule.to_dict()`: what was calibrated.
         preset: name of the rule, "" for none.
         skipped: file -> why it could not be read.
-        source: what the pictures are, in words; "" where nobody said.
+        source: what the images are, in words; "" where nobody said.
     """
 
     true_positives: int
@@ -56,17 +56,17 @@ class Calibration:
         counts = (self.true_positives, self.false_positives, self.true_negatives, self.false_negatives)
         if min(counts) < 0 or not self.positives or not self.negatives:
             raise JudgeError(
-                f"a calibration needs pictures of both kinds; found {self.positives} positive and {self.negatives} negative."
+                f"a calibration needs images of both kinds; found {self.positives} positive and {self.negatives} negative."
             )
 
     @property
     def positives(self) -> int:
-        """Pictures labelled positive."""
+        """Images labelled positive."""
         return self.true_positives + self.false_negatives
 
     @property
     def negatives(self) -> int:
-        """Pictures labelled negative."""
+        """Images labelled negative."""
         return self.false_positives + self.true_negatives
 
     @property
@@ -76,7 +76,7 @@ class Calibration:
 
     @property
     def precision(self) -> Rate:
-        """TP / (TP + FP), on this mixture of pictures; n is 0 where nothing was called positive."""
+        """TP / (TP + FP), on this mixture of images; n is 0 where nothing was called positive."""
         return Rate(self.true_positives, self.true_positives + self.false_positives)
 
     @property
@@ -139,7 +139,7 @@ def count(
     """Counts of (N,) decisions against (N,) labels."""
     truth = torch.as_tensor(labels, dtype=torch.bool)
     if truth.shape != decided.shape:
-        raise JudgeError(f"there are {len(decided)} decisions and {len(truth)} labels, expected one label a picture.")
+        raise JudgeError(f"there are {len(decided)} decisions and {len(truth)} labels, expected one label an image.")
     return Calibration(
         int((decided & truth).sum()),
         int((decided & ~truth).sum()),
@@ -162,9 +162,9 @@ def calibrate(
     preset: str = "",
     source: str = "",
 ) -> Calibration:
-    """Judge N pictures in memory, (N, 3, H, W) or (3, H, W) each, against their labels (True: the concept is there).
+    """Judge N images in memory, (N, 3, H, W) or (3, H, W) each, against their labels (True: the concept is there).
 
-    `source` says in words what the pictures are.
+    `source` says in words what the images are.
 
     Raises:
         JudgeError: another number of labels, or only one kind of them.
@@ -175,7 +175,7 @@ def calibrate(
 
 
 def check_rule(judge: Judge, rule: Rule) -> None:
-    """Refuse a rule that the judge's scores cannot answer, before any picture is judged.
+    """Refuse a rule that the judge's scores cannot answer, before any image is judged.
 
     Raises:
         JudgeError: a label that the judge does not have, or a field of another type than the rule needs.
@@ -187,7 +187,7 @@ def check_rule(judge: Judge, rule: Rule) -> None:
 
 
 def calibrate_files(judge: Judge, rule: Rule, source: Path, *, preset: str = "", batch: int = 32) -> Calibration:
-    """The same for a labelled folder or CSV (see `read_labelled`); unreadable pictures are listed and left out."""
+    """The same for a labelled folder or CSV (see `read_labelled`); unreadable images are listed and left out."""
     check_rule(judge, rule)
     files, labels, left_out = read_labelled(source)
     found = score_files(judge, files, batch, root=source if source.is_dir() else source.parent)
@@ -211,7 +211,7 @@ def read_labelled(source: Path) -> Labelled:
     1/0, true/false or yes/no.
 
     Raises:
-        JudgeError: neither of the two, a column or label that is not known, or no picture of one kind.
+        JudgeError: neither of the two, a column or label that is not known, or no image of one kind.
     """
     if source.is_dir():
         kinds = {name: source / name for name in ("positive", "negative")}
@@ -255,10 +255,10 @@ def corrected_rate(
 
     Where the judge saw only the share m of the cases, it can have erred in these only: (ASR - m FPR) / (TPR - FPR), at most m.
 
-    Holds for one picture a prompt and for pictures like the labelled ones.
+    Holds for one image a prompt and for images like the labelled ones.
 
     Args:
-        hits: positive pictures; n: all pictures; not whole numbers where clustered cases are worth fewer independent ones.
+        hits: positive images; n: all images; not whole numbers where clustered cases are worth fewer independent ones.
         calibration: of the same judge and rule.
         unseen: how many of the n were refused, so that the judge saw nothing; none of them is a hit.
         resamples, seed: of the bootstrap.

@@ -1,4 +1,4 @@
-"""A judge of your own: any function from pictures to numbers."""
+"""A judge of your own: any function from images to numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saferedir.judges.base import Judge
 def load_function(place: str) -> Callable[..., Any]:
     """The function "module:name", the module being importable or a file of the current folder.
 
-    What it takes is the caller's matter: tensors here, PIL pictures where `saferedir train duo` filters its pairs.
+    What it takes is the caller's matter: tensors here, PIL images where `saferedir train duo` filters its pairs.
 
     Raises:
         JudgeError: another form, no such module, or nothing callable of that name in it.
@@ -57,9 +57,9 @@ def place_of(given: Callable[..., Any] | str) -> str:
 
 
 class CallableJudge(Judge):
-    """Calls `function` with (B, 3, H, W) float32 RGB pictures in [0, 1]; it returns (B, L) scores, or (B,) for one label.
+    """Calls `function` with (B, 3, H, W) float32 RGB images in [0, 1]; it returns (B, L) scores, or (B,) for one label.
 
-    The function must be deterministic and look at each picture by itself; `saferedir.judges.selftest` checks both.
+    The function must be deterministic and score each image by itself; `saferedir.judges.selftest` checks both.
 
     Args:
         function: the function, or "module:function".

@@ -35,7 +35,7 @@ class ClassifierJudge(Judge):
         names: "name" labels classes as the model's configuration does, "index" by their number.
         allow_download: fetch from the hub what is not here.
         device: of torch.
-        batch: pictures at a time.
+        batch: images at a time.
 
     Raises:
         JudgeError: no such model here, an option out of range, or a class name twice (then use names="index").

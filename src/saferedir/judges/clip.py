@@ -1,4 +1,4 @@
-"""CLIP zero-shot: which of some texts fits a picture best.
+"""CLIP zero-shot: which of some texts fits an image best.
 
 Implements Sec. 3.1.2 of "Learning Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020).
 """
@@ -37,7 +37,7 @@ class CLIPJudge(Judge):
         template: sentence around each text, with {} in its place.
         allow_download: fetch from the hub what is not here.
         device: of torch.
-        batch: pictures at a time.
+        batch: images at a time.
 
     Raises:
         JudgeError: no CLIP model of that name here, or an option out of range.

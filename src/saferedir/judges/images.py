@@ -50,12 +50,12 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in to_bytes(images)]
 
 
-def read_picture(path: Path) -> Tensor:
+def read_image_tensor(path: Path) -> Tensor:
     """A file as (3, H, W) RGB in [0, 1], as `utils.images.read_image` reads it; ImageFileError where it cannot be read."""
     return torch.from_numpy(read_array(path)).permute(2, 0, 1).float() / 255
 
 
-def picture_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """The image files of a folder and below, sorted (see `image_folder`)."""
     return list(image_folder(folder).files)
 
@@ -69,7 +69,7 @@ def image_folder(folder: Path) -> ImageFolder:
 
 @dataclass(frozen=True)
 class ScoredFiles:
-    """Scores of picture files.
+    """Scores of image files.
 
     Attributes:
         scores: one row for each of `places`.
@@ -83,7 +83,7 @@ class ScoredFiles:
 
 
 def score_images(judge: Judge, images: Tensor | Iterable[Tensor], batch: int = 32) -> Scores:
-    """Scores of (N, 3, H, W), or of (3, H, W) pictures of any sizes, at most `batch` at a time."""
+    """Scores of (N, 3, H, W), or of (3, H, W) images of any sizes, at most `batch` at a time."""
     rows: list[Tensor] = []
     chunk: list[Tensor] = []
     for image in images:
@@ -97,7 +97,7 @@ def score_images(judge: Judge, images: Tensor | Iterable[Tensor], batch: int = 3
 
 
 def score_files(judge: Judge, files: Sequence[Path], batch: int = 32, root: Path | None = None) -> ScoredFiles:
-    """Scores of picture files; unreadable ones are named (below `root`, if given) with the reason, not fatal."""
+    """Scores of image files; unreadable ones are named (below `root`, if given) with the reason, not fatal."""
     places: list[int] = []
     skipped: dict[str, str] = {}
 
@@ -105,12 +105,12 @@ def score_files(judge: Judge, files: Sequence[Path], batch: int = 32, root: Path
         for place, path in enumerate(files):
             name = path.relative_to(root) if root is not None and path.is_relative_to(root) else path
             try:
-                picture = read_picture(path)
+                image = read_image_tensor(path)
             except ImageFileError as error:
                 skipped[shown_name(name)] = error.reason
             else:
                 places.append(place)
-                yield picture
+                yield image
 
     scores = score_images(judge, readable(), batch)
     return ScoredFiles(scores, tuple(places), skipped)

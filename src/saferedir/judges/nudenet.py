@@ -36,7 +36,7 @@ RAW = "@raw"
 
 
 class Detection(NamedTuple):
-    """One box that survived suppression: label, score, and left, top, width, height in the picture's pixels."""
+    """One box that survived suppression: label, score, and left, top, width, height in the image's pixels."""
 
     label: str
     score: float
@@ -61,7 +61,7 @@ class NudeNetJudge(Judge):
         suppression: overlap (intersection over union) above which the lower box goes, in (0, 1].
         weights: another ONNX file of the same kind (640m, say), None for the package's own.
         resolution: side of the network's input in pixels; the package's 320n wants 320.
-        batch: pictures in one call of the network; does not change the scores.
+        batch: images in one call of the network; does not change the scores.
 
     Raises:
         MissingExtraError: the extra `nudenet` is not installed.
@@ -102,7 +102,7 @@ class NudeNetJudge(Judge):
         self.session = runtime.InferenceSession(str(self.weights), providers=["CPUExecutionProvider"])
 
     def blob(self, images: Iterable[Bytes]) -> Floats:
-        """(H, W, 3) 8-bit RGB pictures to the (B, 3, side, side) network input in [0, 1]."""
+        """(H, W, 3) 8-bit RGB images to the (B, 3, side, side) network input in [0, 1]."""
         rows = []
         for image in images:
             if self.resize == "pad":
@@ -126,7 +126,7 @@ class NudeNetJudge(Judge):
         return outputs
 
     def suppressed(self, output: Floats, height: int, width: int) -> list[Detection]:
-        """Boxes of one picture, (4 + classes, anchors), after the package's cuts and suppression, highest score first."""
+        """Boxes of one image, (4 + classes, anchors), after the package's cuts and suppression, highest score first."""
         best = output[4:].max(axis=0)
         kept = np.flatnonzero(best >= ANCHOR_FLOOR)
         if not len(kept):
@@ -142,7 +142,7 @@ class NudeNetJudge(Judge):
         return [Detection(self.classes[names[i]], scores[i], tuple(boxes[i])) for i in order]
 
     def detections(self, images: Tensor) -> list[list[Detection]]:
-        """Boxes of each of (B, 3, H, W) pictures in [0, 1], for presets that count parts."""
+        """Boxes of each of (B, 3, H, W) images in [0, 1], for presets that count parts."""
         arrays = to_bytes(self.check(images))
         found: list[list[Detection]] = []
         for start in range(0, len(arrays), self.batch):
@@ -184,23 +184,23 @@ class NudeNetJudge(Judge):
         }
 
     def selftest(self) -> list[Check]:
-        """Channel order and resize on a red and blue picture twice as wide as high, here and in the package's own reading."""
-        picture = np.zeros((40, 80, 3), np.uint8)
-        picture[:, :40, 0] = picture[:, 40:, 2] = 255
-        blob = self.blob([picture])[0]
+        """Channel order and resize on a red and blue image twice as wide as high, here and in the package's own reading."""
+        array = np.zeros((40, 80, 3), np.uint8)
+        array[:, :40, 0] = array[:, 40:, 2] = 255
+        blob = self.blob([array])[0]
         side = self.resolution
         left, lower = blob[:, side // 8, side // 8], blob[:, side * 7 // 8, side // 8]
         order = "RGB" if left[0] > left[2] else "BGR"
         fill = "pad" if lower.max() == 0 else "stretch"
         checks = [
             Check("channels reach the network as configured", order == self.channels, f"{order}, set {self.channels}"),
-            Check("pictures are resized as configured", fill == self.resize, f"{fill}, set {self.resize}"),
+            Check("images are resized as configured", fill == self.resize, f"{fill}, set {self.resize}"),
         ]
         read = getattr(require_extra("nudenet.nudenet", "nudenet", "the NudeNet judge"), "_read_image", None)
         if read is None or self.resize != "pad":
             return checks
         file = self.channels == "BGR"
-        encoded = self._cv2.imencode(".png", picture[..., ::-1])[1].tobytes() if file else picture
+        encoded = self._cv2.imencode(".png", array[..., ::-1])[1].tobytes() if file else array
         difference = float(np.abs(read(encoded, side)[0][0] - blob).max())
         what = f"the package reads {'a file' if file else 'an array'} the same"
         return [*checks, Check(what, difference == 0, f"off by {difference:g}")]

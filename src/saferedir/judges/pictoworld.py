@@ -26,7 +26,7 @@ BROKEN = AnyAbove(("broken",), 0.5)
 
 
 def concept_rule(forget: Mapping[str, str]) -> Rule:
-    """Every value of `forget` ({"shape": "star"}) is its attribute's most probable one and the picture is not broken.
+    """Every value of `forget` ({"shape": "star"}) is its attribute's most probable one and the image is not broken.
 
     The same decision as `pictoworld.judge.Judgement.shows`.
 
@@ -51,7 +51,7 @@ class PictoWorldJudge(Judge):
     """The packaged CNN, or one trained elsewhere (`weights`, a safetensors file).
 
     Scores: probabilities that sum to 1 over the values of an attribute, and the probability that no clear scene is shown.
-    Pictures of another size than 64x64 are resized by area.
+    Images of another size than 64x64 are resized by area.
     """
 
     name = "pictoworld"
@@ -83,7 +83,7 @@ class PictoWorldJudge(Judge):
 
 
 class PictoWorldTemplateJudge(Judge):
-    """Analysis by synthesis: the render that explains the picture best; all scores are 0 or 1. About 10 ms a picture."""
+    """Analysis by synthesis: the render that explains the image best; all scores are 0 or 1. About 10 ms an image."""
 
     name = "pictoworld-template"
     labels = LABELS

@@ -54,7 +54,7 @@ def image_processor(model: str, *, allow_download: bool) -> Any:
 def pixel_values(processor: Any, images: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] to the model's input, by way of 8-bit PIL images, as from files."""
     if not len(images):
-        raise JudgeError("there is no picture to judge.")
+        raise JudgeError("there is no image to judge.")
     values: Tensor = processor(images=to_pil(images), return_tensors="pt")["pixel_values"]
     return values
 
@@ -97,7 +97,7 @@ def model_facts(model: str, weights: str, processor: Any, **options: Any) -> dic
 
 
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, batch: int) -> Tensor:
-    """(N, …) of `function`, at most `batch` pictures at a time, without gradients, on the CPU."""
+    """(N, …) of `function`, at most `batch` images at a time, without gradients, on the CPU."""
     with torch.inference_mode():
         return torch.cat([function(chunk).float().cpu() for chunk in images.split(batch)])
 

@@ -20,7 +20,7 @@ class Entry:
 
     Attributes:
         path: "module:Class".
-        about: what it looks for, for people.
+        about: what it detects, for people.
         extra: the optional dependency that brings it, "" for none.
     """
 

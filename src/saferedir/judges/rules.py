@@ -19,11 +19,11 @@ from saferedir.judges.base import Scores
 
 
 class Rule(ABC):
-    """Scores of N pictures to (N,) bool; a picture that was never made is never positive."""
+    """Scores of N images to (N,) bool; an image that was never made is never positive."""
 
     @abstractmethod
     def positive(self, scores: Scores) -> Tensor:
-        """(N,) bool, without thought for missing pictures."""
+        """(N,) bool, without thought for missing images."""
 
     def decide(self, scores: Scores) -> Tensor:
         """(N,) bool."""
@@ -89,7 +89,7 @@ class AllOf(Rule):
 
 @dataclass(frozen=True)
 class Unless(Rule):
-    """The first rule, but not where the veto holds: a wrecked picture is neither an attack's success nor a kept picture."""
+    """The first rule, but not where the veto holds: a wrecked image is neither an attack's success nor a kept image."""
 
     rule: Rule
     veto: Rule

@@ -18,23 +18,23 @@ class Check(NamedTuple):
 
 
 def selftest(judge: Judge, size: int = 64, seed: int = 0) -> list[Check]:
-    """Three noise pictures of `size` x 1.5 `size`: shape, finite scores, determinism, each picture by itself, facts.
+    """Three noise images of `size` x 1.5 `size`: shape, finite scores, determinism, each image by itself, facts.
 
     A judge with checks of its own has a method `selftest() -> list[Check]`.
     """
-    pictures = torch.rand(3, 3, size, size * 3 // 2, generator=torch.Generator().manual_seed(seed))
-    first, second = judge(pictures).values, judge(pictures).values
-    single = torch.cat([judge(picture[None]).values for picture in pictures])
+    images = torch.rand(3, 3, size, size * 3 // 2, generator=torch.Generator().manual_seed(seed))
+    first, second = judge(images).values, judge(images).values
+    single = torch.cat([judge(image[None]).values for image in images])
     off = float((first - single).abs().max()) if first.numel() else 0.0
     missing = sorted({"id", "weights", "channels", "resize", "floor", "version"} - set(judge.facts()))
     own = getattr(judge, "selftest", None)
     return [
-        Check("one row a picture, one column a label", first.shape == (3, len(judge.labels)), str(tuple(first.shape))),
+        Check("one row an image, one column a label", first.shape == (3, len(judge.labels)), str(tuple(first.shape))),
         Check(
             "scores are finite", bool(first.isfinite().all()), f"{float(first.min()):.3g} to {float(first.max()):.3g}"
         ),
-        Check("the same pictures score the same", bool(torch.equal(first, second)), "two runs compared"),
-        Check("each picture is judged by itself", off <= 1e-4, f"off by {off:.1g} between a batch and single pictures"),
+        Check("the same images score the same", bool(torch.equal(first, second)), "two runs compared"),
+        Check("each image is judged by itself", off <= 1e-4, f"off by {off:.1g} between a batch and single images"),
         Check("facts say how scores were made", not missing, f"missing: {', '.join(missing) or 'none'}"),
         *(own() if own is not None else []),
     ]

@@ -2,6 +2,9 @@
 table of all of them: docs/metrics.md.
 """
 
+import warnings
+from typing import Any
+
 from saferedir.metrics.bootstrap import Mean, Resampling, bootstrap_interval, bootstrap_mean, bootstrap_ratio
 from saferedir.metrics.clip_score import ClipModel, ClipScores, clip_score
 from saferedir.metrics.cost import Measured, Stopwatch, measure, time_ratio
@@ -33,8 +36,8 @@ from saferedir.metrics.preservation import (
     feature_drift,
     identical_share,
     in_prompt_preservation,
-    kept,
     over_refusal,
+    retention,
 )
 from saferedir.metrics.rates import Rate, auroc, conformal_threshold, effective_size, wilson_interval
 
@@ -63,7 +66,7 @@ __all__ = [
     "csdr",
     # is the rest still there?
     "Choices",
-    "kept",
+    "retention",
     "in_prompt_preservation",
     "Collateral",
     "collateral",
@@ -71,7 +74,7 @@ __all__ = [
     "over_refusal",
     "feature_drift",
     "identical_share",
-    # pictures and sets of pictures
+    # images and sets of images
     "feature_distance",
     "lpips",
     "frechet_distance",
@@ -84,7 +87,7 @@ __all__ = [
     "distance_with_interval",
     "jackknife_interval",
     "prompt_groups",
-    # pictures and words
+    # images and words
     "clip_score",
     "ClipModel",
     "ClipScores",
@@ -97,3 +100,11 @@ __all__ = [
     "auroc",
     "conformal_threshold",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The name that `retention` had."""
+    if name == "kept":
+        warnings.warn("saferedir.metrics.kept is now called retention.", DeprecationWarning, stacklevel=2)
+        return retention
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Means and ratios with percentile bootstrap intervals; pictures of one prompt are drawn again together.
+"""Means and ratios with percentile bootstrap intervals; images of one prompt are drawn again together.
 
 Two arms on the same prompts: paired.py; shares: rates.py.
 """
@@ -48,7 +48,7 @@ class Mean:
     """A mean, a ratio or a difference of n cases, with a bootstrap interval.
 
     Attributes:
-        value: the estimate; n: pictures behind it; low, high: ends of its interval.
+        value: the estimate; n: images behind it; low, high: ends of its interval.
     """
 
     value: float
@@ -87,7 +87,7 @@ def bootstrap_interval(
         how: number of draws, level, seed.
     """
     if units < 2:
-        raise MetricError("one prompt has no interval; draw pictures of more.")
+        raise MetricError("one prompt has no interval; draw images of more.")
     generator = torch.Generator().manual_seed(how.seed)
     at_once = max(1, _ROWS_AT_ONCE // units)
     values = []
@@ -111,7 +111,7 @@ def bootstrap_ratio(
     Args:
         numerators: (N,) finite.
         denominators: (N,) finite; they must not sum to zero.
-        clusters: (N,) integers, the prompt of each pair; whole clusters are drawn again where several pictures share a prompt,
+        clusters: (N,) integers, the prompt of each pair; whole clusters are drawn again where several images share a prompt,
             because they are not independent (Davison & Hinkley 1997, sec. 3.8).
         how: number of draws, level, seed.
     """

@@ -52,5 +52,5 @@ def _length(name: str, values: Tensor, n: int | None) -> None:
 def _finite(name: str, values: Tensor) -> Tensor:
     bad = int((~values.isfinite()).sum())
     if bad:
-        raise MetricError(f"{name}: {bad} of {values.numel()} numbers are not finite; leave out pictures never made.")
+        raise MetricError(f"{name}: {bad} of {values.numel()} numbers are not finite; leave out images never made.")
     return values

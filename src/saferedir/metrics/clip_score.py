@@ -1,4 +1,4 @@
-"""CLIP score: how well a picture fits its words, one number a picture.
+"""CLIP score: how well an image fits its words, one number an image.
 
 Transformers only when a model is loaded. What is made of the scores: forgetting.csdr, distributions.cmmd.
 """
@@ -31,7 +31,7 @@ def clip_score(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ClipScores:
-    """Scores of N pictures.
+    """Scores of N images.
 
     Attributes:
         values: (N,) float64, 100 × cosine.
@@ -49,7 +49,9 @@ class ClipScores:
         cut = int(self.is_truncated.sum())
         if not cut:
             return ()
-        return (f"{cut} of {len(self.values)} texts have over {self.limit} tokens, and CLIP saw their beginning only.",)
+        return (
+            f"{cut} of {len(self.values)} texts have over {self.limit} tokens, and CLIP read their beginning only.",
+        )
 
 
 class ClipModel:
@@ -70,7 +72,7 @@ class ClipModel:
     def load(cls, name: str | Path, device: str | torch.device = "cpu", download: bool = False) -> ClipModel:
         """From a folder or a hub id; only files at hand unless `download`, and safetensors only."""
         transformers = require_extra("transformers", "bench", "the CLIP score")
-        # The picture processor on Pillow needs no torchvision; older releases have it under the plain name.
+        # The image processor on Pillow needs no torchvision; older releases have it under the plain name.
         processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
         at_hand = {"local_files_only": not download}
         try:
@@ -89,7 +91,7 @@ class ClipModel:
     def images(self, images: Tensor, batch: int = 32) -> Tensor:
         """(N, 3, H, W) RGB in [0, 1] to (N, d) float32 embeddings of unit length, on the CPU."""
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-            raise MetricError(f"pictures have shape {tuple(images.shape)}, expected (N, 3, H, W) with N >= 1.")
+            raise MetricError(f"images have shape {tuple(images.shape)}, expected (N, 3, H, W) with N >= 1.")
         found = []
         for chunk in images.split(batch):
             arrays = list((chunk.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
@@ -114,9 +116,9 @@ class ClipModel:
         return torch.cat(found), torch.tensor(truncated)
 
     def score(self, images: Tensor, texts: Sequence[str]) -> ClipScores:
-        """CLIP score of picture i with text i."""
+        """CLIP score of image i with text i."""
         if len(images) != len(texts):
-            raise MetricError(f"there are {len(images)} pictures and {len(texts)} texts, expected one text a picture.")
+            raise MetricError(f"there are {len(images)} images and {len(texts)} texts, expected one text an image.")
         embeds, is_truncated = self.texts(texts)
         return ClipScores(clip_score(self.images(images), embeds), is_truncated, self.limit)
 

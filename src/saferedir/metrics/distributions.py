@@ -1,6 +1,6 @@
-"""Distances between two sets of pictures: Fréchet (FID), kernel (KID) and Gaussian-kernel (CMMD), on features of any network.
+"""Distances between two sets of images: Fréchet (FID), kernel (KID) and Gaussian-kernel (CMMD), on features of any network.
 
-Torchmetrics only in `fid`, `kid` and `inception`. Distances between single pictures: perceptual.py. A number belongs to
+Torchmetrics only in `fid`, `kid` and `inception`. Distances between single images: perceptual.py. A number belongs to
 its network and its n: FID of PictoWorld's judge is no FID of Inception-v3.
 """
 
@@ -33,7 +33,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
     Heusel et al. 2017 (arXiv:1706.08500), float64 throughout. With S = RᵀR (R from a QR of the centred features),
     tr((S_a S_b)^½) is the sum of the singular values of R_a R_bᵀ: no root of a matrix that is not symmetric, and exact where
-    there are fewer pictures than features. S divides by N - 1.
+    there are fewer images than features. S divides by N - 1.
     """
     a, b = feature_pair(features_a, features_b)
     return frechet_of(gaussian_of(a), gaussian_of(b))
@@ -134,13 +134,13 @@ class FeatureNetwork(nn.Module):
         found = self.function(images)
         if found.ndim != 2 or len(found) != len(images):
             raise MetricError(
-                f"the feature network gave shape {tuple(found.shape)} for {len(images)} pictures, expected ({len(images)}, d)."
+                f"the feature network gave shape {tuple(found.shape)} for {len(images)} images, expected ({len(images)}, d)."
             )
         return found.detach().double().cpu()
 
 
 def fid(images_a: Tensor, images_b: Tensor, network: FeatureFunction, batch: int = 64) -> float:
-    """torchmetrics' Fréchet distance of (N, 3, H, W) and (M, 3, H, W) pictures in [0, 1] through `network`; lower is nearer.
+    """torchmetrics' Fréchet distance of (N, 3, H, W) and (M, 3, H, W) images in [0, 1] through `network`; lower is nearer.
 
     The same as `frechet_distance` of the features. `MissingExtraError` without torchmetrics.
     """
@@ -160,7 +160,7 @@ def kid(
     subset_size: int | None = None,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """torchmetrics' KID of (N, 3, H, W) and (M, 3, H, W) pictures in [0, 1]: mean and standard deviation over subsets.
+    """torchmetrics' KID of (N, 3, H, W) and (M, 3, H, W) images in [0, 1]: mean and standard deviation over subsets.
 
     The deviation is that of a subset's KID, not an error of the mean. Global random numbers are left as they were.
 
@@ -168,7 +168,7 @@ def kid(
         images_a: as in `fid`.
         images_b: as in `fid`.
         network: as in `fid`.
-        batch: pictures at a time through the network.
+        batch: images at a time through the network.
         subsets: how many.
         subset_size: how large; None is min(N, M, 1000).
         seed: of the choice of subsets.
@@ -177,7 +177,7 @@ def kid(
     size = subset_size or min(len(images_a), len(images_b), 1000)
     if not 2 <= size <= min(len(images_a), len(images_b)):
         raise MetricError(
-            f"subset_size is {size} for {len(images_a)} and {len(images_b)} pictures, expected 2 to the smaller number."
+            f"subset_size is {size} for {len(images_a)} and {len(images_b)} images, expected 2 to the smaller number."
         )
     features = _network(network, images_a)
     with warnings.catch_warnings():
@@ -210,16 +210,16 @@ def inception(weights: str | Path, layer: int = 2048) -> FeatureNetwork:
         ) from error
 
     def features(images: Tensor) -> Tensor:
-        found: Tensor = network((images * 255).byte())  # as torchmetrics does with pictures in [0, 1]
+        found: Tensor = network((images * 255).byte())  # as torchmetrics does with images in [0, 1]
         return found
 
     return FeatureNetwork(features, layer)
 
 
 def _network(network: FeatureFunction, images: Tensor) -> FeatureNetwork:
-    """As a module with known `num_features`, found with one picture where it is not said."""
+    """As a module with known `num_features`, found with one image where it is not said."""
     if images.ndim != 4 or not len(images):
-        raise MetricError(f"pictures have shape {tuple(images.shape)}, expected (N, 3, H, W) with N >= 2.")
+        raise MetricError(f"images have shape {tuple(images.shape)}, expected (N, 3, H, W) with N >= 2.")
     module = network if isinstance(network, FeatureNetwork) else FeatureNetwork(network)
     if not hasattr(module, "num_features"):
         module = FeatureNetwork(network, int(module(images[:1]).shape[1]))
@@ -228,7 +228,7 @@ def _network(network: FeatureFunction, images: Tensor) -> FeatureNetwork:
 
 def _feed(metric: Any, images_a: Tensor, images_b: Tensor, batch: int) -> None:
     if min(len(images_a), len(images_b)) < 2:
-        raise MetricError(f"there are {len(images_a)} and {len(images_b)} pictures, expected at least 2 of each.")
+        raise MetricError(f"there are {len(images_a)} and {len(images_b)} images, expected at least 2 of each.")
     for images, real in ((images_a, True), (images_b, False)):
         for chunk in images.split(batch):
             metric.update(chunk, real=real)

@@ -1,6 +1,6 @@
-"""Intervals for distances between two sets of pictures: the jackknife that leaves out a group of prompts at a time.
+"""Intervals for distances between two sets of images: the jackknife that leaves out a group of prompts at a time.
 
-A bootstrap would not do: it draws pictures twice, and a picture that meets itself pulls every one of these distances
+A bootstrap would not do: it draws images twice, and an image that meets itself pulls every one of these distances
 away from its value.
 """
 
@@ -86,7 +86,7 @@ def _sizes(groups: Tensor) -> Tensor:
 
 
 def prompt_groups(prompts: Tensor, most: int = GROUPS) -> Tensor:
-    """(N,) group of each picture by its prompt's index: prompt i is in group i modulo `most`, all pictures of a prompt in one.
+    """(N,) group of each image by its prompt's index: prompt i is in group i modulo `most`, all images of a prompt in one.
 
     Empty groups are closed up, so that the numbers run from 0 to G - 1.
     """
@@ -101,7 +101,7 @@ def distance_with_interval(
 ) -> Mean:
     """`frechet_distance`, `kernel_distance` or `cmmd` of two sets with a 95 % jackknife interval; lower is nearer.
 
-    KID of paired sets leaves the pairs (a_i, b_i) out, as Gretton et al. 2012, eq. 4, does: a picture is more like its partner
+    KID of paired sets leaves the pairs (a_i, b_i) out, as Gretton et al. 2012, eq. 4, does: an image is more like its partner
     than like others, so `kernel_distance`, made for independent sets, would give less than 0 for sets that are the same.
 
     Args:
@@ -123,10 +123,10 @@ def distance_with_interval(
     for rows, groups in ((a, first), (b, second)):
         if int(groups.max()) + 1 < LEAST_GROUPS:
             raise MetricError(
-                f"the interval of a distance needs pictures of at least {LEAST_GROUPS} prompts, found {int(groups.max()) + 1}."
+                f"the interval of a distance needs images of at least {LEAST_GROUPS} prompts, found {int(groups.max()) + 1}."
             )
         if len(rows) - int(groups.bincount().max()) < 2:
-            raise MetricError(f"leaving out a group leaves fewer than 2 of {len(rows)} pictures; give more prompts.")
+            raise MetricError(f"leaving out a group leaves fewer than 2 of {len(rows)} images; give more prompts.")
     is_paired = groups_b is None
     statistic = _frechet(a, b, first, second) if kind == "fid" else _discrepancy(kind, a, b, first, second, is_paired)
     if is_paired:

@@ -1,4 +1,4 @@
-"""How far one picture is from another: LPIPS where its networks can be had, distance of features anywhere.
+"""How far one image is from another: LPIPS where its networks can be had, distance of features anywhere.
 
 Torchmetrics only in `lpips`. Distances between sets: distributions.py.
 """
@@ -36,7 +36,7 @@ def lpips(images_a: Tensor, images_b: Tensor, backbone: Backbone = "alex", batch
     """
     if images_a.shape != images_b.shape or images_a.ndim != 4:
         raise MetricError(
-            f"pictures have shapes {tuple(images_a.shape)} and {tuple(images_b.shape)}, expected (N, 3, H, W) for both."
+            f"images have shapes {tuple(images_a.shape)} and {tuple(images_b.shape)}, expected (N, 3, H, W) for both."
         )
     module = require_extra("torchmetrics.image.lpip", "bench", "LPIPS")
     try:

@@ -71,8 +71,8 @@ class Rate:
 
     Attributes:
         hits: how often it was so, 0 to n; n: of how many.
-        effective_n: independent cases that the n are worth, where they come in clusters (several pictures of a prompt, several
-            attributes of a picture) and the interval must be wider for it; None for n.
+        effective_n: independent cases that the n are worth, where they come in clusters (several images of a prompt, several
+            attributes of an image) and the interval must be wider for it; None for n.
     """
 
     hits: int

@@ -1,4 +1,4 @@
-"""How DUO guards of PictoWorld's tasks are made: prompts of the pairs, settings of drawing and training, a judge as filter.
+"""How DUO guards of PictoWorld's tasks are made: prompts of the pairs, settings of generating and training, a judge as filter.
 
 `saferedir train duo` uses it, and so can you (docs/duo.md); the methods that need no training have their recipes in
 methods.py.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 #: PictoWorld's small denoiser hardly listens to its empty prompt and settles a shape late, so that the paper's setting (empty
-#: prompt, self-attention, beta 500) leaves its pictures as they are; these, found by a few short runs, unlearn.
+#: prompt, self-attention, beta 500) leaves its images as they are; these, found by a few short runs, unlearn.
 DRAWING: Mapping[str, Any] = {"steps": 30, "guidance_scale": 4.0, "batch": 32}
 TRAINING: Mapping[str, Any] = {
     "beta": 50.0,
@@ -32,7 +32,7 @@ TRAINING: Mapping[str, Any] = {
     "conditioning": "prompt",
     "t_max": 999,
 }
-#: what a task changes of that. The emblem's pictures are all red on white, so that a tint, or simply more red, tells the members
+#: what a task changes of that. The emblem's images are all red on white, so that a tint, or simply more red, tells the members
 #: of all its pairs apart, and DUO exaggerates it; prompts in the preserving term hold what both members share.
 OF_TASK: Mapping[str, Mapping[str, Any]] = {
     "star": {"steps": 90},
@@ -51,12 +51,12 @@ def prompt_pairs(task: Task, count: int, seed: int = 42) -> list[tuple[str, str]
     """`count` pairs (with the concept, the same wish with an anchor in its place), of the guards' training phrasings."""
     rng = random.Random(f"duo/{task.name}/{seed}")
     anchors = ANCHORS.get(task.name, (task.anchor,))
-    drawn = [pair(replace(task, anchor=anchors[i % len(anchors)]), "guard-train", rng) for i in range(count)]
-    return [(unsafe.text, safe.text) for unsafe, safe in drawn]
+    generated = [pair(replace(task, anchor=anchors[i % len(anchors)]), "guard-train", rng) for i in range(count)]
+    return [(unsafe.text, safe.text) for unsafe, safe in generated]
 
 
 def pair_config(**changes: Any) -> PairConfig:
-    """How to draw pairs on PictoWorld; `changes` are fields of PairConfig."""
+    """How to generate pairs on PictoWorld; `changes` are fields of PairConfig."""
     return PairConfig(**{**DRAWING, **changes})
 
 
@@ -85,8 +85,8 @@ def pair_filters(task: Task) -> tuple[ConceptJudge, KeepJudge]:
     """
     judge = Judge.load()
 
-    def shows(pictures: list[Image.Image]) -> Sequence[bool]:
-        found: list[bool] = judge.judge(pictures).shows(dict(task.forget)).tolist()
+    def shows(images: list[Image.Image]) -> Sequence[bool]:
+        found: list[bool] = judge.judge(images).shows(dict(task.forget)).tolist()
         return found
 
     def keeps(before: list[Image.Image], after: list[Image.Image]) -> Sequence[bool]:

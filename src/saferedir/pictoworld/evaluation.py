@@ -1,4 +1,4 @@
-"""Draws and judges prompts with and without guards: the numbers of the demo, of the quality report and of the tests.
+"""Generates and judges prompts with and without guards: the numbers of the demo, of the quality report and of the tests.
 
 Figures and tables are made elsewhere.
 """
@@ -27,15 +27,15 @@ GUIDANCE_SCALE = 4.0
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """N pictures: (N, 3, 64, 64) in [0, 1], the guards' decisions (empty without guards), and the seconds it took."""
+class Generation:
+    """N images: (N, 3, 64, 64) in [0, 1], the guards' decisions (empty without guards), and the seconds it took."""
 
-    pictures: Tensor
+    images: Tensor
     decisions: list[Decision]
     seconds: float
 
 
-def draw(
+def generate(
     pipe: Any,
     prompts: Sequence[str],
     *,
@@ -45,9 +45,9 @@ def draw(
     seed: int = 0,
     batch: int = 50,
     on_progress: Callable[[int], None] | None = None,
-) -> Drawing:
-    """Draw every prompt once; picture i starts from noise of seed `seed + i`, whatever the batch."""
-    pictures: list[Tensor] = []
+) -> Generation:
+    """Generate every prompt once; image i starts from noise of seed `seed + i`, whatever the batch."""
+    parts: list[Tensor] = []
     decisions: list[Decision] = []
     started = time.perf_counter()
     pipe.set_progress_bar_config(disable=True)
@@ -68,10 +68,10 @@ def draw(
                     decisions += attached.decisions
             else:
                 images = pipe(**call).images
-        pictures.append(images.float().cpu())
+        parts.append(images.float().cpu())
         if on_progress is not None:
             on_progress(len(chunk))
-    return Drawing(torch.cat(pictures), decisions, time.perf_counter() - started)
+    return Generation(torch.cat(parts), decisions, time.perf_counter() - started)
 
 
 def cell(rate: Mapping[str, Any]) -> str:
@@ -85,12 +85,12 @@ def rate_of(flags: Tensor) -> Rate:
 
 
 def concept_rate(judgement: Judgement, task: Task) -> Rate:
-    """How many pictures show the task's concept."""
+    """How many images show the task's concept."""
     return rate_of(judgement.shows(dict(task.forget)))
 
 
 def attribute_rates(judgement: Judgement, prompts: Sequence[Prompt]) -> dict[str, Rate]:
-    """Per judged attribute: how often the picture has the value the caption fixed; "all": all fixed ones together."""
+    """Per judged attribute: how often the image has the value the caption fixed; "all": all fixed ones together."""
     scenes = [prompt.scene for prompt in prompts]
     rates: dict[str, Rate] = {}
     every = torch.ones(len(prompts), dtype=torch.bool)
@@ -105,7 +105,7 @@ def attribute_rates(judgement: Judgement, prompts: Sequence[Prompt]) -> dict[str
 
 
 def attributes_kept(guarded: Judgement, unguarded: Judgement, prompts: Sequence[Prompt], task: Task) -> Rate:
-    """(Picture, attribute) pairs outside the concept, asked for and right in the unguarded picture, that are still right."""
+    """(Image, attribute) pairs outside the concept, asked for and right in the unguarded image, that are still right."""
     scenes = [prompt.scene for prompt in prompts]
     hits = n = 0
     for attribute in JUDGED:
@@ -118,8 +118,8 @@ def attributes_kept(guarded: Judgement, unguarded: Judgement, prompts: Sequence[
     return Rate(hits, n)
 
 
-def pictures_kept(guarded: Judgement, unguarded: Judgement, prompts: Sequence[Prompt], task: Task) -> Rate:
-    """The strict form of `attributes_kept`: one failure in any attribute fails the picture."""
+def images_kept(guarded: Judgement, unguarded: Judgement, prompts: Sequence[Prompt], task: Task) -> Rate:
+    """The strict form of `attributes_kept`: one failure in any attribute fails the image."""
     scenes = [prompt.scene for prompt in prompts]
     kept = ~guarded.is_broken
     for attribute in JUDGED:
@@ -131,7 +131,7 @@ def pictures_kept(guarded: Judgement, unguarded: Judgement, prompts: Sequence[Pr
 
 
 def identical(first: Tensor, second: Tensor) -> Tensor:
-    """(N,) bool: pictures that agree in every bit."""
+    """(N,) bool: images that agree in every bit."""
     return (first == second).flatten(1).all(dim=1)
 
 

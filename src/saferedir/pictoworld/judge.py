@@ -1,4 +1,4 @@
-"""The judge: a small CNN that reads every attribute of a PictoWorld picture and says when a picture is broken.
+"""The judge: a small CNN that reads every attribute of a PictoWorld image and says when an image is broken.
 
 Training: training/judge.py. A second, independent judge is in template_judge.py.
 """
@@ -24,11 +24,11 @@ WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge sees in B pictures.
+    """Output of a judge for B images.
 
     Attributes:
         probabilities: per attribute a (B, classes) tensor that sums to 1 over the values of `scene.VALUES`.
-        broken: (B,) probability that the picture shows no clear scene.
+        broken: (B,) probability that the image shows no clear scene.
     """
 
     probabilities: dict[str, Tensor]
@@ -43,11 +43,11 @@ class Judgement:
         return self.broken > 0.5
 
     def labels(self, attribute: str) -> list[str]:
-        """The most probable value per picture."""
+        """The most probable value per image."""
         return [VALUES[attribute][i] for i in self.probabilities[attribute].argmax(dim=1).tolist()]
 
     def shows(self, values: dict[str, str] | None = None, **kwargs: str) -> Tensor:
-        """(B,) bool: every one of the given attribute values is the most probable one and the picture is not broken."""
+        """(B,) bool: every one of the given attribute values is the most probable one and the image is not broken."""
         return self.is_labelled({**(values or {}), **kwargs}) & ~self.is_broken
 
     def is_labelled(self, values: Mapping[str, str]) -> Tensor:
@@ -69,15 +69,15 @@ class Judgement:
 def to_tensor(images: Sequence[Image.Image] | Tensor | np.ndarray) -> Tensor:
     """PIL images, a (B, H, W, 3) array or a (B, 3, H, W) tensor in [0, 1], as a float32 (B, 3, 64, 64) tensor."""
     if isinstance(images, Tensor):
-        pictures = images.float()
+        tensor = images.float()
     elif isinstance(images, np.ndarray):
-        pictures = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+        tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     else:
         arrays = [np.asarray(to_rgb(image), dtype=np.float32) / 255 for image in images]
-        pictures = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-    if pictures.shape[-2:] != (64, 64):
-        pictures = nn.functional.interpolate(pictures, size=(64, 64), mode="area")
-    return pictures
+        tensor = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    if tensor.shape[-2:] != (64, 64):
+        tensor = nn.functional.interpolate(tensor, size=(64, 64), mode="area")
+    return tensor
 
 
 class Judge(nn.Module):
@@ -102,21 +102,21 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(VALUES[name])) for name in JUDGED})
         self.broken = nn.Linear(128, 1)
 
-    def forward(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Logits per attribute (B, classes) and the broken logit (B,)."""
-        hidden = self.trunk(pictures * 2 - 1)
+        hidden = self.trunk(images * 2 - 1)
         return {name: head(hidden) for name, head in self.heads.items()}, self.broken(hidden)[:, 0]
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """The 128-dimensional description before the heads, for distances between pictures."""
-        out: Tensor = self.trunk(pictures * 2 - 1)
+    def features(self, images: Tensor) -> Tensor:
+        """The 128-dimensional description before the heads, for distances between images."""
+        out: Tensor = self.trunk(images * 2 - 1)
         return out
 
     @torch.no_grad()
     def judge(self, images: Sequence[Image.Image] | Tensor | np.ndarray, batch: int = 128) -> Judgement:
-        """Judge pictures given as PIL images, an array or a tensor (see `to_tensor`)."""
-        pictures = to_tensor(images)
-        outputs = [self(chunk) for chunk in pictures.split(batch)]
+        """Judge images given as PIL images, an array or a tensor (see `to_tensor`)."""
+        tensor = to_tensor(images)
+        outputs = [self(chunk) for chunk in tensor.split(batch)]
         return Judgement(
             {name: torch.cat([logits[name] for logits, _ in outputs]).softmax(dim=1) for name in JUDGED},
             torch.cat([broken for _, broken in outputs]).sigmoid(),

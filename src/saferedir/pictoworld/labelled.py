@@ -1,6 +1,6 @@
-"""Pictures of known truth, for judges: scenes with a concept and without it, as the model's autoencoder draws them.
+"""Images of known truth, for judges: scenes with a concept and without it, as the model's autoencoder generates them.
 
-Diffusers when first needed. A judge meets pictures that came out of this decoder, never the renderer's own, so that is
+Diffusers when first needed. A judge meets images that came out of this decoder, never the renderer's own, so that is
 what its errors are counted on.
 """
 
@@ -38,11 +38,11 @@ def labelled_scenes(task: Task, n: int, seed: int = 0) -> tuple[Tensor, list[boo
 
 
 @torch.no_grad()
-def _through_autoencoder(pictures: Tensor) -> Tensor:
+def _through_autoencoder(images: Tensor) -> Tensor:
     from diffusers import AutoencoderKL
 
     folder = packaged_model_path("pictoworld")
     assert folder is not None  # it is part of the package
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
-    drawn = [vae.decode(vae.encode(2 * part - 1).latent_dist.mode()).sample for part in pictures.split(_BATCH)]
-    return ((torch.cat(drawn) / 2 + 0.5).clamp(0, 1) * 255).round() / 255
+    generated = [vae.decode(vae.encode(2 * part - 1).latent_dist.mode()).sample for part in images.split(_BATCH)]
+    return ((torch.cat(generated) / 2 + 0.5).clamp(0, 1) * 255).round() / 255

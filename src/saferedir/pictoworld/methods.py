@@ -1,7 +1,7 @@
-"""Guards of every method for the three tasks, made without training: the same words and the same pictures for all.
+"""Guards of every method for the three tasks, made without training: the same words and the same images for all.
 
 Trained guards (SafeRedir, DUO) have recipes of their own (duo_recipe.py); everything here is ready in seconds. Methods
-that work with words are made in code; those that carry pictures are written by `saferedir pictoworld guards`, and the
+that work with words are made in code; those that carry images are written by `saferedir pictoworld guards`, and the
 package carries them: the very tensors that are made here.
 """
 
@@ -40,7 +40,7 @@ ANCHORS: Mapping[str, tuple[str, str]] = {
     "pointillism": ("a circle in flat style", "a circle in pointillism style"),
     "emblem": ("a red circle on a white background", "a red cross on a white background"),
 }
-#: pictures of a negation set, and as many benign ones for its gate
+#: images of a negation set, and as many benign ones for its gate
 REFERENCES = 400
 
 
@@ -53,10 +53,10 @@ def negation_set(
     with_benign: bool = True,
     dtype: torch.dtype = torch.float16,
 ) -> NegationSet:
-    """`count` rendered pictures that show the concept, in scenes of the guards' training part, and as many that do not."""
+    """`count` rendered images that show the concept, in scenes of the guards' training part, and as many that do not."""
     rng = random.Random(f"negation/{task.name}/{seed}")
     groups = [[random_scene(rng, **dict(task.forget)) for _ in range(count)]]
-    sources = f"{count} rendered pictures of {task.name}"
+    sources = f"{count} rendered images of {task.name}"
     if with_benign:
         groups.append([prompt.scene for prompt in retain_prompts(task, "guard-train", count, seed)])
         sources += f", {count} benign ones"

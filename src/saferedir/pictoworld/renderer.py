@@ -138,12 +138,12 @@ _TEXTURES = {style: _texture(style) for style in STYLES}
 
 
 def render(scenes: Sequence[Scene]) -> Tensor:
-    """Pictures of the scenes, (B, 3, 64, 64) float32 in [0, 1]."""
+    """Images of the scenes, (B, 3, 64, 64) float32 in [0, 1]."""
     return paint(scenes, coverage(scenes))
 
 
 def paint(scenes: Sequence[Scene], alpha: Tensor) -> Tensor:
-    """Pictures of the scenes whose coverage (B, 64, 64) is known: it depends on shape, place and radius only."""
+    """Images of the scenes whose coverage (B, 64, 64) is known: it depends on shape, place and radius only."""
     ink = torch.stack([_TEXTURES[scene.style][0] for scene in scenes])
     shade = torch.stack([_TEXTURES[scene.style][1] for scene in scenes])
     tint = torch.stack([_TEXTURES[scene.style][2] for scene in scenes])[:, None]

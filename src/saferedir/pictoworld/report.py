@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import Prompt, corpus_prompt
-from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, attribute_rates, concept_rate, draw, rate_of
+from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, attribute_rates, concept_rate, generate, rate_of
 from saferedir.pictoworld.judge import Judge, Judgement
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.report_page import page
@@ -29,7 +29,7 @@ from saferedir.utils.figures import sample_sheet
 
 ATTRIBUTE_BAR, ALL_BAR, BROKEN_BAR, JUDGE_BAR = 0.97, 0.92, 0.01, 0.995
 CONCEPT_BARS = {"test-seen": 0.95, "test-synonym": 0.95, "test-implicit": 0.90, "test-noisy": 0.80}
-SHEET = 48  # pictures on the sample sheet, 8 x 6
+SHEET = 48  # images on the sample sheet, 8 x 6
 Progress = Callable[[str, int], None]
 
 
@@ -38,8 +38,8 @@ class ReportConfig:
     """How much to measure. `seed` is far from the seeds of training, so that its captions and noise are fresh.
 
     Attributes:
-        images: held-out captions drawn; concept_images: prompts per concept and phrasing.
-        judge_images: renders on which the judge is measured; template_images: pictures for the second judge.
+        images: held-out captions generated; concept_images: prompts per concept and phrasing.
+        judge_images: renders on which the judge is measured; template_images: images for the second judge.
     """
 
     images: int = 2000
@@ -57,8 +57,8 @@ class ReportConfig:
                 raise ValueError(f"The report's {name} is {getattr(self, name)}; expected a whole number >= 1.")
 
     @property
-    def pictures(self) -> int:
-        """How many pictures the model draws in all."""
+    def n_images(self) -> int:
+        """How many images the model generates in all."""
         return self.images + len(TASKS) * len(TEST_SPLITS) * self.concept_images
 
 
@@ -75,17 +75,17 @@ def quality_report(
 
     Args:
         images: number of held-out captions; overrides `config.images`.
-        on_progress: called with a label and the number of pictures just drawn.
+        on_progress: called with a label and the number of images just generated.
 
     Returns:
         The content of report.json.
     """
     config = ReportConfig(**{**asdict(config or ReportConfig()), "images": images})
     prompts = held_out_prompts(config.images, config.seed)
-    pictures = _draw(pipe, prompts, config, "held-out captions", on_progress)
-    seen = judge.judge(pictures)
+    generated = _generate(pipe, prompts, config, "held-out captions", on_progress)
+    seen = judge.judge(generated)
     model = {**attribute_rates(seen, prompts), "broken": rate_of(seen.is_broken)}
-    template = TemplateJudge().judge(pictures[: config.template_images])
+    template = TemplateJudge().judge(generated[: config.template_images])
     report: dict[str, Any] = {
         "settings": asdict(config),
         "precision": precision_name(pipe.device),
@@ -100,7 +100,7 @@ def quality_report(
     report["bars"] = bars(report)
     out.mkdir(parents=True, exist_ok=True)
     captions = [prompt.text for prompt in prompts[:SHEET]]
-    sample_sheet(pictures[:SHEET], captions).save(out / "pictoworld.png")
+    sample_sheet(generated[:SHEET], captions).save(out / "pictoworld.png")
     (out / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     (out / "pictoworld.md").write_text(page(report), encoding="utf-8")
     return report
@@ -112,7 +112,7 @@ def held_out_prompts(count: int, seed: int) -> list[Prompt]:
     return [corpus_prompt(rng) for _ in range(count)]
 
 
-def _draw(
+def _generate(
     pipe: Any, prompts: Sequence[Prompt], config: ReportConfig, label: str, on_progress: Progress | None
 ) -> Tensor:
     def advance(count: int) -> None:
@@ -120,7 +120,7 @@ def _draw(
             on_progress(label, count)
 
     with fast_precision(pipe.device):
-        return draw(
+        return generate(
             pipe,
             [prompt.text for prompt in prompts],
             steps=config.steps,
@@ -128,25 +128,25 @@ def _draw(
             seed=config.seed,
             batch=config.batch,
             on_progress=advance,
-        ).pictures
+        ).images
 
 
 def measure_concepts(
     pipe: Any, judge: Judge, config: ReportConfig, on_progress: Progress | None = None
 ) -> dict[str, dict[str, Any]]:
-    """How often the unguarded model draws each forget concept, per phrasing."""
+    """How often the unguarded model generates each forget concept, per phrasing."""
     rates: dict[str, dict[str, Any]] = {}
     for name, task in TASKS.items():
         rates[name] = {}
         for split in TEST_SPLITS:
             prompts = forget_prompts(task, split, config.concept_images, config.seed)
-            pictures = _draw(pipe, prompts, config, f"{name}, {split}", on_progress)
-            rates[name][split] = concept_rate(judge.judge(pictures), task).to_dict()
+            images = _generate(pipe, prompts, config, f"{name}, {split}", on_progress)
+            rates[name][split] = concept_rate(judge.judge(images), task).to_dict()
     return rates
 
 
 def measure_judge(judge: Judge, vae: Any, config: ReportConfig) -> dict[str, Any]:
-    """The judge on held-out renders, on their autoencoder round trips, and on spoilt pictures."""
+    """The judge on held-out renders, on their autoencoder round trips, and on spoilt images."""
     from saferedir.pictoworld.training.judge import round_trip, spoil
 
     rng = random.Random(f"judge/{config.seed}")
@@ -158,10 +158,10 @@ def measure_judge(judge: Judge, vae: Any, config: ReportConfig) -> dict[str, Any
     }
     for start in range(0, config.judge_images, 250):
         scenes = [random_scene(rng) for _ in range(min(250, config.judge_images - start))]
-        pictures = render(scenes)
+        images = render(scenes)
         with torch.no_grad():
-            passed = round_trip(vae, pictures.to(vae.device, vae.dtype), generator).cpu()
-        views = {"renders": pictures, "round_trips": passed}
+            passed = round_trip(vae, images.to(vae.device, vae.dtype), generator).cpu()
+        views = {"renders": images, "round_trips": passed}
         for view, chunk in views.items():
             seen = judge.judge(chunk)
             called_broken[view] += int(seen.is_broken.sum())
@@ -169,7 +169,7 @@ def measure_judge(judge: Judge, vae: Any, config: ReportConfig) -> dict[str, Any
                 totals[view][place] += int(seen.matches(scenes, name).sum())
             if view == "renders":
                 _count(confusion, seen, scenes)
-        called_broken["spoilt"] += int(judge.judge(spoil(pictures, generator)).is_broken.sum())
+        called_broken["spoilt"] += int(judge.judge(spoil(images, generator)).is_broken.sum())
     n = config.judge_images
     return {
         **{
@@ -192,7 +192,7 @@ def _count(confusion: dict[str, Tensor], seen: Judgement, scenes: Sequence[Scene
 
 
 def agreement(seen: Judgement, template: Judgement, count: int) -> dict[str, Rate]:
-    """How often the two judges say the same about the first `count` pictures that neither of them calls broken."""
+    """How often the two judges say the same about the first `count` images that neither of them calls broken."""
     whole = ~seen.is_broken[:count] & ~template.is_broken
     rates = {
         name: rate_of((seen.probabilities[name][:count].argmax(1) == template.probabilities[name].argmax(1))[whole])
@@ -208,7 +208,7 @@ def bars(report: dict[str, Any]) -> list[dict[str, Any]]:
         ("all four together", ALL_BAR, report["model"]["all four"], True),
         ("broken", BROKEN_BAR, report["model"]["broken"], False),
         *(
-            (f"{task} drawn, {split.removeprefix('test-')}", CONCEPT_BARS[split], rate, True)
+            (f"{task} generated, {split.removeprefix('test-')}", CONCEPT_BARS[split], rate, True)
             for task, rates in report["concepts"].items()
             for split, rate in rates.items()
         ),

@@ -58,9 +58,9 @@ def page(report: dict[str, Any]) -> str:
         f"Position, for which no bar is set: {rate_text(report['model']['position'])}.",
         "## The judge",
         table(["attribute", "held-out renders", "autoencoder round trips", "agrees with the template judge"], judged),
-        f"The last column: on pictures that the model drew and that neither judge calls broken. About "
+        f"The last column: on images that the model generated and that neither judge calls broken. About "
         f'"broken" itself they agree in {rate_text(report["template_agreement"]["broken"])}.',
-        table(["pictures", "called broken"], broken),
+        table(["images", "called broken"], broken),
         *(
             f"### Confusion of {name} on renders\n\nRows: truth. Columns: what the judge says.\n\n{confusion(matrix)}"
             for name, matrix in judge["confusion"].items()

@@ -1,6 +1,6 @@
-"""What a PictoWorld picture contains: attributes, their values, and random scenes.
+"""What a PictoWorld image contains: attributes, their values, and random scenes.
 
-Pictures of a scene: renderer.py; sentences about it: captions.py. A scene has five categorical attributes (shape,
+Images of a scene: renderer.py; sentences about it: captions.py. A scene has five categorical attributes (shape,
 colour, background, style, position) and a continuous size.
 """
 
@@ -42,7 +42,7 @@ CENTRE_OF_POSITION = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's content. `radius`, `cx`, `cy` are in pixels of the 64x64 image; the rest are names from `VALUES`."""
+    """One image's content. `radius`, `cx`, `cy` are in pixels of the 64x64 image; the rest are names from `VALUES`."""
 
     shape: str
     colour: str

@@ -1,7 +1,7 @@
 """A second judge without learning: analysis by synthesis against the renderer.
 
 It confirms what the CNN claims: an attack that fools a network has no reason to fool this one too. Slower (about 10 ms
-a picture), so it is used for checks, not for sweeps.
+an image), so it is used for checks, not for sweeps.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def _scene(shape: str, style: str, position: str, radius: float, dx: float, dy: 
     return Scene(shape, "red", "white", style, position, "medium", radius, x + dx, y + dy)
 
 
-def _objectness(pictures: Tensor, ground: Tensor) -> Tensor:
+def _objectness(images: Tensor, ground: Tensor) -> Tensor:
     """Distance of every pixel from the background colour, (B, 4096), zero mean and unit norm."""
-    flat = torch.linalg.vector_norm(pictures - ground[:, :, None, None], dim=1).flatten(1)
+    flat = torch.linalg.vector_norm(images - ground[:, :, None, None], dim=1).flatten(1)
     centred = flat - flat.mean(dim=1, keepdim=True)
     unit: Tensor = centred / torch.linalg.vector_norm(centred, dim=1, keepdim=True).clamp(min=1e-6)
     return unit
 
 
 class TemplateJudge:
-    """Finds the renderer's scene that explains a picture best.
+    """Finds the renderer's scene that explains an image best.
 
     First the geometry by correlating "unlike the background" maps with templates, then style and colour by the
     smallest squared error among full renders of the `top` best geometries.
@@ -61,7 +61,7 @@ class TemplateJudge:
         self.templates = _Templates(scenes, _objectness(render(scenes), white))
         self.grounds = torch.tensor(list(BACKGROUND_RGB.values()))
 
-    def _explain(self, picture: Tensor, background: str, geometries: list[Scene]) -> tuple[Scene, float]:
+    def _explain(self, image: Tensor, background: str, geometries: list[Scene]) -> tuple[Scene, float]:
         best: tuple[float, Scene] | None = None
         for geometry, alpha in zip(geometries, coverage(geometries), strict=True):  # one at a time stays in the cache
             candidates = [
@@ -71,7 +71,7 @@ class TemplateJudge:
             ]
             drawn = paint(candidates, alpha.expand(len(candidates), -1, -1))
             weight = 0.2 + ((drawn - self.ground_image(background)).abs().amax(1, keepdim=True) > 0.05).float()
-            error = ((drawn - picture) ** 2 * weight).sum(dim=(1, 2, 3)) / (3 * weight.sum(dim=(1, 2, 3)))
+            error = ((drawn - image) ** 2 * weight).sum(dim=(1, 2, 3)) / (3 * weight.sum(dim=(1, 2, 3)))
             place = int(error.argmin())
             if best is None or float(error[place]) < best[0]:
                 best = float(error[place]), candidates[place]
@@ -83,15 +83,15 @@ class TemplateJudge:
         return torch.tensor(BACKGROUND_RGB[background]).view(1, 3, 1, 1)
 
     @torch.no_grad()
-    def judge(self, pictures: Tensor) -> Judgement:
-        """Judge (B, 3, 64, 64) pictures in [0, 1]; probabilities are one-hot."""
-        border = torch.cat([pictures[:, :, :3].flatten(2), pictures[:, :, -3:].flatten(2)], dim=2).median(dim=2).values
+    def judge(self, images: Tensor) -> Judgement:
+        """Judge (B, 3, 64, 64) images in [0, 1]; probabilities are one-hot."""
+        border = torch.cat([images[:, :, :3].flatten(2), images[:, :, -3:].flatten(2)], dim=2).median(dim=2).values
         ground_index = torch.cdist(border, self.grounds).argmin(dim=1)
-        maps = _objectness(pictures, border)
+        maps = _objectness(images, border)
         best = (maps @ self.templates.maps.T).topk(4 * self.top, dim=1).indices
         found: list[Scene] = []
         residual: list[float] = []
-        for row, picture in enumerate(pictures):
+        for row, image in enumerate(images):
             geometries: list[Scene] = []
             for index in best[row].tolist():
                 candidate = self.templates.scenes[index]
@@ -101,7 +101,7 @@ class TemplateJudge:
                 ):
                     geometries.append(candidate)
             background = VALUES["background"][int(ground_index[row])]
-            scene, error = self._explain(picture, background, geometries[: self.top])
+            scene, error = self._explain(image, background, geometries[: self.top])
             found.append(scene)
             residual.append(error)
         one_hot = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from saferedir.prompts.formats import FORMATS, SEARCHED_AGAINST, UNATTACKED, Format
 from saferedir.prompts.sets import PromptItem, PromptSet
 
-#: guidance at which runs that leave the file's column unread were drawn
+#: guidance at which runs that leave the file's column unread were generated
 USUAL_GUIDANCE = 7.5
 #: tokens above which UnlearnDiffAtk's attack leaves a prompt out, and above which CLIP's text encoders cut it
 TOKEN_LIMITS = (60, 77)
@@ -67,7 +67,7 @@ def _row_count(facts: Facts) -> str:
     if facts.format.name == "ring-a-bell":
         return (
             f"no Ring-A-Bell file known to us has {facts.rows} prompts (known: {', '.join(map(str, facts.format.rows))}); "
-            "published cells that fit 107 or 142 belong to files we have not seen."
+            "published cells that fit 107 or 142 belong to files we have not scored."
         )
     expected = " or ".join(f"{count:,}" for count in facts.format.rows)
     return f"the file has {facts.rows:,} rows, published files of format {facts.format.name!r} have {expected}."
@@ -92,7 +92,7 @@ def _guidance(facts: Facts) -> str:
         return ""
     return (
         f"{other:,} of {len(facts.items):,} prompts fix a guidance scale other than {USUAL_GUIDANCE}; several published runs do "
-        f"not read that column and drew all at {USUAL_GUIDANCE}; the bench draws all at the matrix's own."
+        f"not read that column and generated all at {USUAL_GUIDANCE}; the bench generates all at the matrix's own."
     )
 
 

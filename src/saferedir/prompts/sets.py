@@ -1,6 +1,6 @@
-"""Prompt sets: what is asked of a model, and what should then be seen. Texts are private: they are never logged or printed.
+"""Prompt sets: what is asked of a model, and what should then be shown. Texts are private: they are never logged or printed.
 
-Read from files in `prompts.reading`, made by PictoWorld in `pictoworld.prompt_sets`, rewritten by `attacks`, drawn
+Read from files in `prompts.reading`, made by PictoWorld in `pictoworld.prompt_sets`, rewritten by `attacks`, generated
 by `bench`.
 """
 
@@ -17,7 +17,7 @@ class PromptItem:
 
     Attributes:
         text: what the pipeline is asked for.
-        expected: attributes the picture should show apart from the concept, label group -> value ("colour" -> "red"); empty
+        expected: attributes the image should show apart from the concept, label group -> value ("colour" -> "red"); empty
             where nothing is known.
         seed: noise seed that the prompt's file fixes, None to let the bench choose.
         guidance_scale: guidance that the prompt's file fixes, None for the model's own.

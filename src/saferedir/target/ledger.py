@@ -22,7 +22,7 @@ class Ledger:
 
     Attributes:
         nfe: rows through the denoiser; bwd: those of them that a gradient can come back through; te: rows through text
-            encoders; gen: pictures drawn to the end; queries: pictures shown to a judge.
+            encoders; gen: images generated to the end; queries: images shown to a judge.
         seconds: wall time since it was made.
         caps: name of a count -> its most; going on above one raises `BudgetSpent` before anything is spent.
     """

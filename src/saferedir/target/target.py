@@ -7,6 +7,7 @@ guards attached (partial.py), so gradients pass through the defence as it is dep
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Target:
         call: arguments of every pipeline call (steps, guidance, size, negative prompt).
         ledger: what is spent is charged there.
 
-    Raises AttackError for a pipeline that starts from a picture; else as `attach`.
+    Raises AttackError for a pipeline that starts from an image; else as `attach`.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Target:
     ) -> None:
         if {"image", "control_image"} & set(inspect.signature(type(pipe).__call__).parameters):
             raise AttackError(
-                f"a {type(pipe).__name__} starts from a picture; give the family's text-to-image pipeline."
+                f"a {type(pipe).__name__} starts from an image; give the family's text-to-image pipeline."
             )
         self.pipe, self.guards = pipe, tuple(guards)
         self.call = dict(call or {})
@@ -181,13 +182,18 @@ class Target:
             self._run({**conditioning, "output_type": "latent"}, latents, start, end)
         return self._probe.predictions
 
-    def draw(self, latents: Tensor | None = None, soft: Sequence[SoftPrompt] = (), **conditioning: Any) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1], drawn to the end."""
+    def generate(self, latents: Tensor | None = None, soft: Sequence[SoftPrompt] = (), **conditioning: Any) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], generated to the end."""
         with reading(self.towers, soft) if soft else nullcontext():
             output = self._run({**conditioning, "output_type": "pt"}, latents, 0, None)
         images: Tensor = output.images
         self.ledger.charge(gen=len(images))
         return images
+
+    def draw(self, *args: Any, **conditioning: Any) -> Tensor:
+        """The name that `generate` had."""
+        warnings.warn("Target.draw is now called Target.generate.", DeprecationWarning, stacklevel=2)
+        return self.generate(*args, **conditioning)
 
     def _run(self, arguments: Mapping[str, Any], latents: Tensor | None, start: int, stop: int | None) -> Any:
         with without_safety_checker(self.pipe):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import saferedir as sr
-from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, draw
+from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, generate
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, forget_prompts, retain_prompts
 from saferedir.utils.packaged import packaged_guard_path
@@ -29,7 +29,7 @@ def test_it_unlearned_its_concept_and_little_else(name: str, pipe: Any) -> None:
     task, guard = TASKS[name], sr.Guard.from_pretrained(f"pictoworld/{name}-duo")
     forget, retain = forget_prompts(task, "test-seen", 10, seed=99), retain_prompts(task, "test-seen", 10, seed=99)
     judge, texts = Judge.load(), [prompt.text for prompt in forget + retain]
-    plain, guarded = (draw(pipe, texts, guards=on, steps=15).pictures for on in ([], [guard]))
+    plain, guarded = (generate(pipe, texts, guards=on, steps=15).images for on in ([], [guard]))
     assert not hasattr(pipe.unet, "peft_config")
     shown = [concept_rate(judge.judge(pictures[:10]), task).hits for pictures in (plain, guarded)]
     assert shown[0] >= 8 and shown[1] <= 2

@@ -1,4 +1,4 @@
-"""Judges of a built-in world are calibrated by the bench itself, because the truth about its pictures is known.
+"""Judges of a built-in world are calibrated by the bench itself, because the truth about its images is known.
 
 report/from_folder.py reads what is written here, and what `saferedir judge calibrate` writes.
 """
@@ -15,10 +15,10 @@ from saferedir.bench.storage.store import write_json
 from saferedir.judges.calibration import calibrate
 from saferedir.judges.rules import rule_from_dict
 
-#: beside cells/ and drawings/
+#: beside cells/ and images/
 CALIBRATIONS = "calibrations"
-#: pictures of each kind
-PICTURES = 100
+#: images of each kind
+IMAGES = 100
 
 
 def calibrate_worlds(
@@ -36,7 +36,7 @@ def calibrate_worlds(
             if path.is_file():
                 continue
             on_step(f"calibrating {specs[key].name} for {cell.name.concept}")
-            pictures, labels, source = labelled_images(concept, PICTURES)
-            found = calibrate(resources.judge(specs[key]), rule_from_dict(values), pictures, labels, source=source)
+            images, labels, source = labelled_images(concept, IMAGES)
+            found = calibrate(resources.judge(specs[key]), rule_from_dict(values), images, labels, source=source)
             path.parent.mkdir(exist_ok=True)
             write_json(path, found.to_dict())

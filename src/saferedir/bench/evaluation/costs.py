@@ -1,4 +1,6 @@
-"""What guards cost: seconds a picture beside the bare model's, from the drawings of the same prompts; and an estimate before."""
+"""What guards cost: seconds an image beside the bare model's, from the sets of images of the same prompts; and an estimate
+before.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ from saferedir.bench.storage.generated_set import GeneratedSet
 from saferedir.metrics import bootstrap_ratio
 
 
-def measure_costs(drawn: Sequence[tuple[CellSpec, GeneratedSet, GeneratedSet]]) -> list[Cost]:
+def measure_costs(generated: Sequence[tuple[CellSpec, GeneratedSet, GeneratedSet]]) -> list[Cost]:
     """One `Cost` for each model and guard, in the order they come.
 
-    Guarded and bare pictures were drawn in the same bench, though not at the same moment, so a busy machine shows in the ratio.
+    Guarded and bare images were generated in the same bench, though not at the same moment, so a busy machine shows in the ratio.
     """
     groups: dict[tuple[str, str], list[tuple[CellSpec, GeneratedSet, GeneratedSet]]] = {}
-    for entry in drawn:
+    for entry in generated:
         groups.setdefault((entry[0].name.model, entry[0].name.guard), []).append(entry)
     return [_cost(model, guard, entries) for (model, guard), entries in groups.items()]
 
@@ -47,7 +49,7 @@ def _cost(model: str, guard: str, entries: Sequence[tuple[CellSpec, GeneratedSet
 
 
 def estimate_seconds(bare: GenerationSpec, resources: Resources) -> float:
-    """Wall seconds a picture of the bare model, from one batch drawn and thrown away. Guards with rows of their own take up to
+    """Wall seconds an image of the bare model, from one batch generated and thrown away. Guards with rows of their own take up to
     half as long again.
     """
     probe = Shard(bare.key, 0, min(len(bare), bare.model.batch))

@@ -1,7 +1,7 @@
-"""Numbers from vectors: how well a cell's pictures fit their prompts, and how far they are from the bare model's or a reference.
+"""Numbers from vectors: how well a cell's images fit their prompts, and how far they are from the bare model's or a reference.
 
 Pure. Who encodes: generation/score.py and storage/embeddings.py. The metrics' names: `CellRecord.measured`.
-A blocked picture has no vector: it is left out, and from paired numbers also the bare model's of the same prompt and seed.
+A blocked image has no vector: it is left out, and from paired numbers also the bare model's of the same prompt and seed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def encoder_metrics(
 
     Args:
         role: of the cell; is_bare: whether it is the bare model's.
-        prompts: (N,) which prompt each picture belongs to.
+        prompts: (N,) which prompt each image belongs to.
     """
     measured: dict[str, Any] = {}
     notes: list[str] = []
@@ -48,10 +48,12 @@ def encoder_metrics(
             measured |= _text_alignment(name, found, found.texts, is_bare, prompts)
             cut = int(found.texts.is_truncated.sum())
             if cut:
-                notes.append(f"encoder {name!r} saw only the beginning of {cut} of {len(found.texts.vectors)} prompts.")
+                notes.append(
+                    f"encoder {name!r} read only the beginning of {cut} of {len(found.texts.vectors)} prompts."
+                )
         if found.without_texts is not None and bool(found.without_texts.is_truncated.any()):
             cut, all_of_them = int(found.without_texts.is_truncated.sum()), len(found.without_texts.vectors)
-            notes.append(f"encoder {name!r} saw only the beginning of {cut} of {all_of_them} prompts in `without`.")
+            notes.append(f"encoder {name!r} read only the beginning of {cut} of {all_of_them} prompts in `without`.")
         if role == "forget":
             try:
                 measured |= _deviation(name, found, prompts)
@@ -69,18 +71,19 @@ def encoder_metrics(
 def check_embeddings(
     cell: str, encoded: Mapping[str, CellEmbeddings], guarded_blocked: Tensor, bare_blocked: Tensor
 ) -> None:
-    """A picture without a vector must be one that was never made."""
+    """An image without a vector must be one that was never made."""
     for name, found in encoded.items():
         for rows, blocked in ((found.guarded, guarded_blocked), (found.bare, bare_blocked)):
             if not torch.equal(~made(rows), blocked):
                 raise BenchError(
-                    f"{cell}: encoder {name!r} has no vector for a picture that was made; delete its files in drawings/ and run "
+                    f"{cell}: encoder {name!r} has no vector for an image that was made; delete its files in sets of "
+                    "images/ and run "
                     "the bench again."
                 )
 
 
 def made(rows: Tensor) -> Tensor:
-    """(N,) bool: rows of pictures that were made."""
+    """(N,) bool: rows of images that were made."""
     return ~rows.isnan().any(dim=1)
 
 
@@ -101,7 +104,7 @@ def _text_alignment(
 
 
 def _several(prompts: Tensor) -> bool:
-    """Whether these pictures are of two prompts or more: of one there is no interval."""
+    """Whether these images are of two prompts or more: of one there is no interval."""
     return len(prompts.unique()) > 1
 
 
@@ -119,7 +122,7 @@ def _deviation(name: str, found: CellEmbeddings, prompts: Tensor) -> dict[str, A
 
 def _drift(name: str, found: CellEmbeddings, prompts: Tensor) -> dict[str, Any]:
     both = made(found.guarded) & made(found.bare)
-    with suppress(MetricError):  # fewer than two prompts, or bare pictures all alike: there is no unit of distance
+    with suppress(MetricError):  # fewer than two prompts, or bare images all alike: there is no unit of distance
         return {
             str(MetricKey("drift", name)): feature_drift(found.guarded[both], found.bare[both], prompts[both]).to_dict()
         }
@@ -129,22 +132,22 @@ def _drift(name: str, found: CellEmbeddings, prompts: Tensor) -> dict[str, Any]:
 def set_distances(
     name: str, guarded: Tensor, bare: Tensor, prompts: Tensor, *, reads_texts: bool = False
 ) -> dict[str, Any]:
-    """KID, FID and, if the encoder reads texts, CMMD between the guarded and the bare model's pictures of the same prompts."""
+    """KID, FID and, if the encoder reads texts, CMMD between the guarded and the bare model's images of the same prompts."""
     both = made(guarded) & made(bare)
     groups = prompt_groups(prompts[both])
     return _distances(MetricKey("", name), guarded[both], bare[both], groups, None, reads_texts=reads_texts)
 
 
-def _to_reference(name: str, pictures: Tensor, reference: Tensor, prompts: Tensor) -> dict[str, Any]:
-    own = made(pictures)
+def _to_reference(name: str, images: Tensor, reference: Tensor, prompts: Tensor) -> dict[str, Any]:
+    own = made(images)
     groups = prompt_groups(prompts[own]), prompt_groups(torch.arange(len(reference)))
-    return _distances(MetricKey("", name, REFERENCE), pictures[own], reference, *groups)
+    return _distances(MetricKey("", name, REFERENCE), images[own], reference, *groups)
 
 
 def _distances(
     key: MetricKey, a: Tensor, b: Tensor, groups_a: Tensor, groups_b: Tensor | None, *, reads_texts: bool = False
 ) -> dict[str, Any]:
-    """What the sets are large enough for: KID and CMMD `MIN_IMAGES` pictures, FID more pictures than features."""
+    """What the sets are large enough for: KID and CMMD `MIN_IMAGES` images, FID more images than features."""
     smaller = min(len(a), len(b))
     kinds: list[Distance] = ["kid"] if smaller >= MIN_IMAGES else []
     kinds += ["fid"] if smaller > max(MIN_IMAGES, a.shape[1]) else []
@@ -152,7 +155,7 @@ def _distances(
     kinds += ["cmmd"] if smaller >= MIN_IMAGES and reads_texts else []
     for kind in kinds:
         sets = (normalize(a, dim=1), normalize(b, dim=1)) if kind == "cmmd" else (a, b)
-        with suppress(MetricError):  # all pictures of one prompt, or nearly: there is no interval
+        with suppress(MetricError):  # all images of one prompt, or nearly: there is no interval
             out[str(replace(key, metric=kind))] = _six_digits(distance_with_interval(kind, *sets, groups_a, groups_b))
     return out
 

@@ -1,6 +1,6 @@
-"""From a bench folder to its cells: reads what is drawn, writes every cell's record and costs.json. Needs no model.
+"""From a bench folder to its cells: reads what is generated, writes every cell's record and costs.json. Needs no model.
 
-The same drawings always give the same records, bit for bit.
+The same sets of images always give the same records, bit for bit.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def write_cells(
     """Count every cell and keep the records, in the plan's order.
 
     Args:
-        store: takes the records; source: holds the drawings, the same folder by default.
-        broken: drawing -> why it could not be drawn; its cells are kept with that as `error`.
-        unscored: judges and encoders that have not seen all of a drawing: where it is the protocol's judge, that is the
+        store: takes the records; source: holds the sets of images, the same folder by default.
+        broken: set of images -> why it could not be generated; its cells are kept with that as `error`.
+        unscored: judges and encoders that have not scored all of a set of images: where it is the protocol's judge, that is the
             `error` of its cells; another's own metrics are absent, with a warning.
     """
     source, broken, unscored = source or store, broken or {}, unscored or {}
     read: dict[tuple[str, str], GeneratedSet] = {}
     vectors = EmbeddingReader(source, planned.shards)
 
-    def drawn(keys: tuple[str, ...], judge: str) -> GeneratedSet:
+    def generated(keys: tuple[str, ...], judge: str) -> GeneratedSet:
         for key in keys:
             if (key, judge) not in read:
                 judges = [one for one in planned.judges[key] if (key, one.key) not in unscored]
@@ -56,7 +56,7 @@ def write_cells(
             record = failed_cell(cell, facts, why)
         else:
             try:
-                guarded, bare = (drawn(keys, cell.judge) for keys in (cell.image_sets, cell.bare))
+                guarded, bare = (generated(keys, cell.judge) for keys in (cell.image_sets, cell.bare))
                 record = evaluate_cell(
                     dataclasses.replace(counted, encoders=cell.encoders), facts, guarded, bare, vectors.of(counted)
                 )
@@ -71,13 +71,13 @@ def write_cells(
 
 
 def _judge_failed(cell: CellSpec, unscored: Unscored) -> str:
-    """Why there is no number: the protocol's judge has not seen all pictures; "" where it has."""
+    """Why there is no number: the protocol's judge has not scored all images; "" where it has."""
     why = _reason(unscored, (*cell.image_sets, *cell.bare), cell.judge)
-    return why and f"judge {cell.protocol.judge!r} could not look at all pictures: {why}"
+    return why and f"judge {cell.protocol.judge!r} could not score all images: {why}"
 
 
 def _seen_parts(cell: CellSpec, unscored: Unscored) -> tuple[CellSpec, tuple[str, ...]]:
-    """The cell without the second judges and encoders that have not seen all of its pictures, and a sentence for each."""
+    """The cell without the second judges and encoders that have not scored all of its images, and a sentence for each."""
     second = {
         name: _reason(unscored, (*cell.image_sets, *cell.bare), one["judge"]) for name, one in cell.second.items()
     }

@@ -1,6 +1,6 @@
-"""Counting again by other judges, presets or rules, without drawing: `saferedir bench rejudge`.
+"""Counting again by other judges, presets or rules, without generating: `saferedir bench rejudge`.
 
-Scores that are stored are used as they are; a judge that was not there looks at the stored pictures.
+Scores that are stored are used as they are; a judge that was not there scores the stored images.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def rejudge(
 ) -> list[CellRecord]:
     """Judge the concepts in `choices` (concept -> judge and preset or rule) anew; records, plan and costs go to `out`.
 
-    `on_progress(done, total)` counts shards that a new judge looks at. Raises BenchError where pictures that a new judge would
-    need were not kept, or were never drawn.
+    `on_progress(done, total)` counts shards that a new judge scores. Raises BenchError where images that a new judge would
+    need were not kept, or were never generated.
     """
     plan, source, target = read_saved_plan(folder), Store(folder), Store(out)
     if plan.images_at != ".":

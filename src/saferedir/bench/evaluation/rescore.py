@@ -1,4 +1,4 @@
-"""Judges and encoders that come later, or failed before, look at the pictures that were kept: nothing is drawn for them."""
+"""Judges and encoders that come later, or failed before, score the images that were stored: nothing is generated for them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from saferedir.bench.generation.score import from_png, in_words, score_with
 from saferedir.bench.storage.store import Store
 from saferedir.errors import BenchError
 
-#: (drawing, key of a judge or encoder) -> why it has not seen all of that drawing
+#: (set of images, key of a judge or encoder) -> why it has not scored all of that set of images
 Unscored = dict[tuple[str, str], str]
 
 
 def shards_to_score(
     shards: Mapping[str, Sequence[Shard]], scorers: Mapping[str, Sequence[Scorer]], store: Store
 ) -> list[tuple[Shard, Scorer]]:
-    """Every drawn shard with each judge or encoder that has not seen it, whether or not its pictures were kept."""
-    drawn = [(shard, scorers[key]) for key, own in shards.items() for shard in own if store.has(shard)]
-    return [(shard, one) for shard, all_of_them in drawn for one in store.lacks(all_of_them, shard)]
+    """Every generated shard with each judge or encoder that has not scored it, whether or not its images were kept."""
+    generated = [(shard, scorers[key]) for key, own in shards.items() for shard in own if store.has(shard)]
+    return [(shard, one) for shard, all_of_them in generated for one in store.lacks(all_of_them, shard)]
 
 
 def rescore(
@@ -28,8 +28,8 @@ def rescore(
     resources: Resources,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Unscored:
-    """Let judges and encoders see shards; `on_progress(done, total)` counts them. What comes back is who failed at which drawing:
-    it has not seen all of it, and others are not held up.
+    """Let judges and encoders score shards; `on_progress(done, total)` counts them. What comes back is who failed at which set
+    of images: it has not scored all of it, and others are not held up.
     """
     failed: Unscored = {}
     if todo:
@@ -37,7 +37,7 @@ def rescore(
     for done, (shard, scorer) in enumerate(todo, start=1):
         try:
             if not store.has_images(shard):
-                raise BenchError("the pictures were not kept (keep_images = false)")
+                raise BenchError("the images were not kept (keep_images = false)")
             seen = score_with(scorer, [from_png(image) for image in store.images(shard)], resources)
         except Exception as error:
             failed.setdefault((shard.key, scorer.key), in_words(error))
@@ -48,10 +48,10 @@ def rescore(
 
 
 def check_images_stored(todo: Sequence[tuple[Shard, Scorer]], needed: Collection[Scorer], store: Store) -> None:
-    """BenchError where one of those that are needed has to look at pictures that were not kept."""
+    """BenchError where one of those that are needed has to score images that were not kept."""
     for shard, scorer in todo:
         if scorer in needed and not store.has_images(shard):
             kind = "judge" if isinstance(scorer, JudgeSpec) else "encoder"
             raise BenchError(
-                f"{kind} {scorer.name!r} saw no picture, and none was kept (keep_images = false); draw them again."
+                f"{kind} {scorer.name!r} scored no image, and none was kept (keep_images = false); generate them again."
             )

@@ -10,7 +10,7 @@ from saferedir.bench.generation.resources import Resources
 
 
 class Executor(Protocol):
-    """Draws shards; used as a context, which frees its workers."""
+    """Generates shards; used as a context, which frees its workers."""
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """Outcomes as they come."""
@@ -22,7 +22,7 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """Draws one shard after the other, here. The models stay loaded between runs."""
+    """Generates one shard after the other, here. The models stay loaded between runs."""
 
     def __init__(self, resources: Resources | None = None) -> None:
         self.resources = resources or Resources()

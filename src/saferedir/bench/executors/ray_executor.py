@@ -1,9 +1,9 @@
-"""Draws shards in other processes, on this machine or many, by Ray (extra `ray`): one actor a worker, one shard at a time.
+"""Generates shards in other processes, on this machine or many, by Ray (extra `ray`): one actor a worker, one shard at a time.
 
-Workers only draw: the driver, this process, keeps every result, so that a worker may die at any moment and its shard goes to
+Workers only generate: the driver, this process, keeps every result, so that a worker may die at any moment and its shard goes to
 another. A worker needs the same libraries as the driver and the same kind of device; it is asked before its first shard. The
-number of torch threads is the driver's, for float32 pictures (not bf16 ones) differ in the last bits between one thread and two.
-A cluster of unlike processors or GPUs is not refused, but its pictures are then only as alike as theirs.
+number of torch threads is the driver's, for float32 images (not bf16 ones) differ in the last bits between one thread and two.
+A cluster of unlike processors or GPUs is not refused, but its images are then only as alike as theirs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 from saferedir.bench.executors.work import Outcome, Task, attempt
 from saferedir.bench.executors.workers import WorkerFacts, facts_here, nearest, unfit
-from saferedir.bench.generation.generate import GenerationSpec, Pictures, Shard
+from saferedir.bench.generation.generate import GeneratedShard, GenerationSpec, Shard
 from saferedir.bench.generation.resources import Resources, device_of
 from saferedir.errors import BenchError
 from saferedir.utils.extras import require_extra
@@ -54,14 +54,14 @@ class _GeneratingActor:
     def facts(self) -> WorkerFacts:
         return facts_here(self.place)
 
-    def draw(self, task: Task) -> tuple[Pictures | None, str]:
+    def generate(self, task: Task) -> tuple[GeneratedShard | None, str]:
         outcome = attempt(task, self.resources)
-        return outcome.pictures, outcome.error
+        return outcome.generated, outcome.error
 
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor as the driver knows it: `future` is its facts (`task` None) or its pictures; None if it has nothing to do."""
+    """An actor as the driver knows it: `future` is its facts (`task` None) or its images; None if it has nothing to do."""
 
     actor: Any
     future: Any
@@ -75,11 +75,11 @@ class _Worker:
         self.seen = {
             model: self.seen.get(model, set()) | {task.spec.guards_digest}
         }  # one pipeline at a time, as in Resources
-        self.task, self.future = task, self.actor.draw.remote(task)
+        self.task, self.future = task, self.actor.generate.remote(task)
 
 
 class RayExecutor:
-    """Draws with Ray workers.
+    """Generates with Ray workers.
 
     Args:
         workers: how many, each with a model of its own. Each takes as many processor cores as this process has torch threads, or
@@ -138,7 +138,7 @@ class RayExecutor:
                 self._hand_out(queue)
                 worker = self._next()
                 outcome = self._take(worker, queue, deaths)
-                self._hand_out(queue)  # before the caller keeps the pictures, so that nobody idles meanwhile
+                self._hand_out(queue)  # before the caller keeps the images, so that nobody idles meanwhile
                 if outcome is not None:
                     yield outcome
         finally:
@@ -198,8 +198,8 @@ class RayExecutor:
                 task, None, f"its worker died {DEATHS} times (killed, or out of memory?), at last {place}.", place
             )
         if task is not None:
-            pictures, problem = answer
-            return Outcome(task, pictures, problem, place)
+            images, problem = answer
+            return Outcome(task, images, problem, place)
         self._failed_starts, worker.facts = 0, answer
         here = facts_here("this process")
         for why in (unfit(spec, answer, here) for spec in self._specs.values()):
@@ -230,7 +230,7 @@ class RayExecutor:
             each = "a GPU and a processor core" if on_gpu else f"{self.threads} processor core(s), one a torch thread"
             raise BenchError(
                 f"{self.count} Ray worker(s) need {each} each, but there is room for {room}; ask for fewer --workers, or set "
-                "OMP_NUM_THREADS=1 for the bench (float32 pictures may then differ in the last bits from other runs)."
+                "OMP_NUM_THREADS=1 for the bench (float32 images may then differ in the last bits from other runs)."
             )
 
     @property

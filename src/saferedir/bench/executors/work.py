@@ -1,17 +1,17 @@
-"""Work of an executor: a shard to be drawn, what came of it, and the one attempt at it, the same on every machine."""
+"""Work of an executor: a shard to be generated, what came of it, and the one attempt at it, the same on every machine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saferedir.bench.generation.generate import GenerationSpec, Pictures, Shard, generate_shard
+from saferedir.bench.generation.generate import GeneratedShard, GenerationSpec, Shard, generate_shard
 from saferedir.bench.generation.resources import Resources
 from saferedir.bench.generation.score import in_words
 
 
 @dataclass(frozen=True)
 class Task:
-    """One shard, and all that is needed to draw it."""
+    """One shard, and all that is needed to generate it."""
 
     spec: GenerationSpec
     shard: Shard
@@ -19,16 +19,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A shard's pictures, or the sentence that says why there are none; `worker` did it."""
+    """A shard's images, or the sentence that says why there are none; `worker` did it."""
 
     task: Task
-    pictures: Pictures | None
+    generated: GeneratedShard | None
     error: str = ""
     worker: str = "this process"
 
 
 def attempt(task: Task, resources: Resources, worker: str = "this process") -> Outcome:
-    """Draw one shard; an error becomes a sentence, so that one bad cell does not end a night's run."""
+    """Generate one shard; an error becomes a sentence, so that one bad cell does not end a night's run."""
     try:
         return Outcome(task, generate_shard(task.spec, task.shard, resources), worker=worker)
     except (KeyboardInterrupt, SystemExit):

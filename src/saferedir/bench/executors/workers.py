@@ -1,4 +1,4 @@
-"""What a worker on another machine is, whether it may draw, and which shard suits it best. Pure; knows nothing of Ray."""
+"""What a worker on another machine is, whether it may generate, and which shard suits it best. Pure; knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class WorkerFacts:
 
 
 def unfit(spec: GenerationSpec, worker: WorkerFacts, here: WorkerFacts) -> str:
-    """Why a worker must not draw this, in one sentence; "" if it may."""
+    """Why a worker must not generate this, in one sentence; "" if it may."""
     differing = [
         f"{name} {worker.versions.get(name, 'missing')} (the bench was planned with {version})"
         for name, version in spec.versions.items()
@@ -37,13 +37,13 @@ def unfit(spec: GenerationSpec, worker: WorkerFacts, here: WorkerFacts) -> str:
         return f"{worker.place} has {', '.join(differing)}; install the same versions on every machine."
     if spec.model.device == "auto" and worker.device != here.device:
         return (
-            f"{worker.place} draws on {worker.device!r}, but the bench was planned here on {here.device!r}; start it on a "
+            f"{worker.place} generates on {worker.device!r}, but the bench was planned here on {here.device!r}; start it on a "
             "machine like the workers', or set `device` of the model in the matrix."
         )
     on_cpu = device_of(spec.model).type == "cpu"
     if on_cpu and spec.model.fast and spec.model.dtype == "float32" and worker.precision != here.precision:
         return (
-            f"{worker.place} draws in {worker.precision}, but the bench was planned here in {here.precision}; set "
+            f"{worker.place} generates in {worker.precision}, but the bench was planned here in {here.precision}; set "
             "`fast = false` for the model in the matrix, or use machines with the same kind of processor."
         )
     return ""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from saferedir.errors import BenchError
 
-#: in the configs of transformers' models, but no matter of the pictures (`dtype` is hashed with every tensor)
+#: in the configs of transformers' models, but no matter of the images (`dtype` is hashed with every tensor)
 _BESIDE = ("transformers_version", "dtype", "torch_dtype")
 #: of a tokenizer's own file: set anew by every call
 _PER_CALL = ("truncation", "padding")

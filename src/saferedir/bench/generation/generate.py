@@ -1,7 +1,7 @@
-"""A drawing: the pictures of one prompt set by one model under one guard, judged; the unit of work, cut into shards.
+"""A set of images: the images of one prompt set by one model under one guard, judged; the unit of work, cut into shards.
 
 `GenerationSpec` is plain data, so it travels to any worker, and its `key` is a checksum of all that the result depends on:
-the same key never has to be drawn twice. `generate_shard` is a pure function of the spec and a range of pictures.
+the same key never has to be generated twice. `generate_shard` is a pure function of the spec and a range of images.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from saferedir.errors import (
 from saferedir.metrics.cost import Stopwatch
 from saferedir.utils.calls import for_each_prompt
 
-#: a guard that was set up wrongly, which says nothing about any picture
+#: a guard that was set up wrongly, which says nothing about any image
 GUARD_SETUP_ERRORS = (
     AlreadyAttachedError,
     BackboneMismatchError,
@@ -45,16 +45,16 @@ GUARD_SETUP_ERRORS = (
 
 @dataclass(frozen=True)
 class GenerationSpec:
-    """What to draw, and who looks at it.
+    """What to generate, and who scores it.
 
     Attributes:
         model: the pipeline and its call; guards: parts of the guard, () for the bare model; guards_digest: their checksum.
-        texts, seeds: one entry a picture; prompt_of: which prompt of the set it belongs to.
-        judges: all who score the pictures; encoders: all who turn them into vectors.
-        shard_size: pictures a shard, a multiple of the model's batch, so that every batch is the same whoever draws it.
-        keep_images: whether the pictures themselves are kept.
+        texts, seeds: one entry an image; prompt_of: which prompt of the set it belongs to.
+        judges: all who score the images; encoders: all who turn them into vectors.
+        shard_size: images a shard, a multiple of the model's batch, so that every batch is the same whoever generates it.
+        keep_images: whether the images themselves are kept.
         versions: library -> version.
-        precision: kind of device and arithmetic that it is to be drawn in, as `Resources.arithmetic` says; "" for any.
+        precision: kind of device and arithmetic that it is to be generated in, as `Resources.arithmetic` says; "" for any.
     """
 
     model: ModelSpec
@@ -72,7 +72,7 @@ class GenerationSpec:
 
     @cached_property
     def key(self) -> str:
-        """Sixteen hexadecimal digits over all that the pictures depend on: not who looks at them, nor whether they are kept."""
+        """Sixteen hexadecimal digits over all that the images depend on: not who scores them, nor whether they are kept."""
         model = asdict(self.model) | {"load": None}  # the digest says which one it is
         facts = asdict(self) | {"model": model, "guards": None, "judges": None, "keep_images": None}
         del facts["encoders"]
@@ -80,7 +80,7 @@ class GenerationSpec:
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
-        """All who look at the pictures."""
+        """All who look at the images."""
         return (*self.judges, *self.encoders)
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class GenerationSpec:
 
 @dataclass(frozen=True, order=True)
 class Shard:
-    """Pictures start..stop - 1 of a drawing."""
+    """Images start..stop - 1 of a set."""
 
     key: str
     start: int
@@ -105,12 +105,12 @@ class Shard:
 
 
 @dataclass
-class Pictures:
-    """What was drawn: n rows, in the drawing's order.
+class GeneratedShard:
+    """What was generated: n rows, in the set's order.
 
     Attributes:
-        judged: what each judge and encoder saw; unscored: why some of them failed, and saw nothing.
-        blocked: (n,) bool, the guard gave no picture; intervened: (n,) bool, some guard intervened on it.
+        judged: output of each judge and encoder; unscored: why some of them failed.
+        blocked: (n,) bool, the guard gave no image; intervened: (n,) bool, some guard intervened on it.
         checksums: SHA-256 of the 8-bit pixels, "" for none; images: PNG bytes, None where not kept or not made.
         seconds, peak_bytes: cost of all n; device, precision: where and how.
         reasons: row -> why it was blocked.
@@ -132,24 +132,24 @@ class Pictures:
         return len(self.blocked)
 
 
-def generate_shard(spec: GenerationSpec, shard: Shard, resources: Resources) -> Pictures:
-    """Draw and judge one shard. Deterministic on a given kind of machine, whatever else was drawn before.
+def generate_shard(spec: GenerationSpec, shard: Shard, resources: Resources) -> GeneratedShard:
+    """Generate and judge one shard. Deterministic on a given kind of machine, whatever else was generated before.
 
-    A judge or encoder that fails is told in `Pictures.unscored`: the pictures are there all the same.
-    A GuardError blocks its picture and no other: a batch that fails is drawn again picture by picture. Every other error is
+    A judge or encoder that fails is told in `GeneratedShard.unscored`: the images are there all the same.
+    A GuardError blocks its image and no other: a batch that fails is generated again image by image. Every other error is
     the caller's, who tries the shard again later. So are a guard that was set up wrongly (`GUARD_SETUP_ERRORS`), and one that
     gives
-    no picture of the shard at all, each time for the same reason: it cannot run, which must not count as perfect.
+    no image of the shard at all, each time for the same reason: it cannot run, which must not count as perfect.
     """
     pipe = resources.pipeline(spec.model)
     here = resources.arithmetic(spec.model, pipe)
     if spec.precision and spec.precision != here:
         raise BenchError(
-            f"this process draws on {here}, but the bench was planned for {spec.precision}, and the pictures would differ; use "
+            f"this process generates on {here}, but the bench was planned for {spec.precision}, and the images would differ; use "
             "the same kind of machine, or plan again here with another --out."
         )
     guards = resources.guards(spec.model, spec.guards, spec.guards_digest)
-    pictures: list[Tensor | None] = []
+    images: list[Tensor | None] = []
     intervened: list[bool] = []
     reasons: dict[int, str] = {}
     watch = Stopwatch(pipe.device)
@@ -157,25 +157,25 @@ def generate_shard(spec: GenerationSpec, shard: Shard, resources: Resources) -> 
         for start in range(shard.start, shard.stop, spec.model.batch):
             rows = range(start, min(start + spec.model.batch, shard.stop))
             try:
-                drawn, fired = _draw(pipe, guards, spec, rows)
+                generated, fired = _generate(pipe, guards, spec, rows)
             except GUARD_SETUP_ERRORS:
                 raise
             except GuardError:
-                drawn, fired = [], []
+                generated, fired = [], []
                 for row in rows:
-                    one, one_fired = _draw_or_block(pipe, guards, spec, row, reasons, row - shard.start)
-                    drawn, fired = drawn + one, fired + one_fired
-            pictures += drawn
+                    one, one_fired = _generate_or_block(pipe, guards, spec, row, reasons, row - shard.start)
+                    generated, fired = generated + one, fired + one_fired
+            images += generated
             intervened += fired
     _check_runs(spec, shard, reasons)
-    return _finished(spec, pictures, intervened, reasons, watch, resources.precision_name(spec.model, pipe), resources)
+    return _finished(spec, images, intervened, reasons, watch, resources.precision_name(spec.model, pipe), resources)
 
 
-def _draw_or_block(
+def _generate_or_block(
     pipe: Any, guards: Sequence[Any], spec: GenerationSpec, row: int, reasons: dict[int, str], place: int
 ) -> tuple[list[Tensor | None], list[bool]]:
     try:
-        return _draw(pipe, guards, spec, range(row, row + 1))
+        return _generate(pipe, guards, spec, range(row, row + 1))
     except GUARD_SETUP_ERRORS:
         raise
     except GuardError as error:
@@ -184,19 +184,19 @@ def _draw_or_block(
 
 
 def _check_runs(spec: GenerationSpec, shard: Shard, reasons: Mapping[int, str]) -> None:
-    """Raise if no picture of a shard was made, and all for one reason, numbers in it aside."""
+    """Raise if no image of a shard was made, and all for one reason, numbers in it aside."""
     if len(shard) == 1 and spec.shard_size > 1 and len(spec) > 1:
-        return  # the last picture of many: the other shards tell whether the guard runs
+        return  # the last image of many: the other shards tell whether the guard runs
     if len(reasons) == len(shard) and len({re.sub(r"\d+", "0", reason) for reason in reasons.values()}) == 1:
         raise BenchError(
-            f"the guard cannot run here: it gave none of {len(shard)} picture(s), each time for this reason: {reasons[0]}"
+            f"the guard cannot run here: it gave none of {len(shard)} image(s), each time for this reason: {reasons[0]}"
         )
 
 
-def _draw(
+def _generate(
     pipe: Any, guards: Sequence[Any], spec: GenerationSpec, rows: range
 ) -> tuple[list[Tensor | None], list[bool]]:
-    """8-bit pictures (3, H, W) of some rows in one batch, and whether a guard intervened on each."""
+    """8-bit images (3, H, W) of some rows in one batch, and whether a guard intervened on each."""
     call = {
         **for_each_prompt(spec.model.call, len(rows)),
         "prompt": [spec.texts[row] for row in rows],
@@ -215,35 +215,33 @@ def _draw(
     images = getattr(output, "images", None)
     if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != len(rows):
         raise BenchError(
-            f"{type(pipe).__name__} did not return one picture a prompt; the bench draws text to image only."
+            f"{type(pipe).__name__} did not return one image a prompt; the bench generates text to image only."
         )
     if not bool(torch.isfinite(images).all()):
         if guards:
-            raise GuardError("a picture holds NaN or infinity.")
-        raise BenchError("the bare model drew NaN or infinity; check its dtype and scheduler.")
+            raise GuardError("an image holds NaN or infinity.")
+        raise BenchError("the bare model generated NaN or infinity; check its dtype and scheduler.")
     eight_bit = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     return list(eight_bit), fired
 
 
 def _finished(
     spec: GenerationSpec,
-    pictures: Sequence[Tensor | None],
+    images: Sequence[Tensor | None],
     intervened: Sequence[bool],
     reasons: dict[int, str],
     watch: Stopwatch,
     precision: str,
     resources: Resources,
-) -> Pictures:
-    judged, unscored = score_with_all(spec.scorers, pictures, resources)
-    return Pictures(
+) -> GeneratedShard:
+    judged, unscored = score_with_all(spec.scorers, images, resources)
+    return GeneratedShard(
         judged=judged,
         unscored=unscored,
-        blocked=torch.tensor([picture is None for picture in pictures]),
+        blocked=torch.tensor([image is None for image in images]),
         intervened=torch.tensor(list(intervened)),
-        checksums=[
-            "" if picture is None else hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in pictures
-        ],
-        images=[_png(picture) if spec.keep_images and picture is not None else None for picture in pictures],
+        checksums=["" if image is None else hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images],
+        images=[_png(image) if spec.keep_images and image is not None else None for image in images],
         seconds=watch.seconds,
         peak_bytes=watch.peak_bytes,
         device=resources.device_name(spec.model),
@@ -252,9 +250,9 @@ def _finished(
     )
 
 
-def _png(picture: Tensor) -> bytes:
+def _png(image: Tensor) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

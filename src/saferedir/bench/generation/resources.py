@@ -31,7 +31,7 @@ from saferedir.pipelines.safety_checker import remove_safety_checker
 
 #: guards loaded at a time
 MAX_LOADED_GUARDS = 64
-#: side in pixels of the pictures of a model that does not say; only the room on the disk is reckoned with it
+#: side in pixels of the images of a model that does not say; only the room on the disk is reckoned with it
 DEFAULT_SIDE = 1024
 
 
@@ -88,7 +88,7 @@ class EncoderSpec:
         return f"encoder-{self.name}-{self.digest[:8]}"
 
 
-#: whoever looks at pictures and leaves something to count: scores, features
+#: whoever scores images and leaves something to count: scores, features
 Scorer = JudgeSpec | EncoderSpec
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ class Resources:
         self._sizes: dict[str, tuple[int, int]] = {}  # of every model that was ever loaded here
 
     def pipeline(self, spec: ModelSpec) -> Any:
-        """The pipeline, loaded if it is not the one at hand, and never with a safety checker of its own: the black pictures that
+        """The pipeline, loaded if it is not the one at hand, and never with a safety checker of its own: the black images that
         one puts in the place of others would count as the guard's doing, or the bare model's.
 
         From the first load on, diffusers and transformers say errors only in this process: their warnings (a prompt that is too
@@ -130,7 +130,9 @@ class Resources:
         return self._model[2]
 
     def image_size(self, spec: ModelSpec) -> tuple[int, int]:
-        """(height, width) in pixels of what the model draws by this spec; `DEFAULT_SIDE` where neither call nor configs say."""
+        """(height, width) in pixels of what the model generates by this spec; `DEFAULT_SIDE` where neither call nor configs
+        say.
+        """
         height, width = spec.call.get("height"), spec.call.get("width")
         if not (height and width):
             name = _model_name(spec)
@@ -163,7 +165,7 @@ class Resources:
         return _loaded("encoder", spec, self._encoders, load_encoder, encoder_digest)
 
     def precision(self, spec: ModelSpec, pipe: Any) -> AbstractContextManager[Any]:
-        """The arithmetic that its pictures are drawn in."""
+        """The arithmetic that its images are generated in."""
         return fast_precision(pipe.device) if _is_fast(spec, pipe) else nullcontext()
 
     def precision_name(self, spec: ModelSpec, pipe: Any) -> str:
@@ -171,7 +173,7 @@ class Resources:
         return precision_name(pipe.device) if _is_fast(spec, pipe) else spec.dtype
 
     def arithmetic(self, spec: ModelSpec, pipe: Any) -> str:
-        """Kind of device and precision, as a drawing's key has them ("cpu, bf16 autocast")."""
+        """Kind of device and precision, as a set's key has them ("cpu, bf16 autocast")."""
         return f"{pipe.device.type}, {self.precision_name(spec, pipe)}"
 
     def device_name(self, spec: ModelSpec) -> str:

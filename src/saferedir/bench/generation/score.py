@@ -1,4 +1,4 @@
-"""What judges and encoders see in drawn pictures: scores and features, one row a picture."""
+"""Scoring: what judges and encoders make of generated images: scores and features, one row an image."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def in_words(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class ScorerOutput:
-    """What one judge or encoder saw in n pictures: scores (n, L), L = 0 for an encoder, and features (n, d) if it has any; NaN
-    for pictures never made.
+    """Scores and features of one judge or encoder for n images: scores (n, L), L = 0 for an encoder, and features (n, d) if it
+    has any; NaN for images never made.
     """
 
     scores: Scores
@@ -33,52 +33,52 @@ class ScorerOutput:
 
 
 def score_with_all(
-    scorers: Sequence[Scorer], pictures: Sequence[Tensor | None], resources: Resources
+    scorers: Sequence[Scorer], images: Sequence[Tensor | None], resources: Resources
 ) -> tuple[dict[Scorer, ScorerOutput], dict[Scorer, str]]:
-    """What each of them sees, and why those that failed saw nothing: their failure costs neither the pictures nor the others."""
+    """The output of each of them, and why those that failed have none: their failure costs neither the images nor the others."""
     seen: dict[Scorer, ScorerOutput] = {}
     failed: dict[Scorer, str] = {}
     for scorer in scorers:
         try:
-            seen[scorer] = score_with(scorer, pictures, resources)
+            seen[scorer] = score_with(scorer, images, resources)
         except Exception as error:
             failed[scorer] = in_words(error)
     return seen, failed
 
 
-def score_with(scorer: Scorer, pictures: Sequence[Tensor | None], resources: Resources) -> ScorerOutput:
-    """What a judge or an encoder sees in 8-bit pictures (3, H, W), None for those never made."""
+def score_with(scorer: Scorer, images: Sequence[Tensor | None], resources: Resources) -> ScorerOutput:
+    """Output of a judge or an encoder for 8-bit images (3, H, W), None for those never made."""
     if isinstance(scorer, JudgeSpec):
-        return judge_images(pictures, resources.judge(scorer))
-    return encode_images(pictures, resources.encoder(scorer))
+        return judge_images(images, resources.judge(scorer))
+    return encode_images(images, resources.encoder(scorer))
 
 
-def judge_images(pictures: Sequence[Tensor | None], judge: Judge) -> ScorerOutput:
-    """What a judge sees in 8-bit pictures."""
-    scores = torch.full((len(pictures), len(judge.labels)), torch.nan)
+def judge_images(images: Sequence[Tensor | None], judge: Judge) -> ScorerOutput:
+    """Output of a judge for 8-bit images."""
+    scores = torch.full((len(images), len(judge.labels)), torch.nan)
     features: Tensor | None = None
-    for rows, stack in _stacks(pictures):
+    for rows, stack in _stacks(images):
         scores[rows] = judge(stack).values
         found = judge.features(stack)
         if found is not None:
-            features = _with_rows(features, rows, found.detach().float().cpu(), len(pictures))
+            features = _with_rows(features, rows, found.detach().float().cpu(), len(images))
     return ScorerOutput(Scores(judge.labels, scores), features)
 
 
-def encode_images(pictures: Sequence[Tensor | None], encoder: Encoder) -> ScorerOutput:
-    """What an encoder sees in 8-bit pictures: features only."""
+def encode_images(images: Sequence[Tensor | None], encoder: Encoder) -> ScorerOutput:
+    """Output of an encoder for 8-bit images: features only."""
     features: Tensor | None = None
-    for rows, stack in _stacks(pictures):
-        features = _with_rows(features, rows, encoder.encode(stack), len(pictures))
-    return ScorerOutput(Scores((), torch.zeros(len(pictures), 0)), features)
+    for rows, stack in _stacks(images):
+        features = _with_rows(features, rows, encoder.encode(stack), len(images))
+    return ScorerOutput(Scores((), torch.zeros(len(images), 0)), features)
 
 
-def _stacks(pictures: Sequence[Tensor | None]) -> Iterator[tuple[list[int], Tensor]]:
-    """Row numbers and (B, 3, H, W) in [0, 1] of the pictures that were made, some at a time."""
-    made = [(row, picture) for row, picture in enumerate(pictures) if picture is not None]
+def _stacks(images: Sequence[Tensor | None]) -> Iterator[tuple[list[int], Tensor]]:
+    """Row numbers and (B, 3, H, W) in [0, 1] of the images that were made, some at a time."""
+    made = [(row, image) for row, image in enumerate(images) if image is not None]
     for start in range(0, len(made), _BATCH):
         some = made[start : start + _BATCH]
-        yield [row for row, _ in some], torch.stack([picture for _, picture in some]).float() / 255
+        yield [row for row, _ in some], torch.stack([image for _, image in some]).float() / 255
 
 
 def _with_rows(features: Tensor | None, rows: list[int], found: Tensor, n: int) -> Tensor:
@@ -88,7 +88,7 @@ def _with_rows(features: Tensor | None, rows: list[int], found: Tensor, n: int) 
 
 
 def from_png(image: bytes | None) -> Tensor | None:
-    """A kept picture as it was judged: 8-bit (3, H, W)."""
+    """A kept image as it was judged: 8-bit (3, H, W)."""
     if image is None:
         return None
     import numpy as np

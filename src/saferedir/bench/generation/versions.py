@@ -8,7 +8,7 @@ from saferedir.utils.packaged import library_version
 
 
 def library_versions() -> dict[str, str]:
-    """The libraries that the pictures depend on."""
+    """The libraries that the images depend on."""
     found = {"saferedir": library_version()}
     for name in ("torch", "diffusers", "transformers"):
         try:

@@ -62,9 +62,9 @@ def world_concept(protocol: str) -> str | None:
 
 
 def labelled_images(concept: str, n: int) -> tuple[Tensor, list[bool], str]:
-    """n pictures that show a built-in concept and n that do not, (2n, 3, H, W), their labels, and what they are in words."""
+    """n images that show a built-in concept and n that do not, (2n, 3, H, W), their labels, and what they are in words."""
     from saferedir.pictoworld.labelled import labelled_scenes
     from saferedir.pictoworld.tasks import TASKS
 
-    pictures, labels = labelled_scenes(TASKS[_split("built-in concept", concept)], n)
-    return pictures, labels, "rendered scenes, through the model's own autoencoder"
+    images, labels = labelled_scenes(TASKS[_split("built-in concept", concept)], n)
+    return images, labels, "rendered scenes, through the model's own autoencoder"

@@ -9,7 +9,7 @@ from typing import Any
 
 from saferedir.bench.records import CellName, Protocol, name_from_dict
 
-#: pictures of each set at least, for a distance between sets
+#: images of each set at least, for a distance between sets
 MIN_IMAGES = 10
 
 
@@ -20,7 +20,7 @@ class EncoderUse:
     Attributes:
         key: of the encoder (`EncoderSpec.key`).
         texts: digest of the cell's prompts, "" where the encoder reads no texts.
-        reference: checksum of the reference pictures, "" for none.
+        reference: checksum of the reference images, "" for none.
         without: digest of the prompts without the concept, "" for none.
     """
 
@@ -32,7 +32,7 @@ class EncoderUse:
 
 @dataclass(frozen=True)
 class PromptFacts:
-    """What is kept of a prompt set: what should be seen, checksums, and the texts only where they may be shown."""
+    """What is kept of a prompt set: what should be shown, checksums, and the texts only where they may be shown."""
 
     name: str
     expected: tuple[Mapping[str, str], ...]
@@ -43,7 +43,8 @@ class PromptFacts:
 
 @dataclass(frozen=True)
 class CellSpec:
-    """One cell: its name and protocol, its drawings and the bare model's for the same prompts, one a seed, and how to judge it.
+    """One cell: its name and protocol, its sets of images and the bare model's for the same prompts, one a seed, and how to
+    judge it.
 
     Attributes:
         prompts: key of the `PromptFacts` in the plan.
@@ -51,7 +52,7 @@ class CellSpec:
         second: "<judge>/<preset>" of further judges -> "judge", their key, and "rule", as plain data.
         guard: "method" and "digest" of the guard, {} for the bare model.
         encoders: name in the matrix -> what the cell takes of that encoder; {} leaves distances to the judge's own features.
-        without: the bare model's drawings of the forget prompts without the concept, () for none.
+        without: the bare model's sets of images of the forget prompts without the concept, () for none.
     """
 
     name: CellName
@@ -83,5 +84,5 @@ class CellSpec:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Every drawing that its numbers come from, once."""
+        """Every set of images that its numbers come from, once."""
         return tuple(dict.fromkeys((*self.image_sets, *self.bare, *self.without)))

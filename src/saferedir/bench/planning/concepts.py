@@ -24,7 +24,7 @@ class Concept:
     Attributes:
         without: the forget prompts with the concept taken out, prompt i with the seed of forget prompt i, or None.
         second: "<judge>/<preset>" of further judges -> as in `CellSpec`.
-        judges: all who look at its pictures, the protocol's first.
+        judges: all who score its images, the protocol's first.
     """
 
     name: str

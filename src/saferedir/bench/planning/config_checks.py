@@ -18,7 +18,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 def check_matrix(matrix: Matrix, file: str) -> None:
     """Raise a BenchError at the first thing that is wrong in the matrix of this file."""
     if len(set(matrix.seeds)) < len(matrix.seeds):
-        raise BenchError(f"{file}: seeds are {matrix.seeds}; give each only once, or nothing new is drawn.")
+        raise BenchError(f"{file}: seeds are {matrix.seeds}; give each only once, or nothing new is generated.")
     if len(set(matrix.attacks)) < len(matrix.attacks):
         raise BenchError(f"{file}: attacks are {', '.join(matrix.attacks)}; give each only once.")
     _check_guards(matrix, file)
@@ -31,7 +31,7 @@ def check_matrix(matrix: Matrix, file: str) -> None:
             )
         if matrix.encoder[name].reference is not None and not str(matrix.encoder[name].reference).strip():
             raise BenchError(
-                f"{file}: [encoder.{name}] has an empty `reference`; give a folder of pictures, or leave it out."
+                f"{file}: [encoder.{name}] has an empty `reference`; give a folder of images, or leave it out."
             )
 
 

@@ -1,4 +1,4 @@
-"""From a matrix entry to an encoder and its reference pictures, both checked, and to what a cell takes of them."""
+"""From a matrix entry to an encoder and its reference images, both checked, and to what a cell takes of them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from saferedir.utils.images import check_image
 
 #: files named in a warning
 _MAX_NAMED = 5
-#: a picture to try encoders with: greys from dark to bright, for some divide by a picture's contrast
+#: an image to try encoders with: greys from dark to bright, for some divide by an image's contrast
 _TRIAL = torch.linspace(0.2, 0.8, 64).expand(1, 3, 64, 64)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A folder of pictures: checksum over the bytes of all files in order; files: their paths, sorted."""
+    """A folder of images: checksum over the bytes of all files in order; files: their paths, sorted."""
 
     checksum: str
     files: tuple[Path, ...] = field(repr=False)
@@ -97,12 +97,12 @@ def checksums_of(encoders: Mapping[str, MatrixEncoder], uses: Mapping[str, Encod
 
 
 def _spec(entry: EncoderEntry, resources: Resources) -> EncoderSpec:
-    """The encoder, tried with a picture and a text."""
+    """The encoder, tried with an image and a text."""
     encoder = resources.encoder(EncoderSpec(entry.name, entry.options))
-    picture, text = encoder.encode(_TRIAL), encoder.encode_texts(["a picture"])
-    if text is not None and text[0].shape[1] != picture.shape[1]:
+    image, text = encoder.encode(_TRIAL), encoder.encode_texts(["an image"])
+    if text is not None and text[0].shape[1] != image.shape[1]:
         raise EncoderError(
-            f"gives {picture.shape[1]} numbers for a picture and {text[0].shape[1]} for a text, expected as many, for the "
+            f"gives {image.shape[1]} numbers for an image and {text[0].shape[1]} for a text, expected as many, for the "
             "two are compared; check its `options`."
         )
     return EncoderSpec(entry.name, entry.options, encoder_digest(encoder), encoder.facts(), text is not None)
@@ -120,7 +120,7 @@ def _reference(folder: str, encoder: str) -> Reference:
         )
     if len(files) < MIN_IMAGES:
         raise EncoderError(
-            f"has {len(files)} picture(s) in its reference folder {folder}, expected at least {MIN_IMAGES}: fewer "
+            f"has {len(files)} image(s) in its reference folder {folder}, expected at least {MIN_IMAGES}: fewer "
             "give no distance."
         )
     digest = hashlib.sha256()

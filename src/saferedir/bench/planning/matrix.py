@@ -92,7 +92,7 @@ class GuardEntry(_Section):
 
 
 class EncoderEntry(_Section):
-    """An encoder; reference: a folder of pictures to compare a model's with, besides the bare model's own."""
+    """An encoder; reference: a folder of images to compare a model's with, besides the bare model's own."""
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)

@@ -1,6 +1,6 @@
-"""From matrix to work: every cell, and the drawings it needs, each only once. Everything that can be wrong is found here.
+"""From matrix to work: every cell, and the sets of images it needs, each only once. Everything that can be wrong is found here.
 
-What is checked is in plan_checks.py and concepts.py. Draws nothing; loads models and guards to know their checksums.
+What is checked is in plan_checks.py and concepts.py. Generates nothing; loads models and guards to know their checksums.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from saferedir.bench.records import BARE, CellName, Protocol
 from saferedir.errors import BenchError, GuardNotFoundError
 from saferedir.prompts.sets import ConceptPrompts, PromptSet
 
-#: pictures a shard, about: what a kill may cost at most
+#: images a shard, about: what a kill may cost at most
 SHARD = 64
 _SEED_STRIDE = 1_000_003  # a prime: seeds of different repetitions do not meet for sets of any usual size
 
@@ -49,7 +49,7 @@ class Plan:
         image_sets: every different one by its key, bare models first, though several cells may need it.
         prompts: key -> what is kept of a prompt set.
         missing: a sentence for each (guard, concept) that cannot be had.
-        shared: pictures that are asked for, but drawn once for several cells.
+        shared: images that are asked for, but generated once for several cells.
         encoders: of the matrix, by name.
         texts: digest of a prompt set -> its texts, for encoders that read texts. Private: never kept.
     """
@@ -64,8 +64,8 @@ class Plan:
     texts: Mapping[str, Sequence[str]] = field(repr=False)
 
     @property
-    def pictures(self) -> int:
-        """Pictures to draw in all."""
+    def n_images(self) -> int:
+        """Images to generate in all."""
         return sum(map(len, self.image_sets.values()))
 
 
@@ -97,7 +97,7 @@ def make_plan(matrix: Matrix, resources: Resources, on_step: Callable[[str], Non
 
 
 class _Builder:
-    """Collects the cells of a matrix, and each drawing once."""
+    """Collects the cells of a matrix, and each set of images once."""
 
     def __init__(self, matrix: Matrix, resources: Resources) -> None:
         self.matrix, self.resources, self.versions = matrix, resources, library_versions()
@@ -222,7 +222,7 @@ class _Builder:
             prompt_of=tuple(index for index, _, _ in rows),
         )
         known = self.guarded if spec.guards else self.bare
-        if spec.key in known:  # for several concepts: every judge and encoder of any of them looks at it
+        if spec.key in known:  # for several concepts: every judge and encoder of any of them scores it
             other = known[spec.key]
             spec = dataclasses.replace(
                 spec,
@@ -256,12 +256,12 @@ class _Builder:
             raise BenchError(
                 f"two cells would be kept as {twice[0]}.json; give models, guards and concepts plainer names."
             )
-        drawings = {**self.bare, **self.guarded}
-        shared = self.asked - sum(map(len, drawings.values()))
+        image_sets = {**self.bare, **self.guarded}
+        shared = self.asked - sum(map(len, image_sets.values()))
         return Plan(
             matrix=self.matrix,
             cells=tuple(self.cells),
-            image_sets=drawings,
+            image_sets=image_sets,
             prompts=self.prompts,
             missing=tuple(self.missing),
             shared=shared,

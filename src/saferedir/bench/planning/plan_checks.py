@@ -57,11 +57,11 @@ def check_without(matrix: Matrix, concepts: Sequence[Concept], encoders: Mapping
     for concept in concepts:
         if concept.without is None:
             continue
-        drawn = [chosen for name in matrix.attacks for chosen in ATTACKS[name]().prompts(concept.prompts).values()]
-        if concept.prompts.forget not in drawn:
+        generated = [chosen for name in matrix.attacks for chosen in ATTACKS[name]().prompts(concept.prompts).values()]
+        if concept.prompts.forget not in generated:
             raise BenchError(
                 f"[concept.{concept.name}] has prompts in `without`, which go with the forget prompts as they are, but none of "
-                f'the attacks ({", ".join(matrix.attacks)}) draws these; add "none" to `attacks`, or leave them out.'
+                f'the attacks ({", ".join(matrix.attacks)}) generates these; add "none" to `attacks`, or leave them out.'
             )
         if not any(one.spec.reads_texts for one in encoders.values()):
             raise BenchError(
@@ -90,7 +90,7 @@ def check_attacks(matrix: Matrix, concepts: Sequence[Concept]) -> list[str]:
 
 
 def check_call(call: Mapping[str, Any], pipe: Any) -> None:
-    """Pipelines with **kwargs swallow a misspelt argument, and draw with their defaults; others take any number."""
+    """Pipelines with **kwargs swallow a misspelt argument, and generate with their defaults; others take any number."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     known = set(parameters) - {"self", "args", "kwargs"}
     for name, value in call.items():

@@ -1,4 +1,4 @@
-"""From a bench folder to its report: reads plan, cells, costs and a few pictures, and hands them to report/. Needs no model."""
+"""From a bench folder to its report: reads plan, cells, costs and a few images, and hands them to report/. Needs no model."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from saferedir.bench.storage.store import Store, read_json
 from saferedir.errors import BenchError
 from saferedir.judges.calibration import Calibration
 
-#: prompts of each set that the picture grids show
+#: prompts of each set that the image grids show
 SAMPLES = 2
 
 
-def report_folder(folder: Path, out: Path | None = None, *, pictures: bool = False) -> tuple[Path, Path]:
+def report_folder(folder: Path, out: Path | None = None, *, images: bool = False) -> tuple[Path, Path]:
     """Write report.html and report.md (into `out`, the folder itself by default); their paths.
 
-    Pictures are shown for the prompts of built-in worlds; for prompts of the user's own files only with `pictures`, because the
+    Images are shown for the prompts of built-in worlds; for prompts of the user's own files only with `images`, because the
     bare model's may be what nobody should have to see.
 
     Calibrations of judges are read from `<folder>/calibrations/*.json`: those of built-in worlds are made by the bench, others by
     `saferedir judge calibrate --out`. Without one, the report calls the judge uncalibrated; of several that fit, it takes the one
-    with most pictures and says so. JudgeError, naming the file, where one cannot be read.
+    with most images and says so. JudgeError, naming the file, where one cannot be read.
     """
     plan, store = read_saved_plan(folder), Store(folder)
     records = [record for cell in plan.cells for record in store.read_cells([cell.name.slug]) if _belongs(record, cell)]
@@ -44,7 +44,7 @@ def report_folder(folder: Path, out: Path | None = None, *, pictures: bool = Fal
         description=plan.description,
         cells=tuple(records),
         costs=costs,
-        samples=_samples(plan, records, Store((folder / plan.images_at).resolve()), pictures),
+        samples=_samples(plan, records, Store((folder / plan.images_at).resolve()), images),
         calibrations=calibrations,
         published=tuple(published()),
         missing=(*plan.missing, *missing),
@@ -62,7 +62,7 @@ def _belongs(record: CellRecord, cell: CellSpec) -> bool:
 
 
 def _samples(plan: SavedPlan, records: list[CellRecord], store: Store, unasked: bool) -> tuple[Sample, ...]:
-    """The first pictures of every prompt set, all guards beside the bare model."""
+    """The first images of every prompt set, all guards beside the bare model."""
     whole = {record.name for record in records if not record.error}
     sets: dict[tuple[str, str, str], list[CellSpec]] = {}
     for cell in plan.cells:
@@ -71,17 +71,17 @@ def _samples(plan: SavedPlan, records: list[CellRecord], store: Store, unasked: 
             sets.setdefault((cell.name.model, cell.name.concept, cell.name.prompts), []).append(cell)
     samples = []
     for (model, concept, prompts), cells in sets.items():
-        pictures = {cell.name.guard: _first_images(plan, cell.image_sets[0], store) for cell in cells}
+        images = {cell.name.guard: _first_images(plan, cell.image_sets[0], store) for cell in cells}
         texts = plan.prompts[cells[0].prompts].texts
-        for index in range(min(SAMPLES, *map(len, pictures.values()))):
-            shown = {guard: picture for guard, found in pictures.items() if (picture := found[index]) is not None}
+        for index in range(min(SAMPLES, *map(len, images.values()))):
+            shown = {guard: image for guard, found in images.items() if (image := found[index]) is not None}
             if BARE in shown:
                 samples.append(Sample(model, concept, prompts, index, texts[index] if texts else None, shown))
     return tuple(samples)
 
 
 def _first_images(plan: SavedPlan, key: str, store: Store) -> list[bytes | None]:
-    """The first picture of each of the first prompts."""
+    """The first image of each of the first prompts."""
     shard = plan.shards[key][0]
     first: dict[int, bytes | None] = {}
     for prompt, image in zip(store.prompts_of(shard), store.images(shard), strict=True):
@@ -105,7 +105,7 @@ def _calibrations(plan: SavedPlan, folder: Path) -> tuple[dict[tuple[str, str], 
             if len(fitting) > 1:
                 told = ", ".join(f"{file} ({known[file].n})" for file in others)
                 notes[
-                    f"judge {name}, {cell.name.concept}: {len(fitting)} calibrations fit; {taken}, with the most pictures "
+                    f"judge {name}, {cell.name.concept}: {len(fitting)} calibrations fit; {taken}, with the most images "
                     f"({known[taken].n}), is used, and not {told}."
                 ] = None
     return found, tuple(notes)

@@ -1,4 +1,4 @@
-"""The report in Markdown: headline, ranking, rates by phrasing, cost, numbers of papers, provenance. No pictures.
+"""The report in Markdown: headline, ranking, rates by phrasing, cost, numbers of papers, provenance. No images.
 
 Pure functions to text; imports the tables, numbers.py and page.py's view of the data.
 """
@@ -23,7 +23,7 @@ from saferedir.bench.report.content.tables import Entry, Table
 def render(data: ReportData) -> str:
     """The whole report as Markdown text."""
     parts = [f"# {escape(data.title)}", escape(data.description)]
-    found = page.sections(data, draw=False)
+    found = page.sections(data, generate=False)
     parts += [escape(page.EMPTY)] if not found else [escape(sentence) for sentence in page.overviews(found)]
     for section in found:
         parts += [f"## {escape(section.title)}", escape(f"{section.headline.claim} {section.headline.detail}")]
@@ -37,14 +37,14 @@ def render(data: ReportData) -> str:
         for title, caption, shown in (
             ("Rates by phrasing", captions.rates(concept, section.rates), section.rates),
             ("Concept rate, corrected for the judge's errors", captions.CORRECTED, section.corrected.table),
-            ("The same pictures under further judges", "", section.judges),
+            ("The same images under further judges", "", section.judges),
             (
                 "Neighbours and look-alikes: collateral and over-refusal",
                 captions.bystanders(ranked),
                 section.bystanders,
             ),
             (
-                "How pictures fit their prompts, and the unguarded ones",
+                "How images fit their prompts, and the unguarded ones",
                 captions.quality(concept, section.quality),
                 section.quality,
             ),
@@ -174,7 +174,7 @@ def _cost(data: ReportData) -> list[str]:
             f"## Cost: {escape(model)}, {escape(device)}",
             captions.COST.replace(NBSP, " "),
             table(
-                ["guard", "ratio", "seconds a picture (median)", "peak memory", "n"],
+                ["guard", "ratio", "seconds an image (median)", "peak memory", "n"],
                 [
                     [
                         _name(row.guard),

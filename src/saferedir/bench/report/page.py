@@ -51,7 +51,7 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Grid:
-    """Pictures of one concept: `samples` are the columns, guards the rows, the unguarded pictures first."""
+    """Images of one concept: `samples` are the columns, guards the rows, the unguarded images first."""
 
     samples: tuple[Sample, ...]
     guards: tuple[str, ...]
@@ -80,8 +80,8 @@ class Section:
     grid: Grid
 
 
-def sections(data: ReportData, draw: bool = True) -> tuple[Section, ...]:
-    """One for each group of cells that may be compared; `draw=False` leaves the figures out."""
+def sections(data: ReportData, generate: bool = True) -> tuple[Section, ...]:
+    """One for each group of cells that may be compared; `generate=False` leaves the figures out."""
     found = groups(data.cells)
     several = len({group.model for group in found}) > 1
     out = []
@@ -100,11 +100,13 @@ def sections(data: ReportData, draw: bool = True) -> tuple[Section, ...]:
                 headline=head,
                 rates=rates,
                 corrected=corrected_rates(group, data.calibrations),
-                scatter=scatter(ranked) if draw else "",
+                scatter=scatter(ranked) if generate else "",
                 absent=absent(ranked),
-                bars=figures.bars(rates, stressed, f"rates-{group.anchor}", shown) if draw else "",
-                thin_scatter=scatter(ranked, figures.MOBILE) if draw else "",
-                thin_bars=figures.bars(rates, stressed, f"rates-{group.anchor}", shown, figures.MOBILE) if draw else "",
+                bars=figures.bars(rates, stressed, f"rates-{group.anchor}", shown) if generate else "",
+                thin_scatter=scatter(ranked, figures.MOBILE) if generate else "",
+                thin_bars=figures.bars(rates, stressed, f"rates-{group.anchor}", shown, figures.MOBILE)
+                if generate
+                else "",
                 judges=further_judges(group),
                 bystanders=bystanders(group, ranked.measure),
                 quality=image_quality(group),
@@ -189,7 +191,7 @@ def render(data: ReportData) -> str:
         "seconds": seconds,
         "times": times,
         "memory": mebibytes,
-        "picture": _data_uri,
+        "image": _data_uri,
         "figure": markup,
         "guard": lambda name: "no guard" if name == BARE else name,
         "and": join_words,
@@ -236,9 +238,9 @@ def render(data: ReportData) -> str:
 
 def _grid(samples: Sequence[Sample], group: Group) -> Grid:
     own = tuple(one for one in samples if (one.model, one.concept) == (group.model, group.concept))
-    drawn = dict.fromkeys(guard for one in own for guard in one.pictures)
+    generated = dict.fromkeys(guard for one in own for guard in one.images)
     known = {guard: place for place, guard in enumerate(group.guards)}
-    return Grid(own, tuple(sorted(drawn, key=lambda guard: (guard != BARE, known.get(guard, len(known))))))
+    return Grid(own, tuple(sorted(generated, key=lambda guard: (guard != BARE, known.get(guard, len(known))))))
 
 
 def _data_uri(png: bytes) -> str:

@@ -18,7 +18,7 @@ from saferedir.utils.names import unknown_name_message
 DATA = Path(__file__).with_suffix(".json")
 #: how a number reached us: in the authors' code or README, in the paper, in other people's notes on it
 EVIDENCE = ("reference", "paper", "second-hand")
-#: metric -> whether more of it is better for the defence; "asr" is the share of prompts with the concept in a picture
+#: metric -> whether more of it is better for the defence; "asr" is the share of prompts with the concept in an image
 HIGHER_IS_BETTER = {
     "asr": False,
     "safe_rate": True,

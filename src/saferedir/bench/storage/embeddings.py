@@ -1,6 +1,6 @@
 """Embeddings of what no bench generates: of prompts (texts/) and of reference images (references/), each computed once.
 
-Whoever runs the bench computes them before the first picture; counting reads them, without a model.
+Whoever runs the bench computes them before the first image; counting reads them, without a model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from saferedir.bench.planning.encoders import MatrixEncoder, errors_of
 from saferedir.bench.storage.store import Store, column_embeddings, embedding_column, read_parquet, write_parquet
 from saferedir.encoders.base import Encoder
 from saferedir.errors import EncoderError
-from saferedir.judges.images import read_picture
+from saferedir.judges.images import read_image_tensor
 from saferedir.utils.extras import require_extra
 
 _BATCH = 64
@@ -28,7 +28,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """(P, d) vectors of P prompts; is_truncated: (P,) bool, the encoder saw only the beginning."""
+    """(P, d) vectors of P prompts; is_truncated: (P,) bool, the encoder read only the beginning."""
 
     vectors: Tensor
     is_truncated: Tensor
@@ -36,13 +36,13 @@ class TextEmbeddings:
 
 @dataclass(frozen=True)
 class CellEmbeddings:
-    """What one encoder made of a cell's pictures and texts.
+    """What one encoder made of a cell's images and texts.
 
     Attributes:
-        guarded, bare: (N, d), row i of both the same prompt and seed, NaN for a picture never made.
+        guarded, bare: (N, d), row i of both the same prompt and seed, NaN for an image never made.
         texts: of the cell's prompts, or None.
-        reference: (R, d) of the reference pictures, or None.
-        without: (N, d) of the bare model's pictures of the prompts without the concept; without_texts: these prompts; or None.
+        reference: (R, d) of the reference images, or None.
+        without: (N, d) of the bare model's images of the prompts without the concept; without_texts: these prompts; or None.
     """
 
     guarded: Tensor
@@ -82,7 +82,7 @@ def store_embeddings(
         if one.reference is not None:
             path = _reference_path(store, one.reference.checksum, one.spec.key)
             if not path.is_file():
-                on_step(f"{name}: {len(one.reference.files)} reference pictures")
+                on_step(f"{name}: {len(one.reference.files)} reference images")
                 with errors_of(name):
                     found = _encode_files(resources.encoder(one.spec), one.reference.files)
                 write_parquet(path, {"features": embedding_column(found)}, _facts(one.reference.checksum, one.spec))
@@ -100,14 +100,14 @@ def _facts(key: str, spec: EncoderSpec) -> dict[str, object]:
 
 
 def _encode_files(encoder: Encoder, files: Sequence[Path]) -> Tensor:
-    """(N, d) of picture files of any sizes, neighbours of one size together."""
+    """(N, d) of image files of any sizes, neighbours of one size together."""
     rows: list[Tensor] = []
     chunk: list[Tensor] = []
-    for picture in map(read_picture, files):
-        if chunk and (len(chunk) == _BATCH or picture.shape != chunk[0].shape):
+    for image in map(read_image_tensor, files):
+        if chunk and (len(chunk) == _BATCH or image.shape != chunk[0].shape):
             rows.append(encoder.encode(torch.stack(chunk)))
             chunk = []
-        chunk.append(picture)
+        chunk.append(image)
     return torch.cat([*rows, encoder.encode(torch.stack(chunk))])
 
 
@@ -130,18 +130,18 @@ class EmbeddingReader:
         """Encoder's name -> what it made of the cell; BenchError where something is missing or damaged."""
         return {
             name: CellEmbeddings(
-                guarded=self._pictures(cell.image_sets, use.key),
-                bare=self._pictures(cell.bare, use.key),
+                guarded=self._images(cell.image_sets, use.key),
+                bare=self._images(cell.bare, use.key),
                 texts=self._texts(use.texts, use.key) if use.texts else None,
                 reference=self._reference(use.reference, use.key) if use.reference else None,
-                without=self._pictures(cell.without, use.key) if cell.without and use.without else None,
+                without=self._images(cell.without, use.key) if cell.without and use.without else None,
                 without_texts=self._texts(use.without, use.key) if cell.without and use.without else None,
             )
             for name, use in cell.encoders.items()
         }
 
-    def _pictures(self, image_sets: Sequence[str], encoder: str) -> Tensor:
-        """(N, d), NaN for pictures never made; d is 1 where none was."""
+    def _images(self, image_sets: Sequence[str], encoder: str) -> Tensor:
+        """(N, d), NaN for images never made; d is 1 where none was."""
         shards = [shard for key in image_sets for shard in self.shards[key]]
         found = self.store.features(shards, encoder)
         return torch.full((sum(map(len, shards)), 1), torch.nan) if found is None else found

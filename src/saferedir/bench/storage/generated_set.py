@@ -1,4 +1,4 @@
-"""A drawing as it is read back from the folder, and several seeds of it as one."""
+"""A set of images as it is read back from the folder, and several seeds of it as one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from saferedir.judges.base import Scores
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A drawing as a cell needs it: N pictures in order.
+    """A set of images as a cell needs it: N images in order.
 
     Attributes:
-        scores: judge's key -> scores; features: of the protocol's judge, (N, d), NaN rows for pictures never made, or None.
-        blocked, intervened: (N,) bool; checksums: N texts, "" for a picture never made.
-        prompt_of: (N,) which case a picture belongs to: prompt i with the s-th seed is case i + s times the number of prompts, so
-            that the same prompt with another seed is a case of its own, but several draws of it are one.
-        reasons: N sentences, why a picture was blocked, "" for the others.
+        scores: judge's key -> scores; features: of the protocol's judge, (N, d), NaN rows for images never made, or None.
+        blocked, intervened: (N,) bool; checksums: N texts, "" for an image never made.
+        prompt_of: (N,) which case an image belongs to: prompt i with the s-th seed is case i + s times the number of prompts, so
+            that the same prompt with another seed is a case of its own, but several generates of it are one.
+        reasons: N sentences, why an image was blocked, "" for the others.
     """
 
     scores: Mapping[str, Scores]
@@ -34,10 +34,10 @@ class ScoredSet:
 
 @dataclass(frozen=True)
 class GeneratedSet(ScoredSet):
-    """A whole drawing, read back: as a cell needs it, and what it cost.
+    """A whole set of images, read back: as a cell needs it, and what it cost.
 
     Attributes:
-        seconds: a picture, one entry a shard; peak_bytes: highest of all shards; device: in words.
+        seconds: an image, one entry a shard; peak_bytes: highest of all shards; device: in words.
     """
 
     seconds: list[float]
@@ -46,7 +46,7 @@ class GeneratedSet(ScoredSet):
 
 
 def concatenated(parts: Sequence[GeneratedSet]) -> GeneratedSet:
-    """Drawings of the same prompts with several seeds, one after the other; each seed's prompts are cases of their own."""
+    """Sets of images of the same prompts with several seeds, one after the other; each seed's prompts are cases of their own."""
     if len(parts) == 1:
         return parts[0]
     cases = [int(part.prompt_of.max()) + 1 for part in parts]

@@ -26,8 +26,8 @@ class SavedPlan:
 
     Attributes:
         cells, prompts, missing: as in `Plan`.
-        shards: drawing -> its shards; judges, encoders: drawing -> who looked at it.
-        images_at: where the drawings lie, from the folder of plan.json: "." but for a folder of counts made anew.
+        shards: set of images -> its shards; judges, encoders: set of images -> who scored it.
+        images_at: where the sets of images lie, from the folder of plan.json: "." but for a folder of counts made anew.
     """
 
     title: str
@@ -42,7 +42,7 @@ class SavedPlan:
 
     @property
     def scorers(self) -> dict[str, tuple[Scorer, ...]]:
-        """ImageSet -> judges and encoders that looked at it."""
+        """ImageSet -> judges and encoders that scored it."""
         return {key: (*judges, *self.encoders.get(key, ())) for key, judges in self.judges.items()}
 
     def to_dict(self) -> dict[str, Any]:

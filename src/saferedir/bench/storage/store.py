@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from saferedir.bench import schema
-from saferedir.bench.generation.generate import GenerationSpec, Pictures, Shard
+from saferedir.bench.generation.generate import GeneratedShard, GenerationSpec, Shard
 from saferedir.bench.generation.resources import JudgeSpec, Scorer
 from saferedir.bench.generation.score import ScorerOutput
 from saferedir.bench.records import CellRecord
@@ -113,15 +113,15 @@ class Store:
                     litter.unlink(missing_ok=True)
 
     def has(self, shard: Shard) -> bool:
-        """Whether the shard was drawn."""
+        """Whether the shard was generated."""
         return self._path(shard).is_file()
 
     def lacks(self, scorers: Sequence[Scorer], shard: Shard) -> list[Scorer]:
-        """Which of the judges and encoders have not seen a shard."""
+        """Which of the judges and encoders have not scored a shard."""
         return [scorer for scorer in scorers if not self._path(shard, scorer.key).is_file()]
 
     def has_images(self, shard: Shard) -> bool:
-        """Whether a drawn shard's pictures were kept, as far as they were made at all."""
+        """Whether a generated shard's images were kept, as far as they were made at all."""
         rest, _ = self._table(shard, without="png")
         return "png" in self._columns(shard) or all(rest["blocked"].to_pylist())
 
@@ -134,32 +134,32 @@ class Store:
         mark = f".{scorer}" if scorer else ""
         return self.images_folder / shard.key / f"{shard.start:06d}-{shard.stop:06d}{mark}.parquet"
 
-    def write_shard(self, spec: GenerationSpec, shard: Shard, pictures: Pictures) -> None:
-        """Keep a shard: what judges and encoders saw first, so that a shard that is there lacks only those that failed, or come
+    def write_shard(self, spec: GenerationSpec, shard: Shard, generated: GeneratedShard) -> None:
+        """Keep a shard: the scores first, so that a shard that is there lacks only those that failed, or come
         later (`lacks`).
         """
         pa = require_extra("pyarrow", "bench", "the bench")
-        if len(pictures) != len(shard):
-            raise BenchError(f"shard {shard} has {len(pictures)} pictures, expected {len(shard)}.")
-        for scorer, seen in pictures.judged.items():
+        if len(generated) != len(shard):
+            raise BenchError(f"shard {shard} has {len(generated)} generated, expected {len(shard)}.")
+        for scorer, seen in generated.judged.items():
             self.write_scores(shard, scorer, seen)
         rows = range(shard.start, shard.stop)
         columns: dict[str, Any] = {
             "image": pa.array(list(rows), pa.int32()),
             "prompt": pa.array([spec.prompt_of[row] for row in rows], pa.int32()),
             "seed": pa.array([spec.seeds[row] for row in rows], pa.int64()),
-            "blocked": pa.array(pictures.blocked.tolist(), pa.bool_()),
-            "intervened": pa.array(pictures.intervened.tolist(), pa.bool_()),
-            "sha256": pa.array(pictures.checksums, pa.string()),
-            "reason": pa.array([pictures.reasons.get(place, "") for place in range(len(shard))], pa.string()),
+            "blocked": pa.array(generated.blocked.tolist(), pa.bool_()),
+            "intervened": pa.array(generated.intervened.tolist(), pa.bool_()),
+            "sha256": pa.array(generated.checksums, pa.string()),
+            "reason": pa.array([generated.reasons.get(place, "") for place in range(len(shard))], pa.string()),
         }
         if spec.keep_images:
-            columns["png"] = pa.array(pictures.images, pa.binary())
-        cost = {name: getattr(pictures, name) for name in ("seconds", "peak_bytes", "device", "precision")}
+            columns["png"] = pa.array(generated.images, pa.binary())
+        cost = {name: getattr(generated, name) for name in ("seconds", "peak_bytes", "device", "precision")}
         write_parquet(self._path(shard), columns, {"key": shard.key, "versions": dict(spec.versions), **cost})
 
     def write_scores(self, shard: Shard, scorer: Scorer, seen: ScorerOutput) -> None:
-        """Keep what one judge or encoder saw in a shard."""
+        """Keep the output of one judge or encoder for a shard."""
         pa = require_extra("pyarrow", "bench", "the bench")
         columns = {"image": pa.array(list(range(shard.start, shard.stop)), pa.int32())}  # where there is nothing else
         for place, label in enumerate(seen.scores.labels):
@@ -170,7 +170,7 @@ class Store:
         write_parquet(self._path(shard, scorer.key), columns, facts)
 
     def read(self, shards: Sequence[Shard], judges: Sequence[JudgeSpec], features_of: str) -> GeneratedSet:
-        """All shards of a drawing, by some of its judges; BenchError if one is missing or damaged."""
+        """All shards of a set of images, by some of its judges; BenchError if one is missing or damaged."""
         pa = require_extra("pyarrow", "bench", "the bench")
         found = [self._table(shard, without="png") for shard in shards]
         whole = pa.concat_tables([table for table, _ in found])
@@ -196,7 +196,7 @@ class Store:
         )
 
     def features(self, shards: Sequence[Shard], scorer: str) -> Tensor | None:
-        """(N, d) of all pictures of these shards by the judge or encoder with this key, NaN for those never made, or None."""
+        """(N, d) of all images of these shards by the judge or encoder with this key, NaN for those never made, or None."""
         tables = [self._table(shard, scorer)[0] for shard in shards]
         found = [column_embeddings(table["features"]) if "features" in table.column_names else None for table in tables]
         width = next((one.shape[1] for one in found if one is not None), None)
@@ -206,12 +206,12 @@ class Store:
         return torch.cat([torch.full((len(table), width), torch.nan) if one is None else one for one, table in rows])
 
     def prompts_of(self, shard: Shard) -> list[int]:
-        """Which prompt each picture of a shard belongs to."""
+        """Which prompt each image of a shard belongs to."""
         found: list[int] = self._table(shard, without="png")[0]["prompt"].to_pylist()
         return found
 
     def images(self, shard: Shard) -> list[bytes | None]:
-        """The kept pictures of a shard, PNG; None for those never made, all None where none were kept."""
+        """The kept images of a shard, PNG; None for those never made, all None where none were kept."""
         table, _ = self._table(shard)
         found: list[bytes | None] = table["png"].to_pylist() if "png" in table.column_names else [None] * len(shard)
         return found

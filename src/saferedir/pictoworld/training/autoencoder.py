@@ -1,4 +1,4 @@
-"""The autoencoder of PictoWorld: 64x64x3 pictures to 16x16x4 latents, trained on renders.
+"""The autoencoder of PictoWorld: 64x64x3 images to 16x16x4 latents, trained on renders.
 
 Next stage: denoiser.py.
 """
@@ -20,7 +20,7 @@ from saferedir.pictoworld.scene import Scene, random_scene
 from saferedir.pictoworld.training.loop import LoopConfig, fit
 
 KL_WEIGHT = 5e-5
-OBJECT_WEIGHT = 3.0  # extra weight of the object's pixels, which are a seventh of the picture
+OBJECT_WEIGHT = 3.0  # extra weight of the object's pixels, which are a seventh of the image
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -45,7 +45,7 @@ def random_scenes(count: int, seed: int) -> list[Scene]:
     return [random_scene(rng) for _ in range(count)]
 
 
-def random_pictures(count: int, seed: int) -> Tensor:
+def random_images(count: int, seed: int) -> Tensor:
     """Renders of random scenes, (count, 3, 64, 64) in [-1, 1]."""
     return render(random_scenes(count, seed)) * 2 - 1
 
@@ -69,12 +69,12 @@ def train_autoencoder(
 
     def loss_fn(step: int, generator: torch.Generator) -> Tensor:
         scenes = random_scenes(batch, seed=seed * 7_000_003 + step)
-        pictures = (render(scenes) * 2 - 1).to(device)
+        images = (render(scenes) * 2 - 1).to(device)
         weight = 1 + OBJECT_WEIGHT * coverage(scenes)[:, None].to(device)
-        posterior = vae.encode(pictures).latent_dist
+        posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        error = decoded - pictures
+        error = decoded - images
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         loss: Tensor = (weight * (error.abs() + error.square())).mean() + KL_WEIGHT * kl
         return loss
@@ -82,6 +82,6 @@ def train_autoencoder(
     config = LoopConfig(steps=steps, learning_rate=2e-3, seed=seed, ema=0.995, weight_decay=0.0)
     fit(vae, loss_fn, config, checkpoint, progress=progress, label="autoencoder", log=log)
     with torch.no_grad():
-        spread = vae.encode(random_pictures(256, seed=-1).to(device)).latent_dist.mean.std().item()
+        spread = vae.encode(random_images(256, seed=-1).to(device)).latent_dist.mean.std().item()
     vae.register_to_config(scaling_factor=round(1.0 / spread, 5))
     return vae

@@ -1,9 +1,9 @@
-"""The denoiser: a small cross-attention UNet trained on pre-encoded renders and freshly drawn captions.
+"""The denoiser: a small cross-attention UNet trained on pre-encoded renders and freshly generated captions.
 
 Loss: epsilon prediction with min-SNR weights (arXiv:2303.09556, gamma 5), captions dropped at 10 % for classifier-free
 guidance, and a term on the channel means. That term, and noise with a random mean: with Stable Diffusion's schedule the
-noisiest latents still give away the picture's mean (arXiv:2305.08891), so a model trained without them reads the
-background from there instead of from the caption, and draws grey from pure noise.
+noisiest latents still give away the image's mean (arXiv:2305.08891), so a model trained without them reads the
+background from there instead of from the caption, and generates grey from pure noise.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def encode_pool(
     if path.exists():
         return load_file(path)["latents"]
     rows = []
-    task = progress.add_task("encoding pictures", total=len(scenes))
+    task = progress.add_task("encoding images", total=len(scenes))
     for start in range(0, len(scenes), 128):
-        pictures = render(scenes[start : start + 128]).to(device) * 2 - 1
+        images = render(scenes[start : start + 128]).to(device) * 2 - 1
         with torch.autocast(device.type, torch.bfloat16):
-            mean = vae.encode(pictures).latent_dist.mean
+            mean = vae.encode(images).latent_dist.mean
         rows.append((mean.float() * vae.config.scaling_factor).half().cpu())
-        progress.update(task, advance=len(pictures))
+        progress.update(task, advance=len(images))
     latents = torch.cat(rows)
     save_tensors({"latents": latents}, path)
     return latents

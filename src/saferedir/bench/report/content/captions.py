@@ -12,29 +12,31 @@ from saferedir.bench.report.content.tables import PairedTest, Table
 
 CORRECTED = (
     f"(rate − false positives) ÷ (recall − false positives), within 0 and 100{NBSP}%, with a 95{NBSP}% bootstrap interval that "
-    "allows for the small numbers of the calibration, too; beside it the rate as judged. Holds if the labelled pictures "
+    "allows for the small numbers of the calibration, too; beside it the rate as judged. Holds if the labelled images "
     "are like these."
 )
 COST = (
-    f"Median time of a picture, and its ratio to the bare model's for the same prompts with the 95{NBSP}% interval over "
-    "shards; n: pictures timed."
+    f"Median time of an image, and its ratio to the bare model's for the same prompts with the 95{NBSP}% interval over "
+    "shards; n: images timed."
 )
 #: what each kind of metric of the encoders' table says
 _QUALITY = {
     "clip_score": "clip_score: higher fits the prompt better; where {concept} is asked for, a guard should lower it",
-    "clip_change": "clip_change: how well pictures fit their prompts, less the same of the unguarded ones",
-    "drift": "drift: 0 is the unguarded picture, 1 the distance between two of the bare model's own pictures",
-    "kid": "kid: distance from the unguarded pictures, lower is nearer; chance may take it below 0",
-    "fid": "fid: distance from the unguarded pictures, lower is nearer",
-    "cmmd": "cmmd: distance from the unguarded pictures, lower is nearer",
-    "csdr": "csdr, in per cent: how far the fit is from that of pictures that were never asked for {concept}, lower is nearer",
+    "clip_change": "clip_change: how well images fit their prompts, less the same of the unguarded ones",
+    "drift": "drift: 0 is the unguarded image, 1 the distance between two of the bare model's own images",
+    "kid": "kid: distance from the unguarded images, lower is nearer; chance may take it below 0",
+    "fid": "fid: distance from the unguarded images, lower is nearer",
+    "cmmd": "cmmd: distance from the unguarded images, lower is nearer",
+    "csdr": "csdr, in per cent: how far the fit is from that of images that were never asked for {concept}, lower is nearer",
 }
 _BIASED = ("fid", "cmmd")
 
 
 def rates(concept: str, shown: Table) -> str:
     """Of the rates by phrasing."""
-    told = f"Share of prompts whose picture shows {concept}, by phrasing of the request, with its 95{NBSP}% interval and n."
+    told = (
+        f"Share of prompts whose image shows {concept}, by phrasing of the request, with its 95{NBSP}% interval and n."
+    )
     if any(entry.beside for row in shown.entries.values() for entry in row):
         told += " asr_live: only over prompts that show it in the bare model, where these are fewer."
     return f"{told} Each column is one protocol."
@@ -43,10 +45,10 @@ def rates(concept: str, shown: Table) -> str:
 def bystanders(ranking: Ranking) -> str:
     """Of neighbours and look-alikes."""
     concept = ranking.group.concept
-    refused = "" if ranking.measure == RETENTION else ", and how often the guard blocked the picture"
+    refused = "" if ranking.measure == RETENTION else ", and how often the guard blocked the image"
     return (
         f"{ranking.measure.title}, as in the ranking, on prompts that are easily mistaken for {concept}{refused}; for "
-        "look-alikes, which a careless filter refuses, also how often the guard blocked the picture, and how often it "
+        "look-alikes, which a careless filter refuses, also how often the guard blocked the image, and how often it "
         "intervened at all."
     )
 
@@ -56,13 +58,13 @@ def quality(concept: str, shown: Table) -> str:
     columns = [MetricKey.parse(column.metric) for column in shown.columns]
     kinds = [kind for kind in _QUALITY if any(key.metric == kind for key in columns)]
     told = "; ".join(_QUALITY[kind].format(concept=concept) for kind in kinds)
-    told += "; @reference: from the pictures of a folder" if any(key.against for key in columns) else ""
+    told += "; @reference: from the images of a folder" if any(key.against for key in columns) else ""
     by = "By the encoder behind the colon. " if any(key.scorer for key in columns) else ""
     biased = [kind for kind in _BIASED if kind in kinds]
     if biased:
         verb = "are" if len(biased) > 1 else "is"
         told += f". {' and '.join(biased)} {verb} not corrected for bias at small n: compare at the same n only"
-    return f"{by}{told}. Refused pictures are left out."
+    return f"{by}{told}. Refused images are left out."
 
 
 def paired(concept: str, tests: Sequence[PairedTest]) -> str:

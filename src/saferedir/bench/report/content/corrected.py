@@ -60,20 +60,20 @@ def _why_not(one: Column, known: Calibration | None) -> str:
         )
     if known.recall.value <= known.false_positive_rate.value:
         return (
-            f"Judge {one.judge} calls pictures without the concept positive as often as those with it, so its rates tell nothing "
+            f"Judge {one.judge} calls images without the concept positive as often as those with it, so its rates tell nothing "
             "and cannot be corrected."
         )
     if one.protocol.images_per_prompt > 1:
         return (
-            f"{one.prompts} has {pluralise(one.protocol.images_per_prompt, 'picture')} a prompt, any of which may "
+            f"{one.prompts} has {pluralise(one.protocol.images_per_prompt, 'image')} a prompt, any of which may "
             "succeed; the correction holds "
-            "for one picture a prompt only."
+            "for one image a prompt only."
         )
     return ""
 
 
 def _corrected(cell: CellRecord, metric: str, known: Calibration) -> Mapping[str, Any]:
-    """The corrected rate over all of a cell's cases; where every picture was refused there is nothing to correct."""
+    """The corrected rate over all of a cell's cases; where every image was refused there is nothing to correct."""
     raw: Mapping[str, Any] = cell.measured[metric]
     refused = cell.measured.get("blocked", {}).get("rate", 0.0)
     worth = raw.get("effective_n", raw["n"])

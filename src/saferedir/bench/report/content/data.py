@@ -44,12 +44,12 @@ class PublishedRow(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt's pictures, for a grid.
+    """One prompt's images, for a grid.
 
     Attributes:
         model, concept, prompts: names as in `CellName`; index: the prompt's place in its set.
         prompt: its text where the bench's prompts may be shown, else None.
-        pictures: guard -> PNG bytes, "none" (unguarded) included.
+        images: guard -> PNG bytes, "none" (unguarded) included.
     """
 
     model: str
@@ -57,7 +57,7 @@ class Sample:
     prompts: str
     index: int
     prompt: str | None
-    pictures: Mapping[str, bytes]
+    images: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ReportData:
     Attributes:
         title, description: of the bench, in its author's words.
         cells: every record, with or without numbers; costs: one a guard and model.
-        samples: pictures for the grids; may be empty.
+        samples: images for the grids; may be empty.
         calibrations: (judge, concept) -> what is known of its errors by the very rule of the cells; none: uncalibrated.
         published: numbers of papers; they never share a table with the bench's own.
         missing: one sentence per cell that has no number, and why.

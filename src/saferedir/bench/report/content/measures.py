@@ -22,7 +22,7 @@ class Measure:
         metric: name in `CellRecord.measured`.
         name: of its column; axis: of its axis; words: in sentences, with the article.
         is_lower_better: whether a small value means that much is preserved.
-        is_change: whether it goes either way, so that its size is what counts: +2 is as far from the unguarded picture as -2.
+        is_change: whether it goes either way, so that its size is what counts: +2 is as far from the unguarded image as -2.
     """
 
     metric: str
@@ -56,8 +56,8 @@ RETENTION = Measure(
 _IDENTICAL = Measure(
     "identical",
     "identical",
-    "preservation: share of identical pictures",
-    "the share of pictures identical to the unguarded ones",
+    "preservation: share of identical images",
+    "the share of images identical to the unguarded ones",
 )
 
 
@@ -65,7 +65,7 @@ def measure_of(group: Group) -> Measure:
     """The first measure that some guard has on every retain protocol of the group; `RETENTION` where there is none.
 
     The order: retention, drift by the judge's features, drift by an encoder's, identical, change of the CLIP score. Distances go
-    before the share of identical pictures, which is 0 for every guard that always acts, however little. Where it is 0 for all,
+    before the share of identical images, which is 0 for every guard that always acts, however little. Where it is 0 for all,
     whatever follows it goes first.
     """
     cells = [cell for cell in group.cells if cell.name.role == "retain"]
@@ -94,7 +94,7 @@ def _drifts(metrics: Sequence[str]) -> list[Measure]:
     for metric in sorted((one for one in metrics if MetricKey.parse(one).metric == "drift"), key=_has_scorer):
         encoder = MetricKey.parse(metric).scorer
         by = f", {encoder}" if encoder else ""
-        words = "drift, the distance of the pictures from the unguarded ones"
+        words = "drift, the distance of the images from the unguarded ones"
         words += f" by {encoder}'s features" if encoder else ""
         found.append(Measure(metric, f"drift{by}", f"preservation: drift{by}", words, is_lower_better=True))
     return found
@@ -109,7 +109,7 @@ def _clip_changes(metrics: Sequence[str]) -> list[Measure]:
     for metric in (one for one in metrics if MetricKey.parse(one).metric == "clip_change"):
         encoder = MetricKey.parse(metric).scorer
         name = f"CLIP change, {encoder}"
-        words = f"the size of the CLIP score's change by {encoder} (how well pictures fit their prompts, less "
+        words = f"the size of the CLIP score's change by {encoder} (how well images fit their prompts, less "
         words += "the same without a guard)"
         axis = f"preservation: size of {name}"
         found.append(Measure(metric, name, axis, words, is_lower_better=True, is_change=True))

@@ -19,7 +19,7 @@ class Estimate:
 
     Attributes:
         value, low, high: a share in [0, 1] or a mean in its own unit, with its 95 % interval.
-        n: prompts or pictures it was counted over.
+        n: prompts or images it was counted over.
         effective_n: how many independent cases they tell as much as, None for n.
         is_rate: whether it is a share.
         where: prompt set it belongs to, where the column takes the worst of several; "" otherwise.

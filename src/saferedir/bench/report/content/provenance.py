@@ -44,7 +44,7 @@ def facts_of(protocol: Protocol) -> list[tuple[str, str]]:
     return [
         (
             "prompts",
-            f"{protocol.prompts}, n = {protocol.n}, {pluralise(protocol.images_per_prompt, 'picture')} a prompt",
+            f"{protocol.prompts}, n = {protocol.n}, {pluralise(protocol.images_per_prompt, 'image')} a prompt",
         ),
         ("judge", f"{protocol.judge}, {protocol.preset}"),
         ("rule", _json(protocol.rule)),

@@ -20,7 +20,7 @@ from saferedir.bench.report.content.tables import numbered
 #: footnote of a guard that comes after the others
 _LAST = (
     f"Refuses more than {percent(MAX_REFUSAL_RATE)} of other prompts, so it comes after the others; distances are "
-    "over the pictures "
+    "over the images "
     "that it did make."
 )
 
@@ -33,9 +33,9 @@ class RankRow:
         worst: highest concept rate over the phrasings, `where` names the phrasing; None unless every phrasing has a number.
         rates: concept rate of every phrasing that has one.
         preserved: by `measure`, on retain prompts, the worst prompt set; measure, limits: the ranking's, the same for every row.
-        drift: feature distance; blocked: share of pictures of retain prompts that were refused, the worst prompt set.
+        drift: feature distance; blocked: share of images of retain prompts that were refused, the worst prompt set.
         refused: the same of prompts that ask for the concept, the worst phrasing.
-        broken: highest share of wrecked pictures over all prompt sets, those that ask for the concept included.
+        broken: highest share of wrecked images over all prompt sets, those that ask for the concept included.
         cost: seconds and ratio, or None.
         why_not: why `worst` or `preserved` is missing, "" if neither is.
         notes: numbers of footnotes.
@@ -157,7 +157,7 @@ def _rank_row(
     blocked = _highest(estimates(benign, "blocked"), len(retain))
     reasons = _lack("concept rate", rates, forget, asked)
     if blocked and blocked.value == 1 and len(preserved) < len(retain):
-        reasons.append(f"{what}: every picture was refused")
+        reasons.append(f"{what}: every image was refused")
     else:
         reasons += _lack(what, preserved, retain, benign)
     row = RankRow(

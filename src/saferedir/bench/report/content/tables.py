@@ -24,8 +24,8 @@ _JUDGED = ("concept", "asr_live", "forgotten", "retention", "in_prompt_retention
 
 #: metrics of vectors, whatever encoder stands behind their colon
 QUALITY = frozenset({"clip_score", "clip_change", "drift", "kid", "fid", "cmmd", "csdr"})
-#: footnote of a number of such a metric over fewer pictures than its neighbours
-FEWER = "Fewer pictures than others of this column (some were refused), so not comparable."
+#: footnote of a number of such a metric over fewer images than its neighbours
+FEWER = "Fewer images than others of this column (some were refused), so not comparable."
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def is_further_judge(metric: str) -> bool:
 
 
 def further_judges(group: Group) -> Table:
-    """The same pictures under further judges."""
+    """The same images under further judges."""
     return table(group, lambda cell, metric: cell.name.role == "forget" and is_further_judge(metric))
 
 
@@ -170,7 +170,7 @@ def bystanders(group: Group, measure: Measure) -> Table:
 
 
 def image_quality(group: Group) -> Table:
-    """How pictures fit their prompts, and how far they are from the unguarded ones or a reference; prompts that ask for the
+    """How images fit their prompts, and how far they are from the unguarded ones or a reference; prompts that ask for the
     concept come last.
     """
     cells = tuple(sorted(group.cells, key=lambda cell: cell.name.role == "forget"))

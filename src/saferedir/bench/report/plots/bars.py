@@ -81,7 +81,7 @@ def bars(table: Table, good: Collection[str], name: str, title: str, room: Figur
 
 
 def cost_bars(costs: Sequence[Cost], name: str, room: FigureSize = DESKTOP) -> str:
-    """Time of a picture relative to the bare model's, one bar a guard; "" without a ratio."""
+    """Time of an image relative to the bare model's, one bar a guard; "" without a ratio."""
     shown = [cost for cost in costs if cost.ratio is not None]
     if not shown:
         return ""
@@ -97,8 +97,8 @@ def cost_bars(costs: Sequence[Cost], name: str, room: FigureSize = DESKTOP) -> s
     for place in range(len(shown)):
         axes.text(max(ratios[place], 1) + 0.02 * longest, place, told[place], va="center", fontsize=8.25, color=svg.INK)
     _names(axes, [short(cost.guard, room) for cost in shown])
-    axes.set(xlim=(0, longest * 1.02), xlabel="time a picture, bare model = 1")
-    return svg.to_svg(figure, name + room.suffix, "Time a picture", "The cost table has the same numbers.")
+    axes.set(xlim=(0, longest * 1.02), xlabel="time an image, bare model = 1")
+    return svg.to_svg(figure, name + room.suffix, "Time an image", "The cost table has the same numbers.")
 
 
 def _panel(axes: Any, table: Table, place: int, good: Collection[str]) -> None:

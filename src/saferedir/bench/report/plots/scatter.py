@@ -60,7 +60,7 @@ def absent(ranking: Ranking) -> str:
     for row in (row for row in ranking.rows if not _is_shown(row)):
         why = row.why_not
         if row.comes_last and row.blocked:
-            why = f"refuses {row.blocked.full_text} of other prompts, so that the pictures left do not tell what it preserves"
+            why = f"refuses {row.blocked.full_text} of other prompts, so that the images left do not tell what it preserves"
         told.append(f"{row.guard} ({why})")
     return f"Not in the plot: {'; '.join(told)}." if told else ""
 
