@@ -12,7 +12,7 @@ MAKEFLAGS += --no-builtin-rules
 # A stamp is worth nothing if the interpreter is gone or the checkout has moved since: install again then.
 HEALTHY := $(if $(wildcard $(STAMP)),$(shell $(PY) -I -c "import os, pip, importlib.util as u; s = u.find_spec('saferedir'); print('yes' * os.path.realpath(s.origin).startswith(os.path.realpath('src') + os.sep))" 2>/dev/null))
 
-.PHONY: help setup demo test test-accelerators rehearsal test-oldest lint format docs check clean always
+.PHONY: help setup demo test test-accelerators contract rehearsal test-oldest lint format docs check clean always
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -41,12 +41,15 @@ demo: setup  ## see a guard at work: images and a comparison in runs/demo
 	$(VENV)/bin/saferedir demo --out runs/demo
 
 test: setup  ## run the tests, offline and on CPU, one process a core (PYTEST_ARGS="-m 'not slow'" for the quick ones)
-	$(PY) -m pytest -n auto $(PYTEST_ARGS)
+	$(PY) -m pytest -n auto --durations=15 $(PYTEST_ARGS)
 
 ACCELERATORS := $(VENV)/accelerators
 test-accelerators: setup  ## guards beside DeepCache, ToMe, torchao and quanto, installed apart from the rest
 	$(PIP_INSTALL) --quiet --no-deps --target $(ACCELERATORS) DeepCache==0.1.1 tomesd==0.1.3 torchao==0.18.0 optimum-quanto==0.2.7
 	PYTHONPATH=$(ACCELERATORS) $(PY) -m pytest -rs tests/accelerators $(PYTEST_ARGS)
+
+contract: setup  ## run every contract check of every family and guard (a quarter of an hour); writes docs/pipelines.md
+	$(PY) -m tests.contract.table
 
 rehearsal: setup  ## walk every family's whole road at real shapes (an hour and 10 GB of memory); writes docs/rehearsal.md
 	$(PY) -m tests.rehearsal.table --out docs

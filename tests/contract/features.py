@@ -61,12 +61,28 @@ _ROWS = (
     ),
     Feature("other architecture", "a guard made for another backbone", pipelines.check_other_architecture, "guard"),
     Feature("edited weights", "a fine-tuned backbone only warns", pipelines.check_edited_weights, "guard"),
-    Feature("attention slicing", "`enable_attention_slicing`", pipelines.check_attention_slicing, "pipeline"),
-    Feature("VAE tiling", "`vae.enable_tiling`", pipelines.check_vae_tiling, "pipeline"),
-    Feature("model offload", "`enable_model_cpu_offload`", pipelines.check_model_offload, "pipeline"),
-    Feature("sequential offload", "accelerate's hooks on every layer", pipelines.check_sequential_offload, "pipeline"),
-    Feature("torch.compile", "`pipe.unet = torch.compile(pipe.unet)`", pipelines.check_compiled_module, "pipeline"),
-    Feature("compile in place", "`pipe.unet.compile()`", pipelines.check_compiled_in_place, "pipeline"),
+    Feature(
+        "attention slicing", "`enable_attention_slicing`", pipelines.check_attention_slicing, "pipeline", tested=(SD,)
+    ),
+    Feature("VAE tiling", "`vae.enable_tiling`", pipelines.check_vae_tiling, "pipeline", tested=(SD,)),
+    Feature(
+        "model offload", "`enable_model_cpu_offload`", pipelines.check_model_offload, "pipeline", tested=(SD, "wan")
+    ),
+    Feature(
+        "sequential offload",
+        "accelerate's hooks on every layer",
+        pipelines.check_sequential_offload,
+        "pipeline",
+        tested=(SD, "wan"),
+    ),
+    Feature(
+        "torch.compile",
+        "`pipe.unet = torch.compile(pipe.unet)`",
+        pipelines.check_compiled_module,
+        "pipeline",
+        tested=(SD, "flux"),
+    ),
+    Feature("compile in place", "`pipe.unet.compile()`", pipelines.check_compiled_in_place, "pipeline", tested=(SD,)),
     Feature("compile blocks", "`compile_repeated_blocks`", speed.check_compiled_blocks, "pipeline", tested=("flux",)),
     Feature("group offload", "`enable_group_offload`", speed.check_group_offload, "pipeline", tested=(SD, "wan")),
     Feature(
@@ -95,7 +111,13 @@ _ROWS = (
         for name, does in _CACHES
     ),
     Feature("LoRA", "peft layers on the denoiser", pipelines.check_lora, "pipeline"),
-    Feature("load_lora_weights", "LoRA loaded and unloaded by the pipeline", pipelines.check_loaded_lora, "pipeline"),
+    Feature(
+        "load_lora_weights",
+        "LoRA loaded and unloaded by the pipeline",
+        pipelines.check_loaded_lora,
+        "pipeline",
+        tested=(SD, "flux"),
+    ),
     Feature("IP-Adapter", "image prompts", pipelines.check_ip_adapter, "pipeline"),
     Feature(
         "ControlNet", "the ControlNet reads what the denoiser reads", pipelines.check_controlnet, "pipeline", "all"
@@ -104,10 +126,18 @@ _ROWS = (
     Feature(
         "base and refiner", "`denoising_end`, `denoising_start`", pipelines.check_base_and_refiner, "pipeline", "all"
     ),
-    Feature("scheduler swapped", "another scheduler after attaching", pipelines.check_scheduler_swapped, "pipeline"),
+    Feature(
+        "scheduler swapped",
+        "another scheduler after attaching",
+        pipelines.check_scheduler_swapped,
+        "pipeline",
+        tested=(SD, "flux", "wan"),
+    ),
     Feature("denoiser swapped", "another denoiser after attaching", pipelines.check_swapped_denoiser, "pipeline"),
-    Feature("deepcopy", "a copy of a guarded pipeline", pipelines.check_deepcopy, "pipeline"),
-    Feature("from_pipe", "two pipelines around one denoiser", pipelines.check_from_pipe, "pipeline"),
+    Feature("deepcopy", "a copy of a guarded pipeline", pipelines.check_deepcopy, "pipeline", tested=(SD, "flux")),
+    Feature(
+        "from_pipe", "two pipelines around one denoiser", pipelines.check_from_pipe, "pipeline", tested=(SD, "flux")
+    ),
     Feature("callback", "the user's `callback_on_step_end` goes on working", pipelines.check_callback, "pipeline"),
 )
 FEATURES: dict[str, Feature] = {feature.name: feature for feature in _ROWS}
