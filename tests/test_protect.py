@@ -76,7 +76,7 @@ def test_redirect_returns_what_came_out_with_decisions(pipe: Any) -> None:
     expected = make_pipeline()("a star", **call, generator=torch.Generator().manual_seed(0))
     with sr.protect(pipe, [Scripted(until={0: 9}), Scripted(fires=(1,))]) as guarded:
         output = guarded("a star", num_images_per_prompt=1, generator=generator, **call)
-        assert type(output) is type(expected) and torch.equal(output.images, expected.images)
+        assert isinstance(output, type(expected)) and torch.equal(output.images, expected.images)
         assert output.blocked == [False] and [d.unresolved for d in output.decisions] == [True, False]
         assert guarded.decisions == output.decisions and output.decisions[0].attempts == 1
     assert not pipe.unet._forward_pre_hooks

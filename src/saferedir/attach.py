@@ -150,6 +150,15 @@ class Attached:
         """
         return list(self._decisions)
 
+    def by_image(self) -> list[list[Decision]]:
+        """The decisions of the last run, one list an image: entry i holds those of all guards on image i."""
+        count = max((decision.image + 1 for decision in self._decisions), default=0)
+        return [[decision for decision in self._decisions if decision.image == row] for row in range(count)]
+
+    def __repr__(self) -> str:
+        state = f"{self.runs} runs guarded" if self.is_attached else "detached"
+        return f"Attached({', '.join(map(repr, self.guards))}; {state})"
+
     @property
     def is_attached(self) -> bool:
         """Whether the guards are on the pipeline now, and on the very modules it holds."""

@@ -12,7 +12,7 @@ from typing import Any
 ACTIONS = ("none", "redirected", "edited", "escalated", "blocked")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Decision:
     """The record of one guard on one image.
 
@@ -34,6 +34,7 @@ class Decision:
         prompt_scores, image_scores: one entry per check, in order.
         attempts: runs it took to get this image; more than 1 only under a policy that draws again (protect.py).
         message: one sentence for a person.
+        name: the guard's own name (`guard.name`), which tells two guards of one method apart; "" for none.
     """
 
     guard: str
@@ -54,6 +55,7 @@ class Decision:
     image_scores: tuple[float, ...] = ()
     attempts: int = 1
     message: str = ""
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -62,6 +64,28 @@ class Decision:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
+
+    @property
+    def outcome(self) -> str:
+        """One word for a table: blocked, unresolved, untouched (no action), or the action."""
+        if self.action == "blocked":
+            return "blocked"
+        if self.unresolved:
+            return "unresolved"
+        return "untouched" if self.action == "none" else self.action
+
+    def scores(self) -> str:
+        """Each score beside the threshold that it was held against: "prompt 21.19 > 3.01, image -8.36 ≤ 10.61"; "" for none."""
+        parts = []
+        for kind, score in (("prompt", self.prompt_score), ("image", self.image_score)):
+            if score is not None:
+                limit = self.thresholds.get(kind)
+                parts.append(f"{kind} {score:.2f}" + ("" if limit is None else f" {'>' if score > limit else '≤'} {limit:.2f}"))
+        return ", ".join(parts)
+
+    def __repr__(self) -> str:
+        scores = f", {self.scores()}" if self.scores() else ""
+        return f"Decision({(self.name or self.guard)!r} for {self.concept!r}, image {self.image}: {self.outcome}{scores})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: tuples become lists, nothing else changes."""

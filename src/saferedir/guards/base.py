@@ -17,6 +17,7 @@ Rules of the seam, for guard authors:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -67,8 +68,20 @@ class Guard(Generic[ConfigT]):
 
     def __init__(self, config: ConfigT) -> None:
         self.config: ConfigT = config
+        #: what tells it apart from others of its method, in decisions and tables; `from_pretrained` sets what it was loaded by
+        self.name = ""
         #: a disabled guard is not called at all: the output is bit-identical to the unguarded one
         self.enabled = True
+
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        thresholds = "".join(
+            f", {entry.name}={value:.2f}"
+            for entry in fields(self.config)
+            if entry.name.endswith("_threshold") and isinstance(value := getattr(self.config, entry.name), float)
+        )
+        state = "" if self.enabled else ", disabled"
+        return f"{type(self).__name__}({name}concept={self.config.concept!r}{thresholds}{state})"
 
     def caution(self) -> str | None:
         """A sentence that whoever attaches this guard should read, such as a weak verdict by its own record; None for none.

@@ -98,6 +98,7 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
         if is_there or any(getattr(config, name) is not None for name in config.file_fields):
             raise
         raise GuardConfigError(f"{weights} is missing; copy the whole folder, or train the guard again.") from error
+    guard.name = Path(name).name if Path(name).expanduser().exists() else str(name)  # no path of this machine in decisions
     return guard
 
 

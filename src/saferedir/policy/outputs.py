@@ -17,13 +17,11 @@ from torch import Tensor
 from saferedir.decisions import Decision
 from saferedir.errors import BlockedError, GuardError
 from saferedir.pipelines.safety_checker import NAME, flagged_images
+from saferedir.policy.views import GuardedOutput, guarded_class
 
 
-class GuardedTuple(tuple[Any, ...]):
+class GuardedTuple(GuardedOutput, tuple[Any, ...]):
     """What a protected pipeline returns with return_dict=False: the pipeline's tuple, with two attributes."""
-
-    decisions: list[Decision]
-    blocked: list[bool]
 
 
 class Result:
@@ -94,6 +92,7 @@ class Result:
             output: Any = GuardedTuple(self.parts.values())
         else:
             output = self.output
+            output.__class__ = guarded_class(type(output))
             for key, part in self.parts.items():
                 output[key] = part
         output.decisions, output.blocked = list(decisions), [row in blocked for row in range(self.count)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -229,7 +230,7 @@ def decisions_of(guard: Guard[Any], run: Run, state: Any) -> list[Decision]:
     decisions = call_guard(guard, "verdict", guard.verdict, run, state)
     if len(decisions) != run.batch_size:
         raise GuardError(f"guard {guard.method!r} returned {len(decisions)} decisions for {run.batch_size} images.")
-    return list(decisions)
+    return [replace(decision, name=guard.name) if guard.name and not decision.name else decision for decision in decisions]
 
 
 def changed_rows(new: Tensor, old: Tensor) -> Tensor:
