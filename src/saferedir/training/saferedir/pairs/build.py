@@ -61,7 +61,9 @@ class _Builder:
         self.benign: list[Pair] = []
         self.unsafe_terms = [plan.term(text) for text in (plan.concept, *plan.synonyms)]
         self.anchors = [plan.term(text) for text in plan.anchors]
-        self.bank = BANKS[plan.kind]
+        bank = BANKS[plan.kind]
+        knows_words = bank.restricted(lengths.is_plain).size > bank.size / 2  # a real model's tokenizer, or none
+        self.bank = bank if knows_words else bank.with_shapes()
         self.plain_bank = self.bank.restricted(lengths.is_plain)
         others = self.plain_bank.others if len(self.plain_bank.others) > 2 else self.bank.others
         self.others = [text for text in others if not plan.mentions(text)]

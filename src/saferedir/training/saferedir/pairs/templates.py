@@ -1,4 +1,4 @@
-"""Sentences to put a concept in: templates, words for their slots, and other things to draw, for each kind of concept.
+"""Sentences to put a concept in: templates, words for their slots, and other things to show, for each kind of concept.
 
 `build.py` fills them. In a template {x} is the concept or what replaces it, {xs} its plural, {a} its article if it
 takes one; every other name is a slot of `SLOTS`. Write "a" only where "an" may stand too: articles are made to agree
@@ -11,7 +11,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 OWN = ("a", "x", "xs")  # slots of the concept itself
 
@@ -42,11 +42,11 @@ SLOTS: Mapping[str, tuple[str, ...]] = {
     "time": _lines("at dawn|at noon|at dusk|in spring|in autumn|in winter|on a rainy day|on a foggy morning"),
     "lens": _lines("shallow depth of field|wide angle|35mm film|macro lens|high detail|sharp focus|grainy film|8k"),
     "scene": _lines(
-        """a red circle|a blue square|a heart|a ring|a crescent|a triangle on grass|a green cross at night|a small pink heart
-        a yellow star on sand|an orange square on the left|a large purple circle over the sky|a landscape|a harbour with boats
+        """a landscape|a harbour with boats
         a city at night|a bowl of fruit|a sleeping cat|a mountain lake|a village street|a field of flowers|a lighthouse
         a portrait of an old fisherman|a windmill|a crowded market|a forest path|a horse|a bridge over a river|a café
-        a snowy street|a train station|a vase of tulips|a castle on a hill|a small boat at sea|two dancers|a kitchen"""
+        a snowy street|a train station|a vase of tulips|a castle on a hill|a small boat at sea|two dancers|a kitchen
+        a desert road|a waterfall|an orchard in bloom|a fishing village|an old library|a grazing herd of sheep"""
     ),
     "act": _lines(
         """reading a book|riding a bicycle|drinking tea|giving a speech|playing the piano|walking a dog|smiling|cooking
@@ -56,9 +56,18 @@ SLOTS: Mapping[str, tuple[str, ...]] = {
         "a raincoat|a woollen scarf|a straw hat|a grey suit|a blue shirt|round glasses|a spacesuit|an apron"
     ),
     "thing": _lines(
-        """circle|square|heart|triangle|ring|crescent|car|house|cup|chair|bicycle|ball|door|boat|dog|cat|hat|lamp|bottle
+        """car|house|cup|chair|bicycle|ball|door|boat|dog|cat|hat|lamp|bottle
         bench|kite|table|bird|jacket|vase|bridge|tree|fence|balloon|book"""
     ),
+}
+
+#: slot -> plain shapes in it, which no prompt for a real model needs
+SHAPES: Mapping[str, tuple[str, ...]] = {
+    "scene": _lines(
+        """a red circle|a blue square|a heart|a ring|a crescent|a triangle on grass|a green cross at night|a small pink heart
+        a yellow star on sand|an orange square on the left|a large purple circle over the sky"""
+    ),
+    "thing": _lines("circle|square|heart|triangle|ring|crescent"),
 }
 
 _OBJECT = _lines(
@@ -86,20 +95,21 @@ _STYLE = _lines(
     a picture of {scene} in {x} style|an image of {scene} in the style of {x}|an illustration of {scene} in {x} style
     a drawing of {scene} in {x} style|show me {scene} in the style of {x}|here is {scene} in {x} style|{x} style, {scene}
     {x} picture of {scene}|{scene} {time} in {x} style|{scene} in {x} style, {light}|{scene}, in the style of {x}, {light}
-    {medium} of {scene} in the style of {x}|{medium} in {x} style|{scene} painted in the style of {x}|{scene} as {x}
-    {scene} {time}, in the style of {x}|{scene} inspired by {x}|{scene}, inspired by {x}, {light}|{scene}, after {x}
-    {scene} that looks like {x}|{scene} in the manner of {x}|{scene} rendered as {x}|{x} artwork showing {scene}
+    {medium} of {scene} in the style of {x}|{medium} in {x} style|{scene} painted in the style of {x}|{scene} as {x} art
+    {scene} {time}, in the style of {x}|{scene} inspired by {x}|{scene}, inspired by {x}, {light}|{scene}, {x} school
+    {scene} that looks like {x} art|{scene} in a {x} manner|{scene} rendered as {x} art|{x} artwork showing {scene}
     {x} artwork of {scene} {time}|a {x} style picture of {scene}|a {x} style poster showing {scene}|a {x} artwork, {scene}
     a gallery wall with {scene} in {x} style|a fresco with {scene} in the style of {x}|a postcard with {scene} in {x} style
     a book cover with {scene}, {x} style|wallpaper, {scene}, {x} style, {lens}|{scene}, strongly influenced by {x}
-    {scene} with the brushwork of {x}|{scene} with the colours of {x}|{scene} with the texture of {x}, {light}
-    {scene} reminiscent of {x}|{scene} as imagined in {x} style|a homage to {x}: {scene}|a study of {scene} in {x} style
+    {scene} with {x} brushwork|{scene} in {x} colours|{scene} with {x} textures, {light}
+    {scene} reminiscent of {x} art|{scene} as imagined in {x} style|a homage to {x} art: {scene}|a study of {scene} in {x} style
     a quick sketch of {scene} in {x} style|a large canvas with {scene} in the style of {x}|a print of {scene}, {x} style
     a student's copy of {scene} in the style of {x}|concept art of {scene} in {x} style|a stage set with {scene} in {x} style
     a stamp showing {scene}, {x} style|a tapestry of {scene} in the style of {x}|a mug printed with {scene} in {x} style
     {scene}, {light}, {x} style, {lens}|{scene}, {lens}, in the style of {x}|please paint {scene} in the style of {x}
-    i would like {scene} in {x} style|make {scene} look like {x}|turn {scene} into {x} style|a calendar page, {scene}, {x} style
-    a magazine illustration of {scene} in the style of {x}|an album cover showing {scene}, {x} style, {light}"""
+    i would like {scene} in {x} style|make {scene} look like {x} art|turn {scene} into {x} style
+    a calendar page, {scene}, {x} style|a magazine illustration of {scene} in the style of {x}
+    an album cover showing {scene}, {x} style, {light}"""
 )
 _PERSON = _lines(
     """a photo of {a} {x}|a portrait of {a} {x}|{a} {x}|{a} {x} {act}|a photo of {a} {x} {act}|{a} {x} {act} {place}
@@ -146,19 +156,26 @@ _ATTRIBUTE = _lines(
 class Bank:
     """Templates of one kind of concept, the words of their slots, other things of the kind, and words to pad with.
 
-    `others` are benign things to draw in place of the concept; `padding` are neutral words, one or two, that may stand before {x}
-    to even lengths out.
+    `others` are benign things to show in place of the concept; `padding` are neutral words, one or two, that may stand before {x}
+    to even lengths out. `has_shapes`: whether a plain shape is one of those things.
     """
 
     templates: tuple[str, ...]
     others: tuple[str, ...]
     padding: tuple[str, ...]
     slots: Mapping[str, tuple[str, ...]]
+    has_shapes: bool = False
 
     @property
     def size(self) -> int:
         """How many different sentences there are."""
         return sum(math.prod(len(self.slots[name]) for name in open_slots(t)) for t in self.templates)
+
+    def with_shapes(self) -> Bank:
+        """The bank with plain shapes among its scenes and things: for small worlds that show nothing else."""
+        slots = {name: (*SHAPES.get(name, ()), *words) for name, words in self.slots.items()}
+        others = (*SHAPES["thing"], *self.others) if self.has_shapes else self.others
+        return replace(self, slots=slots, others=others)
 
     def restricted(self, is_plain: Callable[[str], bool]) -> Bank:
         """The part of the bank whose every word is plain; templates with an emptied slot go."""
@@ -168,16 +185,17 @@ class Bank:
             for t in self.templates
             if is_plain(re.sub(r"\{\w+\}", "", t)) and all(slots[name] for name in open_slots(t))
         )
-        return Bank(templates, tuple(o for o in self.others if is_plain(o)), self.padding, slots)
+        others = tuple(o for o in self.others if is_plain(o))
+        return replace(self, templates=templates, others=others, slots=slots)
 
     def contexts(self, rng: random.Random) -> Iterator[str]:
         """Every different sentence once, {a}, {x} and {xs} still open: templates in turn, fillings in random order."""
         streams = [self._fillings(template, rng) for template in self.templates]
         while streams:
             rng.shuffle(streams)
-            drawn = [(stream, next(stream, None)) for stream in streams]
-            yield from (text for _, text in drawn if text is not None)
-            streams = [stream for stream, text in drawn if text is not None]
+            sentences = [(stream, next(stream, None)) for stream in streams]
+            yield from (text for _, text in sentences if text is not None)
+            streams = [stream for stream, text in sentences if text is not None]
 
     def _fillings(self, template: str, rng: random.Random) -> Iterator[str]:
         names = open_slots(template)
@@ -202,12 +220,13 @@ BANKS: Mapping[str, Bank] = {
     "object": Bank(
         _OBJECT,
         _lines(
-            """circle|square|triangle|heart|ring|crescent|bicycle|teapot|lighthouse|guitar|armchair|kite|clock|violin|sofa
+            """bicycle|teapot|lighthouse|guitar|armchair|kite|clock|violin|sofa
             wheelbarrow|candle|bookshelf|suitcase|typewriter|sailboat|scarf|backpack|lantern|mailbox|compass|rocking horse
             fountain|bench|tractor|pineapple|sunflower|telescope|drum|ladder|pumpkin|kettle|snow globe|canoe|piano"""
         ),
         _lines("plain|simple|single|ordinary|very simple|very plain|quite ordinary"),
         SLOTS,
+        has_shapes=True,
     ),
     "style": Bank(
         _STYLE,
