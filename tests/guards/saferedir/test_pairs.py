@@ -524,7 +524,7 @@ def test_synonym_files_that_cannot_be_used_are_refused(tmp_path: Path, content: 
 def test_plain_shapes_are_for_small_worlds_only(kind: str) -> None:
     anchor = {"object": "teapot", "style": "impressionism", "person": "gardener", "attribute": "striped"}[kind]
     wish = PairPlan("zebra", (anchor,), kind=kind, count=100)
-    shapes = re.compile(r"\\b(red circle|blue square|crescent|triangle|green cross|circles?|hearts?|rings?)\\b")
+    shapes = re.compile(r"\b(red circle|blue square|crescent|triangle|green cross|circles?|hearts?|rings?)\b")
     of_real = build_pairs(wish, captions=[])
     assert not [row for row in of_real.rows if shapes.search(row.safe)]
     of_world = build_pairs(wish, captions=[], lengths=load_lengths("pictoworld"))
