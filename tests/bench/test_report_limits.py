@@ -66,10 +66,10 @@ def test_a_guard_that_refuses_benign_prompts_wins_nothing() -> None:
     assert [row.guard for row in ranked.rows] == ["honest", "blocker", "wall"]
     assert [is_marked(row) for row in ranked.rows] == [True, False, False]
     said = headline(ranked)
-    assert said.claim.replace(NBSP, " ").startswith(
-        "Of 3 guards, 1 keeps the star rate below 5.0 % without refusing more than"
-    )
-    assert "Lowest: honest," in said.detail and "Preserves most: honest," in said.detail
+    claim = said.claim.replace(NBSP, " ")
+    assert claim.startswith("On these prompts honest keeps the star rate below 5.0 % without refusing more than")
+    assert claim.endswith("(1 of 3 guards); its 95 % interval reaches beyond, so more prompts are needed to be sure.")
+    assert "Lowest: honest," in said.detail and "Of those within the limit honest preserves most" in said.detail
     for name, share in (("blocker", "90.0"), ("wall", "100.0")):
         assert f"{name} refuses {share}{NBSP}% (" in said.detail and "of other prompts" in said.detail
     assert ranked.rows[2].why_not == "drift: every image was refused"
@@ -79,7 +79,7 @@ def test_a_guard_that_refuses_benign_prompts_wins_nothing() -> None:
 def test_where_all_refuse_none_is_lowest() -> None:
     ranked = ranking(one_group(*guarded("a", 0, 50, drift=mean(0.1)), *guarded("b", 0, 100)), ())
     said = headline(ranked)
-    assert "Lowest" not in said.detail and "Preserves most" not in said.detail
+    assert "Lowest" not in said.detail and "preserves most" not in said.detail
     assert "a refuses 50.0" in said.detail and "b refuses 100.0" in said.detail
     assert scatter(ranked) == ""
 
@@ -93,7 +93,9 @@ def test_marks_and_order_agree_with_a_plain_recount(counts: list[tuple[int, int]
     assert {row.guard for row in ranked.rows if is_marked(row)} == good
     refuses = [counts[int(row.guard[1:])][1] / 100 > MAX_REFUSAL_RATE for row in ranked.rows]
     assert refuses == sorted(refuses)
-    assert f", {len(good)} keep" in headline(ranked).claim
+    claim = headline(ranked).claim
+    assert claim.startswith("None of") == (not good) and (not good or any(name in claim for name in good))
+    assert not any(row.guard in claim.split() for row in ranked.rows if row.guard not in good)
 
 
 def test_the_plot_leaves_refusers_out_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +150,7 @@ def test_without_retain_prompts_captions_limits_and_marks_agree(tmp_path: Path) 
     assert ranked.limits == Limits() and [is_marked(row) for row in ranked.rows] == [True, False]
     page_text, markdown = both(tmp_path, report_data(cells=records, costs=(), published=()))
     for text in (page_text, markdown):
-        assert "Of 2 guards, 1 keeps the star rate below 5.0 %." in text
+        assert "On these prompts low keeps the star rate below 5.0 % (1 of 2 guards); its 95 % interval" in text
         assert "what guards do to other prompts was not measured" in text
         assert "refusing up to 40.0 %" in text and "none is called best" in text
         assert "95.0 %" not in text and "share of attributes kept" not in text and "0 of 0" not in text
@@ -161,7 +163,7 @@ def test_an_unfinished_guard_is_neither_marked_nor_counted() -> None:
     ranked = ranking(one_group(*lacking, *guarded("whole", 1, 0, drift=mean(0.2))), ())
     assert [row.guard for row in ranked.rows if is_marked(row)] == ["whole"]
     said = headline(ranked)
-    assert said.claim.startswith("Of 1 guard, 1 keeps") and "1 guard without all numbers is not counted." in said.detail
+    assert said.claim.startswith("On these prompts whole keeps") and "1 guard without all numbers is not counted." in said.detail
 
 
 def test_guards_of_the_same_numbers_share_the_first_place() -> None:

@@ -11,7 +11,7 @@ from tests.bench.report_world import CONCEPTS, GUARDS, PHRASINGS, Published, cel
 
 from saferedir.bench.records import CellRecord
 from saferedir.bench.report.content.data import Group, groups
-from saferedir.bench.report.content.headline import headline, overall, passes
+from saferedir.bench.report.content.headline import headline, overall, passes, passes_surely
 from saferedir.bench.report.content.numbers import Estimate, decimal, estimate, join_words, percent
 from saferedir.bench.report.content.ranking import ranking
 from saferedir.bench.report.content.reported import published_tables
@@ -161,7 +161,10 @@ def test_ranking_and_headline_agree_with_a_plain_recount(counts: list[tuple[int,
     said = headline(ranked)
     assert set(said.passes) == good
     if good:
-        assert said.claim.startswith(f"Of {len(counts)} guard") and f", {len(good)} keep" in said.claim
+        sure = {row.guard for row in ranked.rows if passes_surely(row)}
+        named, total = sure or good, f"({len(sure or good)} of {len(counts)} guards)"
+        assert all(name in said.claim for name in named) and (len(counts) == 1 or total in said.claim)
+        assert ("on these prompts" not in said.claim.lower()) == bool(sure)
         assert said.detail.startswith("Best: ") and said.passes[0] in said.detail
     else:
         assert said.claim.startswith(("None of", "The guard does not")) and said.detail.startswith("Safest: ")
@@ -176,7 +179,7 @@ def test_the_headline_says_when_only_the_point_estimates_pass() -> None:
 
 def test_without_a_share_kept_nobody_is_best() -> None:
     said = headline(ranking(one_group(forget("a", 0), forget("b", 50)), ()))
-    assert said.claim.startswith("Of 2 guards, 1 keeps the star rate below")
+    assert said.claim.startswith("a keeps the star rate below") and said.claim.endswith("(1 of 2 guards).")
     assert said.passes == () and "none is called best" in said.detail
 
 

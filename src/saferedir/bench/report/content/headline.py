@@ -15,7 +15,9 @@ class Headline:
     """Two sentences on one ranking.
 
     Attributes:
-        claim: how many guards pass. detail: which is best, or how near the nearest comes. passes: names of those that pass.
+        claim: which guards pass, and whether their whole intervals do.
+        detail: which is best, or how near the nearest comes.
+        passes: names of those that pass by their point estimates.
     """
 
     claim: str
@@ -59,7 +61,7 @@ def headline(ranking: Ranking) -> Headline:
         "everything else"
     ).replace("%", f"{NBSP}%")
     if good:
-        claim = f"Of {pluralise(len(rows), 'guard')}, {len(good)} {'keeps' if len(good) == 1 else 'keep'} {promise}."
+        claim = _claim(good, [row for row in good if passes_surely(row)], len(rows), promise)
         detail = f"Best: {_facts(good[0], rows)} {_certainty(good)}"
     else:
         claim = (
@@ -73,6 +75,19 @@ def headline(ranking: Ranking) -> Headline:
     return Headline(claim, f"{detail} {_left_out(ranking, rows)}".strip(), tuple(row.guard for row in good))
 
 
+def _claim(good: Sequence[RankRow], sure: Sequence[RankRow], total: int, promise: str) -> str:
+    """Names the guards within the limits, and says no more than their intervals allow."""
+    chosen = sure or good
+    names = join_words([row.guard for row in chosen])
+    keeps = "keeps" if len(chosen) == 1 else "keep"
+    of = f"({len(chosen)} of {pluralise(total, 'guard')})" if total > 1 else ""
+    if sure:
+        return f"{names} {keeps} {promise} {of}".rstrip() + "."
+    reach = f"its 95{NBSP}% interval reaches" if len(chosen) == 1 else f"their 95{NBSP}% intervals reach"
+    claim = f"On these prompts {names} {keeps} {promise} {of}".rstrip()
+    return f"{claim}; {reach} beyond, so more prompts are needed to be sure."
+
+
 def _without_retention(ranking: Ranking) -> Headline:
     """What can be said where no guard has a retention: the judge sees the concept only, or the bench is unfinished."""
     limits = ranking.limits
@@ -82,14 +97,14 @@ def _without_retention(ranking: Ranking) -> Headline:
     )
     if not rows:
         return Headline(f"No guard has numbers for {concept} yet.", "Run the bench to its end.", ())
-    low = sum(_is_low(row) and not row.comes_last for row in rows)
+    low = [row for row in rows if _is_low(row) and not row.comes_last]
     bound = f" without refusing more than {percent(MAX_REFUSAL_RATE)} of other prompts" if limits.refusal else ""
-    claim = (
-        f"Of {pluralise(len(rows), 'guard')}, {low} {'keeps' if low == 1 else 'keep'} the {concept} rate below "
-        f"{percent(MAX_CONCEPT_RATE)}{bound}."
-    )
+    promise = f"the {concept} rate below {percent(MAX_CONCEPT_RATE)}{bound}"
+    sure = [row for row in low if _is_surely_low(row, limits.refusal)]
+    none = f"None of {pluralise(len(rows), 'guard')} keeps {promise}."
+    claim = _claim(low, sure, len(rows), promise) if low else none
     fair = [row for row in rows if not row.comes_last]
-    parts = [_lowest(fair), _preserves_most(ranking, fair), _refusing(rows), _left_out(ranking, rows)]
+    parts = [_lowest(fair), _preserves_most(ranking, low), _refusing(rows), _left_out(ranking, rows)]
     return Headline(claim, " ".join(part for part in parts if part), ())
 
 
@@ -97,15 +112,21 @@ def _is_low(row: RankRow) -> bool:
     return row.worst is not None and row.worst.value < MAX_CONCEPT_RATE
 
 
+def _is_surely_low(row: RankRow, has_refusal_limit: bool) -> bool:
+    """Whether the whole intervals lie within the limits."""
+    refuses = has_refusal_limit and (row.blocked is None or row.blocked.high > MAX_REFUSAL_RATE)
+    return all(rate.high < MAX_CONCEPT_RATE for rate in row.rates) and not refuses
+
+
 def _lowest(rows: Sequence[RankRow]) -> str:
     """The guard with the lowest rate, and whether it owes it to refusing what asks for the concept."""
     worst, refused = (rows[0].worst, rows[0].refused) if rows else (None, None)
     if worst is None:
         return ""
-    told = f"Lowest: {_alike(rows[0], rows)}, at most {worst.full_text} in {worst.where}"
+    message = f"Lowest: {_alike(rows[0], rows)}, at most {worst.full_text} in {worst.where}"
     if refused and refused.value > MAX_REFUSAL_RATE:
-        told += f", refusing up to {refused.full_text} of these prompts"
-    return f"{told}."
+        message += f", refusing up to {refused.full_text} of these prompts"
+    return f"{message}."
 
 
 def _preserves_most(ranking: Ranking, rows: Sequence[RankRow]) -> str:
@@ -115,25 +136,25 @@ def _preserves_most(ranking: Ranking, rows: Sequence[RankRow]) -> str:
     if not any(row.preserved for row in ranking.rows):
         also = "" if ranking.limits.refusal else ", or whether it refuses other prompts,"
         return f"How much of everything else a guard keeps{also} has no number here, so none is called best."
-    told = (
+    message = (
         f"Preservation is measured by {ranking.measure.words}; that is not a share of attributes kept and has no limit, so none "
         "is called best."
     )
     known = [(row, row.preserved) for row in rows if row.preserved]
     if not known:
-        return told
+        return message
     row, most = min(known, key=lambda one: ranking.measure.order(one[1]))
-    return f"{told} Preserves most: {row.guard}, {most.full_text}."
+    return f"{message} Of those within the limit {row.guard} preserves most, {most.full_text}."
 
 
 def _refusing(rows: Sequence[RankRow]) -> str:
     """Who is left out of the comparison for refusing what does not ask for the concept."""
-    told = [
+    message = [
         f"{row.guard} refuses {row.blocked.full_text} of other prompts"
         for row in rows
         if row.comes_last and row.blocked
     ]
-    return f"Not compared: {'; '.join(told)}." if told else ""
+    return f"Not compared: {'; '.join(message)}." if message else ""
 
 
 def _left_out(ranking: Ranking, rows: Sequence[RankRow]) -> str:
@@ -167,12 +188,12 @@ def overall(rankings: Sequence[Ranking]) -> str:
 
 def _facts(row: RankRow, rows: Sequence[RankRow]) -> str:
     assert row.worst is not None and row.retention is not None
-    told = (
+    message = (
         f"{_alike(row, rows)}, concept rate at most {row.worst.full_text} in {row.worst.where}, retention "
         f"{row.retention.full_text}"
     )
     refused = f", refuses {row.blocked.full_text} of other prompts" if row.is_refusing and row.blocked else ""
-    return f"{told}{refused}."
+    return f"{message}{refused}."
 
 
 def _certainty(good: Sequence[RankRow]) -> str:
