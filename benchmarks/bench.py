@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from saferedir.attach import attach
-from saferedir.bench.executors import Executor, InProcess, Task
+from saferedir.bench.executors import Executor, InProcess, Job
 from saferedir.bench.generation.resources import Resources
 from saferedir.bench.planning import plan as plan_module
 from saferedir.bench.planning.config import Matrix
@@ -105,16 +105,16 @@ class Unjudged(InProcess):
         super().__init__(resources)
         self.said: dict[Any, Any] = {}
 
-    def run(self, tasks: Any) -> Iterator[Any]:
-        tasks = list(tasks)
-        for task in tasks:
-            if task.shard not in self.said:
-                (whole,) = super().run([task])
-                self.said[task.shard] = whole.images.judged
-            plain = Task(dataclasses.replace(task.spec, judges=()), task.shard)
+    def run(self, jobs: Any) -> Iterator[Any]:
+        jobs = list(jobs)
+        for job in jobs:
+            if job.shard not in self.said:
+                (whole,) = super().run([job])
+                self.said[job.shard] = whole.images.judged
+            plain = Job(dataclasses.replace(job.spec, judges=()), job.shard)
             (outcome,) = super().run([plain])
-            images = dataclasses.replace(outcome.generated, judged=self.said[task.shard])
-            yield dataclasses.replace(outcome, task=task, images=images)
+            images = dataclasses.replace(outcome.generated, judged=self.said[job.shard])
+            yield dataclasses.replace(outcome, job=job, images=images)
 
 
 def cpu_seconds(work: Callable[[], None]) -> float:

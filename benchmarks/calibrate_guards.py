@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import saferedir as sr
+from saferedir.cli.common import progress_bar
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.storage import find_guard
 from saferedir.pictoworld.captions import MAX_CHARACTERS
 from saferedir.pictoworld.tasks import TASKS, Task, pair, retain_prompts
-from saferedir.pictoworld.training.run import progress_bar
 from saferedir.training.saferedir.dataset import Pair
 from saferedir.training.saferedir.recalibrate import CalibrationConfig, calibrate_guard
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 import saferedir as sr
@@ -36,7 +37,6 @@ from saferedir.pictoworld.evaluation import (
 from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.methods import CONTROLS, ORDER, make_guards
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
-from saferedir.pictoworld.training.run import progress_bar
 from saferedir.pipelines.precision import fast_precision, precision_name
 from saferedir.utils.packaged import library_version, packaged_model_path
 
@@ -183,7 +183,7 @@ def main() -> None:
         return
     pipe, judge = sr.load_pipeline("pictoworld"), load_judge()
     pipe.set_progress_bar_config(disable=True)
-    with progress_bar() as progress, fast_precision(pipe.device), torch.no_grad():
+    with Progress() as progress, fast_precision(pipe.device), torch.no_grad():
         for name in arguments.tasks:
             bench: Bench | None = None
             for method in arguments.methods:

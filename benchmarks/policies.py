@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from rich.progress import Progress
 from torch import Tensor
 
 import saferedir as sr
@@ -22,7 +23,6 @@ from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, cell, generat
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
-from saferedir.pictoworld.training.run import progress_bar
 from saferedir.pipelines.precision import fast_precision
 
 HEAD = """# Policies on PictoWorld
@@ -149,7 +149,7 @@ def main() -> None:
     pipe, judges = sr.load_pipeline("pictoworld"), (load_judge(), TemplateJudge())
     pipe.set_progress_bar_config(disable=True)
     results: dict[str, Any] = {}
-    with progress_bar() as progress, fast_precision(pipe.device):
+    with Progress() as progress, fast_precision(pipe.device):
         for name in arguments.tasks:
             path = arguments.work / f"{name}-{arguments.n}.json"
             if not path.exists():

@@ -23,6 +23,7 @@ import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from rich.progress import Progress
 
 import saferedir as sr
 from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig
@@ -38,7 +39,6 @@ from saferedir.pictoworld.evaluation import (
     rate_of,
 )
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, pair, retain_prompts
-from saferedir.pictoworld.training.run import progress_bar
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.precision import fast_precision
 from saferedir.training.saferedir.calibration import evaluate, held_out_scores
@@ -254,7 +254,7 @@ def main() -> None:
     started = time.perf_counter()
     pipe = sr.load_pipeline("pictoworld")
     results: dict[str, Any] = {}
-    with progress_bar() as progress:
+    with Progress() as progress:
         study = Study(TASKS[arguments.task], pipe, arguments.images, arguments.steps, arguments.work, progress)
         results["unguarded"] = concept_rate(study.plain_judged, study.task).to_dict()
         for name, question in (

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 import saferedir as sr
@@ -36,7 +37,6 @@ from saferedir.pictoworld.evaluation import (
 )
 from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
-from saferedir.pictoworld.training.run import progress_bar
 from saferedir.pipelines.precision import fast_precision, precision_name
 from saferedir.utils.packaged import packaged_model_path
 
@@ -194,7 +194,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     pipe, judge = sr.load_pipeline("pictoworld"), load_judge()
     results: dict[str, Any] = {}
-    with progress_bar() as progress, fast_precision(pipe.device):
+    with Progress() as progress, fast_precision(pipe.device):
         for name in arguments.tasks:
             folder = find_guard(f"{arguments.guards}/{name}")
             guard = SafeRedir.from_pretrained(folder)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
@@ -25,7 +26,6 @@ from saferedir.metrics import Rate
 from saferedir.pictoworld.evaluation import cell, generate, identical, load_judge, rate_of
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, retain_prompts
-from saferedir.pictoworld.training.run import progress_bar
 from saferedir.pipelines.precision import fast_precision, precision_name
 
 SCALES = (1.0, 4.0, 7.5, 12.0)
@@ -151,7 +151,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     pipe, judge = sr.load_pipeline("pictoworld"), load_judge()
     results: dict[str, Any] = {}
-    with progress_bar() as progress, fast_precision(pipe.device), warnings.catch_warnings():
+    with Progress() as progress, fast_precision(pipe.device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(steps|[Gg]uidance scale)", category=UserWarning)
         for name in arguments.tasks:
             path = arguments.work / f"{name}-{arguments.n}-{arguments.seed}.json"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests.watched import Watched
 
 from saferedir import load_pipeline
 from saferedir.demo import DemoConfig, demo_guards, demo_prompts, run_demo, run_task, verdict_of
@@ -61,12 +62,12 @@ def make_guard() -> Callable[..., SafeRedir]:
 def test_demo_writes_a_grid_and_plain_numbers(
     world: Any, judge: Judge, make_guard: Callable[..., SafeRedir], tmp_path: Path
 ) -> None:
-    done: list[int] = []
     guards = {"star": make_guard("star", -1e6), "emblem": make_guard("emblem", 1e6)}
-    summary = run_demo(world, guards, judge, tmp_path, TINY, lambda _, count: done.append(count))
+    watched = Watched()
+    summary = run_demo(world, guards, judge, tmp_path, TINY, watched)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert Image.open(tmp_path / "grid.png").size[0] > 1000
-    assert sum(done) == 2 * 2 * 4
+    assert watched.steps[-1][2] == 2 * 2 * 4
     for task in summary["tasks"]:
         assert list(task)[: len(PLAIN)] == PLAIN
         assert all(type(task[name]) in (int, float, str) for name in PLAIN)

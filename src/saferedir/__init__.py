@@ -16,6 +16,7 @@ from saferedir.utils.packaged import library_version
 
 if TYPE_CHECKING:
     from saferedir.attach import Attached, attach, detach
+    from saferedir.bench.bench import Bench
     from saferedir.decisions import Decision
     from saferedir.errors import (
         AlreadyAttachedError,
@@ -46,6 +47,7 @@ __all__ = [
     "Decision",
     "train_saferedir",
     "train_duo",
+    "Bench",
     "GuardError",
     "UnsupportedPipelineError",
     "BackboneMismatchError",
@@ -68,6 +70,7 @@ _HOMES = {
     "Decision": "decisions",
     "train_saferedir": "training.saferedir.train",
     "train_duo": "training.duo.train",
+    "Bench": "bench.bench",
     "GuardError": "errors",
     "UnsupportedPipelineError": "errors",
     "BackboneMismatchError": "errors",

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import nn
 
-from saferedir.bench.executors import Outcome, Task, attempt
+from saferedir.bench.executors import Job, Outcome, attempt
 from saferedir.bench.generation import generate as drawing_module
 from saferedir.bench.generation import resources as resources_module
 from saferedir.bench.generation.generate import GUARD_SETUP_ERRORS, GenerationSpec, generate_shard
@@ -47,7 +47,7 @@ def spec(n: int = 4, shard_size: int = 4, guards: tuple[GuardPart, ...] = SLD, *
 
 
 def tried(one: GenerationSpec, resources: Resources, shard: int = 0) -> Outcome:
-    return attempt(Task(one, one.shards[shard]), resources)
+    return attempt(Job(one, one.shards[shard]), resources)
 
 
 @pytest.fixture

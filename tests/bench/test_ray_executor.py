@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.watched import Watched
 
-from saferedir.bench.executors import Executor, InProcess, Task, ray_executor
+from saferedir.bench.executors import Executor, InProcess, Job, ray_executor
 from saferedir.bench.executors.ray_executor import DEATHS, RayExecutor
 from saferedir.bench.executors.workers import WorkerFacts, facts_here, nearest, unfit
 from saferedir.bench.generation.generate import GenerationSpec
@@ -25,9 +26,10 @@ from saferedir.bench.generation.resources import GuardPart, ModelSpec, Resources
 from saferedir.bench.planning import plan as plan_module
 from saferedir.bench.planning.config import Matrix
 from saferedir.bench.planning.plan import Plan, make_plan
-from saferedir.bench.runner import Progress, run
+from saferedir.bench.runner import run
 from saferedir.bench.storage.store import Store
 from saferedir.errors import BenchError, MissingExtraError
+from saferedir.utils.progress import SILENT, Progress
 
 SMALL = {
     "title": "small",
@@ -58,8 +60,8 @@ def spec(model: str = "m", guard: str = "", n: int = 12, **changes: Any) -> Gene
     )
 
 
-def tasks_of(*specs: GenerationSpec) -> list[Task]:
-    return [Task(one, shard) for one in specs for shard in one.shards]
+def tasks_of(*specs: GenerationSpec) -> list[Job]:
+    return [Job(one, shard) for one in specs for shard in one.shards]
 
 
 def facts(**changes: Any) -> WorkerFacts:
@@ -104,16 +106,16 @@ def test_a_worker_goes_on_with_what_it_has_loaded() -> None:
 
 @dataclasses.dataclass(eq=False)
 class Future:
-    """What worker `number` will answer: its facts, or a task's images."""
+    """What worker `number` will answer: its facts, or a job's images."""
 
     number: int
-    task: Task | None = None
+    job: Job | None = None
 
 
 class FakeRay:
-    """As much of Ray as the executor uses. An answer comes when it is waited for; `dies` and `breaks` choose from the task."""
+    """As much of Ray as the executor uses. An answer comes when it is waited for; `dies` and `breaks` choose from the job."""
 
-    def __init__(self, dies: Any = lambda task: False, breaks: Any = lambda task: False, **worker: Any) -> None:
+    def __init__(self, dies: Any = lambda job: False, breaks: Any = lambda job: False, **worker: Any) -> None:
         class RayError(Exception):
             pass
 
@@ -123,7 +125,7 @@ class FakeRay:
         self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
         self.dies, self.breaks, self.worker = dies, breaks, worker
         self.killed: list[Any] = []
-        self.handed: list[tuple[int, Task]] = []
+        self.handed: list[tuple[int, Job]] = []
         self.started = 0
         self.cores = 8
 
@@ -137,9 +139,9 @@ class FakeRay:
         self.started += 1
         number = self.started
 
-        def generate(task: Task) -> Future:
-            self.handed.append((number, task))
-            return Future(number, task)
+        def generate(job: Job) -> Future:
+            self.handed.append((number, job))
+            return Future(number, job)
 
         return SimpleNamespace(
             facts=SimpleNamespace(remote=lambda: Future(number)), generate=SimpleNamespace(remote=generate)
@@ -150,12 +152,12 @@ class FakeRay:
         return [chosen], [future for future in futures if future is not chosen]
 
     def get(self, future: Future) -> Any:
-        task = future.task
-        if self.dies(task):
+        job = future.job
+        if self.dies(job):
             raise self.exceptions.RayError("The actor died\n  because its process has died.")
-        if self.breaks(task):
+        if self.breaks(job):
             raise self.exceptions.RayTaskError("Traceback\n  somewhere\nTypeError: cannot pickle it")
-        return facts(pid=future.number, **self.worker) if task is None else (SimpleNamespace(of=task), "")
+        return facts(pid=future.number, **self.worker) if job is None else (SimpleNamespace(of=job), "")
 
     def kill(self, actor: Any) -> None:
         self.killed.append(actor)
@@ -177,38 +179,38 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_every_shard_comes_back_once_whatever_dies(fake: Any, seed: int) -> None:
     chance, dead = random.Random(seed), Counter[Any]()
 
-    def dies(task: Task | None) -> bool:
-        if task is None or dead[task.shard] == DEATHS - 1 or chance.random() < 0.6:
+    def dies(job: Job | None) -> bool:
+        if job is None or dead[job.shard] == DEATHS - 1 or chance.random() < 0.6:
             return False
-        dead[task.shard] += 1
+        dead[job.shard] += 1
         return True
 
-    ray, tasks = FakeRay(dies), tasks_of(spec("a", n=12), spec("a", "x", n=12))
-    outcomes = list(fake(ray, workers=3).run(tasks))
-    assert Counter(outcome.task.shard for outcome in outcomes) == Counter(task.shard for task in tasks)
-    assert all(outcome.generated.of is outcome.task and not outcome.error for outcome in outcomes)
+    ray, jobs = FakeRay(dies), tasks_of(spec("a", n=12), spec("a", "x", n=12))
+    outcomes = list(fake(ray, workers=3).run(jobs))
+    assert Counter(outcome.job.shard for outcome in outcomes) == Counter(job.shard for job in jobs)
+    assert all(outcome.generated.of is outcome.job and not outcome.error for outcome in outcomes)
     assert len(ray.killed) == dead.total() > 0
 
 
 def test_a_shard_that_kills_is_given_up_and_the_rest_is_drawn(fake: Any) -> None:
-    tasks = tasks_of(spec())
-    bad = tasks[2].shard
-    ray = FakeRay(dies=lambda task: task is not None and task.shard == bad)
-    outcomes = {outcome.task.shard: outcome for outcome in fake(ray).run(tasks)}
+    jobs = tasks_of(spec())
+    bad = jobs[2].shard
+    ray = FakeRay(dies=lambda job: job is not None and job.shard == bad)
+    outcomes = {outcome.job.shard: outcome for outcome in fake(ray).run(jobs)}
     assert outcomes.pop(bad).error.startswith(f"its worker died {DEATHS} times")
-    assert sum(task.shard == bad for _, task in ray.handed) == DEATHS
-    assert len(outcomes) == len(tasks) - 1 and not any(outcome.error for outcome in outcomes.values())
+    assert sum(job.shard == bad for _, job in ray.handed) == DEATHS
+    assert len(outcomes) == len(jobs) - 1 and not any(outcome.error for outcome in outcomes.values())
 
 
 def test_an_answer_that_cannot_be_sent_costs_no_worker(fake: Any) -> None:
-    ray = FakeRay(breaks=lambda task: task is not None)
+    ray = FakeRay(breaks=lambda job: job is not None)
     outcomes = list(fake(ray).run(tasks_of(spec(n=4))))
     assert [outcome.error for outcome in outcomes] == ["process 7 on there: TypeError: cannot pickle it"] * 2
     assert not ray.killed
 
 
 def test_workers_that_never_start_end_the_run(fake: Any) -> None:
-    ray = FakeRay(dies=lambda task: task is None)
+    ray = FakeRay(dies=lambda job: job is None)
     with pytest.raises(BenchError, match=r"do not start \(because its process has died\)"):
         list(fake(ray).run(tasks_of(spec())))
     assert not ray.handed
@@ -240,7 +242,7 @@ def test_a_run_left_early_leaves_nobody_at_work(fake: Any) -> None:
     outcomes = executor.run(tasks_of(spec()))
     next(outcomes)
     outcomes.close()
-    assert ray.killed and not any(worker.task for worker in executor._workers)
+    assert ray.killed and not any(worker.job for worker in executor._workers)
     assert len(list(executor.run(tasks_of(spec())))) == 6
 
 
@@ -263,12 +265,12 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert dict(os.environ) == before
 
 
-def run_small(folder: Path, plan: Plan, executor: Executor, on_progress: Any = lambda at: None) -> dict[str, bytes]:
+def run_small(folder: Path, plan: Plan, executor: Executor, progress: Progress = SILENT) -> dict[str, bytes]:
     """Cells of a whole run."""
     store = Store(folder)
     store.prepare(0)
     with store.lock():
-        records = run(plan, store, executor, on_progress)
+        records = run(plan, store, executor, progress)
     assert not any(record.error for record in records)
     return {path.name: path.read_bytes() for path in sorted((folder / "cells").iterdir())}
 
@@ -301,14 +303,14 @@ def test_ray_gives_the_same_cells_also_when_workers_are_killed(tmp_path: Path, m
     expected = run_small(tmp_path / "local", plan, InProcess(resources))
     killed = []
 
-    def kill_two(at: Progress) -> None:
-        if len(killed) < 2 and executor.pids and at.images > 4 * (1 + len(killed)):
+    def kill_two(label: str, total: int | None, done: int) -> None:
+        if len(killed) < 2 and executor.pids and done > 4 * (1 + len(killed)):
             killed.append(executor.pids[0])
             os.kill(killed[-1], signal.SIGKILL)
 
     with RayExecutor(workers=2) as executor:
         assert run_small(tmp_path / "ray", plan, executor) == expected
-        assert run_small(tmp_path / "killed", plan, executor, kill_two) == expected
+        assert run_small(tmp_path / "killed", plan, executor, Watched(kill_two)) == expected
         assert len(set(killed)) == 2 and not set(killed) & set(executor.pids)
         if sys.platform == "linux":
             loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
@@ -322,7 +324,7 @@ def test_a_task_travels(tmp_path: Path) -> None:
     """A spec is plain data: what a worker gets has the same key."""
     import pickle
 
-    task = tasks_of(dataclasses.replace(spec(), seeds=tuple(range(3, 15))))[1]
-    assert task.spec.key == task.shard.key
-    back = pickle.loads(pickle.dumps(task))
-    assert back == task and back.spec.key == back.shard.key
+    job = tasks_of(dataclasses.replace(spec(), seeds=tuple(range(3, 15))))[1]
+    assert job.spec.key == job.shard.key
+    back = pickle.loads(pickle.dumps(job))
+    assert back == job and back.spec.key == back.shard.key

@@ -6,12 +6,13 @@ import json
 import shutil
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.watched import Watched
 from torch import Tensor
 
 from saferedir.bench import runner as runner_module
@@ -27,10 +28,11 @@ from saferedir.bench.planning.plan import Plan, make_plan
 from saferedir.bench.records import CellRecord
 from saferedir.bench.report import from_folder as reporting_module
 from saferedir.bench.report.from_folder import report_folder
-from saferedir.bench.runner import Progress, missing_jobs, run, unscored_shards
+from saferedir.bench.runner import missing_jobs, run, unscored_shards
 from saferedir.bench.storage.saved_plan import SavedPlan, saved_plan
 from saferedir.bench.storage.store import Store
 from saferedir.errors import SaferedirError
+from saferedir.utils.progress import SILENT, Progress
 
 SMALL: dict[str, Any] = {
     "title": "small",
@@ -106,13 +108,13 @@ def matrix(**changes: Any) -> Matrix:
 
 
 def done(
-    folder: Path, plan: Plan, resources: Resources, on_progress: Callable[[Progress], None] = lambda progress: None
+    folder: Path, plan: Plan, resources: Resources, progress: Progress = SILENT
 ) -> tuple[dict[str, CellRecord], int]:
     """Records by their files' names, and how many shards were generated."""
     store, executor = Store(folder), Counting(resources)
     store.prepare(0)
     with store.lock():
-        records = run(plan, store, executor, on_progress, resources)
+        records = run(plan, store, executor, progress, resources)
     return {record.name.slug: record for record in records}, executor.generated
 
 
@@ -224,11 +226,11 @@ def test_an_encoder_that_comes_late_says_how_far_it_is(
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     for path in tmp_path.rglob("*.encoder-*.parquet"):
         path.unlink()
-    said = list[Progress]()
+    watched = Watched()
     todo = unscored_shards(plan, Store(tmp_path))
-    assert done(tmp_path, plan, resources, said.append)[1] == 0
-    assert [one.label for one in said] == [f"scoring stored images: {at} of {len(todo)}" for at in range(len(todo) + 1)]
-    assert {(one.images, one.total) for one in said} == {(plan.n_images, plan.n_images)}
+    assert done(tmp_path, plan, resources, watched)[1] == 0
+    assert watched.steps[0] == ("generating", plan.n_images, plan.n_images)
+    assert watched.steps[1:] == [("scoring stored images", len(todo), done) for done in range(len(todo) + 1)]
 
 
 def test_the_report_of_an_earlier_run_can_be_made_until_the_next_is_counted(

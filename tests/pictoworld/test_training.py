@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from rich.progress import Progress
 
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.training.loop import LoopConfig, fit, learning_rate_at
 from saferedir.pictoworld.training.run import WorldConfig, train_world
+from saferedir.utils.progress import SILENT
 
 TINY = WorldConfig(text_encoder_steps=2, autoencoder_steps=2, judge_steps=2, denoiser_steps=2, pool=32)
 
@@ -41,7 +41,7 @@ def test_a_resumed_loop_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> 
             x = torch.randn(16, 3, generator=generator)
             return (module(x)[:, 0] - x.sum(1)).square().mean()
 
-        return fit(module, loss, config, checkpoint, progress=Progress(disable=True), label="toy")
+        return fit(module, loss, config, checkpoint, progress=SILENT, label="toy")
 
     whole = run(tmp_path / "a.ckpt", None)
     with pytest.raises(KeyboardInterrupt):
@@ -65,5 +65,5 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         fit(
             module, lambda step, generator: module.weight.sum() * torch.nan, config, tmp_path / "c.ckpt",
-            progress=Progress(disable=True), label="toy",
+            progress=SILENT, label="toy",
         )  # fmt: skip

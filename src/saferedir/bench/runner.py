@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from saferedir.bench.evaluation.evaluate import write_cells
 from saferedir.bench.evaluation.rescore import Unscored, rescore, shards_to_score
-from saferedir.bench.executors import Executor, Outcome, Task
+from saferedir.bench.executors import Executor, Job, Outcome
 from saferedir.bench.generation.generate import Shard
 from saferedir.bench.generation.resources import Resources, Scorer
 from saferedir.bench.planning.plan import Plan
@@ -24,20 +24,12 @@ from saferedir.bench.storage.embeddings import store_embeddings
 from saferedir.bench.storage.saved_plan import saved_plan
 from saferedir.bench.storage.store import Store, write_json
 from saferedir.errors import BenchError
+from saferedir.utils.progress import SILENT, Progress
 
 #: a shard that fails is tried again so many times, at the end of the run
 RETRIES = 2
 #: errors after which nothing more can be kept: no room, quota, or no right to write
 _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One shard is done: `images` of `total`; `label` says which guard and concept it was for."""
-
-    images: int
-    total: int
-    label: str
 
 
 def bytes_needed(plan: Plan, resources: Resources | None = None) -> int:
@@ -52,20 +44,20 @@ def bytes_needed(plan: Plan, resources: Resources | None = None) -> int:
     return total
 
 
-def missing_jobs(plan: Plan, store: Store) -> list[Task]:
+def missing_jobs(plan: Plan, store: Store) -> list[Job]:
     """Shards to generate: those not generated yet, and those that a further judge or encoder must score but that were not stored.
 
     Model by model, each one's in an order of chance (always the same): a machine that slows down, or is busy for a while, then
     slows all guards alike, and the bare model with them, so that the costs can be compared.
     """
-    todo: dict[str, list[Task]] = {}
+    todo: dict[str, list[Job]] = {}
     for spec in plan.image_sets.values():
         for shard in spec.shards:
             if not store.has(shard) or (store.lacks(spec.scorers, shard) and not store.has_images(shard)):
-                todo.setdefault(spec.model.digest, []).append(Task(spec, shard))
-    for tasks in todo.values():
-        random.Random(0).shuffle(tasks)
-    return [task for tasks in todo.values() for task in tasks]
+                todo.setdefault(spec.model.digest, []).append(Job(spec, shard))
+    for jobs in todo.values():
+        random.Random(0).shuffle(jobs)
+    return [job for jobs in todo.values() for job in jobs]
 
 
 def unscored_shards(plan: Plan, store: Store) -> list[tuple[Shard, Scorer]]:
@@ -79,7 +71,7 @@ def run(
     plan: Plan,
     store: Store,
     executor: Executor,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    progress: Progress = SILENT,
     resources: Resources | None = None,
 ) -> list[CellRecord]:
     """Generate, judge and write everything; the records, those of failed cells with their `error`.
@@ -92,36 +84,26 @@ def run(
     """
     labels = _labels(plan)
     resources = resources or Resources()
-    with _said(store):
+    with _one_sentence(store):
         if not (store.root / "plan.json").is_file():
             _write_plan(plan, store)
     todo = missing_jobs(plan, store)
-    total = plan.n_images
-    done = total - sum(len(task.shard) for task in todo)
     errors: dict[str, str] = {}
     unscored: Unscored = {}
-    with _said(store):
-        store_embeddings(
-            plan.encoders, plan.texts, store, resources, lambda text: on_progress(Progress(done, total, text))
-        )
-
-    def kept(task: Task) -> None:
-        nonlocal done
-        done += len(task.shard)
-        on_progress(Progress(done, total, labels[task.spec.key]))
-
-    for _ in range(1 + RETRIES):
-        failed = _pass(todo, store, executor, kept, errors, unscored)
-        todo = failed.tasks
-        if not todo or not _has_place(store, failed.needs):
-            break
-    broken = {task.spec.key: errors[task.spec.key] for task in todo}
-
-    def looked(at: int, of: int) -> None:
-        on_progress(Progress(done, total, f"scoring stored images: {at} of {of}"))
-
-    with _said(store):
-        unscored |= rescore(unscored_shards(plan, store), store, resources, looked)
+    done = plan.n_images - sum(len(job.shard) for job in todo)
+    with progress.task("generating", plan.n_images, done) as advance:
+        with _one_sentence(store):
+            store_embeddings(plan.encoders, plan.texts, store, resources, lambda step: advance(0, step))
+        for _ in range(1 + RETRIES):
+            failed = _pass(
+                todo, store, executor, lambda job: advance(len(job.shard), labels[job.spec.key]), errors, unscored
+            )
+            todo = failed.jobs
+            if not todo or not _has_place(store, failed.needs):
+                break
+    broken = {job.spec.key: errors[job.spec.key] for job in todo}
+    with _one_sentence(store):
+        unscored |= rescore(unscored_shards(plan, store), store, resources, progress)
         still = {
             (key, one.key)
             for key, spec in plan.image_sets.items()
@@ -142,52 +124,52 @@ def _write_plan(plan: Plan, store: Store) -> None:
 class _Failed:
     """What one pass left over; `needs`: bytes of the shard for which there was no place, None if there was for all."""
 
-    tasks: list[Task]
+    jobs: list[Job]
     needs: int | None = None
 
 
 def _pass(
-    todo: Sequence[Task],
+    todo: Sequence[Job],
     store: Store,
     executor: Executor,
-    kept: Callable[[Task], None],
+    on_stored: Callable[[Job], None],
     errors: dict[str, str],
     unscored: Unscored,
 ) -> _Failed:
-    """Generate and keep every task once, or as many as can be kept; the sentences of those that fail go into `errors`, those of
+    """Generate and keep every job once, or as many as can be kept; the sentences of those that fail go into `errors`, those of
     judges and encoders that fail into `unscored`.
     """
-    waiting = {task.shard: task for task in todo}
-    failed: list[Task] = []
+    waiting = {job.shard: job for job in todo}
+    failed: list[Job] = []
     outcomes = executor.run(todo)
     with contextlib.ExitStack() as stack:
         if isinstance(outcomes, Generator):
             stack.callback(outcomes.close)  # workers must not go on for nothing
         for outcome in outcomes:
-            task, error = outcome.task, outcome.error
-            waiting.pop(task.shard, None)
+            job, error = outcome.job, outcome.error
+            waiting.pop(job.shard, None)
             try:
                 if outcome.generated is not None:
-                    store.write_shard(task.spec, task.shard, outcome.generated)
-                    unscored |= {(task.spec.key, one.key): why for one, why in outcome.generated.unscored.items()}
+                    store.write_shard(job.spec, job.shard, outcome.generated)
+                    unscored |= {(job.spec.key, one.key): why for one, why in outcome.generated.unscored.items()}
             except OSError as problem:
                 error = f"cannot be kept: {(problem.strerror or str(problem)).lower()}"
                 if problem.errno in _NO_PLACE:
-                    left = [*failed, task, *waiting.values()]
-                    errors.update({one.spec.key: error for one in (task, *waiting.values())})
+                    left = [*failed, job, *waiting.values()]
+                    errors.update({one.spec.key: error for one in (job, *waiting.values())})
                     return _Failed(left, _bytes_of(outcome))
             if error:
-                failed.append(task)
-                errors[task.spec.key] = error
+                failed.append(job)
+                errors[job.spec.key] = error
             else:
-                kept(task)
+                on_stored(job)
     return _Failed(failed)
 
 
 def _bytes_of(outcome: Outcome) -> int:
     """About what a shard takes on the disk."""
     images = outcome.generated.images if outcome.generated is not None else []
-    return 4096 * (1 + len(outcome.task.shard)) + sum(len(image) for image in images if image is not None)
+    return 4096 * (1 + len(outcome.job.shard)) + sum(len(image) for image in images if image is not None)
 
 
 def _has_place(store: Store, needs: int | None) -> bool:
@@ -202,7 +184,7 @@ def _has_place(store: Store, needs: int | None) -> bool:
 
 
 @contextmanager
-def _said(store: Store) -> Iterator[None]:
+def _one_sentence(store: Store) -> Iterator[None]:
     """A full disk, or a folder that may not be written, in one sentence."""
     try:
         yield

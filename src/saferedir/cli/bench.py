@@ -5,18 +5,17 @@ What is printed: bench_printing.py.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from saferedir.cli.bench_printing import print_cells, print_notes, print_plan
-from saferedir.cli.common import console, errors, escape, new_table, quiet
+from saferedir.cli.common import Bars, console, errors, escape, new_table, quiet
 from saferedir.cli.stopping import GOES_ON, on_stop
 
 if TYPE_CHECKING:
-    from saferedir.bench.planning.plan import Plan
+    from saferedir.bench.bench import Bench
 
 bench_app = typer.Typer(
     name="bench",
@@ -69,39 +68,68 @@ def run(
 
     Example:  `saferedir bench run pictoworld-quick --out runs/bench`
     """
-    from saferedir.bench.executors import make_executor
-    from saferedir.bench.generation.resources import Resources
-    from saferedir.bench.report.from_folder import report_folder
-    from saferedir.bench.runner import bytes_needed, check_complete, missing_jobs, unscored_shards
-    from saferedir.bench.runner import run as run_plan
-    from saferedir.bench.storage.store import Store
+    quiet()
+    opened = open_bench(matrix, out, with_, executor, workers, address, dry_run)
+    _work(opened, report=report, images=images, dry_run=dry_run)
 
-    resources, store = Resources(), Store(out)
-    chosen = make_executor(executor, workers=workers, address=address, resources=resources)
-    with nullcontext() if dry_run else store.lock():
-        if not dry_run:  # before anything that takes time
-            store.prepare(0)
-        plan = _plan(matrix, with_, resources)
-        tasks = missing_jobs(plan, store)
-        left = sum(len(task.shard) for task in tasks)
-        if not dry_run:  # before the batch that the estimate generates
-            store.prepare(bytes_needed(plan, resources) * left // max(plan.n_images, 1))
-        again = sum(len(task.shard) for task in tasks if store.has(task.shard))
-        print_plan(plan, left, again, unscored_shards(plan, store), resources)
+
+@bench_app.command(no_args_is_help=True)
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Folder of a bench (--out of `bench run`).")],
+    executor: Annotated[str, typer.Option(help="Who generates: local (this process), or ray.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Ray workers; each loads the model.")] = 1,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html and report.md at the end.")
+    ] = True,
+    images: ShowImages = False,
+) -> None:
+    """Go on with a bench by the matrix that lies in its folder; nothing is generated twice."""
+    from saferedir.bench import Bench
+
+    quiet()
+    _work(Bench.resume(folder, progress=Bars(), executor=executor, workers=workers), report=report, images=images)
+
+
+def open_bench(
+    matrix: str,
+    out: Path,
+    with_: list[str] | None,
+    executor: str,
+    workers: int,
+    address: str | None,
+    dry_run: bool,
+) -> Bench:
+    """The bench that the options name, not entered yet."""
+    from saferedir.bench import Bench
+
+    return Bench(
+        matrix,
+        out,
+        needs=_answers(with_ or []),
+        executor=executor,
+        workers=workers,
+        address=address,
+        progress=Bars(),
+        dry_run=dry_run,
+    )
+
+
+def _work(bench: Bench, *, report: bool, images: bool, dry_run: bool = False) -> None:
+    """Print the plan, then run and report, unless the plan is all that was asked for."""
+    with bench:
+        print_plan(bench.plan)
         if dry_run:
             _check_extras(report)
             return
         on_stop(GOES_ON)
-        with chosen, _bar(plan.n_images, plan.n_images - left) as advance:
-            records = run_plan(plan, store, chosen, advance, resources)
+        records, plan = bench.run(), bench.plan
         print_cells(records)
-        print_notes(records, plan)
+        print_notes(records, plan.plan)
         if report:
-            _calibrate_worlds(out, resources)
-            _say_written(*report_folder(out, images=images))
+            _say_written(*bench.report(images=images))
     for sentence in plan.missing:
         errors.print(f"[yellow]left out:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
-    check_complete(records)
+    bench.check_complete(records)
 
 
 @bench_app.command(no_args_is_help=True)
@@ -110,9 +138,9 @@ def report(
     images: ShowImages = False,
 ) -> None:
     """Write report.html and report.md from what a bench folder holds; needs neither the model nor the guards."""
-    from saferedir.bench.report.from_folder import report_folder
+    from saferedir.bench import write_report
 
-    _say_written(*report_folder(folder, images=images))
+    _say_written(*write_report(folder, images=images, calibrate=False))
 
 
 @bench_app.command(no_args_is_help=True)
@@ -138,13 +166,10 @@ def rejudge(
 
     Example:  `saferedir bench rejudge runs/bench --judge star=pictoworld-template:star --out runs/second`
     """
-    from saferedir.bench.evaluation.rejudge import rejudge as rejudge_folder
-    from saferedir.bench.generation.resources import Resources
-    from saferedir.bench.planning.config import JudgeEntry, read_judges
-    from saferedir.bench.report.from_folder import report_folder
-    from saferedir.bench.runner import check_complete
-    from saferedir.bench.storage.store import Store
-    from saferedir.cli.common import progress_bar
+    from saferedir.bench import read_judges, write_report
+    from saferedir.bench import rejudge as rejudge_bench
+    from saferedir.bench.bench import Bench
+    from saferedir.bench.planning.matrix import JudgeEntry
 
     choices = {} if judges is None else read_judges(judges)
     for item in judge or []:
@@ -155,18 +180,11 @@ def rejudge(
         choices[concept] = JudgeEntry(name=name, preset=preset)
     if not choices:
         raise typer.BadParameter("give --judge or --judges.", param_hint="--judge / --judges")
-    target = Store(out)
-    resources = Resources()
-    with target.lock(), progress_bar() as progress:
-        target.prepare(16_000_000)
-        task = progress.add_task("scoring", total=None)
-        records = rejudge_folder(
-            folder, choices, out, resources, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    bars = Bars()
+    records = rejudge_bench(folder, choices, out, progress=bars)
     print_cells(records)
-    _calibrate_worlds(out, resources)
-    _say_written(*report_folder(out, images=images))
-    check_complete(records)
+    _say_written(*write_report(out, images=images, progress=bars))
+    Bench.check_complete(records)
 
 
 @bench_app.command()
@@ -184,16 +202,6 @@ def presets() -> None:
     console.print(table)
 
 
-def _plan(matrix: str, with_: list[str] | None, resources: Any) -> Plan:
-    from saferedir.bench.planning.config import read_matrix
-    from saferedir.bench.planning.plan import make_plan
-
-    quiet()
-    read = read_matrix(matrix, _answers(with_ or []))
-    with console.status("planning") as status:
-        return make_plan(read, resources, lambda text: status.update(f"planning: {escape(text)}"))
-
-
 def _check_extras(report: bool) -> None:
     """What the run itself will need, said before."""
     from saferedir.utils.extras import require_extra
@@ -201,14 +209,6 @@ def _check_extras(report: bool) -> None:
     require_extra("pyarrow.parquet", "bench", "the bench")
     if report:
         require_extra("jinja2", "bench", "the bench's report")
-
-
-def _calibrate_worlds(folder: Path, resources: Any) -> None:
-    from saferedir.bench.evaluation.calibrate import calibrate_worlds
-    from saferedir.bench.storage.saved_plan import read_saved_plan
-
-    with console.status("calibrating") as status:
-        calibrate_worlds(read_saved_plan(folder), folder, resources, lambda text: status.update(escape(text)))
 
 
 def _answers(given: list[str]) -> dict[str, str]:
@@ -219,22 +219,6 @@ def _answers(given: list[str]) -> dict[str, str]:
             raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint="--with")
         found[name] = value
     return found
-
-
-def _bar(total: int, done: int) -> Any:
-    from collections.abc import Callable, Iterator
-    from contextlib import contextmanager
-
-    from saferedir.bench.runner import Progress
-    from saferedir.cli.common import progress_bar
-
-    @contextmanager
-    def bar() -> Iterator[Callable[[Progress], None]]:
-        with progress_bar() as progress:
-            task = progress.add_task("generating", total=total, completed=done)
-            yield lambda at: progress.update(task, completed=at.images, description=escape(at.label))
-
-    return bar()
 
 
 def _say_written(html: Path, markdown: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from saferedir.cli.common import console, errors, escape, new_table
 
 if TYPE_CHECKING:
+    from saferedir.bench.bench import BenchPlan
     from saferedir.bench.generation.generate import Shard
     from saferedir.bench.generation.resources import Scorer
     from saferedir.bench.planning.encoders import MatrixEncoder
@@ -15,15 +16,9 @@ if TYPE_CHECKING:
     from saferedir.bench.records import CellRecord
 
 
-def print_plan(plan: Plan, left: int, again: int, unscored: Sequence[tuple[Shard, Scorer]], resources: Any) -> None:
-    """What will be done, and about how long it takes.
-
-    Args:
-        left: images to generate; again: those of them that were generated before, but not kept.
-        unscored: what judges and encoders that come later, or failed, will score.
-    """
-    from saferedir.bench.evaluation.costs import estimate_seconds
-
+def print_plan(work: BenchPlan) -> None:
+    """What will be done, and about how long it takes."""
+    plan, left, unscored = work.plan, work.images_left, work.unscored
     matrix = plan.matrix
     table = new_table(escape(matrix.title), "", "")
     table.show_header = False
@@ -36,22 +31,16 @@ def print_plan(plan: Plan, left: int, again: int, unscored: Sequence[tuple[Shard
     table.add_row("cells", f"{len(plan.cells)} (seeds: {', '.join(map(str, matrix.seeds))})")
     shared = f" ({plan.shared:,} more asked for, but generated once for several cells)" if plan.shared else ""
     table.add_row("images", f"{plan.n_images:,}{shared}")
-    table.add_row("still to generate", f"{left:,}{_generated_again(again)}")
+    table.add_row("still to generate", f"{left:,}{_generated_again(work.images_again)}")
     if unscored:
         table.add_row("still to score", _still_to_score(plan, unscored))
     if left:
-        bare = next(spec for spec in plan.image_sets.values() if not spec.guards)
-        seconds = estimate_seconds(bare, resources)
-        least, most = (
-            _duration(seconds * left),
-            _duration(1.6 * seconds * left),
-        )  # as if all were bare, or had rows of their own
+        least, most = map(_duration, work.seconds)
         table.add_row("time for the rest", f"about {least} to {most} with one worker like this one")
     console.print(table)
     for sentence in plan.missing:
         errors.print(f"[yellow]left out:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
-    warnings = {warning for facts in plan.prompts.values() for warning in facts.warnings}
-    for sentence in sorted(warnings):
+    for sentence in work.warnings:
         errors.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
 
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import typer
 from rich.console import Console, JustifyMethod
@@ -31,6 +31,7 @@ from saferedir.cli.terminal import is_debugging, prepare_terminal
 from saferedir.cli.terminal import quiet as quiet  # the commands import it from here
 from saferedir.utils.calls import is_prompt_argument
 from saferedir.utils.file_names import shown_name
+from saferedir.utils.progress import Advance
 from saferedir.utils.text_files import is_encodable
 
 if TYPE_CHECKING:
@@ -248,18 +249,54 @@ class _Bar(Progress):
         return now
 
 
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """The bar of long jobs, on standard error; a line a minute where that is no terminal."""
-    with _Bar(
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=errors,
-    ) as progress:
-        yield progress
+class Bars:
+    """The library's progress as bars on standard error; a line a minute where that is no terminal.
+
+    They show while a task is open, or for the whole context where it is used as one.
+    """
+
+    def __init__(self) -> None:
+        self._bar = _Bar(
+            TextColumn("{task.description:<34}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=errors,
+        )
+        self._open = 0
+
+    def __enter__(self) -> Self:
+        self._open += 1
+        if self._open == 1:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._open -= 1
+        if not self._open:
+            self._bar.stop()
+
+    @contextmanager
+    def task(self, label: str, total: int | None = None, done: int = 0) -> Iterator[Advance]:
+        """One bar; without a total it goes when the work is done."""
+        with self:
+            bar = self._bar.add_task(escape(label), total=total, completed=done)
+
+            def advance(n: int = 1, label: str = "") -> None:
+                changes = {"description": escape(label)} if label else {}
+                self._bar.update(bar, advance=n, **changes)
+
+            try:
+                yield advance
+            finally:
+                if total is None:
+                    self._bar.remove_task(bar)
+
+
+def progress_bar() -> Bars:
+    """The bars of long jobs."""
+    return Bars()
 
 
 def rate_cell(rate: dict[str, Any]) -> str:

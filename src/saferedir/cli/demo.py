@@ -55,13 +55,7 @@ def demo(
         from saferedir.pictoworld.evaluation import load_judge
 
         config = DemoConfig(forget=count, retain=max(2, 2 * count // 3), steps=steps, seed=seed)
-        with progress_bar() as bar:
-            task = bar.add_task("generating", total=config.n_images)
-
-            def advance(label: str, images: int) -> None:
-                bar.update(task, description=label, advance=images)
-
-            summary = run_demo(pipe, guards, load_judge(), folder, config, advance)
+        summary = run_demo(pipe, guards, load_judge(), folder, config, progress_bar())
     _demo_table(summary)
     console.print(f"Images:  {place / 'grid.png'}", soft_wrap=True, highlight=False)
     console.print(f"Numbers:  {place / SUMMARY}", soft_wrap=True, highlight=False)
@@ -71,19 +65,11 @@ def _demo_of_methods(out: Path, forget: int, seed: int, steps: int, device: str)
     with staged_output(out) as (folder, place):
         from saferedir.demo.methods import compare_methods
         from saferedir.pictoworld.evaluation import load_judge
-        from saferedir.pictoworld.methods import ORDER
-        from saferedir.pictoworld.tasks import TASKS
 
         pipe, retain = load_model("pictoworld", device=device), max(2, forget // 2)
-        with progress_bar() as bar:
-            task = bar.add_task("generating", total=len(TASKS) * len(ORDER) * (forget + retain))
-
-            def advance(label: str, images: int) -> None:
-                bar.update(task, description=label, advance=images)
-
-            summary = compare_methods(
-                pipe, load_judge(), folder, forget=forget, retain=retain, steps=steps, seed=seed, on_progress=advance
-            )
+        summary = compare_methods(
+            pipe, load_judge(), folder, forget=forget, retain=retain, steps=steps, seed=seed, progress=progress_bar()
+        )
     for name, rows in summary["tasks"].items():
         table = new_table(
             f"{name}: per cent of {forget} images that ask for it and {retain} that do not", "method", ">shown",

@@ -269,8 +269,7 @@ def _generate(
 
     guarded = protect(pipe, guards, on_unsafe=policy) if guards else None
     try:
-        with progress_bar() as bar:
-            task = bar.add_task("generating", total=len(prompts), completed=first)
+        with progress_bar().task("generating", len(prompts), first) as advance:
             for start in range(first, len(prompts), BATCH):
                 chunk = prompts[start : start + BATCH]
                 seeds = [seed + start + i for i in range(len(chunk))]
@@ -283,7 +282,7 @@ def _generate(
                     decisions = [decision for decision in output.decisions if decision.image == i] if guarded else []
                     flagged = None if flags is None else flags[i]
                     yield Result(image, output.blocked[i] if guarded else bool(flagged), flagged, decisions)
-                bar.advance(task, len(chunk))
+                advance(len(chunk))
     finally:
         if guarded is not None:
             guarded.detach()

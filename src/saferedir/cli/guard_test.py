@@ -91,12 +91,10 @@ def test(
             model, dtype=dtype, device=device, variant=variant, revision=revision, config=model_config, loras=loras
         )
         settings = {"num_inference_steps": steps, "guidance_scale": guidance, **named_values(call or [], "--call")}
-        with progress_bar() as bar:
-            task = bar.add_task("generating", total=2 * total)
-            result = run_guard_test(
-                pipe, loaded, prompts["forget"], prompts["retain"], folder, name=guard, verifier=verifier, judge=judge_name,
-                call=settings, seed=seed, batch=batch, on_progress=lambda images: bar.advance(task, images),
-            )  # fmt: skip
+        result = run_guard_test(
+            pipe, loaded, prompts["forget"], prompts["retain"], folder, name=guard, verifier=verifier, judge=judge_name,
+            call=settings, seed=seed, batch=batch, progress=progress_bar(),
+        )  # fmt: skip
     table = new_table(f"{guard} on {total} prompts", "kind", ">failed, per cent (95 %)", ">failed", ">prompts")
     for kind in ("forget", "retain"):
         rate = result.rate(kind)

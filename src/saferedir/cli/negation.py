@@ -94,10 +94,9 @@ def build(
         errors.print(f"An earlier run left {work}; going on from there.", soft_wrap=True, highlight=False)
     on_stop(GOES_ON)
     facts = {"model": model, "height": tall, "width": wide, "sources": "prompts" if texts is not None else "images"}
-    with progress_bar() as bar:
-        task = bar.add_task("encoding", total=total)
+    with progress_bar().task("encoding", total) as advance:
         report = build_negation_set(
-            pipe.vae, sources, out, facts=facts, batch=batch, advance=lambda count: bar.update(task, advance=count)
+            pipe.vae, sources, out, facts=facts, batch=batch, advance=advance
         )
     _show_report(report, left_out)
     if encodes_videos(pipe.vae):

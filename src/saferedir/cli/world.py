@@ -93,7 +93,7 @@ def train(
             f"An earlier run left checkpoints in {out}; going on from there.", soft_wrap=True, highlight=False
         )
     on_stop(GOES_ON)
-    folder = train_world(out, WorldConfig().scaled(share), device=place)
+    folder = train_world(out, WorldConfig().scaled(share), device=place, progress=progress_bar())
     console.print(f"Model: {folder}", soft_wrap=True, highlight=False)
     console.print(f"Judge: {out / 'judge.safetensors'}", soft_wrap=True, highlight=False)
     console.print(f"Measure them: saferedir pictoworld report --world {out}", soft_wrap=True, highlight=False)
@@ -187,16 +187,15 @@ def guards(
         from saferedir.pictoworld.tasks import TASKS
 
         rows: list[dict[str, Any]] = []
-        with progress_bar() as bar:
-            job = bar.add_task("encoding", total=len(TASKS) * len(WITH_DATA))
+        with progress_bar().task("encoding", len(TASKS) * len(WITH_DATA)) as advance:
             for name, task in TASKS.items():
                 for method in WITH_DATA:
-                    bar.update(job, description=f"{name}: {method}")
+                    advance(0, f"{name}: {method}")
                     guard = METHODS[method](task, pipe)
                     written = guard.save_pretrained(folder / f"{name}-{method}")
                     size = sum(path.stat().st_size for path in written.iterdir())
                     rows.append({"guard": written.name, "concept": name, "method": guard.method, "bytes": size})
-                    bar.advance(job)
+                    advance()
         write_json(folder / "guards.json", {"guards": rows})
     table = new_table("Guards", "guard", "concept", "method", ">size")
     for row in rows:
@@ -234,13 +233,7 @@ def report(
         config = ReportConfig(
             images=images, concept_images=concept_images, judge_images=judge_images, steps=steps, seed=seed
         )
-        with progress_bar() as bar:
-            task = bar.add_task("generating", total=config.n_images)
-
-            def advance(label: str, images: int) -> None:
-                bar.update(task, description=label, advance=images)
-
-            found = quality_report(pipe, judge, images, folder, config=config, on_progress=advance)
+        found = quality_report(pipe, judge, images, folder, config=config, progress=progress_bar())
     _report_table(found)
     console.print(f"Page: {place / 'pictoworld.md'}", soft_wrap=True, highlight=False)
 

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 from saferedir.demo.grid import block_of, verdict_of
-from saferedir.demo.measure import DemoConfig, Progress, TaskRun, demo_prompts, image_records, measure, run_task
+from saferedir.demo.measure import DemoConfig, TaskRun, demo_prompts, image_records, measure, run_task
 from saferedir.guards.base import Guard
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS
 from saferedir.pipelines.precision import precision_name
 from saferedir.utils.figures import comparison_grid
 from saferedir.utils.packaged import library_version
+from saferedir.utils.progress import SILENT, Progress
 
 __all__ = ["DemoConfig", "TaskRun", "demo_guards", "demo_prompts", "measure", "run_demo", "run_task", "verdict_of"]
 
@@ -33,19 +34,20 @@ def run_demo(
     judge: Judge,
     out: Path,
     config: DemoConfig | None = None,
-    on_progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Generate and judge every task that `guards` has a guard for; writes grid.png and summary.json into `out`.
 
     Args:
         guards: task name -> guard.
-        on_progress: called with a label and the number of images just finished.
+        progress: told how many images are generated.
 
     Returns:
         The content of summary.json.
     """
     config = config or DemoConfig()
-    runs = [run_task(pipe, guards[name], judge, TASKS[name], config, on_progress) for name in guards]
+    with progress.task("generating", config.n_images) as advance:
+        runs = [run_task(pipe, guards[name], judge, TASKS[name], config, advance) for name in guards]
     summary: dict[str, Any] = {
         "tasks": [measure(run) for run in runs],
         "versions": versions(),

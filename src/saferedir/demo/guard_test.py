@@ -23,6 +23,7 @@ from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.utils.calls import for_each_prompt
 from saferedir.utils.extras import require_extra
 from saferedir.utils.files import write_json, write_text
+from saferedir.utils.progress import SILENT, Progress
 
 PAGE = "index.html"
 _FOLDER = Path(__file__).parent
@@ -109,7 +110,7 @@ def run_guard_test(
     call: Mapping[str, Any] | None = None,
     seed: int = 0,
     batch: int = 4,
-    on_progress: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> GuardTest:
     """Generate every prompt without and with `guard` and write images, guard_test.json and the page into the folder `out`.
 
@@ -125,7 +126,7 @@ def run_guard_test(
         call: more arguments of the pipeline's call (steps, guidance, size).
         seed: image i of all starts from seed + i.
         batch: images generated at once.
-        on_progress: called with the number of images just generated.
+        progress: told how many images are generated.
 
     Returns:
         The result, failures first.
@@ -134,40 +135,40 @@ def run_guard_test(
     prompts = [(prompt, "forget") for prompt in forget] + [(prompt, "retain") for prompt in retain]
     cases: list[Case] = []
     thresholds: dict[str, float] = {}
-    for start in range(0, len(prompts), batch):
-        chunk = prompts[start : start + batch]
-        texts, seeds = [prompt for prompt, _ in chunk], [seed + start + i for i in range(len(chunk))]
-        before, _ = _images(pipe, None, texts, seeds, call)
-        after, decisions = _images(pipe, guard, texts, seeds, call)
-        shown: list[tuple[bool | None, bool | None]] = [(None, None)] * len(chunk)
-        if verifier is not None:
-            shown = list(zip(verifier(before), verifier(after), strict=True))
-        for i, (prompt, kind) in enumerate(chunk):
-            files = [f"{start + i + 1:04d}-{which}.png" for which in ("unguarded", "guarded")]
-            for image, file in zip((before[i], after[i]), files, strict=True):
-                image.save(out / file)
-            decision = decisions[i]
-            thresholds |= decision.thresholds
-            is_changed = np.asarray(before[i]).tobytes() != np.asarray(after[i]).tobytes()
-            cases.append(
-                Case(
-                    prompt=prompt,
-                    kind="forget" if kind == "forget" else "retain",
-                    seed=seeds[i],
-                    before=files[0],
-                    after=files[1],
-                    fired=decision.fired,
-                    unresolved=decision.unresolved,
-                    prompt_score=decision.prompt_score,
-                    image_score=decision.image_score,
-                    changed=is_changed,
-                    shown_before=shown[i][0],
-                    shown_after=shown[i][1],
-                    failure=_failure(kind, decision, is_changed=is_changed, shown=shown[i][1]),
+    with progress.task("generating", 2 * len(prompts)) as advance:
+        for start in range(0, len(prompts), batch):
+            chunk = prompts[start : start + batch]
+            texts, seeds = [prompt for prompt, _ in chunk], [seed + start + i for i in range(len(chunk))]
+            before, _ = _images(pipe, None, texts, seeds, call)
+            after, decisions = _images(pipe, guard, texts, seeds, call)
+            shown: list[tuple[bool | None, bool | None]] = [(None, None)] * len(chunk)
+            if verifier is not None:
+                shown = list(zip(verifier(before), verifier(after), strict=True))
+            for i, (prompt, kind) in enumerate(chunk):
+                files = [f"{start + i + 1:04d}-{which}.png" for which in ("unguarded", "guarded")]
+                for image, file in zip((before[i], after[i]), files, strict=True):
+                    image.save(out / file)
+                decision = decisions[i]
+                thresholds |= decision.thresholds
+                is_changed = np.asarray(before[i]).tobytes() != np.asarray(after[i]).tobytes()
+                cases.append(
+                    Case(
+                        prompt=prompt,
+                        kind="forget" if kind == "forget" else "retain",
+                        seed=seeds[i],
+                        before=files[0],
+                        after=files[1],
+                        fired=decision.fired,
+                        unresolved=decision.unresolved,
+                        prompt_score=decision.prompt_score,
+                        image_score=decision.image_score,
+                        changed=is_changed,
+                        shown_before=shown[i][0],
+                        shown_after=shown[i][1],
+                        failure=_failure(kind, decision, is_changed=is_changed, shown=shown[i][1]),
+                    )
                 )
-            )
-        if on_progress is not None:
-            on_progress(2 * len(chunk))
+            advance(2 * len(chunk))
     ordered = sorted(cases, key=lambda case: (not case.failure, case.kind))
     concept = str(guard.config.concept)
     result = GuardTest(

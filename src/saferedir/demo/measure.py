@@ -5,7 +5,6 @@ What the numbers look like beside the images: grid.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +26,7 @@ from saferedir.pictoworld.evaluation import (
 from saferedir.pictoworld.judge import Judge, Judgement
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pipelines.precision import fast_precision
+from saferedir.utils.progress import Advance
 
 PHRASINGS = {
     "test-seen": "as trained",
@@ -34,9 +34,6 @@ PHRASINGS = {
     "test-implicit": "implicit",
     "test-noisy": "misspelt",
 }
-Progress = Callable[[str, int], None]
-
-
 @dataclass(frozen=True)
 class DemoConfig:
     """How much to generate. `forget` prompts per concept are spread over the four phrasings; `retain` do not ask for it."""
@@ -95,16 +92,15 @@ def run_task(
     judge: Judge,
     task: Task,
     config: DemoConfig,
-    on_progress: Progress | None = None,
+    advance: Advance = lambda n=1, label="": None,
 ) -> TaskRun:
     """Generate one task's prompts twice from the same noise, in the same batches and precision."""
     prompts, splits = demo_prompts(task, config)
     generations = []
     for label, chosen in (("without guard", []), ("with guard", [guard])):
 
-        def advance(count: int, label: str = label) -> None:
-            if on_progress is not None:
-                on_progress(f"{task.name} {label}", count)
+        def count(images: int, label: str = label) -> None:
+            advance(images, f"{task.name} {label}")
 
         with fast_precision(pipe.device):
             generation = generate(
@@ -115,7 +111,7 @@ def run_task(
                 guidance_scale=config.guidance_scale,
                 seed=config.seed,
                 batch=config.batch,
-                on_progress=advance,
+                on_progress=count,
             )
         generations.append(generation)
     unguarded, guarded = generations

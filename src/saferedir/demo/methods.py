@@ -7,7 +7,7 @@ hundreds of prompts with intervals.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts,
 from saferedir.pipelines.precision import fast_precision
 from saferedir.utils.figures import method_sheet
 from saferedir.utils.packaged import library_version
+from saferedir.utils.progress import SILENT, Progress
 
 
 def compare_methods(
@@ -44,36 +45,36 @@ def compare_methods(
     retain: int = 4,
     steps: int = STEPS,
     seed: int = 0,
-    on_progress: Callable[[str, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Generate every task with every method; writes <task>.png and summary.json into `out` and returns the latter's content."""
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {}
-    for name in tasks:
-        task = TASKS[name]
-        prompts, asks = _prompts(task, forget, retain, seed)
-        rows: list[tuple[str, Tensor]] = []
-        found[name] = []
-        for method in methods:
-            guards = make_guards(method, task, pipe)
-            if guards is None:
-                found[name].append({"method": method, "missing": "no such guard is packaged for this concept"})
-                continue
+    with progress.task("generating", len(tasks) * len(methods) * (forget + retain)) as advance:
+        for name in tasks:
+            task = TASKS[name]
+            prompts, asks = _prompts(task, forget, retain, seed)
+            rows: list[tuple[str, Tensor]] = []
+            found[name] = []
+            for method in methods:
+                guards = make_guards(method, task, pipe)
+                if guards is None:
+                    found[name].append({"method": method, "missing": "no such guard is packaged for this concept"})
+                    continue
 
-            def advance(count: int, label: str = f"{name}: {method}") -> None:
-                if on_progress is not None:
-                    on_progress(label, count)
+                def count(images: int, label: str = f"{name}: {method}") -> None:
+                    advance(images, label)
 
-            with fast_precision(pipe.device):
-                generation = generate(
-                    pipe, [p.text for p in prompts], guards=guards, steps=steps, seed=seed, on_progress=advance
+                with fast_precision(pipe.device):
+                    generation = generate(
+                        pipe, [p.text for p in prompts], guards=guards, steps=steps, seed=seed, on_progress=count
+                    )
+                rows.append((method, generation.images))
+                found[name].append(
+                    _row(method, judge, task, prompts, asks, rows[0][1], generation.images, generation.seconds)
                 )
-            rows.append((method, generation.images))
-            found[name].append(
-                _row(method, judge, task, prompts, asks, rows[0][1], generation.images, generation.seconds)
-            )
-        title = f"{name}: the same prompts and noise under every method; right of the line, prompts without it"
-        method_sheet(rows, [p.text for p in prompts], title, asks).save(out / f"{name}.png")
+            title = f"{name}: the same prompts and noise under every method; right of the line, prompts without it"
+            method_sheet(rows, [p.text for p in prompts], title, asks).save(out / f"{name}.png")
     summary = {
         "made_by": f"saferedir {library_version()}",
         "forget": forget,

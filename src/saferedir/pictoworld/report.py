@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,11 @@ from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, forget_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
 from saferedir.pipelines.precision import fast_precision, precision_name
 from saferedir.utils.figures import sample_sheet
+from saferedir.utils.progress import SILENT, Advance, Progress
 
 ATTRIBUTE_BAR, ALL_BAR, BROKEN_BAR, JUDGE_BAR = 0.97, 0.92, 0.01, 0.995
 CONCEPT_BARS = {"test-seen": 0.95, "test-synonym": 0.95, "test-implicit": 0.90, "test-noisy": 0.80}
 SHEET = 48  # images on the sample sheet, 8 x 6
-Progress = Callable[[str, int], None]
-
-
 @dataclass(frozen=True)
 class ReportConfig:
     """How much to measure. `seed` is far from the seeds of training, so that its captions and noise are fresh.
@@ -69,20 +67,22 @@ def quality_report(
     out: Path,
     *,
     config: ReportConfig | None = None,
-    on_progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Measure `pipe` and `judge`; writes report.json, pictoworld.md and pictoworld.png into `out`.
 
     Args:
         images: number of held-out captions; overrides `config.images`.
-        on_progress: called with a label and the number of images just generated.
+        progress: told how many images are generated.
 
     Returns:
         The content of report.json.
     """
     config = ReportConfig(**{**asdict(config or ReportConfig()), "images": images})
     prompts = held_out_prompts(config.images, config.seed)
-    generated = _generate(pipe, prompts, config, "held-out captions", on_progress)
+    with progress.task("generating", config.n_images) as advance:
+        generated = _generate(pipe, prompts, config, "held-out captions", advance)
+        concepts = measure_concepts(pipe, judge, config, advance)
     seen = judge.judge(generated)
     model = {**attribute_rates(seen, prompts), "broken": rate_of(seen.is_broken)}
     template = TemplateJudge().judge(generated[: config.template_images])
@@ -91,7 +91,7 @@ def quality_report(
         "precision": precision_name(pipe.device),
         "torch": str(torch.__version__),
         "model": {name: rate.to_dict() for name, rate in model.items()},
-        "concepts": measure_concepts(pipe, judge, config, on_progress),
+        "concepts": concepts,
         "judge": measure_judge(judge, pipe.vae, config),
         "template_agreement": {
             name: rate.to_dict() for name, rate in agreement(seen, template, config.template_images).items()
@@ -113,11 +113,10 @@ def held_out_prompts(count: int, seed: int) -> list[Prompt]:
 
 
 def _generate(
-    pipe: Any, prompts: Sequence[Prompt], config: ReportConfig, label: str, on_progress: Progress | None
+    pipe: Any, prompts: Sequence[Prompt], config: ReportConfig, label: str, advance: Advance
 ) -> Tensor:
-    def advance(count: int) -> None:
-        if on_progress is not None:
-            on_progress(label, count)
+    def count(images: int) -> None:
+        advance(images, label)
 
     with fast_precision(pipe.device):
         return generate(
@@ -127,12 +126,12 @@ def _generate(
             guidance_scale=config.guidance_scale,
             seed=config.seed,
             batch=config.batch,
-            on_progress=advance,
+            on_progress=count,
         ).images
 
 
 def measure_concepts(
-    pipe: Any, judge: Judge, config: ReportConfig, on_progress: Progress | None = None
+    pipe: Any, judge: Judge, config: ReportConfig, advance: Advance = lambda n=1, label="": None
 ) -> dict[str, dict[str, Any]]:
     """How often the unguarded model generates each forget concept, per phrasing."""
     rates: dict[str, dict[str, Any]] = {}
@@ -140,7 +139,7 @@ def measure_concepts(
         rates[name] = {}
         for split in TEST_SPLITS:
             prompts = forget_prompts(task, split, config.concept_images, config.seed)
-            images = _generate(pipe, prompts, config, f"{name}, {split}", on_progress)
+            images = _generate(pipe, prompts, config, f"{name}, {split}", advance)
             rates[name][split] = concept_rate(judge.judge(images), task).to_dict()
     return rates
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from saferedir.bench.storage.saved_plan import read_saved_plan
 from saferedir.bench.storage.store import Store
 from saferedir.errors import BenchError
 from saferedir.utils.names import unknown_name_message
+from saferedir.utils.progress import SILENT, Progress
 
 #: at the end of the title
 _AGAIN = ", judged again"
@@ -37,11 +38,11 @@ def rejudge(
     choices: Mapping[str, JudgeEntry],
     out: Path,
     resources: Resources,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> list[CellRecord]:
     """Judge the concepts in `choices` (concept -> judge and preset or rule) anew; records, plan and costs go to `out`.
 
-    `on_progress(done, total)` counts shards that a new judge scores. Raises BenchError where images that a new judge would
+    `progress` counts shards that a new judge scores. Raises BenchError where images that a new judge would
     need were not kept, or were never generated.
     """
     plan, source, target = read_saved_plan(folder), Store(folder), Store(out)
@@ -82,4 +83,4 @@ def rejudge(
             raise BenchError(f"the bench in {source.root} is not finished; end it with `saferedir bench run` first.")
         todo = shards_to_score(plan.shards, plan.scorers, source)
         check_images_stored(todo, specs.values(), source)
-        return write_cells(plan, target, source, unscored=rescore(todo, source, resources, on_progress))
+        return write_cells(plan, target, source, unscored=rescore(todo, source, resources, progress))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from saferedir.bench.generation.generate import Shard
 from saferedir.bench.generation.resources import JudgeSpec, Resources, Scorer
 from saferedir.bench.generation.score import from_png, in_words, score_with
 from saferedir.bench.storage.store import Store
 from saferedir.errors import BenchError
+from saferedir.utils.progress import SILENT, Progress
 
 #: (set of images, key of a judge or encoder) -> why it has not scored all of that set of images
 Unscored = dict[tuple[str, str], str]
@@ -26,24 +27,25 @@ def rescore(
     todo: Sequence[tuple[Shard, Scorer]],
     store: Store,
     resources: Resources,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Unscored:
-    """Let judges and encoders score shards; `on_progress(done, total)` counts them. What comes back is who failed at which set
+    """Let judges and encoders score shards; `progress` counts them. What comes back is who failed at which set
     of images: it has not scored all of it, and others are not held up.
     """
     failed: Unscored = {}
-    if todo:
-        on_progress(0, len(todo))
-    for done, (shard, scorer) in enumerate(todo, start=1):
-        try:
-            if not store.has_images(shard):
-                raise BenchError("the images were not kept (keep_images = false)")
-            seen = score_with(scorer, [from_png(image) for image in store.images(shard)], resources)
-        except Exception as error:
-            failed.setdefault((shard.key, scorer.key), in_words(error))
-        else:
-            store.write_scores(shard, scorer, seen)
-        on_progress(done, len(todo))
+    if not todo:
+        return failed
+    with progress.task("scoring stored images", len(todo)) as advance:
+        for shard, scorer in todo:
+            try:
+                if not store.has_images(shard):
+                    raise BenchError("the images were not kept (keep_images = false)")
+                output = score_with(scorer, [from_png(image) for image in store.images(shard)], resources)
+            except Exception as error:
+                failed.setdefault((shard.key, scorer.key), in_words(error))
+            else:
+                store.write_scores(shard, scorer, output)
+            advance()
     return failed
 
 

@@ -7,12 +7,12 @@ again.
 from __future__ import annotations
 
 from saferedir.bench.executors.local import Executor, InProcess
-from saferedir.bench.executors.work import Outcome, Task, attempt
+from saferedir.bench.executors.work import Job, Outcome, attempt
 from saferedir.bench.generation.resources import Resources
 from saferedir.errors import BenchError
 from saferedir.utils.names import unknown_name_message
 
-__all__ = ["EXECUTORS", "Executor", "InProcess", "Outcome", "Task", "attempt", "make_executor"]
+__all__ = ["EXECUTORS", "Executor", "InProcess", "Outcome", "Job", "attempt", "make_executor"]
 
 EXECUTORS = ("local", "ray")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol, Self
 
-from saferedir.bench.executors.work import Outcome, Task, attempt
+from saferedir.bench.executors.work import Job, Outcome, attempt
 from saferedir.bench.generation.resources import Resources
 
 
 class Executor(Protocol):
     """Generates shards; used as a context, which frees its workers."""
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Outcomes as they come."""
         ...
 
@@ -27,9 +27,9 @@ class InProcess:
     def __init__(self, resources: Resources | None = None) -> None:
         self.resources = resources or Resources()
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        for task in tasks:
-            yield attempt(task, self.resources)
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        for job in jobs:
+            yield attempt(job, self.resources)
 
     def __enter__(self) -> Self:
         return self

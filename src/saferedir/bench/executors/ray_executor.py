@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import torch
 
-from saferedir.bench.executors.work import Outcome, Task, attempt
+from saferedir.bench.executors.work import Job, Outcome, attempt
 from saferedir.bench.executors.workers import WorkerFacts, facts_here, nearest, unfit
 from saferedir.bench.generation.generate import GeneratedShard, GenerationSpec, Shard
 from saferedir.bench.generation.resources import Resources, device_of
@@ -54,8 +54,8 @@ class _GeneratingActor:
     def facts(self) -> WorkerFacts:
         return facts_here(self.place)
 
-    def generate(self, task: Task) -> tuple[GeneratedShard | None, str]:
-        outcome = attempt(task, self.resources)
+    def generate(self, job: Job) -> tuple[GeneratedShard | None, str]:
+        outcome = attempt(job, self.resources)
         return outcome.generated, outcome.error
 
 
@@ -65,17 +65,17 @@ class _Worker:
 
     actor: Any
     future: Any
-    task: Task | None = None
+    job: Job | None = None
     facts: WorkerFacts | None = None
     seen: dict[str, set[str]] = field(default_factory=dict)
 
-    def hand(self, task: Task) -> None:
+    def hand(self, job: Job) -> None:
         """Give it a shard."""
-        model = task.spec.model.digest
+        model = job.spec.model.digest
         self.seen = {
-            model: self.seen.get(model, set()) | {task.spec.guards_digest}
+            model: self.seen.get(model, set()) | {job.spec.guards_digest}
         }  # one pipeline at a time, as in Resources
-        self.task, self.future = task, self.actor.generate.remote(task)
+        self.job, self.future = job, self.actor.generate.remote(job)
 
 
 class RayExecutor:
@@ -128,13 +128,13 @@ class RayExecutor:
         """Process ids of the workers that have said who they are, on whatever machine."""
         return [worker.facts.pid for worker in self._workers if worker.facts is not None]
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Outcomes as they come. Workers stay, with what they have loaded, for the next run."""
-        queue, deaths = list(tasks), Counter[Shard]()
+        queue, deaths = list(jobs), Counter[Shard]()
         if queue:
             self._check_room(queue)
         try:
-            while queue or any(worker.task for worker in self._workers):
+            while queue or any(worker.job for worker in self._workers):
                 self._hand_out(queue)
                 worker = self._next()
                 outcome = self._take(worker, queue, deaths)
@@ -142,10 +142,10 @@ class RayExecutor:
                 if outcome is not None:
                     yield outcome
         finally:
-            for worker in [worker for worker in self._workers if worker.task]:
+            for worker in [worker for worker in self._workers if worker.job]:
                 self._dismiss(worker)  # the caller stopped early
 
-    def _hand_out(self, queue: list[Task]) -> None:
+    def _hand_out(self, queue: list[Job]) -> None:
         """A shard for everyone who is idle, and workers for the shards."""
         idle = [worker for worker in self._workers if worker.future is None]
         for worker in idle[: len(queue)]:
@@ -170,36 +170,36 @@ class RayExecutor:
             )
         return waiting[done[0]]
 
-    def _take(self, worker: _Worker, queue: list[Task], deaths: Counter[Shard]) -> Outcome | None:
+    def _take(self, worker: _Worker, queue: list[Job], deaths: Counter[Shard]) -> Outcome | None:
         """A worker's answer: an outcome; None if it only said who it is, or died and its shard went back into the queue."""
-        errors, task = self._module.exceptions, worker.task
-        future, worker.future, worker.task = worker.future, None, None
+        errors, job = self._module.exceptions, worker.job
+        future, worker.future, worker.job = worker.future, None, None
         place = worker.facts.place if worker.facts else "a Ray worker"
         try:
             answer = self._module.get(future)
         except errors.RayError as error:
-            if task is not None and isinstance(
+            if job is not None and isinstance(
                 error, errors.RayTaskError
             ):  # it lives: only its answer could not be sent
-                return Outcome(task, None, f"{place}: {_last_line(error)}", place)
+                return Outcome(job, None, f"{place}: {_last_line(error)}", place)
             self._dismiss(worker)
-            if task is None:
+            if job is None:
                 self._failed_starts += 1
                 if self._failed_starts >= DEATHS:
                     raise BenchError(
                         f"Ray workers do not start ({_last_line(error)}); each machine needs this saferedir[bench,ray]."
                     ) from error
                 return None
-            deaths[task.shard] += 1
-            if deaths[task.shard] < DEATHS:
-                queue.insert(0, task)
+            deaths[job.shard] += 1
+            if deaths[job.shard] < DEATHS:
+                queue.insert(0, job)
                 return None
             return Outcome(
-                task, None, f"its worker died {DEATHS} times (killed, or out of memory?), at last {place}.", place
+                job, None, f"its worker died {DEATHS} times (killed, or out of memory?), at last {place}.", place
             )
-        if task is not None:
+        if job is not None:
             images, problem = answer
-            return Outcome(task, images, problem, place)
+            return Outcome(job, images, problem, place)
         self._failed_starts, worker.facts = 0, answer
         here = facts_here("this process")
         for why in (unfit(spec, answer, here) for spec in self._specs.values()):
@@ -212,10 +212,10 @@ class RayExecutor:
         with contextlib.suppress(self._module.exceptions.RayError):
             self._module.kill(worker.actor)
 
-    def _check_room(self, tasks: Sequence[Task]) -> None:
+    def _check_room(self, jobs: Sequence[Job]) -> None:
         """Find out what a worker needs, and that the cluster has it for all of them."""
-        self._specs = {task.spec.model.digest: task.spec for task in tasks}
-        on_gpu = any(device_of(task.spec.model).type == "cuda" for task in tasks)
+        self._specs = {job.spec.model.digest: job.spec for job in jobs}
+        on_gpu = any(device_of(job.spec.model).type == "cuda" for job in jobs)
         self._share = {"num_cpus": 1, "num_gpus": 1} if on_gpu else {"num_cpus": self.threads, "num_gpus": 0}
         nodes = [node["Resources"] for node in self._module.nodes() if node["Alive"]]
         room = sum(

@@ -10,7 +10,7 @@ from saferedir.bench.generation.score import in_words
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """One shard, and all that is needed to generate it."""
 
     spec: GenerationSpec
@@ -21,17 +21,17 @@ class Task:
 class Outcome:
     """A shard's images, or the sentence that says why there are none; `worker` did it."""
 
-    task: Task
+    job: Job
     generated: GeneratedShard | None
     error: str = ""
     worker: str = "this process"
 
 
-def attempt(task: Task, resources: Resources, worker: str = "this process") -> Outcome:
+def attempt(job: Job, resources: Resources, worker: str = "this process") -> Outcome:
     """Generate one shard; an error becomes a sentence, so that one bad cell does not end a night's run."""
     try:
-        return Outcome(task, generate_shard(task.spec, task.shard, resources), worker=worker)
+        return Outcome(job, generate_shard(job.spec, job.shard, resources), worker=worker)
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:
-        return Outcome(task, None, in_words(error), worker)
+        return Outcome(job, None, in_words(error), worker)

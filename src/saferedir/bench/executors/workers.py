@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from saferedir.bench.executors.work import Task
+from saferedir.bench.executors.work import Job
 from saferedir.bench.generation.generate import GenerationSpec
 from saferedir.bench.generation.resources import device_of
 from saferedir.bench.generation.versions import library_versions
@@ -55,14 +55,14 @@ def facts_here(place: str) -> WorkerFacts:
     return WorkerFacts(place, os.getpid(), library_versions(), device, precision_name(torch.device("cpu")))
 
 
-def nearest(queue: Sequence[Task], seen: Mapping[str, set[str]]) -> int:
-    """Place in the queue of the task that a worker has most of loaded already; the first of equals.
+def nearest(queue: Sequence[Job], seen: Mapping[str, set[str]]) -> int:
+    """Place in the queue of the job that a worker has most of loaded already; the first of equals.
 
     `seen`: the model it has loaded -> digests of the guards it has met on it.
     """
 
-    def distance(task: Task) -> int:
-        guards = seen.get(task.spec.model.digest)
-        return 2 if guards is None else int(task.spec.guards_digest not in guards)
+    def distance(job: Job) -> int:
+        guards = seen.get(job.spec.model.digest)
+        return 2 if guards is None else int(job.spec.guards_digest not in guards)
 
     return min(range(len(queue)), key=lambda place: (distance(queue[place]), place))

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from rich.progress import Progress
 from torch import Tensor
 
 from saferedir.pictoworld.renderer import coverage, render
 from saferedir.pictoworld.scene import Scene, random_scene
 from saferedir.pictoworld.training.loop import LoopConfig, fit
+from saferedir.utils.progress import Progress
 
 KL_WEIGHT = 5e-5
 OBJECT_WEIGHT = 3.0  # extra weight of the object's pixels, which are a seventh of the image

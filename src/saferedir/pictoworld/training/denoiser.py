@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from rich.progress import Progress
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -26,6 +25,7 @@ from saferedir.pictoworld.scene import Scene, random_scene
 from saferedir.pictoworld.training.loop import LoopConfig, fit
 from saferedir.pictoworld.training.text_encoder import WIDTH, tokenize
 from saferedir.utils.files import save_tensors
+from saferedir.utils.progress import Progress
 
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
@@ -78,13 +78,13 @@ def encode_pool(
     if path.exists():
         return load_file(path)["latents"]
     rows = []
-    task = progress.add_task("encoding images", total=len(scenes))
-    for start in range(0, len(scenes), 128):
-        images = render(scenes[start : start + 128]).to(device) * 2 - 1
-        with torch.autocast(device.type, torch.bfloat16):
-            mean = vae.encode(images).latent_dist.mean
-        rows.append((mean.float() * vae.config.scaling_factor).half().cpu())
-        progress.update(task, advance=len(images))
+    with progress.task("encoding images", len(scenes)) as advance:
+        for start in range(0, len(scenes), 128):
+            images = render(scenes[start : start + 128]).to(device) * 2 - 1
+            with torch.autocast(device.type, torch.bfloat16):
+                mean = vae.encode(images).latent_dist.mean
+            rows.append((mean.float() * vae.config.scaling_factor).half().cpu())
+            advance(len(images))
     latents = torch.cat(rows)
     save_tensors({"latents": latents}, path)
     return latents

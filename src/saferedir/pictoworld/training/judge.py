@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cross_entropy
 
@@ -17,6 +16,7 @@ from saferedir.pictoworld.renderer import BACKGROUND_RGB, render
 from saferedir.pictoworld.scene import JUDGED, Scene
 from saferedir.pictoworld.training.autoencoder import random_scenes
 from saferedir.pictoworld.training.loop import LoopConfig, fit
+from saferedir.utils.progress import Progress
 
 
 def round_trip(vae: AutoencoderKL, images: Tensor, generator: torch.Generator, noise: float = 0.0) -> Tensor:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from saferedir.utils.files import replacing
+from saferedir.utils.progress import Progress
 
 LossFn = Callable[[int, torch.Generator], Tensor]
 
@@ -87,29 +87,29 @@ def fit(
             torch.save(state, temporary)
 
     module.train()
-    task = progress.add_task(label, total=config.steps, completed=start)
     mean_loss = math.nan
-    for step in range(start, config.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate_at(config, step)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        with fast_cpu_kernels(device, config.bf16):
-            loss = loss_fn(step, generator)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"{label}: the loss became {loss.item()} at step {step}; lower the learning rate")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        if config.ema:
-            decay = min(config.ema, (1 + step) / (10 + step))
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
-        mean_loss = loss.item() if math.isnan(mean_loss) else 0.98 * mean_loss + 0.02 * loss.item()
-        progress.update(task, completed=step + 1, description=f"{label} loss {mean_loss:.4f}")
-        if log is not None and step % 50 == 0:
-            log({"stage": label, "step": step, "loss": mean_loss})
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            save(step + 1)
+    with progress.task(label, config.steps, start) as advance:
+        for step in range(start, config.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate_at(config, step)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            with fast_cpu_kernels(device, config.bf16):
+                loss = loss_fn(step, generator)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"{label}: the loss became {loss.item()} at step {step}; lower the learning rate")
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            if config.ema:
+                decay = min(config.ema, (1 + step) / (10 + step))
+                torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+            mean_loss = loss.item() if math.isnan(mean_loss) else 0.98 * mean_loss + 0.02 * loss.item()
+            advance(1, f"{label} loss {mean_loss:.4f}")
+            if log is not None and step % 50 == 0:
+                log({"stage": label, "step": step, "loss": mean_loss})
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                save(step + 1)
     if config.ema:
         with torch.no_grad():
             for parameter, mean in zip(parameters, average, strict=True):

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from saferedir.pictoworld.judge import Judge
@@ -24,6 +23,7 @@ from saferedir.pictoworld.training.autoencoder import train_autoencoder
 from saferedir.pictoworld.training.denoiser import build_scheduler, train_denoiser
 from saferedir.pictoworld.training.judge import train_judge
 from saferedir.pictoworld.training.text_encoder import train_text_encoder, train_tokenizer
+from saferedir.utils.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,6 @@ class WorldConfig:
         """The same plan with every stage shortened (for trials) or lengthened."""
         steps = {k: max(2, round(v * share)) for k, v in asdict(self).items() if k.endswith("_steps")}
         return WorldConfig(**steps, pool=max(256, round(self.pool * min(1.0, share))), seed=self.seed)
-
-
-def progress_bar() -> Progress:
-    """The bar that every long job shows."""
-    return Progress(
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
 
 
 def assemble(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any) -> StableDiffusionPipeline:
@@ -73,6 +62,7 @@ def train_world(
     config: WorldConfig,
     *,
     device: torch.device | None = None,
+    progress: Progress = SILENT,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
     """Train everything into `out`; returns the folder of the finished pipeline (`out/pipeline`, float16)."""
@@ -82,31 +72,29 @@ def train_world(
     _refuse_other_plan(work / "plan.json", config)
     started = time.monotonic()
     facts: dict[str, Any] = {"config": asdict(config), "device": device.type, "torch": torch.__version__}
-    common: dict[str, Any] = {"device": device, "seed": config.seed, "log": log}
-    with progress_bar() as progress:
-        common["progress"] = progress
-        if (work / "tokenizer").exists():
-            tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-        else:
-            tokenizer = train_tokenizer(config.seed)
-            tokenizer.save_pretrained(work / "tokenizer")
-        if (work / "text_encoder" / "config.json").exists():
-            text_encoder = CLIPTextModel.from_pretrained(work / "text_encoder").requires_grad_(False).to(device)
-        else:
-            text_encoder, facts["text_encoder_accuracy"] = train_text_encoder(
-                tokenizer, work / "text_encoder.ckpt", steps=config.text_encoder_steps, **common
-            )
-            text_encoder.save_pretrained(work / "text_encoder")
-        if (work / "vae" / "config.json").exists():
-            vae = AutoencoderKL.from_pretrained(work / "vae").to(device)
-        else:
-            vae = train_autoencoder(work / "autoencoder.ckpt", steps=config.autoencoder_steps, **common)
-            vae.save_pretrained(work / "vae")
-        vae.requires_grad_(False).eval()
-        unet = train_denoiser(
-            vae, tokenizer, text_encoder.eval(), work, steps=config.denoiser_steps, pool=config.pool, **common
+    common: dict[str, Any] = {"device": device, "seed": config.seed, "progress": progress, "log": log}
+    if (work / "tokenizer").exists():
+        tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    else:
+        tokenizer = train_tokenizer(config.seed)
+        tokenizer.save_pretrained(work / "tokenizer")
+    if (work / "text_encoder" / "config.json").exists():
+        text_encoder = CLIPTextModel.from_pretrained(work / "text_encoder").requires_grad_(False).to(device)
+    else:
+        text_encoder, facts["text_encoder_accuracy"] = train_text_encoder(
+            tokenizer, work / "text_encoder.ckpt", steps=config.text_encoder_steps, **common
         )
-        judge = train_judge(vae, work / "judge.ckpt", steps=config.judge_steps, **common)
+        text_encoder.save_pretrained(work / "text_encoder")
+    if (work / "vae" / "config.json").exists():
+        vae = AutoencoderKL.from_pretrained(work / "vae").to(device)
+    else:
+        vae = train_autoencoder(work / "autoencoder.ckpt", steps=config.autoencoder_steps, **common)
+        vae.save_pretrained(work / "vae")
+    vae.requires_grad_(False).eval()
+    unet = train_denoiser(
+        vae, tokenizer, text_encoder.eval(), work, steps=config.denoiser_steps, pool=config.pool, **common
+    )
+    judge = train_judge(vae, work / "judge.ckpt", steps=config.judge_steps, **common)
     return _publish(out, assemble(vae, text_encoder, tokenizer, unet), judge, facts, time.monotonic() - started)
 
 

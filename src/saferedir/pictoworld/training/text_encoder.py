@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -22,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from saferedir.pictoworld.captions import Prompt, corpus_prompt
 from saferedir.pictoworld.scene import VALUES
 from saferedir.pictoworld.training.loop import LoopConfig, fit
+from saferedir.utils.progress import Progress
 
 SEQUENCE_LENGTH = 32
 WIDTH = 96

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress
 from torch import Tensor
 
 from saferedir.pipelines.conditioning import PromptEmbeds
@@ -24,6 +23,7 @@ from saferedir.training.duo.noise import Draws, Schedule, draw_step
 from saferedir.training.duo.pair_files import PairLatents
 from saferedir.training.duo.train_config import TrainConfig
 from saferedir.utils.files import replacing
+from saferedir.utils.progress import Progress
 
 LOG = "training.jsonl"
 NOISE_FLOOR = 0.01  # of the weighted preserving term, where it should be 0
@@ -136,20 +136,20 @@ class Loop:
     def fit(self, progress: Progress, log: Log | None) -> dict[str, Any]:
         """All steps, from the last checkpoint on; returns facts for the record."""
         config, start = self.config, self._resume()
-        task = progress.add_task("training", total=config.steps, completed=start)
         lines = [line for line in _read_log(self.work / LOG) if line["step"] <= start]
         self._write_log(lines, "w")
         number = start
-        while number < config.steps and not self._is_saturated:
-            line = self.step(number)
-            number += 1
-            lines.append(line)
-            self._write_log([line], "a")
-            if log is not None:
-                log(line)
-            progress.update(task, completed=number, description=f"training, margin {line['margin']:.1e}")
-            if number % config.checkpoint_every == 0 and self.accelerator.is_main_process:
-                self._checkpoint(number)
+        with progress.task("training", config.steps, start) as advance:
+            while number < config.steps and not self._is_saturated:
+                line = self.step(number)
+                number += 1
+                lines.append(line)
+                self._write_log([line], "a")
+                if log is not None:
+                    log(line)
+                advance(1, f"training, margin {line['margin']:.1e}")
+                if number % config.checkpoint_every == 0 and self.accelerator.is_main_process:
+                    self._checkpoint(number)
         last = lines[-10:]
         mean = {
             key: sum(line[key] for line in last) / max(1, len(last))

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import Progress
 
 from saferedir.errors import GuardConfigError
 from saferedir.pipelines.fingerprint import backbone_fingerprint
@@ -36,6 +35,7 @@ from saferedir.training.duo.pair_files import (
 )
 from saferedir.utils.calls import for_each_prompt
 from saferedir.utils.images import read_image, to_rgb
+from saferedir.utils.progress import SILENT, Progress
 
 #: N pictures -> N bools, True where the concept is there
 ConceptJudge = Callable[[list[Image.Image]], Sequence[bool]]
@@ -86,24 +86,29 @@ def make_pairs(
     judge: ConceptJudge | None = None,
     keeps: KeepJudge | None = None,
     config: PairConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> list[ImagePair]:
     """Draw pairs into the folder `out` (unsafe/, safe/, manifest.json); goes on where an interrupted run stopped.
 
     `prompts`: (with the concept, the same wish without it), taken in turn. The judge wants the concept in the first picture
     and not in the second; `keeps` may want the rest to be the same.
     """
-    config, progress = config or PairConfig(), progress or Progress(disable=True)
+    config = config or PairConfig()
     if not prompts:
         raise GuardConfigError("DUO needs at least one pair of prompts to draw from.")
     maker = _Maker(pipe, list(prompts), out, concept, judge, keeps, config)
     maker.claim()
-    task = progress.add_task("drawing pairs", total=2 * config.count, completed=maker.finished)
-    with without_safety_checker(pipe), torch.no_grad():
+    total, counted = 2 * config.count, maker.finished
+    with (
+        progress.task("generating pairs", total, counted) as advance,
+        without_safety_checker(pipe),
+        torch.no_grad(),
+    ):
         for stage in ("unsafe", "safe"):
             for done in maker.fill(stage):
-                progress.update(task, completed=done)
-    progress.update(task, completed=2 * config.count)
+                advance(done - counted)
+                counted = done
+        advance(total - counted)
     return read_image_pairs(out)
 
 

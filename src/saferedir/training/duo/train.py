@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from saferedir.errors import GuardConfigError, UnsupportedPipelineError
@@ -45,6 +44,7 @@ from saferedir.utils.clock import WorkClock
 from saferedir.utils.files import check_guard_folder, write_json
 from saferedir.utils.locks import output_lock
 from saferedir.utils.packaged import library_version
+from saferedir.utils.progress import SILENT, Progress
 
 ADAPTER = f"{PREFIX}training"
 
@@ -72,7 +72,7 @@ def train_duo(
     *,
     concept: str,
     config: TrainConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     log: Log | None = None,
     overwrite: bool = False,
 ) -> DUO:
@@ -101,7 +101,7 @@ def train_duo(
         config = TrainConfig.of_variant(VARIANTS[0], is_flow=prediction_type(pipe.scheduler) == "flow")
     with output_lock(Path(out), nested=True) as place:
         check_guard_folder(place, overwrite, "pass overwrite=True")
-        return _train(pipe, pairs, place, concept, config, progress or Progress(disable=True), log)
+        return _train(pipe, pairs, place, concept, config, progress, log)
 
 
 def _train(

@@ -7,12 +7,10 @@ chosen by the same rule.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from rich.progress import Progress
 
 from saferedir.errors import GuardConfigError
 from saferedir.guards.saferedir.assessment import verdict
@@ -33,6 +31,7 @@ from saferedir.training.saferedir.rollouts import (
 )
 from saferedir.training.saferedir.thresholds import CONTAMINATION, are_shares
 from saferedir.utils.checks import Checked, is_number
+from saferedir.utils.progress import SILENT, Progress
 
 #: prompts of each side below which no threshold is chosen
 LEAST_PROMPTS = 20
@@ -84,7 +83,7 @@ def calibrate_guard(
     *,
     config: CalibrationConfig | None = None,
     work: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     note: Mapping[str, Any] | None = None,
     is_paired: bool = True,
 ) -> SafeRedir:
@@ -102,7 +101,7 @@ def calibrate_guard(
         GuardConfigError: for a guard of another kind, or fewer than 20 prompts on a side.
         BackboneMismatchError: if the pipeline is of another architecture than the guard's.
     """
-    config, progress = config or CalibrationConfig(), progress or Progress(disable=True)
+    config = config or CalibrationConfig()
     if not isinstance(guard, SafeRedir) or guard.config.mode != "default":
         raise GuardConfigError(
             f"a guard of method {guard.method!r} has no thresholds to calibrate this way; give a trained SafeRedir guard in "
@@ -127,14 +126,14 @@ def calibrate_guard(
     for steps in counts:
         is_long = steps == config.steps
         chosen = prompts if is_long else short
-        task = progress.add_task(f"generating images in {steps} steps", total=sum(map(len, chosen)))
-        images.append(
-            generate_rollouts(
-                pipe, chosen, steps=steps, guidance_scales=scales if is_long else sorted({min(scales), known}),
-                seed=config.seed * 1_000_000 + 500_000, batch=config.batch, call=config.call, cache=work,
-                on_progress=_advance(progress, task),
-            )
-        )  # fmt: skip
+        with progress.task(f"generating images in {steps} steps", sum(map(len, chosen))) as advance:
+            images.append(
+                generate_rollouts(
+                    pipe, chosen, steps=steps, guidance_scales=scales if is_long else sorted({min(scales), known}),
+                    seed=config.seed * 1_000_000 + 500_000, batch=config.batch, call=config.call, cache=work,
+                    on_progress=advance,
+                )
+            )  # fmt: skip
     own = guard.config
     text = encode_text(pipe, pairs, config.call, text_lengths(pipe, config.call, own.training.get("text_lengths", ())))
     before = {"prompt": own.prompt_threshold, "image": own.image_threshold, "last": own.last_threshold}
@@ -189,7 +188,3 @@ def _claim(work: Path, plan: dict[str, Any]) -> None:
             "choose another --out."
         )
     path.write_text(text, encoding="utf-8")
-
-
-def _advance(progress: Progress, task: Any) -> Callable[[int], None]:
-    return lambda count: progress.advance(task, count)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress
 
 from saferedir.errors import GuardConfigError
 from saferedir.guards.saferedir.assessment import verdict
@@ -51,6 +50,7 @@ from saferedir.utils.checks import Checked, is_number
 from saferedir.utils.clock import WorkClock
 from saferedir.utils.files import check_guard_folder, replacing, write_json
 from saferedir.utils.locks import output_lock
+from saferedir.utils.progress import SILENT, Progress
 
 MIN_PAIRS = 10
 
@@ -125,7 +125,7 @@ def train_saferedir(
     *,
     concept: str,
     config: TrainConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     log: Callable[[dict[str, Any]], None] | None = None,
     overwrite: bool = False,
 ) -> SafeRedir:
@@ -151,7 +151,7 @@ def train_saferedir(
     pairs = Path(pairs).expanduser() if isinstance(pairs, str) else pairs
     with output_lock(Path(out), nested=True) as place:
         check_guard_folder(place, overwrite, "pass overwrite=True")
-        return _train(pipe, pairs, place, concept, config or TrainConfig(), progress or Progress(disable=True), log)
+        return _train(pipe, pairs, place, concept, config or TrainConfig(), progress, log)
 
 
 def _train(
@@ -308,24 +308,24 @@ def generate_images(
     `held_out` chooses the noise. `guidance_scales` and `steps`: the config's where None. `tick` is called after every batch.
     """
     prompts = rollout_prompts(pairs, count, config.seed)
-    task = progress.add_task(label, total=sum(map(len, prompts)))
+    with progress.task(label, sum(map(len, prompts))) as advance:
 
-    def advance(images: int) -> None:
-        progress.advance(task, images)
-        tick()
+        def on_images(images: int) -> None:
+            advance(images)
+            tick()
 
-    return generate_rollouts(
-        pipe,
-        prompts,
-        steps=steps or config.rollout_steps,
-        guidance_scales=guidance_scales or (config.guidance_scale,),
-        seed=config.seed * 1_000_000 + (500_000 if held_out else 0),
-        batch=config.rollout_batch,
-        call=config.call,
-        view=config.image_input,
-        cache=work,
-        on_progress=advance,
-    )
+        return generate_rollouts(
+            pipe,
+            prompts,
+            steps=steps or config.rollout_steps,
+            guidance_scales=guidance_scales or (config.guidance_scale,),
+            seed=config.seed * 1_000_000 + (500_000 if held_out else 0),
+            batch=config.rollout_batch,
+            call=config.call,
+            view=config.image_input,
+            cache=work,
+            on_progress=on_images,
+        )
 
 
 def fit_redirector(
@@ -354,50 +354,51 @@ def fit_redirector(
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         start, best = state["step"], state["best"]
-    task = progress.add_task("training", total=config.steps, completed=start)
     device = accelerator.device
-    for step in range(start, config.steps):
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        words = text_batch(text.lengths[step % len(text.lengths)], config.batch, generator).to(device)
-        views = image_batch(images, config.batch, generator).to(device)
-        given, shown = words.given, views.prompts
-        model.train()
-        terms = redirection_terms(network, *words, teacher_forcing=step < config.steps // 3)
-        terms["classification"] = classification_term(
-            (network.prompt_verdict(given.prompt, given.mask, given.pooled), words.label),
-            (network.image_verdict(views.frames, views.t), views.label),
-            (network.joint_verdict(views.frames, views.t, shown.prompt, shown.mask, shown.pooled), views.label),
-        )
-        loss = total(terms, config.loss)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"The loss is not finite at step {step}; lower the learning rate.")
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad()
-        progress.update(task, completed=step + 1, description=f"training loss {loss.item():.3f}")
-        if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
-            network.eval()
-            scores = evaluate(network, held_text, held_images)
-            if not all(math.isfinite(value) for value in scores.values()):
-                raise GuardConfigError(
-                    f"The held-out side cannot be evaluated ({scores}); give more pairs and benign prompts, or more roll-outs."
-                )
-            left = [scores[name] for name in ("distance", "pooled_distance") if name in scores]
-            mean = (scores["prompt_auroc"] + scores["image_auroc"]) / 2 - sum(left) / len(left)
-            if mean > best["score"]:
-                weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
-                best = {"step": step + 1, "score": mean, "network": weights}
-            if log is not None:
-                log({"step": step + 1, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}, **scores})
-            state = {
-                "network": network.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-                "step": step + 1,
-                "best": best,
-            }
-            with replacing(checkpoint) as temporary:
-                torch.save(state, temporary)
+    with progress.task("training", config.steps, start) as advance:
+        for step in range(start, config.steps):
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            words = text_batch(text.lengths[step % len(text.lengths)], config.batch, generator).to(device)
+            views = image_batch(images, config.batch, generator).to(device)
+            given, shown = words.given, views.prompts
+            model.train()
+            terms = redirection_terms(network, *words, teacher_forcing=step < config.steps // 3)
+            terms["classification"] = classification_term(
+                (network.prompt_verdict(given.prompt, given.mask, given.pooled), words.label),
+                (network.image_verdict(views.frames, views.t), views.label),
+                (network.joint_verdict(views.frames, views.t, shown.prompt, shown.mask, shown.pooled), views.label),
+            )
+            loss = total(terms, config.loss)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"The loss is not finite at step {step}; lower the learning rate.")
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad()
+            advance(1, f"training loss {loss.item():.3f}")
+            if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+                network.eval()
+                scores = evaluate(network, held_text, held_images)
+                if not all(math.isfinite(value) for value in scores.values()):
+                    raise GuardConfigError(
+                        f"The held-out side cannot be evaluated ({scores}); give more pairs and benign prompts, "
+                        "or more roll-outs."
+                    )
+                left = [scores[name] for name in ("distance", "pooled_distance") if name in scores]
+                mean = (scores["prompt_auroc"] + scores["image_auroc"]) / 2 - sum(left) / len(left)
+                if mean > best["score"]:
+                    weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+                    best = {"step": step + 1, "score": mean, "network": weights}
+                if log is not None:
+                    log({"step": step + 1, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}, **scores})
+                state = {
+                    "network": network.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "step": step + 1,
+                    "best": best,
+                }
+                with replacing(checkpoint) as temporary:
+                    torch.save(state, temporary)
     return best

@@ -1,0 +1,83 @@
+"""The bench's front door: one context plans, runs and reports; a folder is gone on with; the terminal calls nothing else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.watched import Watched
+
+import saferedir as sr
+from saferedir.bench import rejudge, write_report
+from saferedir.bench.planning.matrix import JudgeEntry
+from saferedir.errors import BenchError
+
+MATRIX = """
+title = "small"
+[prompts]
+forget = 2
+retain = 2
+neighbours = 1
+look_alikes = 1
+[model.pictoworld]
+load = "pictoworld"
+batch = 2
+call = {num_inference_steps = 2, guidance_scale = 4.0}
+[concept.star]
+prompts = "pictoworld/star"
+judge = {name = "pictoworld", preset = "star"}
+[guard.sld]
+recipe = "pictoworld/sld-max"
+"""
+
+
+@pytest.fixture
+def matrix(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(MATRIX)
+    return path
+
+
+def test_a_bench_is_planned_run_gone_on_with_reported_and_judged_again(tmp_path: Path, matrix: Path) -> None:
+    out, watched = tmp_path / "bench", Watched()
+    with sr.Bench(matrix, out, progress=watched) as bench:
+        work = bench.plan
+        assert work.images_left == work.plan.n_images > 0 and work.images_again == 0
+        assert "guards: none, sld" in work.summary() and f"{work.images_left} still to generate" in work.summary()
+        with pytest.raises(BenchError, match="another run is writing"), sr.Bench(matrix, out):
+            pass
+        records = bench.run()
+        assert records and not any(record.error for record in records)
+    labels = [label for label, _, _ in watched.steps]
+    assert labels[0] == "planning" and "star: sld" in labels
+    with sr.Bench.resume(out) as again:
+        assert again.plan.images_left == 0 and again.run() == records
+        page, markdown = again.report()
+    assert page.is_file() and "sld" in markdown.read_text()
+    assert write_report(out, calibrate=False) == (page, markdown)
+    second = rejudge(out, {"star": JudgeEntry(name="pictoworld-template", preset="star")}, tmp_path / "second")
+    assert {record.protocol.judge for record in second} == {"pictoworld-template"}
+
+
+def test_a_dry_run_makes_nothing_and_a_closed_bench_has_no_plan(tmp_path: Path, matrix: Path) -> None:
+    with sr.Bench(matrix, tmp_path / "bench", dry_run=True) as bench:
+        assert bench.plan.images_left
+        with pytest.raises(BenchError, match="dry run"):
+            bench.run()
+    assert not (tmp_path / "bench").exists()
+    with pytest.raises(BenchError, match="the bench is not open"):
+        _ = bench.plan
+    with pytest.raises(BenchError, match=r"is no bench folder \(it has no matrix.json\)"):
+        sr.Bench.resume(tmp_path)
+
+
+def test_a_bench_that_cannot_be_planned_leaves_no_folder(tmp_path: Path, matrix: Path) -> None:
+    matrix.write_text(MATRIX.replace("num_inference_steps = 2", 'num_inference_steps = "two"'))
+    with pytest.raises(BenchError, match="num_inference_steps"), sr.Bench(matrix, tmp_path / "bench"):
+        pass
+    assert not (tmp_path / "bench").exists()
+
+
+def test_importing_the_room_is_cheap() -> None:
+    code = "import sys, saferedir.bench; assert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
