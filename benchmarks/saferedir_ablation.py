@@ -1,4 +1,4 @@
-"""Settles the open questions of SafeRedir's specification by ablation on PictoWorld; draws the figures of
+"""Settles the choices of docs/methods/saferedir.md by ablation on PictoWorld; makes the figures of
 docs/saferedir-ablation.md.
 
 Run: python benchmarks/saferedir_ablation.py --task star --out docs

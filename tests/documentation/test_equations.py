@@ -68,3 +68,8 @@ def test_what_the_code_cites_is_there() -> None:
             assert set(numbers_in(found[2])) <= numbers[found[1]], f"{name_of(path)} cites {found[0]}"
             cited.add(found[1])
     assert cited <= set(numbers)
+
+
+def test_no_docstring_cites_a_text_that_is_not_here() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")}
+    assert not [name_of(path) for path, text in texts.items() if re.search(r"(our|its|the) specification", text)]

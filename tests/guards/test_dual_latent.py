@@ -1,4 +1,4 @@
-"""Dual latent R1: the numbered properties of its specification (section 11) on tiny pipelines and on fakes of one dimension."""
+"""Dual latent R1: what follows from docs/methods/dual_latent.md (1) to (6), on tiny pipelines and on fakes of one dimension."""
 
 from __future__ import annotations
 
@@ -442,7 +442,7 @@ def test_gradients_flow(pipe: Any) -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(sr.GuardConfigError, match="section 9"):
+    with pytest.raises(sr.GuardConfigError, match=r"docs/methods/dual_latent\.md"):
         dual(mode="faithful")
     for wrong in (
         {"mode": "x"}, {"w": 1.1}, {"w": (0.5, -0.1)}, {"tau": 1.1}, {"tau": 0.0, "tau_mode": "similarity"}, {"tau_mode": "x"},

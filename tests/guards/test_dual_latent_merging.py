@@ -1,4 +1,4 @@
-"""The merge operators of dual latent R2 (property 8 of its specification), as pure functions."""
+"""The merge operators of dual latent R2, docs/methods/dual_latent.md (9) to (11), as pure functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dual latent R2: the numbered properties of its specification (section 11) on tiny pipelines, and the provider "context_text".
+"""Dual latent R2: what follows from docs/methods/dual_latent.md (7) to (11), on tiny pipelines, and the provider "context_text".
 
 The merge operators are tested in test_dual_latent_merging.py, what the seam does for a second latent in test_second_latent.py.
 """
@@ -333,7 +333,7 @@ def test_errors(pipe: Any) -> None:
     ):  # fmt: skip
         with pytest.raises(sr.GuardConfigError, match=f"{next(iter(wrong))} is"):
             dual(**wrong)
-    with pytest.raises(sr.GuardConfigError, match="section 9"):
+    with pytest.raises(sr.GuardConfigError, match=r"docs/methods/dual_latent\.md"):
         dual(mode="faithful")
     with pytest.raises(sr.GuardError, match="a run of one step"):
         guarded(pipe, dual(), num_inference_steps=1)

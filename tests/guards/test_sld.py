@@ -1,4 +1,4 @@
-"""SLD: equal to diffusers' own (deprecated) pipeline, preset by preset, and the invariants of its specification."""
+"""SLD: equal to diffusers' own (deprecated) pipeline, preset by preset, and what follows from docs/methods/sld.md."""
 
 from __future__ import annotations
 

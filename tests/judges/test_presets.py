@@ -1,4 +1,4 @@
-"""Every preset's counting rule, against the same rule written down a second time from the specification's words."""
+"""Every preset's counting rule, against the same rule written down a second time from the papers' words."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_table_covers_every_nudenet_preset() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(boxes_of_a_image)
-def test_nudenet_presets_count_as_the_specification_says(boxes: Boxes) -> None:
+def test_nudenet_presets_count_as_the_papers_say(boxes: Boxes) -> None:
     JUDGE.session = network_that_finds(boxes)
     scores = JUDGE(torch.zeros(1, 3, 320, 320))
     for name, (words, _, _) in WORDS.items():

@@ -1,4 +1,4 @@
-"""Rates against independent computations: scipy's intervals, a brute-force AUROC, and the promise of the threshold (P17)."""
+"""Rates against independent computations: scipy's intervals, a brute-force AUROC, and the promise of the threshold."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def test_auroc_is_the_share_of_ordered_pairs(rows: list[tuple[int, bool]]) -> No
 
 
 def test_conformal_threshold_keeps_its_rate_on_fresh_scores() -> None:
-    """P17: mean realised rate over 200 resamples of n = 199 at a = 5 % lies in [3.5 %, 6.5 %]."""
+    """Mean realised rate over 200 resamples of n = 199 at a = 5 % lies in [3.5 %, 6.5 %]."""
     generator = torch.Generator().manual_seed(0)
     realised = []
     for _ in range(200):
@@ -65,7 +65,7 @@ def test_a_rate_is_its_counts_and_survives_the_disk(n: int, data: st.DataObject)
 
 
 def test_a_rate_in_words_and_as_plain_data() -> None:
-    """The reference widths of 20 % that the specification gives, n = 50 and 1000."""
+    """The reference widths at 20 %, n = 50 and 1000."""
     assert Rate(10, 50).to_dict() == {"rate": 0.2, "hits": 10, "n": 50, "low": 0.1124, "high": 0.3304}
     assert str(Rate(200, 1000)) == "0.200 [0.176, 0.226]"
 

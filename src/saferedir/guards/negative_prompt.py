@@ -1,6 +1,7 @@
 """Negative prompt: the concept's phrases in place of the unconditional prompt.
 
-Implements the negative prompt of diffusers ("standard") and the three-row form used by TraSCE ("subtract").
+Implements the negative prompt of diffusers ("standard") and the three-row form used by TraSCE ("subtract"):
+docs/methods/negative_prompt.md (1) to (4).
 Shapes: predictions (B, C, h, w); phrases n, prompt p, unconditional 0, guidance scale g.
 
   standard: m = m_n + g (m_p - m_n), no extra row (one where they are longer than the prompt, on Lumina);

@@ -1,6 +1,7 @@
 """Safe Denoiser: move the denoised estimate away from a kernel-weighted mean of images that must not appear.
 
-Implements "Training-Free Safe Denoisers for Safe Use of Diffusion Models" (arXiv:2502.08011): with beta* the posterior odds
+Implements "Training-Free Safe Denoisers for Safe Use of Diffusion Models" (arXiv:2502.08011),
+docs/methods/safe_denoiser.md (1) to (6): with beta* the posterior odds
 unsafe : safe, E[x0 | x, safe] = E + beta* (E - E_unsafe), where E_unsafe = sum_n softmax_n(log q_t(x | r_n)) r_n.
 Shapes: x_t, x0 (B, C, h, w); references (M, C, h, w) in the sampler's frame; everything per row.
 Deviations of `default`, because literal weights pick one reference in high dimension: tempered kernel (kappa), odds capped at

@@ -1,6 +1,7 @@
 """Safe latent diffusion: guidance away from a safety concept, where the prompt points towards it.
 
-Implements Sec. 3 of "Safe Latent Diffusion" (arXiv:2211.05105), as its code has it. Shapes: rows, momentum v (B, C, h, w).
+Implements Sec. 3 of "Safe Latent Diffusion" (arXiv:2211.05105), as its code has it. Derived in
+docs/methods/sld.md (1) to (7). Shapes: rows, momentum v (B, C, h, w).
 Rows 0 unconditional, p prompt, S safety concept; g guidance scale; in epsilon, at every denoiser call:
 
   d = e_p - e_S;  mu = min(1, |s_S d|) where d < lambda, else 0;  gamma = mu (e_S - e_0) + s_m v

@@ -1,7 +1,7 @@
 """SPELL: shields around images that must not appear; outside of them nothing changes.
 
 Implements the sparse repellency term of "Shielded Diffusion: Generating Novel and Diverse Images using Sparse Repellency"
-(arXiv:2410.06025): x0' = x0 + lambda sum_n relu(r / ||x0 - r_n|| - 1) (x0 - r_n).
+(arXiv:2410.06025): x0' = x0 + lambda sum_n relu(r / ||x0 - r_n|| - 1) (x0 - r_n), docs/methods/spell.md (1).
 Shapes: x0 (B, C, h, w); references (M, C, h, w) in the sampler's frame.
 Deviations of `default`: raw latents and a radius from the set itself (5 % quantile of its nearest-neighbour distances), since
 no radius is published per model; a latent that is a reference to the bit leaves along the diagonal. `faithful`: references

@@ -1,4 +1,4 @@
-"""DUO's losses, rates, schedules and draws: closed forms and invariants D1-D8, D10-D13 of the specification."""
+"""DUO's losses, rates, schedules and draws: closed forms and invariants of docs/methods/duo.md (1) to (10)."""
 
 from __future__ import annotations
 

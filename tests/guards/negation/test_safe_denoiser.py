@@ -65,7 +65,7 @@ def test_identity_holds_in_float64(dim: int, t: int) -> None:
     assert bool((error <= 1e-9 * (1 + gain)).all())
 
 
-SLOPES = {  # dm/dx0 of the specification's table, alpha and sigma in the sampler's own frame
+SLOPES = {  # dm/dx0, written down by hand, alpha and sigma in the sampler's own frame
     "epsilon": lambda a, s: -a / s,
     "v_prediction": lambda a, s: -((a**2 + s**2) ** 0.5) / s,
     "sample": lambda a, s: 1.0,

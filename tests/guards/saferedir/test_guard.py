@@ -1,4 +1,4 @@
-"""SafeRedir as a guard: the numbered properties of its specification (P9-P12, P15, P16, P18) on a tiny pipeline.
+"""SafeRedir as a guard: what follows from docs/methods/saferedir.md (1) to (8) and (15), on a tiny pipeline.
 
 Scripted networks stand in for trained ones, so that every expectation is a count or an identity.
 """

@@ -29,7 +29,7 @@ SMALL = ReferenceSizes(
 
 
 def closed_form(shapes: dict[str, list[int]], peaked: bool = False) -> dict[str, Tensor]:
-    """The fill of our specification of the golden file: a state dict from names and shapes alone."""
+    """The fill of the golden file: a state dict from names and shapes alone."""
     state = {}
     for k, name in enumerate(sorted(shapes)):
         shape = shapes[name]

@@ -37,7 +37,7 @@ class PublishedTable:
 
     Attributes:
         name: what rows and citations call it.
-        section: where it stands in our specification.
+        section: number of its group of tables, which the file is ordered by.
         title: for a caption.
         protocol: prompts, judge and setting in one sentence, as far as they are known to us.
     """
@@ -87,7 +87,7 @@ def _data() -> tuple[tuple[PublishedTable, ...], tuple[PublishedRow, ...]]:
 
 
 def tables() -> list[PublishedTable]:
-    """All tables, in the order of the specification."""
+    """All tables, in the order of the file."""
     return list(_data()[0])
 
 

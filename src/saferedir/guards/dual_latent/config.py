@@ -58,7 +58,7 @@ class DualLatentConfig(GuardConfig):
         if self.mode == "faithful":
             raise GuardConfigError(
                 "mode='faithful' does not exist: the paper's equations are unpublished and R1 and R2 are reconstructions "
-                "(specification of dual latent, section 9); use mode='default'."
+                "(docs/methods/dual_latent.md); use mode='default'."
             )
         self.require(self.mode == "default", "mode", "'default'")
         self.require_flag("w_extrapolate")

@@ -1,4 +1,4 @@
-"""Merging two latents into one: the operators of dual latent R2 as pure functions.
+"""Merging two latents into one: the operators of dual latent R2 as pure functions, docs/methods/dual_latent.md (9) to (11).
 
 Symbols: z latents (B, C, h, w) with z = alpha x0 + sigma eps at one level; u the user's stream, s the safe one; w (B,) the
 level of safety. That form covers variance-preserving latents, k-space (alpha = 1) and flow (alpha = 1 - sigma).

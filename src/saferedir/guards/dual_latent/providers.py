@@ -1,6 +1,6 @@
-"""The safe row of dual latent guards: conditioning made from the user's own and some safe words (specification, section 7).
+"""The safe row of dual latent guards: conditioning made from the user's own and some safe words.
 
-Used by `base`. Shapes: prompt embeddings (B, L, D), pooled (B, P), masks (B, L).
+Implements docs/methods/dual_latent.md (1). Used by `base`. Shapes: prompt embeddings (B, L, D), pooled (B, P), masks (B, L).
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ safe one; g guidance scale; level w in [0, 1], share tau of the run under the us
 Without guidance m = (1 - w) m_u + w m_s. Prediction types need no conversion (the weights sum to 1). One extra row, in the
 dual phase only and nowhere if w = 0. Cost 1 + (1 - tau)/2 of the run under guidance.
 
-Deviations from our specification: the default provider is "interpolate", because "context_text" (safe words before the prompt)
+Equations, derived: docs/methods/dual_latent.md (2) to (6).
+
+Choices: the default provider is "interpolate", because "context_text" (safe words before the prompt)
 needs to know the prompt's text; w is a number, or one per image, not a function of the step; no prompt gate; a prompt cut by
 the text encoder is not warned about; `guidance_rescale` and the like come before the blend. In a run with `retry_level`
 the dual phase of those images is the whole run and 1 - w is halved at each level.

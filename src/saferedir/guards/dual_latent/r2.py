@@ -1,7 +1,8 @@
 """Dual latent R2: two latents, one under the user's prompt and one under a safe prompt, merged into one.
 
-Implements reconstruction R2 of "Safety without semantic disruptions" (arXiv:2411.13982), specification section 4. The equations
-of the paper are unknown: this is ours, and its numbers are not the paper's. Latents z_u, z_s (B, C, h, w), N steps, i of them:
+Implements reconstruction R2 of "Safety without semantic disruptions" (arXiv:2411.13982). Derived in
+docs/methods/dual_latent.md (7) to (11). The equations of the paper are unknown:
+this is ours, and its numbers are not the paper's. Latents z_u, z_s (B, C, h, w), N steps, i of them:
 
   i_s = round(tau N)      z_s begins as a copy of z_u, with a scheduler of its own; both take the same steps, each under its own
                           guidance, with the same noise where the scheduler draws some
@@ -12,7 +13,7 @@ Rows of a call under guidance: 4 between split and merge, 3 in the very first of
 else 2, or 3 after the merge with after="blend" and where prompts have masks. Nothing at all is done for w = 0. The noise of a
 scheduler is drawn once.
 
-Deviations from our specification: at least one step has two latents, and at least the last has one, so a context phase up to the
+Choices: at least one step has two latents, and at least the last has one, so a context phase up to the
 last step leaves the image alone and a run of one step is refused; tau_mode "similarity" limits w once, at the merge, the split
 is then at the first step. After the merge the safe prompt takes the user's place in the very rows, but where prompts have masks
 (PixArt, Sana, Lumina) it rides as a third row of weight 1. The safe stream is guided by the weights that the image's prediction

@@ -1,4 +1,7 @@
-"""How far a denoised estimate may be blended before it loses similarity to that of the user's prompt."""
+"""How far a denoised estimate may be blended before it loses similarity to that of the user's prompt.
+
+Implements docs/methods/dual_latent.md (6).
+"""
 
 from __future__ import annotations
 

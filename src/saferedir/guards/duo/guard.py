@@ -1,6 +1,6 @@
 """DUO as a guard: attach puts its LoRA on the denoiser, detach takes exactly that one off again.
 
-Implements Sec. 3.5 of our specification of "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models"
+Implements docs/methods/duo.md (13), the use of "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models"
 (arXiv:2407.21035). Shapes: lora_A.weight (r, in), lora_B.weight (out, r); delta W = weight * B A.
 `model.safetensors` is an ordinary LoRA file: `pipe.load_lora_weights(folder, weight_name="model.safetensors")` reads it.
 Deviations: the LoRA is not fused, so that base weights stay untouched and guards can be taken off in any order.

@@ -1,5 +1,6 @@
 """Calibration of a negation set: kernel width, gate threshold and shield radius from the references alone.
 
+Implements docs/methods/safe_denoiser.md (7) and (8), docs/methods/spell.md (3).
 Pure functions; imports torch only. Everything is stored against the noise fraction u = sigma / (alpha + sigma), the one clock
 that VP, k-space and flow schedulers share: the Gaussian kernel sees alpha and sigma through alpha / sigma = (1 - u) / u only.
 """

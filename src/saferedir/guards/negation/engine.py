@@ -1,5 +1,6 @@
 """The engine: softmax weights over a negation set and the weighted mean, in two matrix products a block of rows.
 
+Implements docs/methods/safe_denoiser.md (3), docs/methods/spell.md (1) and (4).
 Pure functions over a `References`; imports torch and `kernels`. Blocks are joined by the online softmax (running maximum, sum,
 weighted sum), so that memory grows neither with the set nor, under autograd, with what a block was converted from.
 Shapes: B images, M references, D = C*h*w; rows are centred (r~ = r - c). All sums are float32 or wider.

@@ -1,6 +1,7 @@
 """Kernels over a negation set: how near is a noisy latent to each reference, as logits. Pure functions; imports torch only.
 
 Every kernel is a function of inner products with the *centred* references, so that no difference x - r is ever formed:
+Implements docs/methods/safe_denoiser.md (2), (9) and (12):
 with r = c + r~ and q = x - alpha c,  ||x - alpha r||^2 = ||q||^2 - 2 alpha q.r~ + alpha^2 ||r~||^2.
 Shapes: x, x0 (B, D); c (D,); products (B, m); norms (m,); alpha, sigma, kappa, width are numbers, the same for all rows.
 """

@@ -1,5 +1,6 @@
 """The released Safe Denoiser loop, for `mode="faithful"`: Laplace kernel, pure subtraction, re-noising, stale prediction.
 
+Implements docs/methods/safe_denoiser.md (12) to (14).
 Pure functions; imports `bank`, `engine`, `kernels`, `state`. References are channel-normalised, x0 is not (but is in the flow
 variant).
 Not reproduced: the ungated variant that returns the unsafe mean itself in place of x0'. The extra scheduler call that yields

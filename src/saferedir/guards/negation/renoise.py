@@ -1,5 +1,6 @@
 """Re-noising at the same t with a stale prediction, as a difference that is added once the sampler has stepped.
 
+Implements docs/methods/safe_denoiser.md (10) and (11).
 The released code replaces the latents x by x' = alpha x0' + sigma n and then steps with the prediction m made for x. A guard
 cannot change the x that a scheduler is given, but a deterministic first-order step is affine in (x, m): it goes to
 p x0 + q eps with two numbers p, q that depend on the schedule only. They are read off the step the sampler has just taken,

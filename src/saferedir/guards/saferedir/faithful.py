@@ -1,7 +1,7 @@
 """The released SafeRedir loop, vectorised: row by row what the authors' code does to a batch of one.
 
-Implements section 4 of our specification of arXiv:2601.08623. Deviations: state is reset at every pipeline call unless
-`carry_countdown`; any current diffusers works.
+Implements docs/methods/saferedir.md (15) and (16) (arXiv:2601.08623). Deviations: state is reset at every pipeline call
+unless `carry_countdown`; any current diffusers works.
 """
 
 from __future__ import annotations

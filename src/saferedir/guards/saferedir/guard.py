@@ -1,6 +1,7 @@
 """SafeRedir: redirect the prompt embeddings of a trajectory that heads for the concept.
 
-Implements "SafeRedir: Prompt Embedding Redirection for Robust Unlearning in Image Generation Models" (arXiv:2601.08623).
+Implements "SafeRedir: Prompt Embedding Redirection for Robust Unlearning in Image Generation Models" (arXiv:2601.08623):
+docs/methods/saferedir.md (1), (2), (6) and (7).
 Shapes: prompt embeddings (B, L, D), latents and x0 (B, C, h, w); all state has one row per image.
 Deviations of `default` from the released loop: two verdicts a step, on the raw prompt before the call and on the guided
 denoised estimate after it; conditional rows only; the prompt verdict can be given up, the image verdict is sticky and

@@ -1,7 +1,7 @@
 """The redirector of this project's `default` SafeRedir: any prompt length, any sizes, several concepts.
 
 Generalises the network of "SafeRedir: Prompt Embedding Redirection for Robust Unlearning in Image Generation Models"
-(arXiv:2601.08623). `guard.py` runs it, `training/saferedir` trains it.
+(arXiv:2601.08623). docs/methods/saferedir.md (1) to (5). `guard.py` runs it, `training/saferedir` trains it.
 
 Shapes: prompt embeddings e (B, L, D), conditional rows only; prompt_mask (B, L) bool, True for real tokens;
 pooled (B, P); latent = denoised estimate x0 (B, C, h, w); timestep (B,) in [0, 1000]; K concepts, L tokens.

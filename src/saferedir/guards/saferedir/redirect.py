@@ -1,6 +1,7 @@
 """From a redirection to new prompt embeddings: pure, differentiable, row by row.
 
-Implements the shift of SafeRedir (arXiv:2601.08623) as `default` wants it: normalised first, then masked and
+Implements the shift of SafeRedir (arXiv:2601.08623) as `default` wants it, docs/methods/saferedir.md (3) to (5):
+normalised first, then masked and
 scaled, on the conditional embeddings only, summed over the active concepts and bounded per token.
 
 Shapes: e0 (B, L, D) original embeddings, active (B, K) weights in [0, 1], K concepts; see `Redirection`.

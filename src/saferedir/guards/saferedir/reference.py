@@ -1,8 +1,8 @@
 """The SafeRedir redirector as its authors released it, and a strict loader for its checkpoints.
 
 Implements the network and the shift of "SafeRedir: Prompt Embedding Redirection for Robust Unlearning in Image
-Generation Models" (arXiv:2601.08623), as the released inference code computes them; built from our specification. The
-network of our own default is in `network.py`.
+Generation Models" (arXiv:2601.08623), as the released inference code computes them: docs/methods/saferedir.md (16)
+to (18). The network of our own default is in `network.py`.
 
 Shapes: latents x_t (B, C, h, w), prompt embeddings e (2B, T, D) in CFG layout [negative; positive], t (B,).
 Deviations: sizes are read from the state dict; rows are independent (the original hook is batch 1); a

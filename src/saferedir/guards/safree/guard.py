@@ -1,7 +1,7 @@
 """SAFREE: project the tokens that ask for a concept out of its subspace, in the first steps of the sampling.
 
-Implements "SAFREE: training-free and adaptive guard" (arXiv:2410.12761), as its code has it; the mathematics is in
-math.py, what a text is and does in tokens.py. Shapes: prompt embeddings (B, L, D); of one text encoder
+Implements "SAFREE: training-free and adaptive guard" (arXiv:2410.12761), as its code has it: docs/methods/safree.md (1) to
+(8). The mathematics is in math.py, what a text is and does in tokens.py. Shapes: prompt embeddings (B, L, D); of one text encoder
 ("tower") token states T (L, d) and bases V (d, r) of phrases and prompt.
 
   tokens i whose masking moves the prompt away from the phrases are triggers;  T_i <- (I - P_C) P_I T_i there, steps 0..t';

@@ -1,6 +1,7 @@
 """The mathematics of SAFREE as pure functions: projections, triggers, the self-validating filter, latent re-attention.
 
-The guard around it is guard.py. Symbols of arXiv:2410.12761: K concept phrases, their pooled embeddings C (K, d); M (n,
+Implements docs/methods/safree.md (1) to (8); the guard around it is guard.py.
+Symbols of arXiv:2410.12761: K concept phrases, their pooled embeddings C (K, d); M (n,
 d) the pooled embeddings of n copies of a prompt, copy i with token i masked; T (L, d) token states; P_C, P_I orthogonal
 projectors on the row spans of C and M, kept as orthonormal bases V (d, r) with P = V V^T, never d x d.
 """

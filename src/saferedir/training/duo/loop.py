@@ -1,6 +1,6 @@
 """The optimiser's loop of DUO: 3B rows through trained and base weights, a loss, a step, a log line, a checkpoint.
 
-Section 3.2 of our specification of arXiv:2407.21035. Set up by train.py. Shapes: B pairs make 3B rows (unsafe, safe,
+Implements docs/methods/duo.md (1) to (6). Set up by train.py. Shapes: B pairs make 3B rows (unsafe, safe,
 pure noise) of (C, h, w). One process; several at once are not supported.
 """
 

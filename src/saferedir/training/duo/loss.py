@@ -1,7 +1,7 @@
 """The losses of DUO: preference of the safe member of a pair over the unsafe one, and staying put at pure noise.
 
-Implements Sec. 3 of "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models" (arXiv:2407.21035) as our
-specification has it (3.2 to 3.4). Pure functions; imports torch, `schedules` and `errors`. Shapes: latents, noise and model
+Implements Sec. 3 of "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models" (arXiv:2407.21035):
+docs/methods/duo.md (1) to (7) and (10). Pure functions; imports torch, `schedules` and `errors`. Shapes: latents, noise and model
 outputs (B, C, h, w); errors and margins (B,), means over channels and pixels, so that beta does not depend on the size.
 Deviations: one formula for epsilon, v, sample and flow models; where the released code and the paper differ, `variant` chooses.
 """
@@ -98,7 +98,9 @@ def mean_square(difference: Tensor) -> Tensor:
 
 
 def compared(kind: str, output: Tensor, x_t: Tensor, moment: Moment) -> Tensor:
-    """A model output in the form in which errors are taken: as it is, for flow models as a denoised estimate (spec 3.4)."""
+    """A model output in the form in which errors are taken: as it is, for flow models as a denoised estimate
+    (docs/methods/duo.md (7)).
+    """
     return to_x0(kind, output, x_t, *moment.like(x_t)) if kind == "flow" else output
 
 

@@ -1,6 +1,6 @@
 """Which moments of the schedule DUO trains at, and its random draws.
 
-Section 3.2 to 3.4 of our specification of arXiv:2407.21035. Reads a diffusers scheduler's config and never changes the
+Implements docs/methods/duo.md (8) and (9). Reads a diffusers scheduler's config and never changes the
 scheduler. Moments are (B,) float32 on the CPU; seeds are per step, so a resumed run draws alike.
 """
 

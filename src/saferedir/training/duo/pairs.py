@@ -1,6 +1,6 @@
 """Pairs of pictures that differ in the concept: drawn by the model itself, edited by SDEdit, filtered by a judge.
 
-Implements Sec. 3.1 of our specification of "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models"
+Implements docs/methods/duo.md (11) and (12), of "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models"
 (arXiv:2407.21035). Deviations: a seed for every (index, attempt), a cap on attempts, PNG instead of JPEG, the *edited*
 picture is what the second filter looks at; a picture that never passes costs its pair, not the run.
 """

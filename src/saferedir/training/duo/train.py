@@ -1,7 +1,7 @@
 """Trains a DUO guard from picture pairs: a LoRA that prefers the safe member of every pair, against the frozen base model.
 
-Implements Sec. 3.2 to 3.4 and 4 of our specification of "Direct Unlearning Optimization for Robust and Safe
-Text-to-Image Models" (arXiv:2407.21035). Everything lands in `<out>.work/` until the finished guard is renamed to
+Implements the training of "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models" (arXiv:2407.21035),
+docs/methods/duo.md. Everything lands in `<out>.work/` until the finished guard is renamed to
 `out`, and a run that was killed goes on from there. One process, on one device. Deviations: both passes run in the
 model's own precision, with the same kernels and a float32 LoRA; half-precision autocast would put a noise floor of some
 40 into the loss at the paper's weight of the preserving term (measured on PictoWorld, bf16).

@@ -1,4 +1,4 @@
-"""How to train a DUO guard, checked. Section 4 and 5 of our specification of arXiv:2407.21035."""
+"""How to train a DUO guard, checked. Symbols and both variants: docs/methods/duo.md (arXiv:2407.21035)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONDITIONING = ("null", "prompt")
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
-    """Defaults: the paper's nudity setting on SD 1.4, with every fix of the specification's table (variant "as-paper").
+    """Defaults: the paper's nudity setting on SD 1.4, with every deviation of docs/methods/duo.md (variant "as-paper").
 
     Attributes:
         steps, batch: optimiser steps, pairs per step. rank: of the LoRA. targets: ends of the names of the adapted
@@ -59,7 +59,7 @@ class TrainConfig(Checked):
 
     @classmethod
     def of_variant(cls, variant: str, *, is_flow: bool = False, **changes: Any) -> Self:
-        """ "as-paper": the defaults. "as-coded": the released code's draws and coupled rates, flaws 1 to 4, 6 and 7 included."""
+        """ "as-paper": the defaults. "as-coded": the released code's draws, and rates by docs/methods/duo.md (9) and (10)."""
         if variant not in VARIANTS:
             raise GuardConfigError(f"there is no DUO variant {variant!r}; expected one of {', '.join(VARIANTS)}.")
         coded: dict[str, Any] = {}

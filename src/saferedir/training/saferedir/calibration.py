@@ -1,6 +1,6 @@
 """Held-out evaluation and thresholds of a redirector: what train.py selects by and what the guard decides with.
 
-Section 7.8 of our specification of arXiv:2601.08623.
+Thresholds: docs/methods/saferedir.md (14).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training data of a SafeRedir guard: prompt pairs, their embeddings, and what the model sees while drawing them.
 
-Used by train.py only. Section 9.2 of our specification of arXiv:2601.08623: split by prompt pair, embeddings once
-per prompt.
+Used by train.py only. Training as in docs/methods/saferedir.md: split by prompt pair, embeddings once per prompt, mask
+target (9).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The terms of a redirector's training loss, as pure functions.
 
-Section 9.3 of our specification of arXiv:2601.08623 (the paper's own formulas are not public; names follow a summary of it).
+Implements docs/methods/saferedir.md (10) to (13), which are ours: arXiv:2601.08623 has no public code of its training.
 Shapes: e, e_hat, e_safe (B, L, D); mask targets (B, L); label y (B,) with 1 = asks for the concept; pooled (B, P).
 Deviation: safe embeddings are taken position by position, so that a perfect redirection equals the safe prompt itself.
 """

@@ -1,6 +1,6 @@
 """Where a verdict's threshold goes, given scores of both sides, some of which are on the wrong side.
 
-Used by calibration.py; derivation and properties: docs/saferedir.md, "Thresholds".
+Used by calibration.py; derivation and properties of docs/methods/saferedir.md (14): docs/saferedir.md, "Thresholds".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trains a SafeRedir guard from prompt pairs: roll out, fit, calibrate, keep the best, write the model card.
 
-Section 9 of our specification of arXiv:2601.08623. Everything lands in `<out>.work/` until the finished guard is
+Implements docs/methods/saferedir.md (9) to (14). Everything lands in `<out>.work/` until the finished guard is
 renamed to `out`; a run that was killed goes on from there.
 """
 

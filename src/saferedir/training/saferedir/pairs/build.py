@@ -1,7 +1,7 @@
 """Training pairs from a word: the same sentences with a concept and with its anchor, and benign ones around them.
 
-The command is in cli/pairs.py, the training in train.py. Section 9.2 of our specification of arXiv:2601.08623: pairs
-of equal length where possible, hard negatives, paraphrases, and no prompt that is used for evaluation.
+The command is in cli/pairs.py, the training in train.py. What pairs are for: docs/methods/saferedir.md. Pairs are
+of equal length where possible; there are hard negatives and paraphrases, and no prompt that is used for evaluation.
 """
 
 from __future__ import annotations
