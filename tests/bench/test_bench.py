@@ -92,7 +92,7 @@ def test_the_bare_models_images_serve_all(resources: Resources) -> None:
     plan = make_plan(matrix(guard={}), resources)
     more = make_plan(matrix(guard={"a": SMALL["guard"]["sld"], "b": SMALL["guard"]["sld"]}), resources)  # type: ignore[index]
     # two names for one guard cost one
-    assert more.images == 2 * plan.n_images
+    assert more.n_images == 2 * plan.n_images
     assert more.shared == plan.n_images
 
 

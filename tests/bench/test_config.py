@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import saferedir.bench.planning.config as config_module
-from saferedir.bench.planning.config import preset_names, read_matrix
+from saferedir.bench.planning.config import Matrix, preset_names, read_matrix
 from saferedir.errors import BenchError
 
 GOOD = """
@@ -123,3 +123,32 @@ def test_models_and_guards_are_found_beside_the_matrix(tmp_path: Path, monkeypat
     assert config_module._place("pictoworld", base) == "pictoworld"
     with pytest.warns(UserWarning, match="not beside the matrix file"):
         assert config_module._place("old", base) == str(tmp_path / "here" / "old")
+
+
+def test_a_model_may_name_its_variant_and_loras_which_are_looked_for_beside_the_matrix(tmp_path: Path) -> None:
+    (tmp_path / "style.safetensors").write_bytes(b"")
+    path = tmp_path / "m.toml"
+    path.write_text(
+        'title = "t"\n[model.sdxl]\nload = "owner/name"\nvariant = "fp16"\nrevision = "v1"\n'
+        'loras = [{load = "style.safetensors", scale = 0.5}, {load = "owner/lora"}]\n'
+        '[concept.star]\nprompts = "pictoworld/star"\njudge = {name = "pictoworld", preset = "star"}\n'
+    )
+    model = read_matrix(str(path)).model["sdxl"]
+    assert (model.variant, model.revision, model.config) == ("fp16", "v1", None)
+    assert [(one.load, one.scale) for one in model.loras] == [
+        (str(tmp_path / "style.safetensors"), 0.5),
+        ("owner/lora", 1.0),
+    ]
+    path.write_text(path.read_text().replace("scale", "scal"))
+    with pytest.raises(BenchError, match="did you mean 'scale'"):
+        read_matrix(str(path))
+
+
+def test_draws_is_still_read_as_images_per_prompt() -> None:
+    values = {
+        "title": "t",
+        "draws": 3,
+        "model": {"m": {"load": "pictoworld"}},
+        "concept": {"star": {"prompts": "pictoworld/star", "judge": {"name": "pictoworld", "preset": "star"}}},
+    }
+    assert Matrix.model_validate(values).images_per_prompt == 3

@@ -213,3 +213,19 @@ def test_the_size_of_images_is_the_calls_or_the_models(
     assert own.image_size(MODEL) == (32, 32) and own.image_size(half) == (48, 32)
     own.pipeline(dataclasses.replace(MODEL, load="other"))
     assert own.image_size(MODEL) == (32, 32) and loaded == ["pictoworld", "other"]  # remembered
+
+
+def test_how_a_model_is_loaded_is_in_its_digest_and_not_in_the_key_by_itself() -> None:
+    plain = spec(guards=())
+    fp16 = dataclasses.replace(plain, model=dataclasses.replace(plain.model, variant="fp16", loras=(("a", 0.5),)))
+    assert fp16.key == plain.key
+
+
+def test_a_lora_s_scale_is_part_of_the_model_s_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources_module, "model_digest", lambda pipe: "0" * 16)
+    model = spec(guards=()).model
+    found = {
+        resources_module._digest_of(None, dataclasses.replace(model, loras=loras))
+        for loras in ((), (("a", 0.5),), (("a", 1.0),))
+    }
+    assert len(found) == 3 and "0" * 16 in found

@@ -27,7 +27,7 @@ from saferedir.cli.options import Device, Lora, ModelConfig, Revision, Seed, Ste
 from saferedir.cli.output import MEGABYTE, SUMMARY, holds_out, staged_output, write_json
 from saferedir.cli.resuming import UNFINISHED, copy_rows, kept_rows
 from saferedir.cli.stopping import on_stop
-from saferedir.utils.calls import for_each_prompt
+from saferedir.utils.calls import for_each_prompt, is_prompt_argument
 
 BATCH = 8  # images per pipeline call
 BYTES_PER_IMAGE = 4 * MEGABYTE
@@ -225,9 +225,16 @@ def _refuse_blocking_all(guards: list[Any]) -> None:
 
 
 def _refuse_unknown(more: dict[str, Any], pipe: Any) -> None:
-    unknown = sorted(more.keys() - inspect.signature(pipe.__call__).parameters.keys())
+    from saferedir.pipelines.call_checks import expected_value
+
+    parameters = inspect.signature(pipe.__call__).parameters
+    unknown = sorted(more.keys() - parameters.keys())
     if unknown:
         raise ValueError(f"a {type(pipe).__name__} takes no {unknown[0]!r}; leave it out of --call.")
+    for name, value in more.items():
+        expected = None if is_prompt_argument(name) else expected_value(name, value, parameters[name].default)
+        if expected is not None:
+            raise ValueError(f"--call sets {name} = {value!r}; expected {expected}.")
 
 
 def _save(image: Any, folder: Path, stem: str) -> str:

@@ -74,6 +74,8 @@ class GenerationSpec:
     def key(self) -> str:
         """Sixteen hexadecimal digits over all that the images depend on: not who scores them, nor whether they are kept."""
         model = asdict(self.model) | {"load": None}  # the digest says which one it is
+        for name in self.model.arguments:
+            del model[name]  # of the loading, so in the digest, too
         facts = asdict(self) | {"model": model, "guards": None, "judges": None, "keep_images": None}
         del facts["encoders"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

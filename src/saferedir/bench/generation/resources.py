@@ -37,7 +37,12 @@ DEFAULT_SIDE = 1024
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A pipeline and how it is called; digest: checksum of its weights and scheduler, "" before it is known."""
+    """A pipeline and how it is called.
+
+    Attributes:
+        digest: checksum of its weights, scheduler and scales of its LoRAs, "" before it is known.
+        loras: (file, folder or hub id, scale), in order.
+    """
 
     load: str
     batch: int
@@ -46,6 +51,20 @@ class ModelSpec:
     fast: bool
     call: Mapping[str, Any]
     digest: str = ""
+    variant: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `load_pipeline` takes beside name, dtype and device."""
+        return {
+            "variant": self.variant,
+            "revision": self.revision,
+            "config": self.config,
+            "loras": self.loras,
+        }
 
 
 @dataclass(frozen=True)
@@ -115,11 +134,11 @@ class Resources:
         if self._model is None or self._model[0] != name:
             self._model, self._guards = None, {}  # free the old one first
             _quiet()
-            pipe = load_pipeline(spec.load, dtype=getattr(torch, spec.dtype), device=device_of(spec))
+            pipe = load_pipeline(spec.load, dtype=getattr(torch, spec.dtype), device=device_of(spec), **spec.arguments)
             pipe.set_progress_bar_config(disable=True)
             remove_safety_checker(pipe)
             self._sizes[name] = _size(pipe)
-            self._model = (name, pipe, model_digest(pipe))
+            self._model = (name, pipe, _digest_of(pipe, spec))
         _same("model", spec.load, spec.digest, self._model[2])
         return self._model[1]
 
@@ -191,8 +210,14 @@ def device_of(spec: ModelSpec) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _digest_of(pipe: Any, spec: ModelSpec) -> str:
+    """Checksum of a pipeline, and of its LoRAs' scales, which no weight of it holds."""
+    digest = model_digest(pipe)
+    return _short(_json([digest, [scale for _, scale in spec.loras]])) if spec.loras else digest
+
+
 def _model_name(spec: ModelSpec) -> str:
-    return _json([spec.load, spec.dtype, spec.device])
+    return _json([spec.load, spec.dtype, spec.device, spec.arguments])
 
 
 def _quiet() -> None:

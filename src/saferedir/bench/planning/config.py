@@ -103,7 +103,7 @@ def read_matrix(name: str, given: Mapping[str, str] | None = None) -> Matrix:
         )
         for name, entry in matrix.guard.items()
     }
-    models = {name: entry.model_copy(update={"load": _place(entry.load, base)}) for name, entry in matrix.model.items()}
+    models = {name: _model_places(entry, base) for name, entry in matrix.model.items()}
     encoders = {
         name: entry.model_copy(update={"reference": str(base / Path(entry.reference).expanduser())})
         if entry.reference is not None
@@ -157,6 +157,16 @@ def _filled_in(values: dict[str, Any], given: Mapping[str, str], name: str) -> d
         return given[variable]
 
     return {key: value if key == "needs" else fill(value) for key, value in values.items()}
+
+
+def _model_places(entry: ModelEntry, base: Path) -> ModelEntry:
+    """A model with its files seen from the matrix file."""
+    places = {
+        "load": _place(entry.load, base),
+        "config": None if entry.config is None else _place(entry.config, base),
+        "loras": [lora.model_copy(update={"load": _place(lora.load, base)}) for lora in entry.loras],
+    }
+    return entry.model_copy(update=places)
 
 
 def _place(name: str, base: Path) -> str:

@@ -27,10 +27,21 @@ class PromptLimits(_Section):
     look_alikes: int | None = Field(None, ge=1)
 
 
+class LoraEntry(_Section):
+    """A LoRA: a .safetensors file, a folder or a hub id, and its scale."""
+
+    load: str
+    scale: float = 1.0
+
+
 class ModelEntry(_Section):
     """A pipeline: what `load_pipeline` takes, and how it is called."""
 
     load: str
+    variant: str | None = None  # of the weight files, such as "fp16"
+    revision: str | None = None  # of a hub id
+    config: str | None = None  # of a checkpoint in one file: where its parts are described
+    loras: list[LoraEntry] = Field(default_factory=list)
     batch: int = Field(8, ge=1)
     dtype: str = Field("float32", pattern="^(float32|float16|bfloat16)$")
     device: str = "auto"

@@ -271,7 +271,18 @@ class _Builder:
 
 
 def _model(entry: ModelEntry, resources: Resources) -> ModelSpec:
-    plain = ModelSpec(entry.load, entry.batch, entry.dtype, entry.device, entry.fast, dict(entry.call))
+    plain = ModelSpec(
+        entry.load,
+        entry.batch,
+        entry.dtype,
+        entry.device,
+        entry.fast,
+        dict(entry.call),
+        variant=entry.variant,
+        revision=entry.revision,
+        config=entry.config,
+        loras=tuple((lora.load, lora.scale) for lora in entry.loras),
+    )
     check_call(entry.call, resources.pipeline(plain))
     return dataclasses.replace(plain, digest=resources.model_digest(plain))
 

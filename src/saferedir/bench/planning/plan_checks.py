@@ -19,18 +19,12 @@ from saferedir.errors import BenchError, GuardError
 from saferedir.guards.base import Guard
 from saferedir.guards.registry import methods
 from saferedir.judges.registry import judge_names
+from saferedir.pipelines.call_checks import expected_value
 from saferedir.pipelines.text_settings import text_settings
-from saferedir.utils.calls import is_prompt_argument
-from saferedir.utils.checks import is_int, is_number
 from saferedir.utils.names import unknown_name_message
 
 #: arguments of the pipeline call that are not the matrix's to set
 _OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds"}
-
-#: arguments of the call that count something -> the least of them
-_COUNTS = {"num_inference_steps": 1, "height": 8, "width": 8, "num_frames": 1}
-#: arguments of the call that give the schedule itself
-_LISTS = ("timesteps", "sigmas")
 
 
 def check_names(matrix: Matrix) -> None:
@@ -98,7 +92,9 @@ def check_call(call: Mapping[str, Any], pipe: Any) -> None:
             raise BenchError(f"`call` sets {name!r}, which the bench sets itself; leave it out.")
         if name not in known:
             raise BenchError(unknown_name_message(f"argument of {type(pipe).__name__}", name, known - _OURS))
-        _check_value(name, value, parameters[name].default)
+        expected = expected_value(name, value, parameters[name].default)
+        if expected is not None:
+            raise BenchError(f"`call` sets {name} = {value!r}; expected {expected}.")
 
 
 def check_text(guards: Iterable[Guard[Any]], call: Mapping[str, Any], pipe: Any) -> None:
@@ -108,25 +104,3 @@ def check_text(guards: Iterable[Guard[Any]], call: Mapping[str, Any], pipe: Any)
             guard.check_text(text_settings(pipe, call))
         except GuardError as error:
             raise BenchError(f"no cell of guard {guard.method!r} can be filled: {error}") from error
-
-
-def _check_value(name: str, value: Any, default: Any) -> None:
-    """One sentence for a value that cannot run: of another kind than the argument's default, no step, no size."""
-    expected = None
-    if name in _COUNTS or is_int(default):
-        least = _COUNTS.get(name, 0)
-        if not is_int(value) or value < least:
-            expected = f"a whole number >= {least}"
-    elif isinstance(default, bool):
-        expected = None if isinstance(value, bool) else "true or false"
-    elif isinstance(default, float) and not is_number(value):
-        expected = "a number"
-    elif is_prompt_argument(name):
-        texts = value if isinstance(value, list) else [value]
-        expected = None if len(texts) == 1 and isinstance(texts[0], str) else "one text, which serves every prompt"
-    elif name in _LISTS and not (isinstance(value, list) and value and all(map(is_number, value))):
-        expected = "a list of numbers"
-    if name == "guidance_scale" and is_number(value) and value < 0:
-        expected = "a number >= 0"
-    if expected is not None:
-        raise BenchError(f"`call` sets {name} = {value!r}; expected {expected}.")
