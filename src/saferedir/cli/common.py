@@ -310,7 +310,7 @@ def percent_cell(rate: dict[str, Any]) -> str:
     """The same in whole per cent, for narrow tables."""
     if not rate["n"]:
         return "no case"
-    return f"{100 * rate['rate']:.0f} % ({100 * rate['low']:.0f} to {100 * rate['high']:.0f})"
+    return f"{100 * rate['rate']:.0f} % ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
 
 
 def score_cell(score: float | None) -> str:
