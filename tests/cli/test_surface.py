@@ -94,7 +94,7 @@ def test_options_come_from_a_file_and_what_is_typed_wins(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("[generat]\nsteps = 3\n", "a table of one of the commands"),
+        ("[generates]\nsteps = 3\n", "a table of one of the commands"),
         ("[generate]\nstep = 3\n", "has no option 'step'"),
         ('[generate]\nguard = "pictoworld/star"\n', "expected a list"),
         ("[generate\n", "cannot be read as TOML"),
