@@ -15,10 +15,10 @@ import torch
 from tests.watched import Watched
 from torch import Tensor
 
+from saferedir.bench import bench as bench_module
 from saferedir.bench import runner as runner_module
 from saferedir.bench.evaluation.rejudge import rejudge
 from saferedir.bench.executors import InProcess
-from saferedir.bench.generation import resources as resources_module
 from saferedir.bench.generation.generate import Shard
 from saferedir.bench.generation.resources import Resources
 from saferedir.bench.generation.score import from_png
@@ -287,7 +287,7 @@ def test_the_printed_plan_says_what_a_late_encoder_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resources: Resources, moody: Any, keeps: bool
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setattr(resources_module, "Resources", lambda: resources)
+    monkeypatch.setattr(bench_module, "Resources", lambda: resources)
     text = f"""
 title = "small"
 keep_images = {str(keeps).lower()}

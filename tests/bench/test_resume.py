@@ -330,7 +330,7 @@ def test_only_our_own_litter_is_swept(tmp_path: Path) -> None:
     assert [name for name in foreign if not (tmp_path / name).exists()] == []
 
 
-class NeverDraws(Resources):
+class NeverGenerates(Resources):
     """Fails a test that generates before the folder was looked at."""
 
     def precision(self, *_: Any) -> Any:
@@ -341,11 +341,11 @@ def invoke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path) -> tuple[
     """`saferedir bench run` in this process, where nothing may be generated."""
     from typer.testing import CliRunner
 
-    from saferedir.bench.generation import resources as resources_module
+    from saferedir.bench import bench as bench_module
     from saferedir.cli import app
 
     (tmp_path / "small.toml").write_text(MATRIX)
-    monkeypatch.setattr(resources_module, "Resources", NeverDraws)
+    monkeypatch.setattr(bench_module, "Resources", NeverGenerates)
     result = CliRunner().invoke(app, ["bench", "run", str(tmp_path / "small.toml"), "--out", str(out)])
     if isinstance(result.exception, AssertionError):
         raise result.exception
