@@ -199,7 +199,9 @@ def _failure(kind: str, decision: Decision, *, is_changed: bool, shown: bool | N
     if kind == "retain":
         if not is_changed:
             return ""
-        return "the guard acted on a prompt that does not ask for the concept" if decision.fired else "the image changed"
+        return (
+            "the guard acted on a prompt that does not ask for the concept" if decision.fired else "the image changed"
+        )
     if shown:
         return "the image still shows the concept"
     if shown is None and not decision.fired:

@@ -76,7 +76,9 @@ def load_pipeline(
         pipe = _from_single_file(file, dtype, config)
         return _finished(pipe, loras, device)
     if config is not None:
-        raise GuardConfigError(f"config is for a checkpoint in one .safetensors file, and {str(name)!r} is none; leave it out.")
+        raise GuardConfigError(
+            f"config is for a checkpoint in one .safetensors file, and {str(name)!r} is none; leave it out."
+        )
 
     packaged = packaged_model_path(str(name))
     source = packaged or Path(name).expanduser()
@@ -118,9 +120,13 @@ def _load_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
     for adapter, (source, _) in zip(names, loras, strict=True):
         place = Path(source).expanduser()
         if not place.exists() and hub_id(source) is None:
-            raise GuardNotFoundError(f"no LoRA is at {source!r}; give a .safetensors file, a folder or a hub id, owner/name.")
+            raise GuardNotFoundError(
+                f"no LoRA is at {source!r}; give a .safetensors file, a folder or a hub id, owner/name."
+            )
         if place.is_file() and place.suffix != ".safetensors":
-            raise GuardConfigError(f"{place} is no .safetensors file, and saferedir loads nothing else, which cannot run code.")
+            raise GuardConfigError(
+                f"{place} is no .safetensors file, and saferedir loads nothing else, which cannot run code."
+            )
         try:
             if place.is_file():
                 pipe.load_lora_weights(str(place.parent), weight_name=place.name, adapter_name=adapter)
@@ -128,7 +134,9 @@ def _load_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
                 repository = str(place) if place.exists() else hub_id(source)
                 pipe.load_lora_weights(repository, adapter_name=adapter, use_safetensors=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise GuardNotFoundError(f"could not load the LoRA {source!r} into this model ({_reason(error)}).") from error
+            raise GuardNotFoundError(
+                f"could not load the LoRA {source!r} into this model ({_reason(error)})."
+            ) from error
     pipe.set_adapters(names, adapter_weights=[scale for _, scale in loras])
 
 

@@ -177,7 +177,12 @@ def coefficients(scheduler: Any, timestep: Tensor | float) -> Coefficients:
 
 def model_input_coefficients(scheduler: Any, timestep: Tensor | float) -> Coefficients:
     """alpha and sigma of what `scale_model_input` makes of those latents: what the denoiser sees."""
-    kind, frame = scheduler_kind(scheduler), coefficients(scheduler, timestep)
+    return scaled_for_model(scheduler, coefficients(scheduler, timestep))
+
+
+def scaled_for_model(scheduler: Any, frame: Coefficients) -> Coefficients:
+    """The same, of coefficients of the latents; `frame` itself where the denoiser sees the latents as they are."""
+    kind = scheduler_kind(scheduler)
     if kind == "ve":
         return frame.normalised()
     if kind == "edm":

@@ -180,7 +180,7 @@ def held_by(module: nn.Module, name: str) -> Iterator[Held]:
         yield Held(DEEPCACHE, helper, None)
     seen: set[int] = set()
     for part in inner.modules():
-        registry = getattr(unwrapped(part), "_diffusers_hook", None)
+        registry = vars(part).get("_diffusers_hook")  # what a wrapper wraps is one of the modules, too
         if registry is None or id(registry) in seen:
             continue
         seen.add(id(registry))

@@ -6,17 +6,16 @@ touched are answered with the very objects that came in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saferedir.errors import GuardError
-from saferedir.guards.base import Guard
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.denoiser_call import Edit, Layout
-from saferedir.seam.guard_calls import Steps, edited_conditioning, match_shape
+from saferedir.seam.guard_calls import Steps, Users, edited_conditioning, match_shape
 
 #: (conditioning of the pipeline, prompts) -> the steps that guards are asked at
 MakeSteps = Callable[[Conditioning, tuple[str | None, ...]], Steps]
@@ -41,13 +40,13 @@ class Conditions:
 
     def __init__(
         self,
-        guards: Sequence[Guard[Any]],
+        users: Users,
         layout: Layout,
         *,
         is_sequential: bool,
         texts: Callable[[Tensor], tuple[str | None, ...]] | None,
     ) -> None:
-        self._guards, self._layout, self._is_sequential, self._texts = guards, layout, is_sequential, texts
+        self._users, self._layout, self._is_sequential, self._texts = users, layout, is_sequential, texts
         self._prompts: tuple[str | None, ...] = ()
         self._read_from: PromptEmbeds | None = None
         self._read: Conditioning | None = None
@@ -116,7 +115,7 @@ class Conditions:
         return Asked(steps, given, self._condition("on_step_start", steps, self._standing))
 
     def _condition(self, point: str, steps: Steps, given: Conditioning) -> Conditioning:
-        return edited_conditioning(point, self._guards, steps, given, is_uncond_later=self._is_sequential)
+        return edited_conditioning(point, self._users, steps, given, is_uncond_later=self._is_sequential)
 
 
 def _moved(used: Conditioning, given: Conditioning, now: Conditioning) -> Conditioning:

@@ -7,7 +7,7 @@ or misfit answer leaves here as a GuardError.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -23,6 +23,13 @@ from saferedir.pipelines.denoiser_call import Layout
 from saferedir.pipelines.schedules import from_x0, to_x0
 
 T = TypeVar("T")
+
+#: points at which a guard is asked before or during the denoiser call, and after it
+EARLY_POINTS = ("on_prompt", "on_step_start", "extra_prompts", "extra_embeds", "extra_latents", "on_skip_features")
+LATE_POINTS = ("on_prediction", "on_denoised", "on_step_end")
+POINTS = (*EARLY_POINTS, *LATE_POINTS)
+#: point -> (position, guard) of each guard that uses it, in order
+Users = Mapping[str, Sequence[tuple[int, Guard[Any]]]]
 
 
 class Steps:
@@ -63,9 +70,9 @@ class Steps:
         self._built, self._changed = [None] * len(self._states), {}
 
 
-def users(guards: Sequence[Guard[Any]], *points: str) -> list[tuple[int, Guard[Any]]]:
-    """(position, guard) of the guards that use at least one of these points."""
-    return [(i, guard) for i, guard in enumerate(guards) if any(guard.uses(point) for point in points)]
+def users_of(guards: Sequence[Guard[Any]]) -> Users:
+    """Point -> the guards that use it; guards are asked once a run which they use."""
+    return {point: [(i, guard) for i, guard in enumerate(guards) if guard.uses(point)] for point in POINTS}
 
 
 def call_guard(guard: Guard[Any], point: str, method: Callable[..., T], *arguments: Any) -> T:
@@ -94,13 +101,13 @@ def validated(guard: Guard[Any], point: str, new: object, old: Tensor) -> Tensor
 
 
 def edited_conditioning(
-    point: str, guards: Sequence[Guard[Any]], steps: Steps, given: Conditioning, *, is_uncond_later: bool
+    point: str, users: Users, steps: Steps, given: Conditioning, *, is_uncond_later: bool
 ) -> Conditioning:
     """`given` after one point ("on_prompt", "on_step_start") of every guard that has it.
 
     With `is_uncond_later` the unconditional half comes in a later call, unseen as yet; what a guard wants there is kept.
     """
-    for position, guard in users(guards, point):
+    for position, guard in users[point]:
         steps.update(conditioning=given)
         answer = call_guard(guard, point, getattr(guard, point), steps.of(position))
         given = _merged(guard, point, answer, given, is_uncond_later)
@@ -188,7 +195,7 @@ def edited_skip_features(
     return values if new is cond else torch.cat([layout.join(new, uncond), values[own.shape[0] :]])
 
 
-def edited_prediction(guards: Sequence[Guard[Any]], steps: Steps, pred: Tensor) -> Tensor:
+def edited_prediction(users: Users, steps: Steps, pred: Tensor) -> Tensor:
     """The guided prediction (B, C, h, w) after "on_prediction" and "on_denoised"; the steps know it, and its estimate."""
     facts = steps.facts
     kind, x_t, alpha, sigma = facts["run"].prediction_type, facts["x_t"].float(), facts["alpha"], facts["sigma"]
@@ -198,13 +205,13 @@ def edited_prediction(guards: Sequence[Guard[Any]], steps: Steps, pred: Tensor) 
 
     uncond, edited = facts.get("pred_uncond"), pred
     steps.update(pred=pred, x0=x0_of(pred), x0_uncond=None if uncond is None else x0_of(uncond))
-    for position, guard in users(guards, "on_prediction"):
+    for position, guard in users["on_prediction"]:
         answer = call_guard(guard, "on_prediction", guard.on_prediction, steps.of(position))
         new = validated(guard, "on_prediction", answer, edited)
         if new is not edited:
             edited = new
             steps.update(pred=edited, x0=x0_of(edited))
-    for position, guard in users(guards, "on_denoised"):
+    for position, guard in users["on_denoised"]:
         x0 = facts["x0"]
         answer = call_guard(guard, "on_denoised", guard.on_denoised, steps.of(position), x0)
         new = validated(guard, "on_denoised", answer, x0)
@@ -217,9 +224,9 @@ def edited_prediction(guards: Sequence[Guard[Any]], steps: Steps, pred: Tensor) 
     return edited
 
 
-def edited_latents(guards: Sequence[Guard[Any]], steps: Steps, latents: Tensor) -> Tensor:
+def edited_latents(users: Users, steps: Steps, latents: Tensor) -> Tensor:
     """Latents (B, C, h, w) of the next step, after "on_step_end"."""
-    for position, guard in users(guards, "on_step_end"):
+    for position, guard in users["on_step_end"]:
         answer = call_guard(guard, "on_step_end", guard.on_step_end, steps.of(position), latents)
         latents = validated(guard, "on_step_end", answer, latents)
     return latents

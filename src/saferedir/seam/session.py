@@ -25,10 +25,12 @@ from saferedir.guards.gates import Gate
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.denoiser_call import Edit, Layout
 from saferedir.pipelines.families import Family
-from saferedir.pipelines.schedules import coefficients, evaluation_steps, model_input_coefficients
+from saferedir.pipelines.schedules import Coefficients, coefficients, evaluation_steps, scaled_for_model
 from saferedir.seam.conditions import Conditions
 from saferedir.seam.extra_rows import ExtraRows
 from saferedir.seam.guard_calls import (
+    EARLY_POINTS,
+    LATE_POINTS,
     Steps,
     call_guard,
     check_finite,
@@ -37,14 +39,11 @@ from saferedir.seam.guard_calls import (
     edited_latents,
     edited_prediction,
     edited_skip_features,
-    users,
+    users_of,
 )
 
 #: largest share that the unconditional rows may have in a guided prediction; at guidance scales >= 1 it is not above 0
 NEGATIVE_WEIGHT = 0.1
-#: points at which a guard is asked before or during the denoiser call
-EARLY_POINTS = ("on_prompt", "on_step_start", "extra_prompts", "extra_embeds", "extra_latents", "on_skip_features")
-LATE_POINTS = ("on_prediction", "on_denoised", "on_step_end")
 
 
 class Session:
@@ -77,15 +76,16 @@ class Session:
         self._timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations].tolist())
         self._indices = evaluation_steps(scheduler, self._timesteps)
         self._states = [call_guard(guard, "start", guard.start, run) for guard in self.guards]
+        self._users = users_of(self.guards)
         self.layout = Layout(run.batch_size, run.guided and not family.is_sequential, family.cfg_layout)
         self._extra = ExtraRows(self.guards, run, self.layout)
-        self._conditions = Conditions(self.guards, self.layout, is_sequential=family.is_sequential, texts=texts)
+        self._conditions = Conditions(self._users, self.layout, is_sequential=family.is_sequential, texts=texts)
         self._steps: Steps | None = None
+        self._frame: Coefficients | None = None  # of this evaluation's latents
         self._calls = 0
         self._x0_previous: Tensor | None = None
-        self._needs_x0 = bool(users(self.guards, *LATE_POINTS))
-        self._is_asked_early = bool(users(self.guards, *EARLY_POINTS))
-        self._has_skip_users = bool(users(self.guards, "on_skip_features"))
+        self._needs_x0 = any(self._users[point] for point in LATE_POINTS)
+        self._is_asked_early = any(self._users[point] for point in EARLY_POINTS)
         #: no guard will ever be asked: calls are counted and checked, and nothing is computed for them
         self.is_idle = not self._needs_x0 and not self._is_asked_early
 
@@ -157,7 +157,7 @@ class Session:
         if self.is_idle:
             return output
         is_second = self._calls > 1
-        if not is_second and self._has_skip_users and not self._skips:
+        if not is_second and self._users["on_skip_features"] and not self._skips:
             raise GuardError(
                 "the UNet did not show its skip features, so no image is returned; if it is compiled, attach the guards first "
                 "and compile it then."
@@ -182,7 +182,7 @@ class Session:
         """Skip features (R + extra, C, h, w) to use in one layer, amid the denoiser call."""
         steps, edited = self._current(), values
         self._skips += 1
-        for position, guard in users(self.guards, "on_skip_features"):
+        for position, guard in self._users["on_skip_features"]:
             own, blocks = self._extra.blocks(edited, is_second=False)
             extra = self._extra.conditional(position, blocks[position])
             edited = edited_skip_features(guard, steps.of(position), edited, own, extra, stage, self.layout)
@@ -213,22 +213,22 @@ class Session:
             check_guidance(pred, steps.facts.get("pred_cond"), steps.facts.get("pred_uncond"))
         if not self._needs_x0:
             return pred
-        coeffs = coefficients(self._scheduler, timestep).like(x_t)
-        steps.update(x_t=x_t, alpha=coeffs.alpha, sigma=coeffs.sigma)
+        frame = (self._frame or coefficients(self._scheduler, timestep)).like(x_t)
+        steps.update(x_t=x_t, alpha=frame.alpha, sigma=frame.sigma)
         self._extra.add_latents(steps, x_t)
-        edited = edited_prediction(self.guards, steps, pred)
+        edited = edited_prediction(self._users, steps, pred)
         self.has_edited |= edited is not pred
         return edited
 
     def after_step(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to go on with; closes the evaluation and, after the last one, the run."""
         steps = self._current()
-        edited = edited_latents(self.guards, steps, latents)
+        edited = edited_latents(self._users, steps, latents)
         self.has_edited |= edited is not latents
         check_finite(edited, "the latents after a step")
         self._x0_previous = steps.facts.get("x0")
         self._extra.keep(edited)
-        self._steps, self._calls, self._skips = None, 0, 0
+        self._steps, self._frame, self._calls, self._skips = None, None, 0, 0
         self._conditions.close()
         self.evaluation += 1
         self.finished = self.evaluation == len(self._timesteps)
@@ -277,8 +277,9 @@ class Session:
         )
         if self._is_asked_early:
             timestep = self._scheduler.timesteps[self._offset + self.evaluation]
-            coeffs = model_input_coefficients(self._scheduler, timestep).like(model_input)
-            steps.update(x_t=model_input, alpha=coeffs.alpha, sigma=coeffs.sigma)
+            self._frame = coefficients(self._scheduler, timestep)
+            seen = scaled_for_model(self._scheduler, self._frame).like(model_input)
+            steps.update(x_t=model_input, alpha=seen.alpha, sigma=seen.sigma)
         return steps
 
     def _current(self) -> Steps:
