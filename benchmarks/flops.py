@@ -363,16 +363,16 @@ def redirector_cost(backbone: Backbone) -> dict[str, int]:
 
     def fit() -> None:
         redirection = network.redirection(*text)
-        outputs = [network.prompt_verdict(*text), redirection.delta, redirection.mask, redirection.alpha]
-        outputs += [network.image_verdict(*frame), network.joint_verdict(*frame, *text)]
+        outputs = [network.prompt_logits(*text), redirection.delta, redirection.mask, redirection.alpha]
+        outputs += [network.image_logits(*frame), network.joint_logits(*frame, *text)]
         torch.stack([value.sum() for value in outputs]).sum().backward()
 
     with torch.no_grad():
         costs = {
-            "prompt": count_flops(lambda: network.prompt_verdict(*text)),
+            "prompt": count_flops(lambda: network.prompt_logits(*text)),
             "redirection": count_flops(lambda: network.redirection(*text)),
-            "frame": count_flops(lambda: network.image_verdict(*frame)),
-            "joint": count_flops(lambda: network.joint_verdict(*frame, *text)),
+            "frame": count_flops(lambda: network.image_logits(*frame)),
+            "joint": count_flops(lambda: network.joint_logits(*frame, *text)),
         }
     costs["image"] = backbone.frames * costs["frame"]
     return {**costs, "fit": count_flops(fit), "parameters": sum(value.numel() for value in network.parameters())}

@@ -141,3 +141,33 @@ def test_a_guarded_run_keeps_no_frame_of_the_pipeline_alive(pipe: Any) -> None:
             assert [latents() for latents in seen] == [None, None]
         finally:
             gc.enable()
+
+
+def test_a_run_cancelled_before_its_first_step_says_so() -> None:
+    pipe = PIPELINES["sd"].build()
+    original = pipe.prepare_latents
+
+    def cancelled(*args: Any, **kwargs: Any) -> Any:
+        pipe._interrupt = True
+        return original(*args, **kwargs)
+
+    pipe.prepare_latents = cancelled
+    with sr.attach(pipe, Watcher()), pytest.raises(sr.GuardError, match="cancelled before its first step"):
+        run(PIPELINES["sd"], pipe)
+
+
+@pytest.mark.parametrize("at", [0, 2], ids=["first-step", "last-step"])
+def test_a_callback_cannot_take_the_run_of_its_own_pipeline(at: int) -> None:
+    case = PIPELINES["sd"]
+    pipe = case.build()
+
+    def callback(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if step == at:
+            with pytest.raises(sr.GuardError, match="from within its own run"):
+                run(case, pipe, "the moon")
+        return values
+
+    expected = run(case, case.build())
+    with sr.attach(pipe, Watcher()) as attached:
+        assert equal(run(case, pipe, callback_on_step_end=callback), expected)
+        assert attached.runs == 1 and len(attached.decisions) == 1

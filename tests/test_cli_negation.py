@@ -101,7 +101,7 @@ def test_a_set_of_unreadable_images_leaves_nothing_behind(model: Path, tmp_path:
     result = invoke(
         "negation", "build", "--images", tmp_path / "broken", "--model", model, "--out", tmp_path / "set.safetensors"
     )
-    assert result.exit_code == 1 and "(1 pictures could not be read)" in said(result)
+    assert result.exit_code == 1 and "(1 images could not be read)" in said(result)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 

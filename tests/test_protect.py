@@ -312,7 +312,7 @@ def test_one_pair_of_eyes_is_enough_to_verify(pipe: Any) -> None:
 
 def test_latents_cannot_be_looked_at_by_a_function(pipe: Any) -> None:
     guarded = sr.protect(pipe, Scripted(), on_unsafe="verify", verify=lambda images: [False])
-    with pytest.raises(sr.GuardError, match="nothing to look at"):
+    with pytest.raises(sr.GuardError, match="nothing to read"):
         guarded("a", output_type="latent")
 
 
@@ -452,7 +452,7 @@ def test_a_callback_may_not_write(callback: Callable[..., Any], at: int, pipe: A
     def only_at(pipe: Any, index: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
         return callback(pipe, index, t, given) if index == at else {}
 
-    with pytest.raises(sr.GuardError, match="look but not write"):
+    with pytest.raises(sr.GuardError, match="read but not write"):
         sr.protect(pipe, Scripted())("a", num_inference_steps=2, callback_on_step_end=only_at)
 
 
@@ -461,7 +461,7 @@ def test_legacy_callbacks_are_watched_as_well(pipe: Any) -> None:
     guarded = sr.protect(pipe, Scripted())
     guarded("a", num_inference_steps=2, callback=lambda index, t, latents: seen.append(index), callback_steps=1)
     assert seen == [0, 1]
-    with pytest.raises(sr.GuardError, match="look but not write"):
+    with pytest.raises(sr.GuardError, match="read but not write"):
         guarded("a", num_inference_steps=2, callback=lambda i, t, latents: latents.zero_(), callback_steps=1)
     with pytest.raises(sr.GuardError, match="is a function"):
         guarded("a", num_inference_steps=2, observer=lambda: None)
@@ -470,7 +470,7 @@ def test_legacy_callbacks_are_watched_as_well(pipe: Any) -> None:
 def test_diffusers_own_callbacks_that_write_are_refused(pipe: Any) -> None:
     from diffusers.callbacks import SDCFGCutoffCallback
 
-    with pytest.raises(sr.GuardError, match="look but not write"):
+    with pytest.raises(sr.GuardError, match="read but not write"):
         sr.protect(pipe, Scripted())(
             "a", num_inference_steps=2, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.5)
         )

@@ -350,3 +350,17 @@ def test_defaults_are_those_of_the_base_class_where_a_subclass_hides_them() -> N
     own = named_arguments(object.__new__(PixArtSigmaPipeline))
     assert named_arguments(pipe)["clean_caption"].default is own["clean_caption"].default is True
     assert named_arguments(pipe).keys() == own.keys()
+
+
+def test_an_encode_prompt_put_on_the_pipeline_counts() -> None:
+    pipe = pipeline("sd")
+    original = pipe.encode_prompt
+
+    def wrapped(prompt: Any, *args: Any, strength_of_words: float = 1.0, **kwargs: Any) -> Any:
+        return original(prompt, *args, **kwargs)
+
+    pipe.encode_prompt = wrapped
+    found = named_arguments(pipe, "encode_prompt")
+    assert {"strength_of_words", "clip_skip", "device"} <= found.keys()
+    pipe.encode_prompt = lambda prompt, device: original(prompt, device, 1, False)
+    assert list(named_arguments(pipe, "encode_prompt")) == ["prompt", "device"]

@@ -52,7 +52,7 @@ def rates(
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         given, _, label = text_batch(text.lengths[step % len(text.lengths)], 16, generator)
-        classification_term((network.prompt_verdict(given.prompt, given.mask, given.pooled), label)).backward()
+        classification_term((network.prompt_logits(given.prompt, given.mask, given.pooled), label)).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()

@@ -1,6 +1,6 @@
-"""Decision: what one guard saw in one image and what it did about it, as plain data.
+"""Decision: what one guard found in one image and what it did about it, as plain data.
 
-Guards write decisions (`Guard.verdict`), `protect` acts on them, the server logs them.
+Guards write decisions (`Guard.verdict`), `protect` acts on them, a service may log them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Decision:
         token_strengths: (L,) strength per prompt token (of the strongest redirection), or None.
         tokens: the L tokens, where the caller knows them.
         prompt_scores, image_scores: one entry per check, in order.
-        attempts: runs it took to get this image; more than 1 only under a policy that draws again (protect.py).
+        attempts: runs it took to get this image; more than 1 only under a policy that generates again (protect.py).
         message: one sentence for a person.
         name: the guard's own name (`guard.name`), which tells two guards of one method apart; "" for none.
     """

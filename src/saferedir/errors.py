@@ -61,7 +61,7 @@ class GuardNotFoundError(GuardError, FileNotFoundError):
 
 
 class JudgeError(SaferedirError, ValueError):
-    """A judge cannot be loaded, or was given pictures or scores it cannot read."""
+    """A judge cannot be loaded, or was given images or scores it cannot read."""
 
 
 class EncoderError(SaferedirError, ValueError):

@@ -18,13 +18,12 @@ from saferedir.attach import Attached, attach
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard
-from saferedir.guards.registry import may_be_unresolved
 from saferedir.policy.call_arguments import by_name, generators_of, with_signature
-from saferedir.policy.outputs import Result, blocked_error, copied, pictures_of, same
+from saferedir.policy.outputs import Result, blocked_error, copied, images_of, same
 
 POLICIES = ("redirect", "verify", "block")
 ON_BLOCK = ("blank", "raise")
-#: N pictures -> N bools, True where the concept is still there
+#: N images -> N bools, True where the concept is still there
 Verifier = Callable[[list[Image.Image]], Sequence[bool]]
 
 
@@ -40,8 +39,8 @@ def protect(
 ) -> GuardedPipeline:
     """Attach guards and put a policy around the pipeline; call the result as you would call the pipeline.
 
-    "redirect": steer, and return what came out. "verify": steer, then check every image; unsafe ones are drawn again
-    from the same noise more strongly, at most `retries` times, then blocked. "block": an image on which a guard
+    "redirect": steer, and return what came out. "verify": steer, then check every image; unsafe ones are generated
+    again from the same noise more strongly, at most `retries` times, then blocked. "block": an image on which a guard
     acted, or which is unsafe, is blocked at once. Unsafe means that a guard's decision is `unresolved` (its own
     classifier on the final x0; of our methods saferedir has one) or that `verify`, a function of the finished PIL images, says
     so (of a judge: `judge.verifier(rule)`); with neither, "verify" is refused, and so is a run in which a guard's classifier is
@@ -57,7 +56,7 @@ def protect(
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise GuardConfigError(f"retries is {retries!r}; expected a whole number >= 0.")
     if verify is not None and on_unsafe == "redirect":
-        raise GuardConfigError('on_unsafe="redirect" never looks again; use on_unsafe="verify" with a verifier.')
+        raise GuardConfigError('on_unsafe="redirect" checks nothing; use on_unsafe="verify" with a verifier.')
     if isinstance(verify, Guard):
         if not any(verify is guard for guard in chosen):
             raise GuardConfigError("verify is a guard that is not among `guards`; add it there, or give a function.")
@@ -68,14 +67,14 @@ def protect(
         )
     elif verify is not None and not callable(verify):
         raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
-    look = None if verify is None or isinstance(verify, Guard) else verify
-    if on_unsafe == "verify" and look is None and chosen and not any(map(may_be_unresolved, chosen)):
+    verifier = None if verify is None or isinstance(verify, Guard) else verify
+    if on_unsafe == "verify" and verifier is None and chosen and not any(guard.may_be_unresolved for guard in chosen):
         names = ", ".join(repr(guard.method) for guard in chosen)
         raise GuardConfigError(
             f'on_unsafe="verify" has nothing to verify with: guards of {names} never call an image unresolved; give verify=, a '
             'function of the finished images, or use on_unsafe="redirect".'
         )
-    return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, look, retries, on_block)
+    return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, verifier, retries, on_block)
 
 
 _MISSING = object()
@@ -95,7 +94,7 @@ class GuardedPipeline:
     _pipe: Any
     _attached: Attached
     _on_unsafe: str
-    _look: Verifier | None
+    _verifier: Verifier | None
     _retries: int
     _on_block: str
     _lock: threading.RLock
@@ -111,12 +110,12 @@ class GuardedPipeline:
         pipe: Any,
         attached: Attached,
         on_unsafe: str,
-        look: Verifier | None,
+        verifier: Verifier | None,
         retries: int,
         on_block: str = "blank",
     ) -> None:
         self.__dict__.update(  # not by assignment: that goes to the pipeline
-            _pipe=pipe, _attached=attached, _on_unsafe=on_unsafe, _look=look, _retries=retries, _on_block=on_block,
+            _pipe=pipe, _attached=attached, _on_unsafe=on_unsafe, _verifier=verifier, _retries=retries, _on_block=on_block,
             _lock=threading.RLock(), _is_running=False, _decisions=[],
         )  # fmt: skip
 
@@ -138,9 +137,9 @@ class GuardedPipeline:
             return output
 
     def _under_policy(self, call: dict[str, Any]) -> tuple[Any, list[Decision]]:
-        if self._look is not None and call.get("output_type") == "latent":
+        if self._verifier is not None and call.get("output_type") == "latent":
             raise GuardError(
-                'output_type="latent" leaves the verifier nothing to look at; ask for "pil", "np" or "pt", or protect '
+                'output_type="latent" leaves the verifier nothing to read; ask for "pil", "np" or "pt", or protect '
                 "with verify=None."
             )
         generators = generators_of(call)
@@ -169,11 +168,11 @@ class GuardedPipeline:
         attached = self._attached
         disabled = [guard.method for guard in attached.guards if not guard.enabled]
         if disabled:
-            raise GuardError(f"guard {disabled[0]!r} is disabled, so nothing is drawn; set its `enabled` to True.")
+            raise GuardError(f"guard {disabled[0]!r} is disabled, so nothing is generated; set its `enabled` to True.")
         if not attached.is_attached:
             raise GuardError(
                 "the guards are no longer on this pipeline's modules (detached, or a module was replaced), so nothing is "
-                "drawn; protect it again."
+                "generated; protect it again."
             )
         runs = attached.runs
         attached.retry_level = levels
@@ -189,7 +188,7 @@ class GuardedPipeline:
                 "and protect the pipeline again if its parts were replaced."
             )
         result.check_finite()
-        if self._on_unsafe == "verify" and self._look is None:
+        if self._on_unsafe == "verify" and self._verifier is None:
             _refuse_unverified(result.decisions)
         return result
 
@@ -197,9 +196,9 @@ class GuardedPipeline:
         """Those of `rows` that may not be shown as they are."""
         rows = list(rows)
         found = {d.image for d in result.decisions if d.unresolved or (self._on_unsafe == "block" and d.fired)}
-        if self._look is not None:
-            shown = [(row, picture) for row in rows for picture in pictures_of(result.images[row])]
-            flags = _ask(self._look, [picture for _, picture in shown])
+        if self._verifier is not None:
+            shown = [(row, image) for row in rows for image in images_of(result.images[row])]
+            flags = _flags_of(self._verifier, [image for _, image in shown])
             found |= {row for (row, _), flag in zip(shown, flags, strict=True) if flag}
         return [row for row in rows if row in found]
 
@@ -210,7 +209,7 @@ class GuardedPipeline:
         watched = dict(call)
         for name, value in call.items():
             if name == "callback" or name.endswith("callback_on_step_end"):
-                inputs = getattr(value, "tensor_inputs", None)  # diffusers' PipelineCallback says what it wants to see
+                inputs = getattr(value, "tensor_inputs", None)  # diffusers' PipelineCallback says what it wants to read
                 if inputs is not None:
                     watched[f"{name}_tensor_inputs"] = inputs
                 watched[name] = None if value is None else self._watched(value)
@@ -224,7 +223,7 @@ class GuardedPipeline:
         own = callback if inspect.isroutine(callback) else type(callback)
         name = getattr(own, "__name__", "of yours")
 
-        def looking(*given: Any) -> dict[str, Any]:
+        def checked(*given: Any) -> dict[str, Any]:
             values, shown, around = given[-1], copied(given), self._surroundings()
             answer = callback(*shown)
             unchanged = same(given, shown) and same(self._surroundings(), around)
@@ -232,12 +231,12 @@ class GuardedPipeline:
                 unchanged = unchanged and same(answer, {name: values.get(name, _MISSING) for name in answer})
             if not unchanged:
                 raise GuardError(
-                    f"a callback of a protected pipeline may look but not write, and {name} writes; return what it was given, or "
+                    f"a callback of a protected pipeline may read but not write, and {name} writes; return what it was given, or "
                     "call without it."
                 )
             return {}
 
-        return looking
+        return checked
 
     def _surroundings(self) -> list[Any]:
         pipe, attached = self._pipe, self._attached
@@ -258,7 +257,7 @@ class GuardedPipeline:
         return self._attached.guards
 
     def detach(self) -> None:
-        """Take the guards off; this object then refuses to draw, the pipeline itself is as it was found."""
+        """Take the guards off; this object then refuses to generate, the pipeline itself is as it was found."""
         self._attached.detach()
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -307,18 +306,18 @@ def _refuse_unverified(decisions: Sequence[Decision]) -> None:
         )
 
 
-def _ask(verifier: Verifier, pictures: list[Image.Image]) -> list[bool]:
-    """The verifier's answer, one true bool a picture; anything else is an error."""
+def _flags_of(verifier: Verifier, images: list[Image.Image]) -> list[bool]:
+    """The verifier's answer, one true bool an image; anything else is an error."""
     try:
-        answer: Any = verifier(pictures)
+        answer: Any = verifier(images)
         flags = [item.item() if getattr(item, "shape", None) == () else item for item in answer]
     except Exception as error:
         raise GuardError(
             f"the verifier failed ({type(error).__name__}: {error}), so no image is returned; mend it, or use "
             "verify=None."
         ) from error
-    if len(flags) != len(pictures) or not all(isinstance(flag, bool) for flag in flags):
+    if len(flags) != len(images) or not all(isinstance(flag, bool) for flag in flags):
         raise GuardError(
-            f"the verifier answered {flags!r} for {len(pictures)} images, so none is returned; expected one bool each."
+            f"the verifier answered {flags!r} for {len(images)} images, so none is returned; expected one bool each."
         )
     return flags

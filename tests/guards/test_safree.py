@@ -35,7 +35,7 @@ from saferedir.guards.safree.math import (
 )
 from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import FAMILIES
-from saferedir.pipelines.text_towers import TextTower, make_towers
+from saferedir.pipelines.text_encoders import TextEncoder, make_text_encoders
 
 CASES = ["sd", "sdxl", "sd3", "flux-true-cfg", "pixart-sigma", "wan"]
 PROMPT, PHRASES = "a star b", ("the moon", "a lamp")
@@ -287,34 +287,34 @@ def test_a_unet_that_hides_its_skip_features_is_refused() -> None:
         sr.attach(PIPELINES["sd3"].build(), safree(lra="paper"))
 
 
-# --- towers and texts
+# --- text_encoders and texts
 
 
-def towers_of(case: PipelineCase, pipe: Any, length: int) -> tuple[TextTower, ...]:
-    return make_towers(pipe, FAMILIES[case.family], length)
+def encoders_of(case: PipelineCase, pipe: Any, length: int) -> tuple[TextEncoder, ...]:
+    return make_text_encoders(pipe, FAMILIES[case.family], length)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_tower_states_in_place_are_the_prompt_embeddings(name: str) -> None:
+def test_text_encoder_states_in_place_are_the_prompt_embeddings(name: str) -> None:
     case = PIPELINES[name]
     pipe, texts = case.build(), [PROMPT, "", "ab cd " * 90]
     with torch.no_grad():
         embeds = encode_prompts(pipe, texts)
         placed, pooled_only = torch.zeros_like(embeds.prompt), 0
-        for tower in towers_of(case, pipe, embeds.prompt.shape[1]):
-            states, pooled = tower.states(tower.ids(texts))
-            if tower.tokens is None:
+        for text_encoder in encoders_of(case, pipe, embeds.prompt.shape[1]):
+            states, pooled = text_encoder.states(text_encoder.ids(texts))
+            if text_encoder.tokens is None:
                 assert embeds.pooled is not None
                 torch.testing.assert_close(pooled, embeds.pooled)
                 pooled_only += 1
             else:
-                placed[:, tower.tokens, tower.channels] = states
+                placed[:, text_encoder.tokens, text_encoder.channels] = states
     torch.testing.assert_close(placed, embeds.prompt, rtol=1e-5, atol=1e-5)
     assert pooled_only == (case.family == "flux")
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3"])
-def test_towers_follow_clip_skip(name: str) -> None:
+def test_text_encoders_follow_clip_skip(name: str) -> None:
     case, spy = PIPELINES[name], Spy()
     pipe = case.build()
     if name == "sd":  # diffusers looks for the norm where older releases of transformers have it
@@ -323,23 +323,25 @@ def test_towers_follow_clip_skip(name: str) -> None:
     with sr.attach(pipe, spy):
         run(case, pipe, PROMPT, clip_skip=1)
     step = spy.steps[0]
-    for tower in step.run.towers:
-        states, _ = tower.states(tower.ids([PROMPT]))
-        torch.testing.assert_close(states, step.prompt_embeds[:, tower.tokens, tower.channels], rtol=1e-5, atol=1e-5)
+    for text_encoder in step.run.text_encoders:
+        states, _ = text_encoder.states(text_encoder.ids([PROMPT]))
+        torch.testing.assert_close(
+            states, step.prompt_embeds[:, text_encoder.tokens, text_encoder.channels], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_words_of_a_text() -> None:
     pipe = make_sdxl()
     pipe.tokenizer_2.pad_token = "a"  # SDXL's second tokenizer pads with a word, the one that also masks
-    for tower in make_towers(pipe, FAMILIES["stable-diffusion-xl"], 77):
-        ids = tower.ids(["b c", "", "b<|endoftext|>c", "b " * 100])
-        assert tower.words(ids).sum(1).tolist() == [2, 0, 3, 75]  # a closing token typed by the user is a word
-        assert tower.attended(ids).sum(1).tolist() == [4, 2, 5, 77]
-        ids[0, 2] = tower.mask_id
-        assert tower.attended(ids).sum(1).tolist() == [4, 2, 5, 77]  # masking the last word moves no end
-        cut = tower.ids(["b " * 100], keep_end=False)
-        assert cut.shape == (1, 77) and cut[0, -1] != tower.tokenizer.eos_token_id
-        states, pooled = tower.states(cut)
+    for text_encoder in make_text_encoders(pipe, FAMILIES["stable-diffusion-xl"], 77):
+        ids = text_encoder.ids(["b c", "", "b<|endoftext|>c", "b " * 100])
+        assert text_encoder.words(ids).sum(1).tolist() == [2, 0, 3, 75]  # a closing token typed by the user is a word
+        assert text_encoder.attended(ids).sum(1).tolist() == [4, 2, 5, 77]
+        ids[0, 2] = text_encoder.mask_id
+        assert text_encoder.attended(ids).sum(1).tolist() == [4, 2, 5, 77]  # masking the last word moves no end
+        cut = text_encoder.ids(["b " * 100], keep_end=False)
+        assert cut.shape == (1, 77) and cut[0, -1] != text_encoder.tokenizer.eos_token_id
+        states, pooled = text_encoder.states(cut)
         assert torch.equal(pooled[0], states[0, int(cut.argmax())])
 
 
@@ -352,7 +354,10 @@ def test_rows_of_a_call_have_the_texts_of_their_prompts(name: str) -> None:
         assert "encode_prompt" in pipe.__dict__
         run(case, pipe, "")
     assert spy.steps[0].prompts == (PROMPT, PROMPT, "c", "c") and spy.steps[-1].prompts == ("",)
-    assert len(spy.runs[0].towers) == len(FAMILIES[case.family].towers) and "encode_prompt" not in pipe.__dict__
+    assert (
+        len(spy.runs[0].text_encoders) == len(FAMILIES[case.family].text_encoder_facts)
+        and "encode_prompt" not in pipe.__dict__
+    )
     assert PROMPT not in repr(spy.steps[0])
 
 
@@ -423,7 +428,7 @@ def test_every_pipeline_is_filtered_or_refused(case: PipelineCase) -> None:
     pipe = case.build()
     bare = run(case, pipe, PROMPT)
     with sr.attach(pipe, safree(**ACTING)) as attached:
-        if not FAMILIES[case.family].towers:
+        if not FAMILIES[case.family].text_encoder_facts:
             with pytest.raises(sr.GuardError, match="needs CLIP or T5 text encoders"):
                 run(case, pipe, PROMPT)
             return
@@ -466,8 +471,8 @@ def test_only_triggers_move_and_only_in_the_first_steps() -> None:
     moved = [(step.prompt_embeds != original).any(-1)[0].nonzero().flatten().tolist() for step in steps]
     count = decisions[0].steps_redirected
     assert 6 <= count <= 10 and decisions[0].action == "redirected" and decisions[0].prompt_score > 0
-    tower = own.runs[0].towers[0]
-    words = tower.words(tower.ids([PROMPT]))[0].nonzero().flatten().tolist()
+    text_encoder = own.runs[0].text_encoders[0]
+    words = text_encoder.words(text_encoder.ids([PROMPT]))[0].nonzero().flatten().tolist()
     assert moved[0] and set(moved[0]) < set(words)  # some words; not the opening, closing and padding tokens
     assert moved == [moved[0]] * count + [[]] * (50 - count)
     assert all(step.prompt_embeds is steps[-1].prompt_embeds for step in steps[count:])
@@ -478,9 +483,9 @@ def test_only_triggers_move_and_only_in_the_first_steps() -> None:
 
 def test_filtered_tokens_hold_nothing_of_the_concept() -> None:
     steps, _ = conditioning(make_pipeline(), safree(**ACTING))
-    tower = steps[0].run.towers[0]
-    concept = basis(tower.states(tower.ids(PHRASES))[1], 1e-3)
-    words = tower.words(tower.ids([PROMPT]))
+    text_encoder = steps[0].run.text_encoders[0]
+    concept = basis(text_encoder.states(text_encoder.ids(PHRASES))[1], 1e-3)
+    words = text_encoder.words(text_encoder.ids([PROMPT]))
     new = steps[0].prompt_embeds[words]
     assert onto(new, concept).norm() <= 1e-4 * new.norm()
     assert steps[0].negative_prompt_embeds is not None
@@ -548,10 +553,10 @@ def test_flux_projects_its_pooled_vector_as_well() -> None:
     with sr.attach(pipe, [safree(**ACTING), spy]):
         run(case, pipe, PROMPT)
     step = spy.steps[0]
-    tower = step.run.towers[0]
-    concept = basis(tower.states(tower.ids(PHRASES))[1], 1e-3)
+    text_encoder = step.run.text_encoders[0]
+    concept = basis(text_encoder.states(text_encoder.ids(PHRASES))[1], 1e-3)
     own = step.run.encode([PROMPT]).pooled
-    assert step.pooled is not None and own is not None and tower.tokens is None
+    assert step.pooled is not None and own is not None and text_encoder.tokens is None
     torch.testing.assert_close(step.pooled, away(own, concept))
 
 

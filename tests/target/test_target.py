@@ -86,17 +86,17 @@ def test_soft_prompts_are_read_in_place_of_the_text(case: PipelineCase) -> None:
     """Looked-up embeddings change nothing, and every encoder passes gradients on to its own."""
     pipe = frozen(case.build())
     with Target(pipe, (), call_of(case)) as target:
-        if not target.towers:
+        if not target.text_encoders:
             pytest.skip(f"{case.family} has no row about its text encoders")
         soft = []
-        for place, tower in enumerate(target.towers):
-            ids = tower.ids(PROMPT)
+        for place, text_encoder in enumerate(target.text_encoders):
+            ids = text_encoder.ids(PROMPT)
             soft.append(SoftPrompt(ids, target.embed(ids, place).clone().requires_grad_(True), place))
         plain, read = (target.roll_out(None, 1, 2, given, prompt=PROMPT, generator=seeded())[0] for given in ((), soft))
         assert torch.equal(plain.pred, read.pred)
         for gradient in torch.autograd.grad(read.eps.square().sum(), [one.embeds for one in soft]):
             assert size(gradient) > 0
-        moved = [SoftPrompt(one.ids, one.embeds.detach() + 1.0, one.tower) for one in soft]
+        moved = [SoftPrompt(one.ids, one.embeds.detach() + 1.0, one.text_encoder) for one in soft]
         assert not torch.equal(
             target.roll_out(None, 1, 2, moved, prompt=PROMPT, generator=seeded())[0].pred, plain.pred
         )
@@ -144,7 +144,7 @@ def test_gradients_pass_through_the_guard(world: Any, star: sr.Guard[Any]) -> No
     latents = torch.randn(1, 4, 16, 16, generator=generator)
     with Target(world, [star], CALL) as target:
         latents = target.roll_out(None, 0, 1, prompt=STAR, generator=seeded())[0].x_t.detach()
-        ids = target.towers[0].ids(STAR)
+        ids = target.text_encoders[0].ids(STAR)
         looked_up = target.embed(ids).detach()
 
         def loss(embeds: Tensor, what: str) -> Tensor:

@@ -214,9 +214,7 @@ def _more_arguments(given: list[str]) -> dict[str, Any]:
 
 
 def _refuse_blocking_all(guards: list[Any]) -> None:
-    from saferedir.guards.registry import always_acts
-
-    acting = sorted({guard.method for guard in guards if always_acts(guard)})
+    acting = sorted({guard.method for guard in guards if guard.always_acts})
     if acting:
         raise ValueError(
             f"--policy block would block every image: guards of {', '.join(map(repr, acting))} act on all of them; use --policy "

@@ -61,10 +61,16 @@ class Guard(Generic[ConfigT]):
     #: whether it takes the sampler's step anew, or goes on from merged latents, in `on_step_end`; some settings of a guard may,
     #: and others not; `attach` refuses two such guards on one pipeline
     replaces_step: bool = False
-    #: whether it reads `step.prompts` and `run.towers`; some settings of a guard may, and others not
+    #: whether it reads `step.prompts` and `run.text_encoders`; some settings of a guard may, and others not
     needs_text: bool = False
     #: whether it has words encoded in every run; `attach` refuses it where a text encoder was dropped
     needs_text_encoder: bool = False
+
+    #: whether it acts on every image of every run, whatever it shows; a policy that blocks what it acted on blocks everything
+    always_acts: ClassVar[bool] = False
+    #: whether a decision of it may be `unresolved`: whether it can tell that the concept is still there at the end. False in a
+    #: method without a classifier of the final estimate; some settings of a guard may have one, and others not
+    may_be_unresolved: bool = True
 
     def __init__(self, config: ConfigT) -> None:
         self.config: ConfigT = config
@@ -162,11 +168,11 @@ class Guard(Generic[ConfigT]):
         return step.pred
 
     def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
-        """Look at, or replace, the denoised estimate (B, C, h, w) float32; return `x0` for "untouched"."""
+        """Read, or replace, the denoised estimate (B, C, h, w) float32; return `x0` for "untouched"."""
         return x0
 
     def on_step_end(self, step: Step, latents: Tensor) -> Tensor:
-        """Look at, or replace, the latents after the scheduler's step; return `latents` for "untouched"."""
+        """Read, or replace, the latents after the scheduler's step; return `latents` for "untouched"."""
         return latents
 
     def verdict(self, run: Run, state: Any) -> list[Decision]:
@@ -178,7 +184,7 @@ class Guard(Generic[ConfigT]):
     def gates(self, state: Any) -> Mapping[str, Gate]:
         """What decides whether it acts, as of the latest evaluation, in the graph; {} for a guard that always acts.
 
-        For those who attack it, or look on: the seam itself never asks.
+        For those who attack it, or watch it: the seam itself never asks.
         """
         return {}
 
@@ -219,7 +225,7 @@ class Guard(Generic[ConfigT]):
     def from_pretrained(cls, name: str | Path, force: bool = False) -> Self:
         """Load a packaged guard ("pictoworld/star"), a folder, or a Hugging Face hub id.
 
-        The class comes from the config's "method"; calling this on a subclass insists on that subclass. With
+        The class comes from the config's "method"; called on a subclass it takes that subclass only. With
         `force` the guard is not bound to the backbone it was trained for.
         """
         return load_guard(cls, name, force=force)

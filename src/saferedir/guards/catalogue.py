@@ -1,6 +1,6 @@
 """The methods, one row each: the class that serves it, its paper, what it needs and what it costs. Plain data, no torch.
 
-`guards.registry` binds the classes, `saferedir methods` prints the rows.
+`guards.methods` binds the classes, `saferedir methods` prints the rows.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Shapes: predictions (B, C, h, w); phrases n, prompt p, unconditional 0, guidance
 
 A guard sees embeddings, not the text of the call's own negative prompt, so `standard` cannot join the two: it replaces the
 user's negative prompt, and every decision says so. `subtract` keeps it as row 0. Without guidance both can do nothing; see
-`without_guidance`. With p = n `standard` still draws the concept, `subtract` gives m_0.
+`without_guidance`. With p = n `standard` still generates the concept, `subtract` gives m_0.
 
 Deviations: long phrase lists warn and are not split into averaged chunks.
 """
@@ -71,6 +71,8 @@ class NegativePrompt(Guard[NegativePromptConfig]):
 
     method: ClassVar[str] = "negative_prompt"
     config_class: ClassVar[type[GuardConfig]] = NegativePromptConfig
+    always_acts: ClassVar[bool] = True
+    may_be_unresolved = False
     replaces_guidance: ClassVar[bool] = True
 
     def __init__(self, config: NegativePromptConfig) -> None:

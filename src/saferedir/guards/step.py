@@ -17,7 +17,7 @@ from torch import Tensor
 from saferedir.errors import GuardError
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.solver import Solver
-from saferedir.pipelines.text_towers import TextTower
+from saferedir.pipelines.text_encoders import TextEncoder
 from saferedir.utils.renamed import old_name
 
 
@@ -39,7 +39,7 @@ class Run:
         retry_level: one level an image; above 0 the last run's image was unsafe, so act from step 0 on, more strongly the higher.
         device, dtype: of the denoiser's latents.
         encode: texts -> their conditioning (N, ...) by the pipeline's own text encoders, as long as the run's prompts.
-        towers: the text encoders themselves, in the order of `families`; filled only if a guard has `needs_text`.
+        text_encoders: the text encoders themselves, in the order of `families`; filled only if a guard has `needs_text`.
         solver: the scheduler's update, for a latent of the guard's own; there only if a guard has `extra_latents`.
     """
 
@@ -55,8 +55,14 @@ class Run:
     dtype: torch.dtype
     retry_level: tuple[int, ...] = ()
     encode: Callable[[Sequence[str]], PromptEmbeds] = dataclasses.field(default=_no_encoder, repr=False, compare=False)
-    towers: tuple[TextTower, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    text_encoders: tuple[TextEncoder, ...] = dataclasses.field(default=(), repr=False, compare=False)
     solver: Solver | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def towers(self) -> tuple[TextEncoder, ...]:
+        """Old name of `text_encoders`."""
+        warnings.warn("Run.towers is an old name; read Run.text_encoders.", DeprecationWarning, stacklevel=2)
+        return self.text_encoders
 
     @property
     def insist(self) -> tuple[int, ...]:

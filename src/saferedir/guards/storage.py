@@ -20,7 +20,7 @@ from torch import Tensor
 
 from saferedir.errors import GuardConfigError, GuardNotFoundError
 from saferedir.guards.config import GuardConfig
-from saferedir.guards.registry import guard_class
+from saferedir.guards.methods import class_of
 from saferedir.utils.files import replacing_folder, save_tensors, take_over
 from saferedir.utils.locks import output_lock
 from saferedir.utils.packaged import GUARD_CONFIG, library_version, list_packaged_guards, packaged_guard_path
@@ -82,7 +82,7 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
         raise GuardConfigError(f'{folder / GUARD_CONFIG} has no "method"; it was not written by save_pretrained.')
     method = record.pop("method")
     record.pop("version", None)
-    found: type[Any] = cls if cls.method == method else guard_class(method)
+    found: type[Any] = cls if cls.method == method else class_of(method)
     if not issubclass(found, cls):
         raise GuardConfigError(f"{folder} holds a {found.__name__}, not a {cls.__name__}; use Guard.from_pretrained.")
     config = found.config_class.from_dict(_with_found_files(found.config_class, record, folder))

@@ -17,14 +17,14 @@ CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tower:
-    """One text encoder of a family, read by `text_towers`: how its states become prompt embeddings.
+class TextEncoderFacts:
+    """One text encoder of a family, read by `text_encoders`: how its states become prompt embeddings.
 
     Attributes:
         kind: what its special tokens are like, and what a pooled state is.
-        encoder, tokenizer: attributes of the pipeline; where either is None there is no such tower.
-        place: its states are the first, or "beside" the last tower's (more channels), or "after" them (more tokens);
-            "pooled": they are no prompt embeddings, its pooled state is the pooled embedding.
+        encoder, tokenizer: attributes of the pipeline; where either is None there is no such text encoder.
+        position: its states are the "first", or stand beside the last encoder's (more "channels"), or after them (more
+            "tokens"); "pooled": they are no prompt embeddings, its pooled state is the pooled embedding.
         layer: hidden state that is taken, -1 the last one after the final norm.
         is_masked: whether padding is masked in the encoder; is_zeroed: whether the states of padding are set to 0.
     """
@@ -32,7 +32,7 @@ class Tower:
     kind: Literal["clip", "t5"]
     encoder: str = "text_encoder"
     tokenizer: str = "tokenizer"
-    place: Literal["first", "beside", "after", "pooled"] = "first"
+    position: Literal["first", "channels", "tokens", "pooled"] = "first"
     layer: int = -1
     is_masked: bool = False
     is_zeroed: bool = False
@@ -66,7 +66,7 @@ class Family:
         has_bos: whether prompts begin with a token that says nothing and must not be moved.
         length_matters: whether `max_sequence_length` changes the embeddings of a prompt's own tokens: False only where the
             encoder is told what is padding, and the denoiser is, too (or sees zeros).
-        towers: the text encoders whose tokens a guard may mask, in this order; () where we know none.
+        text_encoder_facts: the text encoders whose tokens a guard may mask, in this order; () where we know none.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Family:
     encoded: tuple[str, ...] = ("prompt",)
     has_bos: bool = False
     length_matters: bool = True
-    towers: tuple[Tower, ...] = ()
+    text_encoder_facts: tuple[TextEncoderFacts, ...] = ()
 
     @property
     def is_sequential(self) -> bool:
@@ -107,8 +107,8 @@ UNET_ROWS = (
 
 #: two CLIPs side by side, as in SDXL and Stable Diffusion 3
 _CLIP_PAIR = (
-    Tower(kind="clip", layer=-2),
-    Tower(kind="clip", encoder="text_encoder_2", tokenizer="tokenizer_2", place="beside", layer=-2),
+    TextEncoderFacts(kind="clip", layer=-2),
+    TextEncoderFacts(kind="clip", encoder="text_encoder_2", tokenizer="tokenizer_2", position="channels", layer=-2),
 )
 
 _ROWS = (
@@ -131,7 +131,7 @@ _ROWS = (
         row_kwargs=UNET_ROWS,
         prompt_width="cross_attention_dim",
         has_bos=True,
-        towers=(Tower(kind="clip"),),
+        text_encoder_facts=(TextEncoderFacts(kind="clip"),),
     ),
     Family(
         name="stable-diffusion-xl",
@@ -154,7 +154,7 @@ _ROWS = (
         prompt_width="cross_attention_dim",
         encoded=("prompt", "negative", "pooled", "negative_pooled"),
         has_bos=True,
-        towers=_CLIP_PAIR,
+        text_encoder_facts=_CLIP_PAIR,
     ),
     Family(
         name="stable-diffusion-3",
@@ -169,9 +169,9 @@ _ROWS = (
         auxiliary_kwarg="skip_layers",
         encoded=("prompt", "negative", "pooled", "negative_pooled"),
         has_bos=True,
-        towers=(
+        text_encoder_facts=(
             *_CLIP_PAIR,
-            Tower(kind="t5", encoder="text_encoder_3", tokenizer="tokenizer_3", place="after"),
+            TextEncoderFacts(kind="t5", encoder="text_encoder_3", tokenizer="tokenizer_3", position="tokens"),
         ),
     ),
     Family(
@@ -183,9 +183,9 @@ _ROWS = (
         pooled_kwarg=("pooled_projections",),
         packing=FLUX_PACKING,
         encoded=("prompt", "pooled"),
-        towers=(
-            Tower(kind="clip", place="pooled"),
-            Tower(kind="t5", encoder="text_encoder_2", tokenizer="tokenizer_2"),
+        text_encoder_facts=(
+            TextEncoderFacts(kind="clip", position="pooled"),
+            TextEncoderFacts(kind="t5", encoder="text_encoder_2", tokenizer="tokenizer_2"),
         ),
     ),
     Family(
@@ -197,7 +197,7 @@ _ROWS = (
         prompt_width="caption_channels",
         encoded=("prompt", "mask"),
         length_matters=False,
-        towers=(Tower(kind="t5", is_masked=True),),
+        text_encoder_facts=(TextEncoderFacts(kind="t5", is_masked=True),),
     ),
     Family(
         name="sana",
@@ -247,7 +247,7 @@ _ROWS = (
         cfg_layout="sequential",
         prompt_width="text_dim",
         length_matters=False,
-        towers=(Tower(kind="t5", is_masked=True, is_zeroed=True),),
+        text_encoder_facts=(TextEncoderFacts(kind="t5", is_masked=True, is_zeroed=True),),
     ),
 )
 

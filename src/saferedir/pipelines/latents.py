@@ -80,14 +80,14 @@ def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray[Any, np
 
 
 def encode_images(vae: Any, images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:
-    """Latents (N, C, h, w) of pictures (H, W, 3), all of one size."""
+    """Latents (N, C, h, w) of images (H, W, 3), all of one size."""
     pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2)
     count = max(1, PIXELS_AT_ONCE // pixels[0, 0].numel())
     return torch.cat([encode_pixels(vae, part.float() / 127.5 - 1.0) for part in pixels.split(count)])
 
 
 def default_size(pipe: Any) -> tuple[int, int]:
-    """(height, width) in pixels that the pipeline generates unless told otherwise; raises where nothing says it.
+    """(height, width) in pixels that the pipeline generates by default; raises where nothing says it.
 
     A number in the call's signature (Sana, AuraFlow, Wan) wins over the configs, as it does in the pipeline.
     """

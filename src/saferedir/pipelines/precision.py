@@ -1,6 +1,6 @@
-"""Which arithmetic draws fastest here without a loss that matters: bf16 autocast where the processor has it.
+"""Which arithmetic generates fastest here without a loss that matters: bf16 autocast where the processor has it.
 
-Guarded and unguarded pictures must be drawn under the same one, or they are not comparable.
+Guarded and unguarded images must be generated under the same one, or they are not comparable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def fast_precision(device: torch.device) -> torch.autocast:
-    """A context for drawing: bf16 autocast where that is fast, plain float32 elsewhere."""
+    """A context for generation: bf16 autocast where that is fast, plain float32 elsewhere."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
 
 

@@ -93,7 +93,7 @@ class Solver:
         """The present step, made by a forked scheduler with the arguments of the live one, and with its noise."""
         args, kwargs = self._arguments
         timestep = self._timesteps[self._evaluation]
-        with same_draws((*args, *kwargs.values()), latents.device):
+        with same_noise((*args, *kwargs.values()), latents.device):
             output = scheduler.step(self.pack(pred.to(self._dtype)), timestep, self.pack(latents), *args, **kwargs)
         return self.unpack(output[0])
 
@@ -158,7 +158,7 @@ def _copy(scheduler: Any) -> Any:
 
 
 @contextmanager
-def same_draws(values: Iterable[Any], device: torch.device) -> Iterator[None]:
+def same_noise(values: Iterable[Any], device: torch.device) -> Iterator[None]:
     """Afterwards every generator among `values` (in lists, too), and torch's own, stands where it stood before."""
     flat = [one for value in values for one in (value if isinstance(value, list | tuple) else (value,))]
     generators = [one for one in flat if isinstance(one, torch.Generator)]

@@ -108,15 +108,17 @@ def encoder_arguments(pipe: Any, variables: Mapping[str, Any]) -> dict[str, Any]
 def named_arguments(pipe: Any, method: str = "__call__", *, is_first: bool = False) -> dict[str, inspect.Parameter]:
     """Arguments of a method by name; with *args or **kwargs it hands on those of its base class, which count too.
 
-    Where two classes name the same one it is the subclass's; `is_first`: the base class's, of all bases.
+    A function that was put in the method's place on this very pipeline counts as that of a subclass. Where two classes name
+    the same argument it is the subclass's; `is_first`: the base class's, of all bases.
     """
     found: dict[str, inspect.Parameter] = {}
     firsts: dict[str, inspect.Parameter] = {}
     is_open = True
-    for owner in type(pipe).__mro__:
-        if method not in vars(owner):
+    owners = [vars(owner) for owner in type(pipe).__mro__]
+    for owner in (getattr(pipe, "__dict__", {}), *owners):
+        if method not in owner:
             continue
-        entries = inspect.signature(vars(owner)[method]).parameters.values()
+        entries = inspect.signature(owner[method]).parameters.values()
         named = {entry.name: entry for entry in entries if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)}
         if is_open:
             found = {**named, **found}

@@ -1,4 +1,4 @@
-"""What pipelines return, row by row: rows swapped between runs, blanks for blocked images, pictures for a verifier.
+"""What pipelines return, row by row: rows swapped between runs, blanks for blocked images, images for a verifier.
 
 Knows no pipeline, only what one gave back. Used by `protect`.
 """
@@ -61,7 +61,7 @@ class Result:
     def take(self, other: Result, rows: Sequence[int], attempts: int) -> None:
         """Replace `rows`, and only these, by those of another run."""
         if other.count != self.count:
-            raise GuardError(f"a retry drew {other.count} images instead of {self.count}, so none is returned.")
+            raise GuardError(f"a retry generated {other.count} images instead of {self.count}, so none is returned.")
         self._blank_the_rest()
         for key, part in self._rows().items():
             for row in rows:
@@ -117,7 +117,7 @@ def _blocked(decision: Decision, why: str) -> Decision:
 
 
 def _blank(value: Any) -> Any:
-    """Black, zeros, or nothing, of the same kind and size; flags and numbers are no pictures and stay."""
+    """Black, zeros, or nothing, of the same kind and size; flags and numbers are no images and stay."""
     if isinstance(value, Image.Image):
         return Image.new(value.mode, value.size)
     if isinstance(value, Tensor):
@@ -129,12 +129,12 @@ def _blank(value: Any) -> Any:
     return value if isinstance(value, bool | int | float) else None
 
 
-def pictures_of(row: Any) -> list[Image.Image]:
+def images_of(row: Any) -> list[Image.Image]:
     """One row of the output as new PIL images: a single one, or every frame of a video."""
     if isinstance(row, Image.Image):
         return [row.copy()]
     if isinstance(row, list | tuple):
-        return [picture for item in row for picture in pictures_of(item)]
+        return [image for item in row for image in images_of(item)]
     if isinstance(row, Tensor) and row.ndim >= 3:
         row = row.detach().float().cpu().movedim(-3, -1).numpy()
     if not isinstance(row, np.ndarray) or row.ndim not in (3, 4) or row.shape[-1] not in (1, 3):
@@ -146,7 +146,7 @@ def pictures_of(row: Any) -> list[Image.Image]:
 
 
 def copied(value: Any) -> Any:
-    """Copies of all tensors, arrays and pictures in plain containers, so that nobody writes into a run from outside."""
+    """Copies of all tensors, arrays and images in plain containers, so that nobody writes into a run from outside."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, np.ndarray | Image.Image):

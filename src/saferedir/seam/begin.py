@@ -17,8 +17,8 @@ from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.encoding import encode_to_length
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.schedules import evaluation_steps, prediction_type, training_time
+from saferedir.pipelines.text_encoders import make_text_encoders
 from saferedir.pipelines.text_settings import encoder_arguments
-from saferedir.pipelines.text_towers import make_towers
 
 
 def run_of(
@@ -28,7 +28,7 @@ def run_of(
     settings: Mapping[str, Any],
     asked: Sequence[tuple[int, ...]],
     begins: float | None,
-    with_towers: bool,
+    with_text_encoders: bool,
 ) -> tuple[Run, int]:
     """(run, index of its first evaluation in the scheduler's timesteps) from its first denoiser call.
 
@@ -67,7 +67,7 @@ def run_of(
         dtype=latents.dtype,
         retry_level=tuple(max(levels) for levels in zip(*asked, strict=True)) if asked else (0,) * batch,
         encode=encode,
-        towers=make_towers(pipe, family, length) if with_towers else (),
+        text_encoders=make_text_encoders(pipe, family, length) if with_text_encoders else (),
     )
     return run, offset
 
@@ -81,7 +81,9 @@ def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:
         return bool(getattr(pipe, name))
     if name in settings:  # PixArt keeps it to itself
         return bool(settings[name])
-    raise GuardError(f"a {type(pipe).__name__} does not say whether it guides; its row in families.py cannot be right.")
+    raise GuardError(
+        f"a {type(pipe).__name__} does not say whether it guides; its row in pipelines/families.py cannot be right."
+    )
 
 
 def is_unguided_now(pipe: Any) -> bool:

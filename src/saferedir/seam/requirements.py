@@ -50,9 +50,9 @@ def missing_text_encoders(pipe: Any, family: Family) -> list[str]:
     Stable Diffusion 3 does without its T5; a refiner of SDXL has the second CLIP only, and a denoiser of its width.
     """
     missing = [name for name in family.text_encoders if getattr(pipe, name, None) is None]
-    places = {tower.encoder: tower.place for tower in family.towers}
-    missing = [name for name in missing if places.get(name) != "after"]
-    side_by_side = [name for name, place in places.items() if place in ("first", "beside")]
+    positions = {facts.encoder: facts.position for facts in family.text_encoder_facts}
+    missing = [name for name in missing if positions.get(name) != "tokens"]
+    side_by_side = [name for name, position in positions.items() if position in ("first", "channels")]
     if missing and set(missing) < set(side_by_side):
         width = sum(int(getattr(pipe, name).config.hidden_size) for name in side_by_side if name not in missing)
         if width == unwrapped(getattr(pipe, family.denoiser)).config.get(family.prompt_width):

@@ -179,8 +179,35 @@ def arguments_of_call(pipe: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def why_no_step(settings: Mapping[str, Any], has_timesteps: bool) -> str:
-    """Why a call went through no guarded step, as the end of a sentence; `settings`: its variables."""
+def check_not_nested(pipe: Any) -> None:
+    """Raise GuardError where a call of this pipeline is made amid another one of it, by a callback.
+
+    The other one would lose its run, and its decisions.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    found: set[CodeType] = set()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
+            if code in found:  # a subclass's `__call__` around its base's is other code
+                raise GuardError(
+                    f"this {type(pipe).__name__} was called from within its own run (by a callback?), whose guards it would take "
+                    "away; call it when that run has ended, or load a second pipeline."
+                )
+            found.add(code)
+        frame = frame.f_back
+
+
+def why_no_step(settings: Mapping[str, Any], has_timesteps: bool, is_interrupted: bool = False) -> str:
+    """Why a call went through no guarded step, as the end of a sentence.
+
+    Args:
+        settings: the call's variables.
+        has_timesteps: whether there were any to go through.
+        is_interrupted: whether it was cancelled.
+    """
+    if is_interrupted:
+        return "it was cancelled before its first step; call the pipeline again and let it finish"
     if has_timesteps:
         return "it went past the guards, so its denoiser or scheduler was replaced; detach the guards and attach them again"
     steps = settings.get("num_inference_steps")

@@ -37,6 +37,7 @@ from saferedir.seam.run_state import (
     arguments_of_running_call,
     check_all_is_read,
     check_caller,
+    check_not_nested,
     check_scheduler_is_not_shared,
     why_no_step,
 )
@@ -153,6 +154,7 @@ class Seam:
 
     def set_timesteps(self, scheduler: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline sets timesteps: another run begins."""
+        check_not_nested(self.pipe)
         if self._state.was_detached:
             self._leave()
         else:
@@ -182,7 +184,8 @@ class Seam:
         if not had_step:
             self._state.forget()
             timesteps = settings.get("timesteps")
-            why = why_no_step(settings, timesteps is not None and len(timesteps) > 0)
+            is_interrupted = bool(getattr(self.pipe, "_interrupt", False))
+            why = why_no_step(settings, timesteps is not None and len(timesteps) > 0, is_interrupted)
             raise GuardError(f"this call ended without one guarded step, so no image is returned: {why}.")
         self._state.check_whole()
 
@@ -295,7 +298,9 @@ class Seam:
         self.warn_of_adapters(self.guards())
         asked = [attached.retry_level for attached in self.attachments if attached.retry_level]
         begins = None if self._first else call.time
-        run, offset = run_of(self.pipe, self.family, call, settings, asked, begins, with_towers=known_texts is not None)
+        run, offset = run_of(
+            self.pipe, self.family, call, settings, asked, begins, with_text_encoders=known_texts is not None
+        )
         enabled = [guard for guard in self.guards() if guard.enabled]
         self._caches = Caches(self.hooks.modules)
         self._caches.clear()

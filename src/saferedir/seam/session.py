@@ -95,7 +95,7 @@ class Session:
         return "second" if self._calls else "first"
 
     def end_guidance(self) -> None:
-        """The pipeline goes on without guidance: its calls have conditional rows only from now on, as guards are told."""
+        """The pipeline goes on without guidance: its calls, and what guards are given, have conditional rows only from now on."""
         if self._calls or self.family.is_sequential:
             return
         self.run = replace(self.run, guided=False)
@@ -278,8 +278,8 @@ class Session:
         if self._is_asked_early:
             timestep = self._scheduler.timesteps[self._offset + self.evaluation]
             self._frame = coefficients(self._scheduler, timestep)
-            seen = scaled_for_model(self._scheduler, self._frame).like(model_input)
-            steps.update(x_t=model_input, alpha=seen.alpha, sigma=seen.sigma)
+            scaled = scaled_for_model(self._scheduler, self._frame).like(model_input)
+            steps.update(x_t=model_input, alpha=scaled.alpha, sigma=scaled.sigma)
         return steps
 
     def _current(self) -> Steps:
@@ -314,5 +314,5 @@ def check_guidance(pred: Tensor, cond: Tensor | None, uncond: Tensor | None) -> 
     """Raise if the negative prompt makes the image: some pipelines let its weight be positive (Wan 2.2's second scale)."""
     if cond is not None and uncond is not None and bool((negative_weight(pred, cond, uncond) > NEGATIVE_WEIGHT).any()):
         raise GuardError(
-            "guidance below 1 makes the negative prompt draw the image, past the guards; use a guidance scale of 1 or more."
+            "guidance below 1 makes the negative prompt shape the image, past the guards; use a guidance scale of 1 or more."
         )

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from saferedir.errors import AttackError
-from saferedir.pipelines.text_towers import TextTower
+from saferedir.pipelines.text_encoders import TextEncoder
 
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """What a text encoder shall read for the prompts of ids (B, L): embeds (B, L, d). tower: which of the encoders."""
+    """What a text encoder shall read for the prompts of ids (B, L): embeds (B, L, d). text_encoder: which of the encoders."""
 
     ids: Tensor
     embeds: Tensor
-    tower: int = 0
+    text_encoder: int = 0
 
     def __post_init__(self) -> None:
         if self.embeds.shape[:2] != self.ids.shape or self.embeds.ndim != 3:
@@ -34,17 +34,17 @@ class SoftPrompt:
             )
 
 
-def table_of(tower: TextTower) -> nn.Module:
+def table_of(text_encoder: TextEncoder) -> nn.Module:
     """The encoder's token embeddings."""
     model = (
-        tower.encoder.encoder if tower.facts.kind == "t5" else tower.encoder
+        text_encoder.encoder.encoder if text_encoder.facts.kind == "t5" else text_encoder.encoder
     )  # T5's own stack has a table of its own
     table: nn.Module = model.get_input_embeddings()
     return table
 
 
 @contextmanager
-def reading(towers: Sequence[TextTower], prompts: Sequence[SoftPrompt]) -> Iterator[None]:
+def reading(text_encoders: Sequence[TextEncoder], prompts: Sequence[SoftPrompt]) -> Iterator[None]:
     """Inside, the encoders read these; AttackError at the end for a soft prompt whose ids never came."""
     used = [False] * len(prompts)
 
@@ -63,7 +63,7 @@ def reading(towers: Sequence[TextTower], prompts: Sequence[SoftPrompt]) -> Itera
         return hook
 
     handles = [
-        table_of(towers[prompt.tower]).register_forward_hook(hook_of(place, prompt))
+        table_of(text_encoders[prompt.text_encoder]).register_forward_hook(hook_of(place, prompt))
         for place, prompt in enumerate(prompts)
     ]
     try:
@@ -73,5 +73,5 @@ def reading(towers: Sequence[TextTower], prompts: Sequence[SoftPrompt]) -> Itera
             handle.remove()
     if not all(used):
         raise AttackError(
-            "no text encoder was given the ids of a soft prompt; make them with the tower's own `ids` of the call's prompts."
+            "no text encoder was given the ids of a soft prompt; make them with the encoder's own `ids` of the call's prompts."
         )

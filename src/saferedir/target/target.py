@@ -25,7 +25,7 @@ from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import family_of
 from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.pipelines.schedules import Coefficients, coefficients, evaluation_steps, training_time
-from saferedir.pipelines.text_towers import TextTower, make_towers
+from saferedir.pipelines.text_encoders import TextEncoder, make_text_encoders
 from saferedir.target.ledger import Ledger, count_rows
 from saferedir.target.partial import Probe, run_part
 from saferedir.target.prediction import Prediction
@@ -127,14 +127,20 @@ class Target:
         )
 
     @cached_property
-    def towers(self) -> tuple[TextTower, ...]:
+    def text_encoders(self) -> tuple[TextEncoder, ...]:
         """The text encoders, with their tokenizers."""
         length = encode_prompts(self.pipe, ["a"], self.call).prompt.shape[1]
-        return make_towers(self.pipe, self._seam.family, length)
+        return make_text_encoders(self.pipe, self._seam.family, length)
 
-    def embed(self, ids: Tensor, tower: int = 0) -> Tensor:
+    @property
+    def towers(self) -> tuple[TextEncoder, ...]:
+        """Old name of `text_encoders`."""
+        warnings.warn("Target.towers is an old name; use Target.text_encoders.", DeprecationWarning, stacklevel=2)
+        return self.text_encoders
+
+    def embed(self, ids: Tensor, text_encoder: int = 0) -> Tensor:
         """Token embeddings (B, L, d) that an encoder looks up for ids (B, L)."""
-        found: Tensor = table_of(self.towers[tower])(ids)
+        found: Tensor = table_of(self.text_encoders[text_encoder])(ids)
         return found
 
     def noised(self, x0: Tensor, noise: Tensor, evaluation: int) -> Tensor:
@@ -178,13 +184,13 @@ class Target:
         if start and self.moments[start].index == self.moments[start - 1].index:
             raise AttackError(f"evaluation {start} is in the middle of a step; begin with the first one of a step.")
         self._probe.predictions = []
-        with reading(self.towers, soft) if soft else nullcontext():
+        with reading(self.text_encoders, soft) if soft else nullcontext():
             self._run({**conditioning, "output_type": "latent"}, latents, start, end)
         return self._probe.predictions
 
     def generate(self, latents: Tensor | None = None, soft: Sequence[SoftPrompt] = (), **conditioning: Any) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], generated to the end."""
-        with reading(self.towers, soft) if soft else nullcontext():
+        with reading(self.text_encoders, soft) if soft else nullcontext():
             output = self._run({**conditioning, "output_type": "pt"}, latents, 0, None)
         images: Tensor = output.images
         self.ledger.charge(gen=len(images))

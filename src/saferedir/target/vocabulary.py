@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saferedir.errors import AttackError
-from saferedir.pipelines.text_towers import TextTower
+from saferedir.pipelines.text_encoders import TextEncoder
 from saferedir.target.soft_prompt import table_of
 
 
@@ -20,7 +20,7 @@ class Vocabulary:
     """Tokens of one encoder.
 
     Args:
-        tower: the encoder.
+        text_encoder: the encoder.
         forbidden: no token whose text holds one of these, in whatever case.
 
     Attributes:
@@ -30,11 +30,11 @@ class Vocabulary:
         table: (V, d) float32 embeddings.
     """
 
-    def __init__(self, tower: TextTower, forbidden: Collection[str] = ()) -> None:
-        self.tower = tower
-        weight: Tensor = table_of(tower).weight  # type: ignore[assignment]
+    def __init__(self, text_encoder: TextEncoder, forbidden: Collection[str] = ()) -> None:
+        self.text_encoder = text_encoder
+        weight: Tensor = table_of(text_encoder).weight  # type: ignore[assignment]
         self.table = weight.detach().float()
-        tokenizer, words = tower.tokenizer, [word.lower() for word in forbidden if word]
+        tokenizer, words = text_encoder.tokenizer, [word.lower() for word in forbidden if word]
         special = set(tokenizer.all_special_ids)
         self.allowed = torch.zeros(len(self.table), dtype=torch.bool, device=self.table.device)
         for token in sorted(place for place in set(tokenizer.get_vocab().values()) if place < len(self.table)):
@@ -54,21 +54,21 @@ class Vocabulary:
 
     def ids(self, words: Sequence[Sequence[int]]) -> Tensor:
         """(B, L) of the words' tokens, as the pipeline would frame and pad them; AttackError where they are too many."""
-        room = self.tower.length - self.tower.first_word - 1
+        room = self.text_encoder.length - self.text_encoder.first_word - 1
         longest = max(map(len, words), default=0)
         if longest > room:
             raise AttackError(f"a prompt of {longest} tokens does not fit; this encoder reads {room}.")
-        framed = self.tower.ids([""] * len(words))
-        end = framed[:, self.tower.first_word].clone()
+        framed = self.text_encoder.ids([""] * len(words))
+        end = framed[:, self.text_encoder.first_word].clone()
         for row, tokens in enumerate(words):
-            stop = self.tower.first_word + len(tokens)
-            framed[row, self.tower.first_word : stop] = torch.tensor(list(tokens), dtype=torch.long)
+            stop = self.text_encoder.first_word + len(tokens)
+            framed[row, self.text_encoder.first_word : stop] = torch.tensor(list(tokens), dtype=torch.long)
             framed[row, stop] = end[row]
         return framed
 
     def words(self, ids: Tensor) -> list[list[int]]:
         """The words' tokens of ids (B, L), without frame and padding."""
-        inside = self.tower.words(ids)
+        inside = self.text_encoder.words(ids)
         return [row[keep].tolist() for row, keep in zip(ids, inside, strict=True)]
 
     def texts(self, ids: Tensor) -> list[str]:
@@ -77,8 +77,8 @@ class Vocabulary:
 
     def survives(self, ids: Tensor) -> Tensor:
         """(B,) bool: typed as text and read again, these are the same ids with the same padding."""
-        return (self.tower.ids(self.texts(ids)) == ids).all(dim=1)
+        return (self.text_encoder.ids(self.texts(ids)) == ids).all(dim=1)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        found: str = self.tower.tokenizer.decode(list(tokens), skip_special_tokens=False)
+        found: str = self.text_encoder.tokenizer.decode(list(tokens), skip_special_tokens=False)
         return found.strip()

@@ -219,7 +219,7 @@ def test_build_goes_on_where_it_was_killed(pipe: Any, tmp_path: Path, monkeypatc
     monkeypatch.setattr(
         "saferedir.guards.negation.build.encode_images", lambda vae, some: calls.append(len(some)) or encode(vae, some)
     )
-    with pytest.raises(GuardConfigError, match="other pictures or settings"):
+    with pytest.raises(GuardConfigError, match="other images or settings"):
         build_negation_set(pipe.vae, sources, out, facts={"height": 32, "width": 32}, batch=3)
     report = build(pipe, sources, out)
     assert sum(calls) < 5 and report.references == 5
@@ -233,7 +233,7 @@ def test_empty_sources_are_one_sentence(pipe: Any, tmp_path: Path) -> None:
     with pytest.raises(GuardConfigError, match="is no folder"):
         image_sources(tmp_path / "none", 32, 32)
     (tmp_path / "in" / "broken.png").write_bytes(b"no")
-    with pytest.raises(GuardConfigError, match=r"empty \(1 pictures could not be read\)"):
+    with pytest.raises(GuardConfigError, match=r"empty \(1 images could not be read\)"):
         build(pipe, {"references": image_sources(tmp_path / "in", 32, 32)}, tmp_path / "set.safetensors")
 
 

@@ -130,7 +130,7 @@ def test_a_redirection_that_began_late_leaves_the_image_unresolved(steps: int, f
     class Fires(Redirector):
         checks = 0
 
-        def image_verdict(self, frames: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        def image_logits(self, frames: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             self.checks += 1
             return torch.full((len(frames), 1), 1.0 if self.checks - 1 == fires_at else -1.0)
 

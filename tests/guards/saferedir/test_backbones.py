@@ -282,7 +282,7 @@ def test_prompts_with_masks_and_pooled_parts_are_learnt(name: str) -> None:
         batch: TextBatch = training_module.text_batch(text, 24, generator)
         terms = redirection_terms(network, *batch, teacher_forcing=step < 33)
         given = batch.given
-        logits = network.prompt_verdict(given.prompt, given.mask, given.pooled)
+        logits = network.prompt_logits(given.prompt, given.mask, given.pooled)
         terms["classification"] = training_module.classification_term((logits, batch.label))
         training_module.total(terms, training_module.LossWeights()).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -352,13 +352,13 @@ def test_what_stands_in_the_padding_and_how_much_does_not_matter(name: str, junk
     base = network.redirection(short.prompt, short.mask)
     for other in (long, dirty):
         torch.testing.assert_close(
-            network.prompt_verdict(other.prompt, other.mask), network.prompt_verdict(short.prompt, short.mask)
+            network.prompt_logits(other.prompt, other.mask), network.prompt_logits(short.prompt, short.mask)
         )
         parts = network.redirection(other.prompt, other.mask)
         real = short.mask
         for one, two in ((base.mask[:, 0], parts.mask[:, 0, :45]), (base.delta[:, 0], parts.delta[:, 0, :45])):
             torch.testing.assert_close(two[real], one[real], atol=1e-5, rtol=1e-4)
-    assert torch.equal(network.prompt_verdict(dirty.prompt, dirty.mask), network.prompt_verdict(long.prompt, long.mask))
+    assert torch.equal(network.prompt_logits(dirty.prompt, dirty.mask), network.prompt_logits(long.prompt, long.mask))
 
 
 def test_zeros_are_padding_where_the_denoiser_has_no_mask() -> None:
@@ -369,7 +369,7 @@ def test_zeros_are_padding_where_the_denoiser_has_no_mask() -> None:
     assert short.mask is not None and short.mask.sum() == long.mask.sum() == short.prompt.any(-1).sum()  # type: ignore[union-attr]
     with torch.no_grad():
         torch.testing.assert_close(
-            network.prompt_verdict(short.prompt, short.mask), network.prompt_verdict(long.prompt, long.mask)
+            network.prompt_logits(short.prompt, short.mask), network.prompt_logits(long.prompt, long.mask)
         )
 
 
@@ -467,7 +467,7 @@ def test_other_pooled_embeddings_in_the_middle_of_a_run_are_scored_again() -> No
 def test_wrong_shapes_are_named(pooled: Tensor | None, mask: Tensor | None, message: str) -> None:
     network = Redirector(RedirectorConfig(prompt_dim=6, pooled_dim=5, width=8, heads=2))
     with pytest.raises(ValueError, match=message):
-        network.prompt_verdict(torch.zeros(2, 3, 6), mask, pooled)
+        network.prompt_logits(torch.zeros(2, 3, 6), mask, pooled)
 
 
 @pytest.mark.parametrize(
@@ -679,13 +679,13 @@ def test_held_out_embeddings_are_widened_a_few_rows_at_a_time(monkeypatch: pytes
     whole = held_out_scores(network, text, images)
     distance = calibration_module.distances(network, text)
     sizes: list[int] = []
-    verdict = Redirector.prompt_verdict
+    verdict = Redirector.prompt_logits
 
     def seen(self: Redirector, prompt_embeds: Tensor, *args: Any) -> Tensor:
         sizes.append(len(prompt_embeds))
         return verdict(self, prompt_embeds, *args)
 
-    monkeypatch.setattr(Redirector, "prompt_verdict", seen)
+    monkeypatch.setattr(Redirector, "prompt_logits", seen)
     monkeypatch.setattr(calibration_module, "ROWS_AT_ONCE", 4)
     for name, value in held_out_scores(network, text, images).items():
         torch.testing.assert_close(value, whole[name], atol=1e-5, rtol=1e-5)

@@ -56,12 +56,12 @@ class ScriptedNetwork(Redirector):
         super().__init__(RedirectorConfig.from_dict(NETWORK))
         self._prompt, self._image = prompt, image
 
-    def prompt_verdict(self, prompt_embeds: Tensor, prompt_mask: Any = None, pooled: Any = None) -> Tensor:
+    def prompt_logits(self, prompt_embeds: Tensor, prompt_mask: Any = None, pooled: Any = None) -> Tensor:
         if self._prompt is None:
             return torch.full((len(prompt_embeds), 1), -5.0)
         return torch.as_tensor(self._prompt(prompt_embeds), dtype=torch.float32).reshape(-1, 1)
 
-    def image_verdict(self, latent: Tensor, timestep: Any) -> Tensor:
+    def image_logits(self, latent: Tensor, timestep: Any) -> Tensor:
         if self._image is None:
             return torch.full((len(latent), 1), -5.0)
         return torch.as_tensor(self._image(latent, timestep), dtype=torch.float32).reshape(-1, 1)

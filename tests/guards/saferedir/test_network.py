@@ -74,9 +74,9 @@ def test_pieces_equal_the_whole():
     out = model(**data)
     text = {name: data[name] for name in ("prompt_embeds", "prompt_mask", "pooled")}
     image = {name: data[name] for name in ("latent", "timestep")}
-    assert torch.equal(model.prompt_verdict(**text), out.prompt_logits)
-    assert torch.equal(model.image_verdict(**image), out.image_logits)
-    assert torch.equal(model.joint_verdict(**image, **text), out.joint_logits)
+    assert torch.equal(model.prompt_logits(**text), out.prompt_logits)
+    assert torch.equal(model.image_logits(**image), out.image_logits)
+    assert torch.equal(model.joint_logits(**image, **text), out.joint_logits)
     alone = model.redirection(**text)
     assert all(torch.equal(value, getattr(out.redirection, name)) for name, value in vars(alone).items())
 

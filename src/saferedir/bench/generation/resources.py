@@ -249,7 +249,8 @@ def _make(source: Mapping[str, Any], pipe: Any) -> list[Guard[Any]]:
     preset = config.pop("preset", None)
     if preset is not None and not hasattr(kind.config_class, "preset"):
         raise BenchError(f"guard method {source['method']!r} has no presets; leave `preset` out of its config.")
-    settings = kind.config_class.from_dict(config) if preset is None else kind.config_class.preset(preset, **config)
+    config_class: Any = kind.config_class
+    settings = config_class.from_dict(config) if preset is None else config_class.preset(preset, **config)
     return [kind(settings)]
 
 

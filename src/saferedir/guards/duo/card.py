@@ -29,7 +29,7 @@ tags: [safety, unlearning, text-to-image, lora]
 ---
 # DUO guard for "{config.concept}"
 
-A LoRA that has unlearned "{config.concept}" from pairs of pictures with and without it. It acts on every picture, whatever the
+A LoRA that has unlearned "{config.concept}" from pairs of images with and without it. It acts on every image, whatever the
 prompt. With saferedir: `saferedir.attach(pipe, saferedir.Guard.from_pretrained(folder))`. With diffusers alone:
 `pipe.load_lora_weights(folder, weight_name="model.safetensors")`.
 
@@ -39,6 +39,6 @@ Method: Direct Unlearning Optimization (arXiv:2407.21035). Backbone: {family}. R
 {_table(config.training)}
 {measured}
 ## Limits
-Trained for one backbone. It also moves pictures that have nothing to do with the concept, a little. It is no defence against
+Trained for one backbone. It also moves images that have nothing to do with the concept, a little. It is no defence against
 somebody who can take the LoRA off; fuse it before giving the weights away (`pipe.load_lora_weights`, then `pipe.fuse_lora`).
 """

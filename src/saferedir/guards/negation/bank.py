@@ -90,10 +90,10 @@ class NegationSet:
         """Raise unless latents of this shape (C, h, w) can be compared with the set's."""
         has_other_frames = len(shape) == len(self.shape) == 4 and shape[1] != self.shape[1]
         if has_other_frames and (shape[0], *shape[2:]) == (self.shape[0], *self.shape[2:]):
-            what = "single pictures (num_frames=1)" if self.shape[1] == 1 else "videos of that length"
+            what = "single images (num_frames=1)" if self.shape[1] == 1 else "videos of that length"
             raise GuardError(
                 f"the negation set holds latents of {self.shape[1]} frames in time, but this run's have {shape[1]}, and frames "
-                f"of videos are encoded otherwise than pictures; generate {what}, or make a set of videos' latents of this "
+                f"of videos are encoded otherwise than images; generate {what}, or make a set of videos' latents of this "
                 "length with NegationSet.from_latents."
             )
         if shape != self.shape:

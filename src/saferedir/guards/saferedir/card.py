@@ -44,7 +44,7 @@ tags: [safety, unlearning, text-to-image]
 ---
 # SafeRedir guard for "{config.concept}"
 
-Steers prompts that ask for "{config.concept}" to the same wish without it while the model draws; prompts that do not
+Steers prompts that ask for "{config.concept}" to the same wish without it while the model generates; prompts that do not
 ask for it are left bit for bit as they were. Last resort: the embedding of "{config.training.get("anchor", "")}".
 Load it with `saferedir.Guard.from_pretrained(folder)` and `saferedir.attach(pipe, guard)`.
 

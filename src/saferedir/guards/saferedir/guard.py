@@ -60,6 +60,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         anchor_pooled: Tensor | None = None,
     ) -> None:
         super().__init__(config)
+        self.may_be_unresolved = config.use_image and config.mode == "default"
         self.anchor, self.anchor_pooled = anchor, anchor_pooled  # (L, D), (P,): the anchor prompt, the last resort
         self.network: Any = network
         self._has_weights = network is not None
@@ -182,13 +183,13 @@ class SafeRedir(Guard[SafeRedirConfig]):
     def prompt_score(self, prompt_embeds: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> Tensor:
         """(B,) logit that the prompt asks for any of the concepts; the highest over concepts."""
         with torch.autocast(prompt_embeds.device.type, enabled=False):  # thresholds were calibrated in full precision
-            logits: Tensor = self.network.prompt_verdict(prompt_embeds, mask, pooled)
+            logits: Tensor = self.network.prompt_logits(prompt_embeds, mask, pooled)
         return self._finite(logits.amax(dim=1), "prompt")
 
     def image_score(self, x0: Tensor, t: Tensor) -> Tensor:
         """(B,) logit that the denoised estimate shows any of the concepts; of a video, in any frame."""
         with torch.autocast(x0.device.type, enabled=False):
-            return self._finite(highest_over_frames(self.network.image_verdict, x0, t), "image")
+            return self._finite(highest_over_frames(self.network.image_logits, x0, t), "image")
 
     def _finite(self, score: Tensor, name: str) -> Tensor:
         if not bool(torch.isfinite(score.detach()).all()):

@@ -110,17 +110,17 @@ class Redirector(nn.Module):
         self.token_out = nn.LayerNorm(width)
         self.heads = nn.ModuleList(ConceptHead(config, dim + width, width) for _ in config.concepts)
 
-    def prompt_verdict(
+    def prompt_logits(
         self, prompt_embeds: Tensor, prompt_mask: Tensor | None = None, pooled: Tensor | None = None
     ) -> Tensor:
         """(B, K) logits from the text alone."""
         return self._prompt_logits(*self._text(prompt_embeds, prompt_mask, pooled))
 
-    def image_verdict(self, latent: Tensor, timestep: Tensor | float) -> Tensor:
+    def image_logits(self, latent: Tensor, timestep: Tensor | float) -> Tensor:
         """(B, K) logits from the denoised estimate and the time alone, whatever the prompt says."""
         return self._image_logits(self.joint_feature(latent, timestep))
 
-    def joint_verdict(
+    def joint_logits(
         self,
         latent: Tensor,
         timestep: Tensor | float,

@@ -2,7 +2,7 @@
 
 Implements "SAFREE: training-free and adaptive guard" (arXiv:2410.12761), as its code has it: docs/methods/safree.md (1) to
 (8). The mathematics is in math.py, what a text is and does in tokens.py. Shapes: prompt embeddings (B, L, D); of one text encoder
-("tower") token states T (L, d) and bases V (d, r) of phrases and prompt.
+token states T (L, d) and bases V (d, r) of phrases and prompt.
 
   tokens i whose masking moves the prompt away from the phrases are triggers;  T_i <- (I - P_C) P_I T_i there, steps 0..t';
   the joined phrases stand in place of the negative prompt;  with `lra` the low frequencies of skip features are damped.
@@ -37,18 +37,18 @@ from saferedir.guards.safree.config import SafreeConfig
 from saferedir.guards.safree.math import away, damped, is_filtered
 from saferedir.guards.safree.tokens import Segment, concept_basis, make_segment
 from saferedir.pipelines.conditioning import PromptEmbeds
-from saferedir.pipelines.text_towers import TextTower
+from saferedir.pipelines.text_encoders import TextEncoder
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class SafreeState:
-    """Of one run: V of P_C for each tower, the negative rows, and what is set when the prompts are known."""
+    """Of one run: V of P_C for each text encoder, the negative rows, and what is set when the prompts are known."""
 
     tally: Tally
     retry_level: Tensor
-    concepts: list[tuple[TextTower, Tensor]]
+    concepts: list[tuple[TextEncoder, Tensor]]
     negative: PromptEmbeds | None
     segments: list[Segment] = field(default_factory=list)
     unfiltered: Tensor | None = None  # prompt embeddings of this call before the filter
@@ -60,6 +60,7 @@ class Safree(Guard[SafreeConfig]):
 
     method: ClassVar[str] = "safree"
     config_class: ClassVar[type[GuardConfig]] = SafreeConfig
+    may_be_unresolved = False
     replaces_guidance: ClassVar[bool] = True
     needs_text = True
 
@@ -67,21 +68,21 @@ class Safree(Guard[SafreeConfig]):
         return super().uses(point) and (self.config.lra != "off" or point not in ("extra_embeds", "on_skip_features"))
 
     def start(self, run: Run) -> SafreeState:
-        towers, texts = run.towers, self.config.texts
-        if not any(tower.tokens is not None for tower in towers):
+        text_encoders, texts = run.text_encoders, self.config.texts
+        if not any(text_encoder.tokens is not None for text_encoder in text_encoders):
             raise UnsupportedPipelineError(
                 f"SAFREE needs CLIP or T5 text encoders; this {run.family} pipeline has none we can mask."
             )
-        is_sd = len(towers) == 1 and towers[0].facts.kind == "clip"
+        is_sd = len(text_encoders) == 1 and text_encoders[0].facts.kind == "clip"
         if self.config.mode == "faithful" and not is_sd:
             raise UnsupportedPipelineError(
                 f"SAFREE's mode 'faithful' is for one CLIP text encoder, not for {run.family}; use 'default'."
             )
         concepts = []
-        for tower in towers:
-            concepts.append((tower, concept_basis(tower, texts, self.config)))
+        for text_encoder in text_encoders:
+            concepts.append((text_encoder, concept_basis(text_encoder, texts, self.config)))
             logger.debug(
-                "%d phrases span %d dimensions in %s", len(texts), concepts[-1][1].shape[1], tower.facts.encoder
+                "%d phrases span %d dimensions in %s", len(texts), concepts[-1][1].shape[1], text_encoder.facts.encoder
             )
         negative = encode_phrases(run, ", ".join(texts), self.method) if self.config.negative else None
         retry_level = torch.tensor(run.retry_level or (0,) * run.batch_size, device=run.device)
@@ -89,10 +90,13 @@ class Safree(Guard[SafreeConfig]):
 
     def on_prompt(self, step: Step) -> Tensor | Conditioning:
         state: SafreeState = step.state
-        self._check_prompts(step, [tower for tower, _ in state.concepts])
-        placed = [(tower, concept) for tower, concept in state.concepts if tower.tokens is not None]
+        self._check_prompts(step, [text_encoder for text_encoder, _ in state.concepts])
+        placed = [
+            (text_encoder, concept) for text_encoder, concept in state.concepts if text_encoder.tokens is not None
+        ]
         state.segments = [
-            make_segment(step, tower, concept, state.retry_level, self.config) for tower, concept in placed
+            make_segment(step, text_encoder, concept, state.retry_level, self.config)
+            for text_encoder, concept in placed
         ]
         if state.negative is None:
             return step.prompt_embeds
@@ -102,12 +106,12 @@ class Safree(Guard[SafreeConfig]):
         state: SafreeState = step.state
         state.unfiltered = prompt = step.prompt_embeds
         state.now = torch.zeros_like(state.tally.calls, dtype=torch.bool)
-        for tower, tokens, new, last, _ in state.segments:
+        for text_encoder, tokens, new, last, _ in state.segments:
             is_now = is_filtered(step.index, step.num_steps, last, self.config.mode == "faithful") & tokens.any(dim=1)
             if not bool(is_now.any()):
                 continue
-            assert tower.tokens is not None and tower.channels is not None
-            place = (slice(None), tower.tokens, tower.channels)
+            assert text_encoder.tokens is not None and text_encoder.channels is not None
+            place = (slice(None), text_encoder.tokens, text_encoder.channels)
             rows = (is_now[:, None] & tokens)[..., None]
             prompt = prompt.clone()
             prompt[place] = torch.where(rows, new.to(prompt), prompt[place])
@@ -116,8 +120,8 @@ class Safree(Guard[SafreeConfig]):
         if prompt is step.prompt_embeds:
             return prompt
         pooled = step.pooled
-        for tower, concept in state.concepts:
-            if tower.tokens is None and step.pooled is not None:
+        for text_encoder, concept in state.concepts:
+            if text_encoder.tokens is None and step.pooled is not None:
                 pooled = torch.where(
                     state.now[:, None], away(step.pooled.float(), concept).to(step.pooled), step.pooled
                 )
@@ -148,17 +152,17 @@ class Safree(Guard[SafreeConfig]):
             for decision, score in zip(decisions, scores, strict=True)
         ]
 
-    def _check_prompts(self, step: Step, towers: Sequence[TextTower]) -> None:
-        """Raise over a text that must be known, and over parts of the embeddings that no tower reaches."""
+    def _check_prompts(self, step: Step, text_encoders: Sequence[TextEncoder]) -> None:
+        """Raise over a text that must be known, and over parts of the embeddings that no text encoder reaches."""
         if self.config.unknown_text == "raise" and None in step.prompts:
             raise GuardError(
                 f"SAFREE does not know the prompt of image {step.prompts.index(None)}, so no image is returned; call with "
                 "`prompt` alone instead of embeddings or prompt_2, or set unknown_text='filter_all'."
             )
         left = (step.prompt_embeds != 0).any(dim=0)
-        for tower in towers:
-            if tower.tokens is not None:
-                left[tower.tokens, tower.channels] = False
+        for text_encoder in text_encoders:
+            if text_encoder.tokens is not None:
+                left[text_encoder.tokens, text_encoder.channels] = False
         if bool(left.any()):
             raise GuardError(
                 "SAFREE cannot filter all of these prompt embeddings, because a text encoder is missing or their length is "

@@ -1,4 +1,4 @@
-"""What SAFREE makes of a text in one text encoder ("tower"): its words, its triggers, and what to put in their place.
+"""What SAFREE makes of a text in one text encoder: its words, its triggers, and what to put in their place.
 
 The guard is guard.py. Shapes: tokens (L,), their states (L, d), bases V (d, r).
 """
@@ -23,7 +23,7 @@ from saferedir.guards.safree.math import (
     strength,
     triggers,
 )
-from saferedir.pipelines.text_towers import TextTower
+from saferedir.pipelines.text_encoders import TextEncoder
 
 TOLERANCE = 1e-3
 COPIES = 16  # masked copies in one call of a text encoder
@@ -43,47 +43,49 @@ class Analysis(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """One tower's part of the prompts: tokens to replace (B, L) bool, by what (B, L, d), in steps 0..t' (B,); score b (B,)."""
+    """One encoder's part of the prompts: tokens to replace (B, L) bool, by what (B, L, d), in steps 0..t' (B,); score b (B,)."""
 
-    tower: TextTower
+    text_encoder: TextEncoder
     tokens: Tensor
     new: Tensor
     last: Tensor
     score: Tensor
 
 
-def concept_basis(tower: TextTower, phrases: Sequence[str], config: SafreeConfig) -> Tensor:
+def concept_basis(text_encoder: TextEncoder, phrases: Sequence[str], config: SafreeConfig) -> Tensor:
     """V of P_C, (d, r)."""
-    return basis(_pooled(tower, tower.ids(phrases)), _tolerance(len(phrases), config))
+    return basis(_pooled(text_encoder, text_encoder.ids(phrases)), _tolerance(len(phrases), config))
 
 
-def analyse(tower: TextTower, concept: Tensor, text: str, config: SafreeConfig) -> Analysis:
+def analyse(text_encoder: TextEncoder, concept: Tensor, text: str, config: SafreeConfig) -> Analysis:
     """Mask one word after the other and see which ones hold the text near the concept."""
     is_faithful = config.mode == "faithful"
-    ids = tower.ids([text], keep_end=not is_faithful)
-    words, attended = tower.words(ids)[0], tower.attended(ids)[0]
+    ids = text_encoder.ids([text], keep_end=not is_faithful)
+    words, attended = text_encoder.words(ids)[0], text_encoder.attended(ids)[0]
     if is_faithful:
-        words[tower.first_word + FAITHFUL_WORDS :] = False
+        words[text_encoder.first_word + FAITHFUL_WORDS :] = False
     places = words.nonzero()[:, 0]
     if not len(places):
         return Analysis(words, words, attended, None, ids)
     copies = ids.repeat(len(places), 1)
-    copies[torch.arange(len(places), device=ids.device), places] = tower.mask_id
-    masked = _pooled(tower, copies)
+    copies[torch.arange(len(places), device=ids.device), places] = text_encoder.mask_id
+    masked = _pooled(text_encoder, copies)
     is_trigger = words.clone()
     is_trigger[places] = triggers(masked, concept, math.inf if config.margin is None else config.margin)
     return Analysis(is_trigger, words, attended, basis(masked, _tolerance(len(places), config)), ids)
 
 
-def make_segment(step: Step, tower: TextTower, concept: Tensor, retry_level: Tensor, config: SafreeConfig) -> Segment:
-    """The filter on the tokens of one tower, for each image by itself; `retry_level` (B,) as in the run."""
+def make_segment(
+    step: Step, text_encoder: TextEncoder, concept: Tensor, retry_level: Tensor, config: SafreeConfig
+) -> Segment:
+    """The filter on the tokens of one text encoder, for each image by itself; `retry_level` (B,) as in the run."""
     texts = step.prompts or (None,) * len(retry_level)
-    known = {text: analyse(tower, concept, text, config) for text in set(texts) if text is not None}
+    known = {text: analyse(text_encoder, concept, text, config) for text in set(texts) if text is not None}
     rows = []
     for image, text in enumerate(texts):
-        states = step.prompt_embeds[image, tower.tokens, tower.channels].float()
-        is_inner = step.prompt_mask[image, tower.tokens].clone()
-        is_inner[: tower.first_word] = False
+        states = step.prompt_embeds[image, text_encoder.tokens, text_encoder.channels].float()
+        is_inner = step.prompt_mask[image, text_encoder.tokens].clone()
+        is_inner[: text_encoder.first_word] = False
         found = Analysis(is_inner, is_inner, is_inner, None, None) if text is None else known[text]
         new = filtered(states, concept, found.own, config.order)
         tokens = found.words if retry_level[image] > 1 else found.is_trigger
@@ -95,16 +97,16 @@ def make_segment(step: Step, tower: TextTower, concept: Tensor, retry_level: Ten
             if found.ids is not None and not retry_level[image] and config.svf == "code":
                 last = last_step(score, config.calibration)
             elif found.ids is not None and not retry_level[image] and config.svf == "paper":
-                pooled = tower.pool(states[None], found.ids)
+                pooled = text_encoder.pool(states[None], found.ids)
                 last = last_step_paper(pooled, filtered(pooled, concept, found.own, config.order))[0]
         rows.append((tokens, new, last, score))
-    return Segment(tower, *(torch.stack(column) for column in zip(*rows, strict=True)))
+    return Segment(text_encoder, *(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
-def _pooled(tower: TextTower, ids: Tensor) -> Tensor:
+def _pooled(text_encoder: TextEncoder, ids: Tensor) -> Tensor:
     """(N, d), constants to gradients: a text is discrete, and the basis of a span has no useful derivative."""
     with torch.no_grad():
-        return torch.cat([tower.states(some)[1] for some in ids.split(COPIES)])
+        return torch.cat([text_encoder.states(some)[1] for some in ids.split(COPIES)])
 
 
 def _tolerance(rows: int, config: SafreeConfig) -> float:

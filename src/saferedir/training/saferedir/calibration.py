@@ -55,7 +55,7 @@ def image_scores(network: Redirector, images: ImageData) -> Tensor:
         steps = []
         for s, t in enumerate(images.t.to(device)):
             frames = images.frames[chunk, s].to(device).float()
-            steps.append(highest_over_frames(network.image_verdict, frames, t.expand(len(frames))).cpu())
+            steps.append(highest_over_frames(network.image_logits, frames, t.expand(len(frames))).cpu())
         parts.append(torch.stack(steps, dim=1))
     return torch.cat(parts)
 
@@ -69,7 +69,7 @@ def joint_scores(network: Redirector, images: ImageData) -> Tensor:
 
         def both(frames: Tensor, t: Tensor, prompts: PromptEmbeds = prompts) -> Tensor:
             each = prompts.map(lambda part: part.repeat_interleave(len(frames) // len(part), dim=0))
-            return network.joint_verdict(frames, t, each.prompt, each.mask, each.pooled)
+            return network.joint_logits(frames, t, each.prompt, each.mask, each.pooled)
 
         for s, t in enumerate(images.t.to(device)):
             frames = images.frames[chunk, s].to(device).float()
@@ -89,7 +89,7 @@ def prompt_scores(network: Redirector, prompts: PromptEmbeds) -> Tensor:
     device, found = next(network.parameters()).device, []
     for chunk in chunks(len(prompts.prompt)):
         given = prompts.rows(chunk).map(lambda part: part.to(device)).floats
-        found.append(network.prompt_verdict(given.prompt, given.mask, given.pooled)[:, 0].cpu())
+        found.append(network.prompt_logits(given.prompt, given.mask, given.pooled)[:, 0].cpu())
     return torch.cat(found)
 
 

@@ -364,8 +364,8 @@ def fit_redirector(
             model.train()
             terms = redirection_terms(network, *words, teacher_forcing=step < config.steps // 3)
             terms["classification"] = classification_term(
-                (network.prompt_verdict(given.prompt, given.mask, given.pooled), words.label),
-                (network.image_verdict(views.frames, views.t), views.label),
+                (network.prompt_logits(given.prompt, given.mask, given.pooled), words.label),
+                (network.image_logits(views.frames, views.t), views.label),
                 (network.joint_verdict(views.frames, views.t, shown.prompt, shown.mask, shown.pooled), views.label),
             )
             loss = total(terms, config.loss)

@@ -1,7 +1,7 @@
-"""Text towers: each text encoder of a pipeline as a guard may use it, token ids in and states in its own space out.
+"""Text encoders: each text encoder of a pipeline as a guard may use it, token ids in and states in its own space out.
 
-Facts about them are rows of `families`; `make_towers` binds these to a live pipeline. The seam gives towers to guards
-that need them (`Run.towers`). Shapes: ids (N, L) int64; states (N, L, d), pooled (N, d), in float32. A tower is given
+Facts about them are rows of `families`; `make_text_encoders` binds these to a live pipeline. The seam gives them to
+guards that need them (`Run.text_encoders`). Shapes: ids (N, L) int64; states (N, L, d), pooled (N, d), in float32. One is given
 its pipeline's own tokenizer and encoder, called as the pipeline calls them, so that offloading goes on working; its
 states, put in their place, are the pipeline's prompt embeddings.
 """
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferedir.pipelines.families import Family, Tower
+from saferedir.pipelines.families import Family, TextEncoderFacts
 from saferedir.pipelines.text_settings import named_arguments
 
 
 @dataclass(frozen=True, eq=False)
-class TextTower:
+class TextEncoder:
     """One text encoder.
 
     Attributes:
@@ -34,7 +34,7 @@ class TextTower:
         clean: what the pipeline does to a text before it is tokenized.
     """
 
-    facts: Tower
+    facts: TextEncoderFacts
     tokenizer: Any
     encoder: Any
     length: int
@@ -115,22 +115,22 @@ class TextTower:
         return torch.where(tail.any(1), tail.long().argmax(1), ids.argmax(1))
 
 
-def make_towers(pipe: Any, family: Family, length: int) -> tuple[TextTower, ...]:
+def make_text_encoders(pipe: Any, family: Family, length: int) -> tuple[TextEncoder, ...]:
     """The text encoders that this pipeline has, for prompt embeddings of `length` tokens; () for a family without facts."""
-    found: list[TextTower] = []
+    found: list[TextEncoder] = []
     start, width, skip = 0, 0, getattr(pipe, "clip_skip", None)
-    for facts in family.towers:
+    for facts in family.text_encoder_facts:
         tokenizer, encoder = getattr(pipe, facts.tokenizer, None), getattr(pipe, facts.encoder, None)
         if tokenizer is None or encoder is None:
             continue
         is_clip, size = facts.kind == "clip", int(encoder.config.hidden_size)
-        if facts.place == "after":
+        if facts.position == "tokens":
             start, width = (found[-1].length if found else 0), 0
         own_length = int(tokenizer.model_max_length) if is_clip else length - start
-        is_placed = facts.place != "pooled"
+        is_placed = facts.position != "pooled"
         layer = facts.layer - (skip or 0) if is_clip and is_placed else facts.layer
         found.append(
-            TextTower(
+            TextEncoder(
                 facts=facts,
                 tokenizer=tokenizer,
                 encoder=encoder,

@@ -1,0 +1,44 @@
+"""Which class serves which "method" of a `guard_config.json`. One guard, one line.
+
+Classes are imported on first use, so that listing methods costs nothing. `registry` hands them out as guards.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from saferedir.errors import GuardConfigError
+
+_METHODS: dict[str, str] = {}
+
+
+def register(method: str, target: str) -> None:
+    """Bind `method` to ``"module:Class"``. Raises on a name that is already bound to something else."""
+    bound = _METHODS.setdefault(method, target)
+    if bound != target:
+        raise GuardConfigError(f"guard method {method!r} is already registered as {bound}; choose another name.")
+
+
+def methods() -> list[str]:
+    """Names of all registered methods, sorted."""
+    return sorted(_METHODS)
+
+
+def class_of(method: str) -> type[Any]:
+    """The class of a method; raises GuardConfigError naming the known ones."""
+    if method not in _METHODS:
+        raise GuardConfigError(f"no guard method is called {method!r}; known methods: {', '.join(methods())}.")
+    module, _, name = _METHODS[method].partition(":")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
+
+
+register("saferedir", "saferedir.guards.saferedir.guard:SafeRedir")
+register("safe_denoiser", "saferedir.guards.safe_denoiser:SafeDenoiser")
+register("spell", "saferedir.guards.spell:SPELL")
+register("negative_prompt", "saferedir.guards.negative_prompt:NegativePrompt")
+register("sld", "saferedir.guards.sld:SLD")
+register("dual_latent_r1", "saferedir.guards.dual_latent.r1:DualLatentR1")
+register("dual_latent_r2", "saferedir.guards.dual_latent.r2:DualLatentR2")
+register("duo", "saferedir.guards.duo.guard:DUO")
+register("safree", "saferedir.guards.safree:Safree")
