@@ -80,12 +80,16 @@ class Decision:
         for kind, score in (("prompt", self.prompt_score), ("image", self.image_score)):
             if score is not None:
                 limit = self.thresholds.get(kind)
-                parts.append(f"{kind} {score:.2f}" + ("" if limit is None else f" {'>' if score > limit else '≤'} {limit:.2f}"))
+                parts.append(
+                    f"{kind} {score:.2f}" + ("" if limit is None else f" {'>' if score > limit else '≤'} {limit:.2f}")
+                )
         return ", ".join(parts)
 
     def __repr__(self) -> str:
         scores = f", {self.scores()}" if self.scores() else ""
-        return f"Decision({(self.name or self.guard)!r} for {self.concept!r}, image {self.image}: {self.outcome}{scores})"
+        return (
+            f"Decision({(self.name or self.guard)!r} for {self.concept!r}, image {self.image}: {self.outcome}{scores})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: tuples become lists, nothing else changes."""

@@ -36,6 +36,7 @@ class Storable(Protocol):
     """What is asked of a guard here; `Guard`, which saves and loads itself with this file, is above it."""
 
     method: ClassVar[str]
+    name: str
     config_class: ClassVar[type[GuardConfig]]
 
     @property
@@ -98,7 +99,9 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
         if is_there or any(getattr(config, name) is not None for name in config.file_fields):
             raise
         raise GuardConfigError(f"{weights} is missing; copy the whole folder, or train the guard again.") from error
-    guard.name = Path(name).name if Path(name).expanduser().exists() else str(name)  # no path of this machine in decisions
+    guard.name = (
+        Path(name).name if Path(name).expanduser().exists() else str(name)
+    )  # no path of this machine in decisions
     return guard
 
 

@@ -17,11 +17,7 @@ from torch import Tensor
 from saferedir.decisions import Decision
 from saferedir.errors import BlockedError, GuardError
 from saferedir.pipelines.safety_checker import NAME, flagged_images
-from saferedir.policy.views import GuardedOutput, guarded_class
-
-
-class GuardedTuple(GuardedOutput, tuple[Any, ...]):
-    """What a protected pipeline returns with return_dict=False: the pipeline's tuple, with two attributes."""
+from saferedir.policy.views import GuardedTuple, guarded_class
 
 
 class Result:

@@ -87,6 +87,10 @@ class GuardedOutput:
         return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{cells}</div>'
 
 
+class GuardedTuple(GuardedOutput, tuple[Any, ...]):
+    """What a protected pipeline returns with return_dict=False: the pipeline's tuple, with two attributes."""
+
+
 #: the pipeline's class -> ours
 _CLASSES: dict[type[Any], type[Any]] = {}
 
@@ -107,8 +111,6 @@ def _subclass(kind: type[Any]) -> type[Any]:
 def _restored(kind: type[Any], parts: Any, more: dict[str, Any]) -> Any:
     """An output from its pipeline's class, its parts and its attributes; the inverse of `GuardedOutput.__reduce__`."""
     if kind is tuple:
-        from saferedir.policy.outputs import GuardedTuple
-
         output: Any = GuardedTuple(parts)
     else:
         output = kind(**parts)

@@ -237,7 +237,9 @@ def decisions_of(guard: Guard[Any], run: Run, state: Any) -> list[Decision]:
     decisions = call_guard(guard, "verdict", guard.verdict, run, state)
     if len(decisions) != run.batch_size:
         raise GuardError(f"guard {guard.method!r} returned {len(decisions)} decisions for {run.batch_size} images.")
-    return [replace(decision, name=guard.name) if guard.name and not decision.name else decision for decision in decisions]
+    return [
+        replace(decision, name=guard.name) if guard.name and not decision.name else decision for decision in decisions
+    ]
 
 
 def changed_rows(new: Tensor, old: Tensor) -> Tensor:
