@@ -366,7 +366,7 @@ def fit_redirector(
             terms["classification"] = classification_term(
                 (network.prompt_logits(given.prompt, given.mask, given.pooled), words.label),
                 (network.image_logits(views.frames, views.t), views.label),
-                (network.joint_verdict(views.frames, views.t, shown.prompt, shown.mask, shown.pooled), views.label),
+                (network.joint_logits(views.frames, views.t, shown.prompt, shown.mask, shown.pooled), views.label),
             )
             loss = total(terms, config.loss)
             if not torch.isfinite(loss):
