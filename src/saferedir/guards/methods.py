@@ -1,4 +1,4 @@
-"""Which class serves which "method" of a `guard_config.json`. One guard, one line.
+"""Which class serves which "method" of a `guard_config.json`: the rows of `guards.catalogue`, and what plug-ins register.
 
 Classes are imported on first use, so that listing methods costs nothing. `registry` hands them out as guards.
 """
@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from saferedir.errors import GuardConfigError
+from saferedir.guards.catalogue import METHODS
 
 _METHODS: dict[str, str] = {}
 
@@ -33,12 +34,5 @@ def class_of(method: str) -> type[Any]:
     return getattr(import_module(module), name)  # type: ignore[no-any-return]
 
 
-register("saferedir", "saferedir.guards.saferedir.guard:SafeRedir")
-register("safe_denoiser", "saferedir.guards.safe_denoiser:SafeDenoiser")
-register("spell", "saferedir.guards.spell:SPELL")
-register("negative_prompt", "saferedir.guards.negative_prompt:NegativePrompt")
-register("sld", "saferedir.guards.sld:SLD")
-register("dual_latent_r1", "saferedir.guards.dual_latent.r1:DualLatentR1")
-register("dual_latent_r2", "saferedir.guards.dual_latent.r2:DualLatentR2")
-register("duo", "saferedir.guards.duo.guard:DUO")
-register("safree", "saferedir.guards.safree:Safree")
+for _method in METHODS:
+    register(_method.name, _method.target)
