@@ -56,8 +56,8 @@ rehearsal: setup  ## walk every family's whole road at real shapes (an hour and 
 
 # The suite's core: the seam, attach, protect, one trained guard, loading, terminal and files.
 OLDEST       := .venv-oldest
-OLDEST_TESTS := tests/test_guard.py tests/test_schedules.py tests/test_tiny_pipelines.py tests/test_attach.py \
-	tests/test_protect.py tests/test_loading.py tests/test_terminal.py tests/utils tests/guards/saferedir/test_guard.py
+OLDEST_TESTS := tests/guards/test_guard.py tests/pipelines/test_schedules.py tests/test_tiny_pipelines.py tests/test_attach.py \
+	tests/test_protect.py tests/pipelines/test_loading.py tests/cli/test_terminal.py tests/utils tests/guards/saferedir/test_guard.py
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
@@ -68,15 +68,16 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 test-oldest: $(OLDEST)/.installed  ## the suite's core with the oldest versions that pyproject allows, in .venv-oldest
 	$(OLDEST)/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS) $(OLDEST_TESTS)
 
-lint: setup  ## ruff, codespell, import-linter, and mypy --strict on src
+lint: setup  ## ruff (rules and layout), codespell, import-linter, and mypy --strict on src
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check src tests benchmarks tools
 	$(PY) -m codespell_lib
 	$(VENV)/bin/lint-imports --no-cache
 	$(PY) -m mypy
 
 format: setup  ## lay the code out, and mend what ruff can mend by itself
 	$(PY) -m ruff check --fix --exit-zero .
-	$(PY) -m ruff format .
+	$(PY) -m ruff format src tests benchmarks tools
 
 # The site's tools are not among those of `make setup`: nothing else needs them.
 DOCS_STAMP := $(VENV)/.installed-docs

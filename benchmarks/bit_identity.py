@@ -85,7 +85,11 @@ def pictoworld() -> Iterator[tuple[str, str]]:
     pipe = sr.load_pipeline("pictoworld")
     pipe.set_progress_bar_config(disable=True)
     plain = pipe.scheduler.config
-    guards = {f"{task}{method}": sr.Guard.from_pretrained(f"pictoworld/{task}{method}") for task in TASKS for method in METHODS}
+    guards = {
+        f"{task}{method}": sr.Guard.from_pretrained(f"pictoworld/{task}{method}")
+        for task in TASKS
+        for method in METHODS
+    }
 
     def generate(**settings: Any) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]

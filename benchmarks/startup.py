@@ -21,7 +21,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "import torch, diffusers": ("-c", "import torch; from diffusers import DiffusionPipeline"),
     "import saferedir": ("-c", "import saferedir"),
     "import saferedir, its names": ("-c", "import saferedir as sr; sr.attach, sr.protect, sr.Guard, sr.load_pipeline"),
-    "the same and diffusers": ("-c", "import saferedir as sr; sr.attach, sr.Guard; from diffusers import DiffusionPipeline"),
+    "the same and diffusers": (
+        "-c",
+        "import saferedir as sr; sr.attach, sr.Guard; from diffusers import DiffusionPipeline",
+    ),
     "saferedir --help": ("-c", CLI, "--help"),
     "saferedir generate --help": ("-c", CLI, "generate", "--help"),
     "saferedir guards list": ("-c", CLI, "guards", "list"),

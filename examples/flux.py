@@ -1,7 +1,7 @@
 """FLUX.1-dev: train a guard against a painter's style, attach it, protect a pipeline with it.
 
 Needs the hub's weights (black-forest-labs/FLUX.1-dev) and a CUDA device.
-It has NOT been run with them here: none were at hand. tests/test_examples.py checks that every name, keyword and
+It has NOT been run with them here: none were at hand. tests/documentation/test_examples.py checks that every name, keyword and
 option below exists.
 The hub asks you to accept the licence first (`hf auth login`).
 

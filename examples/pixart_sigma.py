@@ -1,7 +1,7 @@
 """PixArt-Sigma XL: train a guard against an object, attach it, protect a pipeline with it.
 
 Needs the hub's weights (PixArt-alpha/PixArt-Sigma-XL-2-1024-MS) and a CUDA device.
-It has NOT been run with them here: none were at hand. tests/test_examples.py checks that every name, keyword and
+It has NOT been run with them here: none were at hand. tests/documentation/test_examples.py checks that every name, keyword and
 option below exists.
 
 1. Prompt pairs; read them over, they decide what the guard learns:

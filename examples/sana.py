@@ -1,7 +1,7 @@
 """Sana 1.6B: train a guard against a logo (here: one that belongs to nobody), attach it, protect a pipeline with it.
 
 Needs the hub's weights (Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers) and a CUDA device.
-It has NOT been run with them here: none were at hand. tests/test_examples.py checks that every name, keyword and
+It has NOT been run with them here: none were at hand. tests/documentation/test_examples.py checks that every name, keyword and
 option below exists.
 Its hub folder has bfloat16 files of their own (`variant`), which diffusers' class asks for; the copy
 that `load` writes to models/sana is what the command line takes.

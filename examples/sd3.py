@@ -1,7 +1,7 @@
 """Stable Diffusion 3 medium: train a guard against an object, attach it, protect a pipeline with it.
 
 Needs the hub's weights (stabilityai/stable-diffusion-3-medium-diffusers) and a CUDA device.
-It has NOT been run with them here: none were at hand. tests/test_examples.py checks that every name, keyword and
+It has NOT been run with them here: none were at hand. tests/documentation/test_examples.py checks that every name, keyword and
 option below exists.
 The hub asks you to accept the licence first (`hf auth login`). SD3.5 large: the same lines with
 stabilityai/stable-diffusion-3.5-large.

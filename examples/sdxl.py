@@ -1,7 +1,7 @@
 """SDXL base 1.0: train a guard against a logo (here: one that belongs to nobody), attach it, protect a pipeline with it.
 
 Needs the hub's weights (stabilityai/stable-diffusion-xl-base-1.0) and a CUDA device.
-It has NOT been run with them here: none were at hand. tests/test_examples.py checks that every name, keyword and
+It has NOT been run with them here: none were at hand. tests/documentation/test_examples.py checks that every name, keyword and
 option below exists.
 
 1. Prompt pairs; read them over, they decide what the guard learns:

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.5: train a guard against a painter's style, attach it, protect a pipeline with it.
 
 Needs the hub's weights (stable-diffusion-v1-5/stable-diffusion-v1-5) and a CUDA device.
-It has NOT been run with them here: none were at hand. tests/test_examples.py checks that every name, keyword and
+It has NOT been run with them here: none were at hand. tests/documentation/test_examples.py checks that every name, keyword and
 option below exists.
 
 1. Prompt pairs; read them over, they decide what the guard learns:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.cache_kinds import PACKAGES
 from tests.contract.feature import acts, denoiser_of, guarded, same
 from tests.contract.guards import GUARDS, PROMPT
 from tests.contract.speed_features import FIGURES, check_cache
+from tests.seam.cache_kinds import PACKAGES
 from tests.tiny_pipelines import PIPELINES, run
 
 import saferedir as sr

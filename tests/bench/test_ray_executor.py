@@ -77,7 +77,7 @@ def test_a_worker_like_this_process_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("worker", "generating", "sentence"),
+    ("worker", "generation", "sentence"),
     [
         (facts(versions={**VERSIONS, "torch": "2.6"}), spec(), r"there has torch 2\.6 \(.* planned with 2\.13\.0\)"),
         (facts(versions={"saferedir": "1.0", "torch": "2.13.0"}), spec(), "diffusers missing"),

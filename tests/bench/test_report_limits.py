@@ -163,7 +163,10 @@ def test_an_unfinished_guard_is_neither_marked_nor_counted() -> None:
     ranked = ranking(one_group(*lacking, *guarded("whole", 1, 0, drift=mean(0.2))), ())
     assert [row.guard for row in ranked.rows if is_marked(row)] == ["whole"]
     said = headline(ranked)
-    assert said.claim.startswith("On these prompts whole keeps") and "1 guard without all numbers is not counted." in said.detail
+    assert (
+        said.claim.startswith("On these prompts whole keeps")
+        and "1 guard without all numbers is not counted." in said.detail
+    )
 
 
 def test_guards_of_the_same_numbers_share_the_first_place() -> None:

@@ -2,7 +2,7 @@
 
 The criterion is measured. Of a cache: a guarded run with it is as far from the guarded run without it as unguarded runs are
 (the worst of three prompts, at most); of a guard in the weights, as much of its effect is seen, less that error. Of the rest:
-both orders, as in pipeline_features.py. Caches: tests/cache_kinds.py. Imports tests.contract.feature; listed in features.py.
+both orders, as in pipeline_features.py. Caches: tests/seam/cache_kinds.py. Imports tests.contract.feature; listed in features.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
-from tests.cache_kinds import PACKAGES, STEPS, put_on
 from tests.contract.feature import (
     NotApplicable,
     Refused,
@@ -30,6 +29,7 @@ from tests.contract.feature import (
 from tests.contract.guard_features import skip_if_lacking
 from tests.contract.guards import OTHER_PROMPT, PROMPT, GuardCase, Watcher, shared_pipeline
 from tests.contract.pipeline_features import both_orders, denoisers, really_compiled
+from tests.seam.cache_kinds import PACKAGES, STEPS, put_on
 from tests.tiny_pipelines import PipelineCase, run
 from torch import Tensor
 

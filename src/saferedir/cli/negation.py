@@ -95,9 +95,7 @@ def build(
     on_stop(GOES_ON)
     facts = {"model": model, "height": tall, "width": wide, "sources": "prompts" if texts is not None else "images"}
     with progress_bar().task("encoding", total) as advance:
-        report = build_negation_set(
-            pipe.vae, sources, out, facts=facts, batch=batch, advance=advance
-        )
+        report = build_negation_set(pipe.vae, sources, out, facts=facts, batch=batch, advance=advance)
     _show_report(report, left_out)
     if encodes_videos(pipe.vae):
         errors.print(

@@ -34,6 +34,8 @@ PHRASINGS = {
     "test-implicit": "implicit",
     "test-noisy": "misspelt",
 }
+
+
 @dataclass(frozen=True)
 class DemoConfig:
     """How much to generate. `forget` prompts per concept are spread over the four phrasings; `retain` do not ask for it."""

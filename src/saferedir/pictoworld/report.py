@@ -31,6 +31,8 @@ from saferedir.utils.progress import SILENT, Advance, Progress
 ATTRIBUTE_BAR, ALL_BAR, BROKEN_BAR, JUDGE_BAR = 0.97, 0.92, 0.01, 0.995
 CONCEPT_BARS = {"test-seen": 0.95, "test-synonym": 0.95, "test-implicit": 0.90, "test-noisy": 0.80}
 SHEET = 48  # images on the sample sheet, 8 x 6
+
+
 @dataclass(frozen=True)
 class ReportConfig:
     """How much to measure. `seed` is far from the seeds of training, so that its captions and noise are fresh.
@@ -112,9 +114,7 @@ def held_out_prompts(count: int, seed: int) -> list[Prompt]:
     return [corpus_prompt(rng) for _ in range(count)]
 
 
-def _generate(
-    pipe: Any, prompts: Sequence[Prompt], config: ReportConfig, label: str, advance: Advance
-) -> Tensor:
+def _generate(pipe: Any, prompts: Sequence[Prompt], config: ReportConfig, label: str, advance: Advance) -> Tensor:
     def count(images: int) -> None:
         advance(images, label)
 

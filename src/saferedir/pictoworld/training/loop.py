@@ -96,7 +96,9 @@ def fit(
             with fast_cpu_kernels(device, config.bf16):
                 loss = loss_fn(step, generator)
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"{label}: the loss became {loss.item()} at step {step}; lower the learning rate")
+                raise FloatingPointError(
+                    f"{label}: the loss became {loss.item()} at step {step}; lower the learning rate"
+                )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.clip)
             optimiser.step()

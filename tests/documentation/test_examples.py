@@ -28,7 +28,7 @@ from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.pipelines.families import FAMILIES
 from saferedir.training.saferedir.train import TrainConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 PAGES = sorted(EXAMPLES.glob("*.py"))
 README = EXAMPLES / "README.md"

@@ -1,4 +1,4 @@
-"""The tables of probes in docs/security.md: `python -m tests.bypass_table [--only NAME]` tries them and writes them anew."""
+"""The tables of probes in docs/security.md: `python -m tests.security.bypass_table [--only NAME]` writes them anew."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from tests import family_probes
-from tests.bypass_probes import PROBES, Outcome, Probe, outcome
-from tests.family_probes import FAMILY_PROBES, LIMITS, FamilyOutcome, FamilyProbe
+from tests.security import family_probes
+from tests.security.bypass_probes import PROBES, Outcome, Probe, outcome
+from tests.security.family_probes import FAMILY_PROBES, LIMITS, FamilyOutcome, FamilyProbe
 
-PAGE = Path(__file__).parents[1] / "docs" / "security.md"
-BEGIN, END = "<!-- {}: written by python -m tests.bypass_table -->", "<!-- end of {} -->"
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
+BEGIN, END = "<!-- {}: written by python -m tests.security.bypass_table -->", "<!-- end of {} -->"
 TABLES: dict[str, dict[str, Any]] = {"probes": PROBES, "families": FAMILY_PROBES, "limits": LIMITS}
 FAMILY_HEAD = ["| probe | who | what it does | heard without guard | outcome |", "|---|---|---|---|---|"]
 HEAD = ["| probe | who | what it does | without guard | outcome |", "|---|---|---|---|---|"]

@@ -13,7 +13,7 @@ from accelerate import cpu_offload
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tests.conftest import make_pipeline
-from tests.guards.saferedir.test_assessment import NETWORK
+from tests.training.saferedir.test_assessment import NETWORK
 
 import saferedir as sr
 from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig

@@ -1,6 +1,6 @@
 """Prompt verdicts of tiny pipelines, trained at some settings of the text encoders and asked at others.
 
-Prompts are letters; x is what must not appear, o stands in its place. Used by tests/test_text_settings.py and bypass_probes.
+Prompts are letters; x is what must not appear, o stands in its place. Used by bypass_probes and tests of the text settings.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import saferedir as sr
 from saferedir.guard import Guard, GuardConfig, SecondLatents, Step
 from saferedir.guards.dual_latent import DualLatentR2, DualLatentR2Config
 from saferedir.pipelines.conditioning import PromptEmbeds
-from saferedir.pipelines.solver import HISTORIES, Solver, same_draws
+from saferedir.pipelines.solver import HISTORIES, Solver, same_noise
 from saferedir.seam.extra_rows import followed
 
 REFUSED = ("pndm", "pndm-prk", "heun", "kdpm2", "kdpm2-ancestral", "dpm-singlestep")
@@ -78,7 +78,7 @@ def test_histories_are_mixed_image_by_image_and_copied_where_an_image_splits_lat
 def test_draws_are_taken_back_even_after_an_exception() -> None:
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     before = [generator.get_state() for generator in generators]
-    with pytest.raises(ZeroDivisionError), same_draws((generators, None), torch.device("cpu")):
+    with pytest.raises(ZeroDivisionError), same_noise((generators, None), torch.device("cpu")):
         torch.randn(3, generator=generators[1])
         raise ZeroDivisionError
     assert all(torch.equal(one.get_state(), state) for one, state in zip(generators, before, strict=True))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.bypass_table import rows_on_the_page
-from tests.family_probes import CASES, FAMILY_PROBES, FORGET, LIMITS, Target, outcome
+from tests.security.bypass_table import rows_on_the_page
+from tests.security.family_probes import CASES, FAMILY_PROBES, FORGET, LIMITS, Target, outcome
 
 PLAIN = "prompt"  # has a test of its own
 TRIALS = [(name, case) for name, probe in FAMILY_PROBES.items() for case in probe.cases if name != PLAIN]

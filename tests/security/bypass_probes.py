@@ -1,7 +1,7 @@
 """Bypass probes: ways around a protected pipeline, each tried on PictoWorld's guard for "star" with policy "verify".
 
 A probe is one function of a `Target`; what it returns, or raises, is judged by `outcome`. The same table makes the
-page docs/security.md (tests/bypass_table.py) and the test (tests/test_bypass.py). Two judges look: the verifier's own
+page docs/security.md (bypass_table.py) and the test (test_bypass.py). Two judges score the images: the verifier's own
 network, and the template judge, which learned nothing and which no policy consulted.
 """
 
@@ -25,7 +25,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from PIL import Image
-from tests.text_settings_probes import with_text_model
+from tests.security.text_settings_probes import with_text_model
 from torch import Tensor
 
 import saferedir as sr

@@ -11,7 +11,7 @@ import torch
 from diffusers import PixArtSigmaPipeline
 from peft import LoraConfig
 from tests.contract.guards import Watcher, make_saferedir
-from tests.text_settings_probes import case_of, rates, with_text_model
+from tests.security.text_settings_probes import case_of, rates, with_text_model
 from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor
 

@@ -21,7 +21,7 @@ from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.guards.spell import SPELL
 
-PAGE = (Path(__file__).parents[1] / "docs" / "stacks.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "stacks.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 POINTS = ("on_prompt", "on_step_start", "on_prediction", "on_denoised", "on_step_end")
 

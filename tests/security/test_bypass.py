@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.bypass_probes import BENIGN, PLAIN, PROBES, Target, outcome, stars_in
-from tests.bypass_table import TABLES, rows_on_the_page
+from tests.security.bypass_probes import BENIGN, PLAIN, PROBES, Target, outcome, stars_in
+from tests.security.bypass_table import TABLES, rows_on_the_page
 
 from saferedir.pictoworld.evaluation import identical
 from saferedir.pipelines.precision import fast_precision
@@ -38,7 +38,7 @@ def test_benign_rows_beside_a_forget_prompt_keep_every_bit() -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_the_page_lists_exactly_the_probes(table: str) -> None:
     expected = [[name, probe.attacker, probe.does] for name, probe in TABLES[table].items()]
-    assert [cells[:3] for cells in rows_on_the_page(table)] == expected, "run python -m tests.bypass_table"
+    assert [cells[:3] for cells in rows_on_the_page(table)] == expected, "run python -m tests.security.bypass_table"
     assert {probe.attacker for probe in PROBES.values()} == {"prompt", "api"}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import hooks
-from tests.cache_kinds import STEPS, put_on
 from tests.contract.guards import GUARDS, ExtraRows, Redirect, Watcher, X0Editor
+from tests.seam.cache_kinds import STEPS, put_on
 from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor, nn
 
