@@ -15,7 +15,7 @@ option below exists.
         --concept "Van Gogh" --dtype bfloat16 --device cuda \
         --guidance 4.0 --rollout-batch 2 --call height=1024 --call width=1024 --out runs/van-gogh-lumina2
 
-Estimate from counted FLOPs, not a measurement (docs/cost.md): 1,442 TFLOP a picture, the guard 0.0026 %
+Estimate from counted FLOPs, not a measurement (docs/cost.md): 1,442 TFLOP an image, the guard 0.0026 %
 of it; training 3.01 h on an A100, 11.1 GB of roll-outs.
 """
 
@@ -60,8 +60,8 @@ def main() -> None:
         print(decision.action, decision.prompt_score, decision.image_score, decision.message)
         image.save(f"{decision.image}.png")
 
-    # Protected: what the guard still sees the concept in is drawn anew, at most twice, then blocked (a black picture).
-    # `verify` may also be a function of the finished pictures, such as your own classifier.
+    # Protected: what the guard still finds the concept in is generated anew, at most twice, then blocked (a black image).
+    # `verify` may also be a function of the finished images, such as your own classifier.
     safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
     answer = safe_pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)
     for decision, is_blocked in zip(answer.decisions, answer.blocked, strict=True):

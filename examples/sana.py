@@ -17,7 +17,7 @@ that `load` writes to models/sana is what the command line takes.
         --concept "spiral logo" --dtype bfloat16 --device cuda \
         --guidance 4.5 --rollout-batch 8 --call height=1024 --call width=1024 --out runs/spiral-logo-sana
 
-Estimate from counted FLOPs, not a measurement (docs/cost.md): 130 TFLOP a picture, the guard 0.0022 %
+Estimate from counted FLOPs, not a measurement (docs/cost.md): 130 TFLOP an image, the guard 0.0022 %
 of it; training 0.39 h on an A100, 1.4 GB of roll-outs.
 """
 
@@ -30,7 +30,7 @@ from diffusers import SanaPipeline
 import saferedir
 from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
-# This family's own. Two denoiser rows a step; latents 32 times smaller than the picture, so roll-outs are cheap.
+# This family's own. Two denoiser rows a step; latents 32 times smaller than the image, so roll-outs are cheap.
 HUB_ID = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
 STEPS, GUIDANCE = 20, 4.5
 SIZE = {"height": 1024, "width": 1024}
@@ -65,8 +65,8 @@ def main() -> None:
         print(decision.action, decision.prompt_score, decision.image_score, decision.message)
         image.save(f"{decision.image}.png")
 
-    # Protected: what the guard still sees the concept in is drawn anew, at most twice, then blocked (a black picture).
-    # `verify` may also be a function of the finished pictures, such as your own classifier.
+    # Protected: what the guard still finds the concept in is generated anew, at most twice, then blocked (a black image).
+    # `verify` may also be a function of the finished images, such as your own classifier.
     safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
     answer = safe_pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)
     for decision, is_blocked in zip(answer.decisions, answer.blocked, strict=True):

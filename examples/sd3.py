@@ -17,7 +17,7 @@ stabilityai/stable-diffusion-3.5-large.
         --concept "umbrella" --dtype bfloat16 --device cuda \
         --guidance 7.0 --rollout-batch 4 --call height=1024 --call width=1024 --out runs/umbrella-sd3
 
-Estimate from counted FLOPs, not a measurement (docs/cost.md): 514 TFLOP a picture, the guard 0.0071 %
+Estimate from counted FLOPs, not a measurement (docs/cost.md): 514 TFLOP an image, the guard 0.0071 %
 of it; training 1.15 h on an A100, 11.1 GB of roll-outs.
 """
 
@@ -62,8 +62,8 @@ def main() -> None:
         print(decision.action, decision.prompt_score, decision.image_score, decision.message)
         image.save(f"{decision.image}.png")
 
-    # Protected: what the guard still sees the concept in is drawn anew, at most twice, then blocked (a black picture).
-    # `verify` may also be a function of the finished pictures, such as your own classifier.
+    # Protected: what the guard still finds the concept in is generated anew, at most twice, then blocked (a black image).
+    # `verify` may also be a function of the finished images, such as your own classifier.
     safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
     answer = safe_pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)
     for decision, is_blocked in zip(answer.decisions, answer.blocked, strict=True):

@@ -48,7 +48,7 @@ def load() -> Any:
 
 
 def train(pipe: Any) -> saferedir.Guard:
-    """What the command above does: fewer roll-outs than for pictures."""
+    """What the command above does: fewer roll-outs than for images."""
     config = TrainConfig(
         rollouts=64, held_out_rollouts=42, rollout_steps=10,
         guidance_scale=GUIDANCE, rollout_batch=ROLLOUT_BATCH, call=SIZE,
@@ -67,7 +67,7 @@ def main() -> None:
         print(decision.action, decision.prompt_score, decision.image_score, decision.message)
         export_to_video(video, f"{decision.image}.mp4", fps=16)
 
-    # Protected: what the guard still sees the concept in is drawn anew, at most twice, then blocked (a black video).
+    # Protected: what the guard still finds the concept in is generated anew, at most twice, then blocked (a black video).
     # `verify` may also be a function of the finished frames, such as your own classifier.
     safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
     answer = safe_pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)

@@ -7,6 +7,8 @@ The public names, nothing else. Each is imported when it is first asked for, so 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -100,4 +102,8 @@ _public = lazy_names(__name__, _HOMES)
 if not TYPE_CHECKING:  # else a type checker would take any name
 
     def __getattr__(name: str) -> Any:
-        return _public(name) if name in _HOMES else renamed.moved_attribute(name)
+        if name in _HOMES:
+            return _public(name)
+        if find_spec(f"{__name__}.{name}") is not None:  # sr.errors, sr.guards, … as if they had been imported
+            return import_module(f"{__name__}.{name}")
+        return renamed.moved_attribute(name)

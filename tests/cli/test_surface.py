@@ -76,10 +76,24 @@ def test_prompts_come_from_a_file(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def test_quiet_prints_nothing(tmp_path: Path) -> None:
+def test_quiet_prints_what_must_be_known_and_nothing_else(tmp_path: Path) -> None:
     result = RUNNER.invoke(app, ["generate", "a red circle", "--out", str(tmp_path / "out"), *STEPS, "--quiet"])
-    assert result.exit_code == 0 and result.stdout == ""
-    common.console.quiet = False
+    assert result.exit_code == 0 and result.stdout == "" and not common.console.quiet
+    assert "These images are unguarded" in result.stderr
+
+
+def test_a_stopped_run_does_not_go_on_with_other_options_or_another_guard(tmp_path: Path) -> None:
+    from saferedir.cli.resuming import digest_of_json, guard_digests
+
+    assert digest_of_json({"steps": 2}) != digest_of_json({"steps": 2, "negative_prompt": "blue"})
+    folder = tmp_path / "guard"
+    folder.mkdir()
+    (folder / "guard_config.json").write_text("{}")
+    first = guard_digests([str(folder), "pictoworld/star", "owner/name"])
+    (folder / "guard_config.json").write_text('{"a": 1}')
+    second = guard_digests([str(folder), "pictoworld/star", "owner/name"])
+    assert first.keys() == second.keys() == {str(folder), "pictoworld/star"}
+    assert first[str(folder)] != second[str(folder)] and first["pictoworld/star"] == second["pictoworld/star"]
 
 
 def test_options_come_from_a_file_and_what_is_typed_wins(tmp_path: Path) -> None:
@@ -99,6 +113,10 @@ def test_options_come_from_a_file_and_what_is_typed_wins(tmp_path: Path) -> None
         ('[generate]\nguard = "pictoworld/star"\n', "expected a list"),
         ("[generate\n", "cannot be read as TOML"),
         ("[train.saferedir]\nrollout = 3\n", "has no option 'rollout'"),
+        ("[generate]\nsteps = 30.7\n", "unable to parse string as an integer"),
+        ("[generate]\nnum_images = true\n", "num_images is True; expected a value"),
+        ("[generate]\nguard = {a = 1}\n", "expected a list"),
+        ("[bench.run]\nno-report = true\n", "has no option 'no-report'"),
         ('[generate]\nsteps = "many"\n', "unable to parse string as an integer"),
     ],
 )
@@ -128,6 +146,7 @@ def test_the_table_of_generate_reads_at_80_columns(width: int, monkeypatch: pyte
     prompt = "masterpiece, best quality, a red star over the sky, sharp focus, 8k, trending, " * 2
     console = Console(width=width, record=True, force_terminal=False)
     monkeypatch.setattr(decisions_table, "console", console)
+    monkeypatch.setattr(decisions_table, "errors", console)
     decisions_table.print_decisions([row(prompt), row("a star", unresolved=True), row("a star", attempts=3)])
     lines = console.export_text().splitlines()
     assert all(len(line) <= width for line in lines)
@@ -158,6 +177,21 @@ def test_the_table_of_generate_reads_at_80_columns(width: int, monkeypatch: pyte
 )
 def test_a_wrong_lora_is_one_sentence(value: str, sentence: str, tmp_path: Path) -> None:
     assert sentence in call("generate", "a", "--lora", value, "--out", str(tmp_path / "out"), code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_guards_test_wants_a_judge_for_a_guard_without_a_word_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "forget.txt").write_text("a red star on white\n")
+    (tmp_path / "retain.txt").write_text("a green square\n")
+    words = [
+        "--forget",
+        str(tmp_path / "forget.txt"),
+        "--retain",
+        str(tmp_path / "retain.txt"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert "give a verifier" in call("guards", "test", "pictoworld/star-duo", *words, *STEPS, code=1)
     assert not (tmp_path / "out").exists()
 
 

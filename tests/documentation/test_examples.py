@@ -44,7 +44,7 @@ def commands_in(text: str) -> Iterator[list[str]]:
 
 
 def quoted_costs(hub_id: str) -> dict[str, str]:
-    """What docs/cost.md says about a backbone: cost of a picture, the guard's share, hours on an A100, GB of roll-outs."""
+    """What docs/cost.md says about a backbone: cost of an image, the guard's share, hours on an A100, GB of roll-outs."""
     name = next(backbone.name for backbone in BACKBONES if backbone.hub_id == hub_id)
     found: dict[str, str] = {}
     columns: list[str] = []
@@ -55,7 +55,7 @@ def quoted_costs(hub_id: str) -> dict[str, str]:
         elif cells[0] == name and line.startswith("|"):
             found |= dict(zip(columns, cells, strict=True))
     return {
-        "picture": f"{found['picture, TFLOP']} TFLOP", "share": found["share"], "time": f"{found['A100, h']} h",
+        "image": f"{found['image, TFLOP']} TFLOP", "share": found["share"], "time": f"{found['A100, h']} h",
         "disk": f"{found['disk, GB']} GB",
     }  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_the_commands_and_the_page_train_alike(page: Path, monkeypatch: pytest.M
         assert config.held_out_rollouts in (max(2, round(0.65 * config.rollouts)), TrainConfig.held_out_rollouts)
 
 
-def test_below_their_own_lines_the_pages_of_pictures_are_alike() -> None:
+def test_below_their_own_lines_the_pages_of_images_are_alike() -> None:
     endings = {
         page.read_text(encoding="utf-8").partition("def train(")[2] for page in PAGES if page.stem != "wan_video"
     }

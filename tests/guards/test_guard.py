@@ -13,7 +13,7 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.guard import Guard, GuardConfig
-from saferedir.guards import registry
+from saferedir.guards import methods, registry
 from saferedir.utils.packaged import list_packaged_guards, packaged_guard_path
 
 
@@ -46,7 +46,7 @@ class Scale(Guard[ScaleConfig]):
 @pytest.fixture(autouse=True)
 def scale_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """For each test here only: other tests compare the registry with what there is."""
-    monkeypatch.setitem(registry._METHODS, "scale-for-tests", f"{__name__}:Scale")
+    monkeypatch.setitem(methods._METHODS, "scale-for-tests", f"{__name__}:Scale")
 
 
 def test_a_guard_folder_round_trips(tmp_path: Path) -> None:

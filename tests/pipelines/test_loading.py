@@ -109,3 +109,17 @@ def test_a_wrong_checkpoint_is_one_sentence(file: str, error: type[Exception], s
         sr.load_pipeline(tmp_path / file)
     with pytest.raises(sr.GuardConfigError, match="config is for a checkpoint in one"):
         sr.load_pipeline("pictoworld", config=tmp_path)
+
+
+def test_a_config_folder_with_pickles_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers.loaders import single_file_utils
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config" / "text_encoder").mkdir(parents=True)
+    (tmp_path / "config" / "text_encoder" / "pytorch_model.bin").write_bytes(b"")
+    monkeypatch.setattr(single_file_utils, "infer_diffusers_model_type", lambda checkpoint: "v1")
+    with pytest.raises(sr.GuardConfigError, match=r"pytorch_model\.bin, which can run code"):
+        sr.load_pipeline(tmp_path / "model.safetensors", config=tmp_path / "config")
+    with pytest.raises(sr.GuardConfigError, match="variant is for a folder"):
+        sr.load_pipeline(tmp_path / "model.safetensors", variant="fp16")

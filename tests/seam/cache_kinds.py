@@ -1,6 +1,6 @@
 """Caches and other speed-ups of a denoiser: how each is put on a tiny pipeline, set so that it skips much in few steps.
 
-Used by tests/seam/test_caches.py and by the contract (tests/contract/cache_features.py), which measures each of them.
+Used by tests/seam/test_caches.py and by the contract (tests/contract/speed_features.py), which measures each of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Old paths of modules: every one of the table gives the module of the new path, the same object, with a warning."""
 
 import importlib
+import subprocess
 import sys
 import warnings
 
@@ -79,3 +80,10 @@ def test_unknown_names_are_still_unknown() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("saferedir.nonsense")
     assert RenamedModules().find_spec("other.families") is None
+
+
+def test_rooms_are_attributes_of_the_package() -> None:
+    code = "import saferedir as sr; sr.errors.GuardError, sr.guards, sr.decisions.Decision; assert callable(sr.attach)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = saferedir.nothing

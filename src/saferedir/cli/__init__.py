@@ -65,7 +65,8 @@ def main(
             metavar="FILE",
             callback=read_defaults,
             is_eager=True,
-            help="A TOML file with options: a table per command, such as [generate] or [train.saferedir]; what is typed wins.",
+            help="A TOML file with options: a table per command, such as [generate] or [train.saferedir]; "
+            "what is typed wins (a typed --guard replaces the file's).",
         ),
     ] = None,
 ) -> None:

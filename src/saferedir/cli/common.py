@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "float16", "bfloat16")
-#: of progress, where there is no terminal to generate a bar on
+#: of progress, where there is no terminal to show a bar on
 SECONDS_A_LINE = 60.0
 #: options whose values are written into files and tables, all of which are UTF-8
 TEXT_OPTIONS = frozenset(

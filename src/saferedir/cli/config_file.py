@@ -12,6 +12,7 @@ rollouts = 320
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,7 @@ def _for_command(command: Any, values: Mapping[str, Any], where: str) -> dict[st
         option.removeprefix("--").replace("-", "_"): parameter
         for parameter in command.params
         if parameter.param_type_name == "option"
-        for option in (*parameter.opts, *parameter.secondary_opts)
+        for option in parameter.opts
         if option.startswith("--") and parameter.name != "help"
     }
     found = {}
@@ -62,10 +63,16 @@ def _for_command(command: Any, values: Mapping[str, Any], where: str) -> dict[st
         if parameter is None:
             known = ", ".join(sorted(options))
             raise typer.BadParameter(f"{where} has no option {name!r}; there are {known}.")
-        if isinstance(value, dict):
-            value = [f"{key}={inner}" for key, inner in value.items()]  # call = {height = 1024}
+        if isinstance(value, dict) and parameter.metavar == "NAME=VALUE":
+            value = [f"{key}={json.dumps(inner)}" for key, inner in value.items()]  # call = {height = 1024}
         if parameter.multiple != isinstance(value, list):
             expected = "a list" if parameter.multiple else "one value"
             raise typer.BadParameter(f"{where}, {name} is {value!r}; expected {expected}.")
+        is_flag = bool(getattr(parameter, "is_flag", False))
+        if isinstance(value, bool) != is_flag:
+            expected = "true or false" if is_flag else "a value as on the command line"
+            raise typer.BadParameter(f"{where}, {name} is {value!r}; expected {expected}.")
+        if not is_flag:  # as if it had been typed, so that it is checked in the same way
+            value = list(map(str, value)) if isinstance(value, list) else str(value)
         found[parameter.name] = value
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saferedir.cli.common import console, escape, new_table
+from saferedir.cli.common import console, errors, escape, new_table
 
 #: how the table names diffusers' own checker (pipelines.safety_checker.NAME, which would import torch)
 CHECKER = "diffusers' own safety checker"
@@ -77,4 +77,4 @@ def _name(decision: Mapping[str, Any]) -> str:
 
 def _print_files(sentence: str, files: Sequence[str]) -> None:
     if files:
-        console.print(sentence.format(", ".join(map(escape, files))))
+        errors.print(sentence.format(", ".join(map(escape, files))))

@@ -25,7 +25,7 @@ from saferedir.cli.common import (
 from saferedir.cli.decisions_table import print_decisions
 from saferedir.cli.options import Device, Lora, ModelConfig, Revision, Seed, Steps, Variant
 from saferedir.cli.output import MEGABYTE, SUMMARY, holds_out, staged_output, write_json
-from saferedir.cli.resuming import UNFINISHED, copy_rows, kept_rows
+from saferedir.cli.resuming import UNFINISHED, copy_rows, digest_of_json, guard_digests, kept_rows
 from saferedir.cli.stopping import on_stop
 from saferedir.utils.calls import for_each_prompt, is_prompt_argument
 
@@ -108,7 +108,6 @@ def generate(
 
     Example:  `saferedir generate "a castle" --model owner/sdxl --lora style.safetensors:0.8 --guard runs/logo --out runs/castle`
     """
-    console.quiet = quiet
     texts, prompts_digest = _read_prompts(prompts or [], prompts_file, prompts_format)
     names = guard or []
     if not names and policy is not Policy.REDIRECT:
@@ -131,6 +130,7 @@ def generate(
         "asked_dtype": dtype,
         **{name: value for name, value in optional.items() if value is not None},
     }
+    settings["settings_digest"] = digest_of_json({**settings, "guard_weights": guard_digests(names)})
     kept = [] if force else kept_rows(out, settings, wanted, BATCH)
     needs, stop = (len(wanted) * BYTES_PER_IMAGE) + 16 * MEGABYTE, None
     with staged_output(out, needs=needs, overwrite=force or bool(kept)) as (folder, place):
@@ -145,7 +145,7 @@ def generate(
         _refuse_unknown(more, pipe)
         cuts = cut_prompts(pipe, texts, settings_of_call)
         copy_rows(kept, out, folder)
-        if kept:
+        if kept and not quiet:
             console.print(f"{len(kept)} of {len(wanted)} images are there; going on.", highlight=False)
         rows = kept
         with closing(_generate(pipe, guards, policy.value, wanted, seed, settings_of_call, first=len(kept))) as results:
@@ -173,6 +173,7 @@ def generate(
     if stop is not None:
         on_stop(f"{len(rows)} of {len(wanted)} images are kept in {place}; the same command makes the rest.")
         raise stop
+    console.quiet = quiet
     print_decisions(rows)
     for row in rows:
         for cut in row.get("cut", ()):
@@ -183,8 +184,9 @@ def generate(
                 highlight=False,
             )
     if not names:
-        console.print("[bold yellow]These images are unguarded[/]: no --guard was given.")
+        errors.print("[bold yellow]These images are unguarded[/]: no --guard was given.")
     console.print(f"Written to {place}", soft_wrap=True, highlight=False)
+    console.quiet = False
 
 
 def _read_prompts(given: Sequence[str], file: Path | None, format: str) -> tuple[list[str], str | None]:

@@ -102,6 +102,11 @@ def test(
         cell = percent_cell({"n": rate.n, "rate": rate.value if rate.n else 0.0, "low": low, "high": high})
         table.add_row(kind, cell, str(round(rate.value * rate.n)) if rate.n else "0", str(rate.n))
     console.print(table)
+    if judge_set:
+        bare = result.rate("forget", "shown_before")
+        console.print(
+            f"Without the guard the judge finds the concept in {round(bare.value * bare.n)} of {bare.n:.0f} forget prompts."
+        )
     for case in result.failures[:10]:
         console.print(f"[bold red]{case.kind}[/] {escape(case.prompt)}: {case.failure}", highlight=False)
     if len(result.failures) > 10:

@@ -17,6 +17,7 @@ def list_methods(as_json: AsJson = False) -> None:
     Example:  `saferedir methods`
     """
     from saferedir.guards.catalogue import METHODS
+    from saferedir.guards.methods import methods
 
     if as_json:
         print_json([{k: v for k, v in asdict(method).items() if k != "target"} for method in METHODS])
@@ -27,6 +28,8 @@ def list_methods(as_json: AsJson = False) -> None:
     for method in METHODS:
         cells = (method.name, method.paper or "–", method.cost.replace(" to ", "–"), method.needs, method.title)
         table.add_row(*map(escape, cells))
+    for name in sorted(set(methods()) - {method.name for method in METHODS}):
+        table.add_row(escape(name), "–", "–", "–", "registered by a plug-in")
     console.print(table)
     console.print("How to make a guard:", highlight=False)
     for method in METHODS:

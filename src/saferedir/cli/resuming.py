@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saferedir.cli.output import SUMMARY, OutputError
+from saferedir.utils.packaged import packaged_guard_path
 
 #: key of the summary of an interrupted run: the prompts of all images that were asked for
 UNFINISHED = "unfinished"
@@ -34,6 +36,24 @@ def kept_rows(out: Path, settings: Mapping[str, Any], wanted: Sequence[str], bat
         )
     rows = rows[: len(rows) // batch * batch]
     return rows if all((out / row["file"]).is_file() for row in rows) else []
+
+
+def digest_of_json(values: Mapping[str, Any]) -> str:
+    """SHA-256 of plain values, 16 digits: an option that is there in one run only makes another."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def guard_digests(names: Sequence[str]) -> dict[str, str]:
+    """Digest of the files of each guard that is a folder here, so that a guard that was trained again is another one."""
+    found = {}
+    for name in names:
+        folder = packaged_guard_path(name) or Path(name).expanduser()
+        if folder.is_dir():
+            digest = hashlib.sha256()
+            for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
+                digest.update(file.name.encode() + file.read_bytes())
+            found[name] = digest.hexdigest()[:16]
+    return found
 
 
 def copy_rows(rows: Sequence[Mapping[str, Any]], out: Path, fresh: Path) -> None:

@@ -1,6 +1,6 @@
 """The demo: the embedded model generates the same prompts with and without its three guards, and a judge scores both.
 
-The command around it is in cli/images.py. Everything is seeded: the same version on the same machine gives the same
+The command around it is in cli/demo.py. Everything is seeded: the same version on the same machine gives the same
 images.
 """
 

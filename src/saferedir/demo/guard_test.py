@@ -17,6 +17,7 @@ from PIL import Image
 
 from saferedir.attach import attach
 from saferedir.decisions import Decision
+from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.metrics.rates import Rate
 from saferedir.pipelines.safety_checker import without_safety_checker
@@ -130,7 +131,15 @@ def run_guard_test(
 
     Returns:
         The result, failures first.
+
+    Raises:
+        GuardError: no verifier for a guard that cannot say that the concept is still there.
     """
+    if verifier is None and (guard.always_acts or not guard.may_be_unresolved):
+        raise GuardError(
+            f"without a judge the guard's own word is taken, and a guard of {guard.method!r} has none: it cannot tell that the "
+            "concept is still there; give a verifier (--preset, or --judge and --rule)."
+        )
     call = dict(call or {})
     prompts = [(prompt, "forget") for prompt in forget] + [(prompt, "retain") for prompt in retain]
     cases: list[Case] = []

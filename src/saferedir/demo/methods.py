@@ -1,6 +1,6 @@
 """The demo of all methods: one row a method, one column a prompt, and what a judge counts.
 
-The command around it is in cli/images.py. The numbers of a demo are a glance; docs/methods.md has the same over
+The command around it is in cli/demo.py. The numbers of a demo are a glance; docs/methods.md has the same over
 hundreds of prompts with intervals.
 """
 

@@ -1,4 +1,4 @@
-"""Guard: the base class of every method, and the points at which it may intervene. Guard authors import from here.
+"""Guard: the base class of every method, and the points at which it may intervene. Guard authors import from `saferedir.guard`.
 
 A guard is pure, differentiable tensor functions over a `Step` (step.py), with a frozen config (config.py); it
 never sees a pipeline (that is `attach`). Saving and loading live in `storage`; concrete methods in `guards/`.

@@ -99,10 +99,10 @@ class Rate:
         """
         if flags.dtype != torch.bool and flags.numel():
             raise MetricError(f"a rate is counted from a bool tensor, not from {flags.dtype}; decide by a rule first.")
-        worth = None
+        effective_n = None
         if clusters is not None and flags.numel() and len(clusters.unique()) < len(clusters):
-            worth = round(effective_size(flags, clusters), 3)
-        return cls(int(flags.sum()), flags.numel(), worth)
+            effective_n = round(effective_size(flags, clusters), 3)
+        return cls(int(flags.sum()), flags.numel(), effective_n)
 
     @property
     def value(self) -> float:

@@ -72,7 +72,12 @@ def load_pipeline(
 
     dtype = _dtype(dtype)
     file = Path(name).expanduser()
-    if file.suffix in SINGLE_FILES:
+    if file.suffix.lower() in SINGLE_FILES:
+        given = [label for label, value in (("variant", variant), ("revision", revision)) if value is not None]
+        if given:
+            raise GuardConfigError(
+                f"{given[0]} is for a folder or a hub id, and {file.name} is one file; leave it out."
+            )
         pipe = _from_single_file(file, dtype, config)
         return _finished(pipe, loras, device)
     if config is not None:
@@ -147,7 +152,7 @@ def _from_single_file(file: Path, dtype: torch.dtype, config: str | Path | None)
 
     if not file.is_file():
         raise GuardNotFoundError(f"no checkpoint is at {file}; check the path.")
-    if file.suffix != ".safetensors":
+    if file.suffix.lower() != ".safetensors":
         raise GuardConfigError(
             f"{file} is a {file.suffix} file, which can run code when it is loaded; convert it once to safetensors elsewhere."
         )
@@ -161,7 +166,15 @@ def _from_single_file(file: Path, dtype: torch.dtype, config: str | Path | None)
             f"{file} looks like a model of the kind {kind!r}, which saferedir does not load from one file; convert it to a "
             "diffusers folder and give that."
         )
-    more = {} if config is None else {"config": str(config)}
+    more = {}
+    if config is not None:
+        folder = Path(config).expanduser()
+        unsafe = sorted(path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if unsafe:
+            raise GuardConfigError(
+                f"{folder} holds {unsafe[0].name}, which can run code when it is loaded; give a folder with safetensors only."
+            )
+        more = {"config": str(folder) if folder.exists() else hub_id(config) or str(config)}
     try:
         return getattr(diffusers, pipeline).from_single_file(str(file), torch_dtype=dtype, **more)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:

@@ -131,6 +131,8 @@ def _merged(guard: Guard[Any], point: str, answer: object, given: Conditioning, 
             )
     if answer.cond.pooled is not None and given.cond.pooled is None:
         raise GuardError(f"guard {guard.method!r} returned pooled embeddings, which this family has not.")
+    if answer.cond.mask is not None and given.cond.mask is None:
+        raise GuardError(f"guard {guard.method!r} returned a mask of the prompt, which this family has not.")
     cond, uncond = _merged_half(guard, point, answer.cond, given.cond), given.uncond
     if uncond is not None and answer.uncond is not None:
         uncond = _merged_half(guard, point, answer.uncond, uncond)

@@ -2,7 +2,7 @@
 
 Private to `attach`. A run begins when the pipeline sets the scheduler's timesteps (or brings another scheduler), is made real
 by the first denoiser call, and ends with the last scheduler step; a run that broke off is simply replaced by the next. The
-hooks that call are in hooks.py, whose run it is in current.py, what guards make of it in session.py.
+hooks that call are in hooks.py, whose run it is in run_state.py, what guards make of it in session.py.
 """
 
 from __future__ import annotations

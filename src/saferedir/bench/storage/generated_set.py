@@ -19,7 +19,7 @@ class ScoredSet:
         scores: judge's key -> scores; features: of the protocol's judge, (N, d), NaN rows for images never made, or None.
         blocked, intervened: (N,) bool; checksums: N texts, "" for an image never made.
         prompt_of: (N,) which case an image belongs to: prompt i with the s-th seed is case i + s times the number of prompts, so
-            that the same prompt with another seed is a case of its own, but several generates of it are one.
+            that the same prompt with another seed is a case of its own, but several images of it are one.
         reasons: N sentences, why an image was blocked, "" for the others.
     """
 

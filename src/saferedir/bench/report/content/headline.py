@@ -62,7 +62,8 @@ def headline(ranking: Ranking) -> Headline:
     ).replace("%", f"{NBSP}%")
     if good:
         claim = _claim(good, [row for row in good if passes_surely(row)], len(rows), promise)
-        detail = f"Best: {_facts(good[0], rows)} {_certainty(good)}"
+        best = next((row for row in good if passes_surely(row)), good[0])
+        detail = f"Best: {_facts(best, rows)} {_certainty(good)}"
     else:
         claim = (
             f"None of {pluralise(len(rows), 'guard')} keeps {promise}."
@@ -82,7 +83,9 @@ def _claim(good: Sequence[RankRow], sure: Sequence[RankRow], total: int, promise
     keeps = "keeps" if len(chosen) == 1 else "keep"
     of = f"({len(chosen)} of {pluralise(total, 'guard')})" if total > 1 else ""
     if sure:
-        return f"{names} {keeps} {promise} {of}".rstrip() + "."
+        rest = join_words([row.guard for row in good if row not in sure])
+        also = f"; {rest} by the point estimates only" if rest else ""
+        return f"{names} {keeps} {promise} {of}".rstrip() + f"{also}."
     reach = f"its 95{NBSP}% interval reaches" if len(chosen) == 1 else f"their 95{NBSP}% intervals reach"
     claim = f"On these prompts {names} {keeps} {promise} {of}".rstrip()
     return f"{claim}; {reach} beyond, so more prompts are needed to be sure."
@@ -183,7 +186,14 @@ def overall(rankings: Sequence[Ranking]) -> str:
         return f"No guard of {total} keeps both limits, of concept rate and retention, for all of {concepts}."
     verb = "keeps" if len(both) == 1 else "keep"
     of = f"({len(both)} of {pluralise(total, 'guard')})"
-    return f"{join_words(both)} {verb} both limits, of concept rate and retention, for all of {concepts} {of}."
+    sure = {row.guard for row in rankings[0].rows if all(_passes_surely(one, row.guard) for one in rankings)}
+    named = join_words(sorted(sure)) or "none"
+    caveat = "" if sure >= set(both) else f" by the point estimates; the whole intervals lie within for {named}"
+    return f"{join_words(both)} {verb} both limits, of concept rate and retention, for all of {concepts}{caveat} {of}."
+
+
+def _passes_surely(ranking: Ranking, guard: str) -> bool:
+    return any(row.guard == guard and passes_surely(row) for row in ranking.rows)
 
 
 def _facts(row: RankRow, rows: Sequence[RankRow]) -> str:
