@@ -174,7 +174,7 @@ def test_a_missing_vector_is_not_a_blocked_image() -> None:
 def test_encoders_part_protocols_and_their_absence_changes_no_id() -> None:
     plain = Protocol("p", 3, "judge", "star", {}, "none", {}, "float32", "m", (0,))
     old = {name: value for name, value in dataclasses.asdict(plain).items() if name != "encoders"}
-    hashed = {**old, "generates": old["images_per_prompt"]}
+    hashed = {**old, "draws": old["images_per_prompt"]}
     del hashed["images_per_prompt"]
     assert plain.id == hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
     assert plain.to_dict().keys() == old.keys()

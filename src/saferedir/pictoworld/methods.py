@@ -56,7 +56,7 @@ def negation_set(
     """`count` rendered images that show the concept, in scenes of the guards' training part, and as many that do not."""
     rng = random.Random(f"negation/{task.name}/{seed}")
     groups = [[random_scene(rng, **dict(task.forget)) for _ in range(count)]]
-    sources = f"{count} rendered images of {task.name}"
+    sources = f"{count} rendered pictures of {task.name}"  # as the packaged sets say it
     if with_benign:
         groups.append([prompt.scene for prompt in retain_prompts(task, "guard-train", count, seed)])
         sources += f", {count} benign ones"

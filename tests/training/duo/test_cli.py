@@ -78,7 +78,7 @@ def test_pairs_given(model: Path, tmp_path: Path) -> None:
         (["--concept", "dog"], "give --anchor, --prompts or --pairs"),
         (["--concept", " "], "the concept needs a name"),
         (["--concept", "star", "--pairs", "{one}"], "1 valid pairs; DUO needs at least 2"),
-        (["--concept", "star", "--pairs", "{pairs}", "--anchor", "x"], "--anchor is for drawing pairs"),
+        (["--concept", "star", "--pairs", "{pairs}", "--anchor", "x"], "--anchor is for generating pairs"),
         (["--concept", "star", "--pairs", "{pairs}", "--variant", "both"], "no DUO variant 'both'"),
         (["--concept", "star", "--pairs", "{pairs}", "--beta", "0"], "beta is 0.0; expected a finite number > 0"),
         (["--concept", "star", "--pairs", "{pairs}", "--conditioning", "prompt"], "come without prompts"),
