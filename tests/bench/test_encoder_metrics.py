@@ -26,6 +26,7 @@ from saferedir.bench.report.from_folder import report_folder
 from saferedir.bench.runner import missing_jobs, run
 from saferedir.bench.storage.embeddings import CellEmbeddings, TextEmbeddings
 from saferedir.bench.storage.store import Store
+from saferedir.cli.common import console
 from saferedir.errors import BenchError, SaferedirError
 from saferedir.metrics import frechet_distance, kernel_distance
 
@@ -430,7 +431,7 @@ def test_the_plan_is_printed_with_its_encoders(place: Path, monkeypatch: pytest.
     from saferedir.cli import app
 
     monkeypatch.chdir(place)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "_width", 200)
     result = CliRunner().invoke(app, ["bench", "run", "matrix.toml", "--out", "nowhere", "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "mine (callable; 12 reference images)" in result.output and not (place / "nowhere").exists()

@@ -31,6 +31,7 @@ from saferedir.bench.report.from_folder import report_folder
 from saferedir.bench.runner import missing_jobs, run, unscored_shards
 from saferedir.bench.storage.saved_plan import SavedPlan, saved_plan
 from saferedir.bench.storage.store import Store
+from saferedir.cli.common import console
 from saferedir.errors import SaferedirError
 from saferedir.utils.progress import SILENT, Progress
 
@@ -286,7 +287,7 @@ def invoke(folder: Path, text: str, *options: str) -> str:
 def test_the_printed_plan_says_what_a_late_encoder_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resources: Resources, moody: Any, keeps: bool
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(console, "_width", 250)
     monkeypatch.setattr(bench_module, "Resources", lambda: resources)
     text = f"""
 title = "small"
