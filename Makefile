@@ -68,7 +68,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 test-oldest: $(OLDEST)/.installed  ## the suite's core with the oldest versions that pyproject allows, in .venv-oldest
 	$(OLDEST)/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS) $(OLDEST_TESTS)
 
-lint: setup  ## ruff (rules and layout), codespell, import-linter, and mypy --strict on src
+lint: setup  ## ruff (rules and layout), codespell, import-linter, and mypy --strict on src and tools/pictoworld
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check src tests benchmarks tools
 	$(PY) -m codespell_lib

@@ -95,8 +95,6 @@ def test_a_byte_of_a_file_name_is_shown_and_not_lost() -> None:
         ("guards", "calibrate", "pictoworld/star", "--pairs", "x.jsonl"),
         ("negation", "build", "--images", "."),
         ("negation", "guard", "x.safetensors", "--concept", "star"),
-        ("pictoworld", "guards"),
-        ("pictoworld", "train"),
     ],
 )
 def test_weights_for_a_place_that_is_no_utf_8_are_refused_before_the_work(

@@ -21,8 +21,6 @@ from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 from saferedir.pictoworld.evaluation import load_judge
 from saferedir.pictoworld.judge import Judge
-from saferedir.pictoworld.report import ReportConfig, bars, quality_report
-from saferedir.pictoworld.report_page import page
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS
 
 PLAIN = (
@@ -101,27 +99,3 @@ def test_a_demo_of_nothing_is_refused() -> None:
 
 def test_packaged_guards_cover_every_task() -> None:
     assert set(demo_guards()) == set(TASKS)
-
-
-def test_quality_report_is_complete(world: Any, judge: Judge, tmp_path: Path) -> None:
-    config = ReportConfig(concept_images=2, judge_images=60, template_images=2, steps=2)
-    report = quality_report(world, judge, 4, tmp_path, config=config)
-    assert json.loads((tmp_path / "report.json").read_text()) == report
-    assert len(report["bars"]) == 4 + 1 + 1 + 3 * 4 + 5
-    counts = torch.tensor(report["judge"]["confusion"]["shape"]["counts"])
-    assert int(counts.sum()) == 60
-    text = (tmp_path / "pictoworld.md").read_text()
-    assert "seed 777000001" in text and "| bar | measured |" in text
-    assert (tmp_path / "pictoworld.png").stat().st_size > 1000
-    for row in report["bars"]:
-        row["measured"], row["met"] = {**row["measured"], "rate": 0.0}, False
-    assert f"**{len(report['bars'])} of {len(report['bars'])} bars are missed" in page(report)
-
-
-def test_a_bar_for_broken_images_is_an_upper_one(world: Any, judge: Judge, tmp_path: Path) -> None:
-    good = {"rate": 1.0, "n": 1, "low": 0.2, "high": 1.0}
-    names = ("shape", "colour", "background", "style", "position", "all four", "broken")
-    rows = bars(
-        {"model": dict.fromkeys(names, good), "concepts": {}, "judge": {"renders": dict.fromkeys(names[:5], good)}}
-    )
-    assert [row["what"] for row in rows if not row["met"]] == ["broken"]

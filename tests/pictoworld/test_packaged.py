@@ -5,6 +5,7 @@ Small samples with wide bounds, to notice a broken package; the measured rates a
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ import saferedir as sr
 from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, generate, identical, load_judge
 from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.renderer import render
-from saferedir.pictoworld.scene import JUDGED
+from saferedir.pictoworld.scene import JUDGED, random_scene
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, forget_prompts, retain_prompts
-from saferedir.pictoworld.training.autoencoder import random_scenes
 from saferedir.utils.packaged import list_packaged_guards, packaged_guard_path, packaged_model_path
 
 MODEL = packaged_model_path("pictoworld")
@@ -52,7 +52,8 @@ def test_diffusers_loads_the_model_with_no_code_of_ours_in_between() -> None:
 
 
 def test_the_judge_reads_renders_and_calls_noise_broken(judge: Judge) -> None:
-    scenes = random_scenes(256, seed=-77)
+    rng = random.Random(-77)
+    scenes = [random_scene(rng) for _ in range(256)]
     judgement = judge.judge(render(scenes))
     for attribute in JUDGED:
         assert judgement.matches(scenes, attribute).float().mean() >= 0.98, attribute

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import saferedir as sr
 from saferedir.bench.generation.worlds import check_recipe, world_guards
-from saferedir.cli import app
 from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.guards.spell import SPELL
 from saferedir.pictoworld import methods
@@ -92,24 +90,3 @@ def test_the_control_of_re_noising_is_a_recipe_of_its_own(pipe: Any, monkeypatch
     check_recipe("pictoworld/renoise-only")
     (again,) = world_guards("pictoworld/renoise-only", "pictoworld/star", pipe)
     assert again.config == control.config
-
-
-def test_the_command_writes_them_and_leaves_other_folders_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(methods.negation_set, "__defaults__", (6, 0))
-    out = tmp_path / "guards"
-    first = CliRunner().invoke(app, ["pictoworld", "guards", "--out", str(out), "--device", "cpu"])
-    assert first.exit_code == 0, first.output
-    found = sorted(path.name for path in out.iterdir() if path.is_dir())
-    assert found == sorted(f"{name}-{method}" for name in TASKS for method in WITH_DATA)
-    guard = sr.Guard.from_pretrained(out / "emblem-spell")
-    assert type(guard) is SPELL and guard.negation is not None and len(guard.negation) == 6
-    again = CliRunner().invoke(app, ["pictoworld", "guards", "--out", str(out)])
-    assert again.exit_code == 1 and "is not empty" in again.output
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("keep")
-    foreign = CliRunner().invoke(app, ["pictoworld", "guards", "--out", str(tmp_path / "mine"), "--force"])
-    assert foreign.exit_code == 1 and (tmp_path / "mine" / "letter.txt").read_text() == "keep"
-    forced = CliRunner().invoke(app, ["pictoworld", "guards", "--out", str(out), "--device", "cpu", "--force"])
-    assert forced.exit_code == 0, forced.output

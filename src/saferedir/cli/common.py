@@ -299,15 +299,8 @@ def progress_bar() -> Bars:
     return Bars()
 
 
-def rate_cell(rate: dict[str, Any]) -> str:
-    """A rate with its interval, as a table cell."""
-    if not rate["n"]:
-        return "no case"
-    return f"{rate['rate']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
-
-
 def percent_cell(rate: dict[str, Any]) -> str:
-    """The same in whole per cent, for narrow tables."""
+    """A rate with its interval in whole per cent, as a table cell."""
     if not rate["n"]:
         return "no case"
     return f"{100 * rate['rate']:.0f} % ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"

@@ -1,4 +1,7 @@
-"""`saferedir pictoworld`: train the embedded world again, write prompt pairs and guards for its tasks, measure its quality."""
+"""`saferedir pictoworld`: what the embedded world can show, and prompt pairs for its tasks.
+
+The world is made by `python -m tools.pictoworld`, from a clone.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from saferedir.cli.common import (
-    choose_device,
-    console,
-    escape,
-    load_model,
-    new_table,
-    print_json,
-    progress_bar,
-    quiet,
-    rate_cell,
-)
-from saferedir.cli.options import MAX_SEED, AsJson, Device
-from saferedir.cli.output import (
-    MEGABYTE,
-    OutputError,
-    check_space,
-    check_weights_place,
-    holds_out,
-    refuse_finished,
-    staged_output,
-    write_json,
-)
+from saferedir.cli.common import console, new_table, print_json
+from saferedir.cli.options import MAX_SEED, AsJson
+from saferedir.cli.output import MEGABYTE, OutputError, check_space, holds_out, refuse_finished
 from saferedir.cli.pairs import save_pairs
-from saferedir.cli.stopping import GOES_ON, on_stop
 
 world_app = typer.Typer(
     name="pictoworld", help="The embedded text-to-image world.", no_args_is_help=True, rich_markup_mode="markdown"
@@ -60,43 +43,6 @@ def words(as_json: AsJson = False) -> None:
     for name, options in values.items():
         table.add_row(name, ", ".join(options))
     console.print(table)
-
-
-@world_app.command(no_args_is_help=True)
-@holds_out
-def train(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
-    share: Annotated[
-        float, typer.Option(min=0.0005, help="Share of the full number of steps; 0.01 for a trial.")
-    ] = 1.0,
-    device: Device = "auto",
-) -> None:
-    """Train the embedded model and its judge from scratch: about two hours on two CPU cores.
-
-    A run that was killed goes on where it stopped when the same command is given again.
-
-    Example:  `saferedir pictoworld train --out runs/pictoworld`
-    """
-    check_weights_place(out)
-    if out.is_file():
-        raise OutputError(f"{out} is a file; choose another --out.")
-    resumes = (out / "checkpoints" / "plan.json").is_file()
-    if out.is_dir() and any(out.iterdir()) and not resumes:
-        raise OutputError(f"{out} is not empty and holds no PictoWorld training; choose another --out.")
-    check_space(out, 1024 * MEGABYTE)
-    place = choose_device(device)
-    quiet()
-    from saferedir.pictoworld.training.run import WorldConfig, train_world
-
-    if resumes:
-        console.print(
-            f"An earlier run left checkpoints in {out}; going on from there.", soft_wrap=True, highlight=False
-        )
-    on_stop(GOES_ON)
-    folder = train_world(out, WorldConfig().scaled(share), device=place, progress=progress_bar())
-    console.print(f"Model: {folder}", soft_wrap=True, highlight=False)
-    console.print(f"Judge: {out / 'judge.safetensors'}", soft_wrap=True, highlight=False)
-    console.print(f"Measure them: saferedir pictoworld report --world {out}", soft_wrap=True, highlight=False)
 
 
 @world_app.command(no_args_is_help=True)
@@ -158,90 +104,15 @@ def _unique_pairs(task: Any, count: int, seed: int) -> list[tuple[str, str]]:
     raise ValueError(f"Only {len(found)} different pairs exist where {count} were asked for; ask for fewer.")
 
 
-@world_app.command(no_args_is_help=True)
-@holds_out
-def guards(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the guards, one folder each.")],
-    world: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A world from `pictoworld train`; default: the packaged one.")
-    ] = None,
-    device: Device = "auto",
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the guards that this command wrote to --out.")
-    ] = False,
-) -> None:
-    """Write the guards that need images but no training, safe_denoiser and spell, for each of the three tasks.
+def _moved(name: str) -> None:
+    """Leave the old name of a maker's command, to say where it is now."""
+    said = f"`saferedir pictoworld {name}` is not in the package; it is run from a clone: python -m tools.pictoworld {name}"
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-    These are the ones inside the package. A world trained anew has another VAE and needs guards of its own.
-
-    Example:  `saferedir pictoworld guards --out runs/guards`
-    """
-    check_weights_place(out)
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise OutputError(
-            f"{out} is not empty; choose another --out, or give --force to replace guards of this command."
-        )
-    with staged_output(out, marker="guards.json") as (folder, place):
-        pipe = load_model("pictoworld" if world is None else str(world / "pipeline"), device=device)
-        from saferedir.pictoworld.methods import METHODS, WITH_DATA
-        from saferedir.pictoworld.tasks import TASKS
-
-        rows: list[dict[str, Any]] = []
-        with progress_bar().task("encoding", len(TASKS) * len(WITH_DATA)) as advance:
-            for name, task in TASKS.items():
-                for method in WITH_DATA:
-                    advance(0, f"{name}: {method}")
-                    guard = METHODS[method](task, pipe)
-                    written = guard.save_pretrained(folder / f"{name}-{method}")
-                    size = sum(path.stat().st_size for path in written.iterdir())
-                    rows.append({"guard": written.name, "concept": name, "method": guard.method, "bytes": size})
-                    advance()
-        write_json(folder / "guards.json", {"guards": rows})
-    table = new_table("Guards", "guard", "concept", "method", ">size")
-    for row in rows:
-        table.add_row(row["guard"], row["concept"], row["method"], f"{row['bytes'] / 1024:.0f} kB")
-    console.print(table)
-    console.print(f"Written to {place}", soft_wrap=True, highlight=False)
+    @world_app.command(name, hidden=True, help=said, context_settings=settings)
+    def moved() -> None:
+        raise ValueError(said)
 
 
-@world_app.command()
-@holds_out
-def report(
-    out: Annotated[Path, typer.Option(help="Folder for report.json, pictoworld.md and pictoworld.png.")] = Path(
-        "runs/pictoworld-report"
-    ),
-    images: Annotated[int, typer.Option(min=1, help="Held-out captions to generate.")] = 2000,
-    concept_images: Annotated[int, typer.Option(min=1, help="Prompts per concept and phrasing.")] = 100,
-    judge_images: Annotated[int, typer.Option(min=1, help="Renders to measure the judge on.")] = 4000,
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of captions and noise.")] = 777_000_001,
-    world: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A world from `pictoworld train`; default: the packaged one.")
-    ] = None,
-    device: Device = "auto",
-) -> None:
-    """Measure the embedded model and its judge against their quality bar, and say plainly what misses it.
-
-    Example:  `saferedir pictoworld report --images 200 --concept-images 20 --out runs/report`
-    """
-    with staged_output(out, marker="report.json") as (folder, place):
-        pipe = load_model("pictoworld" if world is None else str(world / "pipeline"), device=device)
-        from saferedir.pictoworld.judge import WEIGHTS, Judge
-        from saferedir.pictoworld.report import ReportConfig, quality_report
-
-        judge = Judge.load(WEIGHTS if world is None else world / "judge.safetensors")
-        config = ReportConfig(
-            images=images, concept_images=concept_images, judge_images=judge_images, steps=steps, seed=seed
-        )
-        found = quality_report(pipe, judge, images, folder, config=config, progress=progress_bar())
-    _report_table(found)
-    console.print(f"Page: {place / 'pictoworld.md'}", soft_wrap=True, highlight=False)
-
-
-def _report_table(found: dict[str, Any]) -> None:
-    table = new_table("Quality, with 95 % Wilson intervals", "what", ">bar", "measured", ">n", "")
-    for row in found["bars"]:
-        bar = f"{'≥' if row['at_least'] else '≤'} {row['bar']:g}"
-        verdict = "met" if row["met"] else "[bold red]missed[/]"
-        table.add_row(escape(row["what"]), bar, rate_cell(row["measured"]), str(row["measured"]["n"]), verdict)
-    console.print(table)
+for _name in ("train", "guards", "report"):
+    _moved(_name)

@@ -1,4 +1,4 @@
-"""Generates and judges prompts with and without guards: the numbers of the demo, of the quality report and of the tests.
+"""Generates and judges prompts with and without guards: the numbers of the demo, of the benchmarks and of the tests.
 
 Figures and tables are made elsewhere.
 """
@@ -87,21 +87,6 @@ def rate_of(flags: Tensor) -> Rate:
 def concept_rate(judgement: Judgement, task: Task) -> Rate:
     """How many images show the task's concept."""
     return rate_of(judgement.shows(dict(task.forget)))
-
-
-def attribute_rates(judgement: Judgement, prompts: Sequence[Prompt]) -> dict[str, Rate]:
-    """Per judged attribute: how often the image has the value the caption fixed; "all": all fixed ones together."""
-    scenes = [prompt.scene for prompt in prompts]
-    rates: dict[str, Rate] = {}
-    every = torch.ones(len(prompts), dtype=torch.bool)
-    for attribute in JUDGED:
-        fixed = torch.tensor([attribute in prompt.mentioned for prompt in prompts])
-        right = judgement.matches(scenes, attribute)
-        rates[attribute] = rate_of(right[fixed])
-        if attribute != "position":
-            every = every & (right | ~fixed)
-    rates["all four"] = rate_of(every)
-    return rates
 
 
 def attributes_kept(guarded: Judgement, unguarded: Judgement, prompts: Sequence[Prompt], task: Task) -> Rate:

@@ -1,6 +1,6 @@
 """The judge: a small CNN that reads every attribute of a PictoWorld image and says when an image is broken.
 
-Training: training/judge.py. A second, independent judge is in template_judge.py.
+Training: tools/pictoworld/training/judge.py. A second, independent judge is in template_judge.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Guards of every method for the three tasks, made without training: the same words and the same images for all.
 
 Trained guards (SafeRedir, DUO) have recipes of their own (duo_recipe.py); everything here is ready in seconds. Methods
-that work with words are made in code; those that carry images are written by `saferedir pictoworld guards`, and the
+that work with words are made in code; those that carry images are written by `python -m tools.pictoworld guards`, and the
 package carries them: the very tensors that are made here.
 """
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from saferedir.pictoworld.renderer import coverage, render
 from saferedir.pictoworld.scene import Scene, random_scene
-from saferedir.pictoworld.training.loop import LoopConfig, fit
 from saferedir.utils.progress import Progress
+from tools.pictoworld.training.loop import LoopConfig, fit
 
 KL_WEIGHT = 5e-5
 OBJECT_WEIGHT = 3.0  # extra weight of the object's pixels, which are a seventh of the image
@@ -56,8 +56,8 @@ def train_autoencoder(
     steps: int,
     progress: Progress,
     device: torch.device,
+    batch: int,
     seed: int = 0,
-    batch: int = 16,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> AutoencoderKL:
     """Train on L1 + MSE, the object's pixels weighing more, plus a small KL term.
@@ -82,6 +82,6 @@ def train_autoencoder(
     config = LoopConfig(steps=steps, learning_rate=2e-3, seed=seed, ema=0.995, weight_decay=0.0)
     fit(vae, loss_fn, config, checkpoint, progress=progress, label="autoencoder", log=log)
     with torch.no_grad():
-        spread = vae.encode(random_images(256, seed=-1).to(device)).latent_dist.mean.std().item()
+        spread = vae.encode(random_images(16 * batch, seed=-1).to(device)).latent_dist.mean.std().item()
     vae.register_to_config(scaling_factor=round(1.0 / spread, 5))
     return vae

@@ -14,9 +14,9 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cr
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.renderer import BACKGROUND_RGB, render
 from saferedir.pictoworld.scene import JUDGED, Scene
-from saferedir.pictoworld.training.autoencoder import random_scenes
-from saferedir.pictoworld.training.loop import LoopConfig, fit
 from saferedir.utils.progress import Progress
+from tools.pictoworld.training.autoencoder import random_scenes
+from tools.pictoworld.training.loop import LoopConfig, fit
 
 
 def round_trip(vae: AutoencoderKL, images: Tensor, generator: torch.Generator, noise: float = 0.0) -> Tensor:
@@ -66,8 +66,8 @@ def train_judge(
     steps: int,
     progress: Progress,
     device: torch.device,
+    batch: int,
     seed: int = 0,
-    batch: int = 64,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Judge:
     """Train the judge; a third of each batch is broken, a third of the rest went through the autoencoder."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from tools.pictoworld.training.loop import LoopConfig, fit, learning_rate_at
+from tools.pictoworld.training.run import WorldConfig, refuse_other_plan, train_world
 
 from saferedir.pictoworld.judge import Judge
-from saferedir.pictoworld.training.loop import LoopConfig, fit, learning_rate_at
-from saferedir.pictoworld.training.run import WorldConfig, train_world
 from saferedir.utils.progress import SILENT
 
-TINY = WorldConfig(text_encoder_steps=2, autoencoder_steps=2, judge_steps=2, denoiser_steps=2, pool=32)
+TINY = WorldConfig(text_encoder_steps=2, autoencoder_steps=2, judge_steps=2, denoiser_steps=2, pool=8, batch_share=0.01)
 
 
 def test_a_tiny_world_trains_loads_and_refuses_another_plan(tmp_path: Path) -> None:
@@ -23,9 +24,19 @@ def test_a_tiny_world_trains_loads_and_refuses_another_plan(tmp_path: Path) -> N
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a star", num_inference_steps=1).images[0].size == (64, 64)
     assert isinstance(Judge.load(tmp_path / "judge.safetensors"), Judge)
-    assert json.loads((tmp_path / "world.json").read_text())["config"]["pool"] == 32
+    assert json.loads((tmp_path / "world.json").read_text())["config"]["pool"] == 8
     with pytest.raises(ValueError, match="another plan"):
         train_world(tmp_path, WorldConfig(seed=1), device=torch.device("cpu"))
+
+
+def test_a_plan_from_before_a_field_came_is_the_plan_of_its_default(tmp_path: Path) -> None:
+    plan = asdict(replace(TINY, batch_share=1.0))
+    del plan["batch_share"]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    refuse_other_plan(tmp_path / "plan.json", replace(TINY, batch_share=1.0))
+    with pytest.raises(ValueError, match="another plan"):
+        refuse_other_plan(tmp_path / "plan.json", TINY)
+    assert WorldConfig().batch("denoiser") == 64 and WorldConfig().scaled(0.01).batch("judge") == 64
 
 
 def test_a_resumed_loop_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:

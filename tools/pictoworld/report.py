@@ -17,16 +17,16 @@ from torch import Tensor
 
 from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import Prompt, corpus_prompt
-from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, attribute_rates, concept_rate, generate, rate_of
+from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, STEPS, concept_rate, generate, rate_of
 from saferedir.pictoworld.judge import Judge, Judgement
 from saferedir.pictoworld.renderer import render
-from saferedir.pictoworld.report_page import page
 from saferedir.pictoworld.scene import JUDGED, VALUES, Scene, random_scene
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, forget_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
 from saferedir.pipelines.precision import fast_precision, precision_name
 from saferedir.utils.figures import sample_sheet
 from saferedir.utils.progress import SILENT, Advance, Progress
+from tools.pictoworld.report_page import page
 
 ATTRIBUTE_BAR, ALL_BAR, BROKEN_BAR, JUDGE_BAR = 0.97, 0.92, 0.01, 0.995
 CONCEPT_BARS = {"test-seen": 0.95, "test-synonym": 0.95, "test-implicit": 0.90, "test-noisy": 0.80}
@@ -114,6 +114,21 @@ def held_out_prompts(count: int, seed: int) -> list[Prompt]:
     return [corpus_prompt(rng) for _ in range(count)]
 
 
+def attribute_rates(judgement: Judgement, prompts: Sequence[Prompt]) -> dict[str, Rate]:
+    """Per judged attribute: how often the image has the value the caption fixed; "all": all fixed ones together."""
+    scenes = [prompt.scene for prompt in prompts]
+    rates: dict[str, Rate] = {}
+    every = torch.ones(len(prompts), dtype=torch.bool)
+    for attribute in JUDGED:
+        fixed = torch.tensor([attribute in prompt.mentioned for prompt in prompts])
+        right = judgement.matches(scenes, attribute)
+        rates[attribute] = rate_of(right[fixed])
+        if attribute != "position":
+            every = every & (right | ~fixed)
+    rates["all four"] = rate_of(every)
+    return rates
+
+
 def _generate(pipe: Any, prompts: Sequence[Prompt], config: ReportConfig, label: str, advance: Advance) -> Tensor:
     def count(images: int) -> None:
         advance(images, label)
@@ -146,7 +161,7 @@ def measure_concepts(
 
 def measure_judge(judge: Judge, vae: Any, config: ReportConfig) -> dict[str, Any]:
     """The judge on held-out renders, on their autoencoder round trips, and on spoilt images."""
-    from saferedir.pictoworld.training.judge import round_trip, spoil
+    from tools.pictoworld.training.judge import round_trip, spoil
 
     rng = random.Random(f"judge/{config.seed}")
     generator = torch.Generator().manual_seed(config.seed)

@@ -22,10 +22,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from saferedir.pictoworld.captions import EMBLEM, caption
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import Scene, random_scene
-from saferedir.pictoworld.training.loop import LoopConfig, fit
-from saferedir.pictoworld.training.text_encoder import WIDTH, tokenize
 from saferedir.utils.files import save_tensors
 from saferedir.utils.progress import Progress
+from tools.pictoworld.training.loop import LoopConfig, fit
+from tools.pictoworld.training.text_encoder import WIDTH, tokenize
 
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
@@ -99,8 +99,8 @@ def train_denoiser(
     steps: int,
     progress: Progress,
     device: torch.device,
+    batch: int,
     seed: int = 0,
-    batch: int = 64,
     pool: int = 40_000,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> UNet2DConditionModel:

@@ -46,7 +46,7 @@ def page(report: dict[str, Any]) -> str:
     broken = [[view.replace("_", " "), rate_text(rate)] for view, rate in judge["called_broken"].items()]
     parts = [
         "# PictoWorld: quality of the embedded model and its judge",
-        f"{verdict} Made by `saferedir pictoworld report` with {settings['images']} held-out captions, "
+        f"{verdict} Made by `python -m tools.pictoworld report` with {settings['images']} held-out captions, "
         f"{settings['concept_images']} prompts per concept and phrasing, {settings['steps']} DDIM steps, guidance "
         f"{settings['guidance_scale']:g}, seed {settings['seed']}, {report['precision']}, torch {report['torch']}. "
         "Brackets are 95 % Wilson intervals; a bar is held against the measured rate itself. An attribute counts only "

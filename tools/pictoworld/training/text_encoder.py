@@ -20,8 +20,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from saferedir.pictoworld.captions import Prompt, corpus_prompt
 from saferedir.pictoworld.scene import VALUES
-from saferedir.pictoworld.training.loop import LoopConfig, fit
 from saferedir.utils.progress import Progress
+from tools.pictoworld.training.loop import LoopConfig, fit
 
 SEQUENCE_LENGTH = 32
 WIDTH = 96
@@ -120,8 +120,8 @@ def train_text_encoder(
     steps: int,
     progress: Progress,
     device: torch.device,
+    batch: int,
     seed: int = 0,
-    batch: int = 128,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[CLIPTextModel, dict[str, float]]:
     """Train on attribute prediction; returns the frozen encoder and its accuracy on fresh captions."""

@@ -1,0 +1,177 @@
+"""`python -m tools.pictoworld`: train the embedded world again, write the packaged guards that carry images, measure its quality.
+
+Options, errors and outputs are those of the command line `saferedir`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from saferedir.cli.common import (
+    Commands,
+    choose_device,
+    console,
+    escape,
+    load_model,
+    new_table,
+    progress_bar,
+    quiet,
+)
+from saferedir.cli.options import MAX_SEED, Device
+from saferedir.cli.output import (
+    MEGABYTE,
+    OutputError,
+    check_space,
+    check_weights_place,
+    holds_out,
+    staged_output,
+    write_json,
+)
+from saferedir.cli.stopping import GOES_ON, on_stop
+
+app = typer.Typer(
+    name="python -m tools.pictoworld",
+    cls=Commands,
+    help="Make the embedded text-to-image world: for maintainers, from a clone.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command(no_args_is_help=True)
+@holds_out
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
+    share: Annotated[
+        float, typer.Option(min=0.0005, help="Share of the full number of steps; 0.01 for a trial.")
+    ] = 1.0,
+    device: Device = "auto",
+) -> None:
+    """Train the embedded model and its judge from scratch: about two hours on two CPU cores.
+
+    A run that was killed goes on where it stopped when the same command is given again.
+
+    Example:  `python -m tools.pictoworld train --out runs/pictoworld`
+    """
+    check_weights_place(out)
+    if out.is_file():
+        raise OutputError(f"{out} is a file; choose another --out.")
+    resumes = (out / "checkpoints" / "plan.json").is_file()
+    if out.is_dir() and any(out.iterdir()) and not resumes:
+        raise OutputError(f"{out} is not empty and holds no PictoWorld training; choose another --out.")
+    check_space(out, 1024 * MEGABYTE)
+    place = choose_device(device)
+    quiet()
+    from tools.pictoworld.training.run import WorldConfig, train_world
+
+    if resumes:
+        console.print(
+            f"An earlier run left checkpoints in {out}; going on from there.", soft_wrap=True, highlight=False
+        )
+    on_stop(GOES_ON)
+    folder = train_world(out, WorldConfig().scaled(share), device=place, progress=progress_bar())
+    console.print(f"Model: {folder}", soft_wrap=True, highlight=False)
+    console.print(f"Judge: {out / 'judge.safetensors'}", soft_wrap=True, highlight=False)
+    console.print(f"Measure them: python -m tools.pictoworld report --world {out}", soft_wrap=True, highlight=False)
+
+
+@app.command(no_args_is_help=True)
+@holds_out
+def guards(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the guards, one folder each.")],
+    world: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A world from `train`; default: the packaged one.")
+    ] = None,
+    device: Device = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the guards that this command wrote to --out.")
+    ] = False,
+) -> None:
+    """Write the guards that need images but no training, safe_denoiser and spell, for each of the three tasks.
+
+    These are the ones inside the package. A world trained anew has another VAE and needs guards of its own.
+
+    Example:  `python -m tools.pictoworld guards --out runs/guards`
+    """
+    check_weights_place(out)
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise OutputError(
+            f"{out} is not empty; choose another --out, or give --force to replace guards of this command."
+        )
+    with staged_output(out, marker="guards.json") as (folder, place):
+        pipe = load_model("pictoworld" if world is None else str(world / "pipeline"), device=device)
+        from saferedir.pictoworld.methods import METHODS, WITH_DATA
+        from saferedir.pictoworld.tasks import TASKS
+
+        rows: list[dict[str, Any]] = []
+        with progress_bar().task("encoding", len(TASKS) * len(WITH_DATA)) as advance:
+            for name, task in TASKS.items():
+                for method in WITH_DATA:
+                    advance(0, f"{name}: {method}")
+                    guard = METHODS[method](task, pipe)
+                    written = guard.save_pretrained(folder / f"{name}-{method}")
+                    size = sum(path.stat().st_size for path in written.iterdir())
+                    rows.append({"guard": written.name, "concept": name, "method": guard.method, "bytes": size})
+                    advance()
+        write_json(folder / "guards.json", {"guards": rows})
+    table = new_table("Guards", "guard", "concept", "method", ">size")
+    for row in rows:
+        table.add_row(row["guard"], row["concept"], row["method"], f"{row['bytes'] / 1024:.0f} kB")
+    console.print(table)
+    console.print(f"Written to {place}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+@holds_out
+def report(
+    out: Annotated[Path, typer.Option(help="Folder for report.json, pictoworld.md and pictoworld.png.")] = Path(
+        "runs/pictoworld-report"
+    ),
+    images: Annotated[int, typer.Option(min=1, help="Held-out captions to generate.")] = 2000,
+    concept_images: Annotated[int, typer.Option(min=1, help="Prompts per concept and phrasing.")] = 100,
+    judge_images: Annotated[int, typer.Option(min=1, help="Renders to measure the judge on.")] = 4000,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of captions and noise.")] = 777_000_001,
+    world: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A world from `train`; default: the packaged one.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure the embedded model and its judge against their quality bar, and say plainly what misses it.
+
+    Example:  `python -m tools.pictoworld report --images 200 --concept-images 20 --out runs/report`
+    """
+    with staged_output(out, marker="report.json") as (folder, place):
+        pipe = load_model("pictoworld" if world is None else str(world / "pipeline"), device=device)
+        from saferedir.pictoworld.judge import WEIGHTS, Judge
+        from tools.pictoworld.report import ReportConfig, quality_report
+
+        judge = Judge.load(WEIGHTS if world is None else world / "judge.safetensors")
+        config = ReportConfig(
+            images=images, concept_images=concept_images, judge_images=judge_images, steps=steps, seed=seed
+        )
+        found = quality_report(pipe, judge, images, folder, config=config, progress=progress_bar())
+    _report_table(found)
+    console.print(f"Page: {place / 'pictoworld.md'}", soft_wrap=True, highlight=False)
+
+
+def _report_table(found: dict[str, Any]) -> None:
+    table = new_table("Quality, with 95 % Wilson intervals", "what", ">bar", "measured", ">n", "")
+    for row in found["bars"]:
+        bar = f"{'≥' if row['at_least'] else '≤'} {row['bar']:g}"
+        verdict = "met" if row["met"] else "[bold red]missed[/]"
+        table.add_row(escape(row["what"]), bar, _rate_cell(row["measured"]), str(row["measured"]["n"]), verdict)
+    console.print(table)
+
+
+def _rate_cell(rate: dict[str, Any]) -> str:
+    """A rate with its interval, as a table cell."""
+    if not rate["n"]:
+        return "no case"
+    return f"{rate['rate']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
