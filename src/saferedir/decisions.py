@@ -12,6 +12,11 @@ from typing import Any
 ACTIONS = ("none", "redirected", "edited", "escalated", "blocked")
 
 
+def score_text(score: float, threshold: float | None) -> str:
+    """A score beside the threshold that it was held against: "21.19 > 3.01"; alone where there is none."""
+    return f"{score:.2f}" if threshold is None else f"{score:.2f} {'>' if score > threshold else '≤'} {threshold:.2f}"
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Decision:
     """The record of one guard on one image.
@@ -79,10 +84,7 @@ class Decision:
         parts = []
         for kind, score in (("prompt", self.prompt_score), ("image", self.image_score)):
             if score is not None:
-                limit = self.thresholds.get(kind)
-                parts.append(
-                    f"{kind} {score:.2f}" + ("" if limit is None else f" {'>' if score > limit else '≤'} {limit:.2f}")
-                )
+                parts.append(f"{kind} {score_text(score, self.thresholds.get(kind))}")
         return ", ".join(parts)
 
     def __repr__(self) -> str:

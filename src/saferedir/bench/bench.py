@@ -104,7 +104,7 @@ class Bench:
         executor: who generates: "local" (this process) or "ray".
         workers: Ray workers; each loads the model.
         address: a Ray cluster to join, None for a new one on this machine.
-        progress: told how far it is.
+        progress: shows how far it is.
         dry_run: plan only: nothing is locked, made or generated.
 
     Raises BenchError with one sentence at the first thing that is wrong.
@@ -215,7 +215,7 @@ def write_report(
         images: show images of prompts from the user's own files, too, the bare model's among them.
         calibrate: first calibrate the judges of built-in worlds that have no calibration yet, which loads them.
         resources: what is loaded already.
-        progress: told how far it is.
+        progress: shows how far it is.
     """
     folder = Path(folder)
     if calibrate:
@@ -233,7 +233,7 @@ def rejudge(
         folder: of the bench.
         choices: concept -> judge and preset or rule; other concepts stay as they were.
         out: the folder for the new cells; `write_report(out)` makes their report.
-        progress: told how many shards a new judge has scored.
+        progress: shows how many shards a new judge has scored.
     """
     target = Store(Path(out))
     with target.lock():

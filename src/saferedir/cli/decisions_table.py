@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saferedir.cli.common import console, errors, escape, new_table
+from saferedir.decisions import score_text
 
 #: how the table names diffusers' own checker (pipelines.safety_checker.NAME, which would import torch)
 CHECKER = "diffusers' own safety checker"
@@ -65,8 +66,7 @@ def scores(decision: Mapping[str, Any]) -> str:
         score, threshold = decision[f"{name}_score"], decision["thresholds"].get(name)
         if score is None:
             continue
-        limit = "" if threshold is None else f" {'>' if score > threshold else '≤'} {threshold:.2f}"
-        text = f"{name} {score:.2f}{limit}"
+        text = f"{name} {score_text(score, threshold)}"
         lines.append(f"[bold]{text}[/]" if threshold is not None and score > threshold else text)
     return "\n".join(lines) or "–"
 

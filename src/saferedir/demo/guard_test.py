@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from saferedir.attach import attach
-from saferedir.decisions import Decision
+from saferedir.decisions import Decision, score_text
 from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.metrics.rates import Rate
@@ -247,6 +247,4 @@ def _rates(result: GuardTest) -> Iterator[tuple[str, Rate]]:
 
 def _score(value: float | None, threshold: float | None) -> str:
     """A score beside its threshold."""
-    if value is None:
-        return "–"
-    return f"{value:.2f}" if threshold is None else f"{value:.2f} {'>' if value > threshold else '≤'} {threshold:.2f}"
+    return "–" if value is None else score_text(value, threshold)

@@ -137,7 +137,7 @@ class GeneratedShard:
 def generate_shard(spec: GenerationSpec, shard: Shard, resources: Resources) -> GeneratedShard:
     """Generate and judge one shard. Deterministic on a given kind of machine, whatever else was generated before.
 
-    A judge or encoder that fails is told in `GeneratedShard.unscored`: the images are there all the same.
+    A judge or encoder that fails is named in `GeneratedShard.unscored`: the images are there all the same.
     A GuardError blocks its image and no other: a batch that fails is generated again image by image. Every other error is
     the caller's, who tries the shard again later. So are a guard that was set up wrongly (`GUARD_SETUP_ERRORS`), and one that
     gives
