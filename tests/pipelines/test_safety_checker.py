@@ -150,5 +150,5 @@ def test_generate_says_which_images_the_checker_blanked(
     assert [row["blocked"] for row in rows] == [False, True]
     assert [row["nsfw_content_detected"] for row in rows] == [False, True]
     assert [d["action"] for row in rows for d in row["decisions"]] == ["none", "blocked"] * len(guards)
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().err.split())
     assert "Blanked by diffusers' own safety checker (nsfw_content_detected): 002.png." in said
