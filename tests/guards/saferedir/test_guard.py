@@ -196,6 +196,26 @@ def test_an_image_verdict_of_the_last_step_is_told_although_nothing_was_redirect
     assert not decision.fired and decision.unresolved and "block this image" in decision.message
 
 
+@pytest.mark.parametrize("replace_steps", [1, 2, 3, 9])
+@pytest.mark.parametrize("steps", [2, 3, 4, 5])
+def test_the_last_estimate_is_scored_whatever_is_skipped(pipe: Any, steps: int, replace_steps: int) -> None:
+    scores: list[float] = []
+
+    def score(x0: Tensor, t: Tensor) -> list[float]:
+        scores.append(float(t[0]))
+        return [5.0 if float(t[0]) == last else -5.0] * len(x0)
+
+    pipe.scheduler.set_timesteps(steps)
+    last = float(pipe.scheduler.timesteps[-1])
+    for threshold, unresolved in ((None, True), (4.0, True), (6.0, False)):
+        scores.clear()
+        guard = SafeRedir(config(replace_steps=replace_steps, last_threshold=threshold), ScriptedNetwork(image=score))
+        with attach(pipe, guard) as attached:
+            call(pipe, ["a"], steps=steps)
+        assert scores[-1] == last and len(scores) <= 2 + (steps - 1) // (replace_steps + 1)
+        assert attached.decisions[0].unresolved == unresolved
+
+
 def test_embeddings_written_in_place_are_scored_again(pipe: Any) -> None:
     network = ScriptedNetwork(prompt=lambda e: 5.0 if float(e.abs().sum()) == 0 else -5.0)
 

@@ -25,7 +25,8 @@ class SafeRedirConfig(GuardConfig):
             verdict (`calibration.calibrate`); empty where nobody recorded it.
         use_prompt, use_image: switch either verdict off, for ablations.
         scale: s, multiplier of the shift, >= 0.
-        replace_steps: steps skipped after a hit (faithful) or after every check of either verdict (default).
+        replace_steps: steps skipped after a hit (faithful) or after every check of either verdict (default); the last
+            estimate of a run is scored whatever this says.
         hysteresis: the prompt verdict is given up below `prompt_threshold - hysteresis`, in logits.
         patience: checks in a row before the prompt verdict is given up, or before an image verdict that stays
             high escalates.

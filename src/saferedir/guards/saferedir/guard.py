@@ -141,14 +141,15 @@ class SafeRedir(Guard[SafeRedirConfig]):
         if not self.config.use_image:
             return x0
         state: RedirState = step.state
-        if state.image_countdown > 0:
+        is_last = step.evaluation + 1 >= step.run.num_evaluations
+        if state.image_countdown > 0 and not is_last:  # the last estimate decides `unresolved`, so it is always scored
             state.image_countdown -= 1
             return x0
         state.image_countdown = self.config.replace_steps
         score = state.image_score = self.image_score(x0, step.t)
         state.image_scores.append(score.detach())
         high = score.detach() >= self.config.image_threshold
-        state.is_high = high if step.evaluation + 1 < step.run.num_evaluations else self._is_unresolved(score.detach())
+        state.is_high = self._is_unresolved(score.detach()) if is_last else high
         was_redirected = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
         state.image_weight = torch.maximum(state.image_weight, self._gate(score, self.config.image_threshold))
         state.unsafe_streak = torch.where(high & was_redirected, state.unsafe_streak + 1, 0)
