@@ -37,6 +37,7 @@ class Scripted(Guard[GuardConfig]):
     """Fires on chosen rows, and calls rows unresolved until they are is_retried on at the level given for them."""
 
     method = "scripted"
+    may_be_unresolved = True
 
     def __init__(self, fires: tuple[int, ...] = (), until: dict[int, int] | None = None) -> None:
         super().__init__(GuardConfig(concept="star"))
@@ -280,16 +281,23 @@ def test_a_guard_given_as_verifier_is_its_own_classifier(pipe: Any) -> None:
 NETWORK = {"prompt_dim": 96, "concepts": ["star"]}
 
 
+class Silent(Guard[GuardConfig]):
+    """A method of yours whose class says nothing of what it can tell."""
+
+    method = "silent"
+
+
 def blind(name: str) -> Guard[Any]:
     if name == "saferedir":
         return SafeRedir(SafeRedirConfig(concept="star", network=NETWORK, use_image=False))
     return {
         "sld": lambda: SLD(SLDConfig(concept="star")),
         "negative_prompt": lambda: NegativePrompt(NegativePromptConfig(concept="star")),
+        "silent": lambda: Silent(GuardConfig(concept="star")),
     }[name]()
 
 
-@pytest.mark.parametrize("name", ["sld", "negative_prompt", "saferedir"])
+@pytest.mark.parametrize("name", ["sld", "negative_prompt", "saferedir", "silent"])
 def test_verify_without_anything_that_looks_is_refused(name: str, pipe: Any) -> None:
     """These would come out as under "redirect", silently."""
     guard = blind(name)
@@ -304,7 +312,7 @@ def test_one_pair_of_eyes_is_enough_to_verify(pipe: Any) -> None:
     seeing = SafeRedir(SafeRedirConfig(concept="star", network=NETWORK))
     for guards, verify in (
         ([blind("sld")], lambda images: [False] * len(images)),
-        ([blind("sld"), Scripted()], None),  # of a method of yours nobody knows
+        ([blind("sld"), Scripted()], None),  # of a method of yours whose class says so
         ([blind("sld"), seeing], None),
     ):
         sr.protect(pipe, guards, on_unsafe="verify", verify=verify).detach()

@@ -1,6 +1,10 @@
 """Old paths of modules: every one of the table gives the module of the new path, the same object, with a warning."""
 
 import importlib
+import importlib.abc
+import importlib.util
+import inspect
+import runpy
 import subprocess
 import sys
 import warnings
@@ -8,7 +12,7 @@ import warnings
 import pytest
 
 import saferedir
-from saferedir.utils.renamed import NEW_PATHS, RenamedModules, new_path
+from saferedir.utils.renamed import NEW_PATHS, OldAttribute, RenamedModules, new_path, old_argument
 
 
 def _forgotten(name: str) -> None:
@@ -87,3 +91,70 @@ def test_rooms_are_attributes_of_the_package() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = saferedir.nothing
+
+
+def test_an_old_path_can_be_run_and_read() -> None:
+    """`python -m` and runpy ask a loader for code; inspect reads the source of the module that came."""
+    from saferedir.pipelines import text_encoders
+    from saferedir.utils import figures
+
+    for old in ("saferedir.figures", "saferedir.text_towers"):
+        _forgotten(old)
+    with pytest.warns(DeprecationWarning, match=r"saferedir.figures has moved to saferedir.utils.figures; run it"):
+        found = runpy.run_module("saferedir.figures", run_name="__main__")
+    assert found["__name__"] == "__main__" and found["__doc__"] == figures.__doc__
+    spec = importlib.util.find_spec("saferedir.text_towers")
+    assert spec is not None and isinstance(spec.loader, importlib.abc.InspectLoader)
+    assert spec.loader.get_source("saferedir.text_towers") == inspect.getsource(text_encoders)
+    command = [sys.executable, "-W", "error::ImportWarning", "-m", "saferedir.names"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_old_attributes_and_arguments_give_the_new_ones_and_warn() -> None:
+    class Row:
+        new = 3
+        old = OldAttribute("new")
+
+    with pytest.warns(DeprecationWarning, match=r"Row.old is an old name; use Row.new."):
+        assert Row().old == 3
+
+    @old_argument("before", "after")
+    def double(after: int) -> int:
+        return 2 * after
+
+    with pytest.warns(DeprecationWarning, match=r"double\(before=\) is an old name; write double\(after=\)."):
+        assert double(before=4) == 8  # type: ignore[call-arg]
+    assert double(5) == double(after=5) == 10
+    with pytest.raises(TypeError, match="before"):
+        double(before=4, after=4)  # type: ignore[call-arg]
+
+
+def test_public_names_of_before_are_still_there() -> None:
+    import torch
+
+    from saferedir.bench.records import CellRecord, Cost, Protocol
+    from saferedir.guards import registry
+    from saferedir.guards.sld import SLD, SLDConfig
+    from saferedir.metrics.preservation import over_refusal
+    from saferedir.pipelines.families import FAMILIES, Family
+
+    old = [
+        (CellRecord, "drawings"),
+        (Protocol, "draws"),
+        (Cost, "pictures"),
+        (Family, "towers"),
+        (Family, "companions"),
+    ]
+    for owner, name in old:
+        alias = vars(owner)[name]
+        assert isinstance(alias, OldAttribute) and alias.new in owner.__dataclass_fields__
+    family = FAMILIES["stable-diffusion"]
+    with pytest.warns(DeprecationWarning):
+        assert family.towers == family.text_encoder_facts
+    guard = SLD(SLDConfig(concept="star"))
+    for ask in (registry.may_be_unresolved, registry.always_acts):
+        with pytest.warns(DeprecationWarning):
+            assert ask(guard) is False
+    blocked, acted = torch.tensor([True, False]), torch.tensor([True, True])
+    with pytest.warns(DeprecationWarning):
+        assert over_refusal(blocked, acted=acted) == over_refusal(blocked, intervened=acted)

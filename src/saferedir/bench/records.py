@@ -15,6 +15,7 @@ from typing import Any
 
 from saferedir.bench.schema import SCHEMA, read_record
 from saferedir.errors import BenchError
+from saferedir.utils.renamed import OldAttribute
 
 #: the guard's name in cells of the bare model
 BARE = "none"
@@ -93,6 +94,8 @@ class Protocol:
     budget: Mapping[str, Any] = field(default_factory=dict)
     encoders: Mapping[str, str] = field(default_factory=dict)
 
+    draws = OldAttribute("images_per_prompt")
+
     @property
     def id(self) -> str:
         """Ten hexadecimal digits over all of it."""
@@ -153,6 +156,8 @@ class CellRecord:
     warnings: tuple[str, ...] = ()
     error: str = ""
 
+    drawings = OldAttribute("image_sets")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         protocol = {"id": self.protocol.id, **self.protocol.to_dict()}
@@ -201,3 +206,5 @@ class Cost:
     peak_bytes: int | None
     images: int
     device: str
+
+    pictures = OldAttribute("images")

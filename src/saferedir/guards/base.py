@@ -68,9 +68,10 @@ class Guard(Generic[ConfigT]):
 
     #: whether it acts on every image of every run, whatever it shows; a policy that blocks what it acted on blocks everything
     always_acts: ClassVar[bool] = False
-    #: whether a decision of it may be `unresolved`: whether it can tell that the concept is still there at the end. False in a
-    #: method without a classifier of the final estimate; some settings of a guard may have one, and others not
-    may_be_unresolved: bool = True
+    #: whether a decision of it may be `unresolved`: whether it can tell that the concept is still there at the end. True only of
+    #: a method with a classifier of the final estimate, under the settings that use it: a class that says nothing is no verifier,
+    #: and `protect(on_unsafe="verify")` asks for one
+    may_be_unresolved: bool = False
 
     def __init__(self, config: ConfigT) -> None:
         self.config: ConfigT = config

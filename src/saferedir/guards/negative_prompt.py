@@ -72,7 +72,6 @@ class NegativePrompt(Guard[NegativePromptConfig]):
     method: ClassVar[str] = "negative_prompt"
     config_class: ClassVar[type[GuardConfig]] = NegativePromptConfig
     always_acts: ClassVar[bool] = True
-    may_be_unresolved = False
     replaces_guidance: ClassVar[bool] = True
 
     def __init__(self, config: NegativePromptConfig) -> None:

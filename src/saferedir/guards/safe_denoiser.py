@@ -155,7 +155,6 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
 
     method: ClassVar[str] = "safe_denoiser"
     config_class: ClassVar[type[GuardConfig]] = SafeDenoiserConfig
-    may_be_unresolved = False
 
     def __init__(self, config: SafeDenoiserConfig, negation: NegationSet | None = None) -> None:
         super().__init__(config, negation)

@@ -107,7 +107,6 @@ class SLD(Guard[SLDConfig]):
 
     method: ClassVar[str] = "sld"
     config_class: ClassVar[type[GuardConfig]] = SLDConfig
-    may_be_unresolved = False
     replaces_guidance: ClassVar[bool] = True
     needs_text_encoder = True
 

@@ -55,7 +55,6 @@ class SPELL(NegationGuard[SPELLConfig]):
 
     method: ClassVar[str] = "spell"
     config_class: ClassVar[type[GuardConfig]] = SPELLConfig
-    may_be_unresolved = False
 
     def start(self, run: Run) -> NegationState:
         state = super().start(run)

@@ -15,6 +15,7 @@ from saferedir.errors import MetricError
 from saferedir.metrics import checks
 from saferedir.metrics.bootstrap import USUAL, Mean, Resampling, bootstrap_ratio
 from saferedir.metrics.rates import Rate
+from saferedir.utils.renamed import old_argument
 
 #: label group -> what a judge chose in each of N images; None for an image that is broken or was never made
 Choices = Mapping[str, Sequence[str | None]]
@@ -114,6 +115,7 @@ class OverRefusal:
     threshold: float | None = None
 
 
+@old_argument("acted", "intervened")
 def over_refusal(
     blocked: Tensor,
     intervened: Tensor,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from saferedir.errors import UnsupportedPipelineError
 from saferedir.pipelines.packing import FLUX_PACKING, Packing
+from saferedir.utils.renamed import OldAttribute
 
 CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential"]
 
@@ -90,6 +91,9 @@ class Family:
     has_bos: bool = False
     length_matters: bool = True
     text_encoder_facts: tuple[TextEncoderFacts, ...] = ()
+
+    towers = OldAttribute("text_encoder_facts")
+    companions = OldAttribute("conditioned_modules")
 
     @property
     def is_sequential(self) -> bool:

@@ -6,14 +6,19 @@ by the other. `saferedir` installs the finder; a caller that never names an old 
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from importlib.util import find_spec
+from types import CodeType, ModuleType
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: old path -> new path, both below `saferedir`; a package stands for all that is in it
 NEW_PATHS: dict[str, str] = {
@@ -146,11 +151,63 @@ def new_path(old: str) -> str | None:
     return None if found is None else f"{found}.{name}"
 
 
-class _Redirect(Loader):
-    """Loads the module of the new path in place of one of its own."""
+class OldAttribute:
+    """The old name of an attribute: read on an instance it gives the new one, with a warning."""
 
     def __init__(self, new: str) -> None:
         self.new = new
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.old = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        sentence = f"{type(instance).__name__}.{self.old} is an old name; use {type(instance).__name__}.{self.new}."
+        warnings.warn(sentence, DeprecationWarning, stacklevel=2)
+        return getattr(instance, self.new)
+
+
+def old_argument(old: str, new: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator: the function takes keyword `old` for `new`, with a warning."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def renamed(*args: P.args, **kwargs: P.kwargs) -> T:
+            if old in kwargs and new not in kwargs:
+                sentence = f"{function.__name__}({old}=) is an old name; write {function.__name__}({new}=)."
+                warnings.warn(sentence, DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return renamed
+
+    return decorate
+
+
+class _Redirect(InspectLoader):
+    """Loads the module of the new path in place of one of its own; its code and source are those of the new path."""
+
+    def __init__(self, new: str) -> None:
+        self.new = new
+
+    def _loader(self) -> InspectLoader:
+        spec = find_spec(self.new)
+        assert spec is not None and isinstance(spec.loader, InspectLoader), f"{self.new} has no source"
+        return spec.loader
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """The code of the new path, for `python -m` and runpy."""
+        warnings.warn(f"{fullname} has moved to {self.new}; run it from there.", DeprecationWarning, stacklevel=2)
+        return self._loader().get_code(self.new)
+
+    def get_source(self, fullname: str) -> str | None:
+        """The source of the new path."""
+        return self._loader().get_source(self.new)
+
+    def is_package(self, fullname: str) -> bool:
+        """Never: what is below an old path is found by this finder, too."""
+        return False
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         warnings.warn(f"{spec.name} has moved to {self.new}; import it from there.", DeprecationWarning, stacklevel=2)

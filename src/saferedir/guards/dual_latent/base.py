@@ -36,7 +36,6 @@ class DualLatent(Guard[ConfigT]):
     """Base of both. safe_prompt_embeds (L, D), safe_pooled_embeds (P,): the weights of the provider "learned"."""
 
     always_acts: ClassVar[bool] = True
-    may_be_unresolved = False
     replaces_guidance: ClassVar[bool] = True
 
     def __init__(

@@ -29,7 +29,6 @@ class DUO(Guard[DUOConfig]):
     method = "duo"
     config_class = DUOConfig
     always_acts: ClassVar[bool] = True
-    may_be_unresolved = False
 
     def __init__(self, config: DUOConfig, lora: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(config)

@@ -60,7 +60,6 @@ class Safree(Guard[SafreeConfig]):
 
     method: ClassVar[str] = "safree"
     config_class: ClassVar[type[GuardConfig]] = SafreeConfig
-    may_be_unresolved = False
     replaces_guidance: ClassVar[bool] = True
     needs_text = True
 
