@@ -52,11 +52,11 @@ def turned(text: str, src_uri: str) -> str:
     """The text of a page, its links as the site needs them; links to nothing stay, for mkdocs to find."""
     page = repository_path(src_uri)
 
-    def turn(found: re.Match[str]) -> str:
-        target = target_of(page, found[2])
+    def turn(match: re.Match[str]) -> str:
+        target = target_of(page, match[2])
         if target is None:
-            return found[0]
-        return found[1] + os.path.relpath(site_path(target), posixpath.dirname(src_uri) or ".").replace(os.sep, "/")
+            return match[0]
+        return match[1] + os.path.relpath(site_path(target), posixpath.dirname(src_uri) or ".").replace(os.sep, "/")
 
     return _LINK.sub(turn, text)
 

@@ -87,8 +87,8 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
     if not force:
         _check_backbones(pipe, chosen)
     for guard in chosen:
-        if (caution := guard.caution()) is not None:
-            warnings.warn(caution, stacklevel=2)
+        if (warning := guard.warning_text()) is not None:
+            warnings.warn(warning, stacklevel=2)
     warn_of_copies(present, chosen, stacklevel=2)
     if seam is None:
         seam = Seam(pipe, family)
@@ -244,4 +244,4 @@ def remove_foreign_hooks(pipe: Any, family: Family) -> None:
 
 
 def _is_foreign(owner: object, module: nn.Module) -> bool:
-    return isinstance(owner, Seam) and all(module is not own for own in owner.hooks.modules.values())
+    return isinstance(owner, Seam) and all(module is not hooked for hooked in owner.hooks.modules.values())

@@ -195,12 +195,12 @@ class GuardedPipeline:
     def _unsafe(self, result: Result, rows: Iterable[int]) -> list[int]:
         """Those of `rows` that may not be shown as they are."""
         rows = list(rows)
-        found = {d.image for d in result.decisions if d.unresolved or (self._on_unsafe == "block" and d.fired)}
+        unsafe_rows = {d.image for d in result.decisions if d.unresolved or (self._on_unsafe == "block" and d.fired)}
         if self._verifier is not None:
             shown = [(row, image) for row in rows for image in images_of(result.images[row])]
             flags = _flags_of(self._verifier, [image for _, image in shown])
-            found |= {row for (row, _), flag in zip(shown, flags, strict=True) if flag}
-        return [row for row in rows if row in found]
+            unsafe_rows |= {row for (row, _), flag in zip(shown, flags, strict=True) if flag}
+        return [row for row in rows if row in unsafe_rows]
 
     # --- callbacks
     # ----------------------------------------------------------------------------------------------
@@ -220,8 +220,8 @@ class GuardedPipeline:
     def _watched(self, callback: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
         """`callback` on copies; raises if it changed them, answered others, or touched pipeline or scheduler."""
 
-        own = callback if inspect.isroutine(callback) else type(callback)
-        name = getattr(own, "__name__", "of yours")
+        function = callback if inspect.isroutine(callback) else type(callback)
+        name = getattr(function, "__name__", "of yours")
 
         def checked(*given: Any) -> dict[str, Any]:
             values, shown, around = given[-1], copied(given), self._surroundings()

@@ -27,7 +27,8 @@ from saferedir.prompts import ConceptPrompts, PromptItem, PromptSet
 
 #: what a page's snippets take for granted because the file that they go into has it
 GIVEN = {
-    "CONTRIBUTING.md": "from saferedir.judges.registry import Entry\nfrom tests.contract.guards import GuardCase, by_config\n"
+    "CONTRIBUTING.md": "from saferedir.judges.registry import JudgeEntry\n"
+    "from tests.contract.guards import GuardCase, by_config\n"
     "register = Capitals = print  # each table has a `register` of its own",
     "docs/pipelines.md": "from saferedir.pipelines.families import Family\nfrom tests.tiny import dits\n"
     "from tests.tiny_pipelines import HEIGHT, WIDTH, PipelineCase",

@@ -49,6 +49,16 @@ def scale_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(methods._METHODS, "scale-for-tests", f"{__name__}:Scale")
 
 
+def test_the_old_name_of_warning_text_still_works() -> None:
+    class Careful(Scale):
+        def caution(self) -> str | None:
+            return "mind the gap"
+
+    assert Careful(ScaleConfig(concept="star")).warning_text() == "mind the gap"
+    with pytest.warns(DeprecationWarning, match="warning_text"):
+        assert Scale(ScaleConfig(concept="star")).caution() is None
+
+
 def test_a_guard_folder_round_trips(tmp_path: Path) -> None:
     guard = Scale(ScaleConfig(concept="star", strength=2.0, backbone={"architecture": {"family": "x"}}))
     guard.weight = torch.arange(3.0)

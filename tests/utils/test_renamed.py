@@ -67,6 +67,17 @@ def test_attributes_from_imports_and_patches_agree(monkeypatch: pytest.MonkeyPat
     assert families.family_of is None
 
 
+@pytest.mark.parametrize(("module", "old", "new"), [
+    ("judges.registry", "Entry", "JudgeEntry"),
+    ("encoders.registry", "Entry", "EncoderEntry"),
+    ("guards.negation.calibration", "Calibration", "KernelCalibration"),
+])  # fmt: skip
+def test_a_name_that_had_two_meanings_is_still_found_by_the_old_one(module: str, old: str, new: str) -> None:
+    home = importlib.import_module(f"saferedir.{module}")
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(home, old) is getattr(home, new)
+
+
 def test_modules_that_became_rooms_keep_their_names() -> None:
     from saferedir.guard import Guard
     from saferedir.guards import base

@@ -66,7 +66,7 @@ def train(
     if out.is_dir() and any(out.iterdir()) and not resumes:
         raise OutputError(f"{out} is not empty and holds no PictoWorld training; choose another --out.")
     check_space(out, 1024 * MEGABYTE)
-    place = choose_device(device)
+    device_name = choose_device(device)
     quiet()
     from tools.pictoworld.training.run import WorldConfig, train_world
 
@@ -75,7 +75,7 @@ def train(
             f"An earlier run left checkpoints in {out}; going on from there.", soft_wrap=True, highlight=False
         )
     on_stop(GOES_ON)
-    folder = train_world(out, WorldConfig().scaled(share), device=place, progress=progress_bar())
+    folder = train_world(out, WorldConfig().scaled(share), device=device_name, progress=progress_bar())
     console.print(f"Model: {folder}", soft_wrap=True, highlight=False)
     console.print(f"Judge: {out / 'judge.safetensors'}", soft_wrap=True, highlight=False)
     console.print(f"Measure them: python -m tools.pictoworld report --world {out}", soft_wrap=True, highlight=False)
@@ -104,7 +104,7 @@ def guards(
         raise OutputError(
             f"{out} is not empty; choose another --out, or give --force to replace guards of this command."
         )
-    with staged_output(out, marker="guards.json") as (folder, place):
+    with staged_output(out, marker="guards.json") as (folder, folder_out):
         pipe = load_model("pictoworld" if world is None else str(world / "pipeline"), device=device)
         from saferedir.pictoworld.methods import METHODS, WITH_DATA
         from saferedir.pictoworld.tasks import TASKS
@@ -124,7 +124,7 @@ def guards(
     for row in rows:
         table.add_row(row["guard"], row["concept"], row["method"], f"{row['bytes'] / 1024:.0f} kB")
     console.print(table)
-    console.print(f"Written to {place}", soft_wrap=True, highlight=False)
+    console.print(f"Written to {folder_out}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -147,7 +147,7 @@ def report(
 
     Example:  `python -m tools.pictoworld report --images 200 --concept-images 20 --out runs/report`
     """
-    with staged_output(out, marker="report.json") as (folder, place):
+    with staged_output(out, marker="report.json") as (folder, folder_out):
         pipe = load_model("pictoworld" if world is None else str(world / "pipeline"), device=device)
         from saferedir.pictoworld.judge import WEIGHTS, Judge
         from tools.pictoworld.report import ReportConfig, quality_report
@@ -156,14 +156,14 @@ def report(
         config = ReportConfig(
             images=images, concept_images=concept_images, judge_images=judge_images, steps=steps, seed=seed
         )
-        found = quality_report(pipe, judge, images, folder, config=config, progress=progress_bar())
-    _report_table(found)
-    console.print(f"Page: {place / 'pictoworld.md'}", soft_wrap=True, highlight=False)
+        record = quality_report(pipe, judge, images, folder, config=config, progress=progress_bar())
+    _report_table(record)
+    console.print(f"Page: {folder_out / 'pictoworld.md'}", soft_wrap=True, highlight=False)
 
 
-def _report_table(found: dict[str, Any]) -> None:
+def _report_table(record: dict[str, Any]) -> None:
     table = new_table("Quality, with 95 % Wilson intervals", "what", ">bar", "measured", ">n", "")
-    for row in found["bars"]:
+    for row in record["bars"]:
         bar = f"{'≥' if row['at_least'] else '≤'} {row['bar']:g}"
         verdict = "met" if row["met"] else "[bold red]missed[/]"
         table.add_row(escape(row["what"]), bar, _rate_cell(row["measured"]), str(row["measured"]["n"]), verdict)

@@ -85,8 +85,8 @@ def quality_report(
     with progress.task("generating", config.n_images) as advance:
         generated = _generate(pipe, prompts, config, "held-out captions", advance)
         concepts = measure_concepts(pipe, judge, config, advance)
-    seen = judge.judge(generated)
-    model = {**attribute_rates(seen, prompts), "broken": rate_of(seen.is_broken)}
+    judged = judge.judge(generated)
+    model = {**attribute_rates(judged, prompts), "broken": rate_of(judged.is_broken)}
     template = TemplateJudge().judge(generated[: config.template_images])
     report: dict[str, Any] = {
         "settings": asdict(config),
@@ -96,7 +96,7 @@ def quality_report(
         "concepts": concepts,
         "judge": measure_judge(judge, pipe.vae, config),
         "template_agreement": {
-            name: rate.to_dict() for name, rate in agreement(seen, template, config.template_images).items()
+            name: rate.to_dict() for name, rate in agreement(judged, template, config.template_images).items()
         },
     }
     report["bars"] = bars(report)
@@ -177,12 +177,12 @@ def measure_judge(judge: Judge, vae: Any, config: ReportConfig) -> dict[str, Any
             passed = round_trip(vae, images.to(vae.device, vae.dtype), generator).cpu()
         views = {"renders": images, "round_trips": passed}
         for view, chunk in views.items():
-            seen = judge.judge(chunk)
-            called_broken[view] += int(seen.is_broken.sum())
-            for place, name in enumerate(JUDGED):
-                totals[view][place] += int(seen.matches(scenes, name).sum())
+            judged = judge.judge(chunk)
+            called_broken[view] += int(judged.is_broken.sum())
+            for position, name in enumerate(JUDGED):
+                totals[view][position] += int(judged.matches(scenes, name).sum())
             if view == "renders":
-                _count(confusion, seen, scenes)
+                _count(confusion, judged, scenes)
         called_broken["spoilt"] += int(judge.judge(spoil(images, generator)).is_broken.sum())
     n = config.judge_images
     return {
@@ -197,22 +197,22 @@ def measure_judge(judge: Judge, vae: Any, config: ReportConfig) -> dict[str, Any
     }
 
 
-def _count(confusion: dict[str, Tensor], seen: Judgement, scenes: Sequence[Scene]) -> None:
+def _count(confusion: dict[str, Tensor], judged: Judgement, scenes: Sequence[Scene]) -> None:
     """Add to the matrices, rows = truth, columns = what the judge says."""
     for name, matrix in confusion.items():
-        said = seen.probabilities[name].argmax(dim=1)
-        for scene, column in zip(scenes, said.tolist(), strict=True):
+        predicted = judged.probabilities[name].argmax(dim=1)
+        for scene, column in zip(scenes, predicted.tolist(), strict=True):
             matrix[scene.index(name), column] += 1
 
 
-def agreement(seen: Judgement, template: Judgement, count: int) -> dict[str, Rate]:
+def agreement(judged: Judgement, template: Judgement, count: int) -> dict[str, Rate]:
     """How often the two judges say the same about the first `count` images that neither of them calls broken."""
-    whole = ~seen.is_broken[:count] & ~template.is_broken
+    whole = ~judged.is_broken[:count] & ~template.is_broken
     rates = {
-        name: rate_of((seen.probabilities[name][:count].argmax(1) == template.probabilities[name].argmax(1))[whole])
+        name: rate_of((judged.probabilities[name][:count].argmax(1) == template.probabilities[name].argmax(1))[whole])
         for name in JUDGED
     }
-    return {**rates, "broken": rate_of(seen.is_broken[:count] == template.is_broken)}
+    return {**rates, "broken": rate_of(judged.is_broken[:count] == template.is_broken)}
 
 
 def bars(report: dict[str, Any]) -> list[dict[str, Any]]:

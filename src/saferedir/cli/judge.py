@@ -123,7 +123,7 @@ def selftest(
     checks = run(_load(name, named_values(options or [], "--set")))
     table = new_table(f"Judge {escape(name)}", "check", "holds", "seen")
     for check in checks:
-        table.add_row(escape(check.what), "yes" if check.passed else "[bold red]no[/]", escape(check.seen))
+        table.add_row(escape(check.what), "yes" if check.passed else "[bold red]no[/]", escape(check.observed))
     console.print(table)
     if not all(check.passed for check in checks):
         raise typer.Exit(1)
@@ -164,11 +164,11 @@ def score(
         found = score_files(chosen, files, batch, root=folder)
     skipped = {**found.skipped, **left_out}
     show_skipped(skipped)
-    if not found.places:
+    if not found.indices:
         raise OutputError(
             f"none of the {len(files)} image files in {shown_name(folder)} could be read, so there are no scores."
         )
-    names = [shown_name(files[place].relative_to(folder)) for place in found.places]
+    names = [shown_name(files[place].relative_to(folder)) for place in found.indices]
     write_scores(out, names, found.scores)
     write_json(out.with_name(out.name + ".json"), {"judge": chosen.facts(), "skipped": skipped})
     count = "1 image" if len(names) == 1 else f"{len(names)} images"

@@ -54,10 +54,10 @@ class Encoder(ABC):
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor] | None:
         """`texts`, checked on the way out, without gradients, on the CPU."""
         with torch.no_grad():
-            found = self.texts(texts)
-        if found is None:
+            encoded = self.texts(texts)
+        if encoded is None:
             return None
-        vectors, is_truncated = self._checked(found[0], len(texts), "texts"), found[1]
+        vectors, is_truncated = self._checked(encoded[0], len(texts), "texts"), encoded[1]
         if is_truncated.dtype != torch.bool or is_truncated.shape != (len(texts),):
             raise EncoderError(
                 f"encoder {self.name!r} said which texts it cut by {is_truncated.dtype} of shape {tuple(is_truncated.shape)}, "
@@ -68,14 +68,14 @@ class Encoder(ABC):
     def _checked(self, vectors: Any, n: int, what: str) -> Tensor:
         """(n, d) float32 on the CPU: a vector that is not finite is an error, for NaN means an image never made."""
         if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != n or not vectors.shape[1]:
-            seen = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+            actual = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise EncoderError(
-                f"encoder {self.name!r} gave {seen} for {n} {what}, expected a tensor of shape ({n}, d)."
+                f"encoder {self.name!r} gave {actual} for {n} {what}, expected a tensor of shape ({n}, d)."
             )
-        found = vectors.detach().float().cpu()
-        bad = int((~found.isfinite()).any(dim=1).sum())
+        features = vectors.detach().float().cpu()
+        bad = int((~features.isfinite()).any(dim=1).sum())
         if bad:
             raise EncoderError(
                 f"encoder {self.name!r} gave numbers that are not finite for {bad} of {n} {what}; check its weights and options."
             )
-        return found
+        return features

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saferedir.encoders.base import Encoder
-from saferedir.judges.callable import as_function, place_of
+from saferedir.judges.callable import as_function, location_of
 
 
 class CallableEncoder(Encoder):
@@ -39,13 +39,13 @@ class CallableEncoder(Encoder):
     ) -> None:
         self.function = as_function("function", function)
         self.of_texts = None if texts is None else as_function("texts", texts)
-        self.id, self.version = name or place_of(function), version
-        self.place = place_of(function)
-        self.texts_id = "" if texts is None else place_of(texts)
+        self.id, self.version = name or location_of(function), version
+        self.location = location_of(function)
+        self.texts_id = "" if texts is None else location_of(texts)
 
     def images(self, images: Tensor) -> Tensor:
-        found: Tensor = self.function(images)
-        return found
+        features: Tensor = self.function(images)
+        return features
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor] | None:
         if self.of_texts is None:
@@ -55,7 +55,7 @@ class CallableEncoder(Encoder):
     def facts(self) -> dict[str, Any]:
         return {
             "id": self.id,
-            **({"function": self.place} if self.id != self.place else {}),
+            **({"function": self.location} if self.id != self.location else {}),
             "texts": self.texts_id,
             "weights": "unknown",
             "resize": "none",

@@ -35,8 +35,8 @@ class InceptionEncoder(Encoder):
         self.layer, self.checksum = layer, file_checksum(path)
 
     def images(self, images: Tensor) -> Tensor:
-        found: Tensor = self.network(images)
-        return found
+        features: Tensor = self.network(images)
+        return features
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -12,11 +12,12 @@ from typing import Any
 from saferedir.encoders.base import Encoder
 from saferedir.errors import EncoderError
 from saferedir.utils.names import bad_options_message, unknown_name_message
+from saferedir.utils.renamed import old_name
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A row of the table.
+class EncoderEntry:
+    """A registered encoder.
 
     Attributes:
         path: "module:Class".
@@ -27,10 +28,10 @@ class Entry:
     about: str
 
 
-ENCODERS: dict[str, Entry] = {}
+ENCODERS: dict[str, EncoderEntry] = {}
 
 
-def register(name: str, entry: Entry) -> None:
+def register(name: str, entry: EncoderEntry) -> None:
     """Add one encoder; a name already taken is an error."""
     if name in ENCODERS:
         raise EncoderError(f"an encoder named {name!r} is registered already.")
@@ -38,10 +39,12 @@ def register(name: str, entry: Entry) -> None:
 
 
 _HERE = "saferedir.encoders"
-register("clip", Entry(f"{_HERE}.clip:CLIPEncoder", "CLIP, images and texts (model=…)"))
-register("inception", Entry(f"{_HERE}.inception:InceptionEncoder", "the FID's own Inception-v3 (weights=…)"))
-register("pictoworld", Entry(f"{_HERE}.pictoworld:PictoWorldEncoder", "features of PictoWorld's judge, packaged"))
-register("callable", Entry(f"{_HERE}.callable:CallableEncoder", "your own function (function=module:name)"))
+register("clip", EncoderEntry(f"{_HERE}.clip:CLIPEncoder", "CLIP, images and texts (model=…)"))
+register("inception", EncoderEntry(f"{_HERE}.inception:InceptionEncoder", "the FID's own Inception-v3 (weights=…)"))
+register(
+    "pictoworld", EncoderEntry(f"{_HERE}.pictoworld:PictoWorldEncoder", "features of PictoWorld's judge, packaged")
+)
+register("callable", EncoderEntry(f"{_HERE}.callable:CallableEncoder", "your own function (function=module:name)"))
 
 
 def encoder_names() -> list[str]:
@@ -54,8 +57,8 @@ def encoder_class(name: str) -> type[Encoder]:
     if name not in ENCODERS:
         raise EncoderError(unknown_name_message("encoder", name, ENCODERS))
     module, _, attribute = ENCODERS[name].path.partition(":")
-    found: type[Encoder] = getattr(import_module(module), attribute)
-    return found
+    encoder: type[Encoder] = getattr(import_module(module), attribute)
+    return encoder
 
 
 def load_encoder(name: str, /, **options: Any) -> Encoder:
@@ -70,3 +73,7 @@ def load_encoder(name: str, /, **options: Any) -> Encoder:
     if why := bad_options_message("encoder", name, kind, options):
         raise EncoderError(why)
     return kind(**options)
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(__name__, name)

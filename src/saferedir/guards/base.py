@@ -16,6 +16,7 @@ Rules of the seam, for guard authors:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -90,11 +91,18 @@ class Guard(Generic[ConfigT]):
         state = "" if self.enabled else ", disabled"
         return f"{type(self).__name__}({name}concept={self.config.concept!r}{thresholds}{state})"
 
-    def caution(self) -> str | None:
-        """A sentence that whoever attaches this guard should read, such as a weak verdict by its own record; None for none.
+    def warning_text(self) -> str | None:
+        """One sentence for whoever attaches this guard, such as a verdict that is weak by its own record; None for none.
+
         `attach` warns with it.
         """
-        return None
+        old = type(self).caution
+        return None if old is Guard.caution else old(self)  # a subclass that overrides the old name
+
+    def caution(self) -> str | None:
+        """The old name of `warning_text`."""
+        warnings.warn("Guard.caution is an old name; use Guard.warning_text.", DeprecationWarning, stacklevel=2)
+        return self.warning_text()
 
     def load(self, denoiser: nn.Module) -> None:
         """Put this guard's adapters on the denoiser, switched on, leaving base weights and others' adapters as they are.

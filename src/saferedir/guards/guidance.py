@@ -153,36 +153,36 @@ def guided_alike(step: Step, cond: Tensor, uncond: Tensor | None) -> Tensor:
     assert step.pred is not None and step.pred_cond is not None
     if uncond is None or step.pred_uncond is None:
         return cond.float()
-    own, b = step.pred_uncond.float(), guidance_weight(step)
-    rest = step.pred.float() - b * (step.pred_cond.float() - own)
-    size = (own * own).flatten(1).sum(1)
-    a = (rest * own).flatten(1).sum(1) / size.clamp(min=1e-12)
+    unconditional, b = step.pred_uncond.float(), guidance_weight(step)
+    rest = step.pred.float() - b * (step.pred_cond.float() - unconditional)
+    size = (unconditional * unconditional).flatten(1).sum(1)
+    a = (rest * unconditional).flatten(1).sum(1) / size.clamp(min=1e-12)
     is_one = ((a - 1).abs() <= 8 * torch.finfo(step.pred.dtype).eps) | (size <= 1e-12)
     return per_sample(torch.where(is_one, 1.0, a), rest) * uncond.float() + b * (cond.float() - uncond.float())
 
 
 def encode_phrases(run: Run, text: str, method: str) -> PromptEmbeds:
     """Conditioning of `text`, one row for each image (B, ...); warns if the text fills the encoder's window to its end."""
-    found = run.encode([text])
-    if len(text.encode()) + 2 >= found.prompt.shape[1]:  # no tokenizer makes more tokens than bytes
+    embeds = run.encode([text])
+    if len(text.encode()) + 2 >= embeds.prompt.shape[1]:  # no tokenizer makes more tokens than bytes
         longer = run.encode([f"{text}, and"]).prompt
-        if longer.shape == found.prompt.shape and torch.allclose(found.prompt, longer, rtol=1e-3, atol=1e-3):
+        if longer.shape == embeds.prompt.shape and torch.allclose(embeds.prompt, longer, rtol=1e-3, atol=1e-3):
             warnings.warn(
-                f"the phrases of guard {method!r} fill the text encoder's window of {found.prompt.shape[1]} tokens, so their "
+                f"the phrases of guard {method!r} fill the text encoder's window of {embeds.prompt.shape[1]} tokens, so their "
                 "tail may be lost; use fewer or shorter phrases.",
                 stacklevel=2,
             )
-    return found.map(lambda part: part.expand(run.batch_size, *part.shape[1:]))
+    return embeds.map(lambda part: part.expand(run.batch_size, *part.shape[1:]))
 
 
-def of_length(found: PromptEmbeds, length: int) -> PromptEmbeds | None:
+def of_length(embeds: PromptEmbeds, length: int) -> PromptEmbeds | None:
     """`found` (N, L, D) with L = `length`, by padding under the mask; None without a mask, or if it is longer.
 
     Only Lumina's prompts have lengths of their own.
     """
-    missing = length - found.prompt.shape[1]
+    missing = length - embeds.prompt.shape[1]
     if missing == 0:
-        return found
-    if missing < 0 or found.mask is None:
+        return embeds
+    if missing < 0 or embeds.mask is None:
         return None
-    return found._replace(prompt=F.pad(found.prompt, (0, 0, 0, missing)), mask=F.pad(found.mask, (0, missing)))
+    return embeds._replace(prompt=F.pad(embeds.prompt, (0, 0, 0, missing)), mask=F.pad(embeds.mask, (0, missing)))

@@ -193,9 +193,9 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         if is_idle or not self.is_due(step):
             return x0
         if config.mode == "faithful":
-            found = released_step(step, x0, state, config, state.threshold)
-            state.pending = found.pending
-            state.record(step, found.is_open, lambda: Numbers(found.kernel_sum, found.shift))
+            result = released_step(step, x0, state, config, state.threshold)
+            state.pending = result.pending
+            state.record(step, result.is_open, lambda: Numbers(result.kernel_sum, result.shift))
             return x0
         delta, is_open = self._delta(step, x0, state)
         edited = x0 + delta.view_as(x0)
@@ -230,19 +230,19 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         kappa, threshold = negation.calibration.at(noise_fraction(step))
         kappa = kappa if config.kappa is None else config.kappa
         query = self._query(step, x0, kappa)
-        found = self._attend(step, query, negation)
+        attention = self._attend(step, query, negation)
         gate = self._gate(negation)
         score: Tensor | None = None
         is_open: Tensor | None = None
         odds: Tensor | None = None
         if gate == "quantile" and kappa > 0:
-            score = found.log_sum / kappa
+            score = attention.log_sum / kappa
             is_open = score >= threshold
         elif gate == "ratio" and negation.benign is not None:
             benign = attend(query, negation.benign, with_ess=False)
-            odds = log_odds(found.log_sum, len(negation), benign.log_sum, len(negation.benign), config.prior)
+            odds = log_odds(attention.log_sum, len(negation), benign.log_sum, len(negation.benign), config.prior)
         elif gate == "literal":
-            odds = found.log_sum - math.log(len(negation))
+            odds = attention.log_sum - math.log(len(negation))
         is_retried = state.retry_level > 0 if any(step.run.retry_level) else None
         cap = LARGEST_LOG_ODDS if config.beta_max is None else math.log(config.beta_max)
         gain: Tensor | float = config.eta * math.exp(min(0.0, cap))  # odds of 1 where the gate measures none
@@ -257,8 +257,8 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
             is_open, gain = None if is_open is None else is_open | is_retried, gain * levels
             trust = None if trust is None else trust * levels
         flat = x0.flatten(1)
-        delta, share, factor = correction(flat, flat if base is x0 else base.flatten(1), found.mean, gain, trust)
-        rest = found._replace(mean=share)  # all that the numbers need, and small
+        delta, share, factor = correction(flat, flat if base is x0 else base.flatten(1), attention.mean, gain, trust)
+        rest = attention._replace(mean=share)  # all that the numbers need, and small
 
         def numbers() -> Numbers:
             shift = share if factor is None else share * factor

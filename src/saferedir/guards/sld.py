@@ -97,8 +97,8 @@ class SLDState:
 
 def epsilon_per_output(step: Step) -> Tensor:
     """(B, 1, ...): f = d eps / d m at fixed x_t, from eps = (x_t - alpha x0) / sigma and the prediction type's x0(m)."""
-    one, none = torch.ones_like(step.sigma), torch.zeros_like(step.sigma)
-    x0_per_output = to_x0(step.run.prediction_type, one, none, step.alpha, step.sigma)
+    ones, zeros = torch.ones_like(step.sigma), torch.zeros_like(step.sigma)
+    x0_per_output = to_x0(step.run.prediction_type, ones, zeros, step.alpha, step.sigma)
     return -step.alpha / step.sigma * x0_per_output
 
 

@@ -61,14 +61,14 @@ def save_guard(guard: Storable, directory: Path) -> Path:
     directory = directory.absolute()
     if directory.exists() and any(directory.iterdir()) and not (directory / GUARD_CONFIG).is_file():
         raise GuardConfigError(f"{directory} is not empty and holds no guard; choose another folder to save to.")
-    with output_lock(directory, nested=True) as place, replacing_folder(place) as fresh:
+    with output_lock(directory, nested=True) as folder, replacing_folder(folder) as fresh:
         record = {"method": guard.method, "version": library_version(), **_with_relative_files(guard.config, directory)}
         (fresh / GUARD_CONFIG).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         tensors = {name: value.detach().cpu().contiguous() for name, value in guard.tensors().items()}
         if tensors:
             save_tensors(tensors, fresh / WEIGHTS, {"format": "pt"})
         (fresh / CARD).write_text(guard.card(), encoding="utf-8")
-        take_over(place, fresh, without=(GUARD_CONFIG, WEIGHTS, CARD))  # whatever else the owner keeps there stays
+        take_over(folder, fresh, without=(GUARD_CONFIG, WEIGHTS, CARD))  # whatever else the owner keeps there stays
     return directory
 
 
@@ -83,11 +83,13 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
         raise GuardConfigError(f'{folder / GUARD_CONFIG} has no "method"; it was not written by save_pretrained.')
     method = record.pop("method")
     record.pop("version", None)
-    found: type[Any] = cls if cls.method == method else class_of(method)
-    if not issubclass(found, cls):
-        raise GuardConfigError(f"{folder} holds a {found.__name__}, not a {cls.__name__}; use Guard.from_pretrained.")
-    config = found.config_class.from_dict(_with_found_files(found.config_class, record, folder))
-    build: Any = found  # a protocol has no constructor
+    guard_class: type[Any] = cls if cls.method == method else class_of(method)
+    if not issubclass(guard_class, cls):
+        raise GuardConfigError(
+            f"{folder} holds a {guard_class.__name__}, not a {cls.__name__}; use Guard.from_pretrained."
+        )
+    config = guard_class.config_class.from_dict(_with_found_files(guard_class.config_class, record, folder))
+    build: Any = guard_class  # a protocol has no constructor
     guard: GuardT = build(replace(config, backbone=None) if force else config)
     weights = folder / WEIGHTS
     is_there = weights.is_file()

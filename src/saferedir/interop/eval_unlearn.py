@@ -115,8 +115,8 @@ class TechniqueConfig:
     def torch_dtype(self) -> torch.dtype:
         """Number format of the pipeline."""
         is_half = self.use_fp16 and self.place.type == "cuda"
-        found: torch.dtype = getattr(torch, self.dtype or ("float16" if is_half else "float32"))
-        return found
+        dtype: torch.dtype = getattr(torch, self.dtype or ("float16" if is_half else "float32"))
+        return dtype
 
 
 def refuse_own_arguments(call: Mapping[str, Any]) -> None:
@@ -129,7 +129,7 @@ def refuse_own_arguments(call: Mapping[str, Any]) -> None:
 
 
 class GuardTechnique:
-    """One guarded pipeline, as a runner sees it. It fails closed: where a guard cannot do its work `generate` raises, which ends
+    """One guarded pipeline, as a runner uses it. It fails closed: where a guard cannot do its work `generate` raises, which ends
     the benchmark's run, and no image of that call has reached a metric or the disk.
     """
 

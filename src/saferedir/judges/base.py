@@ -55,11 +55,11 @@ class Scores:
 
     def group(self, name: str) -> tuple[tuple[str, ...], Tensor]:
         """Values of a label group, and their (N, values) scores."""
-        found = [place for place, label in enumerate(self.labels) if label.startswith(f"{name}:")]
-        if not found:
+        columns = [index for index, label in enumerate(self.labels) if label.startswith(f"{name}:")]
+        if not columns:
             groups = sorted({label.split(":")[0] for label in self.labels if ":" in label})
             raise JudgeError(f"there is no label group {name!r}; known: {', '.join(groups) or 'none'}.")
-        return tuple(self.labels[place].split(":", 1)[1] for place in found), self.values[:, found]
+        return tuple(self.labels[index].split(":", 1)[1] for index in columns), self.values[:, columns]
 
     def rows(self, which: Tensor) -> Scores:
         """The scores of some images."""
@@ -109,12 +109,12 @@ class Judge(ABC):
 
     def __call__(self, images: Tensor) -> Scores:
         """Check, score, and check the answer: a score that is not finite is a JudgeError, for NaN means an image never made."""
-        found = Scores(self.labels, self.score(self.check(images)).detach().float().cpu())
-        bad = (~found.values.isfinite()).nonzero()
+        scores = Scores(self.labels, self.score(self.check(images)).detach().float().cpu())
+        bad = (~scores.values.isfinite()).nonzero()
         if len(bad):
-            row, column = (int(place) for place in bad[0])
+            row, column = (int(index) for index in bad[0])
             raise JudgeError(
-                f"judge {self.name!r} gave {float(found.values[row, column])} for {self.labels[column]!r}, in {len(bad)} scores "
+                f"judge {self.name!r} gave {float(scores.values[row, column])} for {self.labels[column]!r}, in {len(bad)} scores "
                 "in all that are not finite; check the judge's weights and options."
             )
-        return found
+        return scores

@@ -190,10 +190,10 @@ def calibrate_files(judge: Judge, rule: Rule, source: Path, *, preset: str = "",
     """The same for a labelled folder or CSV (see `read_labelled`); unreadable images are listed and left out."""
     check_rule(judge, rule)
     files, labels, left_out = read_labelled(source)
-    found = score_files(judge, files, batch, root=source if source.is_dir() else source.parent)
-    kept = [labels[place] for place in found.places]
-    decided = rule.decide(found.scores)
-    return count(decided, kept, judge=judge.facts(), rule=rule, preset=preset, skipped={**found.skipped, **left_out})
+    scored = score_files(judge, files, batch, root=source if source.is_dir() else source.parent)
+    kept = [labels[index] for index in scored.indices]
+    decided = rule.decide(scored.scores)
+    return count(decided, kept, judge=judge.facts(), rule=rule, preset=preset, skipped={**scored.skipped, **left_out})
 
 
 class Labelled(NamedTuple):
@@ -219,9 +219,9 @@ def read_labelled(source: Path) -> Labelled:
             raise JudgeError(
                 f"the folder {source} needs the subfolders positive and negative, or give a CSV file,label."
             )
-        found = {name: image_folder(folder) for name, folder in kinds.items()}
-        rows = [(path, name == "positive") for name, folder in found.items() for path in folder.files]
-        left_out = {f"{name}/{file}": why for name, folder in found.items() for file, why in folder.left_out.items()}
+        folders = {name: image_folder(folder) for name, folder in kinds.items()}
+        rows = [(path, name == "positive") for name, folder in folders.items() for path in folder.files]
+        left_out = {f"{name}/{file}": why for name, folder in folders.items() for file, why in folder.left_out.items()}
     elif source.is_file():
         rows, left_out = _read_csv(source), {}
     else:
@@ -236,11 +236,11 @@ def read_labelled(source: Path) -> Labelled:
 
 def _read_csv(path: Path) -> list[tuple[Path, bool]]:
     rows: list[tuple[Path, bool]] = []
-    found = read_rows(path, ",", error=JudgeError)
-    if not {"file", "label"} <= set(found.columns):
-        raise JudgeError(f"{path} needs the columns file and label; found {', '.join(found.columns)}.")
-    file, decided = found.columns.index("file"), found.columns.index("label")
-    for line, row in found.rows:
+    table = read_rows(path, ",", error=JudgeError)
+    if not {"file", "label"} <= set(table.columns):
+        raise JudgeError(f"{path} needs the columns file and label; found {', '.join(table.columns)}.")
+    file, decided = table.columns.index("file"), table.columns.index("label")
+    for line, row in table.rows:
         label = row[decided].strip().lower()
         if label not in _YES | _NO:
             raise JudgeError(f"line {line} of {path} has label {label!r}, expected positive or negative.")
@@ -266,8 +266,8 @@ def corrected_rate(
     Returns:
         {"rate", "n", "low", "high"} with a 95 % percentile interval, None where TPR <= FPR: such a judge tells nothing.
 
-    Deviations: the shares are drawn from Beta(k + 1/2, n - k + 1/2) and not resampled from the data, because a plain
-    bootstrap of 0 of n has no width at all; draws without TPR > FPR count as 0 for `low` and as 1 for `high`.
+    Deviations: the shares are sampled from Beta(k + 1/2, n - k + 1/2) and not resampled from the data, because a plain
+    bootstrap of 0 of n has no width at all; samples without TPR > FPR count as 0 for `low` and as 1 for `high`.
     """
     if not 0 <= hits <= n or n == 0:
         raise JudgeError(f"hits is {hits} of n = {n}, expected a number from 0 to n, and n at least 1.")
@@ -276,19 +276,19 @@ def corrected_rate(
     recall, false_positives = calibration.recall, calibration.false_positive_rate
     if recall.value <= false_positives.value:
         return None
-    draws = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     asr, tpr, fpr = (
-        draws.beta(k + 0.5, total - k + 0.5, resamples)
+        rng.beta(k + 0.5, total - k + 0.5, resamples)
         for k, total in ((hits, n), (recall.hits, recall.n), (false_positives.hits, false_positives.n))
     )
-    seen, share = 1 - unseen / n, np.ones(resamples)
+    readable, share = 1 - unseen / n, np.ones(resamples)
     if unseen:
-        share = draws.beta(n - unseen + 0.5, unseen + 0.5, resamples)
+        share = rng.beta(n - unseen + 0.5, unseen + 0.5, resamples)
     gap = tpr - fpr
     defined = gap > 0
     corrected = np.clip((asr - share * fpr) / np.where(defined, gap, 1.0), 0.0, share)
-    rate = (hits / n - seen * false_positives.value) / (recall.value - false_positives.value)
-    rate = float(np.clip(rate, 0.0, seen))
+    rate = (hits / n - readable * false_positives.value) / (recall.value - false_positives.value)
+    rate = float(np.clip(rate, 0.0, readable))
     low = float(np.quantile(np.where(defined, corrected, 0.0), 0.025))
     high = float(np.quantile(np.where(defined, corrected, 1.0), 0.975))
     return {"rate": rate, "n": n, "low": min(low, rate), "high": max(high, rate)}

@@ -14,7 +14,7 @@ from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
 
 
-def load_function(place: str) -> Callable[..., Any]:
+def load_function(location: str) -> Callable[..., Any]:
     """The function "module:name", the module being importable or a file of the current folder.
 
     What it takes is the caller's matter: tensors here, PIL images where `saferedir train duo` filters its pairs.
@@ -22,23 +22,23 @@ def load_function(place: str) -> Callable[..., Any]:
     Raises:
         JudgeError: another form, no such module, or nothing callable of that name in it.
     """
-    module, colon, name = place.partition(":")
+    module, colon, name = location.partition(":")
     if not (module and colon and name) or module.startswith("."):
-        raise JudgeError(f"{place!r} is not of the form module:function.")
+        raise JudgeError(f"{location!r} is not of the form module:function.")
     here = str(Path.cwd())
     # A console script does not look for modules in the current folder, where a user's own file lies.
     sys.path.append(here)
     try:
-        found: Any = import_module(module)
+        target: Any = import_module(module)
     except ImportError as error:
-        raise JudgeError(f"the module {module!r} of {place!r} cannot be imported: {error}.") from error
+        raise JudgeError(f"the module {module!r} of {location!r} cannot be imported: {error}.") from error
     finally:
         sys.path.remove(here)
     for part in name.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
+        target = getattr(target, part, None)
+    if not callable(target):
         raise JudgeError(f"the module {module!r} has no function {name!r}.")
-    function: Callable[..., Any] = found
+    function: Callable[..., Any] = target
     return function
 
 
@@ -49,7 +49,7 @@ def as_function(option: str, given: Any) -> Callable[..., Any]:
     return load_function(given) if isinstance(given, str) else given
 
 
-def place_of(given: Callable[..., Any] | str) -> str:
+def location_of(given: Callable[..., Any] | str) -> str:
     """How a function, or "module:function", is called in records."""
     if isinstance(given, str):
         return given
@@ -89,8 +89,8 @@ class CallableJudge(Judge):
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise JudgeError(f"a judge of your own needs distinct labels; found {', '.join(self.labels) or 'none'}.")
         self.function = as_function("function", function)
-        self.place = place_of(function)
-        self.id = name or self.place
+        self.location = location_of(function)
+        self.id = name or self.location
         self.version = version
 
     def score(self, images: Tensor) -> Tensor:
@@ -99,8 +99,8 @@ class CallableJudge(Judge):
         if isinstance(scores, Tensor) and scores.ndim == 1 and len(self.labels) == 1:
             scores = scores[:, None]
         if not isinstance(scores, Tensor) or tuple(scores.shape) != wanted:
-            seen = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise JudgeError(f"judge {self.id!r} returned {seen}, expected a tensor of shape {wanted}.")
+            actual = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise JudgeError(f"judge {self.id!r} returned {actual}, expected a tensor of shape {wanted}.")
         if not bool(scores.isfinite().all()):
             raise JudgeError(f"judge {self.id!r} returned a score that is not finite.")
         return scores
@@ -108,7 +108,7 @@ class CallableJudge(Judge):
     def facts(self) -> dict[str, Any]:
         return {
             "id": self.id,
-            **({"function": self.place} if self.id != self.place else {}),
+            **({"function": self.location} if self.id != self.location else {}),
             "weights": "unknown",
             "channels": "RGB",
             "resize": "none",

@@ -67,8 +67,8 @@ class ClassifierJudge(Judge):
         )
         self.network.to(device).eval().requires_grad_(False)
         count = int(self.network.config.num_labels)
-        titles = [str(self.network.config.id2label[place]) for place in range(count)]
-        self.labels = tuple(f"class:{title if names == 'name' else place}" for place, title in enumerate(titles))
+        titles = [str(self.network.config.id2label[index]) for index in range(count)]
+        self.labels = tuple(f"class:{title if names == 'name' else index}" for index, title in enumerate(titles))
         if len(set(self.labels)) != count:
             raise JudgeError(f"the classifier {self.id!r} has two classes of one name; set names to index.")
 

@@ -29,7 +29,7 @@ from saferedir.judges.pretrained import (
 class CLIPJudge(Judge):
     """Probabilities over the texts, softmax(exp(logit scale) cos(image, text)): labels "zero-shot:<text>".
 
-    They say which text fits best, not whether any fits: give texts of what else may be seen, too.
+    They say which text fits best, not whether any fits: also give texts of what else an image may show.
 
     Args:
         model: a folder, or a hub id.
@@ -60,15 +60,15 @@ class CLIPJudge(Judge):
         from transformers import AutoTokenizer, CLIPModel
 
         self.id, self.device, self.batch, self.template = str(model), device, batch, template
-        found = one_text_each(texts, "zero-shot CLIP", 2)
-        self.labels = tuple(f"zero-shot:{text}" for text in found)
+        labels = one_text_each(texts, "zero-shot CLIP", 2)
+        self.labels = tuple(f"zero-shot:{text}" for text in labels)
         self.processor = image_processor(self.id, allow_download=allow_download)
         tokenizer = load_part(AutoTokenizer.from_pretrained, self.id, "CLIP's tokenizer", allow_download=allow_download)
         self.network: Any = load_part(
             CLIPModel.from_pretrained, self.id, "a CLIP model", allow_download=allow_download, use_safetensors=True
         )
         self.network.to(device).eval().requires_grad_(False)
-        sentences = [template.replace("{}", text) for text in found]
+        sentences = [template.replace("{}", text) for text in labels]
         tokens = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt").to(device)
         with torch.inference_mode():
             self.text_features = _unit(self.network.get_text_features(**tokens))

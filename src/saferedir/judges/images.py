@@ -72,13 +72,13 @@ class ScoredFiles:
     """Scores of image files.
 
     Attributes:
-        scores: one row for each of `places`.
-        places: which of the files could be read, in order.
+        scores: one row for each of `indices`.
+        indices: which of the files could be read, in order.
         skipped: file -> why it could not be read.
     """
 
     scores: Scores
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     skipped: Mapping[str, str]
 
 
@@ -98,19 +98,19 @@ def score_images(judge: Judge, images: Tensor | Iterable[Tensor], batch: int = 3
 
 def score_files(judge: Judge, files: Sequence[Path], batch: int = 32, root: Path | None = None) -> ScoredFiles:
     """Scores of image files; unreadable ones are named (below `root`, if given) with the reason, not fatal."""
-    places: list[int] = []
+    indices: list[int] = []
     skipped: dict[str, str] = {}
 
     def readable() -> Iterable[Tensor]:
-        for place, path in enumerate(files):
+        for index, path in enumerate(files):
             name = path.relative_to(root) if root is not None and path.is_relative_to(root) else path
             try:
                 image = read_image_tensor(path)
             except ImageFileError as error:
                 skipped[shown_name(name)] = error.reason
             else:
-                places.append(place)
+                indices.append(index)
                 yield image
 
     scores = score_images(judge, readable(), batch)
-    return ScoredFiles(scores, tuple(places), skipped)
+    return ScoredFiles(scores, tuple(indices), skipped)

@@ -132,7 +132,7 @@ class NudeNetJudge(Judge):
         if not len(kept):
             return []
         scale = np.array([width, height]) if self.resize == "stretch" else np.array([max(height, width)] * 2)
-        centre, size = (output[place : place + 2, kept].T * (scale / self.resolution) for place in (0, 2))
+        centre, size = (output[start : start + 2, kept].T * (scale / self.resolution) for start in (0, 2))
         limit = np.array([width, height])
         corner = np.clip(centre - size / 2, 0, limit)
         boxes = np.concatenate([corner, np.minimum(size, limit - corner)], axis=1).tolist()
@@ -144,11 +144,11 @@ class NudeNetJudge(Judge):
     def detections(self, images: Tensor) -> list[list[Detection]]:
         """Boxes of each of (B, 3, H, W) images in [0, 1], for presets that count parts."""
         arrays = to_bytes(self.check(images))
-        found: list[list[Detection]] = []
+        detections: list[list[Detection]] = []
         for start in range(0, len(arrays), self.batch):
             outputs = self.network(self.blob(arrays[start : start + self.batch]))
-            found += [self.suppressed(output, *arrays.shape[1:3]) for output in outputs]
-        return found
+            detections += [self.suppressed(output, *arrays.shape[1:3]) for output in outputs]
+        return detections
 
     def score(self, images: Tensor) -> Tensor:
         arrays = to_bytes(images)

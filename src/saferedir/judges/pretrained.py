@@ -104,10 +104,10 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, batch: int)
 
 def one_text_each(texts: Sequence[str] | str, what: str, least: int) -> tuple[str, ...]:
     """Distinct texts; a single string is split at semicolons, for the command line."""
-    found = tuple(text.strip() for text in (texts.split(";") if isinstance(texts, str) else texts))
-    if len(found) < least or len(set(found)) != len(found) or not all(found):
-        raise JudgeError(f"{what} needs {least} or more distinct texts; found {len(found)}.")
-    return found
+    stripped = tuple(text.strip() for text in (texts.split(";") if isinstance(texts, str) else texts))
+    if len(stripped) < least or len(set(stripped)) != len(stripped) or not all(stripped):
+        raise JudgeError(f"{what} needs {least} or more distinct texts; found {len(stripped)}.")
+    return stripped
 
 
 def transformers_version() -> str:

@@ -12,11 +12,12 @@ from typing import Any
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
 from saferedir.utils.names import bad_options_message, unknown_name_message
+from saferedir.utils.renamed import old_name
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A row of the table.
+class JudgeEntry:
+    """A registered judge.
 
     Attributes:
         path: "module:Class".
@@ -29,10 +30,10 @@ class Entry:
     extra: str = ""
 
 
-JUDGES: dict[str, Entry] = {}
+JUDGES: dict[str, JudgeEntry] = {}
 
 
-def register(name: str, entry: Entry) -> None:
+def register(name: str, entry: JudgeEntry) -> None:
     """Add one judge; a name already taken is an error."""
     if name in JUDGES:
         raise JudgeError(f"a judge named {name!r} is registered already.")
@@ -40,15 +41,19 @@ def register(name: str, entry: Entry) -> None:
 
 
 _HERE = "saferedir.judges"
-register("pictoworld", Entry(f"{_HERE}.pictoworld:PictoWorldJudge", "PictoWorld's attributes, a small CNN"))
+register("pictoworld", JudgeEntry(f"{_HERE}.pictoworld:PictoWorldJudge", "PictoWorld's attributes, a small CNN"))
 register(
     "pictoworld-template",
-    Entry(f"{_HERE}.pictoworld:PictoWorldTemplateJudge", "the same by comparison with renders, nothing learned"),
+    JudgeEntry(f"{_HERE}.pictoworld:PictoWorldTemplateJudge", "the same by comparison with renders, nothing learned"),
 )
-register("nudenet", Entry(f"{_HERE}.nudenet:NudeNetJudge", "exposed and covered body parts, NudeNet v3", "nudenet"))
-register("clip", Entry(f"{_HERE}.clip:CLIPJudge", "any texts, CLIP zero-shot (model=…, texts=…)"))
-register("classifier", Entry(f"{_HERE}.classifier:ClassifierJudge", "classes of an image classifier (model=…)"))
-register("callable", Entry(f"{_HERE}.callable:CallableJudge", "your own function (function=module:name, labels=…)"))
+register(
+    "nudenet", JudgeEntry(f"{_HERE}.nudenet:NudeNetJudge", "exposed and covered body parts, NudeNet v3", "nudenet")
+)
+register("clip", JudgeEntry(f"{_HERE}.clip:CLIPJudge", "any texts, CLIP zero-shot (model=…, texts=…)"))
+register("classifier", JudgeEntry(f"{_HERE}.classifier:ClassifierJudge", "classes of an image classifier (model=…)"))
+register(
+    "callable", JudgeEntry(f"{_HERE}.callable:CallableJudge", "your own function (function=module:name, labels=…)")
+)
 
 
 def judge_names() -> list[str]:
@@ -61,8 +66,8 @@ def judge_class(name: str) -> type[Judge]:
     if name not in JUDGES:
         raise JudgeError(unknown_name_message("judge", name, JUDGES))
     module, _, attribute = JUDGES[name].path.partition(":")
-    found: type[Judge] = getattr(import_module(module), attribute)
-    return found
+    judge: type[Judge] = getattr(import_module(module), attribute)
+    return judge
 
 
 def load_judge(name: str, /, **options: Any) -> Judge:
@@ -76,3 +81,7 @@ def load_judge(name: str, /, **options: Any) -> Judge:
     if why := bad_options_message("judge", name, kind, options):
         raise JudgeError(why)
     return kind(**options)
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(__name__, name)

@@ -10,11 +10,11 @@ from saferedir.judges.base import Judge
 
 
 class Check(NamedTuple):
-    """One question to a judge: what, whether it holds, and what was seen."""
+    """One question to a judge: what, whether it holds, and what was observed."""
 
     what: str
     passed: bool
-    seen: str
+    observed: str
 
 
 def selftest(judge: Judge, size: int = 64, seed: int = 0) -> list[Check]:
@@ -27,7 +27,7 @@ def selftest(judge: Judge, size: int = 64, seed: int = 0) -> list[Check]:
     single = torch.cat([judge(image[None]).values for image in images])
     off = float((first - single).abs().max()) if first.numel() else 0.0
     missing = sorted({"id", "weights", "channels", "resize", "floor", "version"} - set(judge.facts()))
-    own = getattr(judge, "selftest", None)
+    checks = getattr(judge, "selftest", None)
     return [
         Check("one row an image, one column a label", first.shape == (3, len(judge.labels)), str(tuple(first.shape))),
         Check(
@@ -36,5 +36,5 @@ def selftest(judge: Judge, size: int = 64, seed: int = 0) -> list[Check]:
         Check("the same images score the same", bool(torch.equal(first, second)), "two runs compared"),
         Check("each image is judged by itself", off <= 1e-4, f"off by {off:.1g} between a batch and single images"),
         Check("facts say how scores were made", not missing, f"missing: {', '.join(missing) or 'none'}"),
-        *(own() if own is not None else []),
+        *(checks() if checks is not None else []),
     ]

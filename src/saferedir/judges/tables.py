@@ -27,7 +27,7 @@ def write_scores(path: Path, names: Sequence[str], scores: Scores) -> None:
     if path.suffix == ".parquet":
         arrow = require_extra("pyarrow", "bench", "a Parquet file")
         parquet = require_extra("pyarrow.parquet", "bench", "a Parquet file")
-        columns = {label: values[:, place] for place, label in enumerate(scores.labels)}
+        columns = {label: values[:, column] for column, label in enumerate(scores.labels)}
         with replacing(path) as temporary:
             parquet.write_table(arrow.table({"file": names, **columns}), temporary)
     elif path.suffix == ".csv":

@@ -35,8 +35,8 @@ class JudgeVerifier:
     def __call__(self, images: Sequence[Image.Image]) -> list[bool]:
         """One bool an image; the images may differ in size."""
         pixels = [torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).float() / 255 for image in images]
-        found: list[bool] = self.rule.decide(score_images(self.judge, pixels)).tolist()
-        return found
+        flags: list[bool] = self.rule.decide(score_images(self.judge, pixels)).tolist()
+        return flags
 
     def __repr__(self) -> str:
         return f"JudgeVerifier({self.judge.name!r}, {self.rule})"

@@ -94,12 +94,12 @@ def bootstrap_interval(
     for start in range(0, how.resamples, at_once):
         rows = torch.randint(units, (min(at_once, how.resamples - start), units), generator=generator)
         values.append(statistic(rows).double())
-    found = torch.cat(values)
-    found = found[found.isfinite()]
-    if not len(found):
+    resampled = torch.cat(values)
+    resampled = resampled[resampled.isfinite()]
+    if not len(resampled):
         raise MetricError("no draw of the bootstrap has a finite value; the denominator is zero nearly everywhere.")
     tail = NormalDist().cdf(-((units / (units - 1)) ** 0.5) * student_quantile(units - 1, how.level))
-    low, high = found.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = resampled.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return float(low), float(high)
 
 
@@ -119,9 +119,9 @@ def bootstrap_ratio(
     under = checks.numbers("the denominators", denominators, len(over))
     n = len(over)
     if clusters is not None:
-        place = checks.groups("the clusters", clusters, n)
-        empty = torch.zeros(int(place.max()) + 1, dtype=torch.float64)
-        over, under = empty.index_add(0, place, over), empty.index_add(0, place, under)
+        cluster = checks.groups("the clusters", clusters, n)
+        empty = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64)
+        over, under = empty.index_add(0, cluster, over), empty.index_add(0, cluster, under)
     if float(under.sum()) == 0:
         raise MetricError("a ratio's denominators sum to zero, so there is no ratio; report the two sums instead.")
     low, high = bootstrap_interval(lambda rows: over[rows].sum(dim=1) / under[rows].sum(dim=1), len(over), how)

@@ -40,8 +40,8 @@ def groups(name: str, values: Tensor, n: int) -> Tensor:
     if values.ndim != 1 or values.is_floating_point() or values.dtype == torch.bool:
         raise MetricError(f"{name} is {values.dtype} of shape {tuple(values.shape)}, expected integers of shape (N,).")
     _length(name, values, n)
-    found: Tensor = torch.unique(values.cpu(), return_inverse=True)[1]
-    return found
+    index: Tensor = torch.unique(values.cpu(), return_inverse=True)[1]
+    return index
 
 
 def _length(name: str, values: Tensor, n: int | None) -> None:

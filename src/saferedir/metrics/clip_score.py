@@ -92,28 +92,28 @@ class ClipModel:
         """(N, 3, H, W) RGB in [0, 1] to (N, d) float32 embeddings of unit length, on the CPU."""
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise MetricError(f"images have shape {tuple(images.shape)}, expected (N, 3, H, W) with N >= 1.")
-        found = []
+        embeds = []
         for chunk in images.split(batch):
             arrays = list((chunk.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
             pixels = self.processor(images=arrays, return_tensors="pt", input_data_format="channels_last")[
                 "pixel_values"
             ]
-            found.append(_embeds(self.model.get_image_features(pixel_values=pixels.to(self.model.device))))
-        return torch.cat(found)
+            embeds.append(_embeds(self.model.get_image_features(pixel_values=pixels.to(self.model.device))))
+        return torch.cat(embeds)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], batch: int = 128) -> tuple[Tensor, Tensor]:
         """N texts to (N, d) float32 embeddings of unit length, and (N,) bool: longer than the model reads."""
         if not texts:
             raise MetricError("there are no texts to score, expected at least one.")
-        found, truncated = [], []
+        embeds, truncated = [], []
         for start in range(0, len(texts), batch):
             chunk = list(texts[start : start + batch])
             lengths = [len(ids) for ids in self.tokenizer(chunk, truncation=False, verbose=False)["input_ids"]]
             truncated += [length > self.limit for length in lengths]
             tokens = self.tokenizer(chunk, padding=True, truncation=True, max_length=self.limit, return_tensors="pt")
-            found.append(_embeds(self.model.get_text_features(**tokens.to(self.model.device))))
-        return torch.cat(found), torch.tensor(truncated)
+            embeds.append(_embeds(self.model.get_text_features(**tokens.to(self.model.device))))
+        return torch.cat(embeds), torch.tensor(truncated)
 
     def score(self, images: Tensor, texts: Sequence[str]) -> ClipScores:
         """CLIP score of image i with text i."""

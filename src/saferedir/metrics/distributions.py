@@ -124,19 +124,19 @@ class FeatureNetwork(nn.Module):
     def __init__(self, function: FeatureFunction, num_features: int | None = None) -> None:
         super().__init__()
         self.function: FeatureFunction = function
-        found = num_features if num_features is not None else getattr(function, "num_features", None)
-        if found is not None:
-            self.num_features = int(found)
+        count = num_features if num_features is not None else getattr(function, "num_features", None)
+        if count is not None:
+            self.num_features = int(count)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, d) float64."""
-        found = self.function(images)
-        if found.ndim != 2 or len(found) != len(images):
+        features = self.function(images)
+        if features.ndim != 2 or len(features) != len(images):
             raise MetricError(
-                f"the feature network gave shape {tuple(found.shape)} for {len(images)} images, expected ({len(images)}, d)."
+                f"the feature network gave shape {tuple(features.shape)} for {len(images)} images, expected ({len(images)}, d)."
             )
-        return found.detach().double().cpu()
+        return features.detach().double().cpu()
 
 
 def fid(images_a: Tensor, images_b: Tensor, network: FeatureFunction, batch: int = 64) -> float:
@@ -210,8 +210,8 @@ def inception(weights: str | Path, layer: int = 2048) -> FeatureNetwork:
         ) from error
 
     def features(images: Tensor) -> Tensor:
-        found: Tensor = network((images * 255).byte())  # as torchmetrics does with images in [0, 1]
-        return found
+        values: Tensor = network((images * 255).byte())  # as torchmetrics does with images in [0, 1]
+        return values
 
     return FeatureNetwork(features, layer)
 

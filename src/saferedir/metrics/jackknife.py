@@ -58,18 +58,18 @@ def jackknife_interval(statistic: Statistic, *groups: Tensor, level: float = 0.9
     """
     if not 0 < level < 1:
         raise MetricError(f"level is {level}, expected a number within (0, 1).")
-    sizes = [_sizes(own) for own in groups]
-    whole = [torch.ones(len(own), dtype=torch.bool) for own in sizes]
+    sizes = [_sizes(group) for group in groups]
+    whole = [torch.ones(len(group_sizes), dtype=torch.bool) for group_sizes in sizes]
     value, variance = statistic(*whole), 0.0
-    for sample, own in enumerate(sizes):
+    for sample, sizes_of_group in enumerate(sizes):
         without = []
-        for left_out in range(len(own)):
+        for left_out in range(len(sizes_of_group)):
             kept = whole[sample].clone()
             kept[left_out] = False
             without.append(statistic(*whole[:sample], kept, *whole[sample + 1 :]))
-        replicates, h = torch.tensor(without, dtype=torch.float64), own.sum() / own
+        replicates, h = torch.tensor(without, dtype=torch.float64), sizes_of_group.sum() / sizes_of_group
         pseudo = h * value - (h - 1) * replicates
-        centre = len(own) * value - ((1 - 1 / h) * replicates).sum()
+        centre = len(sizes_of_group) * value - ((1 - 1 / h) * replicates).sum()
         variance += float(((pseudo - centre).square() / (h - 1)).mean())
     reach = student_quantile(min(map(len, sizes)) - 1, level) * variance**0.5
     return value - reach, value + reach
@@ -77,12 +77,12 @@ def jackknife_interval(statistic: Statistic, *groups: Tensor, level: float = 0.9
 
 def _sizes(groups: Tensor) -> Tensor:
     """(G,) float64 number of cases of each group."""
-    found = groups.cpu().bincount().double()
-    if len(found) < 2 or not bool((found > 0).all()):
+    sizes = groups.cpu().bincount().double()
+    if len(sizes) < 2 or not bool((sizes > 0).all()):
         raise MetricError(
-            f"a jackknife has group sizes {found.long().tolist()[:GROUPS]}, expected at least two groups, none of them empty."
+            f"a jackknife has group sizes {sizes.long().tolist()[:GROUPS]}, expected at least two groups, none of them empty."
         )
-    return found
+    return sizes
 
 
 def prompt_groups(prompts: Tensor, most: int = GROUPS) -> Tensor:
@@ -153,7 +153,7 @@ class _Sums:
     """A kernel summed over pairs of rows, by their groups, (G, H); own: (G,), over pairs (i, i), 0 where these count."""
 
     pairs: Tensor
-    own: Tensor
+    diagonal: Tensor
     sizes: tuple[Tensor, Tensor]
     leaves_out: bool
 
@@ -163,19 +163,19 @@ class _Sums:
     ) -> _Sums:
         """`leaves_out`: whether pairs (i, i) do not count."""
         sizes = groups_x.bincount().double(), groups_y.bincount().double()
-        pairs, own = torch.zeros(len(sizes[0]), len(sizes[1]), dtype=torch.float64), torch.zeros_like(sizes[0])
+        pairs, diagonal = torch.zeros(len(sizes[0]), len(sizes[1]), dtype=torch.float64), torch.zeros_like(sizes[0])
         for start in range(0, len(x), _ROWS_AT_ONCE):
             groups = groups_x[start : start + _ROWS_AT_ONCE]
             values = kernel(x[start : start + _ROWS_AT_ONCE], y)
             by_group = torch.zeros(len(groups), len(sizes[1]), dtype=torch.float64).index_add_(1, groups_y, values)
             pairs.index_add_(0, groups, by_group)
             if leaves_out:
-                own.index_add_(0, groups, values.diagonal(start))
-        return cls(pairs, own, sizes, leaves_out)
+                diagonal.index_add_(0, groups, values.diagonal(start))
+        return cls(pairs, diagonal, sizes, leaves_out)
 
     def mean(self, kept_x: Tensor, kept_y: Tensor) -> float:
         """Mean over the pairs of the groups kept."""
-        total = self.pairs[kept_x][:, kept_y].sum() - self.own[kept_x].sum()
+        total = self.pairs[kept_x][:, kept_y].sum() - self.diagonal[kept_x].sum()
         n, m = self.sizes[0][kept_x].sum(), self.sizes[1][kept_y].sum()
         return float(total / (n * (m - 1 if self.leaves_out else m)))
 
@@ -192,7 +192,7 @@ def _discrepancy(
 
     def statistic(kept_a: Tensor, kept_b: Tensor) -> float:
         within = within_a.mean(kept_a, kept_a) + within_b.mean(kept_b, kept_b)
-        found = within - 2 * between.mean(kept_a, kept_b)
-        return found if is_kid else max(0.0, CMMD_SCALE * found)
+        distance = within - 2 * between.mean(kept_a, kept_b)
+        return distance if is_kid else max(0.0, CMMD_SCALE * distance)
 
     return statistic

@@ -65,32 +65,32 @@ def mcnemar(
             cluster may be exchanged: p is exact over all signs of the clusters' differences Σ(first - second), which for
             clusters of one pair is McNemar's own.
     """
-    one = checks.flags("the first arm", first)
-    two = checks.flags("the second arm", second, len(one))
-    b, c = int((one & ~two).sum()), int((~one & two).sum())
+    hits_a = checks.flags("the first arm", first)
+    hits_b = checks.flags("the second arm", second, len(hits_a))
+    b, c = int((hits_a & ~hits_b).sum()), int((~hits_a & hits_b).sum())
     plain = exact_mcnemar(b, c, alternative)
     if clusters is None:
         return plain
-    place = checks.groups("the clusters", clusters, len(one))
-    sums = torch.zeros(int(place.max()) + 1 if len(place) else 0, dtype=torch.long)
-    sums = sums.index_add(0, place, one.long() - two.long())
+    cluster = checks.groups("the clusters", clusters, len(hits_a))
+    sums = torch.zeros(int(cluster.max()) + 1 if len(cluster) else 0, dtype=torch.long)
+    sums = sums.index_add(0, cluster, hits_a.long() - hits_b.long())
     return McNemar(b, c, _exchanged(sums.tolist(), alternative), alternative)
 
 
 def _exchanged(differences: Sequence[int], alternative: Alternative) -> float:
     """P under random signs that the sum of differences is as extreme as it is, in whole numbers until the last division."""
     ways = Counter({0: 1})
-    sizes = [abs(one) for one in differences if one]
+    sizes = [abs(difference) for difference in differences if difference]
     for size in sizes:
         ways = Counter({total: ways[total - size] + ways[total + size] for total in _reached(ways, size)})
-    seen = sum(differences)
+    observed = sum(differences)
     at_least = sum(
-        count for total, count in ways.items() if total >= (abs(seen) if alternative == "two-sided" else seen)
+        count for total, count in ways.items() if total >= (abs(observed) if alternative == "two-sided" else observed)
     )
     if alternative == "two-sided":  # the distribution is symmetric
-        extreme = at_least * 2 if seen else 2 ** len(sizes)
+        extreme = at_least * 2 if observed else 2 ** len(sizes)
     else:
-        extreme = at_least if alternative == "greater" else sum(ways[total] for total in ways if total <= seen)
+        extreme = at_least if alternative == "greater" else sum(ways[total] for total in ways if total <= observed)
     return float(extreme / 2 ** len(sizes))
 
 
@@ -112,9 +112,9 @@ def paired_difference(first: Tensor, second: Tensor, clusters: Tensor | None = N
 
     Pairs are drawn again together, or all pairs of a prompt where `clusters` (N,) integers name it.
     """
-    one = checks.numbers("the first arm", first)
-    two = checks.numbers("the second arm", second, len(one))
-    return bootstrap_mean(one - two, clusters, how)
+    values_a = checks.numbers("the first arm", first)
+    values_b = checks.numbers("the second arm", second, len(values_a))
+    return bootstrap_mean(values_a - values_b, clusters, how)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -127,7 +127,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
             raise MetricError(f"p-value {name!r} is {p}, expected a number from 0 to 1.")
     adjusted: dict[str, float] = {}
     highest = 0.0
-    for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = highest
     return {name: adjusted[name] for name in p_values}

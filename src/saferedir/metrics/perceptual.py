@@ -48,9 +48,9 @@ def lpips(images_a: Tensor, images_b: Tensor, backbone: Backbone = "alex", batch
             f"The cause: {error}"
         ) from error
     metric = metric.to(images_a.device)
-    found = []
+    distances = []
     with torch.no_grad():
         for a, b in zip(images_a.split(batch), images_b.split(batch), strict=True):
-            found.append(metric(a, b).reshape(-1).cpu())
+            distances.append(metric(a, b).reshape(-1).cpu())
             metric.reset()
-    return torch.cat(found)
+    return torch.cat(distances)

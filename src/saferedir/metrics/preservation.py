@@ -159,18 +159,18 @@ def feature_drift(guarded: Tensor, bare: Tensor, prompts: Tensor | None = None, 
     """
     before = checks.features("the bare model's features", bare, at_least=2).cpu()
     after = checks.features("the guarded model's features", guarded, tuple(bare.shape)).cpu()
-    place = torch.arange(len(before)) if prompts is None else checks.groups("the prompt index", prompts, len(before))
-    moved, unit = (after - before).norm(dim=1), (before - before[_of_next_prompt(place)]).norm(dim=1)
+    prompt = torch.arange(len(before)) if prompts is None else checks.groups("the prompt index", prompts, len(before))
+    moved, unit = (after - before).norm(dim=1), (before - before[_of_next_prompt(prompt)]).norm(dim=1)
     return bootstrap_ratio(moved, unit, prompts, how)
 
 
-def _of_next_prompt(place: Tensor) -> Tensor:
+def _of_next_prompt(prompt: Tensor) -> Tensor:
     """(N,) index of an image of another prompt: the k-th of a prompt gets the k-th image after the prompt's own."""
-    n, sizes = len(place), place.bincount()
+    n, sizes = len(prompt), prompt.bincount()
     if len(sizes) < 2:
         raise MetricError("drift is measured against images of another prompt, and all are of one; draw more prompts.")
-    order = place.argsort(stable=True)
-    size, end = sizes[place[order]], sizes.cumsum(0)[place[order]]
+    order = prompt.argsort(stable=True)
+    size, end = sizes[prompt[order]], sizes.cumsum(0)[prompt[order]]
     rank = torch.arange(n) - (end - size)
     other = torch.empty_like(order)
     other[order] = order[(end + rank % (n - size)) % n]
@@ -187,5 +187,5 @@ def identical_share(guarded: Sequence[str], bare: Sequence[str], clusters: Tenso
         raise MetricError(
             f"there are {len(guarded)} guarded and {len(bare)} bare checksums, expected one an image each."
         )
-    same = torch.tensor([one == two != "" for one, two in zip(guarded, bare, strict=True)], dtype=torch.bool)
+    same = torch.tensor([first == second != "" for first, second in zip(guarded, bare, strict=True)], dtype=torch.bool)
     return Rate.of(same, clusters)

@@ -48,20 +48,20 @@ def effective_size(flags: Tensor, clusters: Tensor) -> float:
     all. 1 / size is therefore mixed with Kish's, which counts as `_PRIOR` cases of the rarer kind.
     """
     hit = checks.flags("the flags", flags)
-    place = checks.groups("the clusters", clusters, len(hit))
+    cluster = checks.groups("the clusters", clusters, len(hit))
     n = len(hit)
     if not n:
         return 0.0
-    sizes = place.bincount().double()
-    hits = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, place, hit.double())
+    sizes = cluster.bincount().double()
+    hits = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, cluster, hit.double())
     share, count = float(hits.sum()) / n, len(sizes)
     least = n * n / float((sizes * sizes).sum())
     variance = float(((hits - share * sizes) ** 2).sum()) * count / (max(1, count - 1) * n * n)
     if count == 1:
         return least
     rarer = min(float(hits.sum()), n - float(hits.sum()))
-    found = min(1 / least, max(1 / n, variance / (share * (1 - share)))) if rarer else 0.0
-    mixed = (rarer * found + _PRIOR / least) / (rarer + _PRIOR)
+    inverse_size = min(1 / least, max(1 / n, variance / (share * (1 - share)))) if rarer else 0.0
+    mixed = (rarer * inverse_size + _PRIOR / least) / (rarer + _PRIOR)
     return min(float(n), max(least, (NORMAL_95 / student_quantile(count - 1)) ** 2 / mixed))
 
 
@@ -124,8 +124,8 @@ class Rate:
     def to_dict(self) -> dict[str, Any]:
         """{"rate", "hits", "n", "low", "high"}, shares rounded to four places; "effective_n" where it is not n."""
         low, high = (round(end, 4) for end in self.interval)
-        found = {"rate": round(self.value, 4), "hits": self.hits, "n": self.n, "low": low, "high": high}
-        return found if self.effective_n is None else {**found, "effective_n": self.effective_n}
+        record = {"rate": round(self.value, 4), "hits": self.hits, "n": self.n, "low": low, "high": high}
+        return record if self.effective_n is None else {**record, "effective_n": self.effective_n}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Rate:
@@ -168,8 +168,8 @@ def conformal_threshold(benign: Tensor, false_positive_rate: float) -> float:
     as unsafe. With too few scores for the rate (n < 1/a - 1) there is no such order statistic: infinity.
     """
     n = len(benign)
-    place = math.ceil((n + 1) * (1 - false_positive_rate))
-    if place > n:
+    rank = math.ceil((n + 1) * (1 - false_positive_rate))
+    if rank > n:
         return math.inf
-    value = benign.float().sort().values[place - 1]
+    value = benign.float().sort().values[rank - 1]
     return float(torch.nextafter(value, torch.tensor(math.inf)))

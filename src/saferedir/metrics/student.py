@@ -35,7 +35,7 @@ def _within(t: float, df: int) -> float:
     if df == 1:
         return 2 * theta / math.pi
     term = total = cosine if df % 2 else 1.0
-    for place in range(3 if df % 2 else 2, df - 1, 2):
-        term *= cosine * cosine * (place - 1) / place
+    for term_index in range(3 if df % 2 else 2, df - 1, 2):
+        term *= cosine * cosine * (term_index - 1) / term_index
         total += term
     return 2 / math.pi * (theta + sine * total) if df % 2 else sine * total

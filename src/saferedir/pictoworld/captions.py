@@ -47,8 +47,8 @@ class Prompt:
 def scene_part(scene: Scene) -> str:
     """Which part a combination of attributes belongs to, 7 : 1 : 2 by checksum; guards never train on test combinations."""
     key = "/".join((scene.shape, scene.colour, scene.background, scene.style, scene.position, scene.size))
-    place = zlib.crc32(key.encode()) % 10
-    return "train" if place < 7 else "validation" if place == 7 else "test"
+    bucket = zlib.crc32(key.encode()) % 10
+    return "train" if bucket < 7 else "validation" if bucket == 7 else "test"
 
 
 def is_emblem(scene: Scene) -> bool:
@@ -89,12 +89,12 @@ def sentence(phrases: Mapping[str, Phrase], rng: random.Random) -> str:
     opening, noun_word = rng.choice(OPENINGS), rng.choice(GENERIC_NOUNS)
     definite, separator = rng.random() < 0.15, ", " if rng.random() < 0.25 else " "
     capital, full_stop = rng.random() < 0.3, rng.random() < 0.3
-    place = {name: rng.random() for name in ("style", "colour", "background", "position", "size")}
+    order = {name: rng.random() for name in ("style", "colour", "background", "position", "size")}
     adjectives = [
         phrases[name].text for name in ("size", "style", "colour") if name in phrases and phrases[name].slot == "adj"
     ]
     noun = phrases.get("shape") or Phrase(noun_word, "noun", "canonical", "train")
-    after = sorted((name for name, p in phrases.items() if p.slot == "post"), key=lambda name: place[name])
+    after = sorted((name for name, p in phrases.items() if p.slot == "post"), key=lambda name: order[name])
     head = " ".join([*adjectives, noun.text])
     article = "the" if definite or noun.level == "implicit" else "an" if head[0] in "aeiou" else "a"
     text = separator.join([f"{article} {head}", *(phrases[name].text for name in after)])

@@ -86,8 +86,8 @@ def pair_filters(task: Task) -> tuple[ConceptJudge, KeepJudge]:
     judge = Judge.load()
 
     def shows(images: list[Image.Image]) -> Sequence[bool]:
-        found: list[bool] = judge.judge(images).shows(dict(task.forget)).tolist()
-        return found
+        flags: list[bool] = judge.judge(images).shows(dict(task.forget)).tolist()
+        return flags
 
     def keeps(before: list[Image.Image], after: list[Image.Image]) -> Sequence[bool]:
         first, second = judge.judge(before), judge.judge(after)

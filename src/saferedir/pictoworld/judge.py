@@ -126,8 +126,8 @@ class Judge(nn.Module):
         """A function for `verify` of `saferedir.protect`: which images are labelled with all of `values`, broken or not."""
 
         def is_labelled(images: Sequence[Image.Image]) -> list[bool]:
-            found: list[bool] = self.judge(images).is_labelled(values).tolist()
-            return found
+            flags: list[bool] = self.judge(images).is_labelled(values).tolist()
+            return flags
 
         return is_labelled
 

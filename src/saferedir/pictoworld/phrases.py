@@ -37,8 +37,8 @@ def _value(*groups: list[tuple[str, str, str]]) -> tuple[Phrase, ...]:
     for level in LEVELS:
         members = [item for group in groups for item in group if item[2] == level]
         for position, (text, slot, _) in enumerate(members):
-            place = position % 10
-            part = "train" if level == "canonical" or place < 5 else "validation" if place == 5 else "test"
+            bucket = position % 10
+            part = "train" if level == "canonical" or bucket < 5 else "validation" if bucket == 5 else "test"
             out.append(Phrase(text, slot, level, part))
     return tuple(out)
 
@@ -277,8 +277,8 @@ def misspell(word: str, rng: random.Random) -> str:
 
 def noise_part(text: str) -> str:
     """The part a misspelling belongs to, by a checksum of its letters: 5 : 1 : 4 as for the other levels."""
-    place = zlib.crc32(text.encode()) % 10
-    return "train" if place < 5 else "validation" if place == 5 else "test"
+    bucket = zlib.crc32(text.encode()) % 10
+    return "train" if bucket < 5 else "validation" if bucket == 5 else "test"
 
 
 def noisy_phrase(attribute: str, value: str, rng: random.Random, part: str | None = None) -> Phrase:

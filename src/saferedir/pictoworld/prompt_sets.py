@@ -69,7 +69,7 @@ def concept_prompts(task_name: str, limits: Mapping[str, int | None]) -> Concept
         )
         return ConceptPrompts(
             forget=forget,
-            rephrased={one.name: one for one in rephrased},
+            rephrased={prompt_set.name: prompt_set for prompt_set in rephrased},
             retain=_set("retain", retain_prompts(task, "test-seen", count["retain"]), task)
             if count["retain"]
             else None,
@@ -106,13 +106,13 @@ def _scene(rng: random.Random, task: Task, fixed: Mapping[str, str]) -> Scene:
 
 
 def _distinct(draw: Callable[[], Prompt], count: int, what: str) -> list[Prompt]:
-    seen: dict[str, Prompt] = {}
+    by_text: dict[str, Prompt] = {}
     for _ in range(200 * count):
         prompt = draw()
-        seen.setdefault(prompt.text.lower(), prompt)
-        if len(seen) == count:
-            return list(seen.values())
-    raise BenchError(f"PictoWorld has only {len(seen)} {what} prompts where {count} were asked for; ask for fewer.")
+        by_text.setdefault(prompt.text.lower(), prompt)
+        if len(by_text) == count:
+            return list(by_text.values())
+    raise BenchError(f"PictoWorld has only {len(by_text)} {what} prompts where {count} were asked for; ask for fewer.")
 
 
 def neighbour_name(neighbour: Mapping[str, str]) -> str:
@@ -160,8 +160,8 @@ def _look_alikes(task: Task, count: int) -> PromptSet:
         while True:
             attribute, value, phrase = rng.choice(phrases)
             scene = _scene(rng, task, {attribute: value})
-            said = {a for a in JUDGED if a in _ALWAYS_SAID or scene.value(a) != OFTEN_UNSAID.get(a)}
-            chosen = choose_phrases(scene, rng, part="test", levels=dict.fromkeys(said, "canonical")) | {
+            mentioned = {a for a in JUDGED if a in _ALWAYS_SAID or scene.value(a) != OFTEN_UNSAID.get(a)}
+            chosen = choose_phrases(scene, rng, part="test", levels=dict.fromkeys(mentioned, "canonical")) | {
                 attribute: phrase
             }
             text = sentence(chosen, rng)

@@ -65,7 +65,7 @@ class Scene:
 
 def random_scene(rng: random.Random, **fixed: str) -> Scene:
     """A scene with independent attributes; half of all scenes are flat, 40 % are centred, 60 % of medium size."""
-    drawn = {
+    values = {
         "shape": rng.choice(SHAPES),
         "colour": rng.choice(COLOURS),
         "background": rng.choice(BACKGROUNDS),
@@ -73,7 +73,7 @@ def random_scene(rng: random.Random, **fixed: str) -> Scene:
         "position": "centre" if rng.random() < 0.4 else rng.choice(POSITIONS[1:]),
         "size": "medium" if rng.random() < 0.6 else rng.choice(("small", "large")),
     }
-    drawn.update(fixed)
-    x, y = CENTRE_OF_POSITION[drawn["position"]]
-    radius = rng.uniform(*RADIUS_OF_SIZE[drawn["size"]])
-    return Scene(**drawn, radius=radius, cx=x + rng.uniform(-1.5, 1.5), cy=y + rng.uniform(-1.5, 1.5))
+    values.update(fixed)
+    x, y = CENTRE_OF_POSITION[values["position"]]
+    radius = rng.uniform(*RADIUS_OF_SIZE[values["size"]])
+    return Scene(**values, radius=radius, cx=x + rng.uniform(-1.5, 1.5), cy=y + rng.uniform(-1.5, 1.5))

@@ -106,13 +106,13 @@ def _forget_prompt(task: Task, split: str, rng: random.Random) -> Prompt:
 
 
 def _unique(draw: object, count: int) -> list[Prompt]:
-    seen: dict[str, Prompt] = {}
+    by_text: dict[str, Prompt] = {}
     for _ in range(200 * count):
         prompt: Prompt = draw()  # type: ignore[operator]
-        seen.setdefault(prompt.text.lower(), prompt)
-        if len(seen) == count:
-            return list(seen.values())
-    raise ValueError(f"Only {len(seen)} different prompts exist where {count} were asked for; ask for fewer.")
+        by_text.setdefault(prompt.text.lower(), prompt)
+        if len(by_text) == count:
+            return list(by_text.values())
+    raise ValueError(f"Only {len(by_text)} different prompts exist where {count} were asked for; ask for fewer.")
 
 
 def forget_prompts(task: Task, split: str, count: int, seed: int = 0) -> list[Prompt]:

@@ -69,12 +69,12 @@ class TemplateJudge:
                 for colour in COLOURS
                 for style in STYLES
             ]
-            drawn = paint(candidates, alpha.expand(len(candidates), -1, -1))
-            weight = 0.2 + ((drawn - self.ground_image(background)).abs().amax(1, keepdim=True) > 0.05).float()
-            error = ((drawn - image) ** 2 * weight).sum(dim=(1, 2, 3)) / (3 * weight.sum(dim=(1, 2, 3)))
-            place = int(error.argmin())
-            if best is None or float(error[place]) < best[0]:
-                best = float(error[place]), candidates[place]
+            rendered = paint(candidates, alpha.expand(len(candidates), -1, -1))
+            weight = 0.2 + ((rendered - self.ground_image(background)).abs().amax(1, keepdim=True) > 0.05).float()
+            error = ((rendered - image) ** 2 * weight).sum(dim=(1, 2, 3)) / (3 * weight.sum(dim=(1, 2, 3)))
+            index = int(error.argmin())
+            if best is None or float(error[index]) < best[0]:
+                best = float(error[index]), candidates[index]
         assert best is not None
         return best[1], best[0]
 
@@ -89,7 +89,7 @@ class TemplateJudge:
         ground_index = torch.cdist(border, self.grounds).argmin(dim=1)
         maps = _objectness(images, border)
         best = (maps @ self.templates.maps.T).topk(4 * self.top, dim=1).indices
-        found: list[Scene] = []
+        scenes: list[Scene] = []
         residual: list[float] = []
         for row, image in enumerate(images):
             geometries: list[Scene] = []
@@ -102,10 +102,10 @@ class TemplateJudge:
                     geometries.append(candidate)
             background = VALUES["background"][int(ground_index[row])]
             scene, error = self._explain(image, background, geometries[: self.top])
-            found.append(scene)
+            scenes.append(scene)
             residual.append(error)
         one_hot = {
-            name: torch.nn.functional.one_hot(torch.tensor([s.index(name) for s in found]), len(VALUES[name])).float()
+            name: torch.nn.functional.one_hot(torch.tensor([s.index(name) for s in scenes]), len(VALUES[name])).float()
             for name in JUDGED
         }
         return Judgement(one_hot, (torch.tensor(residual) > _BROKEN_RESIDUAL).float())

@@ -76,8 +76,8 @@ class Conditioning(NamedTuple):
 
 def cat_parts(parts: Sequence[Tensor | None]) -> Tensor | None:
     """All rows of a part, or None where nobody has it."""
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 def cat_lengths(parts: Sequence[Tensor]) -> Tensor:

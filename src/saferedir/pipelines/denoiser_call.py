@@ -153,8 +153,8 @@ class Call(NamedTuple):
         latents, rows = self.latents, self.embeds.prompt.shape[0]
 
         def copies(value: Tensor) -> list[Tensor]:
-            found = [layout.split(value)[half] for half in extra.halves]
-            return [part for part in found if part is not None]
+            halves = [layout.split(value)[half] for half in extra.halves]
+            return [part for part in halves if part is not None]
 
         def extend(value: Any) -> Any:
             if isinstance(value, Tensor) and value.ndim and value.shape[0] == rows:
@@ -164,8 +164,8 @@ class Call(NamedTuple):
             return {name: extend(part) for name, part in value.items()} if isinstance(value, dict) else value
 
         added = [
-            own if new is None else _with_rest(packed(new), own)
-            for own, new in zip(copies(latents), extra.latents, strict=True)
+            current if new is None else _with_rest(packed(new), current)
+            for current, new in zip(copies(latents), extra.latents, strict=True)
         ]
         _put(self.family.latents_arg, args, kwargs, torch.cat([latents, *added]))
         kwargs |= {name: extend(kwargs[name]) for name in self.family.row_kwargs if name in kwargs}
@@ -184,9 +184,9 @@ def _joined(edit: Edit, name: str) -> Tensor | None:
     return torch.cat(parts) if name == "pooled" else cat_lengths(parts)
 
 
-def _with_rest(latents: Tensor, own: Tensor) -> Tensor:
+def _with_rest(latents: Tensor, current: Tensor) -> Tensor:
     """`latents` and, behind them, the channels of `own` that are no latents: an inpainting model's mask and image."""
-    return latents if latents.shape == own.shape else torch.cat([latents, own[:, latents.shape[1] :]], dim=1)
+    return latents if latents.shape == current.shape else torch.cat([latents, current[:, latents.shape[1] :]], dim=1)
 
 
 def _get(where: tuple[int, str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -39,8 +39,8 @@ def encode_prompts(
     for start in range(0, len(texts), batch):
         answer = pipe.encode_prompt(prompt=list(texts[start : start + batch]), **settings)
         answer = answer if isinstance(answer, tuple) else (answer,)
-        found = dict(zip(family.encoded, answer, strict=False))
-        parts.append(PromptEmbeds(found["prompt"], found.get("pooled"), found.get("mask")))
+        values = dict(zip(family.encoded, answer, strict=False))
+        parts.append(PromptEmbeds(values["prompt"], values.get("pooled"), values.get("mask")))
     return parts[0].cat(*parts[1:])
 
 
@@ -48,13 +48,13 @@ def encode_to_length(
     pipe: Any, texts: Sequence[str], length: int, call: Mapping[str, Any] | None = None
 ) -> PromptEmbeds:
     """The same, with L = `length` where the pipeline can choose it: as long as the prompts of a run under way."""
-    found = encode_prompts(pipe, texts, call)
-    missing = length - found.prompt.shape[1]
+    embeds = encode_prompts(pipe, texts, call)
+    missing = length - embeds.prompt.shape[1]
     name = "max_sequence_length"
-    own = inspect.signature(pipe.encode_prompt).parameters.get(name)
-    default = named_arguments(pipe).get(name, own)
+    parameter = inspect.signature(pipe.encode_prompt).parameters.get(name)
+    default = named_arguments(pipe).get(name, parameter)
     if not missing or default is None:
-        return found
+        return embeds
     given = (call or {}).get(name, default.default)
     return encode_prompts(pipe, texts, {**(call or {}), name: given + missing})
 

@@ -99,20 +99,20 @@ def check_backbone(expected: Mapping[str, Any], actual: Mapping[str, Any], guard
 
 def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Parameters by name, sorted, without adapters: LoRA and IP-Adapter layers do not change the architecture."""
-    found = {
+    parameters = {
         name.replace(".base_layer", ""): value
         for name, value in module.named_parameters()
         if not any(part in name for part in _ADDED)
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(parameters.items()))
 
 
 def _shapes_hash(module: nn.Module) -> str | None:
     """Short hash of every parameter's name and shape; None if some are packed, as quantised weights are."""
-    own = _own_parameters(module)
-    if not all(value.is_floating_point() for value in own.values()):
+    parameters = _own_parameters(module)
+    if not all(value.is_floating_point() for value in parameters.values()):
         return None
-    return _short_hash("".join(f"{name}{tuple(value.shape)}" for name, value in own.items()).encode())
+    return _short_hash("".join(f"{name}{tuple(value.shape)}" for name, value in parameters.items()).encode())
 
 
 def _weights_hash(module: nn.Module, per_tensor: int = 8) -> str | None:
@@ -139,8 +139,8 @@ def _sample_places(size: int, count: int) -> Tensor:
 
     Rounded as in float32, which repeats none but above 2^24 ends beyond `size`; every guard in use was fingerprinted so.
     """
-    places = torch.linspace(0, size - 1, min(count, size), dtype=torch.float32, device="cpu")
-    return places.long().clamp(max=size - 1)
+    positions = torch.linspace(0, size - 1, min(count, size), dtype=torch.float32, device="cpu")
+    return positions.long().clamp(max=size - 1)
 
 
 def _is_readable(value: Tensor) -> bool:

@@ -55,19 +55,19 @@ def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
     values = pixels.to(device, torch.float32)
     values = values[:, :, None] if encodes_videos(vae) else values
     if dtype == torch.float32:
-        found = vae.encode(values)
+        encoded = vae.encode(values)
     else:
         try:
-            found = nn.Module.to(vae, torch.float32).encode(values)  # diffusers' own `to` warns
+            encoded = nn.Module.to(vae, torch.float32).encode(values)  # diffusers' own `to` warns
         finally:
             nn.Module.to(vae, dtype)
-    if hasattr(found, "latent_dist"):
-        z: Tensor = found.latent_dist.mode()
-    elif hasattr(found, "latent"):  # AutoencoderDC has no posterior
-        z = found.latent
+    if hasattr(encoded, "latent_dist"):
+        z: Tensor = encoded.latent_dist.mode()
+    elif hasattr(encoded, "latent"):  # AutoencoderDC has no posterior
+        z = encoded.latent
     else:
         raise UnsupportedPipelineError(
-            f"{type(vae).__name__} encodes to {type(found).__name__}, which has neither latent_dist nor latent; "
+            f"{type(vae).__name__} encodes to {type(encoded).__name__}, which has neither latent_dist nor latent; "
             "supported: AutoencoderKL, AutoencoderDC, AutoencoderKLWan."
         )
     shift, scale = (torch.tensor(v, device=device).view(1, -1, *(1,) * (z.ndim - 2)) for v in latent_constants(vae))
@@ -114,8 +114,8 @@ def latent_shape(pipe: Any, call: Mapping[str, Any] | None = None) -> tuple[int,
     asked = dict(call or {})
     height, width = asked.get("height"), asked.get("width")
     if not (height and width):
-        own = default_size(pipe)
-        height, width = height or own[0], width or own[1]
+        default = default_size(pipe)
+        height, width = height or default[0], width or default[1]
     factor = int(getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", None) or 8)
     frames = asked.get("num_frames") or _call_default(pipe, "num_frames") or 1
     temporal = int(getattr(pipe, "vae_scale_factor_temporal", None) or 1)

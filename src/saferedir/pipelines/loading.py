@@ -123,20 +123,20 @@ def _load_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
     if not hasattr(pipe, "load_lora_weights"):
         raise GuardConfigError(f"a {type(pipe).__name__} takes no LoRAs; leave them out.")
     for adapter, (source, _) in zip(names, loras, strict=True):
-        place = Path(source).expanduser()
-        if not place.exists() and hub_id(source) is None:
+        path = Path(source).expanduser()
+        if not path.exists() and hub_id(source) is None:
             raise GuardNotFoundError(
                 f"no LoRA is at {source!r}; give a .safetensors file, a folder or a hub id, owner/name."
             )
-        if place.is_file() and place.suffix != ".safetensors":
+        if path.is_file() and path.suffix != ".safetensors":
             raise GuardConfigError(
-                f"{place} is no .safetensors file, and saferedir loads nothing else, which cannot run code."
+                f"{path} is no .safetensors file, and saferedir loads nothing else, which cannot run code."
             )
         try:
-            if place.is_file():
-                pipe.load_lora_weights(str(place.parent), weight_name=place.name, adapter_name=adapter)
+            if path.is_file():
+                pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=adapter)
             else:
-                repository = str(place) if place.exists() else hub_id(source)
+                repository = str(path) if path.exists() else hub_id(source)
                 pipe.load_lora_weights(repository, adapter_name=adapter, use_safetensors=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise GuardNotFoundError(
@@ -186,15 +186,15 @@ def _from_single_file(file: Path, dtype: torch.dtype, config: str | Path | None)
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     """The dtype of a word; explicit, because diffusers and transformers differ in what they do without one."""
-    found = torch.float32 if dtype is None else dtype
-    if isinstance(found, str):
-        found = DTYPES.get(found.removeprefix("torch."), found)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    chosen = torch.float32 if dtype is None else dtype
+    if isinstance(chosen, str):
+        chosen = DTYPES.get(chosen.removeprefix("torch."), chosen)
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise GuardConfigError(
             f"dtype is {dtype!r}; expected {', '.join(DTYPES)}, or a floating-point torch.dtype (the weight files' fp16 is "
             "variant='fp16')."
         )
-    return found
+    return chosen
 
 
 def _folder_sentence(folder: Path, variant: str | None, error: Exception) -> str:

@@ -63,11 +63,11 @@ def ensure_adapter(denoiser: nn.Module, name: str, tensors: Mapping[str, Tensor]
     _refuse_fused(denoiser)
     modules = {key.rsplit(".lora_", 1)[0] for key in tensors}
     _refuse_fused_projections(denoiser, modules)
-    if modules != {found for found, layer in lora_layers(denoiser) if name in layer.scaling}:
+    if modules != {path for path, layer in lora_layers(denoiser) if name in layer.scaling}:
         remove_adapter(denoiser, name)
         try:
             _inject(denoiser, name, tensors)
-            missing = modules - {found for found, layer in lora_layers(denoiser) if name in layer.scaling}
+            missing = modules - {path for path, layer in lora_layers(denoiser) if name in layer.scaling}
             if missing:
                 raise GuardError(
                     f"{type(denoiser).__name__} has no layer {min(missing)!r} for this guard's LoRA; were its projections fused?"
@@ -88,19 +88,19 @@ def ensure_adapter(denoiser: nn.Module, name: str, tensors: Mapping[str, Tensor]
 
 def remove_adapter(denoiser: nn.Module, name: str) -> None:
     """Take one adapter off; layers that hold no other are unwrapped again. Harmless where it is not there."""
-    layers = [(found, layer) for found, layer in lora_layers(denoiser) if name in layer.scaling]
+    layers = [(path, layer) for path, layer in lora_layers(denoiser) if name in layer.scaling]
     if any(name in layer.merged_adapters for _, layer in layers):
         raise GuardError(
             "a guard's LoRA was fused into the weights; call unfuse_lora() on the pipeline, then detach again."
         )
-    for found, layer in layers:
+    for module_path, layer in layers:
         layer._active_adapter = [other for other in layer.active_adapters if other != name]  # set_adapter thaws weights
         layer.delete_adapter(name)
         for key, hook in list(layer._forward_pre_hooks.items()):
             if getattr(hook, _MARK, None) == name:
                 del layer._forward_pre_hooks[key]
         if not layer.scaling:
-            parent, _, attribute = found.rpartition(".")
+            parent, _, attribute = module_path.rpartition(".")
             setattr(denoiser.get_submodule(parent), attribute, layer.get_base_layer())
     configs = getattr(denoiser, "peft_config", None) or {}
     configs.pop(name, None)
@@ -118,8 +118,8 @@ def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
         raise UnsupportedPipelineError(
             "the denoiser's weights are not in memory (sequential offload), so no LoRA can be put on it; use model offload."
         )
-    before = {found: list(layer.active_adapters) for found, layer in lora_layers(denoiser)}
-    trainable = {found: value.requires_grad for found, value in denoiser.named_parameters() if ".lora_" in found}
+    before = {path: list(layer.active_adapters) for path, layer in lora_layers(denoiser)}
+    trainable = {path: value.requires_grad for path, value in denoiser.named_parameters() if ".lora_" in path}
     dtype = getattr(denoiser, "dtype", torch.float32)  # what it computes in, where weights are stored in 8 bits
     state = {f"guard.{key}": value.to(dtype) for key, value in tensors.items()}
     try:
@@ -127,12 +127,12 @@ def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
             warnings.simplefilter("ignore")  # peft's advice about several adapters
             denoiser.load_lora_adapter(state, prefix="guard", adapter_name=name, low_cpu_mem_usage=True)
     finally:  # both change with every adapter that comes or goes
-        for found, layer in lora_layers(denoiser):
-            layer._active_adapter = before.get(found, [])
-        for found, value in denoiser.named_parameters():
-            if ".lora_" in found:
-                value.requires_grad_(trainable.get(found, False))
-                if found not in trainable:
+        for module_path, layer in lora_layers(denoiser):
+            layer._active_adapter = before.get(module_path, [])
+        for module_path, value in denoiser.named_parameters():
+            if ".lora_" in module_path:
+                value.requires_grad_(trainable.get(module_path, False))
+                if module_path not in trainable:
                     value.data = value.data.to(dtype)  # peft stores it as the layer is stored, which may be in 8 bits
 
 
@@ -151,7 +151,7 @@ def _refuse_fused(denoiser: nn.Module) -> None:
 
 
 def _refuse_fused_projections(denoiser: nn.Module, modules: Collection[str]) -> None:
-    fused = {found for found, module in denoiser.named_modules() if getattr(module, "fused_projections", False)}
+    fused = {path for path, module in denoiser.named_modules() if getattr(module, "fused_projections", False)}
     if any(name.rpartition(".")[0] in fused for name in modules):
         raise GuardError(
             "the projections of this denoiser's attention are fused, which passes a guard's LoRA on them by; call "

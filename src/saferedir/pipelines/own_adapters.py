@@ -25,11 +25,11 @@ def own_adapters(pipe: Any) -> dict[str, list[dict[str, Any]]]:
     Each is {"name", "scale", "weights"}: the weight of `set_adapters`, and a short hash of its values, None where these are not
     in memory (sequential offload).
     """
-    found = {}
+    by_module = {}
     for name, module in _modules(pipe):
         if adapters := list(_acting(module)):
-            found[name] = adapters
-    return found
+            by_module[name] = adapters
+    return by_module
 
 
 def fused_adapters(pipe: Any) -> set[str]:
@@ -43,8 +43,14 @@ def unknown_adapters(expected: Mapping[str, Any], actual: Mapping[str, list[dict
     texts = []
     for module in expected.get("weights", {}):
         ours, theirs = known.get(module, []), actual.get(module, [])
-        texts += [f"{_words(one)} on {module}" for one in theirs if not any(_agree(one, other) for other in ours)]
-        texts += [f"no {_words(one)} on {module}" for one in ours if not any(_agree(one, other) for other in theirs)]
+        texts += [
+            f"{_words(adapter)} on {module}" for adapter in theirs if not any(_agree(adapter, other) for other in ours)
+        ]
+        texts += [
+            f"no {_words(adapter)} on {module}"
+            for adapter in ours
+            if not any(_agree(adapter, other) for other in theirs)
+        ]
     return texts
 
 
@@ -52,9 +58,9 @@ def _words(adapter: Mapping[str, Any]) -> str:
     return f"LoRA {adapter['name']!r} at scale {adapter['scale']:g}"
 
 
-def _agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    key = "name" if None in (one["weights"], other["weights"]) else "weights"
-    return bool(one[key] == other[key] and abs(one["scale"] - other["scale"]) < 1e-3)
+def _agree(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    key = "name" if None in (first["weights"], second["weights"]) else "weights"
+    return bool(first[key] == second[key] and abs(first["scale"] - second["scale"]) < 1e-3)
 
 
 def _modules(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -72,10 +78,10 @@ def _acting(module: nn.Module) -> Iterator[dict[str, Any]]:
         if not name.startswith(PREFIX)
     )  # fmt: skip
     for name in names:
-        own = [layer for layer in layers if name in layer.scaling and _acts(layer, name)]
-        scales = {round(_scale(layer, name), 4) for layer in own} - {0.0}
+        active = [layer for layer in layers if name in layer.scaling and _acts(layer, name)]
+        scales = {round(_scale(layer, name), 4) for layer in active} - {0.0}
         if scales:
-            yield {"name": name, "scale": max(scales, key=abs), "weights": _hash(own, name)}
+            yield {"name": name, "scale": max(scales, key=abs), "weights": _hash(active, name)}
 
 
 def _acts(layer: Any, name: str) -> bool:
@@ -84,14 +90,18 @@ def _acts(layer: Any, name: str) -> bool:
 
 def _scale(layer: Any, name: str) -> float:
     """The weight that the adapter was given, without LoRA's own alpha / r."""
-    own = float(layer.lora_alpha.get(name, 1)) / float(layer.r.get(name, 1)) if hasattr(layer, "lora_alpha") else 1.0
-    return float(layer.scaling[name]) / own if own else 0.0
+    natural = (
+        float(layer.lora_alpha.get(name, 1)) / float(layer.r.get(name, 1)) if hasattr(layer, "lora_alpha") else 1.0
+    )
+    return float(layer.scaling[name]) / natural if natural else 0.0
 
 
 def _hash(layers: list[Any], name: str) -> str | None:
-    own = [value.detach() for layer in layers for key, value in layer.named_parameters() if f".{name}." in f".{key}."]
-    if any(value.is_meta for value in own):
+    parameters = [
+        value.detach() for layer in layers for key, value in layer.named_parameters() if f".{name}." in f".{key}."
+    ]
+    if any(value.is_meta for value in parameters):
         return None
-    values = [value.reshape(-1)[:4].to(torch.float16).to(torch.bfloat16).float().cpu() for value in own]
+    values = [value.reshape(-1)[:4].to(torch.float16).to(torch.bfloat16).float().cpu() for value in parameters]
     data = b"" if not values else torch.cat(values).numpy().astype("<f4").tobytes()
     return hashlib.sha256(data).hexdigest()[:16]

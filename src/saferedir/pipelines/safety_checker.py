@@ -19,17 +19,17 @@ _FLAGS = ("nsfw_content_detected", "nsfw_detected")
 @contextmanager
 def without_safety_checker(pipe: Any) -> Iterator[None]:
     """Inside, the pipeline has no safety checker; afterwards it has the one that it had, its config included."""
-    own = vars(pipe)
-    checker = own.get("safety_checker")
+    attributes = vars(pipe)
+    checker = attributes.get("safety_checker")
     if checker is None:
         yield
         return
     # Not by assignment: diffusers then forgets the checker's class, and would save the pipeline without it.
-    own["safety_checker"] = None
+    attributes["safety_checker"] = None
     try:
         yield
     finally:
-        own["safety_checker"] = checker
+        attributes["safety_checker"] = checker
 
 
 def remove_safety_checker(pipe: Any) -> None:
@@ -53,8 +53,8 @@ def flagged_images(output: Any, count: int) -> list[bool] | None:
         flags = None
     if flags is None:
         return None
-    found = [bool(flag) for flag in flags]
-    return found if len(found) == count else [any(found)] * count
+    flagged = [bool(flag) for flag in flags]
+    return flagged if len(flagged) == count else [any(flagged)] * count
 
 
 def _are_flags(value: Any) -> bool:

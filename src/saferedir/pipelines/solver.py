@@ -78,8 +78,8 @@ class Solver:
         """Latents as the pipeline scales them for the denoiser."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return latents
-        found: Tensor = self.scheduler.scale_model_input(latents, self._timesteps[evaluation])
-        return found
+        model_input: Tensor = self.scheduler.scale_model_input(latents, self._timesteps[evaluation])
+        return model_input
 
     def next_level(self, like: Tensor) -> Coefficients:
         """alpha and sigma (B, 1, ...) of the latents that the live step has just made; not after the last one."""
@@ -129,7 +129,9 @@ class Fork:
         for name in self._solver.names:
             mine, theirs = getattr(target, name), getattr(source, name)
             if isinstance(mine, list):
-                setattr(target, name, [_entry(one, other, w, _mixed) for one, other in zip(mine, theirs, strict=True)])
+                setattr(
+                    target, name, [_entry(first, second, w, _mixed) for first, second in zip(mine, theirs, strict=True)]
+                )
             else:
                 setattr(target, name, _entry(mine, theirs, w, merged if name in LATENTS else _mixed))
 
@@ -160,8 +162,8 @@ def _copy(scheduler: Any) -> Any:
 @contextmanager
 def same_noise(values: Iterable[Any], device: torch.device) -> Iterator[None]:
     """Afterwards every generator among `values` (in lists, too), and torch's own, stands where it stood before."""
-    flat = [one for value in values for one in (value if isinstance(value, list | tuple) else (value,))]
-    generators = [one for one in flat if isinstance(one, torch.Generator)]
+    flat = [item for value in values for item in (value if isinstance(value, list | tuple) else (value,))]
+    generators = [item for item in flat if isinstance(item, torch.Generator)]
     states = [generator.get_state() for generator in generators]
     is_cpu = device.type == "cpu"
     with torch.random.fork_rng([] if is_cpu else [device], device_type="cuda" if is_cpu else device.type):

@@ -57,10 +57,10 @@ class TextEncoder:
 
     def ids(self, texts: Sequence[str], keep_end: bool = True) -> Tensor:
         """(N, L): padded, and cut to L tokens; with `keep_end` the last of them is then the closing token."""
-        found = self.tokenizer(
+        rows = self.tokenizer(
             [self.clean(text) for text in texts], padding="max_length", max_length=self.length, truncation=keep_end
         ).input_ids
-        return torch.tensor([row[: self.length] for row in found], dtype=torch.long, device=self.device)
+        return torch.tensor([row[: self.length] for row in rows], dtype=torch.long, device=self.device)
 
     def words(self, ids: Tensor) -> Tensor:
         """(N, L) bool: tokens of the text, without the opening and the closing one and padding."""
@@ -89,13 +89,13 @@ class TextEncoder:
 
     def pool(self, states: Tensor, ids: Tensor) -> Tensor:
         """(N, d) of states (N, L, d)."""
-        found: Tensor
+        pooled: Tensor
         if self.facts.kind == "clip":
-            found = states[torch.arange(len(ids), device=ids.device), self._end(ids)]
+            pooled = states[torch.arange(len(ids), device=ids.device), self._end(ids)]
         else:
             weights = self.attended(ids).to(states)[..., None]
-            found = (states * weights).sum(1) / weights.sum(1)
-        return found
+            pooled = (states * weights).sum(1) / weights.sum(1)
+        return pooled
 
     @property
     def _is_masked(self) -> bool:
@@ -117,7 +117,7 @@ class TextEncoder:
 
 def make_text_encoders(pipe: Any, family: Family, length: int) -> tuple[TextEncoder, ...]:
     """The text encoders that this pipeline has, for prompt embeddings of `length` tokens; () for a family without facts."""
-    found: list[TextEncoder] = []
+    encoders: list[TextEncoder] = []
     start, width, skip = 0, 0, getattr(pipe, "clip_skip", None)
     for facts in family.text_encoder_facts:
         tokenizer, encoder = getattr(pipe, facts.tokenizer, None), getattr(pipe, facts.encoder, None)
@@ -125,11 +125,11 @@ def make_text_encoders(pipe: Any, family: Family, length: int) -> tuple[TextEnco
             continue
         is_clip, size = facts.kind == "clip", int(encoder.config.hidden_size)
         if facts.position == "tokens":
-            start, width = (found[-1].length if found else 0), 0
+            start, width = (encoders[-1].length if encoders else 0), 0
         own_length = int(tokenizer.model_max_length) if is_clip else length - start
         is_placed = facts.position != "pooled"
         layer = facts.layer - (skip or 0) if is_clip and is_placed else facts.layer
-        found.append(
+        encoders.append(
             TextEncoder(
                 facts=facts,
                 tokenizer=tokenizer,
@@ -144,7 +144,7 @@ def make_text_encoders(pipe: Any, family: Family, length: int) -> tuple[TextEnco
             )
         )
         width += size if is_placed else 0
-    return tuple(found)
+    return tuple(encoders)
 
 
 def _cleaner(pipe: Any, tokenizer: Any) -> Callable[[str], str]:

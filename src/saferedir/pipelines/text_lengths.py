@@ -30,19 +30,19 @@ def cut_prompts(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | Non
         call: more arguments of the call; `max_sequence_length` there counts.
     """
     encoders = _tokenizers(pipe, call or {})
-    found = []
+    cuts = []
     for prompt in prompts:
         lengths = [
             (name, len(tokenizer(before + prompt, truncation=False, verbose=False)["input_ids"]), limit)
             for name, tokenizer, limit, before in encoders
         ]
-        found.append([Cut(name, tokens, limit) for name, tokens, limit in lengths if tokens > limit])
-    return found
+        cuts.append([Cut(name, tokens, limit) for name, tokens, limit in lengths if tokens > limit])
+    return cuts
 
 
 def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> list[tuple[str, Any, int, str]]:
     """(name of the text encoder, its tokenizer, tokens it reads, text that the pipeline puts before every prompt)."""
-    found = []
+    tokenizers = []
     asked = call.get("max_sequence_length") or _default(pipe, "max_sequence_length")
     before = getattr(pipe, "system_prompt", None)  # Lumina 2 counts it
     before = f"{call.get('system_prompt') or before} <Prompt Start> " if isinstance(before, str) else ""
@@ -56,8 +56,8 @@ def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> list[tuple[str, Any, int,
         if limit is not None and limit < _UNLIMITED:
             encoder = name.replace("tokenizer", "text_encoder")
             label = f"{encoder} ({type(pipe.components.get(encoder)).__name__})"
-            found.append((label, part, int(limit), "" if is_clip else before))
-    return found
+            tokenizers.append((label, part, int(limit), "" if is_clip else before))
+    return tokenizers
 
 
 def _default(pipe: Any, name: str) -> int | None:

@@ -76,13 +76,13 @@ class TextSettings:
 
 def text_settings(pipe: Any, arguments: Mapping[str, Any]) -> TextSettings:
     """Of a call of `pipe` with these arguments, or with these variables in the midst of it; others have the call's defaults."""
-    own = default_settings(pipe, family_of(pipe))
+    settings = default_settings(pipe, family_of(pipe))
     known = named_arguments(pipe, "__call__", is_first=True)
     prompt = _listed(arguments.get("prompt"))
     others = [name for name in _parameters(pipe) if _TEXT.fullmatch(name) and name != "prompt" and arguments.get(name)]
     return TextSettings(
-        values={name: _normal(name, arguments.get(name, value)) for name, value in own.items()},
-        defaults={name: _normal(name, known[name].default) for name in own},
+        values={name: _normal(name, arguments.get(name, value)) for name, value in settings.items()},
+        defaults={name: _normal(name, known[name].default) for name in settings},
         other_texts=tuple(name for name in others if _listed(arguments[name]) != prompt),
     )
 
@@ -111,7 +111,7 @@ def named_arguments(pipe: Any, method: str = "__call__", *, is_first: bool = Fal
     A function that was put in the method's place on this very pipeline counts as that of a subclass. Where two classes name
     the same argument it is the subclass's; `is_first`: the base class's, of all bases.
     """
-    found: dict[str, inspect.Parameter] = {}
+    parameters: dict[str, inspect.Parameter] = {}
     firsts: dict[str, inspect.Parameter] = {}
     is_open = True
     owners = [vars(owner) for owner in type(pipe).__mro__]
@@ -121,10 +121,10 @@ def named_arguments(pipe: Any, method: str = "__call__", *, is_first: bool = Fal
         entries = inspect.signature(owner[method]).parameters.values()
         named = {entry.name: entry for entry in entries if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)}
         if is_open:
-            found = {**named, **found}
+            parameters = {**named, **parameters}
             is_open = len(named) < len(entries)
         firsts |= named
-    return {name: firsts[name] for name in found} if is_first else found
+    return {name: firsts[name] for name in parameters} if is_first else parameters
 
 
 def plain(value: Any) -> Any:

@@ -21,12 +21,12 @@ def with_signature(kind: type[Any], pipeline: type[Any]) -> type[Any]:
 
 
 def _subclass(kind: type[Any], pipeline: type[Any]) -> type[Any]:
-    own: Callable[..., Any] = kind.__call__
+    original: Callable[..., Any] = kind.__call__
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return own(self, *args, **kwargs)
+        return original(self, *args, **kwargs)
 
-    call.__name__, call.__qualname__, call.__doc__ = "__call__", own.__qualname__, own.__doc__
+    call.__name__, call.__qualname__, call.__doc__ = "__call__", original.__qualname__, original.__doc__
     call.__signature__ = inspect.signature(pipeline.__call__)  # type: ignore[attr-defined]
     names = {
         "__call__": call,
@@ -52,7 +52,7 @@ def by_name(pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict
 def generators_of(call: Mapping[str, Any]) -> list[torch.Generator]:
     """The caller's generators and torch's own, so that a retry starts from the same noise."""
     given = call.get("generator")
-    found = [given] if isinstance(given, torch.Generator) else list(given or ())
+    generators = [given] if isinstance(given, torch.Generator) else list(given or ())
     if torch.cuda.is_initialized():
-        found += torch.cuda.default_generators
-    return [*found, torch.default_generator]
+        generators += torch.cuda.default_generators
+    return [*generators, torch.default_generator]

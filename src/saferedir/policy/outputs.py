@@ -75,8 +75,8 @@ class Result:
         """
         reasons = dict.fromkeys(blocked, why)
         for row in self._flagged():
-            found = f"{NAME} flagged it (nsfw_content_detected)"
-            reasons[row] = f"{reasons[row]}, and {found}" if row in reasons else found
+            reason = f"{NAME} flagged it (nsfw_content_detected)"
+            reasons[row] = f"{reasons[row]}, and {reason}" if row in reasons else reason
         blocked = sorted(reasons)
         if blocked:
             self._blank_the_rest()

@@ -36,9 +36,10 @@ class GuardedImage:
 
     def _repr_html_(self) -> str:
         lines = [
-            f"<b>{html.escape(one.outcome)}</b> by {html.escape(one.name or one.guard)} ({html.escape(one.concept)})"
-            f"<br><small>{html.escape(one.scores())}</small>"
-            for one in self.decisions
+            f"<b>{html.escape(decision.outcome)}</b> by {html.escape(decision.name or decision.guard)} "
+            f"({html.escape(decision.concept)})"
+            f"<br><small>{html.escape(decision.scores())}</small>"
+            for decision in self.decisions
         ]
         text = "<br>".join(lines) or ("<b>blocked</b>" if self.blocked else "")
         return f'<figure style="margin:0;width:{_SHOWN}px">{_thumbnail(self.image)}<figcaption>{text}</figcaption></figure>'
@@ -58,15 +59,17 @@ class GuardedOutput:
     def __reduce__(self) -> tuple[Any, ...]:  # the class is made here, so that nothing finds it by its name
         if isinstance(self, tuple):
             return _restored, (tuple, tuple(self), vars(self))
-        own: Any = self
-        parts = {entry.name: getattr(self, entry.name) for entry in fields(own)}
+        output: Any = self
+        parts = {entry.name: getattr(self, entry.name) for entry in fields(output)}
         return _restored, (type(self).__mro__[2], parts, vars(self))
 
     def by_image(self) -> list[GuardedImage]:
         """The output image by image, each with its decisions."""
         images = self._images()
         return [
-            GuardedImage(row, images[row], is_blocked, tuple(one for one in self.decisions if one.image == row))
+            GuardedImage(
+                row, images[row], is_blocked, tuple(decision for decision in self.decisions if decision.image == row)
+            )
             for row, is_blocked in enumerate(self.blocked)
         ]
 
@@ -80,7 +83,7 @@ class GuardedOutput:
             return f"{name}(not yet judged)"
         blocked = sum(self.blocked)
         head = f"{name}({len(self.blocked)} image{'s' * (len(self.blocked) != 1)}, {blocked} blocked"
-        return "\n  ".join([head, *(repr(one) for one in self.decisions)]) + ")"
+        return "\n  ".join([head, *(repr(decision) for decision in self.decisions)]) + ")"
 
     def _repr_html_(self) -> str:
         cells = "".join(image._repr_html_() for image in self.by_image())

@@ -40,8 +40,8 @@ class Facts:
 
 def file_warnings(facts: Facts) -> tuple[str, ...]:
     """The sentences that the file alone gives rise to, W1 to W6 and W10."""
-    found = (_unattacked(facts), _row_count(facts), _repeated(facts), _guidance(facts), _fingerprint(facts))
-    return tuple(sentence for sentence in found if sentence)
+    sentences = (_unattacked(facts), _row_count(facts), _repeated(facts), _guidance(facts), _fingerprint(facts))
+    return tuple(sentence for sentence in sentences if sentence)
 
 
 def _unattacked(facts: Facts) -> str:

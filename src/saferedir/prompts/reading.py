@@ -17,7 +17,7 @@ from saferedir.errors import PromptFileError
 from saferedir.prompts.formats import FORMATS, Format, find
 from saferedir.prompts.prompt_warnings import Facts, file_warnings
 from saferedir.prompts.sets import PromptItem, PromptSet
-from saferedir.prompts.tables import Entry, Table, git_blob_sha1, open_table
+from saferedir.prompts.tables import PromptRow, Table, git_blob_sha1, open_table
 
 MAX_PROMPTS = 2_000_000
 _SHOWN = 10  # line numbers named in one message
@@ -48,7 +48,7 @@ def read_prompts(
     table = open_table(path, under=kind.under, part=choice if kind.is_nested else "", is_nested=kind.is_nested)
     sha1 = git_blob_sha1(path)[:12]
     columns = ("text",) if kind.is_nested else (choice,) if choice else kind.text
-    items, places = _items(path, table, kind, columns)
+    items, positions = _items(path, table, kind, columns)
     if rows is not None and len(items) != rows:
         raise PromptFileError(
             f"{path} has {len(items)} prompts where the protocol says {rows}; take the file that the protocol means, or "
@@ -57,8 +57,8 @@ def read_prompts(
     count, repeats = len(items), _repeats(items)
     if repeats and not allow_duplicates:
         if not kind.merges_duplicates:
-            raise PromptFileError(_duplicates(path, table.unit, places, repeats))
-        items = [item for place, item in enumerate(items) if place not in repeats]
+            raise PromptFileError(_duplicates(path, table.unit, positions, repeats))
+        items = [item for index, item in enumerate(items) if index not in repeats]
     merged = count - len(items)
     facts = Facts(kind, sha1, tuple(items), count, merged, len(repeats) if allow_duplicates else 0)
     return PromptSet(name, tuple(items), f"{format} sha1:{sha1}", file_warnings(facts))
@@ -69,22 +69,22 @@ def text_checksums(path: str | Path) -> frozenset[str]:
 
     Raises PromptFileError as `read_prompts` does, and for a file without any text.
     """
-    found: set[str] = set()
+    checksums: set[str] = set()
     for entry in open_table(Path(path).expanduser(), under="", part="", is_nested=False).entries:
         values = [entry.values] if isinstance(entry.values, str) else entry.values.values()
-        found |= {PromptItem(value).sha256 for value in values if isinstance(value, str) and value.strip()}
-    if not found:
+        checksums |= {PromptItem(value).sha256 for value in values if isinstance(value, str) and value.strip()}
+    if not checksums:
         raise PromptFileError(f"{path} holds no text.")
-    return frozenset(found)
+    return frozenset(checksums)
 
 
 def _items(path: Path, table: Table, kind: Format, columns: Sequence[str]) -> tuple[list[PromptItem], list[int]]:
     """All prompts, and where each stands."""
     text = None if table.columns is None else _text_column(path, kind, columns, table.columns)
     items: list[PromptItem] = []
-    places: list[int] = []
+    positions: list[int] = []
     for entry in table.entries:
-        where = f"{path}, {table.unit} {entry.place}"
+        where = f"{path}, {table.unit} {entry.position}"
         if isinstance(entry.values, str) and kind.name != "plain":
             raise PromptFileError(
                 f'{where} is a bare text, but format {kind.name!r} has columns; give the file with columns, or format "plain".'
@@ -92,35 +92,35 @@ def _items(path: Path, table: Table, kind: Format, columns: Sequence[str]) -> tu
         if not isinstance(entry.values, str):
             text = text or _text_column(where, kind, columns, list(entry.values))
         items.append(_item(entry, where, kind, text or ""))
-        places.append(entry.place)
+        positions.append(entry.position)
         if len(items) > MAX_PROMPTS:
             raise PromptFileError(f"{path} holds more than {MAX_PROMPTS:,} prompts; give a part of it.")
     if not items:
         raise PromptFileError(f"{path} holds no prompt.")
-    return items, places
+    return items, positions
 
 
-def _text_column(where: Path | str, kind: Format, wanted: Sequence[str], found: Iterable[str]) -> str:
+def _text_column(where: Path | str, kind: Format, wanted: Sequence[str], columns: Iterable[str]) -> str:
     """The first wanted column that is there. Only names close to a wanted one are shown: a file without header starts with a
     prompt.
     """
-    found = list(found)
+    columns = list(columns)
     for column in wanted:
-        if column in found:
+        if column in columns:
             return column
-    near = [name for column in wanted for name in difflib.get_close_matches(column, found, n=1, cutoff=0.8)]
-    others = [entry.name for entry in FORMATS.values() if entry is not kind and set(entry.text) & set(found)]
+    near = [name for column in wanted for name in difflib.get_close_matches(column, columns, n=1, cutoff=0.8)]
+    others = [entry.name for entry in FORMATS.values() if entry is not kind and set(entry.text) & set(columns)]
     hint = (
         f"did you mean its column {near[0]!r}? Then write format {kind.name + '/' + near[0]!r}."
         if near
         else f"its columns are those of format {' or '.join(map(repr, others))}."
         if others
-        else f"none of its {len(found)} columns has a name like that; the first line must name the columns."
+        else f"none of its {len(columns)} columns has a name like that; the first line must name the columns."
     )
     raise PromptFileError(f"{where}: no column {' or '.join(map(repr, wanted))} (format {kind.name!r}); {hint}")
 
 
-def _item(entry: Entry, where: str, kind: Format, column: str) -> PromptItem:
+def _item(entry: PromptRow, where: str, kind: Format, column: str) -> PromptItem:
     values: Mapping[str, Any] = {"": entry.values} if isinstance(entry.values, str) else entry.values
     text = values.get("" if isinstance(entry.values, str) else column)
     if not isinstance(text, str) or not text.strip():
@@ -170,12 +170,12 @@ def _number(value: Any, where: str, what: str) -> int | float | None:
 def _tags(values: Mapping[str, Any], kind: Format) -> tuple[str, ...]:
     if kind.is_nested:
         return tuple(values.get("tags", ()))
-    found: list[str] = []
+    tags: list[str] = []
     for column in kind.tags:
         value = values.get(column) or ()
-        found += value.split(",") if isinstance(value, str) else [str(part) for part in _sequence(value)]
-    found += [column for column in kind.flags if str(values.get(column, "")).strip().lower() in ("1", "1.0", "true")]
-    return tuple(tag for part in found if (tag := part.strip()))
+        tags += value.split(",") if isinstance(value, str) else [str(part) for part in _sequence(value)]
+    tags += [column for column in kind.flags if str(values.get(column, "")).strip().lower() in ("1", "1.0", "true")]
+    return tuple(tag for part in tags if (tag := part.strip()))
 
 
 def _sequence(value: Any) -> Sequence[Any]:
@@ -188,9 +188,9 @@ def _repeats(items: Sequence[PromptItem]) -> dict[int, int]:
     return {here: there for here, item in enumerate(items) if (there := first.setdefault(item.text, here)) != here}
 
 
-def _duplicates(path: Path, unit: str, places: Sequence[int], repeats: Mapping[int, int]) -> str:
+def _duplicates(path: Path, unit: str, positions: Sequence[int], repeats: Mapping[int, int]) -> str:
     plural = {"line": "lines", "entry": "entries"}[unit]
-    named = [f"{places[there]} and {places[here]}" for here, there in list(repeats.items())[:_SHOWN]]
+    named = [f"{positions[there]} and {positions[here]}" for here, there in list(repeats.items())[:_SHOWN]]
     more = f" and {len(repeats) - _SHOWN} more" if len(repeats) > _SHOWN else ""
     return (
         f"{path} has the same prompt twice: {plural} {', '.join(named)}{more}; remove the second, or allow duplicates "

@@ -89,5 +89,5 @@ class ConceptPrompts:
 
     def sets(self) -> Sequence[PromptSet]:
         """All of them."""
-        single = [one for one in (self.forget, self.retain, self.look_alikes) if one is not None]
+        single = [prompt_set for prompt_set in (self.forget, self.retain, self.look_alikes) if prompt_set is not None]
         return [*single, *self.rephrased.values(), *self.neighbours.values()]

@@ -21,10 +21,10 @@ ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
 
 
 @dataclass(frozen=True)
-class Entry:
+class PromptRow:
     """One row of a file: where it stands, and its columns, or a bare text."""
 
-    place: int
+    position: int
     values: Mapping[str, Any] | str
 
 
@@ -34,11 +34,11 @@ class Table:
 
     Attributes:
         entries: the rows; reading on may still refuse the file.
-        unit: what `Entry.place` counts, "line" or "entry".
+        unit: what `PromptRow.position` counts, "line" or "entry".
         columns: names in the header, None where each entry names its own.
     """
 
-    entries: Iterator[Entry]
+    entries: Iterator[PromptRow]
     unit: str
     columns: tuple[str, ...] | None = None
 
@@ -47,16 +47,16 @@ def git_blob_sha1(path: Path) -> str:
     """The checksum that git gives the file's content, 40 hexadecimal digits."""
     try:
         size = path.stat().st_size
-        found = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         with path.open("rb") as handle:
             while chunk := handle.read(1 << 20):
                 size -= len(chunk)
-                found.update(chunk)
+                digest.update(chunk)
     except OSError as error:
         raise PromptFileError(f"{path} cannot be read ({(error.strerror or str(error)).lower()}).") from error
     if size:
         raise PromptFileError(f"{path} changed while it was read; try again.")
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def open_table(path: Path, *, under: str = "", part: str = "", is_nested: bool = False) -> Table:
@@ -87,21 +87,21 @@ def open_table(path: Path, *, under: str = "", part: str = "", is_nested: bool =
         return Table(_json_lines(path), "line")
     if ending == ".txt":
         lines = iterate_lines(path, error=PromptFileError)
-        return Table((Entry(n, text) for n, line in lines if (text := line.rstrip("\r\n")).strip()), "line")
+        return Table((PromptRow(n, text) for n, line in lines if (text := line.rstrip("\r\n")).strip()), "line")
     return _separated(path, "\t" if ending == ".tsv" else ",")
 
 
 def _separated(path: Path, delimiter: str) -> Table:
-    found = read_rows(path, delimiter, error=PromptFileError)
-    entries = (Entry(line, dict(zip(found.columns, row, strict=True))) for line, row in found.rows)
-    return Table(entries, "line", tuple(name for name in found.columns if name))
+    table = read_rows(path, delimiter, error=PromptFileError)
+    entries = (PromptRow(line, dict(zip(table.columns, row, strict=True))) for line, row in table.rows)
+    return Table(entries, "line", tuple(name for name in table.columns if name))
 
 
-def _json_lines(path: Path) -> Iterator[Entry]:
+def _json_lines(path: Path) -> Iterator[PromptRow]:
     for number, line in iterate_lines(path, error=PromptFileError):
         if line.strip():
             where = f"{path}, line {number}"
-            yield Entry(number, _row(parse_json(line, where, error=PromptFileError), where))
+            yield PromptRow(number, _row(parse_json(line, where, error=PromptFileError), where))
 
 
 def _row(value: Any, where: str) -> Mapping[str, Any] | str:
@@ -119,16 +119,16 @@ def _json(path: Path) -> Any:
     return parse_json(text, str(path), error=PromptFileError, is_whole_file=True)
 
 
-def _listed(whole: Any, path: Path, under: str) -> Iterator[Entry]:
+def _listed(whole: Any, path: Path, under: str) -> Iterator[PromptRow]:
     if isinstance(whole, dict) and under in whole:
         whole = whole[under]
     if not isinstance(whole, list):
-        place = f' (or an object with such a list under "{under}")' if under else ""
-        raise PromptFileError(f"{path} must hold a list of texts or of objects with columns{place}.")
-    return (Entry(place, _row(value, f"{path}, entry {place}")) for place, value in enumerate(whole, 1))
+        allowed = f' (or an object with such a list under "{under}")' if under else ""
+        raise PromptFileError(f"{path} must hold a list of texts or of objects with columns{allowed}.")
+    return (PromptRow(position, _row(value, f"{path}, entry {position}")) for position, value in enumerate(whole, 1))
 
 
-def _nested(whole: Any, path: Path, part: str) -> Iterator[Entry]:
+def _nested(whole: Any, path: Path, part: str) -> Iterator[PromptRow]:
     task, _, kind = part.partition("/")
     is_tree = isinstance(whole, dict) and all(isinstance(classes, dict) for classes in whole.values())
     if not is_tree or not all(_is_texts(texts) for classes in whole.values() for texts in classes.values()):
@@ -136,13 +136,13 @@ def _nested(whole: Any, path: Path, part: str) -> Iterator[Entry]:
     for chosen, names in ((task, whole), (kind, whole.get(task, {}))):
         if chosen and chosen not in names:
             raise PromptFileError(f"{path} has no part {part!r}; it has {_paths(whole)}.")
-    place = 0
+    position = 0
     for a, classes in whole.items():
         for b, texts in classes.items():
             for number, text in enumerate(texts):
-                place += 1
+                position += 1
                 if task in ("", a) and kind in ("", b):
-                    yield Entry(place, {"text": text, "key": f"{a}/{b}/{number}", "tags": [a, b]})
+                    yield PromptRow(position, {"text": text, "key": f"{a}/{b}/{number}", "tags": [a, b]})
 
 
 def _is_texts(value: Any) -> bool:

@@ -93,13 +93,13 @@ def is_unguided_now(pipe: Any) -> bool:
 
 def guidance_scale_of(pipe: Any, settings: Mapping[str, Any]) -> float | None:
     """Weight of classifier-free guidance; distilled guidance (FLUX's `guidance_scale`) is another thing."""
-    for found in (
+    for value in (
         settings.get("true_cfg_scale"),
         getattr(pipe, "guidance_scale", None),
         settings.get("guidance_scale"),
     ):
-        if isinstance(found, int | float):
-            return float(found)
+        if isinstance(value, int | float):
+            return float(value)
     return None
 
 
@@ -108,8 +108,8 @@ def latent_channels(denoiser: nn.Module, family: Family, latents: Tensor) -> int
     packing = family.packing
     config: Any = denoiser.config
     known = [config.get(name) for name in ("in_channels", "out_channels")]
-    found = min([latents.shape[-1 if packing else 1], *(n for n in known if isinstance(n, int))])
-    return found // packing.channels if packing else found
+    channels = min([latents.shape[-1 if packing else 1], *(n for n in known if isinstance(n, int))])
+    return channels // packing.channels if packing else channels
 
 
 def evaluation_span(scheduler: Any, count: int | None, first: float | None) -> tuple[int, tuple[float, ...]]:

@@ -178,12 +178,12 @@ def held_by(module: nn.Module, name: str) -> Iterator[Held]:
             )
     if (helper := deepcache_of(inner)) is not None:
         yield Held(DEEPCACHE, helper, None)
-    seen: set[int] = set()
+    visited: set[int] = set()
     for part in inner.modules():
         registry = vars(part).get("_diffusers_hook")  # what a wrapper wraps is one of the modules, too
-        if registry is None or id(registry) in seen:
+        if registry is None or id(registry) in visited:
             continue
-        seen.add(id(registry))
+        visited.add(id(registry))
         for label, hook in registry.hooks.items():
             if not getattr(hook, "_is_stateful", False):
                 continue
@@ -226,5 +226,5 @@ def context_of(states: Any) -> Any:
 
 def context_of_call(held: Sequence[Held]) -> object:
     """Name of the call in progress, as these caches know it."""
-    found = (context_of(states) for each in held for states in states_of(each.hook))
-    return next((getattr(context, "name", context) for context in found if context is not None), None)
+    contexts = (context_of(states) for each in held for states in states_of(each.hook))
+    return next((getattr(context, "name", context) for context in contexts if context is not None), None)

@@ -78,12 +78,12 @@ class Conditions:
 
     def edit(self, embeds: PromptEmbeds, asked: Asked, layout: Layout | None = None) -> Edit | None:
         """What to write into a call that is given `embeds`, in rows of `layout`; None where guards touched nothing of it."""
-        own = layout or self._layout
-        halves = zip(own.halves(asked.used), own.halves(asked.given), strict=True)
+        used_layout = layout or self._layout
+        halves = zip(used_layout.halves(asked.used), used_layout.halves(asked.given), strict=True)
         if all(used.is_same(given) for used, given in halves):
             return None
-        now = self.read(embeds) if own == self._layout else own.read(embeds)
-        return Edit(now, _moved(asked.used, asked.given, now), own)
+        now = self.read(embeds) if used_layout == self._layout else used_layout.read(embeds)
+        return Edit(now, _moved(asked.used, asked.given, now), used_layout)
 
     def change_layout(self, layout: Layout) -> None:
         """Guidance has ended in the middle of the run; guards are asked anew for what holds from now on."""

@@ -67,9 +67,9 @@ class ExtraRows:
         if second is None or solver is None:
             return rows
         model_input, evaluation = steps.facts["model_input"], steps.facts["evaluation"]
-        own = solver.scaled(second.latents, evaluation).to(model_input)
+        scaled = solver.scaled(second.latents, evaluation).to(model_input)
         expected = None if self._latents is None else solver.scaled(self._latents, evaluation)
-        return rows._replace(model_input=followed(model_input, expected, second, own))
+        return rows._replace(model_input=followed(model_input, expected, second, scaled))
 
     def change_layout(self, layout: Layout) -> None:
         """Guidance has ended in the middle of the run."""
@@ -168,18 +168,18 @@ def extra_of(rows: Sequence[GuardRows], cond: PromptEmbeds, uncond: PromptEmbeds
     return Extra(tuple(blocks), tuple(halves), tuple(latents)) if blocks else None
 
 
-def block_beside(extra: PromptEmbeds, own: PromptEmbeds) -> PromptEmbeds:
+def block_beside(extra: PromptEmbeds, embeds: PromptEmbeds) -> PromptEmbeds:
     """Extra rows (E, B, ...) as rows (E*B, ...) of a call beside the image's `own` (B, ...); parts left out are the image's.
 
     Under a mask they may be longer or shorter than the image's.
     """
     count, _, length, width = extra.prompt.shape
     mask = extra.mask
-    if length != own.prompt.shape[1] and mask is None:
+    if length != embeds.prompt.shape[1] and mask is None:
         mask = extra.prompt.new_ones(extra.prompt.shape[:3])
-    if width != own.prompt.shape[2] or (length != own.prompt.shape[1] and own.mask is None):
+    if width != embeds.prompt.shape[2] or (length != embeds.prompt.shape[1] and embeds.mask is None):
         raise GuardError(
-            f"extra prompts {tuple(extra.prompt.shape[2:])} do not fit beside prompts {tuple(own.prompt.shape[1:])}; "
+            f"extra prompts {tuple(extra.prompt.shape[2:])} do not fit beside prompts {tuple(embeds.prompt.shape[1:])}; "
             "call the pipeline with its default max_sequence_length."
         )
 
@@ -188,7 +188,9 @@ def block_beside(extra: PromptEmbeds, own: PromptEmbeds) -> PromptEmbeds:
             return None
         return mine.repeat(count, *(1,) * (mine.ndim - 1)) if part is None else part.flatten(0, 1).to(mine)
 
-    return PromptEmbeds(extra.prompt.flatten(0, 1).to(own.prompt), rows(extra.pooled, own.pooled), rows(mask, own.mask))
+    return PromptEmbeds(
+        extra.prompt.flatten(0, 1).to(embeds.prompt), rows(extra.pooled, embeds.pooled), rows(mask, embeds.mask)
+    )
 
 
 def split_blocks(
@@ -196,17 +198,17 @@ def split_blocks(
 ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
     """(the pipeline's own rows, the extra rows of each guard) of values (R + extra, ...) from the denoiser."""
     at = own_rows
-    own = values if values.shape[0] == at else values[:at]
+    image_rows = values if values.shape[0] == at else values[:at]
     blocks = []
     for count in counts:
         blocks.append(tuple(values[at + i * batch : at + (i + 1) * batch] for i in range(count)))
         at += count * batch
     if at != values.shape[0]:
         raise GuardError(f"the denoiser returned {values.shape[0]} rows where {at} were expected.")
-    return own, blocks
+    return image_rows, blocks
 
 
-def followed(now: Tensor, expected: Tensor | None, second: SecondLatents, own: Tensor) -> Tensor:
+def followed(now: Tensor, expected: Tensor | None, second: SecondLatents, scaled: Tensor) -> Tensor:
     """Latents (B, ...) of a second stream: its `own` in its rows, those of the image (`now`) in the others.
 
     A pipeline that overwrites latents between two steps (inpainting) does so in both streams: where `now` is not what was
@@ -219,4 +221,4 @@ def followed(now: Tensor, expected: Tensor | None, second: SecondLatents, own: T
         raise GuardError(
             "all latents were replaced between two steps (by a callback?), where a second latent cannot follow; leave them alone."
         )
-    return torch.where(second.rows.view(-1, *(1,) * (now.ndim - 1)) & ~is_new, own.to(now), now)
+    return torch.where(second.rows.view(-1, *(1,) * (now.ndim - 1)) & ~is_new, scaled.to(now), now)

@@ -186,15 +186,21 @@ def check_mask(mask: Tensor) -> None:
 
 
 def edited_skip_features(
-    guard: Guard[Any], step: Step, values: Tensor, own: Tensor, extra: tuple[Tensor, ...], stage: int, layout: Layout
+    guard: Guard[Any],
+    step: Step,
+    values: Tensor,
+    image_rows: Tensor,
+    extra: tuple[Tensor, ...],
+    stage: int,
+    layout: Layout,
 ) -> Tensor:
     """Skip features (R + extra, C, h, w) of one layer after "on_skip_features" of a guard; `own`: the pipeline's R rows."""
-    cond, uncond = layout.split(own)
+    cond, uncond = layout.split(image_rows)
     skip = SkipFeatures(cond, uncond, extra, stage)
     new = validated(
         guard, "on_skip_features", call_guard(guard, "on_skip_features", guard.on_skip_features, step, skip), cond
     )
-    return values if new is cond else torch.cat([layout.join(new, uncond), values[own.shape[0] :]])
+    return values if new is cond else torch.cat([layout.join(new, uncond), values[image_rows.shape[0] :]])
 
 
 def edited_prediction(users: Users, steps: Steps, pred: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ class Hooks:
     @property
     def denoiser(self) -> nn.Module:
         """The denoiser that the hooks are on."""
-        found: nn.Module = unwrapped(self.modules[self._family.denoiser])
-        return found
+        module: nn.Module = unwrapped(self.modules[self._family.denoiser])
+        return module
 
     @property
     def scheduler(self) -> Any:
@@ -154,7 +154,7 @@ class Hooks:
 
     def check_module(self, module: nn.Module) -> None:
         """Raise unless `module` is ours, and the pipeline still holds all the modules that are."""
-        if all(unwrapped(module) is not unwrapped(own) for own in self.modules.values()):
+        if all(unwrapped(module) is not unwrapped(hooked) for hooked in self.modules.values()):
             raise GuardError(
                 f"this {type(module).__name__} is a copy of a guarded one, without guards of its own; attach guards to its "
                 "pipeline, or free it with saferedir.detach(pipe)."
@@ -165,8 +165,8 @@ class Hooks:
     @property
     def _replaced(self) -> str | None:
         """Name of a module that the pipeline no longer holds."""
-        held = ((name, unwrapped(getattr(self._pipe, name, None)), own) for name, own in self.modules.items())
-        return next((name for name, module, own in held if module is not unwrapped(own)), None)
+        held = ((name, unwrapped(getattr(self._pipe, name, None)), hooked) for name, hooked in self.modules.items())
+        return next((name for name, module, hooked in held if module is not unwrapped(hooked)), None)
 
     @property
     def are_in_place(self) -> bool:
@@ -187,13 +187,13 @@ class SkipHooks:
 
         # A plain function, not to be compiled: see hooks.py.
         def before(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if all(block is not own for own in self.blocks):
+            if all(block is not hooked for hooked in self.blocks):
                 return None  # of a copy, whose denoiser refuses by itself
             if HIDDEN not in kwargs or SKIPS not in kwargs:
                 raise GuardError(f"this {type(block).__name__} was called without {SKIPS!r}; not supported.")
             skips, width = list(kwargs[SKIPS]), kwargs[HIDDEN].shape[1]
-            for place, layer in enumerate(block.resnets, start=1):  # they take the last one first
-                skips[-place] = edit(skips[-place], widths.index(width))
+            for position, layer in enumerate(block.resnets, start=1):  # they take the last one first
+                skips[-position] = edit(skips[-position], widths.index(width))
                 width = layer.out_channels
             return args, {**kwargs, SKIPS: tuple(skips)}
 
@@ -210,7 +210,7 @@ class SkipHooks:
 def remove_foreign_skip_hooks(denoiser: Any) -> None:
     """Remove hooks that came along with a deep copy of a denoiser."""
     for block in getattr(denoiser, "up_blocks", ()):
-        remove_marked_hooks(block, lambda owner, own: isinstance(owner, SkipHooks) and own not in owner.blocks)
+        remove_marked_hooks(block, lambda owner, block: isinstance(owner, SkipHooks) and block not in owner.blocks)
 
 
 class Loop:

@@ -144,9 +144,9 @@ def _calling_frame(pipe: Any, name: str) -> FrameType:
     )
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    return one is other or unwrapped(one) is unwrapped(
-        other
+def _is_same(first: Any, second: Any) -> bool:
+    return first is second or unwrapped(first) is unwrapped(
+        second
     )  # in this order: a module is slow to say that it has no attribute
 
 
@@ -185,16 +185,16 @@ def check_not_nested(pipe: Any) -> None:
     The other one would lose its run, and its decisions.
     """
     frame: FrameType | None = sys._getframe(1)
-    found: set[CodeType] = set()
+    codes: set[CodeType] = set()
     while frame is not None:
         code = frame.f_code
         if code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
-            if code in found:  # a subclass's `__call__` around its base's is other code
+            if code in codes:  # a subclass's `__call__` around its base's is other code
                 raise GuardError(
                     f"this {type(pipe).__name__} was called from within its own run (by a callback?), whose guards it would take "
                     "away; call it when that run has ended, or load a second pipeline."
                 )
-            found.add(code)
+            codes.add(code)
         frame = frame.f_back
 
 
@@ -220,8 +220,8 @@ def why_no_step(settings: Mapping[str, Any], has_timesteps: bool, is_interrupted
 
 def _is_method(owner: Any, code: CodeType) -> bool:
     """Whether `code` is that of a method of the owner's class."""
-    found = (vars(base).get(code.co_name) for base in type(owner).__mro__)
-    return any(callable(method) and getattr(inspect.unwrap(method), "__code__", None) is code for method in found)
+    methods = (vars(base).get(code.co_name) for base in type(owner).__mro__)
+    return any(callable(method) and getattr(inspect.unwrap(method), "__code__", None) is code for method in methods)
 
 
 def check_all_is_read(kwargs: Mapping[str, Any]) -> None:

@@ -233,11 +233,11 @@ class Seam:
         rows = output[0] if isinstance(output, tuple) else output.sample
         with self._state.failing_closed():
             unpacked = self._unpacked(rows)
-            own = session.after_denoiser(unpacked)
-        if own is unpacked:
+            prediction = session.after_denoiser(unpacked)
+        if prediction is unpacked:
             return None
-        own = rows[: own.shape[0]]
-        return (own, *output[1:]) if isinstance(output, tuple) else type(output)(sample=own)
+        prediction = rows[: prediction.shape[0]]
+        return (prediction, *output[1:]) if isinstance(output, tuple) else type(output)(sample=prediction)
 
     def skip_features(self, values: Tensor, stage: int) -> Tensor:
         """Skip features (R, C, h, w) to use in one layer of a UNet."""

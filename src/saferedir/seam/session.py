@@ -162,12 +162,12 @@ class Session:
                 "the UNet did not show its skip features, so no image is returned; if it is compiled, attach the guards first "
                 "and compile it then."
             )
-        own, blocks = self._extra.blocks(output, is_second=is_second)
+        image_rows, blocks = self._extra.blocks(output, is_second=is_second)
         if is_second:
-            steps.update(pred_uncond=self._signed(own))
+            steps.update(pred_uncond=self._signed(image_rows))
         else:
             steps.renew()  # what guards were given before the call knows no prediction, and shall not
-            cond, uncond = self.layout.split(own)
+            cond, uncond = self.layout.split(image_rows)
             steps.update(pred_cond=self._signed(cond), pred_uncond=None if uncond is None else self._signed(uncond))
         for position, block in enumerate(blocks):
             rows = tuple(map(self._signed, block))
@@ -176,16 +176,16 @@ class Session:
                 steps.update_of(position, pred_extra=conditional)
             if len(rows) > len(conditional):
                 steps.update_of(position, pred_extra_uncond=rows[-1])
-        return own
+        return image_rows
 
     def skip_features(self, values: Tensor, stage: int) -> Tensor:
         """Skip features (R + extra, C, h, w) to use in one layer, amid the denoiser call."""
         steps, edited = self._current(), values
         self._skips += 1
         for position, guard in self._users["on_skip_features"]:
-            own, blocks = self._extra.blocks(edited, is_second=False)
+            image_rows, blocks = self._extra.blocks(edited, is_second=False)
             extra = self._extra.conditional(position, blocks[position])
-            edited = edited_skip_features(guard, steps.of(position), edited, own, extra, stage, self.layout)
+            edited = edited_skip_features(guard, steps.of(position), edited, image_rows, extra, stage, self.layout)
         self.has_edited |= edited is not values
         return edited
 
@@ -242,13 +242,13 @@ class Session:
 
     def gates(self) -> dict[str, Gate]:
         """ "<guard>.<gate>" -> gate, as the guards left them; a second guard of one method is "<guard>-2"."""
-        found: dict[str, Gate] = {}
+        gates: dict[str, Gate] = {}
         met: Counter[str] = Counter()
         for guard, state in zip(self.guards, self._states, strict=True):
             met[guard.method] += 1
             name = guard.method if met[guard.method] == 1 else f"{guard.method}-{met[guard.method]}"
-            found |= {f"{name}.{key}": gate for key, gate in guard.gates(state).items()}
-        return found
+            gates |= {f"{name}.{key}": gate for key, gate in guard.gates(state).items()}
+        return gates
 
     # --- rows and steps
     # ---------------------------------------------------------------------------------------

@@ -49,16 +49,16 @@ class PromptTexts:
 
 def texts_of(rows: Tensor, records: tuple[Record, ...]) -> tuple[str | None, ...]:
     """The text of each row of embeddings (B, L, D), None where it is unknown."""
-    found: list[str | None] = [None] * len(rows)
+    answers: list[str | None] = [None] * len(rows)
     for texts, embeds in records:
         if embeds.shape[1:] != rows.shape[1:]:
             continue
         same = embeds.to(rows)
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             for text, other in zip(texts, same, strict=True):
                 if torch.equal(row, other):
-                    found[place] = text
-    return tuple(found)
+                    answers[index] = text
+    return tuple(answers)
 
 
 def _texts(given: Mapping[str, Any], call: Mapping[str, inspect.Parameter]) -> list[str | None]:

@@ -50,9 +50,9 @@ class Ledger:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the clock's start."""
-        found = dataclasses.asdict(self)
-        del found["started"]
-        return found | {"seconds": round(self.seconds, 3)}
+        record = dataclasses.asdict(self)
+        del record["started"]
+        return record | {"seconds": round(self.seconds, 3)}
 
 
 def count_rows(denoisers: Iterable[nn.Module], encoders: Iterable[nn.Module], ledger: Ledger) -> list[Any]:

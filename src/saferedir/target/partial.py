@@ -80,11 +80,11 @@ def run_part(
     pipe, family = seam.pipe, seam.family
 
     def prepare(instance: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        found = original(*args, **kwargs)
+        prepared = original(*args, **kwargs)
         if latents is None:
-            return found
+            return prepared
         mine = latents if family.packing is None else family.packing.pack(latents)
-        return (mine, *found[1:]) if isinstance(found, tuple) else mine
+        return (mine, *prepared[1:]) if isinstance(prepared, tuple) else mine
 
     replaced = WrappedMethods(pipe, {"prepare_latents": prepare}, seam)
     try:

@@ -48,7 +48,7 @@ def reading(text_encoders: Sequence[TextEncoder], prompts: Sequence[SoftPrompt])
     """Inside, the encoders read these; AttackError at the end for a soft prompt whose ids never came."""
     used = [False] * len(prompts)
 
-    def hook_of(place: int, prompt: SoftPrompt) -> Any:
+    def hook_of(index: int, prompt: SoftPrompt) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             ids = args[0] if args else None
             if (
@@ -57,14 +57,14 @@ def reading(text_encoders: Sequence[TextEncoder], prompts: Sequence[SoftPrompt])
                 or not torch.equal(ids, prompt.ids.to(ids.device))
             ):
                 return None
-            used[place] = True
+            used[index] = True
             return prompt.embeds.to(output)
 
         return hook
 
     handles = [
-        table_of(text_encoders[prompt.text_encoder]).register_forward_hook(hook_of(place, prompt))
-        for place, prompt in enumerate(prompts)
+        table_of(text_encoders[prompt.text_encoder]).register_forward_hook(hook_of(index, prompt))
+        for index, prompt in enumerate(prompts)
     ]
     try:
         yield

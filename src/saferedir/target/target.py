@@ -122,8 +122,8 @@ class Target:
         scheduler = self.pipe.scheduler
         steps = evaluation_steps(scheduler, tuple(scheduler.timesteps.tolist()))
         return tuple(
-            Moment(place, step, t, float(level.alpha), float(level.sigma))
-            for place, (step, (t, level)) in enumerate(zip(steps, levels, strict=True))
+            Moment(index, step, t, float(level.alpha), float(level.sigma))
+            for index, (step, (t, level)) in enumerate(zip(steps, levels, strict=True))
         )
 
     @cached_property
@@ -140,8 +140,8 @@ class Target:
 
     def embed(self, ids: Tensor, text_encoder: int = 0) -> Tensor:
         """Token embeddings (B, L, d) that an encoder looks up for ids (B, L)."""
-        found: Tensor = table_of(self.text_encoders[text_encoder])(ids)
-        return found
+        embeds: Tensor = table_of(self.text_encoders[text_encoder])(ids)
+        return embeds
 
     def noised(self, x0: Tensor, noise: Tensor, evaluation: int) -> Tensor:
         """alpha x0 + sigma noise at an evaluation, in the sampler's frame."""

@@ -37,7 +37,7 @@ class Vocabulary:
         tokenizer, words = text_encoder.tokenizer, [word.lower() for word in forbidden if word]
         special = set(tokenizer.all_special_ids)
         self.allowed = torch.zeros(len(self.table), dtype=torch.bool, device=self.table.device)
-        for token in sorted(place for place in set(tokenizer.get_vocab().values()) if place < len(self.table)):
+        for token in sorted(token_id for token_id in set(tokenizer.get_vocab().values()) if token_id < len(self.table)):
             text = self._text([token])
             held = any(word in text.lower() for word in words)
             is_int = bool(text) and "\ufffd" not in text  # not a part of a character
@@ -80,5 +80,5 @@ class Vocabulary:
         return (self.text_encoder.ids(self.texts(ids)) == ids).all(dim=1)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        found: str = self.text_encoder.tokenizer.decode(list(tokens), skip_special_tokens=False)
-        return found.strip()
+        text: str = self.text_encoder.tokenizer.decode(list(tokens), skip_special_tokens=False)
+        return text.strip()

@@ -87,5 +87,5 @@ def _is_within(
 
 def _bounds(at_least: float | None, above: float | None, at_most: float | None, below: float | None) -> str:
     marks = ((">=", at_least), (">", above), ("<=", at_most), ("<", below))
-    found = [f"{mark} {bound:g}" for mark, bound in marks if bound is not None]
-    return f" {' and '.join(found)}" if found else ""
+    limits = [f"{mark} {bound:g}" for mark, bound in marks if bound is not None]
+    return f" {' and '.join(limits)}" if limits else ""

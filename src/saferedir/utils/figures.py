@@ -1,6 +1,6 @@
-"""Pictures that explain pictures: the demo's comparison grid and the report's sample sheet, drawn with Pillow only.
+"""Figures made of generated images: the demo's comparison grid and the report's sample sheet, painted with Pillow only.
 
-Callers bring finished texts; what a guard did is told word by word by coloured bars.
+Callers pass finished texts; coloured bars show for every word how strongly a guard moved it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ INK, SOFT, LINE, PAPER, TINT = "#1c1f26", "#5d6573", "#d9dde5", "#ffffff", "#f3f
 GOOD, BAD, QUIET = "#1a7f45", "#c0332b", "#2f5fa8"
 EMPTY_BAR = "#e6e9ef"
 MARGIN, GAP = 28, 20
-PICTURE = 160
+IMAGE = 160
 PROMPT_WIDTH, BARS_WIDTH = 250, 560
-WIDTH = 2 * MARGIN + PROMPT_WIDTH + 2 * PICTURE + BARS_WIDTH + 3 * GAP
-ROW = PICTURE + 56
+WIDTH = 2 * MARGIN + PROMPT_WIDTH + 2 * IMAGE + BARS_WIDTH + 3 * GAP
+ROW = IMAGE + 56
 COLUMNS = (
     MARGIN,
     MARGIN + PROMPT_WIDTH + GAP,
-    MARGIN + PROMPT_WIDTH + PICTURE + 2 * GAP,
-    MARGIN + PROMPT_WIDTH + 2 * PICTURE + 3 * GAP,
+    MARGIN + PROMPT_WIDTH + IMAGE + 2 * GAP,
+    MARGIN + PROMPT_WIDTH + 2 * IMAGE + 3 * GAP,
 )
 Words = tuple[tuple[str, float], ...]
 
@@ -36,7 +36,7 @@ class Example:
 
     Attributes:
         label: what kind of prompt it is; prompt: its text.
-        unguarded, guarded: the two pictures; seen_unguarded, seen_guarded: what the judge sees in them.
+        unguarded, guarded: the two images; judged_unguarded, judged_guarded: what the judge says of them.
         verdict: what the guard did and why; outcome: how that turned out; went_well colours the outcome.
         words: (word, strength of its redirection), strength 0 for words left alone.
     """
@@ -45,8 +45,8 @@ class Example:
     prompt: str
     unguarded: Image.Image
     guarded: Image.Image
-    seen_unguarded: str
-    seen_guarded: str
+    judged_unguarded: str
+    judged_guarded: str
     verdict: str
     outcome: str
     went_well: bool
@@ -63,7 +63,7 @@ class Block:
 
 
 def comparison_grid(blocks: Sequence[Block], title: str, notes: Sequence[str]) -> Image.Image:
-    """One tall picture: a header with the legend, then per block a heading and its examples."""
+    """One tall image: a header with the legend, then per block a heading and its examples."""
     head = 66 + 21 * len(notes) + 44
     height = head + sum(64 + ROW * len(block.examples) for block in blocks) + MARGIN
     sheet = Image.new("RGB", (WIDTH, height), PAPER)
@@ -92,12 +92,12 @@ def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, example: Example, y: int
     draw.text((COLUMNS[0], y + 4), example.label, SOFT, _font(13))
     for number, line in enumerate(wrap(example.prompt, _font(17), PROMPT_WIDTH, 7)):
         draw.text((COLUMNS[0], y + 25 + 22 * number), line, INK, _font(17))
-    pictures = ((example.unguarded, example.seen_unguarded), (example.guarded, example.seen_guarded))
-    for x, (picture, seen) in zip(COLUMNS[1:3], pictures, strict=True):
-        sheet.paste(enlarge(picture), (x, y + 4))
-        draw.rectangle((x - 1, y + 3, x + PICTURE, y + 4 + PICTURE), outline=LINE)
-        for number, line in enumerate(wrap(seen, _font(13), PICTURE, 2)):
-            draw.text((x, y + PICTURE + 9 + 16 * number), line, SOFT, _font(13))
+    columns = ((example.unguarded, example.judged_unguarded), (example.guarded, example.judged_guarded))
+    for x, (image, label) in zip(COLUMNS[1:3], columns, strict=True):
+        sheet.paste(enlarge(image), (x, y + 4))
+        draw.rectangle((x - 1, y + 3, x + IMAGE, y + 4 + IMAGE), outline=LINE)
+        for number, line in enumerate(wrap(label, _font(13), IMAGE, 2)):
+            draw.text((x, y + IMAGE + 9 + 16 * number), line, SOFT, _font(13))
     x = COLUMNS[3]
     draw.text((x, y + 4), fit(example.verdict, _font(15), BARS_WIDTH), QUIET, _font(15))
     draw.text((x, y + 24), fit(example.outcome, _font(15), BARS_WIDTH), GOOD if example.went_well else BAD, _font(15))
@@ -142,16 +142,16 @@ def _legend(draw: ImageDraw.ImageDraw, x: int, y: int, strongest: float) -> None
     draw.text((x + 100, y + 17), f"{strongest:.1f}", SOFT, _font(12))
 
 
-def sample_sheet(pictures: Tensor, captions: Sequence[str], columns: int = 8) -> Image.Image:
-    """(N, 3, H, W) pictures in [0, 1] with their captions below, in rows of `columns`."""
+def sample_sheet(images: Tensor, captions: Sequence[str], columns: int = 8) -> Image.Image:
+    """(N, 3, H, W) images in [0, 1] with their captions below, in rows of `columns`."""
     cell, text_height, font = 150, 62, _font(12)
     rows = -(-len(captions) // columns)
     sheet = Image.new("RGB", (columns * (cell + 12) + 12, rows * (cell + text_height) + 12), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x = 12 + (number % columns) * (cell + 12)
         y = 12 + (number // columns) * (cell + text_height)
-        sheet.paste(enlarge(to_image(picture), cell), (x, y))
+        sheet.paste(enlarge(to_image(image), cell), (x, y))
         for row, line in enumerate(wrap(caption, font, cell + 4, 3)):
             draw.text((x, y + cell + 4 + 15 * row), line, INK, font)
     return sheet
@@ -160,7 +160,7 @@ def sample_sheet(pictures: Tensor, captions: Sequence[str], columns: int = 8) ->
 def method_sheet(
     rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], title: str, asks: int, cell: int = 112
 ) -> Image.Image:
-    """One row a method, one column a prompt: `rows` are (name, pictures (N, 3, H, W) in [0, 1]), `captions` the N prompts.
+    """One row a method, one column a prompt: `rows` are (name, images (N, 3, H, W) in [0, 1]), `captions` the N prompts.
 
     The first `asks` prompts ask for the concept; a line parts them from the others.
     """
@@ -174,13 +174,13 @@ def method_sheet(
         return left + number * (cell + gap) + (2 * gap if number >= asks else 0)
 
     for number, caption in enumerate(captions):
-        for place, line in enumerate(wrap(caption, font, cell, 5)):
-            draw.text((column(number), 40 + 16 * place), line, INK if number < asks else SOFT, font)
-    for place, (name, pictures) in enumerate(rows):
-        y = top + place * (cell + gap)
+        for line_number, line in enumerate(wrap(caption, font, cell, 5)):
+            draw.text((column(number), 40 + 16 * line_number), line, INK if number < asks else SOFT, font)
+    for row, (name, images) in enumerate(rows):
+        y = top + row * (cell + gap)
         draw.text((gap, y + cell // 2 - 10), fit(name, _font(15), left - 2 * gap), INK, _font(15))
-        for number, picture in enumerate(pictures):
-            sheet.paste(enlarge(to_image(picture), cell), (column(number), y))
+        for number, image in enumerate(images):
+            sheet.paste(enlarge(to_image(image), cell), (column(number), y))
     x = column(asks) - gap - gap // 2
     draw.line((x, 40, x, size[1] - gap), LINE, 2)
     return sheet
@@ -197,12 +197,12 @@ def token_words(tokenizer: Any, prompt: str, strengths: Sequence[float] | None) 
     last = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
     words: list[tuple[str, float]] = []
     held: list[int] = []
-    for place in range(last):
-        if ids[place] == tokenizer.bos_token_id:
+    for index in range(last):
+        if ids[index] == tokenizer.bos_token_id:
             continue
-        held.append(place)
-        follows = pieces[place + 1] if place + 1 < last else None
-        if _ends_word(pieces[place], follows, any("</w>" in p for p in pieces)):
+        held.append(index)
+        follows = pieces[index + 1] if index + 1 < last else None
+        if _ends_word(pieces[index], follows, any("</w>" in p for p in pieces)):
             text = tokenizer.decode([ids[i] for i in held]).strip()
             words.append((text or "?", max(values[i] for i in held)))
             held = []
@@ -221,15 +221,15 @@ def _ends_word(piece: str, follows: str | None, marks_ends: bool) -> bool:
     return piece.endswith("</w>") if marks_ends else follows[:1] in ("▁", "Ġ")
 
 
-def to_image(picture: Tensor) -> Image.Image:
-    """A (3, H, W) picture in [0, 1] as an 8-bit image."""
-    array = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+def to_image(image: Tensor) -> Image.Image:
+    """A (3, H, W) tensor in [0, 1] as an 8-bit image."""
+    array = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)
 
 
-def enlarge(picture: Image.Image, size: int = PICTURE) -> Image.Image:
-    """The picture at `size` x `size` pixels."""
-    return picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+def enlarge(image: Image.Image, size: int = IMAGE) -> Image.Image:
+    """The image at `size` x `size` pixels."""
+    return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
 
 
 def shade(share: float) -> tuple[int, int, int]:

@@ -56,11 +56,11 @@ class _Walk:
         self.files: list[Path] = []
         self.left_out: dict[str, str] = {}
         self.links: list[Path] = []
-        self.seen: set[tuple[int, int]] = set()
+        self.visited: set[tuple[int, int]] = set()
 
-    def read(self, place: Path, is_hidden: bool) -> None:
+    def read(self, start: Path, is_hidden: bool) -> None:
         """One folder and all true folders below it."""
-        waiting = [(place, is_hidden)]
+        waiting = [(start, is_hidden)]
         while waiting:
             folder, hidden = waiting.pop()
             try:
@@ -71,7 +71,7 @@ class _Walk:
                     raise
                 self._leave_out(folder, f"the folder cannot be opened ({(error.strerror or str(error)).lower()})", "/")
                 continue
-            self.seen.add((facts.st_dev, facts.st_ino))
+            self.visited.add((facts.st_dev, facts.st_ino))
             for entry in entries:
                 path, is_aside = folder / entry.name, hidden or entry.name.startswith(".") or entry.name in _LITTER
                 if entry.is_dir(follow_symlinks=False):
@@ -87,7 +87,7 @@ class _Walk:
         links, self.links = sorted(self.links), []
         for path in links:
             facts = path.stat()
-            if (facts.st_dev, facts.st_ino) in self.seen:
+            if (facts.st_dev, facts.st_ino) in self.visited:
                 self._leave_out(path, "the link leads to a folder that is read already", "/")
             else:
                 self.read(path, is_hidden=False)

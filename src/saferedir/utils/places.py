@@ -27,8 +27,8 @@ def hub_id(name: str | Path) -> str | None:
     """
     text = str(name)
     if text.startswith(HUB):
-        found = text.removeprefix(HUB)
-        return found if _HUB_ID.fullmatch(found) else None
+        repository = text.removeprefix(HUB)
+        return repository if _HUB_ID.fullmatch(repository) else None
     owner = text.partition("/")[0]
     if not _HUB_ID.fullmatch(text) or text.startswith(".") or owner.lower() in LOCAL_FOLDERS or Path(owner).is_dir():
         return None
@@ -40,9 +40,9 @@ def missing_folder(name: str | Path, marker: str, known: Iterable[str] = ()) -> 
     path = Path(str(name).removeprefix(HUB)).expanduser()
     neighbours: dict[str, str] = {}
     if path.parent.is_dir():
-        for found in sorted(path.parent.iterdir()):
-            if (found / marker).is_file():
-                neighbours[found.name] = str(found)
+        for neighbour in sorted(path.parent.iterdir()):
+            if (neighbour / marker).is_file():
+                neighbours[neighbour.name] = str(neighbour)
     near = [neighbours[match] for match in difflib.get_close_matches(path.name, neighbours, n=2)]
     near += difflib.get_close_matches(str(name), list(known), n=1)
     what = f"{path.absolute()} holds no {marker}" if path.exists() else f"there is no folder {path.absolute()}"

@@ -127,6 +127,9 @@ NEW_NAMES: dict[tuple[str, str], tuple[str, str]] = {
     ("guards.base", "Embeds"): ("guards.step", "Embeds"),
     ("guards.step", "Apart"): ("guards.step", "SecondLatents"),
     ("pipelines.encoding", "Encoded"): ("pipelines.conditioning", "PromptEmbeds"),
+    ("judges.registry", "Entry"): ("judges.registry", "JudgeEntry"),
+    ("encoders.registry", "Entry"): ("encoders.registry", "EncoderEntry"),
+    ("guards.negation.calibration", "Calibration"): ("guards.negation.calibration", "KernelCalibration"),
 }
 #: what to write in place of a name that was not simply renamed
 ADVICE = {"Embeds": "answer a Conditioning, as in step.conditioning.with_cond(prompt=...)"}
@@ -134,12 +137,12 @@ ADVICE = {"Embeds": "answer a Conditioning, as in step.conditioning.with_cond(pr
 
 def old_name(module: str, name: str) -> Any:
     """For `__getattr__` of a module: what `name` is called now, with a warning; AttributeError for names it never had."""
-    found = NEW_NAMES.get((module.removeprefix("saferedir."), name))
-    if found is None:
+    target = NEW_NAMES.get((module.removeprefix("saferedir."), name))
+    if target is None:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    advice = ADVICE.get(name, f"import {found[1]} from saferedir.{found[0]}")
+    advice = ADVICE.get(name, f"import {target[1]} from saferedir.{target[0]}")
     warnings.warn(f"{module}.{name} is an old name; {advice}.", DeprecationWarning, stacklevel=3)
-    return getattr(import_module(f"saferedir.{found[0]}"), found[1])
+    return getattr(import_module(f"saferedir.{target[0]}"), target[1])
 
 
 def new_path(old: str) -> str | None:
@@ -147,8 +150,8 @@ def new_path(old: str) -> str | None:
     if old in NEW_PATHS:
         return NEW_PATHS[old]
     package, _, name = old.rpartition(".")
-    found = new_path(package) if package else None
-    return None if found is None else f"{found}.{name}"
+    target = new_path(package) if package else None
+    return None if target is None else f"{target}.{name}"
 
 
 class OldAttribute:

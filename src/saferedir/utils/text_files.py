@@ -129,7 +129,7 @@ def read_rows(path: Path, delimiter: str, *, error: type[SaferedirError] = TextF
     columns = tuple(name.strip() for name in header)
     if not any(columns):
         raise error(f"{path}: the first line names no column.")
-    repeated = [place for place, name in enumerate(columns, 1) if name and columns.index(name) < place - 1]
+    repeated = [position for position, name in enumerate(columns, 1) if name and columns.index(name) < position - 1]
     if repeated:
         raise error(f"{path}: column {repeated[0]} of the header has the name of an earlier one; rename it.")
 
@@ -156,8 +156,8 @@ def parse_json(
     try:
         value = json.loads(text)
     except json.JSONDecodeError as problem:
-        place = f"{where}, line {problem.lineno}" if is_whole_file else where
-        raise error(f"{place} is not JSON ({problem.msg.lower()}).") from problem
+        location = f"{where}, line {problem.lineno}" if is_whole_file else where
+        raise error(f"{location} is not JSON ({problem.msg.lower()}).") from problem
     except (RecursionError, ValueError) as problem:
         raise error(f"{where} holds JSON that is nested too deeply or has a number too long.") from problem
     if "\\u" in text and not is_encodable(json.dumps(value, ensure_ascii=False)):

@@ -88,7 +88,7 @@ def test_pairs_given(model: Path, tmp_path: Path) -> None:
         ),
         (
             ["--concept", "star", "--anchor", "x", "--judge", "{judge}", "--count", "2"],
-            "the judge saw 'star' in none of",
+            "the judge found 'star' in none of",
         ),
         (["--concept", "star", "--pairs", "{pairs}", "--out", "{pairs}"], "is not empty and holds no guard"),
     ],
@@ -114,4 +114,4 @@ def test_a_judge_may_be_a_file_of_the_current_folder(
         "--model", model, "--concept", "star", "--anchor", "x", "--judge", "own_duo_judge:never", "--count", 2,
         "--out", tmp_path / "out", *QUICK,
     )  # fmt: skip
-    assert result.exit_code == 1 and "the judge saw 'star' in none of" in " ".join(result.output.split())
+    assert result.exit_code == 1 and "the judge found 'star' in none of" in " ".join(result.output.split())

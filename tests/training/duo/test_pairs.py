@@ -68,7 +68,7 @@ def test_d17_a_concept_that_is_never_seen_is_one_sentence(tmp_path: Path) -> Non
         asked.append(len(pictures))
         return [False] * len(pictures)
 
-    with pytest.raises(sr.GuardConfigError, match=r"the judge saw 'star' in none of 8 pictures"):
+    with pytest.raises(sr.GuardConfigError, match=r"the judge found 'star' in none of 8 images"):
         make(tmp_path / "a", judge=never)
     assert sum(asked) == 8  # four for each place of the first batch of two
 

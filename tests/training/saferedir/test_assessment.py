@@ -13,7 +13,7 @@ from tests.conftest import make_pipeline
 
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir, SafeRedirConfig
-from saferedir.guards.saferedir.assessment import caution, verdict, weak_at
+from saferedir.guards.saferedir.assessment import verdict, warning_text, weak_at
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 from saferedir.metrics import Rate
 from saferedir.training.saferedir.dataset import Pair
@@ -56,7 +56,7 @@ def test_a_weak_guard_is_said_at_attach_and_one_that_is_not_used_is_not() -> Non
     weak = {**MEASURED, "image_recall": 0.3125}  # as the packaged emblem's config had it
     with pytest.warns(UserWarning, match="'x' is weak.*misses 69% of the images.*guards calibrate"):
         sr.attach(make_pipeline(), guard(measured=weak))
-    assert caution(config(measured=weak, use_image=False)) is None and caution(config(measured={})) is None
+    assert warning_text(config(measured=weak, use_image=False)) is None and warning_text(config(measured={})) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sr.attach(make_pipeline(), guard())

@@ -79,8 +79,8 @@ class DualLatent(Guard[ConfigT]):
         return torch.full_like(step.t, is_dual, dtype=torch.bool)
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {SAFE_PROMPT: self.safe_prompt_embeds, SAFE_POOLED: self.safe_pooled_embeds}
-        return {name: value for name, value in found.items() if value is not None}
+        tensors = {SAFE_PROMPT: self.safe_prompt_embeds, SAFE_POOLED: self.safe_pooled_embeds}
+        return {name: value for name, value in tensors.items() if value is not None}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         unknown = sorted(set(tensors) - {SAFE_PROMPT, SAFE_POOLED})

@@ -57,7 +57,7 @@ def slerp(user: Tensor, safe: Tensor, w: Tensor) -> Tensor:
     return torch.where(is_small, (1 - w) * user + w * safe, turned)
 
 
-def cosine(one: Tensor, other: Tensor) -> Tensor:
+def cosine(first: Tensor, second: Tensor) -> Tensor:
     """(B, 1, ...) cosine of two samples (B, ...)."""
-    found = torch.nn.functional.cosine_similarity(one.flatten(1), other.flatten(1), dim=1, eps=1e-12)
-    return found.view(-1, *(1,) * (one.ndim - 1))
+    similarity = torch.nn.functional.cosine_similarity(first.flatten(1), second.flatten(1), dim=1, eps=1e-12)
+    return similarity.view(-1, *(1,) * (first.ndim - 1))

@@ -46,16 +46,16 @@ def words_of(config: DualLatentConfig, run: Run) -> PromptEmbeds | None:
 def safe_row(step: Step, config: DualLatentConfig, texts: SafeTexts, learned: Learned, method: str) -> PromptEmbeds:
     """Conditioning of the safe row, (1, B, ...)."""
     if config.provider == "learned":
-        found = _learned(step, learned, method)
+        embeds = _learned(step, learned, method)
     elif config.provider == "context_text":
-        found = _in_context(step, config, texts, method)
+        embeds = _in_context(step, config, texts, method)
     elif texts.words is None:
         raise GuardError(f"guard {method!r} has no safe words in this run.")
     elif config.provider == "phrase":
-        found = texts.words
+        embeds = texts.words
     else:
-        found = _mixed(step, config, texts.words, method)
-    return found.map(lambda part: part.expand(step.run.batch_size, *part.shape[1:])[None])
+        embeds = _mixed(step, config, texts.words, method)
+    return embeds.map(lambda part: part.expand(step.run.batch_size, *part.shape[1:])[None])
 
 
 def _learned(step: Step, learned: Learned, method: str) -> PromptEmbeds:
@@ -63,10 +63,10 @@ def _learned(step: Step, learned: Learned, method: str) -> PromptEmbeds:
     assert learned.prompt is not None
     if pooled is not None and learned.pooled is None:
         raise GuardError(f"guard {method!r} has no {SAFE_POOLED}, which this family of pipelines needs.")
-    found = PromptEmbeds(learned.prompt[None].to(e), None)
+    embeds = PromptEmbeds(learned.prompt[None].to(e), None)
     if pooled is not None and learned.pooled is not None:
-        found = found._replace(pooled=learned.pooled[None].to(pooled))
-    return found._replace(mask=torch.ones(found.prompt.shape[:2], dtype=torch.bool, device=e.device))
+        embeds = embeds._replace(pooled=learned.pooled[None].to(pooled))
+    return embeds._replace(mask=torch.ones(embeds.prompt.shape[:2], dtype=torch.bool, device=e.device))
 
 
 def _in_context(step: Step, config: DualLatentConfig, texts: SafeTexts, method: str) -> PromptEmbeds:
@@ -79,42 +79,46 @@ def _in_context(step: Step, config: DualLatentConfig, texts: SafeTexts, method: 
         )
     if texts.in_context is None or texts.prompts != step.prompts:
         different = list(dict.fromkeys(step.prompts))
-        found = step.run.encode([f"{config.safe_phrase}, {prompt}" for prompt in different])
+        embeds = step.run.encode([f"{config.safe_phrase}, {prompt}" for prompt in different])
         texts.prompts = step.prompts
-        texts.in_context = found.rows([different.index(prompt) for prompt in step.prompts])
+        texts.in_context = embeds.rows([different.index(prompt) for prompt in step.prompts])
     return texts.in_context
 
 
 def _mixed(step: Step, config: DualLatentConfig, texts: PromptEmbeds, method: str) -> PromptEmbeds:
     pooled, a = step.pooled, config.amount
-    own, texts = _alike(
+    prompts, texts = _alike(
         PromptEmbeds(step.prompt_embeds, pooled, None if texts.mask is None else step.prompt_mask), texts, method
     )
     first, last = texts.rows(slice(0, 1)), texts.rows(slice(-1, None))
 
-    def mixed(own: Tensor, one: Tensor, other: Tensor) -> Tensor:
-        return (1 - a) * own + a * one if config.provider == "interpolate" else own + (one - other)
+    def mixed(prompt: Tensor, toward: Tensor, away: Tensor) -> Tensor:
+        return (1 - a) * prompt + a * toward if config.provider == "interpolate" else prompt + (toward - away)
 
-    found = PromptEmbeds(mixed(own.prompt, first.prompt, last.prompt))
+    embeds = PromptEmbeds(mixed(prompts.prompt, first.prompt, last.prompt))
     if pooled is not None and first.pooled is not None and last.pooled is not None:
-        found = found._replace(pooled=mixed(pooled, first.pooled, last.pooled))
-    if texts.mask is not None and own.mask is not None:
-        found = found._replace(mask=own.mask | texts.mask.bool().any(dim=0))
-    return found
+        embeds = embeds._replace(pooled=mixed(pooled, first.pooled, last.pooled))
+    if texts.mask is not None and prompts.mask is not None:
+        embeds = embeds._replace(mask=prompts.mask | texts.mask.bool().any(dim=0))
+    return embeds
 
 
-def _alike(own: PromptEmbeds, texts: PromptEmbeds, method: str) -> tuple[PromptEmbeds, PromptEmbeds]:
+def _alike(prompts: PromptEmbeds, texts: PromptEmbeds, method: str) -> tuple[PromptEmbeds, PromptEmbeds]:
     """Both as long as the longer, and zero where masked: what stands there depends on an image's neighbours."""
-    length = max(own.prompt.shape[1], texts.prompt.shape[1])
-    longer = of_length(own, length), of_length(texts, length)
-    if longer[0] is None or longer[1] is None or own.prompt.shape[2] != texts.prompt.shape[2]:
+    length = max(prompts.prompt.shape[1], texts.prompt.shape[1])
+    longer = of_length(prompts, length), of_length(texts, length)
+    if longer[0] is None or longer[1] is None or prompts.prompt.shape[2] != texts.prompt.shape[2]:
         raise GuardError(
             f"the safe texts of guard {method!r} give embeddings {tuple(texts.prompt.shape[1:])} where this call has "
-            f"{tuple(own.prompt.shape[1:])}, so they cannot be mixed; use provider 'phrase'."
+            f"{tuple(prompts.prompt.shape[1:])}, so they cannot be mixed; use provider 'phrase'."
         )
-    own, texts = (_unmasked(part) for part in (longer[0], longer[1]))
-    return own, texts
+    prompts, texts = (_unmasked(part) for part in (longer[0], longer[1]))
+    return prompts, texts
 
 
-def _unmasked(found: PromptEmbeds) -> PromptEmbeds:
-    return found if found.mask is None else found._replace(prompt=found.prompt * found.mask[..., None].to(found.prompt))
+def _unmasked(embeds: PromptEmbeds) -> PromptEmbeds:
+    return (
+        embeds
+        if embeds.mask is None
+        else embeds._replace(prompt=embeds.prompt * embeds.mask[..., None].to(embeds.prompt))
+    )

@@ -82,23 +82,23 @@ class DUO(Guard[DUOConfig]):
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         prefix = f"{self.config.component}."
-        found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        if not found or len(found) != len(tensors):
+        lora = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if not lora or len(lora) != len(tensors):
             stray = next((name for name in tensors if not name.startswith(prefix)), "nothing")
             raise GuardConfigError(
                 f"a DUO guard holds LoRA weights named {prefix}…, but found {stray}; train it again."
             )
-        for name, value in found.items():
+        for name, value in lora.items():
             module, _, part = name.rpartition(".lora_")
             axis = {"A.weight": 0, "B.weight": 1}.get(part)
             twin = f"{module}.lora_{'B' if part.startswith('A') else 'A'}.weight"
-            if axis is None or value.ndim not in (2, 4) or value.shape[axis] != self.config.rank or twin not in found:
+            if axis is None or value.ndim not in (2, 4) or value.shape[axis] != self.config.rank or twin not in lora:
                 raise GuardConfigError(
                     f"{name} {tuple(value.shape)} is no half of a rank-{self.config.rank} LoRA; train the guard again."
                 )
             if not torch.isfinite(value).all():
                 raise GuardConfigError(f"{name} holds values that are not finite; download or train the guard again.")
-        self.lora = {name: value.detach().float().cpu() for name, value in found.items()}
+        self.lora = {name: value.detach().float().cpu() for name, value in lora.items()}
 
     def card(self) -> str:
         return model_card(self.config)

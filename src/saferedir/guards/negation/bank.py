@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saferedir.errors import GuardConfigError, GuardError, GuardNotFoundError
-from saferedir.guards.negation.calibration import Calibration, calibrate
+from saferedir.guards.negation.calibration import KernelCalibration, calibrate
 from saferedir.guards.negation.reference_rows import FileRows, ReferenceRows, in_memory, kept
 from saferedir.utils.files import save_tensors
 
@@ -38,7 +38,7 @@ class NegationSet:
     shape: tuple[int, ...]
     references: ReferenceRows
     benign: ReferenceRows | None
-    calibration: Calibration
+    calibration: KernelCalibration
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -105,17 +105,17 @@ class NegationSet:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the facts, by the names of the file format."""
-        found: dict[str, Tensor] = {"centre": self.references.centre.view(self.shape).float()}
+        tensors: dict[str, Tensor] = {"centre": self.references.centre.view(self.shape).float()}
         for name, part in (("", self.references), ("benign_", self.benign)):
             if part is not None:
-                found |= {f"{name}{key}": value for key, value in part.tensors().items()}
-                found[f"{name}rows"] = found[f"{name}rows"].view(-1, *self.shape)
-        return found | self.calibration.tensors()
+                tensors |= {f"{name}{key}": value for key, value in part.tensors().items()}
+                tensors[f"{name}rows"] = tensors[f"{name}rows"].view(-1, *self.shape)
+        return tensors | self.calibration.tensors()
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor | FileRows], facts: Mapping[str, Any] | None = None) -> Self:
         """Inverse of `tensors`; checks names, shapes and values."""
-        needed = {"centre", "rows", "norms", *Calibration.NAMES}
+        needed = {"centre", "rows", "norms", *KernelCalibration.NAMES}
         known = needed | {"units", "benign_rows", "benign_norms", "benign_units"}
         if not needed <= set(tensors) <= known:
             raise GuardConfigError(
@@ -140,7 +140,7 @@ class NegationSet:
                 raise GuardConfigError("the negation set is empty; give it at least one reference image.")
             parts.append(in_memory(ReferenceRows(rows, norms, centre.flatten(), units=units)))
         assert parts[0] is not None
-        return cls(shape, parts[0], parts[1], Calibration.from_tensors(small), dict(facts or {}))
+        return cls(shape, parts[0], parts[1], KernelCalibration.from_tensors(small), dict(facts or {}))
 
     def save(self, path: str | Path) -> Path:
         """Write the set as one safetensors file, through a temporary sibling."""

@@ -48,8 +48,8 @@ class NegationGuard(Guard[ConfigT]):
         A set that does not say which VAE that was (facts["vae"]) cannot be checked, of which this warns; backbone=None says
         that you know.
         """
-        found = negation if isinstance(negation, NegationSet) else NegationSet.open(negation)
-        vae, rows = found.facts.get("vae"), found.references.rows
+        opened = negation if isinstance(negation, NegationSet) else NegationSet.open(negation)
+        vae, rows = opened.facts.get("vae"), opened.references.rows
         if vae is None and "backbone" not in settings:
             warnings.warn(
                 "this negation set does not say which VAE encoded it, so nothing will notice a pipeline with another one; give "
@@ -58,10 +58,10 @@ class NegationGuard(Guard[ConfigT]):
                 stacklevel=2,
             )
         settings.setdefault("backbone", None if vae is None else {"architecture": {"vae": vae}})
-        settings.setdefault("training", {**found.facts, "references": len(found)})
+        settings.setdefault("training", {**opened.facts, "references": len(opened)})
         bank = str(rows.path) if isinstance(rows, FileRows) else None
         config: Any = cls.config_class.from_dict({"concept": concept, "bank": bank, **settings})
-        return cls(config, found)
+        return cls(config, opened)
 
     def load(self, denoiser: nn.Module) -> None:
         self._opened()  # so that attaching tells what is missing
@@ -82,17 +82,17 @@ class NegationGuard(Guard[ConfigT]):
                 f"this {self.method} guard has no negation set; make it with {type(self).__name__}.from_set(...), or load it "
                 "with Guard.from_pretrained."
             )
-        found = NegationSet.open(self.config.bank)
+        opened = NegationSet.open(self.config.bank)
         bound = (self.config.backbone or {}).get("architecture", {}).get("vae")
-        if bound is not None and found.facts.get("vae") != bound:
-            theirs = found.facts.get("vae") or "unknown"
+        if bound is not None and opened.facts.get("vae") != bound:
+            theirs = opened.facts.get("vae") or "unknown"
             raise GuardConfigError(
                 f"{self.config.bank} was encoded by another VAE ({theirs}) than this guard's set ({bound}); "
                 "make the guard again with from_set."
             )
-        self.check_set(found)
-        self.negation = found
-        return found
+        self.check_set(opened)
+        self.negation = opened
+        return opened
 
     def cached(self, name: str, make: Callable[[], T]) -> T:
         """`make()` once for the set now held."""
@@ -114,9 +114,9 @@ class NegationGuard(Guard[ConfigT]):
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         if tensors:
-            found = NegationSet.from_tensors(tensors, self.config.training)
-            self.check_set(found)
-            self.negation = found
+            loaded = NegationSet.from_tensors(tensors, self.config.training)
+            self.check_set(loaded)
+            self.negation = loaded
         elif self.config.bank is None:
             raise GuardConfigError(f"this {self.method} guard's folder holds no negation set; save it again.")
         else:
@@ -126,11 +126,11 @@ class NegationGuard(Guard[ConfigT]):
         if not state.numbers:
             message = f"Left alone: {self._outside(state)}." if state.noise and not state.was_due else ""
             return [replace(decision, message=message) for decision in super().verdict(run, state)]
-        numbers = [found() for found in state.numbers]
+        numbers = [numbers_of() for numbers_of in state.numbers]
         scores, shifts = torch.stack([n.score for n in numbers]).cpu(), torch.stack([n.shift for n in numbers]).cpu()
         every = torch.ones(run.batch_size, dtype=torch.bool)
         edits = torch.stack([every if is_edited is None else is_edited.cpu() for is_edited in state.edits])
-        found = []
+        decisions = []
         for row in range(run.batch_size):
             steps = [index for index, is_edited in zip(state.indices, edits[:, row].tolist(), strict=True) if is_edited]
             message = ""
@@ -138,7 +138,7 @@ class NegationGuard(Guard[ConfigT]):
                 share = 100 * float((shifts * edits)[:, row].max())
                 where = f"at {len(steps)} steps from step {steps[0]}"
                 message = f"Moved away from the negation set {where}, by {share:.1f} % at most."
-            found.append(
+            decisions.append(
                 Decision(
                     guard=self.method,
                     concept=self.config.concept,
@@ -152,7 +152,7 @@ class NegationGuard(Guard[ConfigT]):
                     message=message,
                 )
             )
-        return found
+        return decisions
 
     def is_due(self, step: Step) -> bool:
         """`is_in_window`, to be asked once a denoiser call; raises at the run's last one if it never was, unless told to "ignore"
@@ -174,9 +174,11 @@ class NegationGuard(Guard[ConfigT]):
 
     def _outside(self, state: NegationState) -> str:
         low, high = self.config.window
-        found = f"{max(state.noise):.3g} to {min(state.noise):.3g}" if len(state.noise) > 1 else f"{state.noise[0]:.3g}"
+        fractions = (
+            f"{max(state.noise):.3g} to {min(state.noise):.3g}" if len(state.noise) > 1 else f"{state.noise[0]:.3g}"
+        )
         exempt = ", and pure noise has no estimate to correct" if low <= max(state.noise) <= high else ""
-        return f"none of this run's noise fractions ({found}) is in the window {low:g} to {high:g}{exempt}"
+        return f"none of this run's noise fractions ({fractions}) is in the window {low:g} to {high:g}{exempt}"
 
     def is_in_window(self, step: Step) -> bool:
         """Whether this step's noise fraction lies in the configured window; false where there is no noise, or no x0."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from saferedir.errors import GuardConfigError, ImageFileError
 from saferedir.guards.negation.bank import NegationSet, header_facts
-from saferedir.guards.negation.calibration import GRID, Calibration, calibrate
+from saferedir.guards.negation.calibration import GRID, KernelCalibration, calibrate
 from saferedir.pipelines.fingerprint import vae_fingerprint
 from saferedir.pipelines.latents import encode_images, fit_image, latent_constants
 from saferedir.pipelines.safety_checker import without_safety_checker
@@ -58,11 +58,11 @@ def image_sources(folder: Path, height: int, width: int, left_out: dict[str, str
     """Every image file below `folder`, sorted by path; files that are left out go to `left_out`, name -> why."""
     if not folder.is_dir():
         raise GuardConfigError(f"{shown_name(folder)} is no folder; give one with images.")
-    found = list_images(folder)
+    listed = list_images(folder)
     if left_out is not None:
-        left_out.update(found.left_out)
-    if not found.files:
-        aside = f" that can be read ({', '.join(list(found.left_out)[:3])} …)" if found.left_out else ""
+        left_out.update(listed.left_out)
+    if not listed.files:
+        aside = f" that can be read ({', '.join(list(listed.left_out)[:3])} …)" if listed.left_out else ""
         raise GuardConfigError(f"{shown_name(folder)} holds no image{aside}; the negation set would be empty.")
 
     def source(path: Path) -> Source:
@@ -73,7 +73,7 @@ def image_sources(folder: Path, height: int, width: int, left_out: dict[str, str
         name = shown_name(path.relative_to(folder))
         return Source(name, f"{shown_name(path)}:{facts.st_size}:{facts.st_mtime_ns}", load)
 
-    return [source(path) for path in found.files]
+    return [source(path) for path in listed.files]
 
 
 def prompt_sources(
@@ -145,16 +145,16 @@ def _encode_part(
     advance: Callable[[int], None],
 ) -> list[Path]:
     """Shards of one part, those of an earlier try included."""
-    seen: set[str] = set()
+    known_digests: set[str] = set()
     shards = []
     for number, start in enumerate(range(0, len(sources), batch)):
         chosen = sources[start : start + batch]
         shard, record_file = work / f"{part}-{number:06d}.safetensors", work / f"{part}-{number:06d}.json"
         if not record_file.is_file():  # written last
-            record = _encode_batch(vae, chosen, shard, seen)
+            record = _encode_batch(vae, chosen, shard, known_digests)
             write_text(record_file, json.dumps(record))
         record = json.loads(record_file.read_text(encoding="utf-8"))
-        seen.update(record["digests"])
+        known_digests.update(record["digests"])
         report.duplicates += record["duplicates"]
         report.skipped.update(record["skipped"])
         count = len(record["digests"])
@@ -165,7 +165,7 @@ def _encode_part(
     return shards
 
 
-def _encode_batch(vae: Any, sources: Sequence[Source], shard: Path, seen: set[str]) -> dict[str, Any]:
+def _encode_batch(vae: Any, sources: Sequence[Source], shard: Path, known_digests: set[str]) -> dict[str, Any]:
     images: dict[str, Pixels] = {}
     skipped: dict[str, str] = {}
     duplicates = 0
@@ -176,8 +176,8 @@ def _encode_batch(vae: Any, sources: Sequence[Source], shard: Path, seen: set[st
             skipped[source.name] = error.reason
             continue
         digest = hashlib.sha256(image.tobytes()).hexdigest()
-        duplicates += digest in seen or digest in images
-        if digest not in seen:
+        duplicates += digest in known_digests or digest in images
+        if digest not in known_digests:
             images[digest] = image
     if images:
         latents = encode_images(vae, list(images.values()))
@@ -222,7 +222,7 @@ class SetWriter:
     ) -> None:
         self.path = path
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {"centre": ("F32", shape)}
-        for name in Calibration.NAMES:
+        for name in KernelCalibration.NAMES:
             tensors[name] = ("F32", (1,) if name == "radius" else (len(GRID),))
         for prefix, rows in (("", count), ("benign_", benign)):
             if rows:
@@ -257,9 +257,11 @@ class SetWriter:
 
     def calibrate(self) -> None:
         """Calibrate over the rows now in the file, and write the result beside them."""
-        placeholder = Calibration(torch.tensor(GRID), torch.zeros(len(GRID)), torch.zeros(len(GRID)), float("nan"))
+        placeholder = KernelCalibration(
+            torch.tensor(GRID), torch.zeros(len(GRID)), torch.zeros(len(GRID)), float("nan")
+        )
         for name, value in placeholder.tensors().items():
             self.put(name, value)
-        found = calibrate(NegationSet.open(self.path).references)
-        for name, value in found.tensors().items():
+        calibration = calibrate(NegationSet.open(self.path).references)
+        for name, value in calibration.tensors().items():
             self.put(name, value)

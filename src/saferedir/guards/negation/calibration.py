@@ -12,10 +12,12 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+from saferedir.utils.renamed import old_name
 
 if TYPE_CHECKING:
     from saferedir.guards.negation.engine import Block
@@ -44,7 +46,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Calibration:
+class KernelCalibration:
     """noise, kappa, threshold (T,): u of the grid, the tempering there, and the gate's threshold for score / kappa;
     radius: 5 % quantile of nearest-neighbour distances, NaN for a single reference.
     """
@@ -69,12 +71,12 @@ class Calibration:
         return {}
 
     def _interpolated(self, u: float) -> tuple[float, float]:
-        places, log_kappas, thresholds = self._curves
-        where = min(max(_logit(u), places[0]), places[-1])
-        right = min(max(bisect_right(places, where), 1), len(places) - 1)
-        share = (where - places[right - 1]) / ((places[right] - places[right - 1]) or 1.0)
+        knots, log_kappas, thresholds = self._curves
+        where = min(max(_logit(u), knots[0]), knots[-1])
+        right = min(max(bisect_right(knots, where), 1), len(knots) - 1)
+        share = (where - knots[right - 1]) / ((knots[right] - knots[right - 1]) or 1.0)
         log_kappa = log_kappas[right - 1] + share * (log_kappas[right] - log_kappas[right - 1])
-        here, before, after = (math.exp(-2 * place) for place in (where, places[right - 1], places[right]))
+        here, before, after = (math.exp(-2 * position) for position in (where, knots[right - 1], knots[right]))
         share = (here - before) / ((after - before) or 1.0)
         threshold = thresholds[right - 1] + share * (thresholds[right] - thresholds[right - 1])
         return (math.exp(log_kappa) if log_kappa > -600 else 0.0), threshold
@@ -91,13 +93,13 @@ class Calibration:
         return dict(zip(self.NAMES, values, strict=True))
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Calibration:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> KernelCalibration:
         """Inverse of `tensors`."""
         noise, kappa, threshold, radius = (tensors[name] for name in cls.NAMES)
         return cls(noise, kappa, threshold, float(radius[0]))
 
 
-def calibrate(references: Rows, seed: int = 0, grid: tuple[float, ...] = GRID) -> Calibration:
+def calibrate(references: Rows, seed: int = 0, grid: tuple[float, ...] = GRID) -> KernelCalibration:
     """kappa, threshold and radius of a set.
 
     P references are noised to each u and compared with all others (leave one out). kappa: the largest value <= 1 (never sharper
@@ -107,39 +109,45 @@ def calibrate(references: Rows, seed: int = 0, grid: tuple[float, ...] = GRID) -
     count = len(references)
     noise = torch.tensor(grid)
     if count < 2:
-        return Calibration(noise, torch.zeros(len(grid)), torch.full((len(grid),), ALWAYS_OPEN), math.nan)
-    own, cross, shift, norms, energy = _products(references, seed)
-    others = torch.ones_like(cross, dtype=torch.bool).scatter_(1, own[:, None], False)
-    squared = (norms[own][:, None] + norms - 2 * cross).clamp(min=0)  # ||r_i - r_n||^2
+        return KernelCalibration(noise, torch.zeros(len(grid)), torch.full((len(grid),), ALWAYS_OPEN), math.nan)
+    probe_rows, cross, shift, norms, energy = _products(references, seed)
+    others = torch.ones_like(cross, dtype=torch.bool).scatter_(1, probe_rows[:, None], False)
+    squared = (norms[probe_rows][:, None] + norms - 2 * cross).clamp(min=0)  # ||r_i - r_n||^2
     nearest = squared.masked_fill(~others | (squared < 1e-6 * (norms + 1e-30)), torch.inf).amin(dim=1)
     nearest = nearest[torch.isfinite(nearest)].sqrt()
     radius = float(torch.quantile(nearest, QUANTILE)) if len(nearest) else math.nan
     kappas, thresholds = [], []
     for u in grid:
         ratio = (1 - u) / u
-        half = -0.5 * (ratio**2 * squared + 2 * ratio * shift.gather(1, own[:, None]) - 2 * ratio * shift)
+        half = -0.5 * (ratio**2 * squared + 2 * ratio * shift.gather(1, probe_rows[:, None]) - 2 * ratio * shift)
         half = (half - 0.5 * energy[:, None]).masked_fill(~others, -torch.inf)  # -||x - alpha r_n||^2 / (2 sigma^2)
         kappa = 0.0 if count < 4 else _bisect(half, min(TARGET_ESS, count / 2))
         kappas.append(kappa)
         thresholds.append(
             float(torch.quantile(torch.logsumexp(kappa * half, dim=1) / kappa, QUANTILE)) if kappa else ALWAYS_OPEN
         )
-    return Calibration(noise, torch.tensor(kappas), torch.tensor(thresholds), radius)
+    return KernelCalibration(noise, torch.tensor(kappas), torch.tensor(thresholds), radius)
 
 
 def _products(references: Rows, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(indices of P probes, r_i.r_n (P, M), eps_i.r_n (P, M), ||r_n||^2 (M,), ||eps_i||^2 (P,)), in one pass over the set."""
     count = len(references)
     generator = torch.Generator().manual_seed(seed)
-    own = torch.randperm(count, generator=generator)[: PROBES if count <= HUGE else FEW_PROBES].sort().values
-    probes = references.pick(own).rows.float().cpu()
+    probe_rows = torch.randperm(count, generator=generator)[: PROBES if count <= HUGE else FEW_PROBES].sort().values
+    probes = references.pick(probe_rows).rows.float().cpu()
     noise = torch.randn(probes.shape, generator=generator)
     both, norms = torch.cat([probes, noise]), []
     products = torch.empty(len(both), count)
     for block in references.blocks():
         products[:, block.start : block.start + len(block.rows)] = both @ block.rows.float().cpu().T
         norms.append(block.norms.float().cpu())
-    return own, products[: len(own)], products[len(own) :], torch.cat(norms), noise.square().sum(dim=1)
+    return (
+        probe_rows,
+        products[: len(probe_rows)],
+        products[len(probe_rows) :],
+        torch.cat(norms),
+        noise.square().sum(dim=1),
+    )
 
 
 def _bisect(half: Tensor, target: float) -> float:
@@ -161,3 +169,7 @@ def _bisect(half: Tensor, target: float) -> float:
 def _logit(u: float) -> float:
     u = min(max(u, 1e-9), 1 - 1e-9)
     return math.log(u / (1 - u))
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(__name__, name)

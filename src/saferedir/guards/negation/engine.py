@@ -80,8 +80,8 @@ def attend(query: Query, references: References, *, with_ess: bool = True) -> At
     state: _Running | None = None
     if torch.is_grad_enabled() and (query.centred.requires_grad or query.offset.requires_grad):
         for block in references.blocks():  # keep (B, D) a block for the backward pass and convert its rows again there
-            found = checkpoint(_absorb, query, block, state, with_ess, use_reentrant=False, preserve_rng_state=False)
-            state = _Running(*found)
+            running = checkpoint(_absorb, query, block, state, with_ess, use_reentrant=False, preserve_rng_state=False)
+            state = _Running(*running)
     else:
         for block in _converted(references, query.centred):
             state = _absorb(query, block, state, with_ess)
@@ -131,10 +131,10 @@ def _absorb(query: Query, block: Block, state: _Running | None, with_ess: bool) 
 
 def attend_all(query: Query, references: References, epsilon: float) -> tuple[Tensor, Tensor]:
     """(sum k r / S, S = sum k + epsilon) with k = exp(l), as the released code has it: S is also a nearness gate."""
-    found = attend(query, references)
-    kernel_sum = found.log_sum.exp()
+    attention = attend(query, references)
+    kernel_sum = attention.log_sum.exp()
     share = (kernel_sum / (kernel_sum + epsilon)).unsqueeze(1)
-    return found.mean * share, kernel_sum + epsilon
+    return attention.mean * share, kernel_sum + epsilon
 
 
 def push_out(x0: Tensor, references: References, radius: float, dynamic: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -153,8 +153,8 @@ def push_out(x0: Tensor, references: References, radius: float, dynamic: Tensor 
         for chosen in candidates.split(max(1, BLOCK // q.numel())):
             push, entered = _shielded(q, rows[chosen], radius, push, entered)
     if dynamic is not None:
-        own = torch.eye(len(x0), dtype=torch.bool, device=x0.device)
-        push, entered = _shielded(x0, dynamic, radius, push, entered, own)
+        itself = torch.eye(len(x0), dtype=torch.bool, device=x0.device)
+        push, entered = _shielded(x0, dynamic, radius, push, entered, itself)
     return push, entered
 
 

@@ -106,8 +106,8 @@ class CandidateIndex:
     def search(self, points: Tensor, count: int) -> Tensor:
         """(B, count) indices of the nearest references of points (B, D); -1 where fewer were found."""
         centred = (points - self.references.centre.to(points)).detach().float().cpu().numpy()
-        _, found = self.index.search(centred, min(count, len(self.references)))
-        return torch.from_numpy(found)
+        _, indices = self.index.search(centred, min(count, len(self.references)))
+        return torch.from_numpy(indices)
 
 
 def identity(references: ReferenceRows) -> str:
@@ -128,15 +128,15 @@ def attend_near(query: Query, points: Tensor, index: CandidateIndex, count: int)
 
     For the Gaussian kernel of x_t the point is x_t / alpha: the order of distances is that of the logits.
     """
-    found = index.search(points, count)
-    if bool((found < 0).all(dim=1).any()):
+    candidates = index.search(points, count)
+    if bool((candidates < 0).all(dim=1).any()):
         raise GuardError("the index found no reference near an image; build it again with more probes.")
-    union, places = torch.unique(found.clamp(min=0), return_inverse=True)
-    own = torch.zeros(len(found), len(union), dtype=torch.bool).scatter_(1, places, True)
-    own = own.to(query.centred.device)
+    union, columns = torch.unique(candidates.clamp(min=0), return_inverse=True)
+    is_candidate = torch.zeros(len(candidates), len(union), dtype=torch.bool).scatter_(1, columns, True)
+    is_candidate = is_candidate.to(query.centred.device)
 
     def logits(products: Tensor, norms: Tensor) -> Tensor:
-        return query.logits(products, norms).masked_fill(~own, -torch.inf)
+        return query.logits(products, norms).masked_fill(~is_candidate, -torch.inf)
 
     block = index.references.pick(union)
     return attend(query._replace(logits=logits), Shortlist(block, index.references.centre))
@@ -148,8 +148,8 @@ def _rows_of(references: ReferenceRows, chosen: Tensor) -> Tensor:
     for block in references.blocks():
         first, after = torch.searchsorted(chosen, torch.tensor([block.start, block.start + len(block.rows)])).tolist()
         if after > first:
-            places = (chosen[first:after] - block.start).to(block.rows.device)
-            rows[first:after] = block.rows[places].float().cpu()
+            local = (chosen[first:after] - block.start).to(block.rows.device)
+            rows[first:after] = block.rows[local].float().cpu()
             done += after - first
     if done != len(chosen):
         raise GuardError(f"only {done} of {len(chosen)} references could be read; build the negation set again.")

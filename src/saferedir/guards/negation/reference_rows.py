@@ -33,8 +33,8 @@ class FileRows:
 
     def __getitem__(self, where: slice) -> Tensor:
         with safe_open(self.path, framework="pt") as file:
-            found: Tensor = file.get_slice(self.name)[where]
-        return found
+            rows: Tensor = file.get_slice(self.name)[where]
+        return rows
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ class ReferenceRows:
 
     def pick(self, indices: Tensor) -> Block:
         """The rows of these indices (k,), in their order, whatever way the set is kept."""
-        places = indices.cpu()
+        on_cpu = indices.cpu()
         if isinstance(self.rows, Tensor):
             rows = self.rows.flatten(1)[indices.to(self.rows.device)]
         else:
             with safe_open(self.rows.path, framework="pt") as file:
                 source = file.get_slice(self.rows.name)
-                rows = torch.cat([source[i : i + 1] for i in places.tolist()]).flatten(1)
-        own = indices.to(self.norms.device)
-        return Block(self._floats(rows.to(self.device), own), self.norms[own], 0)
+                rows = torch.cat([source[i : i + 1] for i in on_cpu.tolist()]).flatten(1)
+        on_device = indices.to(self.norms.device)
+        return Block(self._floats(rows.to(self.device), on_device), self.norms[on_device], 0)
 
     def _floats(self, rows: Tensor, which: slice | Tensor) -> Tensor:
         if rows.dtype != torch.int8 or self.units is None:

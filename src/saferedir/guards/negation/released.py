@@ -60,8 +60,8 @@ def channel_normalised(latents: Tensor) -> Tensor:
 
 def released_estimate(x0: Tensor, references: NegationSet, scale: float, width: float) -> tuple[Tensor, Tensor]:
     """(x0 - scale E_u, S) of the released code for x0 (B, D): S = sum_n k_n + 1e-8, E_u = sum_n k_n r_n / S."""
-    found, kernel_sum = attend_all(laplace_x0(x0, references.references.centre, width), references.references, EPSILON)
-    return x0 - scale * found, kernel_sum
+    mean, kernel_sum = attend_all(laplace_x0(x0, references.references.centre, width), references.references, EPSILON)
+    return x0 - scale * mean, kernel_sum
 
 
 def released_step(step: Step, x0: Tensor, state: NegationState, config: Settings, threshold: float) -> Released:

@@ -40,15 +40,15 @@ def derivative(step: Step, stepped: Tensor) -> Tensor:
     after = stepped.detach().double()
     basis = torch.stack([x0.flatten(1), eps.flatten(1)], dim=2)  # (B, D, 2), nearly orthogonal
     target = after.flatten(1)[:, :, None]
-    found = torch.linalg.lstsq(basis, target).solution
-    residual = torch.linalg.vector_norm(basis @ found - target, dim=1) / torch.linalg.vector_norm(target, dim=1)
+    solution = torch.linalg.lstsq(basis, target).solution
+    residual = torch.linalg.vector_norm(basis @ solution - target, dim=1) / torch.linalg.vector_norm(target, dim=1)
     if bool((residual > TOLERANCE).any()):
         raise GuardError(
             f"re-noising is exact for first-order deterministic samplers only, and step {step.index} was not one (residual "
             f"{float(residual.max()):.1e}); use DDIM with eta=0, Euler or flow-matching Euler without clipping, attach guards "
             "that change the latents after the step behind this one, or use renoise='none'."
         )
-    p, q = (found[:, i].view(alpha.shape) for i in (0, 1))
+    p, q = (solution[:, i].view(alpha.shape) for i in (0, 1))
     kind = step.run.prediction_type
     if kind == "epsilon":
         slope = p / alpha

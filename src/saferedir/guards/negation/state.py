@@ -53,8 +53,8 @@ class NegationState:
         """
         if torch.is_grad_enabled():
             score, shift, ess = numbers()
-            found = Numbers(score.detach(), shift.detach(), None if ess is None else ess.detach())
-            self.numbers.append(lambda: found)
+            record = Numbers(score.detach(), shift.detach(), None if ess is None else ess.detach())
+            self.numbers.append(lambda: record)
         else:
             self.numbers.append(numbers)
         self.indices.append(step.index)

@@ -25,16 +25,16 @@ _WHAT = {"prompt": ("prompts that ask for it", "others"), "image": ("images that
 
 def weaknesses(config: SafeRedirConfig) -> list[str]:
     """One clause for each side that cannot tell the concept from the rest, by what was measured on held-out data."""
-    found = []
+    sentences = []
     for side, (unsafe, benign) in _WHAT.items():
         if not getattr(config, f"use_{side}") or config.mode != "default":
             continue
         recall, alarms = (config.measured.get(f"{side}_{name}") for name in ("recall", "false_positive_rate"))
         if _is_share(recall) and recall < LEAST_RECALL:
-            found.append(f"the {side} verdict misses {1 - recall:.0%} of the {unsafe}")
+            sentences.append(f"the {side} verdict misses {1 - recall:.0%} of the {unsafe}")
         if _is_share(alarms) and alarms > MOST_FALSE_POSITIVES:
-            found.append(f"the {side} verdict takes {alarms:.0%} of the {benign} for the concept")
-    return found
+            sentences.append(f"the {side} verdict takes {alarms:.0%} of the {benign} for the concept")
+    return sentences
 
 
 def verdict(config: SafeRedirConfig) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def verdict(config: SafeRedirConfig) -> dict[str, Any]:
     return {"good": True, "why": f"Good: on held-out data {', '.join(sides)}."}
 
 
-def caution(config: SafeRedirConfig) -> str | None:
+def warning_text(config: SafeRedirConfig) -> str | None:
     """What `attach` warns of, or None."""
     weak = weaknesses(config)
     if not weak:

@@ -108,7 +108,7 @@ class FaithfulLoop:
         decisions = []
         for row in range(run.batch_size):
             first, redirected = int(state.first_fired[row]), int(state.redirected[row])
-            seen = [s for s in scores[:, row].tolist() if s == s]
+            row_scores = [s for s in scores[:, row].tolist() if s == s]
             decisions.append(
                 Decision(
                     guard="saferedir",
@@ -116,7 +116,7 @@ class FaithfulLoop:
                     image=row,
                     fired=redirected > 0,
                     action="redirected" if redirected else "none",
-                    image_score=max(seen) if seen else None,
+                    image_score=max(row_scores) if row_scores else None,
                     thresholds={"image": 0.0},
                     first_fired_step=first if redirected else None,
                     steps_redirected=redirected,
@@ -124,7 +124,7 @@ class FaithfulLoop:
                     token_strengths=tuple(state.strengths[row].tolist())
                     if first >= 0 and state.strengths is not None
                     else None,
-                    image_scores=tuple(seen),
+                    image_scores=tuple(row_scores),
                     message=message_of(first, redirected),
                 )
             )

@@ -14,11 +14,11 @@ from saferedir.guards.step import Step
 def require_fit(sizes: RedirectorConfig, step: Step, concept: str) -> None:
     """GuardError for a run whose embeddings or latents have other widths than the network was made for."""
     pooled = 0 if step.pooled is None else step.pooled.shape[-1]
-    found = {"prompt width": step.prompt_embeds.shape[-1], "latent channels": step.x_t.shape[1]}
+    actual = {"prompt width": step.prompt_embeds.shape[-1], "latent channels": step.x_t.shape[1]}
     wanted = {"prompt width": sizes.prompt_dim, "latent channels": sizes.latent_channels}
     if sizes.pooled_dim:
-        found, wanted = {**found, "pooled width": pooled}, {**wanted, "pooled width": sizes.pooled_dim}
-    wrong = [f"{name} {found[name]} where it knows {wanted[name]}" for name in wanted if found[name] != wanted[name]]
+        actual, wanted = {**actual, "pooled width": pooled}, {**wanted, "pooled width": sizes.pooled_dim}
+    wrong = [f"{name} {actual[name]} where it knows {wanted[name]}" for name in wanted if actual[name] != wanted[name]]
     if wrong:
         raise GuardError(
             f"this SafeRedir guard for {concept!r} was made for another pipeline: it is given {', '.join(wrong)}; train one for "

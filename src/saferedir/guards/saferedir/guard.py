@@ -102,9 +102,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
             self.anchor = self.anchor.to(device)
         if self.anchor_pooled is not None:
             self.anchor_pooled = self.anchor_pooled.to(device)
-        caution = outside_calibration(self.config, run)
-        if caution is not None:
-            warnings.warn(caution, stacklevel=2)
+        run_warning = outside_calibration(self.config, run)
+        if run_warning is not None:
+            warnings.warn(run_warning, stacklevel=2)
         retry_level = torch.tensor(run.retry_level or (0,) * rows, device=device)
         return RedirState(
             prompt_weight=(retry_level > 0).float(),
@@ -117,7 +117,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
             is_high=torch.zeros(rows, dtype=torch.bool, device=device),
             num_steps=run.num_steps,
-            caution=caution,
+            run_warning=run_warning,
             weak_end=weak_at(self.config, run.num_steps),
         )
 
@@ -283,8 +283,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
             return self.faithful.verdict(run, state)
         return decisions(self.config, state)
 
-    def caution(self) -> str | None:
-        return assessment.caution(self.config)
+    def warning_text(self) -> str | None:
+        return assessment.warning_text(self.config)
 
     def card(self) -> str:
         return model_card(self.config)
@@ -305,8 +305,10 @@ class SafeRedir(Guard[SafeRedirConfig]):
             self._adopt(load_reference_redirector(weights))
             self._has_weights = True
             return
-        own = self.network.state_dict()
-        wrong = sorted(set(own) ^ set(weights)) or sorted(n for n in own if own[n].shape != weights[n].shape)
+        current = self.network.state_dict()
+        wrong = sorted(set(current) ^ set(weights)) or sorted(
+            n for n in current if current[n].shape != weights[n].shape
+        )
         if wrong:
             raise GuardConfigError(
                 f"model.safetensors does not fit the network in guard_config.json: {', '.join(wrong[:5])}; "
@@ -315,5 +317,5 @@ class SafeRedir(Guard[SafeRedirConfig]):
         require_anchors_fit(self.network.config, {ANCHOR: self.anchor, ANCHOR_POOLED: self.anchor_pooled})
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
             raise GuardConfigError("model.safetensors holds values that are not finite; train the guard again.")
-        self.network.load_state_dict({n: t.to(own[n].dtype) for n, t in weights.items()})
+        self.network.load_state_dict({n: t.to(current[n].dtype) for n, t in weights.items()})
         self._has_weights = True

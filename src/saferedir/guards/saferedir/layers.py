@@ -60,8 +60,8 @@ class CrossAttention(nn.Module):
         value = self.value(tokens)
         parts = (self.query(vector)[:, None], self.key(tokens), value)
         query, keys, values = (split_heads(x, self.heads) for x in parts)
-        found = attend(query, keys, values, mask)
-        return self.norm(merge_heads(found)[:, 0] + masked_mean(value, mask))  # type: ignore[no-any-return]
+        attended = attend(query, keys, values, mask)
+        return self.norm(merge_heads(attended)[:, 0] + masked_mean(value, mask))  # type: ignore[no-any-return]
 
 
 class AttentionPool(nn.Module):

@@ -70,10 +70,10 @@ class ConceptHead(nn.Module):
             else None
         )
 
-    def token_parts(self, own: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def token_parts(self, tokens: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """own (B, L or 1, D + W), mixed (B, L, W) -> delta (B, L or 1, D), mask (B, L), alpha (B, L, 1)."""
         alpha = torch.sigmoid(self.alpha(mixed)) * self.alpha_max
-        return self.delta(own), torch.sigmoid(self.mask(mixed)).squeeze(-1), alpha
+        return self.delta(tokens), torch.sigmoid(self.mask(mixed)).squeeze(-1), alpha
 
     def pooled_parts(self, summary: Tensor) -> tuple[Tensor, Tensor]:
         """(B, W + P) -> delta (B, P), alpha (B, 1) of the pooled embedding."""
@@ -196,8 +196,8 @@ class Redirector(nn.Module):
         if self.pooled_norm is None:
             return tokens, mask, []
         if pooled is None or pooled.shape != (prompt_embeds.shape[0], self.config.pooled_dim):
-            found = None if pooled is None else tuple(pooled.shape)
-            raise ValueError(f"pooled is {found}, expected ({prompt_embeds.shape[0]}, {self.config.pooled_dim}).")
+            shape = None if pooled is None else tuple(pooled.shape)
+            raise ValueError(f"pooled is {shape}, expected ({prompt_embeds.shape[0]}, {self.config.pooled_dim}).")
         return tokens, mask, [self.pooled_norm(pooled.to(dtype))]
 
     def _scores(self, name: str, features: Tensor) -> Tensor:
@@ -224,14 +224,14 @@ class Redirector(nn.Module):
             context = torch.cat([joint, self.cross_attention(joint, tokens, mask)], dim=-1)
             inputs = torch.cat([tokens, context[:, None].expand(-1, length, -1)], dim=-1)
         work = torch.promote_types(tokens.dtype, torch.float32)
-        places = torch.arange(length, device=tokens.device, dtype=work)
-        positions = sinusoid(places, self.config.width).to(tokens.dtype)
+        indices = torch.arange(length, device=tokens.device, dtype=work)
+        positions = sinusoid(indices, self.config.width).to(tokens.dtype)
         mixed = self.token_out(self.token_mixer(self.token_in(inputs) + positions, mask))
 
-        own = torch.cat([tokens, mixed], dim=-1)  # a direction sees its e_i beside what the layer made of it
+        both = torch.cat([tokens, mixed], dim=-1)  # a direction sees its e_i beside what the layer made of it
         if not self.config.token_specific:
-            own = masked_mean(own, mask)[:, None]
-        parts = [head.token_parts(own, mixed) for head in self._concept_heads()]
+            both = masked_mean(both, mask)[:, None]
+        parts = [head.token_parts(both, mixed) for head in self._concept_heads()]
         delta, token_mask, alpha = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
         delta = delta.expand(-1, -1, length, -1)
         if mask is not None:

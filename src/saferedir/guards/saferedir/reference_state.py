@@ -142,14 +142,14 @@ def infer_sizes(state: Mapping[str, Tensor]) -> ReferenceSizes:
 
 
 def _size(state: Mapping[str, Tensor], witnesses: Iterable[tuple[str, int]]) -> int:
-    seen = {key: state[key].shape[axis] for key, axis in witnesses if key in state and state[key].ndim > axis}
-    votes = Counter(seen.values()).most_common(2)
+    sizes = {key: state[key].shape[axis] for key, axis in witnesses if key in state and state[key].ndim > axis}
+    votes = Counter(sizes.values()).most_common(2)
     if not votes:
         raise StateDictError(f"Not a reference redirector: the state dict lacks {_listed(k for k, _ in witnesses)}.")
     if len(votes) == 2 and votes[0][1] == votes[1][1]:
-        raise StateDictError(f"Not a reference redirector: these shapes disagree: {_shapes(state, seen)}.")
+        raise StateDictError(f"Not a reference redirector: these shapes disagree: {_shapes(state, sizes)}.")
     if votes[0][0] == 0:
-        raise StateDictError(f"Not a reference redirector: these tensors are empty: {_shapes(state, seen)}.")
+        raise StateDictError(f"Not a reference redirector: these tensors are empty: {_shapes(state, sizes)}.")
     return votes[0][0]
 
 
@@ -158,8 +158,8 @@ def _shapes(state: Mapping[str, Tensor], keys: Iterable[str]) -> str:
 
 
 def _indices(state: Mapping[str, Tensor], pattern: str) -> range:
-    found = {match[1] for key in state if (match := re.match(pattern, key))}
-    return range(len(found))
+    indices = {match[1] for key in state if (match := re.match(pattern, key))}
+    return range(len(indices))
 
 
 def _listed(names: Iterable[str], limit: int = 6) -> str:

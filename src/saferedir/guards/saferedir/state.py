@@ -39,15 +39,15 @@ class RedirState:
     image_score: Tensor | None = None  # of the latest check
     redirection: Redirection | None = None
     strengths: Tensor | None = None  # (B, L)
-    caution: str | None = None  # why the record of this run is worth less
+    run_warning: str | None = None  # why the record of this run is worth less
     weak_end: str | None = None  # why its last image verdict says little
     prompt_scores: list[Tensor] = field(default_factory=list)
     image_scores: list[Tensor] = field(default_factory=list)
 
 
-def same_conditioning(one: PromptEmbeds, other: PromptEmbeds) -> bool:
+def same_conditioning(first: PromptEmbeds, second: PromptEmbeds) -> bool:
     """Whether every part that is there has the same values."""
-    parts = zip(one, other, strict=True)
+    parts = zip(first, second, strict=True)
     return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in parts)
 
 
@@ -64,7 +64,7 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
     thresholds = {"prompt": config.prompt_threshold, "image": config.image_threshold}
     if config.last_threshold is not None:
         thresholds["last"] = config.last_threshold
-    found = []
+    records = []
     for row in range(len(state.level)):
         fired = int(state.first_fired[row]) >= 0
         level = int(state.level[row])
@@ -82,8 +82,8 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
             message = f"{message} That was after the layout of the image had settled; block this image."
         if bool(state.is_high[row]):
             message = f"{message} The image score was still above its threshold at the end; block this image."
-        message = " ".join(part for part in (message.strip(), state.caution, state.weak_end) if part)
-        found.append(
+        message = " ".join(part for part in (message.strip(), state.run_warning, state.weak_end) if part)
+        records.append(
             Decision(
                 guard=METHOD,
                 concept=config.concept,
@@ -103,4 +103,4 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
                 message=message,
             )
         )
-    return found
+    return records

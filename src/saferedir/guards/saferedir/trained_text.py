@@ -30,8 +30,8 @@ def text_lengths(pipe: Any, call: Mapping[str, Any], wanted: Sequence[int] | Non
 
 def text_record(pipe: Any, call: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
     """What a guard's `training` holds of the text encoders' settings; see `TextSettings`."""
-    found = text_settings(pipe, call)
-    return {"text_settings": dict(found.values), "text_lengths": list(lengths)}
+    settings = text_settings(pipe, call)
+    return {"text_settings": dict(settings.values), "text_lengths": list(lengths)}
 
 
 def require_trained_text(config: SafeRedirConfig, text: TextSettings) -> None:

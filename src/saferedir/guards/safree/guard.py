@@ -110,10 +110,10 @@ class Safree(Guard[SafreeConfig]):
             if not bool(is_now.any()):
                 continue
             assert text_encoder.tokens is not None and text_encoder.channels is not None
-            place = (slice(None), text_encoder.tokens, text_encoder.channels)
+            region = (slice(None), text_encoder.tokens, text_encoder.channels)
             rows = (is_now[:, None] & tokens)[..., None]
             prompt = prompt.clone()
-            prompt[place] = torch.where(rows, new.to(prompt), prompt[place])
+            prompt[region] = torch.where(rows, new.to(prompt), prompt[region])
             state.now = state.now | is_now
         state.tally.count(state.now, step)
         if prompt is step.prompt_embeds:

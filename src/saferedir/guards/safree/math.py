@@ -23,8 +23,8 @@ REFERENCE_STEPS = 50
 def basis(rows: Tensor, tolerance: float) -> Tensor:
     """V (d, r) of the row span of rows (n, d); singular values up to `tolerance` times the largest are noise."""
     _, values, directions = torch.linalg.svd(rows.float(), full_matrices=False)
-    found: Tensor = directions[values > tolerance * values[:1]].mT
-    return found
+    kept: Tensor = directions[values > tolerance * values[:1]].mT
+    return kept
 
 
 def gram_tolerance(rows: int) -> float:
@@ -48,15 +48,15 @@ def triggers(masked: Tensor, concept: Tensor, margin: float) -> Tensor:
         return torch.full((1,), margin < math.inf, device=masked.device)
     distance = torch.linalg.vector_norm(away(masked, concept), dim=1)
     others = (distance.sum() - distance) / (len(distance) - 1)
-    found: Tensor = distance >= (1 + margin) * others
-    return found
+    is_trigger: Tensor = distance >= (1 + margin) * others
+    return is_trigger
 
 
-def filtered(states: Tensor, concept: Tensor, own: Tensor | None, order: str) -> Tensor:
+def filtered(states: Tensor, concept: Tensor, prompt_basis: Tensor | None, order: str) -> Tensor:
     """New (..., d) of T: (I - P_C) P_I T in the order of the code, P_I (I - P_C) T in the paper's; (I - P_C) T without P_I."""
-    if own is None:
+    if prompt_basis is None:
         return away(states, concept)
-    return away(onto(states, own), concept) if order == "code" else onto(away(states, concept), own)
+    return away(onto(states, prompt_basis), concept) if order == "code" else onto(away(states, concept), prompt_basis)
 
 
 def strength(states: Tensor, new: Tensor, attended: Tensor) -> Tensor:
@@ -98,5 +98,5 @@ def damped(skip: Tensor, reference: Tensor, factor: float) -> Tensor:
         for column in (0, -1):
             low[row, column] = True
     excess = torch.where(low & (mine.abs() > theirs.abs()), (1 - factor) * mine, 0.0)
-    found: Tensor = (wide - torch.fft.ifft2(excess).real).to(skip.dtype)
-    return found
+    result: Tensor = (wide - torch.fft.ifft2(excess).real).to(skip.dtype)
+    return result

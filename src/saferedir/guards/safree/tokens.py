@@ -38,7 +38,7 @@ class Analysis(NamedTuple):
     is_trigger: Tensor
     words: Tensor
     attended: Tensor
-    own: Tensor | None
+    prompt_basis: Tensor | None
     ids: Tensor | None
 
 
@@ -64,15 +64,15 @@ def analyse(text_encoder: TextEncoder, concept: Tensor, text: str, config: Safre
     words, attended = text_encoder.words(ids)[0], text_encoder.attended(ids)[0]
     if is_faithful:
         words[text_encoder.first_word + FAITHFUL_WORDS :] = False
-    places = words.nonzero()[:, 0]
-    if not len(places):
+    positions = words.nonzero()[:, 0]
+    if not len(positions):
         return Analysis(words, words, attended, None, ids)
-    copies = ids.repeat(len(places), 1)
-    copies[torch.arange(len(places), device=ids.device), places] = text_encoder.mask_id
+    copies = ids.repeat(len(positions), 1)
+    copies[torch.arange(len(positions), device=ids.device), positions] = text_encoder.mask_id
     masked = _pooled(text_encoder, copies)
     is_trigger = words.clone()
-    is_trigger[places] = triggers(masked, concept, math.inf if config.margin is None else config.margin)
-    return Analysis(is_trigger, words, attended, basis(masked, _tolerance(len(places), config)), ids)
+    is_trigger[positions] = triggers(masked, concept, math.inf if config.margin is None else config.margin)
+    return Analysis(is_trigger, words, attended, basis(masked, _tolerance(len(positions), config)), ids)
 
 
 def make_segment(
@@ -86,19 +86,19 @@ def make_segment(
         states = step.prompt_embeds[image, text_encoder.tokens, text_encoder.channels].float()
         is_inner = step.prompt_mask[image, text_encoder.tokens].clone()
         is_inner[: text_encoder.first_word] = False
-        found = Analysis(is_inner, is_inner, is_inner, None, None) if text is None else known[text]
-        new = filtered(states, concept, found.own, config.order)
-        tokens = found.words if retry_level[image] > 1 else found.is_trigger
+        analysis = Analysis(is_inner, is_inner, is_inner, None, None) if text is None else known[text]
+        new = filtered(states, concept, analysis.prompt_basis, config.order)
+        tokens = analysis.words if retry_level[image] > 1 else analysis.is_trigger
         if config.filter_eos:
-            tokens = tokens | (is_inner & ~found.words & tokens.any())
+            tokens = tokens | (is_inner & ~analysis.words & tokens.any())
         with torch.no_grad():
-            score = strength(states, new, found.attended)
+            score = strength(states, new, analysis.attended)
             last = torch.full_like(score, math.inf)
-            if found.ids is not None and not retry_level[image] and config.svf == "code":
+            if analysis.ids is not None and not retry_level[image] and config.svf == "code":
                 last = last_step(score, config.calibration)
-            elif found.ids is not None and not retry_level[image] and config.svf == "paper":
-                pooled = text_encoder.pool(states[None], found.ids)
-                last = last_step_paper(pooled, filtered(pooled, concept, found.own, config.order))[0]
+            elif analysis.ids is not None and not retry_level[image] and config.svf == "paper":
+                pooled = text_encoder.pool(states[None], analysis.ids)
+                last = last_step_paper(pooled, filtered(pooled, concept, analysis.prompt_basis, config.order))[0]
         rows.append((tokens, new, last, score))
     return Segment(text_encoder, *(torch.stack(column) for column in zip(*rows, strict=True)))
 

@@ -104,9 +104,9 @@ def draw_step(
     as in the released code. `rank` tells streams apart as the released code's processes do: each has noise of its own, or
     with `shared_noise` the same; the pairs are its own anyway. Our training has one stream.
     """
-    own = torch.Generator().manual_seed(_seed(seed, step, rank))
-    pairs = torch.randint(available, (batch,), generator=own)
-    generator = torch.Generator().manual_seed(_seed(seed, step, -1)) if shared_noise else own
+    private = torch.Generator().manual_seed(_seed(seed, step, rank))
+    pairs = torch.randint(available, (batch,), generator=private)
+    generator = torch.Generator().manual_seed(_seed(seed, step, -1)) if shared_noise else private
     count = 1 if shared_noise else batch
     eps = torch.randn(count, *shape, generator=generator)
     posterior = torch.randn(2, count, *shape, generator=generator)

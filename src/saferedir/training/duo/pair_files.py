@@ -30,7 +30,7 @@ MIN_PAIRS = 2
 
 
 class ImagePair(NamedTuple):
-    """Files of a picture with the concept and of its partner without; the prompt of the first, where it is known."""
+    """Files of an image with the concept and of its partner without; the prompt of the first, where it is known."""
 
     unsafe: Path
     safe: Path
@@ -49,7 +49,7 @@ class PairLatents(NamedTuple):
         return mean if noise is None else mean + std * noise
 
 
-def picture_path(folder: Path, side: str, index: int) -> Path:
+def image_path(folder: Path, side: str, index: int) -> Path:
     """File of one member of pair `index`."""
     return folder / side / f"{index:05d}.png"
 
@@ -59,10 +59,10 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save_picture(picture: Image.Image, path: Path) -> str:
+def save_image(image: Image.Image, path: Path) -> str:
     """Write a PNG all at once; returns its SHA-256."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     _write(path, buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
@@ -90,11 +90,11 @@ def read_image_pairs(folder: Path) -> list[ImagePair]:
     for name in ("unsafe", "safe"):
         if not (folder / name).is_dir():
             raise GuardConfigError(
-                f"{folder} has no folder {name!r}; a folder of pairs holds unsafe/ and safe/ pictures."
+                f"{folder} has no folder {name!r}; a folder of pairs holds unsafe/ and safe/ images."
             )
-        found = list_images(folder / name, is_flat=True)
-        sides.append(list(found.files))
-        left_out |= {f"{name}/{file}": reason for file, reason in found.left_out.items()}
+        listed = list_images(folder / name, is_flat=True)
+        sides.append(list(listed.files))
+        left_out |= {f"{name}/{file}": reason for file, reason in listed.left_out.items()}
     unsafe, safe = sides
     asked: dict[str, str] = {}
     if (folder / MANIFEST).is_file():
@@ -102,53 +102,53 @@ def read_image_pairs(folder: Path) -> list[ImagePair]:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             prompts, records = manifest["plan"]["prompts"], manifest["pairs"]
             whole = [int(index) for index, record in records.items() if "unsafe" in record and "safe" in record]
-            asked = {picture_path(folder, "", index).name: str(prompts[index % len(prompts)][0]) for index in whole}
+            asked = {image_path(folder, "", index).name: str(prompts[index % len(prompts)][0]) for index in whole}
         except (ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError) as error:
             raise GuardConfigError(f"{folder / MANIFEST} is damaged; delete it, or make the pairs again.") from error
         unsafe, safe = ([path for path in side if path.name in asked] for side in (unsafe, safe))
     elif left_out:
-        _tell_left_out(folder, left_out, unsafe, safe)
+        _warn_of_left_out(folder, left_out, unsafe, safe)
     if len(unsafe) != len(safe):
         raise GuardConfigError(
-            f"{folder} holds {len(unsafe)} unsafe and {len(safe)} safe pictures; every picture needs a partner."
+            f"{folder} holds {len(unsafe)} unsafe and {len(safe)} safe images; every image needs a partner."
         )
     if len(unsafe) < MIN_PAIRS:
         raise GuardConfigError(f"{folder} holds {len(unsafe)} valid pairs; DUO needs at least {MIN_PAIRS}, better 64.")
     return [ImagePair(*pair, asked.get(pair[0].name)) for pair in zip(unsafe, safe, strict=True)]
 
 
-def _tell_left_out(folder: Path, left_out: Mapping[str, str], unsafe: Sequence[Path], safe: Sequence[Path]) -> None:
+def _warn_of_left_out(folder: Path, left_out: Mapping[str, str], unsafe: Sequence[Path], safe: Sequence[Path]) -> None:
     """Warn of image files that are not read; refuse them where the names of the others do not match without them."""
     named = [f"{name} ({reason})" for name, reason in left_out.items()]
-    told = f"{'; '.join(named[:5])}{f'; and {len(named) - 5} more' if len(named) > 5 else ''}"
+    summary = f"{'; '.join(named[:5])}{f'; and {len(named) - 5} more' if len(named) > 5 else ''}"
     if [path.stem for path in unsafe] != [path.stem for path in safe]:
         raise GuardConfigError(
-            f"{shown_name(folder)} holds image files that are left out, {told}, and without them the names in unsafe/ and "
+            f"{shown_name(folder)} holds image files that are left out, {summary}, and without them the names in unsafe/ and "
             "safe/ do not match, so that images would get the wrong partners; convert these files, or remove them."
         )
-    warnings.warn(f"{len(named)} image files in {shown_name(folder)} are left out: {told}.", stacklevel=3)
+    warnings.warn(f"{len(named)} image files in {shown_name(folder)} are left out: {summary}.", stacklevel=3)
 
 
 def hash_image_pairs(pairs: Sequence[ImagePair]) -> str:
-    """SHA-256 over all pictures in order."""
+    """SHA-256 over all images in order."""
     return hashlib.sha256("".join(file_hash(path) for pair in pairs for path in pair[:2]).encode()).hexdigest()
 
 
 def load_pair(pair: ImagePair, height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """(2, height, width, 3) bytes, unsafe first; both members are cropped to the same box."""
-    pictures = []
+    images = []
     for path in pair[:2]:
         try:
-            pictures.append(read_image(path))
+            images.append(read_image(path))
         except ImageFileError as error:
             raise GuardConfigError(
                 f"{error.name} is no image that can be read ({error.reason}); replace it, and its partner if needed."
             ) from error
-    if pictures[0].size != pictures[1].size:
+    if images[0].size != images[1].size:
         raise GuardConfigError(
             f"{shown_name(pair.unsafe)} and {shown_name(pair.safe)} differ in size; a pair differs in the concept only."
         )
-    return np.stack([fit_image(picture, height, width) for picture in pictures])
+    return np.stack([fit_image(image, height, width) for image in images])
 
 
 @torch.no_grad()

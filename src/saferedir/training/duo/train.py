@@ -1,4 +1,4 @@
-"""Trains a DUO guard from picture pairs: a LoRA that prefers the safe member of every pair, against the frozen base model.
+"""Trains a DUO guard from image pairs: a LoRA that prefers the safe member of every pair, against the frozen base model.
 
 Implements the training of "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models" (arXiv:2407.21035),
 docs/methods/duo.md. Everything lands in `<out>.work/` until the finished guard is renamed to
@@ -99,9 +99,9 @@ def train_duo(
     check_trainable(pipe)
     if config is None:
         config = TrainConfig.of_variant(VARIANTS[0], is_flow=prediction_type(pipe.scheduler) == "flow")
-    with output_lock(Path(out), nested=True) as place:
-        check_guard_folder(place, overwrite, "pass overwrite=True")
-        return _train(pipe, pairs, place, concept, config, progress, log)
+    with output_lock(Path(out), nested=True) as folder:
+        check_guard_folder(folder, overwrite, "pass overwrite=True")
+        return _train(pipe, pairs, folder, concept, config, progress, log)
 
 
 def _train(
@@ -116,10 +116,12 @@ def _train(
     rows = read_image_pairs(pairs) if isinstance(pairs, Path) else list(pairs)
     if len(rows) < MIN_PAIRS:
         raise GuardConfigError(f"{len(rows)} valid pairs are too few; DUO needs at least {MIN_PAIRS}, better 64.")
-    backbone, pictures = backbone_fingerprint(pipe), hash_image_pairs(rows)
+    backbone, pairs_sha256 = backbone_fingerprint(pipe), hash_image_pairs(rows)
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    _claim(work / "plan.json", {"config": asdict(config), "concept": concept, "pairs": pictures, "backbone": backbone})
+    _claim(
+        work / "plan.json", {"config": asdict(config), "concept": concept, "pairs": pairs_sha256, "backbone": backbone}
+    )
     clock = WorkClock(work / "seconds.json")
 
     def logged(numbers: dict[str, Any]) -> None:
@@ -146,7 +148,7 @@ def _train(
                 **asdict(config),
                 **facts,
                 "pairs": len(rows),
-                "pairs_sha256": pictures,
+                "pairs_sha256": pairs_sha256,
                 "trainable": sum(value.numel() for value in lora.values()),
                 "height": height,
                 "width": width,
@@ -166,12 +168,12 @@ def _train(
 
 def lora_of(denoiser: nn.Module, name: str) -> dict[str, Tensor]:
     """Copies of one adapter's weights: `<module>.lora_A.weight` (r, in) and `<module>.lora_B.weight` (out, r)."""
-    found = {}
+    tensors = {}
     for module, layer in lora_layers(denoiser):
         if name in layer.scaling:
             for part in ("lora_A", "lora_B"):
-                found[f"{module}.{part}.weight"] = getattr(layer, part)[name].weight.detach().float().cpu().clone()
-    return found
+                tensors[f"{module}.{part}.weight"] = getattr(layer, part)[name].weight.detach().float().cpu().clone()
+    return tensors
 
 
 @contextmanager

@@ -27,12 +27,12 @@ class TrainConfig(Checked):
         shared_t: both members of a pair at one timestep. posterior: "mean" of the VAE's, or a "sample" for each member.
         rank_shared_noise: all pairs of a step share noise and timesteps (in the released code those of all processes do; here
             training is a single process).
-        conditioning: "null" trains at the empty prompt, as the method does; "prompt" at the prompt of each pair's unsafe picture
+        conditioning: "null" trains at the empty prompt, as the method does; "prompt" at the prompt of each pair's unsafe image
             (an option of the released code, unused there): it reaches models that hardly listen to their empty prompt.
         prior_conditioning: prompts of the preserving term's rows, "null" or "prompt" likewise (which needs the latter above).
-            The preference sees differences of the two members only; what they share, such as a background, is held at "prompt".
+            The preference depends only on how the two members differ; what they share (a background) is held at "prompt".
         stop_after: steps in a row at accuracy 1 after which training ends; 0 for never.
-        size: (height, width) of the pictures; None for what the pipeline draws by default.
+        size: (height, width) of the images; None for what the pipeline generates by default.
     """
 
     steps: int = 1000
@@ -59,7 +59,7 @@ class TrainConfig(Checked):
 
     @classmethod
     def of_variant(cls, variant: str, *, is_flow: bool = False, **changes: Any) -> Self:
-        """ "as-paper": the defaults. "as-coded": the released code's draws, and rates by docs/methods/duo.md (9) and (10)."""
+        """ "as-paper": the defaults. "as-coded": the released code's random numbers and docs/methods/duo.md (9), (10)."""
         if variant not in VARIANTS:
             raise GuardConfigError(f"there is no DUO variant {variant!r}; expected one of {', '.join(VARIANTS)}.")
         coded: dict[str, Any] = {}

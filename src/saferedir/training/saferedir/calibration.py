@@ -21,8 +21,8 @@ from saferedir.training.saferedir.losses import redirection_terms
 from saferedir.training.saferedir.thresholds import CONTAMINATION, choose_threshold
 
 ROWS_AT_ONCE = 64
-#: places of the thresholds in the gap between benign and unsafe scores, see `choose_threshold`. The image verdict comes after the
-#: prompt's and acts on whoever it meets, so a false alarm counts for more than a miss; the last one only asks for another look.
+#: positions of the thresholds in the gap between benign and unsafe scores, see `choose_threshold`. The image verdict comes after
+#: the prompt's and acts on every image, so a false alarm counts for more than a miss; the last one only starts a retry.
 PROMPT_SHARE, IMAGE_SHARE, LAST_SHARE = 0.5, 2 / 3, 0.5
 
 
@@ -86,11 +86,11 @@ def chunks(count: int) -> list[slice]:
 @torch.no_grad()
 def prompt_scores(network: Redirector, prompts: PromptEmbeds) -> Tensor:
     """Score of each prompt (N,), on the CPU."""
-    device, found = next(network.parameters()).device, []
+    device, logits = next(network.parameters()).device, []
     for chunk in chunks(len(prompts.prompt)):
         given = prompts.rows(chunk).map(lambda part: part.to(device)).floats
-        found.append(network.prompt_logits(given.prompt, given.mask, given.pooled)[:, 0].cpu())
-    return torch.cat(found)
+        logits.append(network.prompt_logits(given.prompt, given.mask, given.pooled)[:, 0].cpu())
+    return torch.cat(logits)
 
 
 @torch.no_grad()
@@ -193,6 +193,6 @@ def _errors(scores: Tensor, unsafe: Tensor, threshold: float) -> dict[str, Any]:
 def _by_guidance(peaks: Tensor, images: ImageData, threshold: float) -> dict[str, Any]:
     if images.scale is None:
         return {}
-    places = {scale: images.scale == scale for scale in sorted(set(images.scale.tolist()))}
+    masks = {scale: images.scale == scale for scale in sorted(set(images.scale.tolist()))}
     unsafe = images.label.bool()
-    return {f"{scale:g}": _errors(peaks[here], unsafe[here], threshold) for scale, here in places.items()}
+    return {f"{scale:g}": _errors(peaks[here], unsafe[here], threshold) for scale, here in masks.items()}

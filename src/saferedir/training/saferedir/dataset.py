@@ -132,18 +132,18 @@ def encode_on_cpu(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | N
         encode_prompts(pipe, prompts[start : start + ENCODED_AT_ONCE], call).map(lambda part: part.cpu())
         for start in range(0, len(prompts), ENCODED_AT_ONCE)
     )
-    found = _gathered(parts, len(prompts))
-    real = real_tokens(found.prompt, found.mask)
-    return found if found.mask is None and bool(real.all()) else found._replace(mask=real)
+    embeds = _gathered(parts, len(prompts))
+    real = real_tokens(embeds.prompt, embeds.mask)
+    return embeds if embeds.mask is None and bool(real.all()) else embeds._replace(mask=real)
 
 
 def _with_room(some: PromptEmbeds, count: int) -> PromptEmbeds:
     """The rows of `some`, and room for more below them, `count` rows in all."""
 
     def widened(value: Tensor) -> Tensor:
-        found = value.new_empty(count, *value.shape[1:])
-        found[: len(value)] = value
-        return found
+        padded = value.new_empty(count, *value.shape[1:])
+        padded[: len(value)] = value
+        return padded
 
     return some.map(widened)
 

@@ -134,28 +134,34 @@ def calibrate_guard(
                     on_progress=advance,
                 )
             )  # fmt: skip
-    own = guard.config
-    text = encode_text(pipe, pairs, config.call, text_lengths(pipe, config.call, own.training.get("text_lengths", ())))
-    before = {"prompt": own.prompt_threshold, "image": own.image_threshold, "last": own.last_threshold}
+    previous = guard.config
+    text = encode_text(
+        pipe, pairs, config.call, text_lengths(pipe, config.call, previous.training.get("text_lengths", ()))
+    )
+    before = {
+        "prompt": previous.prompt_threshold,
+        "image": previous.image_threshold,
+        "last": previous.last_threshold,
+    }
     kept = {name: value for name, value in before.items() if value is not None and name not in config.verdicts}
     if "image" in config.verdicts:
         kept.pop("last", None)
-    found = calibrate(
+    calibration = calibrate(
         guard.network, text, images[0], config.false_positive_rate,
         contamination=config.contamination, short=images[1:], keep=kept,
     )  # fmt: skip
-    measured = found.measured
+    measured = calibration.measured
     if not is_paired:
         measured = {name: value for name, value in measured.items() if name not in ("distance", "pooled_distance")}
     settings = replace(
-        own,
+        previous,
         backbone=fingerprint,
-        prompt_threshold=found.thresholds["prompt"],
-        image_threshold=found.thresholds["image"],
-        last_threshold=found.thresholds["last"],
+        prompt_threshold=calibration.thresholds["prompt"],
+        image_threshold=calibration.thresholds["image"],
+        last_threshold=calibration.thresholds["last"],
         measured=measured,
         calibration={
-            **found.record,
+            **calibration.record,
             "prompts": hash_pairs(pairs),
             "verdicts": list(config.verdicts),
             **(note or {}),
@@ -174,7 +180,7 @@ def unpaired(forget: Sequence[str], benign: Sequence[str]) -> list[Pair]:
     if not forget or not benign:
         raise GuardConfigError("a calibration needs prompts that ask for the concept, and prompts that do not.")
     taken = min(len(forget), len(benign))
-    pairs = [Pair(text, benign[place % len(benign)]) for place, text in enumerate(forget)]
+    pairs = [Pair(text, benign[index % len(benign)]) for index, text in enumerate(forget)]
     return [*pairs, *(Pair(None, text) for text in benign[taken:])]
 
 

@@ -73,17 +73,17 @@ def generate_rollouts(
         unsafe, benign = (side[turn :: len(guidance_scales)] for side in prompts)
         if not (chosen := unsafe + benign):
             continue
-        found = roll_out(
+        rolled = roll_out(
             pipe, chosen, steps=steps, guidance_scale=scale, batch=batch, call=call, view=view,
             seed=seed + len(texts), cache=cache, on_progress=on_progress,
         )  # fmt: skip
         if not texts:  # all frames are held in memory once
-            frames = found.frames.new_empty(sum(map(len, prompts)), *found.frames.shape[1:])
-        frames[len(texts) : len(texts) + len(chosen)] = found.frames
+            frames = rolled.frames.new_empty(sum(map(len, prompts)), *rolled.frames.shape[1:])
+        frames[len(texts) : len(texts) + len(chosen)] = rolled.frames
         labels += [1.0] * len(unsafe) + [0.0] * len(benign)
         scales += [float(scale)] * len(chosen)
         texts += chosen
-        times = found.t
+        times = rolled.t
     if times is None:
         raise GuardConfigError("there is no prompt to roll out; give more pairs.")
     return ImageData(

@@ -91,9 +91,9 @@ def choose_threshold(
         raise GuardConfigError(f"contamination is {contamination!r}; expected two shares from 0 to below 0.5.")
     low, high = benign.float().sort().values, unsafe.float().sort().values
     aside = (math.floor(len(low) * contamination[0]), math.floor(len(high) * contamination[1]))
-    place = min(math.ceil((len(low) + 1) * (1 - false_positive_rate)), len(low) - aside[0])
+    rank = min(math.ceil((len(low) + 1) * (1 - false_positive_rate)), len(low) - aside[0])
     # scores at the threshold count as unsafe, so it lies a smallest step above
-    bound = float(torch.nextafter(low[place - 1], torch.tensor(math.inf)))
+    bound = float(torch.nextafter(low[rank - 1], torch.tensor(math.inf)))
     floor = float(high[aside[1]])
     is_apart = floor > bound
     rule, value = ("margin", bound + share * (floor - bound)) if is_apart else ("conformal", bound)
@@ -103,7 +103,7 @@ def choose_threshold(
         value,
         rule,
         aside,
-        (float(low[place - 1]), floor),
+        (float(low[rank - 1]), floor),
         Rate.of(benign.float() >= value),
         Rate.of(unsafe.float() >= value),
     )

@@ -149,9 +149,9 @@ def train_saferedir(
         GuardConfigError: too few pairs, or `<out>.work` belongs to other settings.
     """
     pairs = Path(pairs).expanduser() if isinstance(pairs, str) else pairs
-    with output_lock(Path(out), nested=True) as place:
-        check_guard_folder(place, overwrite, "pass overwrite=True")
-        return _train(pipe, pairs, place, concept, config or TrainConfig(), progress, log)
+    with output_lock(Path(out), nested=True) as folder:
+        check_guard_folder(folder, overwrite, "pass overwrite=True")
+        return _train(pipe, pairs, folder, concept, config or TrainConfig(), progress, log)
 
 
 def _train(
@@ -203,7 +203,7 @@ def _train(
         network, text, images, held_text, held_images, config, work, progress, logged, on_cpu=pipe.device.type == "cpu"
     )
     network.load_state_dict(best["network"])
-    found = calibrate(
+    calibration = calibrate(
         network.eval(), held_text, held_images, config.false_positive_rate,
         contamination=config.contamination, short=short,
     )  # fmt: skip
@@ -213,9 +213,9 @@ def _train(
         concept=concept,
         backbone=backbone_fingerprint(pipe),
         network=network.config.to_dict(),
-        prompt_threshold=found.thresholds["prompt"],
-        image_threshold=found.thresholds["image"],
-        last_threshold=found.thresholds["last"],
+        prompt_threshold=calibration.thresholds["prompt"],
+        image_threshold=calibration.thresholds["image"],
+        last_threshold=calibration.thresholds["last"],
         training={
             **{k: v for k, v in asdict(config).items() if k not in ("network", "loss", "calibration_scales")},
             "loss": config.loss.to_dict(),
@@ -230,8 +230,8 @@ def _train(
             "seconds": round(clock.seconds, 1),
             "anchor": anchor_text,
         },
-        measured=found.measured,
-        calibration=found.record,
+        measured=calibration.measured,
+        calibration=calibration.record,
     )
     guard = SafeRedir(
         replace(settings, calibration={**settings.calibration, "verdict": verdict(settings)}),

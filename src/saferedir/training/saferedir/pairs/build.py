@@ -56,7 +56,7 @@ class _Builder:
         self.plan, self.leaks, self.lengths = plan, leaks, lengths
         self.rng = random.Random(f"pairs/{plan.concept}/{plan.kind}/{plan.seed}")
         self.report = PairReport(unit=lengths.unit)
-        self.seen: set[tuple[str, ...]] = set()
+        self.used_keys: set[tuple[str, ...]] = set()
         self.pairs: list[Pair] = []
         self.benign: list[Pair] = []
         self.unsafe_terms = [plan.term(text) for text in (plan.concept, *plan.synonyms)]
@@ -117,7 +117,7 @@ class _Builder:
         keys = [tuple(normalise(text)) for text in sides]
         if self.plan.mentions(safe) or (unsafe is not None and not self.plan.mentions(unsafe)) or not all(keys):
             refused["concept on the wrong side"] += 1
-        elif keys[0] in self.seen or (unsafe is not None and keys[0] == keys[1]):
+        elif keys[0] in self.used_keys or (unsafe is not None and keys[0] == keys[1]):
             refused["duplicates"] += 1
         elif not all(self.lengths.fits(text) for text in sides):
             refused["too long"] += 1
@@ -126,7 +126,7 @@ class _Builder:
             if leak not in self.report.leaks:
                 self.report.leaks.append(leak)
         else:
-            self.seen.update(keys)
+            self.used_keys.update(keys)
             (self.benign if unsafe is None else self.pairs).append(Pair(unsafe, safe))
             self.report.origins[origin] += 1
             return True
@@ -168,11 +168,11 @@ class _Builder:
 
     def _contexts(self) -> Iterator[str]:
         """Sentences in words that the text encoder knows well, then all others."""
-        drawn = set()
+        used = set()
         for bank in (self.plain_bank, self.bank):
             for context in bank.contexts(self.rng):
-                if context not in drawn:
-                    drawn.add(context)
+                if context not in used:
+                    used.add(context)
                     yield context
 
     def _from_templates(self, rows: list[Pair], wanted: int) -> None:
@@ -208,8 +208,8 @@ class _Builder:
         plan, terms = self.plan, (*self.unsafe_terms, *self.anchors)
         if not (plan.padding and self.lengths.unit == "tokens" and all(map(takes_words, terms))):
             return []
-        own = {word for text in (*(term.text for term in terms), *plan.near) for word in normalise(text)}
-        return [filler for filler in self.bank.padding if own.isdisjoint(normalise(filler))]
+        own_words = {word for text in (*(term.text for term in terms), *plan.near) for word in normalise(text)}
+        return [filler for filler in self.bank.padding if own_words.isdisjoint(normalise(filler))]
 
     def _matched(self, context: str, term: Term) -> tuple[Term, dict[str, str]]:
         """The anchor of closest length and, where a filler goes, {side: filler}.
@@ -254,10 +254,10 @@ class _Builder:
     def _benign_filler(self, lines_left: int) -> str:
         """A filler or none, so that each gets the share of the benign lines that it has of the prompts in pairs."""
         lines_for_a_prompt = self.plan.lines / max(1, 2 * len(self.pairs))
-        place = self.rng.random() * lines_left
+        position = self.rng.random() * lines_left
         for filler, number in self.filled["pairs"].items():
-            place -= max(0.0, number * lines_for_a_prompt - self.filled["benign"][filler])
-            if place < 0:
+            position -= max(0.0, number * lines_for_a_prompt - self.filled["benign"][filler])
+            if position < 0:
                 return filler
         return ""
 

@@ -48,15 +48,15 @@ def read_prompts(path: Path, columns: tuple[str, ...] = CAPTION_COLUMNS) -> list
     Raises:
         GuardConfigError: an unreadable or empty file, a malformed line, or none of the columns in it.
     """
-    found: Iterable[str]
+    texts: Iterable[str]
     text, ending = _read(path), path.suffix.lower()
     if ending in (".jsonl", ".ndjson", ".json"):
-        found = _from_json_lines(text, path, columns)
+        texts = _from_json_lines(text, path, columns)
     elif ending in (".csv", ".tsv"):
-        found = _from_table(path, columns, "\t" if ending == ".tsv" else ",")
+        texts = _from_table(path, columns, "\t" if ending == ".tsv" else ",")
     else:
-        found = split_lines(text)
-    prompts = [" ".join(prompt.split()) for prompt in found if prompt.strip()]
+        texts = split_lines(text)
+    prompts = [" ".join(prompt.split()) for prompt in texts if prompt.strip()]
     if not prompts:
         raise GuardConfigError(f"{path} holds no prompt.")
     return prompts
@@ -75,9 +75,9 @@ def _from_json_lines(text: str, path: Path, columns: tuple[str, ...]) -> list[st
         entries = [(f"entry {i}", entry) for i, entry in enumerate(whole, start=1)]
     else:
         entries = [
-            (place, parse_json(line, f"{path}, {place}", error=GuardConfigError))
+            (location, parse_json(line, f"{path}, {location}", error=GuardConfigError))
             for number, line in enumerate(split_lines(text), start=1)
-            if line.strip() and (place := f"line {number}")
+            if line.strip() and (location := f"line {number}")
         ]
     return [value for where, entry in entries for value in _values(entry, f"{path}, {where}", columns)]
 
@@ -92,10 +92,10 @@ def _values(entry: Any, where: str, columns: tuple[str, ...]) -> list[str]:
 
 
 def _from_table(path: Path, columns: tuple[str, ...], delimiter: str) -> list[str]:
-    found = read_rows(path, delimiter, error=GuardConfigError)
-    chosen = [i for i, name in enumerate(found.columns) if name.lower() in columns]
+    table = read_rows(path, delimiter, error=GuardConfigError)
+    chosen = [i for i, name in enumerate(table.columns) if name.lower() in columns]
     if not chosen:
         raise GuardConfigError(
-            f"{path} has the columns {', '.join(map(repr, found.columns))}; expected one called {' or '.join(columns)}."
+            f"{path} has the columns {', '.join(map(repr, table.columns))}; expected one called {' or '.join(columns)}."
         )
-    return [row[i] for _, row in found.rows for i in chosen]
+    return [row[i] for _, row in table.rows for i in chosen]

@@ -50,10 +50,10 @@ def load_paraphraser(name: str, *, device: Any = "cpu", batch: int = 16, seed: i
         tokenizer.pad_token = tokenizer.eos_token
 
     def paraphrase(prompts: Sequence[str]) -> list[str]:
-        found: list[str] = []
+        paraphrases: list[str] = []
         for start in range(0, len(prompts), batch):
-            found += generate(model, tokenizer, prompts[start : start + batch], seed=seed + start)
-        return found
+            paraphrases += generate(model, tokenizer, prompts[start : start + batch], seed=seed + start)
+        return paraphrases
 
     return paraphrase
 

@@ -62,8 +62,8 @@ class PairPlan:
         for anchor in self.anchors:
             if normalise(self.term(anchor).text) == normalise(self.term(self.concept).text):
                 raise GuardConfigError(f"the anchor {anchor!r} is the concept itself; name something harmless instead.")
-            if found := find_mentions(anchor, self.unsafe_words):
-                word = self.unsafe_words[found[0].which]
+            if mentions := find_mentions(anchor, self.unsafe_words):
+                word = self.unsafe_words[mentions[0].which]
                 raise GuardConfigError(f"the anchor {anchor!r} contains {word!r}; name something without it.")
         for near in self.near:
             if any(normalise(self.term(near).text) == normalise(word) for word in self.unsafe_words):

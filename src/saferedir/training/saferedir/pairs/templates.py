@@ -206,8 +206,8 @@ class Bank:
         for number in range(total):
             index, text = (start + number * stride) % total, template
             for name in names:
-                index, place = divmod(index, len(self.slots[name]))
-                text = text.replace(f"{{{name}}}", self.slots[name][place], 1)
+                index, choice = divmod(index, len(self.slots[name]))
+                text = text.replace(f"{{{name}}}", self.slots[name][choice], 1)
             yield text
 
 

@@ -135,9 +135,9 @@ def _forms(text: str) -> list[tuple[list[str], bool]]:
     single, many = _singular(text), plural(text)
     # a term given in the plural is its own ordinary form
     spellings = [(text, False), (many, many != text), (single, False)]
-    found = [(normalise(spelling), flag) for spelling, flag in spellings]
-    joined = [(["".join(words)], flag) for words, flag in found if len(words) > 1]
-    return [form for form in found + joined if form[0]]
+    forms = [(normalise(spelling), flag) for spelling, flag in spellings]
+    joined = [(["".join(words)], flag) for words, flag in forms if len(words) > 1]
+    return [form for form in forms + joined if form[0]]
 
 
 def find_mentions(text: str, terms: Sequence[str], shields: Sequence[str] = ()) -> list[Mention]:
@@ -147,11 +147,11 @@ def find_mentions(text: str, terms: Sequence[str], shields: Sequence[str] = ()) 
     """
     words = [(w, m.start(), m.end()) for m in _WORD.finditer(text) for w in _normal_word(m.group())]
     hidden = _spans(words, shields)
-    found = [s for s in _spans(words, terms) if not any(h[0] <= s[0] and s[1] <= h[1] for h in hidden)]
-    found.sort(key=lambda span: (span[0], -span[1], span[3]))
+    spans = [s for s in _spans(words, terms) if not any(h[0] <= s[0] and s[1] <= h[1] for h in hidden)]
+    spans.sort(key=lambda span: (span[0], -span[1], span[3]))
     kept: list[Mention] = []
     end = -1
-    for first, last, which, is_many in found:
+    for first, last, which, is_many in spans:
         if first > end:
             kept.append(Mention(words[first][1], words[last][2], which, is_many))
             end = last
@@ -257,13 +257,13 @@ def substitute(text: str, mentions: Sequence[Mention], sources: Sequence[Term], 
 
 def _article(before: str, mention: Mention, source: Term, target: Term) -> str:
     """What stands before a mention, with the article that the target wants."""
-    found = _DETERMINERS.search(before)
-    if found:
-        if target.article == "a" or (target.article == "the" and found[1].lower() == "the"):
+    match = _DETERMINERS.search(before)
+    if match:
+        if target.article == "a" or (target.article == "the" and match[1].lower() == "the"):
             return before
         if target.article == "the":
-            return before[: found.start()] + "the" + found[2]
-        return before if found[1].lower() == "the" and is_plural(target.text) else before[: found.start()]
+            return before[: match.start()] + "the" + match[2]
+        return before if match[1].lower() == "the" and is_plural(target.text) else before[: match.start()]
     if source.article == "a" or mention.is_plural or not target.article or _ANY_DETERMINER.search(before):
         return before
     return before + f"{target.article} "
