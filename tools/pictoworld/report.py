@@ -75,7 +75,7 @@ def quality_report(
 
     Args:
         images: number of held-out captions; overrides `config.images`.
-        progress: told how many images are generated.
+        progress: called with the number of images generated.
 
     Returns:
         The content of report.json.

@@ -1,1 +1,1 @@
-"""Guards: one method is one file, or one folder when it trains; none of them ever sees a pipeline."""
+"""Guards: one method is one file, or one folder when it trains; none of them ever touches a pipeline."""

@@ -1,7 +1,7 @@
 """Guard: the base class of every method, and the points at which it may intervene. Guard authors import from `saferedir.guard`.
 
 A guard is pure, differentiable tensor functions over a `Step` (step.py), with a frozen config (config.py); it
-never sees a pipeline (that is `attach`). Saving and loading live in `storage`; concrete methods in `guards/`.
+never touches a pipeline (`attach` does). Saving and loading live in `storage`; concrete methods in `guards/`.
 
 Rules of the seam, for guard authors:
 
@@ -51,7 +51,7 @@ ConfigT = TypeVar("ConfigT", bound=GuardConfig)
 
 class Guard(Generic[ConfigT]):
     """Base class of every guard. Override the points of intervention the method needs, and only those:
-    the seam sees which ones are overridden and does no work for the others.
+    the seam checks which ones are overridden and does no work for the others.
     """
 
     #: name in the registry and in `guard_config.json`
@@ -150,14 +150,14 @@ class Guard(Generic[ConfigT]):
         """Conditioning of the extra rows of this one call, parts (E, B, ...); None for no extra rows in this call.
 
         `extra` is what `extra_prompts` asked for, encoded (`pooled` or `mask` None stands for the image's own). Override to
-        make rows out of the images' own prompts, or to let them ride in some steps only.
+        make rows out of the images' own prompts, or to add them in some steps only.
         """
         return extra
 
     def extra_latents(self, step: Step) -> SecondLatents | None:
-        """Latents that the extra rows of this call see in place of the image's; None for the image's. See `Run.solver`.
+        """Latents of the extra rows of this call in place of the image's; None for the image's. See `Run.solver`.
 
-        Under guidance one more row rides along, unconditional, at the same latents.
+        Under guidance one more extra row is added, unconditional, at the same latents.
         """
         return None
 

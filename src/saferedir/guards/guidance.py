@@ -1,4 +1,4 @@
-"""Classifier-free guidance as a guard sees it: its weight, whether a call has any, concept phrases, and who was edited when.
+"""Classifier-free guidance from a guard's side: its weight, whether a call has any, concept phrases, and who was edited when.
 
 Pure functions and two small records, shared by the guards that replace guidance (negative prompt, SLD, dual latent).
 Rows of one call: 0 unconditional, p prompt, n or S the concept's phrases; m_k is the output of row k, g the guidance
@@ -92,7 +92,7 @@ class Tally:
 
 
 def has_guidance(step: Step, tally: Tally, method: str, without_guidance: str) -> bool:
-    """Whether this call has unconditional rows; raises if it has none and none came before, unless told to "ignore" that.
+    """Whether this call has unconditional rows; raises if it has none and none came before, unless the setting is "ignore".
 
     A run whose guidance ends early (Lumina's `cfg_trunc_ratio`) is not refused.
     """
@@ -139,7 +139,7 @@ def guidance_weight(step: Step) -> Tensor:
         explains = error <= 8 * eps * scale
     if bool((is_lost & ~explains).any()):
         raise GuardError(
-            "the weight of classifier-free guidance cannot be told, because prompt and negative prompt give the same "
+            "the weight of classifier-free guidance cannot be computed, because prompt and negative prompt give the same "
             "prediction, so no image is returned; use another negative prompt."
         )
     return per_sample(torch.where(explains, declared, measured), pred)

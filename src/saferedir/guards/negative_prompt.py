@@ -7,7 +7,7 @@ Shapes: predictions (B, C, h, w); phrases n, prompt p, unconditional 0, guidance
   standard: m = m_n + g (m_p - m_n), no extra row (one where they are longer than the prompt, on Lumina);
   subtract: m = m_0 + g (m_p - m_n), one extra row.
 
-A guard sees embeddings, not the text of the call's own negative prompt, so `standard` cannot join the two: it replaces the
+A guard gets embeddings, not the text of the call's own negative prompt, so `standard` cannot join the two: it replaces the
 user's negative prompt, and every decision says so. `subtract` keeps it as row 0. Without guidance both can do nothing; see
 `without_guidance`. With p = n `standard` still generates the concept, `subtract` gives m_0.
 
@@ -88,7 +88,7 @@ class NegativePrompt(Guard[NegativePromptConfig]):
             return step.prompt_embeds
         phrases = of_length(phrases, step.prompt_embeds.shape[1])
         if phrases is None:
-            return step.prompt_embeds  # they ride along instead
+            return step.prompt_embeds  # they are added as extra rows instead
         step.state.is_in_place = True
         return step.conditioning._replace(uncond=phrases)
 

@@ -204,7 +204,7 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
             edited = torch.where(is_open, edited, x0)
         if config.renoise == "none":
             return edited
-        noised = step.alpha * edited + step.sigma * state.draw(step, config.seed)
+        noised = step.alpha * edited + step.sigma * state.sample_noise(step, config.seed)
         state.pending = noised - step.x_t.float()
         if is_open is not None:
             state.pending = torch.where(is_open, state.pending, 0.0)

@@ -34,8 +34,8 @@ class Run:
         num_steps: sampling steps; num_evaluations: denoiser calls (more with Heun, KDPM2, PNDM).
         timesteps: training-scale time of each evaluation, 0..1000.
         family: name of the pipeline family; prediction_type: as `schedules.prediction_type` has it.
-        guided: whether classifier-free guidance is on (where its halves come one after the other: whether it has been
-            seen yet); guidance_scale: its weight, None where unknown.
+        guided: whether classifier-free guidance is on (where its halves come one after the other: whether a half
+            came yet); guidance_scale: its weight, None where unknown.
         retry_level: one level an image; above 0 the last run's image was unsafe, so act from step 0 on, more strongly the higher.
         device, dtype: of the denoiser's latents.
         encode: texts -> their conditioning (N, ...) by the pipeline's own text encoders, as long as the run's prompts.

@@ -53,7 +53,7 @@ GuardT = TypeVar("GuardT", bound=Storable)
 
 
 def save_guard(guard: Storable, directory: Path) -> Path:
-    """Write the guard folder through a temporary sibling and a rename: a reader never sees half a guard.
+    """Write the guard folder through a temporary sibling and a rename: a reader never finds half a guard.
 
     An existing guard folder of that name is replaced; any other non-empty folder is left alone with an error.
     Other files in a replaced guard folder stay.
@@ -108,7 +108,7 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
 
 
 def _with_relative_files(config: GuardConfig, directory: Path) -> dict[str, Any]:
-    """A config as plain data, with the files it names seen from its folder, so that both can be moved together."""
+    """A config as plain data, with the paths of its files relative to its folder, so that both can be moved together."""
     record = config.to_dict()
     for name in config.file_fields:
         if record[name] is not None:

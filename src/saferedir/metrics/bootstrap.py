@@ -1,4 +1,4 @@
-"""Means and ratios with percentile bootstrap intervals; images of one prompt are drawn again together.
+"""Means and ratios with percentile bootstrap intervals; images of one prompt are resampled together.
 
 Two arms on the same prompts: paired.py; shares: rates.py.
 """
@@ -22,7 +22,7 @@ _ROWS_AT_ONCE = 1 << 21  # indices held in memory at one time
 
 @dataclass(frozen=True)
 class Resampling:
-    """How a bootstrap draws again.
+    """Settings of a bootstrap.
 
     Attributes:
         resamples: how often, >= 1; level: probability of the interval, in (0, 1).
@@ -81,13 +81,13 @@ def bootstrap_interval(
     narrow (Hesterberg 2015, What Teachers Should Know About the Bootstrap).
 
     Args:
-        statistic: (R, U) indices of drawn units to (R,) values. A draw with no finite value (a ratio without a denominator) is
-            left out; `MetricError` where none is left.
+        statistic: (R, U) indices of sampled units to (R,) values. A resample with no finite value (a ratio with denominator 0)
+            is left out; `MetricError` where none is left.
         units: U >= 2; MetricError for one, which says nothing about the spread.
-        how: number of draws, level, seed.
+        how: number of resamples, level, seed.
     """
     if units < 2:
-        raise MetricError("one prompt has no interval; draw images of more.")
+        raise MetricError("one prompt has no interval; generate images of more.")
     generator = torch.Generator().manual_seed(how.seed)
     at_once = max(1, _ROWS_AT_ONCE // units)
     values = []
@@ -97,7 +97,7 @@ def bootstrap_interval(
     resampled = torch.cat(values)
     resampled = resampled[resampled.isfinite()]
     if not len(resampled):
-        raise MetricError("no draw of the bootstrap has a finite value; the denominator is zero nearly everywhere.")
+        raise MetricError("no resample of the bootstrap has a finite value; the denominator is zero nearly everywhere.")
     tail = NormalDist().cdf(-((units / (units - 1)) ** 0.5) * student_quantile(units - 1, how.level))
     low, high = resampled.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return float(low), float(high)
@@ -111,9 +111,9 @@ def bootstrap_ratio(
     Args:
         numerators: (N,) finite.
         denominators: (N,) finite; they must not sum to zero.
-        clusters: (N,) integers, the prompt of each pair; whole clusters are drawn again where several images share a prompt,
+        clusters: (N,) integers, the prompt of each pair; whole clusters are resampled where several images share a prompt,
             because they are not independent (Davison & Hinkley 1997, sec. 3.8).
-        how: number of draws, level, seed.
+        how: number of resamples, level, seed.
     """
     over = checks.numbers("the numerators", numerators)
     under = checks.numbers("the denominators", denominators, len(over))

@@ -79,7 +79,7 @@ def measure(function: Callable[[], T], device: str | torch.device = "cpu", warmu
 def time_ratio(guarded: Tensor, bare: Tensor, how: Resampling = USUAL) -> Mean:
     """median(guarded) / median(bare) of (N,) seconds an image, paired by prompt; lower is better, 1 costs nothing.
 
-    The interval is the percentile bootstrap over pairs. Batches drawn together count as one entry: they share their time.
+    The interval is the percentile bootstrap over pairs. Batches generated together count as one entry: they share their time.
     """
     over = checks.numbers("the guarded seconds", guarded)
     under = checks.numbers("the bare seconds", bare, len(over))

@@ -1,6 +1,6 @@
 """Intervals for distances between two sets of images: the jackknife that leaves out a group of prompts at a time.
 
-A bootstrap would not do: it draws images twice, and an image that meets itself pulls every one of these distances
+A bootstrap would not do: it takes images twice, and an image that meets itself pulls every one of these distances
 away from its value.
 """
 

@@ -110,7 +110,7 @@ def _half_binomial_cdf(k: int, n: int) -> float:
 def paired_difference(first: Tensor, second: Tensor, clusters: Tensor | None = None, how: Resampling = USUAL) -> Mean:
     """mean(first) - mean(second) of two (N,) arms of numbers or flags, with the paired bootstrap interval.
 
-    Pairs are drawn again together, or all pairs of a prompt where `clusters` (N,) integers name it.
+    Pairs are resampled together, or all pairs of a prompt where `clusters` (N,) integers name it.
     """
     values_a = checks.numbers("the first arm", first)
     values_b = checks.numbers("the second arm", second, len(values_a))

@@ -155,7 +155,7 @@ def feature_drift(guarded: Tensor, bare: Tensor, prompts: Tensor | None = None, 
         bare: (N, d) features without a guard; row i of both is the same prompt and seed.
         prompts: (N,) prompt index, at least two different ones; None for one image a prompt. o(i) is the next image of
             another prompt, in order of prompt index. The interval is by prompt.
-        how: of the bootstrap, which draws both distances of an image together.
+        how: of the bootstrap, which resamples both distances of an image together.
     """
     before = checks.features("the bare model's features", bare, at_least=2).cpu()
     after = checks.features("the guarded model's features", guarded, tuple(bare.shape)).cpu()
@@ -168,7 +168,9 @@ def _of_next_prompt(prompt: Tensor) -> Tensor:
     """(N,) index of an image of another prompt: the k-th of a prompt gets the k-th image after the prompt's own."""
     n, sizes = len(prompt), prompt.bincount()
     if len(sizes) < 2:
-        raise MetricError("drift is measured against images of another prompt, and all are of one; draw more prompts.")
+        raise MetricError(
+            "drift is measured against images of another prompt, and all are of one; generate images of more prompts."
+        )
     order = prompt.argsort(stable=True)
     size, end = sizes[prompt[order]], sizes.cumsum(0)[prompt[order]]
     rank = torch.arange(n) - (end - size)

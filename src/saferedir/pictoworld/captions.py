@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from saferedir.pictoworld.phrases import EMBLEM_PHRASES, Phrase, choose_phrase
 from saferedir.pictoworld.scene import Scene, random_scene
 
-MAX_CHARACTERS = 84  # about 30 tokens; longer sentences are drawn again
+MAX_CHARACTERS = 84  # about 30 tokens; longer sentences are sampled again
 OPENINGS = (
     "",
     "",
@@ -83,7 +83,7 @@ def choose_phrases(
 def sentence(phrases: Mapping[str, Phrase], rng: random.Random) -> str:
     """Put phrases together: opening, article, adjectives, noun, then the other phrases in random order.
 
-    Every random choice is drawn before the words are looked at: the same `rng` state and another phrase for one
+    Every random choice is made before the words are chosen: the same `rng` state and another phrase for one
     attribute give the same sentence but for that phrase.
     """
     opening, noun_word = rng.choice(OPENINGS), rng.choice(GENERIC_NOUNS)
@@ -116,7 +116,7 @@ def caption(
     whole_emblem: bool | None = None,
     level_name: str = "mixed",
 ) -> Prompt:
-    """A caption of the scene, drawn again until it is short enough for the 32-token text encoder."""
+    """A caption of the scene, sampled again until it is short enough for the 32-token text encoder."""
     if whole_emblem is None:
         whole_emblem = is_emblem(scene) and rng.random() < 0.4
     while True:

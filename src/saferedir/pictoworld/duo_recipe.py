@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: PictoWorld's small denoiser hardly listens to its empty prompt and settles a shape late, so that the paper's setting (empty
 #: prompt, self-attention, beta 500) leaves its images as they are; these, found by a few short runs, unlearn.
-DRAWING: Mapping[str, Any] = {"steps": 30, "guidance_scale": 4.0, "batch": 32}
+GENERATION: Mapping[str, Any] = {"steps": 30, "guidance_scale": 4.0, "batch": 32}
 TRAINING: Mapping[str, Any] = {
     "beta": 50.0,
     "learning_rate": 5e-4,
@@ -57,7 +57,7 @@ def prompt_pairs(task: Task, count: int, seed: int = 42) -> list[tuple[str, str]
 
 def pair_config(**changes: Any) -> PairConfig:
     """How to generate pairs on PictoWorld; `changes` are fields of PairConfig."""
-    return PairConfig(**{**DRAWING, **changes})
+    return PairConfig(**{**GENERATION, **changes})
 
 
 def train_settings(concept: str, *, with_prompts: bool = True, **changes: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ PHRASES: Mapping[str, tuple[str, ...]] = {
     "pointillism": ("in pointillism style", "in dotted style", "drawn with dots"),
     "emblem": ("red cross on a white background", "emblem of an ambulance"),
 }
-#: what to draw instead, and the name of the concept in a sentence of the same form
+#: what to show instead, and the name of the concept in a sentence of the same form
 ANCHORS: Mapping[str, tuple[str, str]] = {
     "star": ("a circle", "a star"),
     "pointillism": ("a circle in flat style", "a circle in pointillism style"),
@@ -105,7 +105,7 @@ def _safe_denoiser(task: Task, pipe: Any) -> Guard[Any]:
 
 
 def _renoise_only(task: Task, pipe: Any) -> Guard[Any]:
-    """Safe Denoiser that acts at the same steps on the same images, draws fresh noise there, and moves nothing."""
+    """Safe Denoiser that acts at the same steps on the same images, samples fresh noise there, and moves nothing."""
     negation = negation_set(task, pipe, dtype=torch.int8)
     return SafeDenoiser.from_set(negation, concept=task.name, eta=0.0, renoise="stale")
 

@@ -237,7 +237,7 @@ LEXICON: dict[str, dict[str, tuple[Phrase, ...]]] = {
     },
 }
 
-# Whole pictures that have a name of their own: (red cross on white) without naming any of its parts.
+# Whole images that have a name of their own: (red cross on white) without naming any of its parts.
 EMBLEM_PHRASES: tuple[Phrase, ...] = _value(
     _phrases(
         "noun",
@@ -282,7 +282,7 @@ def noise_part(text: str) -> str:
 
 
 def noisy_phrase(attribute: str, value: str, rng: random.Random, part: str | None = None) -> Phrase:
-    """A canonical phrase with its key word misspelt; drawn again until it lies in `part` when one is given.
+    """A canonical phrase with its key word misspelt; sampled again until it lies in `part` when one is given.
 
     A short word has few misspellings, perhaps none in a part: after 50 draws it is misspelt twice, and so on.
     """

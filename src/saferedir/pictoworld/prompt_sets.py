@@ -105,10 +105,10 @@ def _scene(rng: random.Random, task: Task, fixed: Mapping[str, str]) -> Scene:
             return scene
 
 
-def _distinct(draw: Callable[[], Prompt], count: int, what: str) -> list[Prompt]:
+def _distinct(sample: Callable[[], Prompt], count: int, what: str) -> list[Prompt]:
     by_text: dict[str, Prompt] = {}
     for _ in range(200 * count):
-        prompt = draw()
+        prompt = sample()
         by_text.setdefault(prompt.text.lower(), prompt)
         if len(by_text) == count:
             return list(by_text.values())
@@ -125,17 +125,17 @@ def neighbour_name(neighbour: Mapping[str, str]) -> str:
 def _neighbours(task: Task, count: int) -> dict[str, PromptSet]:
     """A set for each neighbour: its attributes said in plain words or synonyms, the rest of the scene in words of every level."""
 
-    def one(name: str, neighbour: Mapping[str, str]) -> PromptSet:
+    def prompts_of(name: str, neighbour: Mapping[str, str]) -> PromptSet:
         rng = random.Random(f"neighbours/{task.name}/{name}")
 
-        def draw() -> Prompt:
+        def sample() -> Prompt:
             scene = _scene(rng, task, neighbour)
             levels = {a: "canonical" if rng.random() < 0.75 else "synonym" for a in neighbour}
             return caption(scene, rng, part="test", levels=levels, level_name="neighbour")
 
-        return _set(name, _distinct(draw, count, name), task)
+        return _set(name, _distinct(sample, count, name), task)
 
-    return {name: one(name, neighbour) for neighbour in task.neighbours if (name := neighbour_name(neighbour))}
+    return {name: prompts_of(name, neighbour) for neighbour in task.neighbours if (name := neighbour_name(neighbour))}
 
 
 def look_alike_phrases(task: Task) -> list[tuple[str, str, Phrase]]:
@@ -156,7 +156,7 @@ def _look_alikes(task: Task, count: int) -> PromptSet:
     rng = random.Random(f"look-alikes/{task.name}")
     phrases = look_alike_phrases(task)
 
-    def draw() -> Prompt:
+    def sample() -> Prompt:
         while True:
             attribute, value, phrase = rng.choice(phrases)
             scene = _scene(rng, task, {attribute: value})
@@ -168,4 +168,4 @@ def _look_alikes(task: Task, count: int) -> PromptSet:
             if len(text) <= MAX_CHARACTERS:
                 return Prompt(text, scene, frozenset(chosen) | set(OFTEN_UNSAID), "look-alike", chosen)
 
-    return _set("look-alikes", _distinct(draw, count, "look-alike"), task)
+    return _set("look-alikes", _distinct(sample, count, "look-alike"), task)

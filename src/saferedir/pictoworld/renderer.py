@@ -1,4 +1,4 @@
-"""Draws scenes: vectorised, anti-aliased signed-distance rendering in torch.
+"""Renders scenes: vectorised, anti-aliased signed-distance rendering in torch.
 
 One call renders a whole batch; everything is closed form, so truth is known exactly. Textures are aligned to the
 4-pixel grid of the latent space, so that a small autoencoder can carry them.

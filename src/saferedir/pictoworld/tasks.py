@@ -105,10 +105,10 @@ def _forget_prompt(task: Task, split: str, rng: random.Random) -> Prompt:
     return caption(scene, rng, part=part, levels=others | levels, whole_emblem=False, level_name=level)
 
 
-def _unique(draw: object, count: int) -> list[Prompt]:
+def _unique(sample: object, count: int) -> list[Prompt]:
     by_text: dict[str, Prompt] = {}
     for _ in range(200 * count):
-        prompt: Prompt = draw()  # type: ignore[operator]
+        prompt: Prompt = sample()  # type: ignore[operator]
         by_text.setdefault(prompt.text.lower(), prompt)
         if len(by_text) == count:
             return list(by_text.values())
@@ -128,14 +128,14 @@ def retain_prompts(task: Task, split: str, count: int, seed: int = 0) -> list[Pr
     rng = random.Random(f"retain/{task.name}/{split}/{seed}")
     part = _PHRASE_PART.get(split, "test")
 
-    def draw() -> Prompt:
+    def sample() -> Prompt:
         near = rng.random() < 0.5
         fixed = rng.choice(task.neighbours) if near else {}
         scene = _scene_of_split(rng, split, fixed, task)
         always = dict.fromkeys(("shape", "colour", "background"), "canonical") if near and rng.random() < 0.5 else {}
         return caption(scene, rng, part=part, levels=always, level_name="neighbour" if near else "other")
 
-    return _unique(draw, count)
+    return _unique(sample, count)
 
 
 def _anchor_phrase(attribute: str, value: str, replaced: Phrase | None, rng: random.Random) -> Phrase:

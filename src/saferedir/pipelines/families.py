@@ -66,7 +66,7 @@ class Family:
         encoded: what `encode_prompt` returns, by position; "prompt", "pooled" and "mask" are read.
         has_bos: whether prompts begin with a token that says nothing and must not be moved.
         length_matters: whether `max_sequence_length` changes the embeddings of a prompt's own tokens: False only where the
-            encoder is told what is padding, and the denoiser is, too (or sees zeros).
+            encoder gets the mask of the padding, and so does the denoiser (or it gets zeros).
         text_encoder_facts: the text encoders whose tokens a guard may mask, in this order; () where we know none.
     """
 

@@ -176,12 +176,12 @@ def coefficients(scheduler: Any, timestep: Tensor | float) -> Coefficients:
 
 
 def model_input_coefficients(scheduler: Any, timestep: Tensor | float) -> Coefficients:
-    """alpha and sigma of what `scale_model_input` makes of those latents: what the denoiser sees."""
+    """alpha and sigma of what `scale_model_input` makes of those latents: the denoiser's input."""
     return scaled_for_model(scheduler, coefficients(scheduler, timestep))
 
 
 def scaled_for_model(scheduler: Any, frame: Coefficients) -> Coefficients:
-    """The same, of coefficients of the latents; `frame` itself where the denoiser sees the latents as they are."""
+    """alpha and sigma of the denoiser's input from those of the latents; `frame` itself where the input is the latents."""
     kind = scheduler_kind(scheduler)
     if kind == "ve":
         return frame.normalised()

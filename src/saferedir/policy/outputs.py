@@ -41,7 +41,7 @@ class Result:
         return {key: part for key, part in aligned.items() if len(part) == self.count}
 
     def _blank_the_rest(self) -> None:
-        """Other parts cannot be told apart by image, and may show one that must not be seen."""
+        """Other parts do not say which image they belong to, and may show one that must not be shown."""
         self.parts |= {key: _blank(part) for key, part in self.parts.items() if key not in self._rows()}
 
     def _flagged(self) -> list[int]:

@@ -28,7 +28,7 @@ class _Left(Exception):
 
 
 class Probe(Guard[GuardConfig]):
-    """Sees every step last of all guards, and changes nothing."""
+    """Records every step after all guards, and changes nothing."""
 
     method = "probe"
 
@@ -75,7 +75,7 @@ def run_part(
     Args:
         latents: (B, C, h, w) before evaluation `start`, in the sampler's frame; None for the pipeline's own noise.
         start: the scheduler must be able to begin there: multistep solvers begin with a step of first order.
-        on_pass: told the scheduler and the timestep of every evaluation that is passed over.
+        on_pass: called with the scheduler and the timestep of every evaluation that is skipped.
     """
     pipe, family = seam.pipe, seam.family
 
@@ -138,7 +138,7 @@ def _window(
 
 
 def _pass_over(scheduler: Any) -> None:
-    """Count one step, for schedulers that count. One that was told where to begin has not counted yet."""
+    """Count one step, for schedulers that count. One that got its first step from the caller has not counted yet."""
     index = getattr(scheduler, "_step_index", None)
     if index is None:
         index = getattr(scheduler, "begin_index", None)

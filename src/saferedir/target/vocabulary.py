@@ -24,7 +24,7 @@ class Vocabulary:
         forbidden: no token whose text holds one of these, in whatever case.
 
     Attributes:
-        allowed: (V,) bool over rows of the embedding table: a token of the tokenizer that can be seen, not a special one, not
+        allowed: (V,) bool over rows of the embedding table: a token of the tokenizer that can be printed, not a special one, not
             forbidden. The table may have more rows than the tokenizer has tokens. Whether tokens side by side are read again as
             they are is another question: `survives`.
         table: (V, d) float32 embeddings.

@@ -149,7 +149,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _strict_decoding() -> Iterator[None]:
-    """Inside, Pillow raises on truncated files, even where a program told it to fill the rest with grey."""
+    """Inside, Pillow raises on truncated files, even where a program set it to fill the rest with grey."""
     with _STRICT:
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:

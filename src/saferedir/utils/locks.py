@@ -63,7 +63,7 @@ def output_lock(out: Path, *, nested: bool = False) -> Iterator[Path]:
             with _registry:
                 _held.pop(out, None)
             if os.name != "nt" and not isinstance(lock, SoftFileLock):  # those remove their file themselves
-                with suppress(OSError):  # while it is held: who opened it meanwhile sees that it is gone
+                with suppress(OSError):  # while it is held: who opened it meanwhile notices that it is gone
                     Path(lock.lock_file).unlink()
             lock.release()
     finally:

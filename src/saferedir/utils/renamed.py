@@ -1,7 +1,8 @@
 """Old paths of modules that have moved: importing one still works, gives the very module of the new path, and warns.
 
-`NEW_PATHS` is the whole table. Both names stand for one module object, so that classes are the same and a patch of one is seen
-by the other. `saferedir` installs the finder; a caller that never names an old path pays for one look-up in a dict an import.
+`NEW_PATHS` is the whole table. Both names stand for one module object, so that classes are the same and a patch of one
+is a patch of the other. `saferedir` installs the finder; for a caller that never names an old path an import costs one more
+look-up in a dict.
 """
 
 from __future__ import annotations

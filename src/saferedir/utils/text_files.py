@@ -1,7 +1,7 @@
 """The one reader of text files that people bring: prompts, captions, pairs, tables, matrices, synonyms, labels.
 
 Encoding: UTF-8 with or without a byte order mark; UTF-16 or UTF-32 with one. Anything else is refused, with the byte and the
-line, and never guessed: a wrong guess is a wrong prompt that nobody sees.
+line, and never guessed: a wrong guess is a wrong prompt that nobody notices.
 Lines: LF, CRLF or CR ends one; U+2028, U+2029, U+0085, VT, FF and FS are characters like others. NUL is refused.
 Tables: every row has as many fields as the header; a quote within quotes is doubled.
 

@@ -289,8 +289,8 @@ def test_faithful_renoises_with_its_own_second_draw() -> None:
     step = make_step(x_t, x0, alpha, sigma, state, run)
     assert guard.on_denoised(step, x0) is x0
     again = guard.start(run)
-    again.draw(step, 3)  # the variance noise of the scheduler call that yields x0
-    fresh = again.draw(step, 3)
+    again.sample_noise(step, 3)  # the variance noise of the scheduler call that yields x0
+    fresh = again.sample_noise(step, 3)
     edited, _ = released_estimate(x0.flatten(1), negation.mapped(channel_normalised), 0.33, 3.15)
     torch.testing.assert_close(state.pending, alpha * edited.view_as(x0) + sigma * fresh - x_t)
     eps = (x_t - alpha * x0) / sigma
@@ -321,7 +321,7 @@ def test_faithful_flow_takes_the_step_itself() -> None:
     guard.on_denoised(step, x0)
     eps = (x_t - 0.1 * x0) / 0.9
     stepped = guard.on_step_end(step, 0.6 * x0 + 0.4 * eps)
-    noise = guard.start(run).draw(step, 0)
+    noise = guard.start(run).sample_noise(step, 0)
     measured = channel_normalised(x0)
     moved, _ = released_estimate(measured.flatten(1), negation.mapped(channel_normalised), 0.33, 3.15)
     edited = x0 + moved.view_as(x0) - measured

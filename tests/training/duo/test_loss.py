@@ -13,7 +13,7 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.training.duo.loss import Moment, duo_terms, mean_square, moment_rows, preference, rescaled
-from saferedir.training.duo.noise import Schedule, draw_step, schedule_of
+from saferedir.training.duo.noise import Schedule, sample_step, schedule_of
 from saferedir.training.duo.train_config import TrainConfig
 
 SHAPE = (4, 8, 8)
@@ -59,7 +59,7 @@ def test_d3_its_slope(margin: float, slope: float) -> None:
 
 @pytest.mark.parametrize("schedule", [vp(), flow("paper"), flow("as_coded")], ids=["vp", "flow", "flow-as-coded"])
 def test_d1_equal_networks_give_ln_2_and_no_prior(schedule: Schedule) -> None:
-    draws = draw_step(schedule, SHAPE, 5, 2, 0, seed=0)
+    draws = sample_step(schedule, SHAPE, 5, 2, 0, seed=0)
     output = rand(6, *SHAPE)
     terms = terms_of(schedule, output, output.clone(), rand(4, *SHAPE, seed=1), draws.eps, draws.unsafe, draws.safe)
     assert torch.equal(terms.margin, torch.zeros(2)) and torch.equal(terms.prior, torch.zeros(2))
@@ -68,7 +68,7 @@ def test_d1_equal_networks_give_ln_2_and_no_prior(schedule: Schedule) -> None:
 
 def test_d4_swapping_the_members_with_their_timesteps_negates_the_margin() -> None:
     schedule = vp()
-    draws = draw_step(schedule, SHAPE, 5, 2, 0, seed=0, shared_t=False)
+    draws = sample_step(schedule, SHAPE, 5, 2, 0, seed=0, shared_t=False)
     trained, base, clean = rand(6, *SHAPE), rand(6, *SHAPE, seed=1), rand(4, *SHAPE, seed=2)
 
     def swap(rows: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def test_d4_swapping_the_members_with_their_timesteps_negates_the_margin() -> No
 @pytest.mark.parametrize("shared", [True, False])
 def test_d5_identical_members_teach_nothing_only_at_a_shared_timestep(shared: bool) -> None:
     schedule = vp()
-    draws = draw_step(schedule, SHAPE, 5, 2, 3, seed=0, shared_t=shared)
+    draws = sample_step(schedule, SHAPE, 5, 2, 3, seed=0, shared_t=shared)
     one = rand(2, *SHAPE)
     clean = torch.cat([one, one])
     noised = [moment.noised(one, draws.eps) for moment in (draws.unsafe, draws.safe)]
@@ -96,7 +96,7 @@ def test_d5_identical_members_teach_nothing_only_at_a_shared_timestep(shared: bo
 
 def test_d7_tiling_the_pictures_leaves_the_margin_alone() -> None:
     schedule = vp()
-    draws = draw_step(schedule, SHAPE, 5, 2, 0, seed=0)
+    draws = sample_step(schedule, SHAPE, 5, 2, 0, seed=0)
     parts = [rand(6, *SHAPE), rand(6, *SHAPE, seed=1), rand(4, *SHAPE, seed=2), draws.eps]
     once = terms_of(schedule, *parts, draws.unsafe, draws.safe)
     tiled = terms_of(schedule, *[part.repeat(1, 1, 2, 3) for part in parts], draws.unsafe, draws.safe)
@@ -123,13 +123,13 @@ def test_d8_a_senseless_beta_is_one_sentence(beta: float) -> None:
 
 def test_d10_timesteps_are_uniform_and_the_prior_is_at_the_end() -> None:
     schedule = vp()
-    t = schedule.draw(100_000, torch.Generator().manual_seed(0)).t
+    t = schedule.sample(100_000, torch.Generator().manual_seed(0)).t
     assert t.min() >= 0 and t.max() == 749
     assert stats.chisquare(torch.bincount(t, minlength=750).numpy()).pvalue > 1e-3
     assert schedule.prior(3).t.tolist() == [999] * 3
-    draws = draw_step(schedule, (1, 1, 1), 5, 20_000, 0, seed=0, shared_t=False)
+    draws = sample_step(schedule, (1, 1, 1), 5, 20_000, 0, seed=0, shared_t=False)
     assert torch.corrcoef(torch.stack([draws.unsafe.t, draws.safe.t]).float())[0, 1].abs() < 0.02
-    shared = draw_step(schedule, (1, 1, 1), 5, 10, 0, seed=0)
+    shared = sample_step(schedule, (1, 1, 1), 5, 10, 0, seed=0)
     assert torch.equal(shared.unsafe.t, shared.safe.t)
 
 
@@ -144,14 +144,14 @@ def test_d12_flow_as_coded_and_as_the_paper_means_it() -> None:
     assert coded.prior(1).sigma.item() ** 2 * 5e6 == pytest.approx(44.8, abs=0.1)
     assert paper.prior(1).sigma.item() == 1
     generator = torch.Generator().manual_seed(0)
-    drawn = [schedule.draw(20_000, generator).sigma for schedule in (coded, paper)]
+    drawn = [schedule.sample(20_000, generator).sigma for schedule in (coded, paper)]
     assert 0.5013 < drawn[0].min() and drawn[0].max() < 0.9998
     assert 0.001 <= drawn[1].min() and drawn[1].max() <= 0.75 and drawn[1].mean() == pytest.approx(0.3755, abs=0.01)
 
 
 def test_d12_errors_of_flow_models_are_those_of_x0() -> None:
     schedule = flow("paper")
-    draws = draw_step(schedule, SHAPE, 5, 2, 0, seed=0)
+    draws = sample_step(schedule, SHAPE, 5, 2, 0, seed=0)
     clean, trained = rand(4, *SHAPE), rand(6, *SHAPE, seed=1)
     velocity = torch.cat([draws.eps, draws.eps]) - clean
     exact = torch.cat([velocity, rand(2, *SHAPE, seed=3)])
@@ -162,7 +162,7 @@ def test_d12_errors_of_flow_models_are_those_of_x0() -> None:
 
 @pytest.mark.parametrize("schedule", [vp(), flow("paper")], ids=["vp", "flow"])
 def test_d13_a_batch_is_the_mean_of_its_pairs(schedule: Schedule) -> None:
-    draws = draw_step(schedule, SHAPE, 5, 3, 0, seed=0)
+    draws = sample_step(schedule, SHAPE, 5, 3, 0, seed=0)
     trained, base, clean = rand(9, *SHAPE), rand(9, *SHAPE, seed=1), rand(6, *SHAPE, seed=2)
     whole = terms_of(schedule, trained, base, clean, draws.eps, draws.unsafe, draws.safe).total(10.0)
     single = [
@@ -177,7 +177,7 @@ def test_d13_a_batch_is_the_mean_of_its_pairs(schedule: Schedule) -> None:
 
 def test_v_models_are_compared_with_the_velocity() -> None:
     schedule = schedule_of(make_scheduler("ddim", prediction_type="v_prediction"))
-    draws = draw_step(schedule, SHAPE, 5, 1, 0, seed=0)
+    draws = sample_step(schedule, SHAPE, 5, 1, 0, seed=0)
     clean = rand(2, *SHAPE)
     alpha, sigma = draws.unsafe.cat(draws.safe).like(clean)
     exact = torch.cat([alpha * torch.cat([draws.eps, draws.eps]) - sigma * clean, rand(1, *SHAPE)])
@@ -186,12 +186,12 @@ def test_v_models_are_compared_with_the_velocity() -> None:
 
 
 def test_d18_processes_draw_differently_unless_told_to_share() -> None:
-    own = [draw_step(vp(), SHAPE, 50, 4, 7, seed=0, rank=rank) for rank in (0, 1)]
-    shared = [draw_step(vp(), SHAPE, 50, 4, 7, seed=0, rank=rank, shared_noise=True) for rank in (0, 1)]
+    own = [sample_step(vp(), SHAPE, 50, 4, 7, seed=0, rank=rank) for rank in (0, 1)]
+    shared = [sample_step(vp(), SHAPE, 50, 4, 7, seed=0, rank=rank, shared_noise=True) for rank in (0, 1)]
     assert not torch.equal(own[0].eps, own[1].eps) and not torch.equal(own[0].eps[0], own[0].eps[1])
     assert torch.equal(shared[0].eps, shared[1].eps) and torch.equal(shared[0].eps[0], shared[0].eps[1])
     assert torch.equal(shared[0].unsafe.t, shared[1].unsafe.t) and not torch.equal(shared[0].pairs, shared[1].pairs)
-    assert not torch.equal(own[0].eps, draw_step(vp(), SHAPE, 50, 4, 8, seed=0).eps)
+    assert not torch.equal(own[0].eps, sample_step(vp(), SHAPE, 50, 4, 8, seed=0).eps)
 
 
 def test_the_two_variants() -> None:

@@ -151,7 +151,7 @@ def test_a_safety_checker_does_not_blacken_the_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("unsafe", "safe", "message"),
     [
-        (3, 2, "3 unsafe and 2 safe pictures; every picture needs a partner"),
+        (3, 2, "3 unsafe and 2 safe images; every image needs a partner"),
         (1, 1, "holds 1 valid pairs"),
         (0, 0, "holds 0"),
     ],

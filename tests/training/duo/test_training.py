@@ -17,7 +17,7 @@ import saferedir as sr
 from saferedir.guards.duo.config import TARGETS
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.training.duo.loop import CALLS, Loop
-from saferedir.training.duo.noise import draw_step, schedule_of
+from saferedir.training.duo.noise import sample_step, schedule_of
 from saferedir.training.duo.pair_files import PairLatents, encode_image_pairs, load_pair, read_image_pairs
 from saferedir.training.duo.train import ADAPTER, add_lora, train_duo
 from saferedir.training.duo.train_config import TrainConfig
@@ -67,7 +67,7 @@ def test_d1_d6_the_first_step(name: str, folder: Path, tmp_path: Path) -> None:
     pipe = PIPELINES[name].build()
     latents = encode_image_pairs(pipe, read_image_pairs(folder), *SIZE)
     loop = make_loop(pipe, latents, tmp_path)
-    draws = draw_step(loop.schedule, tuple(latents.mean.shape[2:]), 6, 2, 0, seed=0)
+    draws = sample_step(loop.schedule, tuple(latents.mean.shape[2:]), 6, 2, 0, seed=0)
     terms = loop.terms(draws)
     assert torch.equal(terms.margin, torch.zeros(2)) and torch.equal(terms.prior, torch.zeros(2))
     assert terms.dpo.tolist() == pytest.approx([0.693147] * 2, abs=1e-6)
@@ -90,7 +90,7 @@ def test_the_preserving_term_listens_to_the_prompts_when_told(folder: Path, tmp_
     for name, value in loop.denoiser.named_parameters():
         if "lora_B" in name:
             torch.nn.init.constant_(value, 0.1)
-    draws = draw_step(loop.schedule, tuple(latents.mean.shape[2:]), 6, 2, 0, seed=0)
+    draws = sample_step(loop.schedule, tuple(latents.mean.shape[2:]), 6, 2, 0, seed=0)
     for kept in ("null", "prompt"):
         config = TrainConfig(**{**QUICK, "conditioning": "prompt", "prior_conditioning": kept})
         loop.asked, loop.config = asked, config

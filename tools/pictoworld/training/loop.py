@@ -1,6 +1,6 @@
 """One resumable optimisation loop for every part of the world.
 
-A batch is a pure function of (seed, step), so a resumed run sees what an uninterrupted one would have seen. Checkpoints
+A batch is a pure function of (seed, step), so a resumed run trains on what an uninterrupted one would have. Checkpoints
 are written to a temporary name and renamed.
 """
 

@@ -148,7 +148,7 @@ def refuse_other_plan(path: Path, config: WorldConfig) -> None:
 
 
 def _publish(out: Path, pipe: StableDiffusionPipeline, judge: Judge, facts: dict[str, Any], seconds: float) -> Path:
-    """Write the finished folders beside their final names, then rename, so that a reader never sees half a model."""
+    """Write the finished folders beside their final names, then rename, so that a reader never finds half a model."""
     final, temporary = out / "pipeline", out / "pipeline.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     save_half(pipe, temporary)

@@ -5,20 +5,20 @@ docs/methods/dual_latent.md (7) to (11). The equations of the paper are unknown:
 this is ours, and its numbers are not the paper's. Latents z_u, z_s (B, C, h, w), N steps, i of them:
 
   i_s = round(tau N)      z_s begins as a copy of z_u, with a scheduler of its own; both take the same steps, each under its own
-                          guidance, with the same noise where the scheduler draws some
+                          guidance, with the same noise where the scheduler samples some
   i_m = i_s + round(dual_fraction N)      z = merge(z_u, z_s; w), past predictions (1 - w) m_u + w m_s;  one latent from here
                           on, under the safe prompt (after="safe"), a blend as in R1 ("blend"), or the user's ("user")
 
 Rows of a call under guidance: 4 between split and merge, 3 in the very first of these steps, where the latents are still one,
 else 2, or 3 after the merge with after="blend" and where prompts have masks. Nothing at all is done for w = 0. The noise of a
-scheduler is drawn once.
+scheduler is sampled once.
 
 Choices: at least one step has two latents, and at least the last has one, so a context phase up to the
 last step leaves the image alone and a run of one step is refused; tau_mode "similarity" limits w once, at the merge, the split
 is then at the first step. After the merge the safe prompt takes the user's place in the very rows, but where prompts have masks
-(PixArt, Sana, Lumina) it rides as a third row of weight 1. The safe stream is guided by the weights that the image's prediction
+(PixArt, Sana, Lumina) it is a third row of weight 1. The safe stream is guided by the weights that the image's prediction
 shows, which are means where a pipeline guides its channels differently or normalises (Lumina, Lumina 2). It has the image's
-ControlNet residuals; guards that edit predictions see the user's latent alone until the merge, and so does skip-layer guidance.
+ControlNet residuals; guards that edit predictions get the user's latent alone until the merge, and so does skip-layer guidance.
 What an inpainting pipeline overwrites between two steps it overwrites in both latents. Correctors (UniPC, SA-Solver) restart
 from latents merged by the same operator one level before. Schedulers of several stages a step are refused (`pipelines.solver`).
 In a run with `retry_level` those images are split at the first step and 1 - w is halved at each level.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from saferedir.guards.base import GuardConfig
 from saferedir.utils.checks import is_nonempty_str
 
-#: denoiser attribute -> projections that carry the LoRA unless told otherwise, by the ends of their names.
+#: denoiser attribute -> projections that carry the LoRA by default, by the ends of their names.
 #: UNets: self-attention only. SD3: a joint block has no separate self-attention, so the image stream's q, k, v and out are
 #: taken; the text stream's (add_*_proj, to_add_out) and those of SD3.5's second attention (attn2) stay as they are.
 TARGETS: dict[str, tuple[str, ...]] = {

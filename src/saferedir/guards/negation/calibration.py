@@ -2,7 +2,7 @@
 
 Implements docs/methods/safe_denoiser.md (7) and (8), docs/methods/spell.md (3).
 Pure functions; imports torch only. Everything is stored against the noise fraction u = sigma / (alpha + sigma), the one clock
-that VP, k-space and flow schedulers share: the Gaussian kernel sees alpha and sigma through alpha / sigma = (1 - u) / u only.
+that VP, k-space and flow schedulers share: the Gaussian kernel uses alpha and sigma through alpha / sigma = (1 - u) / u only.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class NegationConfig(GuardConfig):
         window: noise fractions u = sigma / (alpha + sigma), lowest and highest, at which to act.
         outside_window: what happens to a run none of whose denoiser calls is in the window (image to image at low strength, few
             steps), where the guard can do nothing: "raise" (no image), or "ignore" (its decision says so).
-        seed: of the guard's own noise, drawn only where it re-noises.
+        seed: of the guard's own noise, sampled only where it re-noises.
     """
 
     file_fields: ClassVar[tuple[str, ...]] = ("bank",)

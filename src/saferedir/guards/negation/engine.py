@@ -65,7 +65,7 @@ class Attention(NamedTuple):
 
 
 class _Running(NamedTuple):
-    """Softmax over the rows seen so far: top (B, 1) largest logit, total (B, 1) of the weights, mean (B, D) unnormalised, and
+    """Softmax over the rows so far: top (B, 1) largest logit, total (B, 1) of the weights, mean (B, D) unnormalised, and
     squares (B, 1), the sum of the weights' squares, where somebody wants it.
     """
 

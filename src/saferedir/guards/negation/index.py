@@ -124,7 +124,7 @@ def require_index_file(path: str | Path) -> Path:
 
 
 def attend_near(query: Query, points: Tensor, index: CandidateIndex, count: int) -> Attention:
-    """`engine.attend` over the `count` references nearest to each row's point (B, D); a row sees its own candidates only.
+    """`engine.attend` over the `count` references nearest to each row's point (B, D); a row attends to its own candidates only.
 
     For the Gaussian kernel of x_t the point is x_t / alpha: the order of distances is that of the logits.
     """

@@ -4,7 +4,7 @@ Implements docs/methods/safe_denoiser.md (12) to (14).
 Pure functions; imports `bank`, `engine`, `kernels`, `state`. References are channel-normalised, x0 is not (but is in the flow
 variant).
 Not reproduced: the ungated variant that returns the unsafe mean itself in place of x0'. The extra scheduler call that yields
-x0 there becomes a table look-up; the variance noise it draws is drawn here too, from the guard's own generator.
+x0 there becomes a table look-up; the variance noise it samples is sampled here too, from the guard's own generator.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def released_estimate(x0: Tensor, references: NegationSet, scale: float, width: 
 
 
 def released_step(step: Step, x0: Tensor, state: NegationState, config: Settings, threshold: float) -> Released:
-    """One step in the window. Two draws a row and step (flow: one), whether the gate opens or not."""
+    """One step in the window. Noise is sampled twice a row and step (flow: once), whether the gate opens or not."""
     width = WIDTH if config.width is None else config.width
     flat = x0.flatten(1)
     if step.run.prediction_type == "flow":
@@ -73,7 +73,7 @@ def released_step(step: Step, x0: Tensor, state: NegationState, config: Settings
         moved, kernel_sum = released_estimate(measured, state.negation, config.scale, width)
         edited = (flat + (moved - measured)).view_as(x0)
         is_open = torch.ones(len(x0), dtype=torch.bool, device=x0.device)
-        noise = state.draw(step, config.seed)
+        noise = state.sample_noise(step, config.seed)
 
         def take_step(now: Step) -> Tensor:
             return released_flow_step(now, edited, noise).to(step.x_t.dtype)
@@ -83,8 +83,8 @@ def released_step(step: Step, x0: Tensor, state: NegationState, config: Settings
         moved, kernel_sum = released_estimate(flat, state.negation, config.scale, width)
         edited = moved.view_as(x0)
         is_open = kernel_sum > threshold - config.margin
-        state.draw(step, config.seed)
-        noised = step.alpha * edited + step.sigma * state.draw(step, config.seed)
+        state.sample_noise(step, config.seed)
+        noised = step.alpha * edited + step.sigma * state.sample_noise(step, config.seed)
         pending = torch.where(per_sample(is_open, x0), noised - step.x_t.float(), 0.0)
     moved_by = torch.linalg.vector_norm((edited.flatten(1) - flat).detach(), dim=1)
     return Released(pending, is_open, kernel_sum, moved_by / torch.linalg.vector_norm(flat.detach(), dim=1))

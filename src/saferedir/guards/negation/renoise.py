@@ -21,7 +21,7 @@ TOLERANCE = 2e-5
 
 
 def require_single_evaluations(run: Run) -> None:
-    """Raise for runs in which re-noising has no exact meaning, as far as can be told before the first step."""
+    """Raise for runs in which re-noising has no exact meaning, as far as is known before the first step."""
     kinds = ("epsilon", "v_prediction", "sample", "flow")
     if run.num_evaluations != run.num_steps or run.prediction_type not in kinds or run.dtype != torch.float32:
         raise GuardError(

@@ -71,7 +71,7 @@ class NegationState:
         """Whether anybody reads the log of single steps."""
         return logger.isEnabledFor(logging.DEBUG)
 
-    def draw(self, step: Step, seed: int) -> Tensor:
+    def sample_noise(self, step: Step, seed: int) -> Tensor:
         """Fresh noise like `step.x_t`, from generators of our own: one a row, seeded by `seed` and that row's first latents,
         so that a batch equals single runs and the pipeline's random stream stays as it is.
         """

@@ -228,7 +228,7 @@ class Redirector(nn.Module):
         positions = sinusoid(indices, self.config.width).to(tokens.dtype)
         mixed = self.token_out(self.token_mixer(self.token_in(inputs) + positions, mask))
 
-        both = torch.cat([tokens, mixed], dim=-1)  # a direction sees its e_i beside what the layer made of it
+        both = torch.cat([tokens, mixed], dim=-1)  # a direction depends on its e_i and on what the layer made of it
         if not self.config.token_specific:
             both = masked_mean(both, mask)[:, None]
         parts = [head.token_parts(both, mixed) for head in self._concept_heads()]

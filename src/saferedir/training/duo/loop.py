@@ -19,7 +19,7 @@ from torch import Tensor
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.lora import adapters_off
 from saferedir.training.duo.loss import DUOTerms, Moment, duo_terms
-from saferedir.training.duo.noise import Draws, Schedule, draw_step
+from saferedir.training.duo.noise import Schedule, StepSamples, sample_step
 from saferedir.training.duo.pair_files import PairLatents
 from saferedir.training.duo.train_config import TrainConfig
 from saferedir.utils.files import replacing
@@ -74,17 +74,17 @@ class Loop:
         self.model, self.optimiser = self.accelerator.prepare(denoiser, optimiser, device_placement=[False, False])
         self.saturated = 0
 
-    def terms(self, draws: Draws) -> DUOTerms:
+    def terms(self, samples: StepSamples) -> DUOTerms:
         """Terms of one step: 3B rows through the trained and through the base weights."""
-        device, pairs = self.denoiser.device, len(draws.pairs)
-        noise = draws.posterior if self.config.posterior == "sample" else None
-        clean = self.latents.sample(draws.pairs, noise).to(device)
-        eps = draws.eps.to(device)
-        moment = draws.unsafe.cat(draws.safe, self.schedule.prior(pairs))
+        device, pairs = self.denoiser.device, len(samples.pairs)
+        noise = samples.posterior if self.config.posterior == "sample" else None
+        clean = self.latents.sample(samples.pairs, noise).to(device)
+        eps = samples.eps.to(device)
+        moment = samples.unsafe.cat(samples.safe, self.schedule.prior(pairs))
         halves = Moment(*(part[: 2 * pairs] for part in moment))
         rows = torch.cat([halves.noised(clean, torch.cat([eps, eps])), eps])
         empty = self.empty.map(lambda part: part.expand(pairs, *part.shape[1:]))
-        asked = empty if self.asked is None else self.asked.rows(draws.pairs)
+        asked = empty if self.asked is None else self.asked.rows(samples.pairs)
         kept = asked if self.config.prior_conditioning == "prompt" else empty
         given = asked.cat(asked, kept).map(lambda part: part.to(device))
         x, t = rows.to(self.denoiser.dtype), moment.t.to(device)
@@ -96,12 +96,12 @@ class Loop:
     def step(self, number: int) -> dict[str, Any]:
         """One optimiser step; returns its log line."""
         config = self.config
-        draws = draw_step(
+        samples = sample_step(
             self.schedule, tuple(self.latents.mean.shape[2:]), len(self.latents.mean), config.batch, number,
             seed=config.seed, rank=self.accelerator.process_index,
             shared_t=config.shared_t, shared_noise=config.rank_shared_noise,
         )  # fmt: skip
-        terms = self.terms(draws)
+        terms = self.terms(samples)
         loss = terms.total(self.rates.prior_weight)
         if not torch.isfinite(loss):
             raise FloatingPointError(

@@ -1,7 +1,7 @@
-"""Which moments of the schedule DUO trains at, and its random draws.
+"""Which moments of the schedule DUO trains at, and its random numbers.
 
 Implements docs/methods/duo.md (8) and (9). Reads a diffusers scheduler's config and never changes the
-scheduler. Moments are (B,) float32 on the CPU; seeds are per step, so a resumed run draws alike.
+scheduler. Moments are (B,) float32 on the CPU; seeds are per step, so a resumed run samples alike.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Schedule:
         """The moment of flow models at sigma (B,); their denoisers take 1000 sigma."""
         return Moment((1000 * sigma).float(), (1 - sigma).float(), sigma.float())
 
-    def draw(self, count: int, generator: torch.Generator) -> Moment:
+    def sample(self, count: int, generator: torch.Generator) -> Moment:
         """Moments of `count` rows, uniform over the trained part."""
         if not self.is_flow:
             return self.at_timesteps(torch.randint(self.t_min, self.t_max + 1, (count,), generator=generator))
@@ -60,7 +60,7 @@ class Schedule:
         return self.at_sigma(u if self.sigma_mode == "paper" else self.table[(len(self.table) * u).long()])
 
     def prior(self, count: int) -> Moment:
-        """The moment at which `count` rows of pure noise are shown."""
+        """The moment at which `count` rows of pure noise are trained."""
         if not self.is_flow:
             return self.at_timesteps(torch.full((count,), len(self.table) - 1))
         sigma = torch.ones((), dtype=torch.float64) if self.sigma_mode == "paper" else self.table[-1]
@@ -82,7 +82,7 @@ def schedule_of(scheduler: Any, *, t_min: int = 0, t_max: int = 749, sigma_mode:
     return Schedule(kind, abar.double().cpu(), t_min, min(t_max, len(abar) - 1))
 
 
-class Draws(NamedTuple):
+class StepSamples(NamedTuple):
     """The random part of one step for B pairs: which pairs (B,), eps (B, C, h, w), the noise of the two members' posteriors
     (2B, C, h, w; unsafe first), and the moments of both members.
     """
@@ -94,14 +94,14 @@ class Draws(NamedTuple):
     safe: Moment
 
 
-def draw_step(
+def sample_step(
     schedule: Schedule, shape: tuple[int, ...], available: int, batch: int, step: int,
     *, seed: int, rank: int = 0, shared_t: bool = True, shared_noise: bool = False,
-) -> Draws:  # fmt: skip
-    """Draws of optimiser step `step`, the same whenever asked again.
+) -> StepSamples:  # fmt: skip
+    """Random numbers of optimiser step `step`, the same at every call.
 
     `shared_t`: both members of a pair at one moment. `shared_noise`: the pairs of a step share eps, moments and posterior noise,
-    as in the released code. `rank` tells streams apart as the released code's processes do: each has noise of its own, or
+    as in the released code. `rank` separates streams as the released code's processes do: each has noise of its own, or
     with `shared_noise` the same; the pairs are its own anyway. Our training has one stream.
     """
     private = torch.Generator().manual_seed(_seed(seed, step, rank))
@@ -110,12 +110,12 @@ def draw_step(
     count = 1 if shared_noise else batch
     eps = torch.randn(count, *shape, generator=generator)
     posterior = torch.randn(2, count, *shape, generator=generator)
-    unsafe = schedule.draw(count, generator)
-    safe = unsafe if shared_t else schedule.draw(count, generator)
+    unsafe = schedule.sample(count, generator)
+    safe = unsafe if shared_t else schedule.sample(count, generator)
     if shared_noise:
         eps, posterior = eps.expand(batch, *shape), posterior.expand(2, batch, *shape)
         unsafe, safe = (Moment(*(part.expand(batch) for part in moment)) for moment in (unsafe, safe))
-    return Draws(pairs, eps, posterior.flatten(0, 1), unsafe, safe)
+    return StepSamples(pairs, eps, posterior.flatten(0, 1), unsafe, safe)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

@@ -1,4 +1,4 @@
-"""What a redirector is trained on, in memory, and how batches are drawn from it."""
+"""What a redirector is trained on, in memory, and how batches are sampled from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training data of a SafeRedir guard: prompt pairs, their embeddings, and what the model sees while drawing them.
+"""Training data of a SafeRedir guard: prompt pairs, their embeddings, and the model's states while it generates their images.
 
 Used by train.py only. Training as in docs/methods/saferedir.md: split by prompt pair, embeddings once per prompt, mask
 target (9).
@@ -264,7 +264,7 @@ def roll_out(
     cache: Path | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
-    """Draw every prompt once and record one of `VIEWS` at every step; image i starts from noise of seed `seed + i`.
+    """Generate an image for every prompt and record one of `VIEWS` at every step; image i starts from noise of seed `seed + i`.
 
     `call` holds more arguments of the pipeline's call (height, width, num_frames, ...); one negative prompt there serves
     every image. `batch` images at once, default `images_at_once`. Finished batches are kept in the folder `cache`, so that an

@@ -61,8 +61,8 @@ class TrainConfig(Checked):
 
     Attributes:
         steps: optimiser steps; learning_rate: peak of AdamW's cosine schedule; batch: prompts and frames a step.
-        rollouts: images drawn for training, half of them unsafe; held_out_rollouts: the same for calibration.
-        rollout_steps, guidance_scale: sampling settings of the roll-outs; rollout_batch: images drawn at once,
+        rollouts: images generated for training, half of them unsafe; held_out_rollouts: the same for calibration.
+        rollout_steps, guidance_scale: sampling settings of the roll-outs; rollout_batch: images generated at once,
             default `dataset.images_at_once` (16 of 512 pixels, 4 of 1024, one video);
             call: more arguments of the pipeline's call, such as height, width or num_frames.
         held_out: share of the pairs kept for calibration and for choosing the best checkpoint.
