@@ -37,15 +37,32 @@ from saferedir.seam.seam import Seam
 
 
 def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool = False) -> Attached:
-    """Guard a diffusers pipeline, in place, until `detach()` (or the end of a `with` block).
+    """Guard a diffusers pipeline, in place, until `detach()` or the end of a `with` block.
 
-    Guards act in the order given; guards of earlier attachments act before those of later ones. Nothing is
-    changed if anything is wrong: an unsupported pipeline or scheduler (UnsupportedPipelineError), a guard for
-    another architecture (BackboneMismatchError, unless `force`), a guard already attached here
-    (AlreadyAttachedError), two guards that both replace guidance, or both the sampler's step, a dropped text encoder that a
-    guard needs (GuardError). Other weights than those a guard was trained on only warn, and so does a second copy of a guard.
+    Nothing on the pipeline is changed if anything is wrong. A call of the pipeline that ends without one guarded step raises
+    GuardError. Other weights of the architecture that a guard was trained on only warn, and so does a second copy of a guard.
 
-    A call of the pipeline that ends without one guarded step raises GuardError.
+    Args:
+        pipe: a diffusers pipeline of a supported family (docs/pipelines.md).
+        guards: one guard, or several that act in this order; guards of earlier attachments act before those of later ones.
+        force: also accept a guard that was trained for another architecture.
+
+    Returns:
+        The handle: it carries the decisions of the last run, and takes the guards off again.
+
+    Raises:
+        UnsupportedPipelineError: the pipeline's family, scheduler or prediction type has no row in the tables.
+        BackboneMismatchError: a guard was trained for another architecture, and `force` is false.
+        AlreadyAttachedError: a guard is attached here already, or the denoiser belongs to another guarded pipeline.
+        GuardError: two guards both replace guidance, or both the sampler's step; or a text encoder that a guard needs is gone.
+
+    Example:
+        >>> import saferedir as sr
+        >>> pipe = sr.load_pipeline("pictoworld")
+        >>> with sr.attach(pipe, sr.Guard.from_pretrained("pictoworld/star")) as attached:
+        ...     image = pipe("a red star", num_inference_steps=4).images[0]
+        >>> attached.decisions[0].outcome
+        'redirected'
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     if not chosen or not all(isinstance(guard, Guard) for guard in chosen):
@@ -108,7 +125,21 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
 
 
 def detach(pipe: Any) -> None:
-    """Remove every guard from a pipeline, and from a deep copy of a guarded one whatever hooks came along."""
+    """Remove every guard from a pipeline.
+
+    From a deep copy of a guarded pipeline it removes the hooks that were copied with it.
+
+    Args:
+        pipe: a diffusers pipeline, guarded or not, or what `protect` returned.
+
+    Example:
+        >>> import saferedir as sr
+        >>> pipe = sr.load_pipeline("pictoworld")
+        >>> attached = sr.attach(pipe, sr.Guard.from_pretrained("pictoworld/star"))
+        >>> sr.detach(pipe)
+        >>> attached.is_attached
+        False
+    """
     if getattr(type(pipe), "is_protected", False):
         pipe.detach()
         return
@@ -120,7 +151,24 @@ def detach(pipe: Any) -> None:
 
 
 class Attached:
-    """A guarded pipeline's handle: a context manager that also carries the decisions of the last run."""
+    """Handle of a guarded pipeline: a context manager that carries the decisions of the last run.
+
+    `attach` makes it.
+
+    Attributes:
+        guards: the guards, in the order in which they act.
+        runs: number of runs that were guarded from first to last step; compare it before and after a call to be sure.
+        retry_level: (B,) one level an image of the next run, or (): 0 acts as usual, n > 0 acts from step 0 on, more strongly the
+            higher n is.
+
+    Example:
+        >>> import saferedir as sr
+        >>> pipe = sr.load_pipeline("pictoworld")
+        >>> with sr.attach(pipe, sr.Guard.from_pretrained("pictoworld/star")) as attached:
+        ...     images = pipe(["a red star", "a blue circle"], num_inference_steps=4).images
+        >>> [[decision.outcome for decision in decisions] for decisions in attached.by_image()]
+        [['redirected'], ['untouched']]
+    """
 
     def __init__(self, seam: Seam, guards: tuple[Guard[Any], ...]) -> None:
         self.guards = guards
@@ -145,13 +193,15 @@ class Attached:
 
     @property
     def decisions(self) -> list[Decision]:
-        """One Decision per image and guard, guard by guard, of the last run; empty until that run has
-        finished.
-        """
+        """One Decision per image and guard of the last run, guard by guard; empty until that run has finished."""
         return list(self._decisions)
 
     def by_image(self) -> list[list[Decision]]:
-        """The decisions of the last run, one list an image: entry i holds those of all guards on image i."""
+        """The decisions of the last run by image.
+
+        Returns:
+            One list an image: entry i holds the decisions of all guards on image i.
+        """
         count = max((decision.image + 1 for decision in self._decisions), default=0)
         return [[decision for decision in self._decisions if decision.image == row] for row in range(count)]
 

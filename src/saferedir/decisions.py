@@ -36,10 +36,22 @@ class Decision:
         steps_redirected: number of denoiser calls that ran with edited conditioning or latents.
         token_strengths: (L,) strength per prompt token (of the strongest redirection), or None.
         tokens: the L tokens, where the caller knows them.
-        prompt_scores, image_scores: one entry per check, in order.
+        prompt_scores: one entry per check of the prompt, in order.
+        image_scores: one entry per check of the denoised estimate, in order.
         attempts: runs it took to get this image; more than 1 only under a policy that generates again (protect.py).
         message: one sentence for a person.
-        name: the guard's own name (`guard.name`), which tells two guards of one method apart; "" for none.
+        name: the guard's own name (`guard.name`), which separates two guards of one method; "" for none.
+
+    Example:
+        >>> from saferedir import Decision
+        >>> decision = Decision(
+        ...     guard="saferedir", concept="star", image=0, fired=True, action="redirected",
+        ...     prompt_score=22.1, thresholds={"prompt": 3},
+        ... )
+        >>> decision
+        Decision('saferedir' for 'star', image 0: redirected, prompt 22.10 > 3.00)
+        >>> Decision.from_dict(decision.to_dict()) == decision
+        True
     """
 
     guard: str
@@ -105,8 +117,10 @@ class Decision:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Decision:
-        """Inverse of `to_dict`; an unknown key is an error, so that an old reader never drops a fact
-        silently.
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is unknown, so that an old reader never drops a fact silently.
         """
         known = {entry.name for entry in fields(cls)}
         unknown = sorted(set(record) - known)

@@ -14,7 +14,16 @@ class SaferedirError(RuntimeError):
 
 
 class GuardError(SaferedirError):
-    """A guard could not do its work, so no image may be shown. Base class of every error of guards and the seam."""
+    """A guard could not do its work, so no image may be shown; base class of every error of guards and the seam.
+
+    Example:
+        >>> import saferedir as sr
+        >>> try:
+        ...     sr.attach("no pipeline", ())
+        ... except sr.GuardError as error:
+        ...     print(error)
+        attach needs one or more Guard objects, not (); see Guard.from_pretrained.
+    """
 
 
 class BlockedError(SaferedirError):
@@ -24,6 +33,17 @@ class BlockedError(SaferedirError):
         decisions: one Decision per image and guard of the whole call, guard by guard.
         blocked: 0-based indices of the blocked images.
         images: index -> image of those that were not blocked, as the pipeline returns them.
+
+    Example:
+        >>> import saferedir as sr
+        >>> pipe = sr.load_pipeline("pictoworld")
+        >>> safe = sr.protect(pipe, sr.Guard.from_pretrained("pictoworld/star"), on_unsafe="block", on_block="raise")
+        >>> try:
+        ...     output = safe(["a red star", "a blue circle"], num_inference_steps=4)
+        ... except sr.BlockedError as error:
+        ...     print(error.blocked, list(error.images))
+        (0,) [1]
+        >>> safe.detach()
     """
 
     def __init__(
@@ -38,23 +58,68 @@ class BlockedError(SaferedirError):
 
 
 class UnsupportedPipelineError(GuardError):
-    """The pipeline family, scheduler or prediction type has no row in our tables."""
+    """The pipeline family, scheduler or prediction type has no row in our tables.
+
+    Example:
+        >>> import saferedir as sr
+        >>> try:
+        ...     sr.attach("no pipeline", sr.Guard.from_pretrained("pictoworld/star"))
+        ... except sr.UnsupportedPipelineError:
+        ...     print("see docs/pipelines.md")
+        see docs/pipelines.md
+    """
 
 
 class BackboneMismatchError(GuardError):
-    """A guard meets a backbone of another architecture than the one it was trained for."""
+    """A guard was put on a backbone of another architecture than the one it was trained for.
+
+    Example:
+        >>> import saferedir as sr
+        >>> issubclass(sr.BackboneMismatchError, sr.GuardError)
+        True
+    """
 
 
 class AlreadyAttachedError(GuardError):
-    """The same guard object is already attached to this pipeline, or its denoiser belongs to another seam."""
+    """The same guard object is already attached to this pipeline, or its denoiser belongs to another seam.
+
+    Example:
+        >>> import saferedir as sr
+        >>> pipe, guard = sr.load_pipeline("pictoworld"), sr.Guard.from_pretrained("pictoworld/star")
+        >>> with sr.attach(pipe, guard):
+        ...     try:
+        ...         sr.attach(pipe, guard)
+        ...     except sr.AlreadyAttachedError as error:
+        ...         print(error)
+        guard 'saferedir' is already attached to this pipeline; detach it first, or load a second one.
+    """
 
 
 class GuardConfigError(GuardError, ValueError):
-    """A guard's configuration has an unknown key or a value out of range."""
+    """A guard's configuration has an unknown key or a value out of range.
+
+    Example:
+        >>> import saferedir as sr
+        >>> from saferedir.guard import GuardConfig
+        >>> try:
+        ...     GuardConfig.from_dict({"concept": "star", "colour": "red"})
+        ... except sr.GuardConfigError as error:
+        ...     print(error)
+        GuardConfig has no field 'colour'; known fields: backbone, concept, measured, training.
+    """
 
 
 class GuardNotFoundError(GuardError, FileNotFoundError):
-    """No guard, pipeline or weights file under the given name."""
+    """No guard, pipeline or weights file under the given name.
+
+    Example:
+        >>> import saferedir as sr
+        >>> try:
+        ...     sr.Guard.from_pretrained("pictoworld/no-such-guard")
+        ... except sr.GuardNotFoundError:
+        ...     print("saferedir guards list")
+        saferedir guards list
+    """
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""

@@ -39,14 +39,37 @@ def protect(
 ) -> GuardedPipeline:
     """Attach guards and put a policy around the pipeline; call the result as you would call the pipeline.
 
-    "redirect": steer, and return what came out. "verify": steer, then check every image; unsafe ones are generated
-    again from the same noise more strongly, at most `retries` times, then blocked. "block": an image on which a guard
-    acted, or which is unsafe, is blocked at once. Unsafe means that a guard's decision is `unresolved` (its own
-    classifier on the final x0; of our methods saferedir has one) or that `verify`, a function of the finished PIL images, says
-    so (of a judge: `judge.verifier(rule)`); with neither, "verify" is refused, and so is a run in which a guard's classifier is
-    weak by the guard's own record. A blocked image is a blank of the same kind, or with on_block="raise" the whole call ends in
-    a BlockedError that has the decisions and the images that may be shown. What diffusers' own safety checker flags is blocked
-    under every policy. Other weights, architectures and `force`: see `attach`.
+    An image is unsafe where a guard's decision is `unresolved` (by its own classifier of the final x0; of our methods saferedir
+    has one) or where `verify` says so. A blocked image leaves as a blank of the same kind. What diffusers' own safety checker
+    flags is blocked under every policy.
+
+    Args:
+        pipe: a diffusers pipeline of a supported family (docs/pipelines.md).
+        guards: one guard, or several that act in this order.
+        on_unsafe: the policy. "redirect" steers, and returns what came out. "verify" steers, checks every image, generates unsafe
+            ones again from the same noise more strongly, and blocks those that stay unsafe. "block" blocks an image at once on
+            which a guard acted, or which is unsafe.
+        verify: a function of N finished PIL images that gives N bools, true where the concept is there (of a judge:
+            `judge.verifier(rule)`); or one of `guards`; default: the guards' own decisions.
+        retries: how often an unsafe image is generated again under "verify", >= 0.
+        on_block: "blank", or "raise" for a BlockedError that holds the decisions and the images that may be shown.
+        force: also accept a guard that was trained for another architecture.
+
+    Returns:
+        The protected pipeline; its output is the pipeline's own, with `decisions` and `blocked`.
+
+    Raises:
+        GuardConfigError: an unknown policy, or "verify" with neither a verifier nor a guard that can call an image unresolved.
+        GuardError: as of `attach`, whose other errors it raises, too.
+
+    Example:
+        >>> import saferedir as sr
+        >>> pipe = sr.load_pipeline("pictoworld")
+        >>> safe = sr.protect(pipe, sr.Guard.from_pretrained("pictoworld/star"), on_unsafe="block")
+        >>> output = safe(["a red star", "a blue circle"], num_inference_steps=4)
+        >>> output.blocked
+        [True, False]
+        >>> safe.detach()
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     if on_unsafe not in POLICIES:
@@ -82,10 +105,19 @@ _WHY = {"verify": "it was still found unsafe", "block": "a guard acted on it, or
 
 
 class GuardedPipeline:
-    """A pipeline under a policy. Its output is the pipeline's own, with `decisions` and `blocked` (one bool per image).
+    """A pipeline under a policy; its output is the pipeline's own, with `decisions` and `blocked` (one bool per image).
 
-    Threads take turns. Everything else (`scheduler`, `unet`, `set_progress_bar_config`, …) is the pipeline's. Calling
-    the pipeline itself stays guarded by the seam, but without a policy. Its `__call__` shows the signature of the pipeline's.
+    `protect` makes it. Threads take turns. Everything else (`scheduler`, `unet`, `set_progress_bar_config`, …) is the
+    pipeline's. Calling the pipeline itself stays guarded by the seam, but without a policy. Its `__call__` has the signature of
+    the pipeline's.
+
+    Example:
+        >>> import saferedir as sr
+        >>> pipe = sr.load_pipeline("pictoworld")
+        >>> with sr.protect(pipe, sr.Guard.from_pretrained("pictoworld/star"), on_unsafe="block") as safe:
+        ...     output = safe("a blue circle", num_inference_steps=4)
+        >>> output.blocked, output.decisions[0].outcome
+        ([False], 'untouched')
     """
 
     #: `attach` and `detach` know a protected pipeline by this

@@ -107,7 +107,13 @@ class Bench:
         progress: shows how far it is.
         dry_run: plan only: nothing is locked, made or generated.
 
-    Raises BenchError with one sentence at the first thing that is wrong.
+    Raises:
+        BenchError: one sentence about the first thing that is wrong.
+
+    Example:
+        >>> import saferedir as sr  # skipped: minutes of computing
+        >>> with sr.Bench("pictoworld-quick", out="runs/bench") as bench:  # doctest: +SKIP
+        ...     records, pages = bench.run(), bench.report()
     """
 
     def __init__(

@@ -50,8 +50,22 @@ ConfigT = TypeVar("ConfigT", bound=GuardConfig)
 
 
 class Guard(Generic[ConfigT]):
-    """Base class of every guard. Override the points of intervention the method needs, and only those:
-    the seam checks which ones are overridden and does no work for the others.
+    """Base class of every guard: override the points of intervention that the method needs, and only those.
+
+    The seam checks which ones are overridden and does no work for the others.
+
+    Attributes:
+        config: the settings.
+        name: separates it from others of its method in decisions and tables; `from_pretrained` sets the name it was loaded by.
+        enabled: a disabled guard is not called at all: the output is bit-identical to the unguarded one.
+
+    Example:
+        >>> import saferedir as sr
+        >>> guard = sr.Guard.from_pretrained("pictoworld/star")
+        >>> guard.method, guard.config.concept
+        ('saferedir', 'star')
+        >>> sr.Guard.from_pretrained(guard.save_pretrained("runs/star")).config == guard.config
+        True
     """
 
     #: name in the registry and in `guard_config.json`
@@ -110,32 +124,52 @@ class Guard(Generic[ConfigT]):
         For guards that act through the weights; those of further denoisers (Wan 2.2) are out of reach, so that `attach` refuses a
         guard with `unload` there. Called by `attach`, and again before every run to make sure: harmless if done
         twice, all or nothing.
+
+        Args:
+            denoiser: the pipeline's UNet or transformer.
         """
 
     def unload(self, denoiser: nn.Module) -> None:
-        """Take exactly these adapters off again; harmless where there are none. Called on detaching, and before the runs of a
-        disabled guard.
+        """Take exactly these adapters off again; harmless where there are none.
+
+        Called on detaching, and before the runs of a disabled guard.
+
+        Args:
+            denoiser: the pipeline's UNet or transformer.
         """
 
     def check_text(self, text: TextSettings) -> None:
         """Raise GuardError where this guard cannot judge prompts that are encoded under these settings.
 
-        Asked before every run whose prompts are texts, and by the bench before it begins. For guards that judge embeddings.
+        Called before every run whose prompts are texts, and by the bench before it begins. For guards that judge embeddings.
+
+        Args:
+            text: the settings of the call.
         """
 
     def start(self, run: Run) -> Any:
-        """Allocate this call's state, one row per image; reachable as `step.state`. Move networks to
-        `run.device`.
+        """Allocate this call's state, one row per image; reachable as `step.state`.
+
+        Args:
+            run: facts of the call; move networks to `run.device`.
+
+        Returns:
+            Any object; None for a guard that remembers nothing.
         """
         return None
 
     def on_prompt(self, step: Step) -> Conditioned:
         """Replace the conditioning once, before the first denoiser call; it then holds for the whole run.
 
-        Called again only if the pipeline itself passes other embeddings later on. Return `step.conditioning` to leave
-        everything as it is, or another `Conditioning`: its parts that are the same objects, or None, are left as they are
-        (`step.conditioning.with_cond(prompt=...)`). A Tensor (B, L, D) stands for `with_cond(prompt=...)`. Where
-        `step.conditioning.uncond` is None an `uncond` is kept for the later call that has one, if any has.
+        Called again only if the pipeline itself passes other embeddings later on.
+
+        Args:
+            step: the moment before the first denoiser call.
+
+        Returns:
+            `step.conditioning` to leave everything as it is, or another `Conditioning`: its parts that are the same objects, or
+            None, are left as they are (`step.conditioning.with_cond(prompt=...)`). A Tensor (B, L, D) stands for
+            `with_cond(prompt=...)`. Where `step.conditioning.uncond` is None an `uncond` is kept for the later call that has one.
         """
         return step.conditioning
 
@@ -166,26 +200,62 @@ class Guard(Generic[ConfigT]):
         return step.conditioning
 
     def on_skip_features(self, step: Step, skip: SkipFeatures) -> Tensor:
-        """Replace the conditional rows of skip features in this denoiser call; UNets only, once for each layer that has
-        them. Return `skip.cond` for "untouched".
+        """Replace the conditional rows of skip features in this denoiser call; return `skip.cond` for "untouched".
+
+        Called for UNets only, once for each layer that has skip features.
+
+        Args:
+            step: the moment before the denoiser call.
+            skip: the features.
+
+        Returns:
+            (B, C, h, w), of the conditional rows.
         """
         return skip.cond
 
     def on_prediction(self, step: Step) -> Tensor:
-        """Replace the guided prediction; return `step.pred` for "untouched"."""
+        """Replace the guided prediction; return `step.pred` for "untouched".
+
+        Args:
+            step: the moment after the denoiser call.
+
+        Returns:
+            (B, C, h, w), in the dtype of `step.pred`.
+        """
         assert step.pred is not None
         return step.pred
 
     def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
-        """Read, or replace, the denoised estimate (B, C, h, w) float32; return `x0` for "untouched"."""
+        """Read, or replace, the denoised estimate; return `x0` for "untouched".
+
+        Args:
+            step: the moment after the denoiser call.
+            x0: (B, C, h, w) float32, with the edits of the guards before this one.
+
+        Returns:
+            (B, C, h, w) float32.
+        """
         return x0
 
     def on_step_end(self, step: Step, latents: Tensor) -> Tensor:
-        """Read, or replace, the latents after the scheduler's step; return `latents` for "untouched"."""
+        """Read, or replace, the latents after the scheduler's step; return `latents` for "untouched".
+
+        Args:
+            step: the moment after the denoiser call.
+            latents: (B, C, h, w), which the next denoiser call gets.
+
+        Returns:
+            (B, C, h, w), in the dtype of `latents`.
+        """
         return latents
 
     def verdict(self, run: Run, state: Any) -> list[Decision]:
-        """One Decision per image, in batch order, once the last step is done."""
+        """One Decision per image, in batch order, once the last step is done.
+
+        Args:
+            run: facts of the call.
+            state: what `start` returned.
+        """
         return [
             Decision(guard=self.method, concept=self.config.concept, image=image) for image in range(run.batch_size)
         ]
@@ -205,8 +275,9 @@ class Guard(Generic[ConfigT]):
         return self
 
     def uses(self, point: str) -> bool:
-        """Whether this class overrides the named point of intervention. A guard that needs one only under some settings may
-        override this, too.
+        """Whether this class overrides the named point of intervention.
+
+        A guard that needs one only under some settings may override this, too.
         """
         return getattr(type(self), point) is not getattr(Guard, point)
 

@@ -16,7 +16,7 @@ from saferedir.utils.checks import Checked, is_nonempty_str
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig(Checked):
-    """Configuration shared by every guard; a method adds its own fields and checks them in `validate`.
+    """Settings that every guard has; a method adds its own fields and checks them in `validate`.
 
     Attributes:
         concept: what must not appear, in words.
@@ -24,6 +24,18 @@ class GuardConfig(Checked):
             works with any.
         training: how it was made (data, steps, seed), free-form plain data.
         measured: what was measured, free-form plain data.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from saferedir.guard import GuardConfig
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class BrightnessConfig(GuardConfig):
+        ...     limit: float = 0.5
+        ...
+        ...     def validate(self) -> None:
+        ...         self.require_number("limit", at_least=0, at_most=1)
+        >>> BrightnessConfig(concept="glare", limit=0.25).to_dict()["limit"]
+        0.25
     """
 
     concept: str
@@ -43,8 +55,9 @@ class GuardConfig(Checked):
         self.validate()
 
     def validate(self) -> None:
-        """Check the values of a method's own fields, with `require` and its sisters (`checks.py`). Called once, when the config
-        is made.
+        """Check the values of a method's own fields; called once, when the config is made.
+
+        Use `require` and its sisters (`checks.py`), which raise GuardConfigError.
         """
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,7 +66,11 @@ class GuardConfig(Checked):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`; unknown and missing keys are errors that name them."""
+        """Inverse of `to_dict`.
+
+        Raises:
+            GuardConfigError: a key is unknown or missing; the sentence names it.
+        """
         known = {entry.name: entry for entry in dataclasses.fields(cls) if entry.init}
         unknown = sorted(set(values) - set(known))
         if unknown:

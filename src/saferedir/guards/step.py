@@ -31,16 +31,30 @@ class Run:
 
     Attributes:
         batch_size: B, images of this call (prompts x images per prompt).
-        num_steps: sampling steps; num_evaluations: denoiser calls (more with Heun, KDPM2, PNDM).
+        num_steps: sampling steps.
+        num_evaluations: denoiser calls (more than steps with Heun, KDPM2, PNDM).
         timesteps: training-scale time of each evaluation, 0..1000.
-        family: name of the pipeline family; prediction_type: as `schedules.prediction_type` has it.
+        family: name of the pipeline family.
+        prediction_type: what the denoiser predicts, as `schedules.prediction_type` has it.
         guided: whether classifier-free guidance is on (where its halves come one after the other: whether a half
-            came yet); guidance_scale: its weight, None where unknown.
+            came yet).
+        guidance_scale: weight of classifier-free guidance, None where unknown.
+        device: of the denoiser's latents.
+        dtype: of the denoiser's latents.
         retry_level: one level an image; above 0 the last run's image was unsafe, so act from step 0 on, more strongly the higher.
-        device, dtype: of the denoiser's latents.
         encode: texts -> their conditioning (N, ...) by the pipeline's own text encoders, as long as the run's prompts.
         text_encoders: the text encoders themselves, in the order of `families`; filled only if a guard has `needs_text`.
         solver: the scheduler's update, for a latent of the guard's own; there only if a guard has `extra_latents`.
+
+    Example:
+        >>> import torch
+        >>> from saferedir.guard import Run
+        >>> run = Run(
+        ...     batch_size=2, num_steps=30, num_evaluations=30, timesteps=(), family="sd", prediction_type="epsilon",
+        ...     guided=True, guidance_scale=7.5, device=torch.device("cpu"), dtype=torch.float32,
+        ... )
+        >>> run.guided and run.retry_level == ()
+        True
     """
 
     batch_size: int
@@ -73,22 +87,49 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One moment of the sampling as a guard may know it. Shapes are those of docs/architecture.md.
+    """One moment of the sampling: what a guard reads there.
 
-    A guard is given one for the time before the denoiser call and another for the time after it. In each, `conditioning`,
-    `pred` and `x0` are the latest when it is asked, with the edits of the guards before it.
+    A guard is given one Step before the denoiser call and another after it. In each, `conditioning`, `pred` and `x0` are the
+    latest when the guard is called, with the edits of the guards before it.
 
-    Before the denoiser call (`on_prompt`, `on_step_start`) there is no prediction yet: `pred*` and `x0` are
-    None and `x_t` is `model_input`, the latents as the denoiser gets them. Variance-exploding schedulers
-    divide their latents by sqrt(1 + sigma^2) for the denoiser; `alpha` and `sigma` are then divided alike,
-    so that ``x_t = alpha x0 + sigma eps`` holds at every point. After the call `x_t`, `alpha`, `sigma` are
-    in the sampler's own frame. `pred`, `pred_cond`, `pred_uncond` have the latents' dtype; `x0*` are float32.
+    Before the denoiser call (`on_prompt`, `on_step_start`) there is no prediction yet: `pred*` and `x0` are None and `x_t` is
+    `model_input`, the latents as the denoiser gets them. Variance-exploding schedulers divide their latents by
+    sqrt(1 + sigma^2) for the denoiser; `alpha` and `sigma` are then divided alike, so that ``x_t = alpha x0 + sigma eps`` holds
+    at every point. After the call `x_t`, `alpha`, `sigma` are in the sampler's own frame.
 
-    Where extra rows had latents of their own, these are `extra_latents` in the sampler's frame, and `pred_extra_uncond` is
-    the unconditional prediction for them (None without guidance).
+    Texts are private: keep them out of logs and messages.
 
-    `prompts`, the images' texts (None where unknown: the caller gave embeddings), is filled only if a guard has
-    `needs_text`. Texts are private: keep them out of logs and messages.
+    Attributes:
+        run: facts of the whole call.
+        state: what the guard's `start` returned.
+        index: 0-based sampling step.
+        evaluation: 0-based denoiser call; several share a step with Heun, KDPM2, PNDM.
+        num_steps: sampling steps.
+        t: (B,) float32, training-scale time, 0..1000.
+        alpha: (B, 1, ...) float32, coefficient of x0 in x_t.
+        sigma: (B, 1, ...) float32, coefficient of the noise in x_t.
+        x_t: (B, C, h, w), the latents.
+        model_input: (B, C, h, w), the latents as the denoiser gets them.
+        conditioning: embeddings of the prompts and negative prompts.
+        guidance_scale: weight of classifier-free guidance, None where unknown.
+        pred_cond: (B, C, h, w), prediction under the prompts, in the latents' dtype.
+        pred_uncond: (B, C, h, w), prediction under the negative prompts; None without guidance.
+        pred_extra: (B, C, h, w) for each extra row of this guard.
+        pred_extra_uncond: (B, C, h, w), unconditional prediction at `extra_latents`; None without guidance, or without those.
+        extra_latents: (B, C, h, w), latents of the extra rows where these had their own, in the sampler's frame.
+        pred: (B, C, h, w), the guided prediction.
+        x0: (B, C, h, w) float32, the denoised estimate of `pred`.
+        x0_uncond: (B, C, h, w) float32, the denoised estimate of `pred_uncond`.
+        x0_previous: (B, C, h, w) float32, `x0` of the evaluation before.
+        prompts: (B,) texts of the images, None where the caller gave embeddings; filled only if a guard has `needs_text`.
+
+    Example:
+        >>> from saferedir.guard import Guard, Step
+        >>> class Halved(Guard):
+        ...     def on_prediction(self, step: Step):
+        ...         return 0.5 * (step.pred_cond + step.pred)
+        >>> Halved.on_prediction is not Guard.on_prediction
+        True
     """
 
     run: Run
@@ -138,10 +179,19 @@ class Step:
 
 
 class SkipFeatures(NamedTuple):
-    """What a UNet hands round its middle to one layer of its up blocks, in this denoiser call.
+    """Features that a UNet's skip connection brings to one layer of its up blocks, in this denoiser call.
 
-    cond, uncond (None without guidance), and one of `extra` for each extra row of this guard: (B, C, h, w). stage: 0 in the
-    widest layers (1280 hidden channels in Stable Diffusion), 1 at the next width (640), and so on.
+    Attributes:
+        cond: (B, C, h, w), of the prompts' rows.
+        uncond: (B, C, h, w), of the negative prompts' rows; None without guidance.
+        extra: (B, C, h, w) for each extra row of this guard.
+        stage: 0 in the widest layers (1280 hidden channels in Stable Diffusion), 1 at the next width (640), and so on.
+
+    Example:
+        >>> import torch
+        >>> from saferedir.guard import SkipFeatures
+        >>> SkipFeatures(torch.zeros(1, 4, 8, 8), None, (), stage=0).cond.shape
+        torch.Size([1, 4, 8, 8])
     """
 
     cond: Tensor
@@ -181,11 +231,18 @@ Conditioned = Tensor | Conditioning | Embeds
 
 
 class SecondLatents(NamedTuple):
-    """Latents of a guard's own, beside the image's.
+    """Latents of a guard's own, sampled beside the image's.
 
     Attributes:
         latents: (B, C, h, w), in the sampler's frame.
         rows: (B,) bool, the images that have some.
+
+    Example:
+        >>> import torch
+        >>> from saferedir.guard import SecondLatents
+        >>> second = SecondLatents(torch.zeros(2, 4, 8, 8), torch.tensor([True, False]))
+        >>> int(second.rows.sum())
+        1
     """
 
     latents: Tensor

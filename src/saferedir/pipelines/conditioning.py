@@ -19,6 +19,13 @@ class PromptEmbeds(NamedTuple):
         prompt: (N, L, D), one embedding a token.
         pooled: (N, P), one embedding a prompt; None where the family has none.
         mask: (N, L), true or 1 at the prompt's own tokens, 0 at padding; None where the denoiser attends to every token.
+
+    Example:
+        >>> import torch
+        >>> from saferedir.guard import PromptEmbeds
+        >>> embeds = PromptEmbeds(torch.zeros(2, 77, 768))
+        >>> embeds.cat(embeds).prompt.shape
+        torch.Size([4, 77, 768])
     """
 
     prompt: Tensor
@@ -54,12 +61,20 @@ class PromptEmbeds(NamedTuple):
 
 
 class Conditioning(NamedTuple):
-    """What one denoiser call is given for B images.
+    """What one denoiser call is given for B images: embeddings of the prompts and of the negative prompts.
 
     Attributes:
         cond: the prompts' embeddings, (B, ...).
         uncond: those of the negative prompts, (B, ...); None without classifier-free guidance, and where they come in a
             later call.
+
+    Example:
+        >>> import torch
+        >>> from saferedir.guard import Conditioning, PromptEmbeds
+        >>> given = Conditioning(PromptEmbeds(torch.ones(1, 77, 768)))
+        >>> edited = given.with_cond(prompt=torch.zeros(1, 77, 768))
+        >>> edited.cond.prompt.sum().item(), edited.uncond is given.uncond
+        (0.0, True)
     """
 
     cond: PromptEmbeds

@@ -64,9 +64,17 @@ def load_pipeline(
             default: that of the model it is recognised as, from the hub.
         loras: (a .safetensors file, a folder or a hub id, scale) of LoRAs to load into the pipeline, in order.
 
+    Returns:
+        The diffusers pipeline, of the class that its own files name.
+
     Raises:
         GuardConfigError: a dtype that is none, or `config` for a model that is not one file.
         GuardNotFoundError: nothing of that name, or no safetensors weights of that variant in it.
+
+    Example:
+        >>> import saferedir as sr
+        >>> type(sr.load_pipeline("pictoworld")).__name__
+        'StableDiffusionPipeline'
     """
     from diffusers import DiffusionPipeline
 

@@ -29,7 +29,7 @@ _LONGEST = 80  # characters of a value that is recorded as it is
 
 @dataclass(frozen=True)
 class TextSettings:
-    """Of one call of a pipeline whose prompts are texts.
+    """Settings under which one call's prompts are encoded.
 
     Attributes:
         values: the arguments that change what its text encoders hand over, by name, as plain data; without the length of
@@ -37,6 +37,11 @@ class TextSettings:
         defaults: the same of a call that sets none of them, of the first pipeline class that knows them: a subclass with another
             default encodes prompts in another way.
         other_texts: names of further prompts (`prompt_2`) that say something else than `prompt`.
+
+    Example:
+        >>> from saferedir.guard import TextSettings
+        >>> settings = TextSettings(values={"clip_skip": 1}, defaults={"clip_skip": None})
+        >>> settings.require({"clip_skip": 1}, (), "my guard")
     """
 
     values: Mapping[str, Any]

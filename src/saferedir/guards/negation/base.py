@@ -155,8 +155,8 @@ class NegationGuard(Guard[ConfigT]):
         return decisions
 
     def is_due(self, step: Step) -> bool:
-        """`is_in_window`, to be called once a denoiser call; raises at the run's last one if no call was in the window, unless the
-        setting is "ignore".
+        """`is_in_window`, to be called once a denoiser call; raises at the run's last one if no call was in the window, unless
+        the setting is "ignore".
         """
         state: NegationState = step.state
         is_due = self.is_in_window(step)

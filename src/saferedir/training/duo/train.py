@@ -76,17 +76,17 @@ def train_duo(
     log: Log | None = None,
     overwrite: bool = False,
 ) -> DUO:
-    """Train a guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists.
+    """Train a DUO guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists.
 
     Args:
         pipe: a supported pipeline without guards and LoRAs; it comes back as it was.
         pairs: image pairs, or a folder of them (unsafe/ and safe/ with equally many images, see `pair_files`).
         out: folder for the guard.
         concept: its name, for decisions and the guard's card.
-        config: default, the variant "as-paper" for this pipeline.
+        config: the settings; default: the variant "as-paper" for this pipeline.
         progress: shows how far it is; default: nothing is shown.
         log: called with every step's numbers, which also land in `<out>/training.jsonl`.
-        overwrite: a guard that stands at `out` may be replaced.
+        overwrite: whether a guard that stands at `out` may be replaced.
 
     Returns:
         The guard, a LoRA of the denoiser.
@@ -94,6 +94,11 @@ def train_duo(
     Raises:
         OutputError: another run is writing to `out`, or a guard stands there and may not be replaced.
         GuardConfigError: too few pairs, LoRAs on the pipeline, or `<out>.work` belongs to other settings.
+
+    Example:
+        >>> import saferedir as sr  # skipped: minutes of computing
+        >>> pipe = sr.load_pipeline("pictoworld")  # doctest: +SKIP
+        >>> guard = sr.train_duo(pipe, "pairs/", "runs/star-duo", concept="star")  # doctest: +SKIP
     """
     pairs = Path(pairs).expanduser() if isinstance(pairs, str) else pairs
     check_trainable(pipe)

@@ -16,23 +16,40 @@ CONDITIONING = ("null", "prompt")
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
-    """Defaults: the paper's nudity setting on SD 1.4, with every deviation of docs/methods/duo.md (variant "as-paper").
+    """How to train a DUO guard; the defaults are the variant "as-paper", the paper's nudity setting on SD 1.4.
+
+    Every deviation is in docs/methods/duo.md.
 
     Attributes:
-        steps, batch: optimiser steps, pairs per step. rank: of the LoRA. targets: ends of the names of the adapted
-            projections; () for self-attention only (UNets) or the image stream (SD3).
-        beta: preference temperature; smaller pulls less towards the base model. learning_rate: of AdamW, constant.
-        prior_weight: lambda of the preserving term. rescale: "none", or "reference" for lr 100/beta and lambda beta/100.
-        t_min, t_max: trained timesteps (UNets); sigma_mode: trained sigmas (SD3), see noise.Schedule.
-        shared_t: both members of a pair at one timestep. posterior: "mean" of the VAE's, or a "sample" for each member.
-        rank_shared_noise: all pairs of a step share noise and timesteps (in the released code those of all processes do; here
-            training is a single process).
+        steps: optimiser steps, >= 1.
+        batch: pairs per step, >= 1.
+        rank: of the LoRA, >= 1.
+        targets: ends of the names of the adapted projections; () for self-attention only (UNets) or the image stream (SD3).
+        beta: preference temperature; a smaller one pulls less towards the base model.
+        learning_rate: of AdamW, constant.
+        prior_weight: lambda of the preserving term.
+        rescale: "none", or "reference" for learning rate 100 / beta and lambda beta / 100.
+        weight_decay: of AdamW.
+        t_min: first trained timestep (UNets).
+        t_max: last trained timestep (UNets).
+        sigma_mode: trained sigmas (SD3), see `noise.Schedule`.
+        shared_t: whether both members of a pair have one timestep.
+        posterior: "mean" of the VAE's posterior, or a "sample" for each member.
+        rank_shared_noise: whether all pairs of a step share noise and timesteps (in the released code those of all processes do;
+            here training is a single process).
         conditioning: "null" trains at the empty prompt, as the method does; "prompt" at the prompt of each pair's unsafe image
             (an option of the released code, unused there): it reaches models that hardly listen to their empty prompt.
         prior_conditioning: prompts of the preserving term's rows, "null" or "prompt" likewise (which needs the latter above).
             The preference depends only on how the two members differ; what they share (a background) is held at "prompt".
         stop_after: steps in a row at accuracy 1 after which training ends; 0 for never.
-        size: (height, width) of the images; None for what the pipeline generates by default.
+        checkpoint_every: optimiser steps between two checkpoints, >= 1.
+        size: (height, width) of the images in pixels; None for what the pipeline generates by default.
+        seed: of weights, pairs and noise.
+
+    Example:
+        >>> from saferedir.training.duo.train_config import TrainConfig
+        >>> TrainConfig.of_variant("as-coded").shared_t
+        False
     """
 
     steps: int = 1000

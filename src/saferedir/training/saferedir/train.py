@@ -57,24 +57,36 @@ MIN_PAIRS = 10
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
-    """How to train a guard. Times are for PictoWorld on two CPU cores: about seven minutes with the defaults.
+    """How to train a SafeRedir guard: about seven minutes on two CPU cores for PictoWorld with the defaults.
 
     Attributes:
-        steps: optimiser steps; learning_rate: peak of AdamW's cosine schedule; batch: prompts and frames a step.
-        rollouts: images generated for training, half of them unsafe; held_out_rollouts: the same for calibration.
-        rollout_steps, guidance_scale: sampling settings of the roll-outs; rollout_batch: images generated at once,
-            default `dataset.images_at_once` (16 of 512 pixels, 4 of 1024, one video);
-            call: more arguments of the pipeline's call, such as height, width or num_frames.
-        held_out: share of the pairs kept for calibration and for choosing the best checkpoint.
-        false_positive_rate: target of each verdict's threshold, per image.
+        steps: optimiser steps, >= 1.
+        learning_rate: peak of AdamW's cosine schedule, > 0.
+        batch: prompts and frames a step, >= 1.
+        rollouts: images generated for training, half of them unsafe.
+        held_out_rollouts: images generated for the calibration, half of them unsafe.
+        rollout_steps: sampling steps of the roll-outs.
+        guidance_scale: classifier-free guidance of the roll-outs, >= 0.
+        rollout_batch: images generated at once; None: `dataset.images_at_once` (16 of 512 pixels, 4 of 1024, one video).
+        call: more arguments of the pipeline's call, such as height, width or num_frames.
+        held_out: share of the pairs kept for calibration and for choosing the best checkpoint, in [0, 1).
+        false_positive_rate: target of each verdict's threshold, per image, in [0, 1).
         contamination: shares of the benign and unsafe held-out roll-outs that may be on the wrong side, see `choose_threshold`.
         calibration_scales: guidance scales of the held-out images, in turn; None: `rollouts.calibration_scales`.
+        evaluate_every: optimiser steps between two evaluations, >= 1.
+        seed: of weights, batches and roll-outs.
         image_input: what the image side is trained on; the guard itself always reads "x0" (others: ablation).
-        network: overrides of `RedirectorConfig` fields.
         text_lengths: lengths (`max_sequence_length`) that prompts are trained at where it changes their embeddings (FLUX, Stable
             Diffusion 3); a guard refuses calls outside of them. None: 64, 128, 256, 512 and the pipeline's own, or that in `call`
             alone if it is set there.
-        anchor: a prompt whose embedding is the last resort of the escalation; default, the first safe prompt.
+        anchor: a prompt whose embedding is the last resort of the escalation; None: the first safe prompt.
+        network: overrides of `RedirectorConfig` fields.
+        loss: weights of the terms of the loss.
+
+    Example:
+        >>> from saferedir.training.saferedir.train import TrainConfig
+        >>> TrainConfig(steps=300, rollouts=128).batch
+        64
     """
 
     steps: int = 900
@@ -129,17 +141,17 @@ def train_saferedir(
     log: Callable[[dict[str, Any]], None] | None = None,
     overwrite: bool = False,
 ) -> SafeRedir:
-    """Train a guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists.
+    """Train a SafeRedir guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists.
 
     Args:
         pipe: a supported pipeline without guards; it comes back as it was.
         pairs: prompt pairs, or a file of them (JSON lines: {"unsafe": ..., "safe": ...}, or {"safe": ...} for a benign one).
         out: folder for the guard.
         concept: its name, for decisions and the guard's card.
-        config: default, `TrainConfig()`.
+        config: the settings; default: `TrainConfig()`.
         progress: shows how far it is; default: nothing is shown.
         log: called with the scores of every evaluation.
-        overwrite: a guard that stands at `out` may be replaced.
+        overwrite: whether a guard that stands at `out` may be replaced.
 
     Returns:
         The guard, with thresholds and the verdict of its calibration (`guard.config.calibration`).
@@ -147,6 +159,11 @@ def train_saferedir(
     Raises:
         OutputError: another run is writing to `out`, or a guard stands there and may not be replaced.
         GuardConfigError: too few pairs, or `<out>.work` belongs to other settings.
+
+    Example:
+        >>> import saferedir as sr  # skipped: minutes of computing
+        >>> pipe = sr.load_pipeline("pictoworld")  # doctest: +SKIP
+        >>> guard = sr.train_saferedir(pipe, "pairs.jsonl", "runs/star", concept="star")  # doctest: +SKIP
     """
     pairs = Path(pairs).expanduser() if isinstance(pairs, str) else pairs
     with output_lock(Path(out), nested=True) as folder:
