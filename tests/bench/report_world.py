@@ -15,6 +15,7 @@ from PIL import Image
 
 from saferedir.bench.records import CellName, CellRecord, Cost, Protocol
 from saferedir.bench.report import ReportData, Sample
+from saferedir.bench.report.sections import Contents, contents
 from saferedir.judges.calibration import Calibration
 from saferedir.metrics.paired import exact_mcnemar
 from saferedir.metrics.rates import Rate
@@ -248,6 +249,11 @@ def report_data(images: bool = False, **changes: Any) -> ReportData:
         "made": "Made with saferedir 0.1.0, torch 2.9.0, diffusers 0.42.1.",
     }
     return ReportData(**{**facts, **changes})
+
+
+def shown(**changes: Any) -> Contents:
+    """What page and Markdown show of this bench."""
+    return contents(report_data(**changes))
 
 
 def write(folder: Path, **changes: Any) -> str:

@@ -10,10 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.bench.report_world import CONCEPTS, GUARDS, PHRASINGS, Published, cell, costs, png, rate, report_data, write
+from tests.bench.report_world import (
+    CONCEPTS,
+    GUARDS,
+    PHRASINGS,
+    Published,
+    cell,
+    costs,
+    png,
+    rate,
+    report_data,
+    shown,
+    write,
+)
 
-from saferedir.bench.report import ReportData, page, write_report
+from saferedir.bench.report import ReportData, write_report
 from saferedir.bench.report import markdown as markdown_file
+from saferedir.bench.report.sections import cost_rows
 
 HOSTILE = '<script>alert("$x_{")</script>'
 
@@ -131,11 +144,14 @@ def test_hostile_names_are_text(tmp_path: Path, place: str) -> None:
 
 
 def test_names_with_pipes_and_newlines_stay_in_their_markdown_cell() -> None:
-    assert markdown_file.table(["a", "b"], [["x|y\nz", "`1`"]]).splitlines()[2] == "| x\\|y z | \\`1\\` |"
+    assert markdown_file.escape("x|y\nz `1`") == "x\\|y z \\`1\\`"
+    made = cell("x|y\nz", "star", "forget", "`1`", {"concept": rate(3, 100)})
+    text = markdown_file.render(shown(cells=(made,), costs=()))
+    assert "\n| x\\|y z | " in text and "| guard | \\`1\\` (" in text
 
 
 def test_markdown_tables_parse_and_hold_the_cells_numbers() -> None:
-    text = markdown_file.render(report_data())
+    text = markdown_file.render(shown())
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert blocks
     for head, rule, *rows in blocks:
@@ -224,7 +240,7 @@ def test_private_prompts_are_not_on_the_page(tmp_path: Path) -> None:
 
 
 def test_costs_stand_in_the_page_as_measured(tmp_path: Path) -> None:
-    rows = page.cost_rows(costs())
+    rows = cost_rows(costs())
     assert list(rows) == [("pictoworld", "2 CPU cores")]
     assert rows["pictoworld", "2 CPU cores"][0].guard == "none"
     assert "2.01\u00a0× (1.99 to 2.04)" in write(tmp_path, cells=small().cells, published=())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.bench.report_world import cell, cells, rate, report_data, without_kept
+from tests.bench.report_world import cell, cells, rate, report_data, shown, without_kept
 
 from saferedir.bench.records import CellRecord
 from saferedir.bench.report import ReportData, page, write_report
@@ -21,7 +21,8 @@ from saferedir.bench.report.content.limits import MAX_REFUSAL_RATE, Limits
 from saferedir.bench.report.content.numbers import estimate
 from saferedir.bench.report.content.ranking import ranking
 from saferedir.bench.report.content.reading import definitions, threat_model
-from saferedir.bench.report.content.tables import FEWER, image_quality, paired_tests
+from saferedir.bench.report.content.sentences import sentence
+from saferedir.bench.report.content.tables import image_quality, paired_tests
 from saferedir.bench.report.plots import svg
 from saferedir.bench.report.plots.scatter import absent, scatter
 
@@ -118,15 +119,13 @@ def test_the_plot_leaves_refusers_out_and_says_so(tmp_path: Path, monkeypatch: p
 
 
 def test_at_a_glance_refusers_come_behind() -> None:
-    names = [
-        name for name, _ in page.glance(page.sections(report_data(cells=tuple(REFUSERS), costs=()), generate=False))
-    ]
+    names = [name for name, _ in shown(cells=tuple(REFUSERS), costs=()).glance]
     assert names == ["honest", "blocker", "wall"]
-    shown = (one for one in (*REFUSERS, *map(_on_another_concept, REFUSERS)))
-    text = page.render(report_data(cells=tuple(shown), costs=())).replace(NBSP, " ")
-    glance = text[text.index('id="glance"') : text.index("<h3>Ranking")]
-    assert "Guards that refuse more than 5.0 % of other prompts come last" in glance
-    assert glance.count("<i>refuses</i>") == 4 and "0.010" not in glance
+    records = (*REFUSERS, *map(_on_another_concept, REFUSERS))
+    text = page.render(shown(cells=records, costs=())).replace(NBSP, " ")
+    table = text[text.index('id="glance"') : text.index("<h3>Ranking")]
+    assert "Guards that refuse more than 5.0 % of other prompts come last" in table
+    assert table.count("<i>refuses</i>") == 4 and "0.010" not in table
 
 
 def _on_another_concept(record: CellRecord) -> CellRecord:
@@ -204,16 +203,17 @@ def test_numbers_over_fewer_images_than_their_column_are_noted(tmp_path: Path) -
 
     records = (*encoded("whole", 0, 100), *encoded("part", 20, 80), *encoded("other", 0, 100))
     table = image_quality(one_group(*records))
-    assert table.notes == (FEWER,)
+    fewer = sentence("captions.fewer_images")
+    assert table.notes == (fewer,)
     for guard, row in table.entries.items():
         assert all((entry.notes == (1,)) is (guard == "part") for entry in row)
     for text in both(tmp_path, report_data(cells=records, costs=())):
-        assert FEWER in text.replace("\\", "")
+        assert fewer in text.replace("\\", "")
         assert "fid and cmmd are not corrected for bias at small n: compare at the same n only" in text
 
 
 def test_a_table_without_fid_says_nothing_of_it() -> None:
-    text = markdown_file.render(report_data(cells=tuple(guarded("a", 0, 0, drift=mean(0.2)))))
+    text = markdown_file.render(shown(cells=tuple(guarded("a", 0, 0, drift=mean(0.2)))))
     assert "How images fit their prompts" in text and "fid" not in text and "@reference" not in text
 
 
@@ -241,7 +241,7 @@ def test_paired_tests_over_several_seeds_count_pairs(tmp_path: Path) -> None:
     assert paired_tests(one_group(record))[0].is_clustered
     for text in both(tmp_path, report_data(cells=(record,), costs=())):
         assert "how many pairs of prompt and seed show star" in text
-    assert "pairs of prompt and seed" not in markdown_file.render(report_data())
+    assert "pairs of prompt and seed" not in markdown_file.render(shown())
 
 
 def test_both_files_explain_their_words(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from saferedir.bench.report.content.ranking import ranking
 from saferedir.bench.report.content.reported import published_tables
 from saferedir.bench.report.content.tables import (
     Table,
-    bystanders,
     column,
     everything,
     further_judges,
     paired_tests,
     rates_by_phrasing,
+    side_effects,
 )
 from saferedir.bench.report.plots.labels import meet, place
 from saferedir.errors import BenchError
@@ -37,7 +37,7 @@ def retain(guard: str, hits: int, n: int = 100) -> CellRecord:
 
 
 def beside(group: Group) -> Table:
-    return bystanders(group, ranking(group, ()).measure)
+    return side_effects(group, ranking(group, ()).measure)
 
 
 def one_group(*records: CellRecord) -> Group:
@@ -94,7 +94,7 @@ def test_live_rates_stand_beside_the_others_where_they_count_fewer_prompts() -> 
             assert table.entries[record.name.guard][place].beside == expected
 
 
-def test_bystanders_show_what_is_kept_and_of_look_alikes_what_the_guard_did() -> None:
+def test_side_effects_show_what_is_kept_and_of_look_alikes_what_the_guard_did() -> None:
     shown = [(one.role, one.metric) for one in beside(groups(cells())[0]).columns]
     assert sorted(shown) == [
         ("look-alikes", "blocked"),

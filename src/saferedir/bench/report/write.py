@@ -7,6 +7,7 @@ from pathlib import Path
 from saferedir.bench.report.content.data import ReportData
 from saferedir.bench.report.markdown import render as render_markdown
 from saferedir.bench.report.page import render as render_page
+from saferedir.bench.report.sections import contents
 from saferedir.utils.files import write_text
 
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -18,7 +19,8 @@ def write_report(data: ReportData, out: Path) -> tuple[Path, Path]:
     Both are rendered before either is written, and each replaces an older one in one step.
     Raises `BenchError` where two protocols would share a column, `MissingExtraError` without the extra "bench".
     """
-    texts = {PAGE: render_page(data), MARKDOWN: render_markdown(data)}
+    shown = contents(data)
+    texts = {PAGE: render_page(shown), MARKDOWN: render_markdown(shown)}
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_text(out / name, text)

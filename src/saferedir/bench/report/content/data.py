@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from saferedir.bench.records import BARE, CellRecord, Cost
 from saferedir.judges.calibration import Calibration
@@ -47,7 +47,7 @@ class Sample:
     """One prompt's images, for a grid.
 
     Attributes:
-        model, concept, prompts: names as in `CellName`; index: the prompt's place in its set.
+        model, concept, prompts: names as in `CellName`; index: the prompt's number in its set, from 0.
         prompt: its text where the bench's prompts may be shown, else None.
         images: guard -> PNG bytes, "none" (unguarded) included.
     """
@@ -61,6 +61,48 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Miss:
+    """One image that a guard should have made otherwise.
+
+    Attributes:
+        prompts: name of the prompt set.
+        index: the prompt's number in its set, from 0.
+        prompt: its text where the bench's prompts may be shown, else None.
+        image: PNG or WebP.
+        bare: the bare model's image of the same prompt and noise; None for a forget miss.
+    """
+
+    prompts: str
+    index: int
+    prompt: str | None
+    image: bytes
+    bare: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Misses:
+    """A guard's misses on one concept.
+
+    Attributes:
+        model, concept, guard: names as in `CellName`.
+        kind: "forget" (the judge still finds the concept) or "benign" (the image is not the bare model's).
+        count: missed images of `n`.
+        n: all images of this kind.
+        shown: the first few of those that were kept and may be shown.
+        is_hidden: whether some may not be shown, because the prompts are the user's own.
+    """
+
+    model: str
+    concept: str
+    guard: str
+    kind: Literal["forget", "benign"]
+    count: int
+    n: int
+    shown: tuple[Miss, ...] = ()
+    is_hidden: bool = False
+
+
+@dataclass(frozen=True)
 class ReportData:
     """All that a report says.
 
@@ -68,6 +110,7 @@ class ReportData:
         title, description: of the bench, in its author's words.
         cells: every record, with or without numbers; costs: one a guard and model.
         samples: images for the grids; may be empty.
+        misses: of each guard and concept, where they are known.
         calibrations: (judge, concept) -> what is known of its errors by the very rule of the cells; none: uncalibrated.
         published: numbers of papers; they never share a table with the bench's own.
         missing: one sentence per cell that has no number, and why.
@@ -87,6 +130,7 @@ class ReportData:
     warnings: tuple[str, ...] = ()
     made: str = ""
     encoders: Mapping[str, str] = field(default_factory=dict)
+    misses: tuple[Misses, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +150,7 @@ class Group:
 
     @property
     def anchor(self) -> str:
-        """Name of the group's place in the page."""
+        """Id of the group's section in the page."""
         text = f"{self.model}-{self.concept}-{self.number}"
         return "".join(c if c.isalnum() and c.isascii() else "-" for c in text)
 
@@ -118,8 +162,8 @@ class Group:
 
     def ordered(self, guards: Sequence[str]) -> Group:
         """The same group with its guards in this order."""
-        place = {guard: number for number, guard in enumerate(guards)}
-        return replace(self, cells=tuple(sorted(self.cells, key=lambda cell: place.get(cell.name.guard, -1))))
+        order = {guard: index for index, guard in enumerate(guards)}
+        return replace(self, cells=tuple(sorted(self.cells, key=lambda cell: order.get(cell.name.guard, -1))))
 
     def of(self, guard: str, *roles: str) -> tuple[CellRecord, ...]:
         """A guard's cells of some roles."""
@@ -132,20 +176,19 @@ def groups(cells: Sequence[CellRecord]) -> tuple[Group, ...]:
     A guard whose cells cover only some of another's protocols (an unfinished bench) stays in that one's group; a guard under
     other protocols (another seed, other steps) founds a group of its own. The order is that of the cells.
     """
-    found: list[Group] = []
+    parted: list[Group] = []
     for model, concept in dict.fromkeys((cell.name.model, cell.name.concept) for cell in cells):
         of_guard: dict[tuple[str, tuple[int, ...]], list[CellRecord]] = {}
         for cell in cells:
             if (cell.name.model, cell.name.concept) == (model, concept):
                 of_guard.setdefault((cell.name.guard, cell.name.seeds), []).append(cell)
-        signatures = {key: frozenset(cell.protocol.id for cell in own) for key, own in of_guard.items()}
+        signatures = {key: frozenset(cell.protocol.id for cell in records) for key, records in of_guard.items()}
         largest = dict.fromkeys(
-            one for one in signatures.values() if not any(one < other for other in signatures.values())
+            ids for ids in signatures.values() if not any(ids < other for other in signatures.values())
         )
-        members: dict[frozenset[str], list[CellRecord]] = {one: [] for one in largest}
-        for key, own in of_guard.items():
-            home = next(one for one in largest if signatures[key] <= one)
-            members[home] += own
-        for number, own in enumerate(members.values(), start=1):
-            found.append(Group(model, concept, tuple(own), number))
-    return tuple(found)
+        members: dict[frozenset[str], list[CellRecord]] = {ids: [] for ids in largest}
+        for key, records in of_guard.items():
+            members[next(ids for ids in largest if signatures[key] <= ids)] += records
+        for number, records in enumerate(members.values(), start=1):
+            parted.append(Group(model, concept, tuple(records), number))
+    return tuple(parted)

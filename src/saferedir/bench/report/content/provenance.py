@@ -1,6 +1,4 @@
-"""Where the numbers come from: judges, protocols, versions, guards, warnings and what has no number, as plain values for page.py
-and markdown.py. Pure; imports data.py, numbers.py, tables.py and bench.records.
-"""
+"""Where the numbers come from: judges, protocols, versions, guards, warnings and what has no number, as plain values."""
 
 from __future__ import annotations
 
@@ -20,9 +18,9 @@ def calibration(judge: str, concept: str, data: ReportData) -> str:
     if known is None:
         return "uncalibrated"
     rates = {"precision": known.precision, "recall": known.recall, "false positives": known.false_positive_rate}
-    found = [(name, estimate(rate.to_dict())) for name, rate in rates.items()]
-    said = ", ".join(f"{name} {one.full_text}" for name, one in found if one is not None)
-    return f"{said}, on {known.source}" if known.source else said
+    estimates = [(name, estimate(rate.to_dict())) for name, rate in rates.items()]
+    text = ", ".join(f"{name} {rate.full_text}" for name, rate in estimates if rate is not None)
+    return f"{text}, on {known.source}" if known.source else text
 
 
 def judges_of(table: Table) -> list[tuple[str, str]]:
@@ -32,10 +30,13 @@ def judges_of(table: Table) -> list[tuple[str, str]]:
 
 def protocols(cells: Sequence[CellRecord]) -> list[dict[str, Any]]:
     """Every protocol once, with the cells measured under it."""
-    found: dict[str, list[CellRecord]] = {}
+    by_id: dict[str, list[CellRecord]] = {}
     for cell in cells:
-        found.setdefault(cell.protocol.id, []).append(cell)
-    return [{"protocol": own[0].protocol, "facts": facts_of(own[0].protocol), "cells": own} for own in found.values()]
+        by_id.setdefault(cell.protocol.id, []).append(cell)
+    return [
+        {"protocol": records[0].protocol, "facts": facts_of(records[0].protocol), "cells": records}
+        for records in by_id.values()
+    ]
 
 
 def facts_of(protocol: Protocol) -> list[tuple[str, str]]:
@@ -63,20 +64,21 @@ def warnings(data: ReportData) -> list[str]:
 
 def missing(data: ReportData) -> list[str]:
     """What has no number, and why: the runner's sentences, and the cells' own errors that these do not repeat."""
-    own = [f"{cell.name.slug}: {cell.error}" for cell in data.cells if cell.error]
-    return list(dict.fromkeys([*data.missing, *(one for one in own if not any(one in told for told in data.missing))]))
+    errors = [f"{cell.name.slug}: {cell.error}" for cell in data.cells if cell.error]
+    further = (error for error in errors if not any(error in sentence for sentence in data.missing))
+    return list(dict.fromkeys([*data.missing, *further]))
 
 
 def versions(data: ReportData) -> list[tuple[str, int]]:
     """Distinct sets of versions with the number of cells made with each."""
-    told = [", ".join(f"{name} {value}" for name, value in cell.versions.items()) for cell in data.cells]
-    return [(text, told.count(text)) for text in dict.fromkeys(told) if text]
+    texts = [", ".join(f"{name} {value}" for name, value in cell.versions.items()) for cell in data.cells]
+    return [(text, texts.count(text)) for text in dict.fromkeys(texts) if text]
 
 
 def guards_of(data: ReportData) -> list[tuple[str, str]]:
     """(guard, facts) for every guard's method and digest; one guard trained for several concepts has several."""
-    told = [(cell.name.guard, f"{cell.name.concept}: {_json(cell.guard)}") for cell in data.cells if cell.guard]
-    return list(dict.fromkeys(told))
+    facts = [(cell.name.guard, f"{cell.name.concept}: {_json(cell.guard)}") for cell in data.cells if cell.guard]
+    return list(dict.fromkeys(facts))
 
 
 def _json(value: Mapping[str, Any]) -> str:

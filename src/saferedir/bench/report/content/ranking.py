@@ -1,8 +1,7 @@
 """The guards of one group, best first. The column "worst concept rate" shows the highest rate over a fixed set of protocols,
 the same for every row: a guard that lacks one of them gets no worst rate.
 
-Pure; imports data.py, limits.py, measures.py, numbers.py, tables.py and bench.records. What the ranking means in words:
-headline.py.
+What the ranking means in words: headline.py.
 """
 
 from __future__ import annotations
@@ -14,15 +13,9 @@ from saferedir.bench.records import BARE, CellRecord, Cost, Protocol
 from saferedir.bench.report.content.data import Group
 from saferedir.bench.report.content.limits import MAX_REFUSAL_RATE, Limits
 from saferedir.bench.report.content.measures import RETENTION, Measure, estimates, measure_of
-from saferedir.bench.report.content.numbers import NBSP, Estimate, percent
+from saferedir.bench.report.content.numbers import Estimate
+from saferedir.bench.report.content.sentences import sentence
 from saferedir.bench.report.content.tables import numbered
-
-#: footnote of a guard that comes after the others
-_LAST = (
-    f"Refuses more than {percent(MAX_REFUSAL_RATE)} of other prompts, so it comes after the others; distances are "
-    "over the images "
-    "that it did make."
-)
 
 
 @dataclass(frozen=True)
@@ -99,11 +92,11 @@ class Ranking:
     @property
     def sorting(self) -> str:
         """By what the rows are sorted, as a sentence."""
-        told = f"Sorted by the upper end of the worst rate's 95{NBSP}% interval, lowest first"
-        told += f", then by {self.measure.words}" if any(row.preserved for row in self.rows) else ""
-        if self.limits.refusal:
-            told += f"; guards that refuse more than {percent(MAX_REFUSAL_RATE)} of other prompts come after the others"
-        return f"{told}."
+        return sentence(
+            "captions.sorting",
+            measure=self.measure.words if any(row.preserved for row in self.rows) else "",
+            refusal=MAX_REFUSAL_RATE if self.limits.refusal else None,
+        )
 
 
 def ranking(group: Group, costs: Iterable[Cost]) -> Ranking:
@@ -174,9 +167,9 @@ def _rank_row(
         limits=limits,
         why_not="; ".join(reasons),
     )
-    told = [sentence for cell in (*asked, *benign) for sentence in cell.warnings]
-    told += [_LAST] if row.comes_last else []
-    return replace(row, notes=numbered(told, notes))
+    footnotes = [warning for cell in (*asked, *benign) for warning in cell.warnings]
+    footnotes += [sentence("captions.refuses_too_much", limit=MAX_REFUSAL_RATE)] if row.comes_last else []
+    return replace(row, notes=numbered(footnotes, notes))
 
 
 def _lack(

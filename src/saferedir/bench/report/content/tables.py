@@ -1,8 +1,8 @@
 """What stands in which column. Rule zero lives here: a column belongs to one protocol, and whoever asks for two protocols in one
 column gets a `BenchError`.
 
-Pure functions from records to frozen tables; imports data.py, measures.py, numbers.py, bench.records and metrics' Holm
-correction. The ranking: ranking.py; numbers of papers: reported.py; how tables look: page.py, markdown.py.
+Pure functions from records to frozen tables. The ranking: ranking.py; numbers of papers: reported.py; how tables look:
+templates/.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from saferedir.bench.records import CellRecord, Protocol
 from saferedir.bench.report.content.data import Group
 from saferedir.bench.report.content.measures import RETENTION, Measure
 from saferedir.bench.report.content.numbers import Estimate, estimate
+from saferedir.bench.report.content.sentences import sentence
 from saferedir.errors import BenchError
 from saferedir.metrics.paired import holm
 
@@ -24,8 +25,6 @@ _JUDGED = ("concept", "asr_live", "forgotten", "retention", "in_prompt_retention
 
 #: metrics of vectors, whatever encoder stands behind their colon
 QUALITY = frozenset({"clip_score", "clip_change", "drift", "kid", "fid", "cmmd", "csdr"})
-#: footnote of a number of such a metric over fewer images than its neighbours
-FEWER = "Fewer images than others of this column (some were refused), so not comparable."
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,8 @@ class PairedTest:
 
 def column(cells: Sequence[CellRecord], metric: str) -> Column:
     """The column that these cells share; two protocols, or none, are an error."""
-    found = {cell.protocol.id: cell.protocol for cell in cells}
-    if len(found) != 1:
+    protocols = {cell.protocol.id: cell.protocol for cell in cells}
+    if len(protocols) != 1:
         names = ", ".join(sorted({f"{cell.name.prompts} ({cell.protocol.id})" for cell in cells})) or "no cell"
         raise BenchError(
             f"a column of the metric {metric!r} must have one protocol, but it was given {names}; "
@@ -131,12 +130,12 @@ def table(group: Group, wanted: Callable[[CellRecord, str], bool], beside: str =
     for cell in group.cells:
         by_protocol.setdefault(cell.protocol.id, []).append(cell)
     columns: list[Column] = []
-    for own in by_protocol.values():
-        names = dict.fromkeys(name for cell in own for name in cell.measured if wanted(cell, name))
-        columns += [column(own, name) for name in names if any(_is_shown(cell, name) for cell in own)]
+    for cells in by_protocol.values():
+        names = dict.fromkeys(name for cell in cells for name in cell.measured if wanted(cell, name))
+        columns += [column(cells, name) for name in names if any(_is_shown(cell, name) for cell in cells)]
     notes: list[str] = []
     entries = {
-        guard: tuple(_entry(_only(by_protocol[one.protocol.id], guard), one, notes, beside) for one in columns)
+        guard: tuple(_entry(_only(by_protocol[head.protocol.id], guard), head, notes, beside) for head in columns)
         for guard in group.guards
     }
     return Table(tuple(columns), group.guards, entries, tuple(notes))
@@ -158,7 +157,7 @@ def further_judges(group: Group) -> Table:
     return table(group, lambda cell, metric: cell.name.role == "forget" and is_further_judge(metric))
 
 
-def bystanders(group: Group, measure: Measure) -> Table:
+def side_effects(group: Group, measure: Measure) -> Table:
     """What must survive beside the retain prompts: what is preserved of neighbours and look-alikes by the ranking's measure, and
     how often look-alikes, which a careless filter would refuse, made the guard refuse or act at all.
     """
@@ -174,20 +173,22 @@ def image_quality(group: Group) -> Table:
     concept come last.
     """
     cells = tuple(sorted(group.cells, key=lambda cell: cell.name.role == "forget"))
-    found = table(replace(group, cells=cells), lambda cell, metric: MetricKey.parse(metric).metric in QUALITY)
-    notes = list(found.notes)
+    plain = table(replace(group, cells=cells), lambda cell, metric: MetricKey.parse(metric).metric in QUALITY)
+    notes = list(plain.notes)
     most = [
-        max(one.n for one in (row[place].estimate for row in found.entries.values()) if one)
-        for place in range(len(found.columns))
+        max(entry.n for entry in (row[index].estimate for row in plain.entries.values()) if entry)
+        for index in range(len(plain.columns))
     ]
 
     def noted(entry: Entry, whole: int) -> Entry:
         if entry.estimate is None or entry.estimate.n == whole:
             return entry
-        return replace(entry, notes=tuple(sorted({*entry.notes, *numbered([FEWER], notes)})))
+        return replace(
+            entry, notes=tuple(sorted({*entry.notes, *numbered([sentence("captions.fewer_images")], notes)}))
+        )
 
-    entries = {guard: tuple(map(noted, row, most)) for guard, row in found.entries.items()}
-    return replace(found, entries=entries, notes=tuple(notes))
+    entries = {guard: tuple(map(noted, row, most)) for guard, row in plain.entries.items()}
+    return replace(plain, entries=entries, notes=tuple(notes))
 
 
 def everything(group: Group) -> Table:
@@ -197,12 +198,12 @@ def everything(group: Group) -> Table:
 
 def paired_tests(group: Group) -> tuple[PairedTest, ...]:
     """The paired tests of a group, with Holm's correction over all of them."""
-    found = [
+    tests = [
         (cell, cell.measured["versus_none"])
         for cell in group.cells
         if cell.name.role == "forget" and "p" in (cell.measured.get("versus_none") or {})
     ]
-    corrected = holm({str(place): float(test["p"]) for place, (_, test) in enumerate(found)})
+    corrected = holm({str(index): float(test["p"]) for index, (_, test) in enumerate(tests)})
     return tuple(
         PairedTest(
             cell.name.guard,
@@ -211,10 +212,10 @@ def paired_tests(group: Group) -> tuple[PairedTest, ...]:
             int(test["b"]),
             int(test["c"]),
             float(test["p"]),
-            corrected[str(place)],
+            corrected[str(index)],
             "clusters" in test,
         )
-        for place, (cell, test) in enumerate(found)
+        for index, (cell, test) in enumerate(tests)
     )
 
 
@@ -225,19 +226,20 @@ def _is_shown(cell: CellRecord, metric: str) -> bool:
 
 def _only(cells: Sequence[CellRecord], guard: str) -> CellRecord | None:
     """A guard's one record under a protocol; two are an error, because the page could show only one."""
-    own = [cell for cell in cells if cell.name.guard == guard]
-    if len(own) > 1:
+    records = [cell for cell in cells if cell.name.guard == guard]
+    if len(records) > 1:
+        first = records[0]
         raise BenchError(
-            f"guard {guard!r} has {len(own)} records under protocol {own[0].protocol.id} ({own[0].name.slug}); "
+            f"guard {guard!r} has {len(records)} records under protocol {first.protocol.id} ({first.name.slug}); "
             "keep one of them."
         )
-    return own[0] if own else None
+    return records[0] if records else None
 
 
-def _entry(cell: CellRecord | None, one: Column, notes: list[str], beside: str) -> Entry:
+def _entry(cell: CellRecord | None, head: Column, notes: list[str], beside: str) -> Entry:
     if cell is None:
         return Entry(None, "not measured")
-    value, other = estimate(cell.measured.get(one.metric)), estimate(cell.measured.get(beside))
+    value, other = estimate(cell.measured.get(head.metric)), estimate(cell.measured.get(beside))
     why_not = "" if value is not None else cell.error or "does not apply"
     further = ((beside, other),) if value and other and other.n != value.n else ()
     return Entry(value, why_not, numbered(cell.warnings, notes), further)
@@ -245,6 +247,6 @@ def _entry(cell: CellRecord | None, one: Column, notes: list[str], beside: str) 
 
 def numbered(sentences: Iterable[str], notes: list[str]) -> tuple[int, ...]:
     """Numbers of the footnotes, new ones appended to `notes`."""
-    own = list(dict.fromkeys(sentences))
-    notes += [sentence for sentence in own if sentence not in notes]
-    return tuple(sorted(notes.index(sentence) + 1 for sentence in own))
+    unique = list(dict.fromkeys(sentences))
+    notes += [text for text in unique if text not in notes]
+    return tuple(sorted(notes.index(text) + 1 for text in unique))

@@ -13,8 +13,9 @@ from typing import Any
 from saferedir.bench.records import BARE
 from saferedir.bench.report.content.headline import is_marked
 from saferedir.bench.report.content.limits import MAX_CONCEPT_RATE, MIN_RETENTION
-from saferedir.bench.report.content.numbers import Estimate, pluralise
+from saferedir.bench.report.content.numbers import Estimate
 from saferedir.bench.report.content.ranking import Ranking, RankRow
+from saferedir.bench.report.content.sentences import sentence
 from saferedir.bench.report.plots import svg
 from saferedir.bench.report.plots.bars import DESKTOP, FigureSize, short
 from saferedir.bench.report.plots.labels import Label, label
@@ -56,13 +57,12 @@ def scatter(ranking: Ranking, room: FigureSize = DESKTOP) -> str:
 
 def absent(ranking: Ranking) -> str:
     """Which guards the plot does not show, and why, as a sentence; "" for none."""
-    told = []
+    guards = []
     for row in (row for row in ranking.rows if not _is_shown(row)):
-        why = row.why_not
-        if row.comes_last and row.blocked:
-            why = f"refuses {row.blocked.full_text} of other prompts, so that the images left do not tell what it preserves"
-        told.append(f"{row.guard} ({why})")
-    return f"Not in the plot: {'; '.join(told)}." if told else ""
+        refuses = row.comes_last and row.blocked
+        why = sentence("captions.absent_for_refusing", blocked=row.blocked) if refuses else row.why_not
+        guards.append((row.guard, why))
+    return sentence("captions.absent", guards=guards)
 
 
 def _is_shown(row: RankRow) -> bool:
@@ -70,14 +70,13 @@ def _is_shown(row: RankRow) -> bool:
 
 
 def _description(rows: Sequence[RankRow]) -> str:
-    """The scatter plot for those who do not see it."""
-    where = (
-        f"in the corner of at least {MIN_RETENTION:.0%} retention and" if rows[0].limits.retention else "in the band of"
-    )
-    return (
-        f"{pluralise(len(rows), 'guard')}; further right preserves more, further up lets the concept through less often. "
-        f"{pluralise(sum(map(is_marked, rows)), 'guard lies', 'guards lie')} {where} less than "
-        f"{MAX_CONCEPT_RATE:.0%} concept rate. The ranking table has the same numbers."
+    """The scatter plot in words, for screen readers."""
+    return sentence(
+        "captions.scatter",
+        guards=len(rows),
+        passing=sum(map(is_marked, rows)),
+        retention=MIN_RETENTION if rows[0].limits.retention else None,
+        rate=MAX_CONCEPT_RATE,
     )
 
 
@@ -87,8 +86,8 @@ def _limits(axes: Any, ranking: Ranking) -> None:
         axes.axhspan(1 - MAX_CONCEPT_RATE, 1, facecolor=svg.AREA, edgecolor="none", zorder=0)
         return
     patches = require_extra("matplotlib.patches", "bench", "a figure of the report")
-    place = (MIN_RETENTION, 1 - MAX_CONCEPT_RATE), 1 - MIN_RETENTION, MAX_CONCEPT_RATE
-    axes.add_patch(patches.Rectangle(*place, facecolor=svg.AREA, edgecolor="none", zorder=0))
+    corner = (MIN_RETENTION, 1 - MAX_CONCEPT_RATE), 1 - MIN_RETENTION, MAX_CONCEPT_RATE
+    axes.add_patch(patches.Rectangle(*corner, facecolor=svg.AREA, edgecolor="none", zorder=0))
 
 
 def _are_shares(rows: Sequence[RankRow]) -> bool:
@@ -96,7 +95,7 @@ def _are_shares(rows: Sequence[RankRow]) -> bool:
 
 
 def _across_shares(axes: Any, rows: Sequence[RankRow], room: FigureSize) -> None:
-    """Horizontal axis of shares: ends at 100 %, with some place for names beyond."""
+    """Horizontal axis of shares: ends at 100 %, with some room for names beyond."""
     left = _floor(min(row.preserved.value for row in rows if row.preserved))
     axes.set(xlim=(left, 1 + room.beyond * (1 - left)), xticks=_ticks(left))
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
