@@ -112,7 +112,7 @@ def cell(
 
 
 def binomial(rng: random.Random, n: int, p: float) -> int:
-    """One binomial generate."""
+    """One binomial sample."""
     return sum(rng.random() < p for _ in range(n))
 
 

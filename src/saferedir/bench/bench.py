@@ -170,11 +170,11 @@ class Bench:
         with self._progress.task("planning") as advance:
             matrix = self._matrix if isinstance(self._matrix, Matrix) else read_matrix(str(self._matrix), self._needs)
             plan = make_plan(matrix, self._resources, lambda step: advance(0, f"planning: {step}"))
-        found = BenchPlan(plan, self._store, self._resources)
+        work = BenchPlan(plan, self._store, self._resources)
         if not self._dry_run:  # before the batch that an estimate generates
-            share = found.images_left / max(plan.n_images, 1)
+            share = work.images_left / max(plan.n_images, 1)
             self._store.prepare(int(bytes_needed(plan, self._resources) * share))
-        return found
+        return work
 
     @property
     def plan(self) -> BenchPlan:

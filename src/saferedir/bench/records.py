@@ -108,8 +108,8 @@ class Protocol:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; without `encoders` where there are none, so that such protocols keep the ids they always had."""
-        found = dataclasses.asdict(self)
-        return found if self.encoders else {name: value for name, value in found.items() if name != "encoders"}
+        values = dataclasses.asdict(self)
+        return values if self.encoders else {name: value for name, value in values.items() if name != "encoders"}
 
 
 @dataclass(frozen=True)

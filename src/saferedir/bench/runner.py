@@ -105,13 +105,13 @@ def run(
     with _one_sentence(store):
         unscored |= rescore(unscored_shards(plan, store), store, resources, progress)
         still = {
-            (key, one.key)
+            (key, scorer.key)
             for key, spec in plan.image_sets.items()
             for shard in spec.shards
-            for one in store.lacks(spec.scorers, shard)
+            for scorer in store.lacks(spec.scorers, shard)
         }
         _write_plan(plan, store)
-        unscored = {place: why for place, why in unscored.items() if place in still}
+        unscored = {image_set: why for image_set, why in unscored.items() if image_set in still}
         return write_cells(saved_plan(plan), store, broken=broken, unscored=unscored)
 
 
@@ -151,12 +151,12 @@ def _pass(
             try:
                 if outcome.generated is not None:
                     store.write_shard(job.spec, job.shard, outcome.generated)
-                    unscored |= {(job.spec.key, one.key): why for one, why in outcome.generated.unscored.items()}
+                    unscored |= {(job.spec.key, other.key): why for other, why in outcome.generated.unscored.items()}
             except OSError as problem:
                 error = f"cannot be kept: {(problem.strerror or str(problem)).lower()}"
                 if problem.errno in _NO_PLACE:
                     left = [*failed, job, *waiting.values()]
-                    errors.update({one.spec.key: error for one in (job, *waiting.values())})
+                    errors.update({other.spec.key: error for other in (job, *waiting.values())})
                     return _Failed(left, _bytes_of(outcome))
             if error:
                 failed.append(job)
@@ -201,9 +201,9 @@ def _labels(plan: Plan) -> dict[str, str]:
     """ImageSet -> the first cell that it is for, in words."""
     out: dict[str, str] = {}
     for cell in plan.cells:
-        for bare, own in zip(cell.bare, cell.image_sets, strict=True):
+        for bare, guarded in zip(cell.bare, cell.image_sets, strict=True):
             out.setdefault(bare, f"{cell.name.concept}: bare model")
-            out.setdefault(own, f"{cell.name.concept}: {cell.name.guard}")
+            out.setdefault(guarded, f"{cell.name.concept}: {cell.name.guard}")
         for key in cell.without:
             out.setdefault(key, f"{cell.name.concept}: bare model, prompts without the concept")
     return out

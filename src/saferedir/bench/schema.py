@@ -62,10 +62,10 @@ def _metric(text: str) -> MetricKey:
 
 
 def _cell(values: Mapping[str, Any]) -> dict[str, Any]:
-    found = _renamed(values, _CELL)
-    if isinstance(found.get("protocol"), Mapping):
-        found["protocol"] = _renamed(found["protocol"], _PROTOCOL)
-    return found
+    cell = _renamed(values, _CELL)
+    if isinstance(cell.get("protocol"), Mapping):
+        cell["protocol"] = _renamed(cell["protocol"], _PROTOCOL)
+    return cell
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

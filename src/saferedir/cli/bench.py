@@ -203,7 +203,7 @@ def presets() -> None:
 
 
 def _check_extras(report: bool) -> None:
-    """What the run itself will need, said before."""
+    """Raise now for an extra that the run itself will need."""
     from saferedir.utils.extras import require_extra
 
     require_extra("pyarrow.parquet", "bench", "the bench")
@@ -212,13 +212,13 @@ def _check_extras(report: bool) -> None:
 
 
 def _answers(given: list[str]) -> dict[str, str]:
-    found = {}
+    answers = {}
     for item in given:
         name, equals, value = item.partition("=")
         if not name or not equals:
             raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint="--with")
-        found[name] = value
-    return found
+        answers[name] = value
+    return answers
 
 
 def _say_written(html: Path, markdown: Path) -> None:

@@ -27,7 +27,7 @@ def print_plan(work: BenchPlan) -> None:
     table.add_row("guards", ", ".join(["none", *matrix.guard]))
     table.add_row("attacks", ", ".join(matrix.attacks))
     if plan.encoders:
-        table.add_row("encoders", ", ".join(_encoder(name, one) for name, one in plan.encoders.items()))
+        table.add_row("encoders", ", ".join(_encoder(name, encoder) for name, encoder in plan.encoders.items()))
     table.add_row("cells", f"{len(plan.cells)} (seeds: {', '.join(map(str, matrix.seeds))})")
     shared = f" ({plan.shared:,} more asked for, but generated once for several cells)" if plan.shared else ""
     table.add_row("images", f"{plan.n_images:,}{shared}")
@@ -52,7 +52,7 @@ def _generated_again(again: int) -> str:
 
 def _still_to_score(plan: Plan, unscored: Sequence[tuple[Shard, Scorer]]) -> str:
     """'1,200 kept images by clip, 60 by nudenet'."""
-    names = {one.spec.key: name for name, one in plan.encoders.items()}
+    names = {encoder.spec.key: name for name, encoder in plan.encoders.items()}
     counts: dict[str, int] = {}
     for shard, scorer in unscored:
         name = names.get(scorer.key, scorer.name)
@@ -60,10 +60,10 @@ def _still_to_score(plan: Plan, unscored: Sequence[tuple[Shard, Scorer]]) -> str
     return escape("kept images: " + ", ".join(f"{count:,} by {name}" for name, count in counts.items()))
 
 
-def _encoder(name: str, one: MatrixEncoder) -> str:
+def _encoder(name: str, encoder: MatrixEncoder) -> str:
     """'kid (inception; 5,000 reference images)'."""
-    reference = f"; {len(one.reference.files):,} reference images" if one.reference is not None else ""
-    return escape(f"{name} ({one.spec.name}{reference})")
+    reference = f"; {len(encoder.reference.files):,} reference images" if encoder.reference is not None else ""
+    return escape(f"{name} ({encoder.spec.name}{reference})")
 
 
 def _duration(seconds: float) -> str:

@@ -94,9 +94,11 @@ def calibrate(
     work = out.with_name(out.name + ".work")
     on_stop(GOES_ON)
     with progress_bar() as bar:
-        found = calibrate_guard(pipe, chosen, rows, config=config, work=work, progress=bar, is_paired=pairs is not None)
-    found.save_pretrained(out)
-    finish_guard(found, out, model, {"from": guard, "calibration": found.config.calibration})
+        calibrated = calibrate_guard(
+            pipe, chosen, rows, config=config, work=work, progress=bar, is_paired=pairs is not None
+        )
+    calibrated.save_pretrained(out)
+    finish_guard(calibrated, out, model, {"from": guard, "calibration": calibrated.config.calibration})
     import shutil
 
     shutil.rmtree(work, ignore_errors=True)

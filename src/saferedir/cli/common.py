@@ -75,10 +75,10 @@ class Commands(TyperGroup):
             errors.print(escape(sentence), soft_wrap=True, highlight=False)
             raise typer.Exit(code) from None
         except Exception as error:
-            said = None if is_debugging() else explain(error)
-            if said is None:
+            message = None if is_debugging() else explain(error)
+            if message is None:
                 raise
-            errors.print(f"[bold red]error:[/] {escape(said)}", soft_wrap=True, highlight=False)
+            errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
             raise typer.Exit(1) from None
 
 
@@ -166,13 +166,13 @@ def load_model(
     """A pipeline by its id, quietly, on its device, without its own progress bar."""
     if dtype is not None and dtype not in DTYPES:
         raise typer.BadParameter(f"{dtype!r} is none of {', '.join(DTYPES)}.", param_hint="--dtype")
-    place = choose_device(device)
+    target = choose_device(device)
     from saferedir.pipelines.loading import load_pipeline
 
     quiet()
     with console.status(f"loading {escape(name)}"):
         pipe = load_pipeline(
-            name, dtype=dtype, device=place, variant=variant, revision=revision, config=config, loras=loras
+            name, dtype=dtype, device=target, variant=variant, revision=revision, config=config, loras=loras
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -180,25 +180,25 @@ def load_model(
 
 def named_values(given: list[str], option: str) -> dict[str, Any]:
     """{"height": 1024, ...} from NAME=VALUE; values are JSON where they can be, text otherwise. `option` is who asks."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for item in given:
         name, equals, value = item.partition("=")
         if not name.isidentifier() or not equals:
             raise typer.BadParameter(f"{item!r} is not NAME=VALUE.", param_hint=option)
         try:
-            found[name] = json.loads(value)
+            values[name] = json.loads(value)
         except (json.JSONDecodeError, RecursionError):
-            found[name] = value
-        if is_prompt_argument(name) and isinstance(found[name], (bool, int, float)):
-            found[name] = value  # negative_prompt=2000 is a text
-    return found
+            values[name] = value
+        if is_prompt_argument(name) and isinstance(values[name], (bool, int, float)):
+            values[name] = value  # negative_prompt=2000 is a text
+    return values
 
 
 def scaled_loras(given: Sequence[str]) -> list[tuple[str, float]]:
     """[("style.safetensors", 0.8), ...] from --lora ID or ID:SCALE; the scale is 1 where none is given."""
     from saferedir.utils.places import hub_id
 
-    found = []
+    loras = []
     for item in given:
         name, scale = item, 1.0
         head, colon, tail = item.rpartition(":")
@@ -211,8 +211,8 @@ def scaled_loras(given: Sequence[str]) -> list[tuple[str, float]]:
             raise typer.BadParameter(f"{tail!r} is no scale; give a finite number.", param_hint="--lora")
         if not name or not (Path(name).expanduser().exists() or hub_id(name)):
             raise typer.BadParameter(f"there is no LoRA at {name or 'an empty name'}.", param_hint="--lora")
-        found.append((name, scale))
-    return found
+        loras.append((name, scale))
+    return loras
 
 
 def load_guards(names: list[str]) -> list[Any]:
@@ -322,7 +322,7 @@ def new_table(title: str, *columns: str) -> Table:
     The first column is never wrapped: it holds names, to be copied.
     """
     table = Table(title=title, title_justify="left", title_style="bold")
-    for place, name in enumerate(columns):
+    for index, name in enumerate(columns):
         side: JustifyMethod = "right" if name.startswith(">") else "left"
-        table.add_column(name.removeprefix(">"), justify=side, overflow="fold", no_wrap=place == 0)
+        table.add_column(name.removeprefix(">"), justify=side, overflow="fold", no_wrap=index == 0)
     return table

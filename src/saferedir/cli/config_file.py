@@ -36,7 +36,7 @@ def read_defaults(ctx: typer.Context, file: Path | None) -> Path | None:
 
 def _for_group(group: Any, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Tables of a group of commands, by command, with the options' names as click has them."""
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for name, table in values.items():
         command = group.commands.get(name)
         if command is None or not isinstance(table, dict):
@@ -44,8 +44,8 @@ def _for_group(group: Any, values: Mapping[str, Any], where: str) -> dict[str, A
             raise typer.BadParameter(f"{where} has {name!r}, where a table of one of the commands {known} is expected.")
         inner = f"{where}, [{name}]"
         is_group = isinstance(command, click.Group) or hasattr(command, "commands")
-        found[name] = _for_group(command, table, inner) if is_group else _for_command(command, table, inner)
-    return found
+        defaults[name] = _for_group(command, table, inner) if is_group else _for_command(command, table, inner)
+    return defaults
 
 
 def _for_command(command: Any, values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _for_command(command: Any, values: Mapping[str, Any], where: str) -> dict[st
         for option in parameter.opts
         if option.startswith("--") and parameter.name != "help"
     }
-    found = {}
+    defaults = {}
     for name, value in values.items():
         parameter = options.get(name.replace("-", "_"))
         if parameter is None:
@@ -74,5 +74,5 @@ def _for_command(command: Any, values: Mapping[str, Any], where: str) -> dict[st
             raise typer.BadParameter(f"{where}, {name} is {value!r}; expected {expected}.")
         if not is_flag:  # as if it had been typed, so that it is checked in the same way
             value = list(map(str, value)) if isinstance(value, list) else str(value)
-        found[parameter.name] = value
-    return found
+        defaults[parameter.name] = value
+    return defaults

@@ -43,7 +43,7 @@ def print_decisions(rows: Sequence[Mapping[str, Any]]) -> None:
     _print_files(
         "[bold red]Do not show {}[/]: a guard's image score was above its threshold to the end. With --policy verify such images "
         "are generated again, or blocked.",
-        [row["file"] for row in rows if not row["blocked"] and any(one["unresolved"] for one in row["decisions"])],
+        [row["file"] for row in rows if not row["blocked"] and any(entry["unresolved"] for entry in row["decisions"])],
     )
 
 

@@ -47,7 +47,7 @@ def demo(
         _demo_of_methods(out, prompts if prompts is not None else 4 if quick else 8, seed, steps, device)
         return
     count = prompts if prompts is not None else 8 if quick else 24
-    with staged_output(out) as (folder, place):
+    with staged_output(out) as (folder, target):
         from saferedir.demo import DemoConfig, demo_guards, run_demo
 
         guards = demo_guards()
@@ -57,12 +57,12 @@ def demo(
         config = DemoConfig(forget=count, retain=max(2, 2 * count // 3), steps=steps, seed=seed)
         summary = run_demo(pipe, guards, load_judge(), folder, config, progress_bar())
     _demo_table(summary)
-    console.print(f"Images:  {place / 'grid.png'}", soft_wrap=True, highlight=False)
-    console.print(f"Numbers:  {place / SUMMARY}", soft_wrap=True, highlight=False)
+    console.print(f"Images:  {target / 'grid.png'}", soft_wrap=True, highlight=False)
+    console.print(f"Numbers:  {target / SUMMARY}", soft_wrap=True, highlight=False)
 
 
 def _demo_of_methods(out: Path, forget: int, seed: int, steps: int, device: str) -> None:
-    with staged_output(out) as (folder, place):
+    with staged_output(out) as (folder, target):
         from saferedir.demo.methods import compare_methods
         from saferedir.pictoworld.evaluation import load_judge
 
@@ -82,8 +82,8 @@ def _demo_of_methods(out: Path, forget: int, seed: int, steps: int, device: str)
             rates = [f"{100 * row[key]['rate']:.0f}" for key in ("concept_rate", "retain_kept", "broken")]
             table.add_row(row["method"], *rates[:2], f"{row['retain_drift']:.2f}", rates[2], f"{row['seconds']:.1f}")
         console.print(table)
-    console.print(f"Images:  {place}/<concept>.png", soft_wrap=True, highlight=False)
-    console.print(f"Numbers:  {place / SUMMARY}", soft_wrap=True, highlight=False)
+    console.print(f"Images:  {target}/<concept>.png", soft_wrap=True, highlight=False)
+    console.print(f"Numbers:  {target / SUMMARY}", soft_wrap=True, highlight=False)
 
 
 def _demo_table(summary: dict[str, Any]) -> None:

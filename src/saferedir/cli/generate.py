@@ -133,7 +133,7 @@ def generate(
     settings["settings_digest"] = digest_of_json({**settings, "guard_weights": guard_digests(names)})
     kept = [] if force else kept_rows(out, settings, wanted, BATCH)
     needs, stop = (len(wanted) * BYTES_PER_IMAGE) + 16 * MEGABYTE, None
-    with staged_output(out, needs=needs, overwrite=force or bool(kept)) as (folder, place):
+    with staged_output(out, needs=needs, overwrite=force or bool(kept)) as (folder, target):
         from saferedir.pipelines.text_lengths import cut_prompts
 
         guards = load_guards(names)
@@ -165,13 +165,13 @@ def generate(
                         }
                     )
             except KeyboardInterrupt as error:
-                if not rows or (force and place.exists()):  # the earlier images stay
+                if not rows or (force and target.exists()):  # the earlier images stay
                     raise
                 stop = error
         facts = {**settings, "dtype": str(pipe.dtype), **({UNFINISHED: wanted} if stop is not None else {})}
         write_json(folder / SUMMARY, {**facts, "images": rows})
     if stop is not None:
-        on_stop(f"{len(rows)} of {len(wanted)} images are kept in {place}; the same command makes the rest.")
+        on_stop(f"{len(rows)} of {len(wanted)} images are kept in {target}; the same command makes the rest.")
         raise stop
     console.quiet = quiet
     print_decisions(rows)
@@ -185,7 +185,7 @@ def generate(
             )
     if not names:
         errors.print("[bold yellow]These images are unguarded[/]: no --guard was given.")
-    console.print(f"Written to {place}", soft_wrap=True, highlight=False)
+    console.print(f"Written to {target}", soft_wrap=True, highlight=False)
     console.quiet = False
 
 
@@ -197,8 +197,8 @@ def _read_prompts(given: Sequence[str], file: Path | None, format: str) -> tuple
     if file is not None:
         from saferedir.prompts import read_prompts
 
-        found = read_prompts(file, format, allow_duplicates=True)
-        return [item.text for item in found.items], found.protocol
+        prompts = read_prompts(file, format, allow_duplicates=True)
+        return [item.text for item in prompts.items], prompts.protocol
     if not all(prompt.strip() for prompt in given):
         raise typer.BadParameter("a prompt is empty; give text in quotes.", param_hint="PROMPT…")
     for prompt in given:
@@ -255,7 +255,7 @@ class Result(NamedTuple):
     Attributes:
         image: a PIL image; of a video, the list of its frames.
         blocked: whether it is blank because a guard or diffusers' own safety checker withheld it.
-        flagged: what diffusers' own safety checker said; None without one.
+        flagged: whether diffusers' own safety checker flagged the image; None without one.
         decisions: of all guards.
     """
 

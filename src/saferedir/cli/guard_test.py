@@ -80,7 +80,7 @@ def test(
     total = sum(map(len, prompts.values()))
     with staged_output(out, marker="guard_test.json", needs=2 * total * BYTES_PER_IMAGE, overwrite=force) as (
         folder,
-        place,
+        target,
     ):
         (loaded,) = load_guards([guard])
         if judge_set:
@@ -111,7 +111,7 @@ def test(
         console.print(f"[bold red]{case.kind}[/] {escape(case.prompt)}: {case.failure}", highlight=False)
     if len(result.failures) > 10:
         console.print(f"… and {len(result.failures) - 10} more.", highlight=False)
-    console.print(f"Page: {place / PAGE}", soft_wrap=True, highlight=False)
+    console.print(f"Page: {target / PAGE}", soft_wrap=True, highlight=False)
 
 
 def _files(forget: Path, retain: Path) -> tuple[tuple[str, Path], ...]:

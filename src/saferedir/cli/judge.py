@@ -32,7 +32,7 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="An option of the judge, such as model=FOLDER; may be repeated."),
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Pictures judged at a time.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images judged at a time.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file at --out.")]
 
 
@@ -53,9 +53,9 @@ def list_all(as_json: AsJson = False) -> None:
     if as_json:
         judges = [{"judge": name, "scores": entry.about, "extra": entry.extra} for name, entry in JUDGES.items()]
         presets = [
-            {"preset": one.name, "judges": one.judges, "rule": one.rule.to_dict(), "written": one.written,
-             "effective": one.effective, "evidence": one.evidence, "about": one.about}
-            for one in PRESETS.values()
+            {"preset": preset.name, "judges": preset.judges, "rule": preset.rule.to_dict(), "written": preset.written,
+             "effective": preset.effective, "evidence": preset.evidence, "about": preset.about}
+            for preset in PRESETS.values()
         ]  # fmt: skip
         print_json({"judges": judges, "presets": presets, "unsupported": dict(UNSUPPORTED)})
         return
@@ -65,9 +65,9 @@ def list_all(as_json: AsJson = False) -> None:
         table.add_row(name, escape(entry.about), entry.extra or "-")
     console.print(table)
     table = new_table("Presets", "preset", "judge", ">written", ">effective", "evidence", "what counts")
-    for found in PRESETS.values():
-        thresholds = ["-" if value is None else f"{value:g}" for value in (found.written, found.effective)]
-        table.add_row(found.name, found.judge, *thresholds, found.evidence, escape(found.about))
+    for known in PRESETS.values():
+        thresholds = ["-" if value is None else f"{value:g}" for value in (known.written, known.effective)]
+        table.add_row(known.name, known.judge, *thresholds, known.evidence, escape(known.about))
     console.print(table)
     table = new_table("Presets that cannot be applied", "preset", "why")
     for name, reason in UNSUPPORTED.items():
@@ -103,9 +103,9 @@ def calibrate(
     from saferedir.judges.calibration import calibrate_files
 
     with console.status("judging"):
-        found = calibrate_files(chosen, decides, images.expanduser(), preset=preset or "", batch=batch)
-    _show_calibration(found)
-    write_json(out, found.to_dict())
+        calibration = calibrate_files(chosen, decides, images.expanduser(), preset=preset or "", batch=batch)
+    _show_calibration(calibration)
+    write_json(out, calibration.to_dict())
     console.print(f"Calibration written to {out}", soft_wrap=True, highlight=False)
 
 
@@ -133,7 +133,7 @@ def selftest(
 @holds_out
 def score(
     judge: JudgeName,
-    images: Annotated[Path, typer.Option(metavar="DIR", help="Pictures, in any folder below.")],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="Images, in any folder below.")],
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="Scores to write, .csv or .parquet; facts go beside, .json.")
     ],
@@ -161,15 +161,15 @@ def score(
         raise OutputError(f"{shown_name(folder)} holds no image; give a folder with PNG, JPEG or WebP files.")
     chosen = _load(judge, named_values(options or [], "--set"))
     with console.status("judging"):
-        found = score_files(chosen, files, batch, root=folder)
-    skipped = {**found.skipped, **left_out}
+        scored = score_files(chosen, files, batch, root=folder)
+    skipped = {**scored.skipped, **left_out}
     show_skipped(skipped)
-    if not found.indices:
+    if not scored.indices:
         raise OutputError(
             f"none of the {len(files)} image files in {shown_name(folder)} could be read, so there are no scores."
         )
-    names = [shown_name(files[place].relative_to(folder)) for place in found.indices]
-    write_scores(out, names, found.scores)
+    names = [shown_name(files[index].relative_to(folder)) for index in scored.indices]
+    write_scores(out, names, scored.scores)
     write_json(out.with_name(out.name + ".json"), {"judge": chosen.facts(), "skipped": skipped})
     count = "1 image" if len(names) == 1 else f"{len(names)} images"
     console.print(f"Scores of {count} written to {out}", soft_wrap=True, highlight=False)
@@ -219,14 +219,16 @@ def judge_and_rule(judge: str | None, preset: str | None, rule: str | None, give
     return _load(judge, options), rule_from_dict(values)
 
 
-def _show_calibration(found: Calibration) -> None:
-    table = new_table(f"{found.positives} positive and {found.negatives} negative images", "what", ">rate (95 %)", ">n")
+def _show_calibration(calibration: Calibration) -> None:
+    table = new_table(
+        f"{calibration.positives} positive and {calibration.negatives} negative images", "what", ">rate (95 %)", ">n"
+    )
     for what, rate in (
-        ("precision", found.precision),
-        ("recall", found.recall),
-        ("false positive rate", found.false_positive_rate),
+        ("precision", calibration.precision),
+        ("recall", calibration.recall),
+        ("false positive rate", calibration.false_positive_rate),
     ):
         low, high = rate.interval
         table.add_row(what, f"{rate.value:.2f} ({low:.2f} to {high:.2f})" if rate.n else "no case", str(rate.n))
     console.print(table)
-    show_skipped(found.skipped)
+    show_skipped(calibration.skipped)

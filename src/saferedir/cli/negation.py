@@ -32,7 +32,7 @@ def _group() -> None:
 def build(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Set to write, a .safetensors file.")],
     images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Pictures that must not appear, in any folder below.")
+        Path | None, typer.Option(metavar="DIR", help="Images that must not appear, in any folder below.")
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -48,10 +48,10 @@ def build(
         int | None, typer.Option(min=8, help="Of the images you will generate; default: the model's.")
     ] = None,
     width: Annotated[int | None, typer.Option(min=8, help="The same; default: the model's.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures encoded at a time.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Images encoded at a time.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps, with --prompts.")] = 30,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale, with --prompts.")] = 4.0,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Picture i of --prompts uses seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Image i of --prompts uses seed + i.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     variant: Variant = None,
     revision: Revision = None,
@@ -116,10 +116,14 @@ def show(
     """
     from saferedir.guards.negation import NegationSet
 
-    found = NegationSet.open(path, stream=True)
-    benign = 0 if found.benign is None else len(found.benign)
-    facts = {"references": len(found), "benign references": benign, "latents": "x".join(map(str, found.shape))}
-    facts |= {"radius of a shield": f"{found.calibration.radius:.2f}", **found.facts}
+    references = NegationSet.open(path, stream=True)
+    benign = 0 if references.benign is None else len(references.benign)
+    facts = {
+        "references": len(references),
+        "benign references": benign,
+        "latents": "x".join(map(str, references.shape)),
+    }
+    facts |= {"radius of a shield": f"{references.calibration.radius:.2f}", **references.facts}
     if as_json:
         print_json(facts)
         return
@@ -147,8 +151,8 @@ def guard(
     check_guard_folder(out, force)
     from saferedir.guards.registry import guard_class
 
-    found: Any = guard_class(method)
-    folder = found.from_set(path, concept=concept).save_pretrained(out)
+    kind: Any = guard_class(method)
+    folder = kind.from_set(path, concept=concept).save_pretrained(out)
     console.print(f"Guard written to {folder}", soft_wrap=True, highlight=False)
 
 

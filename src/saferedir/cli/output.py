@@ -1,4 +1,4 @@
-"""Output folders: checked before the work starts, written beside their place, renamed when all is done.
+"""Output folders: checked before the work starts, written beside their target, renamed when all is done.
 
 A reader never sees half a result, and no file that is not ours is ever lost.
 """
@@ -71,19 +71,19 @@ def holds_out(command: Callable[..., T]) -> Callable[..., T]:
 def staged_output(
     out: Path, *, marker: str = SUMMARY, needs: int = 32 * MEGABYTE, overwrite: bool = True
 ) -> Iterator[tuple[Path, Path]]:
-    """Yields (folder to write to now, its final place); the rename happens when the block ends without an error.
+    """Yields (folder to write to now, its final name); the rename happens when the block ends without an error.
 
     The block must write the JSON object `marker`; who made it and which files belong to it are added there, so that
     a later run knows a folder of ours, which it may replace, from any other, which it refuses. Without `overwrite` a finished
-    result of ours is refused, too. The place is locked until the end.
+    result of ours is refused, too. The target is locked until the end.
     """
-    with output_lock(out, nested=True) as place:
-        refuse_foreign_folder(place, marker)
-        sweep(place)
-        refuse_finished(place, (place / marker).is_file(), overwrite)
-        check_space(place.parent, needs)
-        with replacing_folder(place) as fresh:
-            yield fresh, place
+    with output_lock(out, nested=True) as target:
+        refuse_foreign_folder(target, marker)
+        sweep(target)
+        refuse_finished(target, (target / marker).is_file(), overwrite)
+        check_space(target.parent, needs)
+        with replacing_folder(target) as fresh:
+            yield fresh, target
             _sign(fresh, marker)
 
 
@@ -112,14 +112,14 @@ def refuse_foreign_folder(out: Path, marker: str = SUMMARY) -> None:
         )
 
 
-def check_space(place: Path, needs: int) -> None:
-    """Raise unless the disk of `place` (or of its nearest existing parent) has `needs` bytes free."""
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+def check_space(folder: Path, needs: int) -> None:
+    """Raise unless the disk of `folder` (or of its nearest existing parent) has `needs` bytes free."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
     if free < needs:
         raise OutputError(
-            f"the disk of {place} has {free / MEGABYTE:.0f} MB free, but this needs about {needs / MEGABYTE:.0f} MB; "
+            f"the disk of {folder} has {free / MEGABYTE:.0f} MB free, but this needs about {needs / MEGABYTE:.0f} MB; "
             "free some space or choose another --out."
         )
 

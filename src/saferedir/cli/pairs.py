@@ -214,12 +214,12 @@ def _warn(sentence: str) -> None:
 
 
 def _load_paraphraser(name: str, device: str, seed: int) -> Any:
-    place = choose_device(device)
+    target = choose_device(device)
     from saferedir.training.saferedir.pairs import paraphrase
 
     quiet()
     with console.status(f"loading {escape(name)}"):
-        return paraphrase.load_paraphraser(name, device=place, seed=seed)
+        return paraphrase.load_paraphraser(name, device=target, seed=seed)
 
 
 def _check_file(out: Path, sources: Sequence[Path], force: bool) -> None:

@@ -27,11 +27,13 @@ def is_debugging() -> bool:
 
 
 def _replace_unshown(error: UnicodeError) -> tuple[str, int]:
-    r"""A byte of a file name that is no UTF-8 as `\xNN`, so that the name can be told from others; "?" for the rest."""
+    r"""A byte of a file name that is no UTF-8 as `\xNN`, so that the name differs from others; "?" for the rest."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     unshown = error.object[error.start : error.end]
-    return "".join(rf"\x{ord(one) - 0xDC00:02x}" if "\udc80" <= one <= "\udcff" else "?" for one in unshown), error.end
+    return "".join(
+        rf"\x{ord(character) - 0xDC00:02x}" if "\udc80" <= character <= "\udcff" else "?" for character in unshown
+    ), error.end
 
 
 codecs.register_error(_UNSHOWN, _replace_unshown)
@@ -52,7 +54,7 @@ def prepare_terminal() -> None:
 
 
 def quiet() -> None:
-    """Silence the bars and advice of diffusers and transformers, unless SAFEREDIR_DEBUG=1; what they raise is said by us."""
+    """Silence the bars and advice of diffusers and transformers, unless SAFEREDIR_DEBUG=1; what they raise is printed by us."""
     if is_debugging():
         return
     import diffusers

@@ -210,8 +210,8 @@ def finish_guard(guard: Any, out: Path, model: str, record: dict[str, Any]) -> N
 
 def guard_thresholds(config: Any) -> dict[str, float]:
     """The thresholds of a SafeRedir guard by verdict."""
-    found = {"prompt": config.prompt_threshold, "image": config.image_threshold}
-    return found if config.last_threshold is None else {**found, "last image": config.last_threshold}
+    thresholds = {"prompt": config.prompt_threshold, "image": config.image_threshold}
+    return thresholds if config.last_threshold is None else {**thresholds, "last image": config.last_threshold}
 
 
 def print_verdict(config: Any, out: Path, model: str) -> None:

@@ -94,24 +94,24 @@ def _unique_pairs(task: Any, count: int, seed: int) -> list[tuple[str, str]]:
     from saferedir.pictoworld.tasks import pair
 
     rng = random.Random(f"pairs/{task.name}/{seed}")
-    found: dict[str, tuple[str, str]] = {}
+    pairs: dict[str, tuple[str, str]] = {}
     for _ in range(200 * count):
         unsafe, safe = (prompt.text for prompt in pair(task, "guard-train", rng))
         if unsafe.lower() != safe.lower() and max(len(unsafe), len(safe)) <= MAX_CHARACTERS:
-            found.setdefault(unsafe.lower(), (unsafe, safe))
-        if len(found) == count:
-            return list(found.values())
-    raise ValueError(f"Only {len(found)} different pairs exist where {count} were asked for; ask for fewer.")
+            pairs.setdefault(unsafe.lower(), (unsafe, safe))
+        if len(pairs) == count:
+            return list(pairs.values())
+    raise ValueError(f"Only {len(pairs)} different pairs exist where {count} were asked for; ask for fewer.")
 
 
 def _moved(name: str) -> None:
     """Leave the old name of a maker's command, to say where it is now."""
-    said = f"`saferedir pictoworld {name}` is not in the package; it is run from a clone: python -m tools.pictoworld {name}"
+    message = f"`saferedir pictoworld {name}` is not in the package; it is run from a clone: python -m tools.pictoworld {name}"
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-    @world_app.command(name, hidden=True, help=said, context_settings=settings)
+    @world_app.command(name, hidden=True, help=message, context_settings=settings)
     def moved() -> None:
-        raise ValueError(said)
+        raise ValueError(message)
 
 
 for _name in ("train", "guards", "report"):

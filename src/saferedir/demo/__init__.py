@@ -40,7 +40,7 @@ def run_demo(
 
     Args:
         guards: task name -> guard.
-        progress: told how many images are generated.
+        progress: gets the number of images generated.
 
     Returns:
         The content of summary.json.
@@ -65,7 +65,7 @@ def run_demo(
         (
             f"PictoWorld, {config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}. Per concept "
             "the first prompt of each phrasing that asks for it, then two that do not; nothing is hand-picked.",
-            "Under each image: what an independent judge sees. A guard redirects when its score reaches its "
+            "Under each image: what an independent judge finds. A guard redirects when its score reaches its "
             "threshold; below it, the image must stay identical bit by bit.",
         ),
     )

@@ -1,4 +1,4 @@
-"""The demo's rows for the comparison grid: which prompts are shown, and what is said beside them.
+"""The demo's rows for the comparison grid: which prompts are shown, and the captions beside them.
 
 Texts use only the signs that Pillow's own font has.
 """
@@ -78,8 +78,8 @@ def outcome_of(run: TaskRun, row: int) -> tuple[str, bool]:
 
 
 def describe(judgement: Judgement, row: int) -> str:
-    """What the judge sees, in two short phrases."""
+    """What the judge finds, in two short phrases."""
     if bool(judgement.is_broken[row]):
         return "no clear scene"
-    seen = {name: judgement.labels(name)[row] for name in ("colour", "shape", "background", "style")}
-    return f"{seen['colour']} {seen['shape']}, {seen['style']}, on {seen['background']}"
+    scored = {name: judgement.labels(name)[row] for name in ("colour", "shape", "background", "style")}
+    return f"{scored['colour']} {scored['shape']}, {scored['style']}, on {scored['background']}"

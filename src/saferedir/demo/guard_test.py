@@ -127,7 +127,7 @@ def run_guard_test(
         call: more arguments of the pipeline's call (steps, guidance, size).
         seed: image i of all starts from seed + i.
         batch: images generated at once.
-        progress: told how many images are generated.
+        progress: gets the number of images generated.
 
     Returns:
         The result, failures first.
@@ -221,14 +221,14 @@ def _failure(kind: str, decision: Decision, *, is_changed: bool, shown: bool | N
 def render(result: GuardTest) -> str:
     """The page as HTML text; images are the files beside it."""
     jinja2 = require_extra("jinja2", "bench", "the page of a guard's test")
-    room = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text: str = room.get_template("guard_test.html.j2").render(
+    text: str = environment.get_template("guard_test.html.j2").render(
         result=result, rates=list(_rates(result)), kinds=("forget", "retain"), score=_score
     )
     return text

@@ -80,8 +80,8 @@ def demo_prompts(task: Task, config: DemoConfig) -> tuple[list[Prompt], list[str
     """Forget prompts spread evenly over the test splits, then retain prompts; and the split of each forget prompt."""
     prompts: list[Prompt] = []
     splits: list[str] = []
-    for place, split in enumerate(TEST_SPLITS):
-        count = config.forget // len(TEST_SPLITS) + (place < config.forget % len(TEST_SPLITS))
+    for index, split in enumerate(TEST_SPLITS):
+        count = config.forget // len(TEST_SPLITS) + (index < config.forget % len(TEST_SPLITS))
         if count:
             prompts += forget_prompts(task, split, count, config.seed)
             splits += [split] * count
@@ -117,8 +117,8 @@ def run_task(
             )
         generations.append(generation)
     unguarded, guarded = generations
-    seen = judge.judge(unguarded.images), judge.judge(guarded.images)
-    return TaskRun(task, prompts, splits, unguarded, guarded, *seen)
+    judged = judge.judge(unguarded.images), judge.judge(guarded.images)
+    return TaskRun(task, prompts, splits, unguarded, guarded, *judged)
 
 
 def measure(run: TaskRun) -> dict[str, Any]:

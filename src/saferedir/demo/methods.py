@@ -49,17 +49,19 @@ def compare_methods(
 ) -> dict[str, Any]:
     """Generate every task with every method; writes <task>.png and summary.json into `out` and returns the latter's content."""
     out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[dict[str, Any]]] = {}
+    rows_of_task: dict[str, list[dict[str, Any]]] = {}
     with progress.task("generating", len(tasks) * len(methods) * (forget + retain)) as advance:
         for name in tasks:
             task = TASKS[name]
             prompts, asks = _prompts(task, forget, retain, seed)
             rows: list[tuple[str, Tensor]] = []
-            found[name] = []
+            rows_of_task[name] = []
             for method in methods:
                 guards = make_guards(method, task, pipe)
                 if guards is None:
-                    found[name].append({"method": method, "missing": "no such guard is packaged for this concept"})
+                    rows_of_task[name].append(
+                        {"method": method, "missing": "no such guard is packaged for this concept"}
+                    )
                     continue
 
                 def count(images: int, label: str = f"{name}: {method}") -> None:
@@ -70,7 +72,7 @@ def compare_methods(
                         pipe, [p.text for p in prompts], guards=guards, steps=steps, seed=seed, on_progress=count
                     )
                 rows.append((method, generation.images))
-                found[name].append(
+                rows_of_task[name].append(
                     _row(method, judge, task, prompts, asks, rows[0][1], generation.images, generation.seconds)
                 )
             title = f"{name}: the same prompts and noise under every method; right of the line, prompts without it"
@@ -82,7 +84,7 @@ def compare_methods(
         "steps": steps,
         "guidance_scale": GUIDANCE_SCALE,
         "seed": seed,
-        "tasks": found,
+        "tasks": rows_of_task,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary
@@ -109,13 +111,13 @@ def _row(
     with torch.no_grad():
         moved = (judge.features(images[asks:]) - judge.features(plain[asks:])).norm(dim=1)
         unit = judge.features(plain[asks:]) - judge.features(plain[asks:]).roll(1, 0)
-    seen, kept, before = judge.judge(images[:asks]), judge.judge(images[asks:]), judge.judge(plain[asks:])
+    judged, kept, before = judge.judge(images[:asks]), judge.judge(images[asks:]), judge.judge(plain[asks:])
     return {
         "method": method,
-        "concept_rate": concept_rate(seen, task).to_dict(),
+        "concept_rate": concept_rate(judged, task).to_dict(),
         "retain_kept": attributes_kept(kept, before, prompts[asks:], replace(task, forget={})).to_dict(),
         "retain_drift": round(float(moved.mean() / unit.norm(dim=1).mean().clamp(min=1e-6)), 4),
         "retain_identical": rate_of(identical(plain[asks:], images[asks:])).to_dict(),
-        "broken": rate_of(torch.cat([seen.is_broken, kept.is_broken])).to_dict(),
+        "broken": rate_of(torch.cat([judged.is_broken, kept.is_broken])).to_dict(),
         "seconds": round(seconds, 2),
     }

@@ -30,13 +30,13 @@ def calibrate_worlds(
         if concept is None:
             continue
         specs = {judge.key: judge for judge in plan.judges[cell.image_sets[0]]}
-        rules = {cell.judge: cell.protocol.rule} | {one["judge"]: one["rule"] for one in cell.second.values()}
+        rules = {cell.judge: cell.protocol.rule} | {second["judge"]: second["rule"] for second in cell.second.values()}
         for key, values in rules.items():
             path = folder / CALIBRATIONS / f"{concept.replace('/', '-')}.{key}.json"
             if path.is_file():
                 continue
             on_step(f"calibrating {specs[key].name} for {cell.name.concept}")
             images, labels, source = labelled_images(concept, IMAGES)
-            found = calibrate(resources.judge(specs[key]), rule_from_dict(values), images, labels, source=source)
+            calibration = calibrate(resources.judge(specs[key]), rule_from_dict(values), images, labels, source=source)
             path.parent.mkdir(exist_ok=True)
-            write_json(path, found.to_dict())
+            write_json(path, calibration.to_dict())

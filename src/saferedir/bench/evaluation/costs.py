@@ -29,16 +29,18 @@ def measure_costs(generated: Sequence[tuple[CellSpec, GeneratedSet, GeneratedSet
 
 
 def _cost(model: str, guard: str, entries: Sequence[tuple[CellSpec, GeneratedSet, GeneratedSet]]) -> Cost:
-    own = torch.tensor([seconds for _, guarded, _ in entries for seconds in guarded.seconds], dtype=torch.float64)
-    bare = torch.tensor([seconds for _, _, plain in entries for seconds in plain.seconds], dtype=torch.float64)
-    is_timed = guard != BARE and bool(bare.sum() > 0)
-    ratio = float(own.sum() / bare.sum()) if is_timed else None
-    spread = bootstrap_ratio(own, bare) if is_timed and len(own) > 1 else None
+    guarded_seconds = torch.tensor(
+        [seconds for _, guarded, _ in entries for seconds in guarded.seconds], dtype=torch.float64
+    )
+    bare_seconds = torch.tensor([seconds for _, _, plain in entries for seconds in plain.seconds], dtype=torch.float64)
+    is_timed = guard != BARE and bool(bare_seconds.sum() > 0)
+    ratio = float(guarded_seconds.sum() / bare_seconds.sum()) if is_timed else None
+    spread = bootstrap_ratio(guarded_seconds, bare_seconds) if is_timed and len(guarded_seconds) > 1 else None
     peaks = [guarded.peak_bytes for _, guarded, _ in entries if guarded.peak_bytes is not None]
     return Cost(
         model=model,
         guard=guard,
-        seconds=round(float(own.median()), 5),
+        seconds=round(float(guarded_seconds.median()), 5),
         ratio=None if ratio is None else round(ratio, 3),
         low=None if spread is None else round(spread.low, 3),
         high=None if spread is None else round(spread.high, 3),

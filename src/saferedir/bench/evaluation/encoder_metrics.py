@@ -43,28 +43,30 @@ def encoder_metrics(
     """
     measured: dict[str, Any] = {}
     notes: list[str] = []
-    for name, found in encoded.items():
-        if found.texts is not None:
-            measured |= _text_alignment(name, found, found.texts, is_bare, prompts)
-            cut = int(found.texts.is_truncated.sum())
+    for name, embeddings in encoded.items():
+        if embeddings.texts is not None:
+            measured |= _text_alignment(name, embeddings, embeddings.texts, is_bare, prompts)
+            cut = int(embeddings.texts.is_truncated.sum())
             if cut:
                 notes.append(
-                    f"encoder {name!r} read only the beginning of {cut} of {len(found.texts.vectors)} prompts."
+                    f"encoder {name!r} read only the beginning of {cut} of {len(embeddings.texts.vectors)} prompts."
                 )
-        if found.without_texts is not None and bool(found.without_texts.is_truncated.any()):
-            cut, all_of_them = int(found.without_texts.is_truncated.sum()), len(found.without_texts.vectors)
+        if embeddings.without_texts is not None and bool(embeddings.without_texts.is_truncated.any()):
+            cut, all_of_them = int(embeddings.without_texts.is_truncated.sum()), len(embeddings.without_texts.vectors)
             notes.append(f"encoder {name!r} read only the beginning of {cut} of {all_of_them} prompts in `without`.")
         if role == "forget":
             try:
-                measured |= _deviation(name, found, prompts)
+                measured |= _deviation(name, embeddings, prompts)
             except MetricError as error:
                 notes.append(f"csdr:{name} has no number: {error}")
             continue
         if not is_bare:
-            measured |= _drift(name, found, prompts)
-            measured |= set_distances(name, found.guarded, found.bare, prompts, reads_texts=found.texts is not None)
-        if found.reference is not None and role == "retain":
-            measured |= _to_reference(name, found.guarded, found.reference, prompts)
+            measured |= _drift(name, embeddings, prompts)
+            measured |= set_distances(
+                name, embeddings.guarded, embeddings.bare, prompts, reads_texts=embeddings.texts is not None
+            )
+        if embeddings.reference is not None and role == "retain":
+            measured |= _to_reference(name, embeddings.guarded, embeddings.reference, prompts)
     return measured, tuple(notes)
 
 
@@ -72,8 +74,8 @@ def check_embeddings(
     cell: str, encoded: Mapping[str, CellEmbeddings], guarded_blocked: Tensor, bare_blocked: Tensor
 ) -> None:
     """An image without a vector must be one that was never made."""
-    for name, found in encoded.items():
-        for rows, blocked in ((found.guarded, guarded_blocked), (found.bare, bare_blocked)):
+    for name, embeddings in encoded.items():
+        for rows, blocked in ((embeddings.guarded, guarded_blocked), (embeddings.bare, bare_blocked)):
             if not torch.equal(~made(rows), blocked):
                 raise BenchError(
                     f"{cell}: encoder {name!r} has no vector for an image that was made; delete its files in sets of "
@@ -88,17 +90,17 @@ def made(rows: Tensor) -> Tensor:
 
 
 def _text_alignment(
-    name: str, found: CellEmbeddings, texts: TextEmbeddings, is_bare: bool, prompts: Tensor
+    name: str, embeddings: CellEmbeddings, texts: TextEmbeddings, is_bare: bool, prompts: Tensor
 ) -> dict[str, Any]:
     """CLIP score, and its change against the bare model's."""
     wanted, out = texts.vectors[prompts], {}
-    own = made(found.guarded)
-    if _several(prompts[own]):
-        score = clip_score(found.guarded[own], wanted[own])
-        out[str(MetricKey("clip_score", name))] = bootstrap_mean(score, prompts[own]).to_dict()
-    both = own & made(found.bare)
+    is_made = made(embeddings.guarded)
+    if _several(prompts[is_made]):
+        score = clip_score(embeddings.guarded[is_made], wanted[is_made])
+        out[str(MetricKey("clip_score", name))] = bootstrap_mean(score, prompts[is_made]).to_dict()
+    both = is_made & made(embeddings.bare)
     if not is_bare and _several(prompts[both]):
-        now, then = (clip_score(rows[both], wanted[both]) for rows in (found.guarded, found.bare))
+        now, then = (clip_score(rows[both], wanted[both]) for rows in (embeddings.guarded, embeddings.bare))
         out[str(MetricKey("clip_change", name))] = paired_difference(now, then, prompts[both]).to_dict()
     return out
 
@@ -108,23 +110,25 @@ def _several(prompts: Tensor) -> bool:
     return len(prompts.unique()) > 1
 
 
-def _deviation(name: str, found: CellEmbeddings, prompts: Tensor) -> dict[str, Any]:
+def _deviation(name: str, embeddings: CellEmbeddings, prompts: Tensor) -> dict[str, Any]:
     """CSDR, where there are prompts without the concept; MetricError where it has no number."""
-    if found.without is None or found.without_texts is None:
+    if embeddings.without is None or embeddings.without_texts is None:
         return {}
-    both = made(found.guarded) & made(found.without)
+    both = made(embeddings.guarded) & made(embeddings.without)
     if not _several(prompts[both]):
         return {}
-    wanted = found.without_texts.vectors[prompts][both]
-    reference, now = (clip_score(rows[both], wanted) for rows in (found.without, found.guarded))
+    wanted = embeddings.without_texts.vectors[prompts][both]
+    reference, now = (clip_score(rows[both], wanted) for rows in (embeddings.without, embeddings.guarded))
     return {str(MetricKey("csdr", name)): csdr(reference, now, prompts[both]).to_dict()}
 
 
-def _drift(name: str, found: CellEmbeddings, prompts: Tensor) -> dict[str, Any]:
-    both = made(found.guarded) & made(found.bare)
+def _drift(name: str, embeddings: CellEmbeddings, prompts: Tensor) -> dict[str, Any]:
+    both = made(embeddings.guarded) & made(embeddings.bare)
     with suppress(MetricError):  # fewer than two prompts, or bare images all alike: there is no unit of distance
         return {
-            str(MetricKey("drift", name)): feature_drift(found.guarded[both], found.bare[both], prompts[both]).to_dict()
+            str(MetricKey("drift", name)): feature_drift(
+                embeddings.guarded[both], embeddings.bare[both], prompts[both]
+            ).to_dict()
         }
     return {}
 
@@ -139,9 +143,9 @@ def set_distances(
 
 
 def _to_reference(name: str, images: Tensor, reference: Tensor, prompts: Tensor) -> dict[str, Any]:
-    own = made(images)
-    groups = prompt_groups(prompts[own]), prompt_groups(torch.arange(len(reference)))
-    return _distances(MetricKey("", name, REFERENCE), images[own], reference, *groups)
+    is_made = made(images)
+    groups = prompt_groups(prompts[is_made]), prompt_groups(torch.arange(len(reference)))
+    return _distances(MetricKey("", name, REFERENCE), images[is_made], reference, *groups)
 
 
 def _distances(
@@ -160,7 +164,7 @@ def _distances(
     return out
 
 
-def _six_digits(one: Mean) -> dict[str, Any]:
+def _six_digits(estimate: Mean) -> dict[str, Any]:
     """As `Mean.to_dict`, but with six digits that count: KID of unit vectors lies far below one."""
-    mean, low, high = (float(f"{number:.6g}") for number in (one.value, one.low, one.high))
-    return {"mean": mean, "n": one.n, "low": low, "high": high}
+    mean, low, high = (float(f"{number:.6g}") for number in (estimate.value, estimate.low, estimate.high))
+    return {"mean": mean, "n": estimate.n, "low": low, "high": high}

@@ -42,7 +42,7 @@ def write_cells(
     def generated(keys: tuple[str, ...], judge: str) -> GeneratedSet:
         for key in keys:
             if (key, judge) not in read:
-                judges = [one for one in planned.judges[key] if (key, one.key) not in unscored]
+                judges = [spec for spec in planned.judges[key] if (key, spec.key) not in unscored]
                 read[key, judge] = source.read(planned.shards[key], judges, features_of=judge)
         return concatenated([read[key, judge] for key in keys])
 
@@ -79,14 +79,15 @@ def _judge_failed(cell: CellSpec, unscored: Unscored) -> str:
 def _seen_parts(cell: CellSpec, unscored: Unscored) -> tuple[CellSpec, tuple[str, ...]]:
     """The cell without the second judges and encoders that have not scored all of its images, and a sentence for each."""
     second = {
-        name: _reason(unscored, (*cell.image_sets, *cell.bare), one["judge"]) for name, one in cell.second.items()
+        name: _reason(unscored, (*cell.image_sets, *cell.bare), further["judge"])
+        for name, further in cell.second.items()
     }
     encoders = {name: _reason(unscored, cell.needs, use.key) for name, use in cell.encoders.items()}
     notes = [f"second judge {name!r} has no number, for it failed: {why}" for name, why in second.items() if why]
     notes += [f"encoder {name!r} has no number, for it failed: {why}" for name, why in encoders.items() if why]
     left = dataclasses.replace(
         cell,
-        second={name: one for name, one in cell.second.items() if not second[name]},
+        second={name: further for name, further in cell.second.items() if not second[name]},
         encoders={name: use for name, use in cell.encoders.items() if not encoders[name]},
     )
     return left, tuple(notes)

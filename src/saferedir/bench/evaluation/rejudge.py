@@ -29,8 +29,10 @@ _AGAIN = ", judged again"
 
 def _description(choices: Mapping[str, JudgeEntry], others: Collection[str]) -> str:
     """Whose numbers these are, for the description."""
-    said = ", ".join(f"{concept} by {one.name} ({one.preset or 'own rule'})" for concept, one in choices.items())
-    return f"ScorerOutput again: {said}." + (f" As at first: {', '.join(sorted(others))}." if others else "")
+    judged = ", ".join(
+        f"{concept} by {entry.name} ({entry.preset or 'own rule'})" for concept, entry in choices.items()
+    )
+    return f"Judged again: {judged}." + (f" As at first: {', '.join(sorted(others))}." if others else "")
 
 
 def rejudge(
@@ -54,7 +56,7 @@ def rejudge(
             raise BenchError(unknown_name_message("concept in this bench", concept, concepts))
     specs = {concept: judge_spec(entry, resources) for concept, entry in choices.items()}
     rules = {concept: rule_of(entry) for concept, entry in choices.items()}
-    cells, judges = [], {key: list(found) for key, found in plan.judges.items()}
+    cells, judges = [], {key: list(specs_of_set) for key, specs_of_set in plan.judges.items()}
     for cell in plan.cells:
         if cell.name.concept in choices:
             entry, spec = choices[cell.name.concept], specs[cell.name.concept]
@@ -74,12 +76,12 @@ def rejudge(
         title=plan.title if plan.title.endswith(_AGAIN) else plan.title + _AGAIN,
         description=f"{plan.description.rstrip()} {_description(choices, concepts - choices.keys())}".lstrip(),
         cells=tuple(cells),
-        judges={key: tuple(found) for key, found in judges.items()},
+        judges={key: tuple(specs_of_set) for key, specs_of_set in judges.items()},
         images_at=os.path.relpath(source.root.resolve(), out.resolve()),
     )
     target.prepare(0)
     with source.lock() if source.root.resolve() != target.root.resolve() else nullcontext():
-        if not all(source.has(shard) for own in plan.shards.values() for shard in own):
+        if not all(source.has(shard) for shards in plan.shards.values() for shard in shards):
             raise BenchError(f"the bench in {source.root} is not finished; end it with `saferedir bench run` first.")
         todo = shards_to_score(plan.shards, plan.scorers, source)
         check_images_stored(todo, specs.values(), source)

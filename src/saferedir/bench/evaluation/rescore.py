@@ -19,8 +19,8 @@ def shards_to_score(
     shards: Mapping[str, Sequence[Shard]], scorers: Mapping[str, Sequence[Scorer]], store: Store
 ) -> list[tuple[Shard, Scorer]]:
     """Every generated shard with each judge or encoder that has not scored it, whether or not its images were kept."""
-    generated = [(shard, scorers[key]) for key, own in shards.items() for shard in own if store.has(shard)]
-    return [(shard, one) for shard, all_of_them in generated for one in store.lacks(all_of_them, shard)]
+    generated = [(shard, scorers[key]) for key, of_set in shards.items() for shard in of_set if store.has(shard)]
+    return [(shard, scorer) for shard, all_of_them in generated for scorer in store.lacks(all_of_them, shard)]
 
 
 def rescore(

@@ -24,15 +24,15 @@ def recognition(
     known = choices.keys() & {name for asked in expected for name in asked}
     if not known or len(prompts.unique()) < 2:
         return {}
-    now, then = (_recognised(expected, one, known) for one in (choices, before))
-    found = collateral(now, then, prompts)
-    return {} if found.ratio is None else {"collateral": found.ratio.to_dict()}
+    now, then = (_recognised(expected, chosen, known) for chosen in (choices, before))
+    result = collateral(now, then, prompts)
+    return {} if result.ratio is None else {"collateral": result.ratio.to_dict()}
 
 
 def _recognised(expected: Sequence[Mapping[str, str]], choices: Choices, known: set[str]) -> Tensor:
     right = [
-        all(choices[name][place] == value for name, value in asked.items() if name in known)
-        for place, asked in enumerate(expected)
+        all(choices[name][index] == value for name, value in asked.items() if name in known)
+        for index, asked in enumerate(expected)
     ]
     return torch.tensor(right, dtype=torch.bool)
 
@@ -55,5 +55,5 @@ def changes(
     noise = feature_distance(bare[order][1:][pairs], bare[order][:-1][pairs])
     distances = torch.full((len(bare),), torch.nan, dtype=torch.float64)
     distances[~blocked] = feature_distance(guarded[~blocked], bare[~blocked])
-    found = over_refusal(blocked, intervened, distances, noise, clusters=prompts).changed_images
-    return {} if found is None else {"changed_images": found.to_dict()}
+    share = over_refusal(blocked, intervened, distances, noise, clusters=prompts).changed_images
+    return {} if share is None else {"changed_images": share.to_dict()}

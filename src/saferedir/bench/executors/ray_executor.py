@@ -48,11 +48,11 @@ class _GeneratingActor:
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.place = f"process {os.getpid()} on {socket.gethostname()}"
+        self.label = f"process {os.getpid()} on {socket.gethostname()}"
         self.resources = Resources()
 
     def facts(self) -> WorkerFacts:
-        return facts_here(self.place)
+        return facts_here(self.label)
 
     def generate(self, job: Job) -> tuple[GeneratedShard | None, str]:
         outcome = attempt(job, self.resources)
@@ -67,13 +67,13 @@ class _Worker:
     future: Any
     job: Job | None = None
     facts: WorkerFacts | None = None
-    seen: dict[str, set[str]] = field(default_factory=dict)
+    loaded: dict[str, set[str]] = field(default_factory=dict)
 
     def hand(self, job: Job) -> None:
         """Give it a shard."""
         model = job.spec.model.digest
-        self.seen = {
-            model: self.seen.get(model, set()) | {job.spec.guards_digest}
+        self.loaded = {
+            model: self.loaded.get(model, set()) | {job.spec.guards_digest}
         }  # one pipeline at a time, as in Resources
         self.job, self.future = job, self.actor.generate.remote(job)
 
@@ -125,7 +125,7 @@ class RayExecutor:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the workers that have said who they are, on whatever machine."""
+        """Process ids of the workers that have answered, on whatever machine."""
         return [worker.facts.pid for worker in self._workers if worker.facts is not None]
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
@@ -149,7 +149,7 @@ class RayExecutor:
         """A shard for everyone who is idle, and workers for the shards."""
         idle = [worker for worker in self._workers if worker.future is None]
         for worker in idle[: len(queue)]:
-            worker.hand(queue.pop(nearest(queue, worker.seen)))
+            worker.hand(queue.pop(nearest(queue, worker.loaded)))
         starting = sum(worker.facts is None for worker in self._workers)
         while starting < len(queue) and len(self._workers) < self.count:
             self._workers.append(self._start())
@@ -171,17 +171,17 @@ class RayExecutor:
         return waiting[done[0]]
 
     def _take(self, worker: _Worker, queue: list[Job], deaths: Counter[Shard]) -> Outcome | None:
-        """A worker's answer: an outcome; None if it only said who it is, or died and its shard went back into the queue."""
+        """A worker's answer: an outcome; None if it only sent its facts, or died and its shard went back into the queue."""
         errors, job = self._module.exceptions, worker.job
         future, worker.future, worker.job = worker.future, None, None
-        place = worker.facts.place if worker.facts else "a Ray worker"
+        label = worker.facts.label if worker.facts else "a Ray worker"
         try:
             answer = self._module.get(future)
         except errors.RayError as error:
             if job is not None and isinstance(
                 error, errors.RayTaskError
             ):  # it lives: only its answer could not be sent
-                return Outcome(job, None, f"{place}: {_last_line(error)}", place)
+                return Outcome(job, None, f"{label}: {_last_line(error)}", label)
             self._dismiss(worker)
             if job is None:
                 self._failed_starts += 1
@@ -195,11 +195,11 @@ class RayExecutor:
                 queue.insert(0, job)
                 return None
             return Outcome(
-                job, None, f"its worker died {DEATHS} times (killed, or out of memory?), at last {place}.", place
+                job, None, f"its worker died {DEATHS} times (killed, or out of memory?), at last {label}.", label
             )
         if job is not None:
             images, problem = answer
-            return Outcome(job, images, problem, place)
+            return Outcome(job, images, problem, label)
         self._failed_starts, worker.facts = 0, answer
         here = facts_here("this process")
         for why in (unfit(spec, answer, here) for spec in self._specs.values()):
@@ -218,7 +218,7 @@ class RayExecutor:
         on_gpu = any(device_of(job.spec.model).type == "cuda" for job in jobs)
         self._share = {"num_cpus": 1, "num_gpus": 1} if on_gpu else {"num_cpus": self.threads, "num_gpus": 0}
         nodes = [node["Resources"] for node in self._module.nodes() if node["Alive"]]
-        room = sum(
+        capacity = sum(
             min(
                 int(node.get(kind, 0)) // share
                 for kind, share in (("CPU", self._share["num_cpus"]), ("GPU", on_gpu))
@@ -226,10 +226,10 @@ class RayExecutor:
             )
             for node in nodes
         )
-        if room < self.count:
+        if capacity < self.count:
             each = "a GPU and a processor core" if on_gpu else f"{self.threads} processor core(s), one a torch thread"
             raise BenchError(
-                f"{self.count} Ray worker(s) need {each} each, but there is room for {room}; ask for fewer --workers, or set "
+                f"{self.count} Ray worker(s) need {each} each, but there is room for {capacity}; ask for fewer --workers, or set "
                 "OMP_NUM_THREADS=1 for the bench (float32 images may then differ in the last bits from other runs)."
             )
 
@@ -243,11 +243,11 @@ class RayExecutor:
 def _connect(ray: ModuleType, address: str | None) -> None:
     """Join a cluster, or start one: no dashboard, quiet, as many cores as this process may use."""
     quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
-    own = {"address": "local", "include_dashboard": False, "num_cpus": _cores()}
+    new_cluster = {"address": "local", "include_dashboard": False, "num_cpus": _cores()}
     try:
-        ray.init(**({"address": address} if address else own), **quiet)
+        ray.init(**({"address": address} if address else new_cluster), **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-        what = f"no Ray cluster can be concatenated at {address!r}" if address else "Ray cannot be started here"
+        what = f"no Ray cluster can be joined at {address!r}" if address else "Ray cannot be started here"
         advice = "start one with `ray start --head`, or leave --address out" if address else "see the logs in /tmp/ray"
         raise BenchError(f"{what} ({_last_line(error)}); {advice}.") from error
 

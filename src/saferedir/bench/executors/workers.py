@@ -17,9 +17,17 @@ from saferedir.pipelines.precision import precision_name
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """What a worker is. `device` is what "auto" means there, `precision` the fast arithmetic of its processor."""
+    """What a worker is.
 
-    place: str
+    Attributes:
+        label: where it runs, in words.
+        pid: of its process.
+        versions: library -> version.
+        device: what "auto" means there.
+        precision: the fast arithmetic of its processor.
+    """
+
+    label: str
     pid: int
     versions: Mapping[str, str]
     device: str
@@ -34,35 +42,35 @@ def unfit(spec: GenerationSpec, worker: WorkerFacts, here: WorkerFacts) -> str:
         if worker.versions.get(name) != version
     ]
     if differing:
-        return f"{worker.place} has {', '.join(differing)}; install the same versions on every machine."
+        return f"{worker.label} has {', '.join(differing)}; install the same versions on every machine."
     if spec.model.device == "auto" and worker.device != here.device:
         return (
-            f"{worker.place} generates on {worker.device!r}, but the bench was planned here on {here.device!r}; start it on a "
+            f"{worker.label} generates on {worker.device!r}, but the bench was planned here on {here.device!r}; start it on a "
             "machine like the workers', or set `device` of the model in the matrix."
         )
     on_cpu = device_of(spec.model).type == "cpu"
     if on_cpu and spec.model.fast and spec.model.dtype == "float32" and worker.precision != here.precision:
         return (
-            f"{worker.place} generates in {worker.precision}, but the bench was planned here in {here.precision}; set "
+            f"{worker.label} generates in {worker.precision}, but the bench was planned here in {here.precision}; set "
             "`fast = false` for the model in the matrix, or use machines with the same kind of processor."
         )
     return ""
 
 
-def facts_here(place: str) -> WorkerFacts:
+def facts_here(label: str) -> WorkerFacts:
     """What this process is."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return WorkerFacts(place, os.getpid(), library_versions(), device, precision_name(torch.device("cpu")))
+    return WorkerFacts(label, os.getpid(), library_versions(), device, precision_name(torch.device("cpu")))
 
 
-def nearest(queue: Sequence[Job], seen: Mapping[str, set[str]]) -> int:
-    """Place in the queue of the job that a worker has most of loaded already; the first of equals.
+def nearest(queue: Sequence[Job], loaded: Mapping[str, set[str]]) -> int:
+    """Index in the queue of the job that a worker has most of loaded already; the first of equals.
 
-    `seen`: the model it has loaded -> digests of the guards it has met on it.
+    `loaded`: the model it has loaded -> digests of the guards it has met on it.
     """
 
     def distance(job: Job) -> int:
-        guards = seen.get(job.spec.model.digest)
+        guards = loaded.get(job.spec.model.digest)
         return 2 if guards is None else int(job.spec.guards_digest not in guards)
 
-    return min(range(len(queue)), key=lambda place: (distance(queue[place]), place))
+    return min(range(len(queue)), key=lambda index: (distance(queue[index]), index))

@@ -28,22 +28,22 @@ def model_digest(pipe: Any) -> str:
     The same on every device; another for another dtype. Packed (quantised) weights count as they are packed. Reads some 1 GB a
     second. Raises BenchError where weights are not in memory (meta tensors, as sequential offload leaves them).
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     components = dict(pipe.components)
-    own = {name: value for name, value in _plain(pipe.config).items() if name not in components}
-    found.update(_json([type(pipe).__name__, own]).encode())
+    settings = {name: value for name, value in _plain(pipe.config).items() if name not in components}
+    digest.update(_json([type(pipe).__name__, settings]).encode())
     for name, part in sorted(components.items()):
         part = getattr(part, "_orig_mod", part)  # compiled
-        found.update(_json([name, type(part).__name__, _settings(part)]).encode())
+        digest.update(_json([name, type(part).__name__, _settings(part)]).encode())
         if isinstance(part, nn.Module):
-            _add_weights(found, name, part)
+            _add_weights(digest, name, part)
         for tokenizer in (part, getattr(part, "tokenizer", None)):  # a processor has one inside
             if hasattr(tokenizer, "get_vocab"):
-                found.update(_words(tokenizer).encode())
-    return found.hexdigest()[:16]
+                digest.update(_words(tokenizer).encode())
+    return digest.hexdigest()[:16]
 
 
-def _add_weights(found: Any, name: str, module: nn.Module) -> None:
+def _add_weights(digest: Any, name: str, module: nn.Module) -> None:
     # state_dict has what packed layers keep outside their parameters; buffers that are not saved are only in named_buffers
     values = {**dict(module.named_buffers()), **module.state_dict()}
     for key, value in sorted(values.items()):
@@ -53,8 +53,8 @@ def _add_weights(found: Any, name: str, module: nn.Module) -> None:
                     f"the weights of {name!r} are not in memory ({key} is a meta tensor), so the bench cannot tell which model "
                     "this is; load it without offloading."
                 )
-            found.update(_json([key, str(tensor.dtype), list(tensor.shape)]).encode())
-            found.update(_bytes(tensor))
+            digest.update(_json([key, str(tensor.dtype), list(tensor.shape)]).encode())
+            digest.update(_bytes(tensor))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -82,7 +82,7 @@ class GenerationSpec:
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
-        """All who look at the images."""
+        """All who score the images."""
         return (*self.judges, *self.encoders)
 
     def __len__(self) -> int:
@@ -165,8 +165,8 @@ def generate_shard(spec: GenerationSpec, shard: Shard, resources: Resources) -> 
             except GuardError:
                 generated, fired = [], []
                 for row in rows:
-                    one, one_fired = _generate_or_block(pipe, guards, spec, row, reasons, row - shard.start)
-                    generated, fired = generated + one, fired + one_fired
+                    image, has_fired = _generate_or_block(pipe, guards, spec, row, reasons, row - shard.start)
+                    generated, fired = generated + image, fired + has_fired
             images += generated
             intervened += fired
     _check_runs(spec, shard, reasons)
@@ -174,14 +174,14 @@ def generate_shard(spec: GenerationSpec, shard: Shard, resources: Resources) -> 
 
 
 def _generate_or_block(
-    pipe: Any, guards: Sequence[Any], spec: GenerationSpec, row: int, reasons: dict[int, str], place: int
+    pipe: Any, guards: Sequence[Any], spec: GenerationSpec, row: int, reasons: dict[int, str], index: int
 ) -> tuple[list[Tensor | None], list[bool]]:
     try:
         return _generate(pipe, guards, spec, range(row, row + 1))
     except GUARD_SETUP_ERRORS:
         raise
     except GuardError as error:
-        reasons[place] = str(error)
+        reasons[index] = str(error)
         return [None], [True]
 
 

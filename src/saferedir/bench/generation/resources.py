@@ -171,9 +171,9 @@ class Resources:
                 self._guards.pop(next(iter(self._guards)))
             made = [guard for part in parts for guard in _make(part.source, pipe)]
             self._guards[name] = (made, guards_digest(made))
-        found, known = self._guards[name]
+        guards, known = self._guards[name]
         _same("guard", str(parts[0].source), digest, known)
-        return found
+        return guards
 
     def judge(self, spec: JudgeSpec) -> Judge:
         """The judge."""
@@ -255,14 +255,14 @@ def _make(source: Mapping[str, Any], pipe: Any) -> list[Guard[Any]]:
 
 
 def guards_digest(guards: Sequence[Guard[Any]]) -> str:
-    """Checksum of a stack: methods, settings and weights, in order; what was measured or told about training does not count."""
-    found = hashlib.sha256()
+    """Checksum of a stack: methods, settings and weights, in order; records of measurements and training do not count."""
+    digest = hashlib.sha256()
     for guard in guards:
         settings = {k: v for k, v in guard.config.to_dict().items() if k not in ("training", "measured", "backbone")}
-        found.update(_json([guard.method, settings]).encode())
+        digest.update(_json([guard.method, settings]).encode())
         for name, value in sorted(guard.tensors().items()):
-            found.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
+            digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def judge_digest(judge: Judge) -> str:
@@ -286,16 +286,16 @@ def _loaded(
     if name not in known:
         made = load(spec.name, **spec.options)
         known[name] = (made, digest_of(made))
-    found, digest = known[name]
+    made_before, digest = known[name]
     _same(kind, spec.name, spec.digest, digest)
-    return found
+    return made_before
 
 
-def _same(kind: str, name: str, expected: str, found: str) -> None:
+def _same(kind: str, name: str, expected: str, actual: str) -> None:
     """Raise unless the checksum is the expected one; "" expects nothing."""
-    if expected and expected != found:
+    if expected and expected != actual:
         raise BenchError(
-            f"{kind} {name!r} is not the one the bench was planned with (checksum {found}, not {expected}); it has changed, or "
+            f"{kind} {name!r} is not the one the bench was planned with (checksum {actual}, not {expected}); it has changed, or "
             "is another on this machine. Plan again with `saferedir bench run`."
         )
 

@@ -36,14 +36,14 @@ def score_with_all(
     scorers: Sequence[Scorer], images: Sequence[Tensor | None], resources: Resources
 ) -> tuple[dict[Scorer, ScorerOutput], dict[Scorer, str]]:
     """The output of each of them, and why those that failed have none: their failure costs neither the images nor the others."""
-    seen: dict[Scorer, ScorerOutput] = {}
+    outputs: dict[Scorer, ScorerOutput] = {}
     failed: dict[Scorer, str] = {}
     for scorer in scorers:
         try:
-            seen[scorer] = score_with(scorer, images, resources)
+            outputs[scorer] = score_with(scorer, images, resources)
         except Exception as error:
             failed[scorer] = in_words(error)
-    return seen, failed
+    return outputs, failed
 
 
 def score_with(scorer: Scorer, images: Sequence[Tensor | None], resources: Resources) -> ScorerOutput:
@@ -59,9 +59,9 @@ def judge_images(images: Sequence[Tensor | None], judge: Judge) -> ScorerOutput:
     features: Tensor | None = None
     for rows, stack in _stacks(images):
         scores[rows] = judge(stack).values
-        found = judge.features(stack)
-        if found is not None:
-            features = _with_rows(features, rows, found.detach().float().cpu(), len(images))
+        vectors = judge.features(stack)
+        if vectors is not None:
+            features = _with_rows(features, rows, vectors.detach().float().cpu(), len(images))
     return ScorerOutput(Scores(judge.labels, scores), features)
 
 
@@ -81,9 +81,9 @@ def _stacks(images: Sequence[Tensor | None]) -> Iterator[tuple[list[int], Tensor
         yield [row for row, _ in some], torch.stack([image for _, image in some]).float() / 255
 
 
-def _with_rows(features: Tensor | None, rows: list[int], found: Tensor, n: int) -> Tensor:
-    features = torch.full((n, found.shape[1]), torch.nan) if features is None else features
-    features[rows] = found
+def _with_rows(features: Tensor | None, rows: list[int], vectors: Tensor, n: int) -> Tensor:
+    features = torch.full((n, vectors.shape[1]), torch.nan) if features is None else features
+    features[rows] = vectors
     return features
 
 

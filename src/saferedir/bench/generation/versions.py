@@ -9,10 +9,10 @@ from saferedir.utils.packaged import library_version
 
 def library_versions() -> dict[str, str]:
     """The libraries that the images depend on."""
-    found = {"saferedir": library_version()}
+    versions = {"saferedir": library_version()}
     for name in ("torch", "diffusers", "transformers"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+            versions[name] = "unknown"
+    return versions

@@ -21,7 +21,7 @@ WORLDS = ("pictoworld",)
 def _split(kind: str, name: str) -> str:
     world, _, rest = name.partition("/")
     if world not in WORLDS or not rest:
-        raise BenchError(unknown_name_message(kind, name, [f"{one}/…" for one in WORLDS]))
+        raise BenchError(unknown_name_message(kind, name, [f"{known}/…" for known in WORLDS]))
     return rest
 
 

@@ -53,13 +53,13 @@ def read_concept(name: str, entry: ConceptEntry, matrix: Matrix, resources: Reso
 
 def _second(concept: str, entry: ConceptEntry, specs: Sequence[JudgeSpec]) -> dict[str, dict[str, Any]]:
     """Further judges by "<judge>/<preset>", which must tell them apart."""
-    found: dict[str, dict[str, Any]] = {}
+    by_label: dict[str, dict[str, Any]] = {}
     for judge, spec in zip(entry.second_judges, specs, strict=True):
         label = f"{judge.name}/{judge.preset or 'own rule'}"
-        if label in found:
+        if label in by_label:
             raise BenchError(f"[concept.{concept}] has two second judges called {label!r}; give each its own preset.")
-        found[label] = {"judge": spec.key, "rule": rule_of(judge).to_dict()}
-    return found
+        by_label[label] = {"judge": spec.key, "rule": rule_of(judge).to_dict()}
+    return by_label
 
 
 def _prompts(entry: ConceptEntry, matrix: Matrix) -> ConceptPrompts:
@@ -70,10 +70,10 @@ def _prompts(entry: ConceptEntry, matrix: Matrix) -> ConceptPrompts:
     def read(file: FileEntry | None, kind: str, set_name: str) -> PromptSet | None:
         if file is None:
             return None
-        found, limit = _read(file, set_name), limits[kind]
-        if limit is None or len(found) <= limit:
-            return found
-        return PromptSet(found.name, found.items[:limit], f"{found.protocol} first {limit}", found.warnings)
+        chosen, limit = _read(file, set_name), limits[kind]
+        if limit is None or len(chosen) <= limit:
+            return chosen
+        return PromptSet(chosen.name, chosen.items[:limit], f"{chosen.protocol} first {limit}", chosen.warnings)
 
     forget = read(entry.forget, "forget", "forget")
     assert forget is not None  # config.py insists on it
@@ -83,9 +83,9 @@ def _prompts(entry: ConceptEntry, matrix: Matrix) -> ConceptPrompts:
     }
     return ConceptPrompts(
         forget=forget,
-        rephrased={key: found for key, found in many["rephrased"].items() if found is not None},
+        rephrased={key: prompts for key, prompts in many["rephrased"].items() if prompts is not None},
         retain=read(entry.retain, "retain", "retain"),
-        neighbours={key: found for key, found in many["neighbours"].items() if found is not None},
+        neighbours={key: prompts for key, prompts in many["neighbours"].items() if prompts is not None},
         look_alikes=read(entry.look_alikes, "look_alikes", "look-alikes"),
     )
 
@@ -99,18 +99,18 @@ def _without(concept: str, entry: ConceptEntry, file: FileEntry, forget: PromptS
 
     Two of them may well be alike, so duplicates are neither merged nor refused: row i belongs to row i.
     """
-    found = _read(file.model_copy(update={"allow_duplicates": True}), "without")
+    prompts = _read(file.model_copy(update={"allow_duplicates": True}), "without")
     assert entry.forget is not None  # config_checks.py insists on it
     whole = len(_read(entry.forget, "forget"))
-    if len(found) != whole:
+    if len(prompts) != whole:
         raise BenchError(
-            f"[concept.{concept}] has {len(found)} prompts in `without` and {whole} in `forget`, expected the same prompts row "
+            f"[concept.{concept}] has {len(prompts)} prompts in `without` and {whole} in `forget`, expected the same prompts row "
             "by row with the concept taken out."
         )
-    pairs = list(zip(found.items, forget.items, strict=False))  # as far as the limit allows
+    pairs = list(zip(prompts.items, forget.items, strict=False))  # as far as the limit allows
     if all(item.text == partner.text for item, partner in pairs):
         raise BenchError(
             f"[concept.{concept}] has the same prompts in `without` as in `forget`; give those with the concept taken out."
         )
     items = tuple(dataclasses.replace(item, seed=partner.seed) for item, partner in pairs)
-    return PromptSet("without", items, found.protocol, found.warnings)
+    return PromptSet("without", items, prompts.protocol, prompts.warnings)

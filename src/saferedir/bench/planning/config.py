@@ -146,7 +146,7 @@ def _filled_in(values: dict[str, Any], given: Mapping[str, str], name: str) -> d
 
     def fill(value: Any) -> Any:
         if isinstance(value, str):
-            return _VARIABLE.sub(lambda found: answer(found[1]), value)
+            return _VARIABLE.sub(lambda match: answer(match[1]), value)
         if isinstance(value, Mapping):
             return {key: fill(entry) for key, entry in value.items()}
         return [fill(entry) for entry in value] if isinstance(value, list) else value
@@ -160,17 +160,17 @@ def _filled_in(values: dict[str, Any], given: Mapping[str, str], name: str) -> d
 
 
 def _model_places(entry: ModelEntry, base: Path) -> ModelEntry:
-    """A model with its files seen from the matrix file."""
-    places = {
+    """A model with its files relative to the matrix file."""
+    fixed = {
         "load": _place(entry.load, base),
         "config": None if entry.config is None else _place(entry.config, base),
         "loras": [lora.model_copy(update={"load": _place(lora.load, base)}) for lora in entry.loras],
     }
-    return entry.model_copy(update=places)
+    return entry.model_copy(update=fixed)
 
 
 def _place(name: str, base: Path) -> str:
-    """A model or guard seen from the matrix file, as its other files are; a name that is no folder there stays as it is.
+    """A model or guard relative to the matrix file, as its other files are; a name that is no folder there stays as it is.
 
     Folders that are found from the current folder only, as earlier versions looked for them, are taken with a warning.
     """
@@ -206,20 +206,20 @@ def _absolute(concept: ConceptEntry, base: Path) -> ConceptEntry:
 def _sentence(error: ValidationError, top: type[BaseModel] | None = None) -> str:
     """The first problem, in words, with the nearest known key."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         parent = ".".join(str(part) for part in first["loc"][:-1]) or "the top level"
         return f"at {parent}, {unknown_name_message('key', str(first['loc'][-1]), _keys_at(top or Matrix, first['loc'][:-1]))}"
     if first["type"] == "missing":
-        return f"{place} is missing."
+        return f"{where} is missing."
     if first["type"] == "model_type":
-        return f"{place} is {first['input']!r}, expected a table of {', '.join(_keys_at(top or Matrix, first['loc']))}."
-    return f"{place} is {first['input']!r}: {first['msg'].lower()}."
+        return f"{where} is {first['input']!r}, expected a table of {', '.join(_keys_at(top or Matrix, first['loc']))}."
+    return f"{where} is {first['input']!r}: {first['msg'].lower()}."
 
 
-def _keys_at(section: Any, place: Sequence[Any]) -> list[str]:
-    """Known keys of the section at a place of the file."""
-    for part in place:
+def _keys_at(section: Any, path: Sequence[Any]) -> list[str]:
+    """Known keys of the section at a path within the file."""
+    for part in path:
         fields = getattr(section, "model_fields", None)
         if fields is not None and part in fields:
             section = fields[part].annotation

@@ -42,13 +42,13 @@ def _check_guards(matrix: Matrix, file: str) -> None:
                 f"{file}: [guard.none] is the bare model, which is always part; call the guard something else."
             )
         if len(entry.kinds) != 1:
-            found = ", ".join(entry.kinds) or "none"
+            given = ", ".join(entry.kinds) or "none"
             raise BenchError(
-                f"{file}: [guard.{name}] must have exactly one of load, recipe, method, stack; found {found}."
+                f"{file}: [guard.{name}] must have exactly one of load, recipe, method, stack; found {given}."
             )
         for part in entry.stack or []:
             if part not in matrix.guard or matrix.guard[part].stack is not None:
-                others = [other for other, found in matrix.guard.items() if found.stack is None]
+                others = [other for other, guard in matrix.guard.items() if guard.stack is None]
                 raise BenchError(f"{file}: [guard.{name}] " + unknown_name_message("guard to stack", part, others))
         for concept in entry.concepts or []:
             if concept not in matrix.concept:

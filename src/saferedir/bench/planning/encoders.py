@@ -52,11 +52,11 @@ def encoders_of(entries: Mapping[str, EncoderEntry], resources: Resources) -> di
     for name, entry in entries.items():
         with errors_of(name):
             references[name] = None if entry.reference is None else _reference(entry.reference, name)
-    found = {}
+    encoders = {}
     for name, entry in entries.items():
         with errors_of(name):
-            found[name] = MatrixEncoder(_spec(entry, resources), references[name])
-    return found
+            encoders[name] = MatrixEncoder(_spec(entry, resources), references[name])
+    return encoders
 
 
 @contextmanager
@@ -74,26 +74,26 @@ def uses_of(
     encoders: Mapping[str, MatrixEncoder], role: str, chosen: PromptSet, without: PromptSet | None
 ) -> dict[str, EncoderUse]:
     """What a cell of these prompts takes of each encoder: on forget prompts only those that read texts have something to say."""
-    found = {}
-    for name, one in encoders.items():
-        reads = one.spec.reads_texts
+    uses = {}
+    for name, encoder in encoders.items():
+        reads = encoder.spec.reads_texts
         if reads or role != "forget":
-            found[name] = EncoderUse(
-                key=one.spec.key,
+            uses[name] = EncoderUse(
+                key=encoder.spec.key,
                 texts=chosen.digest if reads else "",
-                reference=one.reference.checksum if one.reference is not None and role == "retain" else "",
+                reference=encoder.reference.checksum if encoder.reference is not None and role == "retain" else "",
                 without=without.digest if reads and without is not None else "",
             )
-    return found
+    return uses
 
 
 def checksums_of(encoders: Mapping[str, MatrixEncoder], uses: Mapping[str, EncoderUse]) -> dict[str, str]:
     """What a protocol says of a cell's encoders (`Protocol.encoders`)."""
-    found: dict[str, str] = {}
+    checksums: dict[str, str] = {}
     for name, use in uses.items():
         parts = {"": encoders[name].spec.digest, "@reference": use.reference, "@without": use.without}
-        found |= {f"{name}{part}": checksum for part, checksum in parts.items() if checksum}
-    return found
+        checksums |= {f"{name}{part}": checksum for part, checksum in parts.items() if checksum}
+    return checksums
 
 
 def _spec(entry: EncoderEntry, resources: Resources) -> EncoderSpec:

@@ -20,7 +20,7 @@ def guard_parts(name: str, matrix: Matrix, concept: str, entry: ConceptEntry) ->
     if guard.stack is None:
         return (GuardPart(_source(guard, concept, entry)),)
     parts = [guard_parts(part, matrix, concept, entry) for part in guard.stack]
-    return None if None in parts else tuple(part for found in parts for part in found or ())
+    return None if None in parts else tuple(part for several in parts for part in several or ())
 
 
 def _source(guard: GuardEntry, concept: str, entry: ConceptEntry) -> dict[str, Any]:

@@ -15,12 +15,12 @@ def rule_of(entry: JudgeEntry) -> Rule:
     """The rule of a preset, or the entry's own; BenchError for a preset made for another judge."""
     if entry.rule is not None:
         return rule_from_dict(entry.rule)
-    found = preset(entry.preset or "")
-    if entry.name not in found.judges:
+    known = preset(entry.preset or "")
+    if entry.name not in known.judges:
         raise BenchError(
-            f"preset {entry.preset!r} is made for {' or '.join(found.judges)}, not for judge {entry.name!r}."
+            f"preset {entry.preset!r} is made for {' or '.join(known.judges)}, not for judge {entry.name!r}."
         )
-    return found.rule
+    return known.rule
 
 
 def judge_spec(entry: JudgeEntry, resources: Resources) -> JudgeSpec:

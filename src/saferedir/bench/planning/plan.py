@@ -124,7 +124,11 @@ class _Builder:
             if any("load" in part.source for part in parts):
                 self.unknown.setdefault(guard, str(error))
             return
-        facts = {"digest": guards_digest(guards), "method": " + ".join(one.method for one in guards)} if guards else {}
+        facts = (
+            {"digest": guards_digest(guards), "method": " + ".join(part_guard.method for part_guard in guards)}
+            if guards
+            else {}
+        )
         pipe = self.resources.pipeline(model)
         check_text(guards, model.call, pipe)
         precision = self.resources.precision_name(model, pipe)
@@ -134,10 +138,10 @@ class _Builder:
             if any(use.texts for use in uses.values()):
                 self.texts |= {each.digest: each.texts for each in (chosen, without) if each is not None}
             scorers = concept.judges, tuple(dict.fromkeys(self.encoders[name].spec for name in uses))
-            own = self._generation_specs(model, parts, facts.get("digest", ""), chosen, *scorers)
+            guarded = self._generation_specs(model, parts, facts.get("digest", ""), chosen, *scorers)
             bare = self._generation_specs(model, (), "", chosen, *scorers)
             plain = self._generation_specs(model, (), "", without, *scorers) if without is not None else []
-            self.asked += sum(map(len, own + plain))
+            self.asked += sum(map(len, guarded + plain))
             self.cells.append(
                 CellSpec(
                     name=CellName(
@@ -147,7 +151,7 @@ class _Builder:
                     threat={"knowledge": attack.knowledge, "channel": attack.channel, "rung": attack.rung},
                     guard=facts,
                     versions=self.versions,
-                    image_sets=tuple(spec.key for spec in own),
+                    image_sets=tuple(spec.key for spec in guarded),
                     bare=tuple(spec.key for spec in bare),
                     prompts=self._facts(concept, chosen, without, guard, pipe),
                     judge=concept.judges[0].key,
@@ -238,8 +242,8 @@ class _Builder:
         if without is not None:
             further = (*without.warnings, *self.prompt_warnings.of(concept.name, without, BARE, pipe))
             warnings += tuple(f"prompts in `without`: {sentence}" for sentence in further)
-        said = hashlib.sha256("\n".join(warnings).encode()).hexdigest()[:8]
-        key = f"{concept.name} {chosen.name} {chosen.digest} {said}"
+        warnings_digest = hashlib.sha256("\n".join(warnings).encode()).hexdigest()[:8]
+        key = f"{concept.name} {chosen.name} {chosen.digest} {warnings_digest}"
         self.prompts[key] = PromptFacts(
             name=chosen.name,
             expected=tuple(dict(item.expected) for item in chosen.items),

@@ -57,7 +57,7 @@ def check_without(matrix: Matrix, concepts: Sequence[Concept], encoders: Mapping
                 f"[concept.{concept.name}] has prompts in `without`, which go with the forget prompts as they are, but none of "
                 f'the attacks ({", ".join(matrix.attacks)}) generates these; add "none" to `attacks`, or leave them out.'
             )
-        if not any(one.spec.reads_texts for one in encoders.values()):
+        if not any(encoder.spec.reads_texts for encoder in encoders.values()):
             raise BenchError(
                 f"[concept.{concept.name}] has prompts in `without`, but no [encoder] of the matrix reads texts, so they would "
                 "go unused; add one (clip), or leave them out."

@@ -30,26 +30,26 @@ class PromptWarnings:
 
     def of(self, concept: str, prompts: PromptSet, guard: str, pipe: Any) -> tuple[str, ...]:
         """One sentence each."""
-        found = () if guard == BARE else (*subset_warnings(prompts, guard), *self._overlaps(concept, prompts, guard))
+        warnings = () if guard == BARE else (*subset_warnings(prompts, guard), *self._overlaps(concept, prompts, guard))
         tokenizer = getattr(pipe, "tokenizer", None)
         if tokenizer is None:
-            return found
+            return warnings
 
         def tokens(text: str) -> int:
             return len(tokenizer(text, truncation=False, verbose=False).input_ids)
 
-        return (*found, *token_warnings(prompts, tokens))
+        return (*warnings, *token_warnings(prompts, tokens))
 
     def _overlaps(self, concept: str, prompts: PromptSet, guard: str) -> tuple[str, ...]:
         """W9: prompts that the guard, or a part of its stack, was made from."""
         entry = self._guards[guard]
-        found: list[str] = []
+        warnings: list[str] = []
         for part in (entry, *(self._guards[name] for name in entry.stack or [])):
             for file in part.trained_on:
                 path = file.replace("{concept}", concept)
                 source = f"{Path(path).name}, which {guard} was made from"
-                found += overlap_warnings(prompts, self._known[path], source)
-        return tuple(found)
+                warnings += overlap_warnings(prompts, self._known[path], source)
+        return tuple(warnings)
 
     def _read(self, guard: str, concept: str, files: Sequence[str]) -> None:
         for path in (file.replace("{concept}", concept) for file in files):

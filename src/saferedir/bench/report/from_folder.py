@@ -70,7 +70,9 @@ def _calibrations(plan: SavedPlan, folder: Path) -> tuple[dict[tuple[str, str], 
         facts = {judge.key: judge.facts for judge in plan.judges[cell.image_sets[0]]}
         first = {cell.protocol.judge: {"judge": cell.judge, "rule": cell.protocol.rule}}
         for name, judge in {**first, **cell.second}.items():
-            fitting = [file for file, one in known.items() if one.fits(facts[judge["judge"]], judge["rule"])]
+            fitting = [
+                file for file, calibration in known.items() if calibration.fits(facts[judge["judge"]], judge["rule"])
+            ]
             fitting.sort(key=lambda file: -known[file].n)
             if fitting:
                 chosen[name, cell.name.concept] = known[fitting[0]]
@@ -82,7 +84,7 @@ def _calibrations(plan: SavedPlan, folder: Path) -> tuple[dict[tuple[str, str], 
 
 def _encoders(plan: SavedPlan) -> dict[str, str]:
     """What each encoder is: its kind, what fixes its vectors, and its checksum; of a folder the name only, not where it lies."""
-    known = {spec.key: spec for found in plan.encoders.values() for spec in found}
+    known = {spec.key: spec for specs in plan.encoders.values() for spec in specs}
     used = {name: known[use.key] for cell in plan.cells for name, use in cell.encoders.items()}
     texts = {}
     for name, spec in used.items():

@@ -82,8 +82,8 @@ class PublishedRow:
 
 @cache
 def _data() -> tuple[tuple[PublishedTable, ...], tuple[PublishedRow, ...]]:
-    found: dict[str, list[dict[str, Any]]] = json.loads(DATA.read_text(encoding="utf-8"))
-    return tuple(PublishedTable(**one) for one in found["tables"]), tuple(PublishedRow(**one) for one in found["rows"])
+    data: dict[str, list[dict[str, Any]]] = json.loads(DATA.read_text(encoding="utf-8"))
+    return tuple(PublishedTable(**row) for row in data["tables"]), tuple(PublishedRow(**row) for row in data["rows"])
 
 
 def tables() -> list[PublishedTable]:
@@ -93,7 +93,7 @@ def tables() -> list[PublishedTable]:
 
 def published(table: str | None = None) -> list[PublishedRow]:
     """The rows of one table, or all of them, each under its own table's name; raises BenchError for an unknown table."""
-    names = [one.name for one in tables()]
+    names = [known.name for known in tables()]
     if table is not None and table not in names:
         raise BenchError(unknown_name_message("table of published numbers", table, names))
     return [row for row in _data()[1] if table in (None, row.table)]

@@ -1,6 +1,6 @@
 """All that a report shows, as plain values, once: the page and the Markdown file are two templates over the same `Contents`.
 
-Figures are drawn by page.py; sentences are in templates/ (content/sentences.py).
+Figures are made by page.py; sentences are in templates/ (content/sentences.py).
 """
 
 from __future__ import annotations

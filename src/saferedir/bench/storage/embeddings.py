@@ -65,34 +65,36 @@ def store_embeddings(
     Args:
         encoders: of the matrix, by name.
         texts: digest of a prompt set -> its texts; every encoder that reads texts encodes them. They are not kept.
-        on_step: told before each piece of work.
+        on_step: called before each piece of work.
 
     Raises EncoderError, which names the section of the matrix, where an encoder fails.
     """
     pa = require_extra("pyarrow", "bench", "the bench")
-    for name, one in encoders.items():
-        for digest, own in texts.items() if one.spec.reads_texts else ():
-            path = _texts_path(store, digest, one.spec.key)
+    for name, encoder in encoders.items():
+        for digest, prompts in texts.items() if encoder.spec.reads_texts else ():
+            path = _texts_path(store, digest, encoder.spec.key)
             if not path.is_file():
-                on_step(f"{name}: {len(own)} prompts")
+                on_step(f"{name}: {len(prompts)} prompts")
                 with errors_of(name):
-                    read, is_cut = _encode_texts(resources.encoder(one.spec), own)
+                    read, is_cut = _encode_texts(resources.encoder(encoder.spec), prompts)
                 columns = {"features": embedding_column(read), "is_truncated": pa.array(is_cut.tolist(), pa.bool_())}
-                write_parquet(path, columns, _facts(digest, one.spec))
-        if one.reference is not None:
-            path = _reference_path(store, one.reference.checksum, one.spec.key)
+                write_parquet(path, columns, _facts(digest, encoder.spec))
+        if encoder.reference is not None:
+            path = _reference_path(store, encoder.reference.checksum, encoder.spec.key)
             if not path.is_file():
-                on_step(f"{name}: {len(one.reference.files)} reference images")
+                on_step(f"{name}: {len(encoder.reference.files)} reference images")
                 with errors_of(name):
-                    found = _encode_files(resources.encoder(one.spec), one.reference.files)
-                write_parquet(path, {"features": embedding_column(found)}, _facts(one.reference.checksum, one.spec))
+                    vectors = _encode_files(resources.encoder(encoder.spec), encoder.reference.files)
+                write_parquet(
+                    path, {"features": embedding_column(vectors)}, _facts(encoder.reference.checksum, encoder.spec)
+                )
 
 
 def _encode_texts(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    found = encoder.encode_texts(texts)
-    if found is None:
+    vectors = encoder.encode_texts(texts)
+    if vectors is None:
         raise EncoderError("reads no texts any more; plan again with `saferedir bench run`.")
-    return found
+    return vectors
 
 
 def _facts(key: str, spec: EncoderSpec) -> dict[str, object]:
@@ -100,7 +102,7 @@ def _facts(key: str, spec: EncoderSpec) -> dict[str, object]:
 
 
 def _encode_files(encoder: Encoder, files: Sequence[Path]) -> Tensor:
-    """(N, d) of image files of any sizes, neighbours of one size together."""
+    """(N, d) of image files of any sizes, consecutive ones of a size together."""
     rows: list[Tensor] = []
     chunk: list[Tensor] = []
     for image in map(read_image_tensor, files):
@@ -143,8 +145,8 @@ class EmbeddingReader:
     def _images(self, image_sets: Sequence[str], encoder: str) -> Tensor:
         """(N, d), NaN for images never made; d is 1 where none was."""
         shards = [shard for key in image_sets for shard in self.shards[key]]
-        found = self.store.features(shards, encoder)
-        return torch.full((sum(map(len, shards)), 1), torch.nan) if found is None else found
+        vectors = self.store.features(shards, encoder)
+        return torch.full((sum(map(len, shards)), 1), torch.nan) if vectors is None else vectors
 
     def _read_texts(self, digest: str, encoder: str) -> TextEmbeddings:
         table, _ = read_parquet(_texts_path(self.store, digest, encoder), digest)

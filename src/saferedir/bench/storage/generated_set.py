@@ -54,14 +54,14 @@ def concatenated(parts: Sequence[GeneratedSet]) -> GeneratedSet:
     features = [part.features for part in parts if part.features is not None]
     return GeneratedSet(
         scores={
-            judge: Scores(found.labels, torch.cat([part.scores[judge].values for part in parts]))
-            for judge, found in parts[0].scores.items()
+            judge: Scores(scores.labels, torch.cat([part.scores[judge].values for part in parts]))
+            for judge, scores in parts[0].scores.items()
         },
         features=torch.cat(features) if len(features) == len(parts) else None,
         blocked=torch.cat([part.blocked for part in parts]),
         intervened=torch.cat([part.intervened for part in parts]),
         checksums=[checksum for part in parts for checksum in part.checksums],
-        prompt_of=torch.cat([part.prompt_of + sum(cases[:place]) for place, part in enumerate(parts)]),
+        prompt_of=torch.cat([part.prompt_of + sum(cases[:index]) for index, part in enumerate(parts)]),
         seconds=[seconds for part in parts for seconds in part.seconds],
         peak_bytes=max(peaks, default=None),
         device=parts[0].device,

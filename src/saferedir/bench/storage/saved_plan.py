@@ -48,7 +48,7 @@ class SavedPlan:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         rest = dataclasses.asdict(self)
-        shards = {key: [[shard.start, shard.stop] for shard in found] for key, found in self.shards.items()}
+        shards = {key: [[shard.start, shard.stop] for shard in of_set] for key, of_set in self.shards.items()}
         return {"schema": SCHEMA, **rest, "shards": shards}
 
     @classmethod
@@ -63,12 +63,13 @@ class SavedPlan:
                 description=values["description"],
                 cells=tuple(CellSpec.from_dict(cell) for cell in values["cells"]),
                 prompts={key: _prompt_facts(facts) for key, facts in values["prompts"].items()},
-                shards={key: tuple(Shard(key, *ends) for ends in found) for key, found in values["shards"].items()},
-                judges={key: tuple(JudgeSpec(**judge) for judge in found) for key, found in values["judges"].items()},
+                shards={key: tuple(Shard(key, *ends) for ends in of_set) for key, of_set in values["shards"].items()},
+                judges={key: tuple(JudgeSpec(**judge) for judge in of_set) for key, of_set in values["judges"].items()},
                 missing=tuple(values["missing"]),
                 images_at=values.get("images_at", "."),
                 encoders={
-                    key: tuple(EncoderSpec(**one) for one in found) for key, found in values.get("encoders", {}).items()
+                    key: tuple(EncoderSpec(**encoder) for encoder in of_set)
+                    for key, of_set in values.get("encoders", {}).items()
                 },
             )
         except (KeyError, TypeError) as error:

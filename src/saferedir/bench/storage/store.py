@@ -99,15 +99,15 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove half-written files that a killed run left behind: of our names, in our places, and nothing else."""
-        places = [(self.root, _ROOT_FILES), (self.root / "cells", r".+\.json")]
+        folders = [(self.root, _ROOT_FILES), (self.root / "cells", r".+\.json")]
         if self.images_folder.is_dir():
-            places += [
+            folders += [
                 (folder, r"\d{6,}-\d{6,}.*\.parquet")
                 for folder in self.images_folder.iterdir()
                 if re.fullmatch(r"[0-9a-f]{16}", folder.name) and folder.is_dir()
             ]
-        places += [(self.root / name, r"[0-9a-f]{16}\.encoder-.+\.parquet") for name in ("texts", "references")]
-        for folder, names in places:
+        folders += [(self.root / name, r"[0-9a-f]{16}\.encoder-.+\.parquet") for name in ("texts", "references")]
+        for folder, names in folders:
             for litter in folder.glob(".*.tmp"):
                 if re.fullmatch(rf"\.({names})\.\d+\.tmp", litter.name) and litter.is_file():
                     litter.unlink(missing_ok=True)
@@ -127,8 +127,8 @@ class Store:
 
     def _columns(self, shard: Shard) -> list[str]:
         pq = require_extra("pyarrow.parquet", "bench", "the bench")
-        found: list[str] = pq.read_schema(self._path(shard)).names
-        return found
+        names: list[str] = pq.read_schema(self._path(shard)).names
+        return names
 
     def _path(self, shard: Shard, scorer: str = "") -> Path:
         mark = f".{scorer}" if scorer else ""
@@ -141,8 +141,8 @@ class Store:
         pa = require_extra("pyarrow", "bench", "the bench")
         if len(generated) != len(shard):
             raise BenchError(f"shard {shard} has {len(generated)} generated, expected {len(shard)}.")
-        for scorer, seen in generated.judged.items():
-            self.write_scores(shard, scorer, seen)
+        for scorer, output in generated.judged.items():
+            self.write_scores(shard, scorer, output)
         rows = range(shard.start, shard.stop)
         columns: dict[str, Any] = {
             "image": pa.array(list(rows), pa.int32()),
@@ -151,37 +151,37 @@ class Store:
             "blocked": pa.array(generated.blocked.tolist(), pa.bool_()),
             "intervened": pa.array(generated.intervened.tolist(), pa.bool_()),
             "sha256": pa.array(generated.checksums, pa.string()),
-            "reason": pa.array([generated.reasons.get(place, "") for place in range(len(shard))], pa.string()),
+            "reason": pa.array([generated.reasons.get(index, "") for index in range(len(shard))], pa.string()),
         }
         if spec.keep_images:
             columns["png"] = pa.array(generated.images, pa.binary())
         cost = {name: getattr(generated, name) for name in ("seconds", "peak_bytes", "device", "precision")}
         write_parquet(self._path(shard), columns, {"key": shard.key, "versions": dict(spec.versions), **cost})
 
-    def write_scores(self, shard: Shard, scorer: Scorer, seen: ScorerOutput) -> None:
+    def write_scores(self, shard: Shard, scorer: Scorer, output: ScorerOutput) -> None:
         """Keep the output of one judge or encoder for a shard."""
         pa = require_extra("pyarrow", "bench", "the bench")
         columns = {"image": pa.array(list(range(shard.start, shard.stop)), pa.int32())}  # where there is nothing else
-        for place, label in enumerate(seen.scores.labels):
-            columns[f"{_SCORE}{label}"] = pa.array(seen.scores.values[:, place].numpy(), pa.float32())
-        if seen.features is not None:
-            columns["features"] = embedding_column(seen.features)
+        for index, label in enumerate(output.scores.labels):
+            columns[f"{_SCORE}{label}"] = pa.array(output.scores.values[:, index].numpy(), pa.float32())
+        if output.features is not None:
+            columns["features"] = embedding_column(output.features)
         facts = {"key": shard.key, "name": scorer.name, "options": dict(scorer.options), "digest": scorer.digest}
         write_parquet(self._path(shard, scorer.key), columns, facts)
 
     def read(self, shards: Sequence[Shard], judges: Sequence[JudgeSpec], features_of: str) -> GeneratedSet:
         """All shards of a set of images, by some of its judges; BenchError if one is missing or damaged."""
         pa = require_extra("pyarrow", "bench", "the bench")
-        found = [self._table(shard, without="png") for shard in shards]
-        whole = pa.concat_tables([table for table, _ in found])
+        read = [self._table(shard, without="png") for shard in shards]
+        whole = pa.concat_tables([table for table, _ in read])
         scores: dict[str, Scores] = {}
         for judge in judges:
             tables = [self._table(shard, judge.key, without="features")[0] for shard in shards]
             labels = [name for name in tables[0].column_names if name.startswith(_SCORE)]
-            seen = pa.concat_tables([table.select(labels) for table in tables])
-            columns = [torch.tensor(seen[name].to_numpy()) for name in labels]
+            scored = pa.concat_tables([table.select(labels) for table in tables])
+            columns = [torch.tensor(scored[name].to_numpy()) for name in labels]
             scores[judge.key] = Scores(tuple(name.removeprefix(_SCORE) for name in labels), torch.stack(columns, dim=1))
-        peaks = [facts["peak_bytes"] for _, facts in found if facts["peak_bytes"] is not None]
+        peaks = [facts["peak_bytes"] for _, facts in read if facts["peak_bytes"] is not None]
         return GeneratedSet(
             scores=scores,
             features=self.features(shards, features_of) if features_of in scores else None,
@@ -189,32 +189,34 @@ class Store:
             intervened=torch.tensor(whole["intervened"].to_pylist()),
             checksums=whole["sha256"].to_pylist(),
             prompt_of=torch.tensor(whole["prompt"].to_pylist()),
-            seconds=[facts["seconds"] / len(shard) for shard, (_, facts) in zip(shards, found, strict=True)],
+            seconds=[facts["seconds"] / len(shard) for shard, (_, facts) in zip(shards, read, strict=True)],
             peak_bytes=max(peaks, default=None),
-            device=found[0][1]["device"],
+            device=read[0][1]["device"],
             reasons=whole["reason"].to_pylist(),
         )
 
     def features(self, shards: Sequence[Shard], scorer: str) -> Tensor | None:
         """(N, d) of all images of these shards by the judge or encoder with this key, NaN for those never made, or None."""
         tables = [self._table(shard, scorer)[0] for shard in shards]
-        found = [column_embeddings(table["features"]) if "features" in table.column_names else None for table in tables]
-        width = next((one.shape[1] for one in found if one is not None), None)
+        vectors = [
+            column_embeddings(table["features"]) if "features" in table.column_names else None for table in tables
+        ]
+        width = next((part.shape[1] for part in vectors if part is not None), None)
         if width is None:
             return None
-        rows = zip(found, tables, strict=True)
-        return torch.cat([torch.full((len(table), width), torch.nan) if one is None else one for one, table in rows])
+        rows = zip(vectors, tables, strict=True)
+        return torch.cat([torch.full((len(table), width), torch.nan) if part is None else part for part, table in rows])
 
     def prompts_of(self, shard: Shard) -> list[int]:
         """Which prompt each image of a shard belongs to."""
-        found: list[int] = self._table(shard, without="png")[0]["prompt"].to_pylist()
-        return found
+        prompts: list[int] = self._table(shard, without="png")[0]["prompt"].to_pylist()
+        return prompts
 
     def images(self, shard: Shard) -> list[bytes | None]:
         """The kept images of a shard, PNG; None for those never made, all None where none were kept."""
         table, _ = self._table(shard)
-        found: list[bytes | None] = table["png"].to_pylist() if "png" in table.column_names else [None] * len(shard)
-        return found
+        images: list[bytes | None] = table["png"].to_pylist() if "png" in table.column_names else [None] * len(shard)
+        return images
 
     def _table(self, shard: Shard, scorer: str = "", without: str | None = None) -> tuple[Any, dict[str, Any]]:
         path = self._path(shard, scorer)
@@ -229,12 +231,12 @@ class Store:
 
     def read_cells(self, slugs: Sequence[str]) -> list[CellRecord]:
         """The records that exist, in the order asked for."""
-        found = []
+        records = []
         for slug in slugs:
             path = self.root / "cells" / f"{slug}.json"
             if path.is_file():
-                found.append(CellRecord.from_dict(read_json(path)))
-        return found
+                records.append(CellRecord.from_dict(read_json(path)))
+        return records
 
 
 def write_parquet(path: Path, columns: dict[str, Any], facts: dict[str, Any]) -> None:

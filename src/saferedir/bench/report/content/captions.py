@@ -51,7 +51,7 @@ def paired(concept: str, tests: Sequence[PairedTest]) -> str:
 
 def measured_on(ranking: Ranking) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Which columns of the ranking come from which protocols: (words, their ids)."""
-    forget, retain = (tuple(protocol.id for protocol in found) for found in (ranking.forget, ranking.retain))
+    forget, retain = (tuple(protocol.id for protocol in protocols) for protocols in (ranking.forget, ranking.retain))
     columns = [
         ranking.measure.title,
         *(name for name in ranking.further if name != "broken"),

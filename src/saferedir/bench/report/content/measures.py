@@ -37,17 +37,19 @@ class Measure:
         """The name at the beginning of a line."""
         return self.name[0].upper() + self.name[1:]
 
-    def order(self, one: Estimate) -> tuple[float, float]:
+    def order(self, estimate: Estimate) -> tuple[float, float]:
         """Ascending from the best value to the worst."""
-        one = self.size(one)
-        return (one.value, one.high) if self.is_lower_better else (-one.value, -one.low)
+        estimate = self.size(estimate)
+        return (estimate.value, estimate.high) if self.is_lower_better else (-estimate.value, -estimate.low)
 
-    def size(self, one: Estimate) -> Estimate:
+    def size(self, estimate: Estimate) -> Estimate:
         """The estimate as it is or, of a change, its absolute value."""
         if not self.is_change:
-            return one
-        ends = sorted((abs(one.low), abs(one.high)))
-        return replace(one, value=abs(one.value), low=0.0 if one.low < 0 < one.high else ends[0], high=ends[1])
+            return estimate
+        ends = sorted((abs(estimate.low), abs(estimate.high)))
+        return replace(
+            estimate, value=abs(estimate.value), low=0.0 if estimate.low < 0 < estimate.high else ends[0], high=ends[1]
+        )
 
 
 RETENTION = Measure(
@@ -75,8 +77,8 @@ def measure_of(group: Group) -> Measure:
     spare = []
     for measure in (RETENTION, *_drifts(list(known)), _IDENTICAL, *_clip_changes(list(known))):
         of_guards = [estimates(group.of(guard, "retain"), measure.metric) for guard in guards]
-        whole = [found for found in of_guards if found and len(found) == wanted]
-        if whole and (measure != _IDENTICAL or any(one.value for found in whole for one in found)):
+        whole = [values for values in of_guards if values and len(values) == wanted]
+        if whole and (measure != _IDENTICAL or any(value.value for values in whole for value in values)):
             return measure
         spare += [measure] if whole else []
     return spare[0] if spare else RETENTION
@@ -90,14 +92,14 @@ def estimates(cells: Sequence[CellRecord], metric: str) -> list[Estimate]:
 
 def _drifts(metrics: Sequence[str]) -> list[Measure]:
     """Drift by the judge's features first, then by the encoders' in the given order."""
-    found = []
-    for metric in sorted((one for one in metrics if MetricKey.parse(one).metric == "drift"), key=_has_scorer):
+    measures = []
+    for metric in sorted((key for key in metrics if MetricKey.parse(key).metric == "drift"), key=_has_scorer):
         encoder = MetricKey.parse(metric).scorer
         by = f", {encoder}" if encoder else ""
         words = "drift, the distance of the images from the unguarded ones"
         words += f" by {encoder}'s features" if encoder else ""
-        found.append(Measure(metric, f"drift{by}", f"preservation: drift{by}", words, is_lower_better=True))
-    return found
+        measures.append(Measure(metric, f"drift{by}", f"preservation: drift{by}", words, is_lower_better=True))
+    return measures
 
 
 def _has_scorer(metric: str) -> bool:
@@ -105,12 +107,12 @@ def _has_scorer(metric: str) -> bool:
 
 
 def _clip_changes(metrics: Sequence[str]) -> list[Measure]:
-    found = []
-    for metric in (one for one in metrics if MetricKey.parse(one).metric == "clip_change"):
+    measures = []
+    for metric in (key for key in metrics if MetricKey.parse(key).metric == "clip_change"):
         encoder = MetricKey.parse(metric).scorer
         name = f"CLIP change, {encoder}"
         words = f"the size of the CLIP score's change by {encoder} (how well images fit their prompts, less "
         words += "the same without a guard)"
         axis = f"preservation: size of {name}"
-        found.append(Measure(metric, name, axis, words, is_lower_better=True, is_change=True))
-    return found
+        measures.append(Measure(metric, name, axis, words, is_lower_better=True, is_change=True))
+    return measures

@@ -115,9 +115,9 @@ def mebibytes(value: int | None) -> str:
     return "–" if value is None else f"{value / 2**20:,.0f}{NBSP}MiB"
 
 
-def pluralise(number: int, one: str, many: str = "") -> str:
+def pluralise(number: int, singular: str, many: str = "") -> str:
     """'1 guard', '3 guards'."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    return f"{number} {singular if number == 1 else many or singular + 's'}"
 
 
 def join_words(names: Sequence[str]) -> str:

@@ -184,9 +184,9 @@ def _lack(
     return [f"{what}: {len(have)} of {len(wanted)} prompt sets" + (f" ({'; '.join(errors)})" if errors else "")]
 
 
-def _highest(found: Sequence[Estimate], wanted: int) -> Estimate | None:
+def _highest(rates: Sequence[Estimate], wanted: int) -> Estimate | None:
     """The highest of several, None where one is missing."""
-    return max(found, key=lambda one: (one.value, one.high)) if found and len(found) == wanted else None
+    return max(rates, key=lambda one: (one.value, one.high)) if rates and len(rates) == wanted else None
 
 
 def _order(row: RankRow) -> tuple[bool, bool, float, bool, tuple[float, float], str]:

@@ -25,17 +25,19 @@ class PublishedTable:
 
 def published_tables(rows: Sequence[PublishedRow]) -> tuple[PublishedTable, ...]:
     """One table for each (table, source), a column for each thing that must agree before two numbers may be compared."""
-    found = []
+    tables = []
     for name, source in dict.fromkeys((row.table, row.source) for row in rows):
-        own = [row for row in rows if (row.table, row.source) == (name, source)]
-        columns = tuple(dict.fromkeys(_facts(row) for row in own))
-        systems = dict.fromkeys(row.system for row in own)
+        of_table = [row for row in rows if (row.table, row.source) == (name, source)]
+        columns = tuple(dict.fromkeys(_facts(row) for row in of_table))
+        systems = dict.fromkeys(row.system for row in of_table)
         values = {
-            system: tuple(tuple(row for row in own if (row.system, _facts(row)) == (system, one)) for one in columns)
+            system: tuple(
+                tuple(row for row in of_table if (row.system, _facts(row)) == (system, column)) for column in columns
+            )
             for system in systems
         }
-        found.append(PublishedTable(name, source, columns, values))
-    return tuple(found)
+        tables.append(PublishedTable(name, source, columns, values))
+    return tuple(tables)
 
 
 def _facts(row: PublishedRow) -> tuple[str, str, str, int | None, str, str]:

@@ -33,13 +33,13 @@ def label(figure: Any, axes: Any, labels: Sequence[Label], level: float | None =
     lines = require_extra("matplotlib.lines", "bench", "a figure of the report")
     renderer = canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
-    taken = [box for one in labels for box in _marks(axes, one)]
+    taken = [box for item in labels for box in _marks(axes, item)]
     if level is not None:
         height = _pixels(axes, 0, level)[1]
         taken.append((frame.x0, height - 1, frame.x1, height + 1))
-    for one in sorted(labels, key=lambda one: one.x + one.y, reverse=True):
-        x, y = _pixels(axes, one.x, one.y)
-        text = svg.literal(axes.text(0, 0, one.text, fontsize=8.6, color=svg.INK, zorder=5))
+    for item in sorted(labels, key=lambda item: item.x + item.y, reverse=True):
+        x, y = _pixels(axes, item.x, item.y)
+        text = svg.literal(axes.text(0, 0, item.text, fontsize=8.6, color=svg.INK, zorder=5))
         size = text.get_window_extent(renderer)
         box, far = place(x, y, size.width, 0.8 * size.height, taken, (frame.x0, frame.y0, frame.x1, frame.y1))
         taken.append(box)
@@ -57,18 +57,18 @@ def place(x: float, y: float, width: float, height: float, taken: Sequence[Box],
 
     Where no box is free, the first one is taken: a name that overlaps is better than none.
     """
-    found = [(*corner, corner[0] + width, corner[1] + height) for corner in _corners(x, y, width, height)]
-    for number, box in enumerate(found):
+    boxes = [(*corner, corner[0] + width, corner[1] + height) for corner in _corners(x, y, width, height)]
+    for number, box in enumerate(boxes):
         wide = (box[0] - 3, box[1] - 1, box[2] + 3, box[3] + 1)
         inside = frame[0] <= wide[0] and frame[1] <= wide[1] and wide[2] <= frame[2] and wide[3] <= frame[3]
         if inside and not any(meet(wide, other) for other in taken):
             return box, number >= 8
-    return found[0], False
+    return boxes[0], False
 
 
-def meet(one: Box, other: Box) -> bool:
+def meet(first: Box, other: Box) -> bool:
     """Whether two boxes share a point inside."""
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    return first[0] < other[2] and other[0] < first[2] and first[1] < other[3] and other[1] < first[3]
 
 
 def _corners(x: float, y: float, width: float, height: float) -> Iterator[tuple[float, float]]:
@@ -88,9 +88,9 @@ def _pixels(axes: Any, x: float, y: float) -> tuple[float, float]:
     return float(across), float(up)
 
 
-def _marks(axes: Any, one: Label) -> list[Box]:
+def _marks(axes: Any, item: Label) -> list[Box]:
     """What a mark covers: itself and its two whiskers."""
-    x, y = _pixels(axes, one.x, one.y)
-    left, bottom = _pixels(axes, one.reach[0], one.reach[1])
-    right, top = _pixels(axes, one.reach[2], one.reach[3])
+    x, y = _pixels(axes, item.x, item.y)
+    left, bottom = _pixels(axes, item.reach[0], item.reach[1])
+    right, top = _pixels(axes, item.reach[2], item.reach[3])
     return [(x - _MARK, y - _MARK, x + _MARK, y + _MARK), (left, y - 1, right, y + 1), (x - 1, bottom, x + 1, top)]

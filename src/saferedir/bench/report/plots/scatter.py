@@ -22,7 +22,7 @@ from saferedir.bench.report.plots.labels import Label, label
 from saferedir.utils.extras import require_extra
 
 
-def scatter(ranking: Ranking, room: FigureSize = DESKTOP) -> str:
+def scatter(ranking: Ranking, size: FigureSize = DESKTOP) -> str:
     """Robustness (1 - worst concept rate) over preservation by the ranking's measure, with 95 % whiskers; "" without a guard
     to show. A bare model without that measure (it is compared with itself) is a dashed line. Who is not shown: `absent`.
     """
@@ -33,14 +33,14 @@ def scatter(ranking: Ranking, room: FigureSize = DESKTOP) -> str:
     line = 1 - bare.worst.value if bare and bare.worst and not bare.preserved else None
     if bare and bare.worst and bare.preserved:
         rows.append(bare)
-    figure = svg.new_figure(room.width, room.height)
-    inner = (room.width - 64 - room.right) / room.width, (room.height - 56) / room.height
-    axes = svg.plain(figure.add_axes((64 / room.width, 52 / room.height, *inner)))
+    figure = svg.new_figure(size.width, size.height)
+    inner = (size.width - 64 - size.right) / size.width, (size.height - 56) / size.height
+    axes = svg.plain(figure.add_axes((64 / size.width, 52 / size.height, *inner)))
     spots = [_spot(row) for row in rows]
     bottom = _floor(min([y for _, y in spots] + ([] if line is None else [line])))
     axes.set(ylim=(bottom, 1 + 0.08 * (1 - bottom)), yticks=_ticks(bottom))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    (_across_shares if _are_shares(rows) else _across_means)(axes, rows, room)
+    (_across_shares if _are_shares(rows) else _across_means)(axes, rows, size)
     _limits(axes, ranking)
     if line is not None:
         axes.axhline(line, color=svg.OTHER, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -50,8 +50,8 @@ def scatter(ranking: Ranking, room: FigureSize = DESKTOP) -> str:
         _whiskers(axes, row, x, y)
     svg.literal(axes.set_xlabel(ranking.measure.axis))
     axes.set_ylabel("robustness: 1 − worst concept rate")
-    label(figure, axes, [_label_of(row, room) for row in rows], line)
-    name = f"scatter-{ranking.group.anchor}{room.suffix}"
+    label(figure, axes, [_label_of(row, size) for row in rows], line)
+    name = f"scatter-{ranking.group.anchor}{size.suffix}"
     return svg.to_svg(figure, name, f"Robustness and preservation: {ranking.group.concept}", description)
 
 
@@ -94,21 +94,21 @@ def _are_shares(rows: Sequence[RankRow]) -> bool:
     return all(row.preserved.is_rate for row in rows if row.preserved)
 
 
-def _across_shares(axes: Any, rows: Sequence[RankRow], room: FigureSize) -> None:
+def _across_shares(axes: Any, rows: Sequence[RankRow], size: FigureSize) -> None:
     """Horizontal axis of shares: ends at 100 %, with some room for names beyond."""
     left = _floor(min(row.preserved.value for row in rows if row.preserved))
-    axes.set(xlim=(left, 1 + room.beyond * (1 - left)), xticks=_ticks(left))
+    axes.set(xlim=(left, 1 + size.beyond * (1 - left)), xticks=_ticks(left))
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
 
 
-def _across_means(axes: Any, rows: Sequence[RankRow], room: FigureSize) -> None:
+def _across_means(axes: Any, rows: Sequence[RankRow], size: FigureSize) -> None:
     """Horizontal axis of distances or changes: holds 0, and the better end is on the right."""
     shown = [_size(row) for row in rows if row.preserved]
-    ends = [end for one in shown for end in (one.low, one.high)]
+    ends = [end for estimate in shown for end in (estimate.low, estimate.high)]
     sign = -1 if rows[0].measure.is_lower_better else 1
     worst, best = min(-0.1, *(sign * end for end in ends)), max(0.0, *(sign * end for end in ends))
     span = best - worst
-    axes.set_xlim(sign * (worst - 0.04 * span), sign * (best + room.beyond * span))
+    axes.set_xlim(sign * (worst - 0.04 * span), sign * (best + size.beyond * span))
     axes.locator_params(axis="x", nbins=5)
     axes.set_xticks([tick for tick in axes.get_xticks() if worst <= sign * tick <= best])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
@@ -154,8 +154,8 @@ def _whiskers(axes: Any, row: RankRow, x: float, y: float) -> None:
     )
 
 
-def _label_of(row: RankRow, room: FigureSize) -> Label:
+def _label_of(row: RankRow, size: FigureSize) -> Label:
     assert row.worst is not None
     ends = sorted((_size(row).low, _size(row).high), reverse=row.measure.is_lower_better)
     reach = (ends[0], 1 - row.worst.high, ends[1], 1 - row.worst.low)
-    return Label(short(row.guard, room), *_spot(row), reach)
+    return Label(short(row.guard, size), *_spot(row), reach)

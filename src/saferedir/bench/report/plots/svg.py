@@ -11,7 +11,7 @@ from typing import Any
 
 from saferedir.utils.extras import require_extra
 
-#: drawn with these colours, shown with the page's own
+#: matplotlib gets these colours, the page shows its own
 INK, SOFT, LINE, AREA = "#010101", "#020202", "#030303", "#040404"
 GOOD, OTHER = "#050505", "#060606"
 _VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", AREA: "--area", GOOD: "--good", OTHER: "--other"}
@@ -50,9 +50,9 @@ def to_svg(figure: Any, name: str, title: str, description: str) -> str:
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    drawn = out.getvalue()
-    width, height = (float(value) for value in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)[0])
-    body = drawn[drawn.index(">", drawn.index("<svg")) + 1 : drawn.rindex("</svg>")]
+    text = out.getvalue()
+    width, height = (float(value) for value in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0])
+    body = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r"<defs>\s*</defs>", "", body)
     body = re.sub(r' id="(?!m[0-9a-f]{10}|p[0-9a-f]{10})[^"]*"', "", body)
