@@ -65,7 +65,7 @@ def tasks_of(*specs: GenerationSpec) -> list[Job]:
 
 
 def facts(**changes: Any) -> WorkerFacts:
-    return WorkerFacts(**{"place": "process 7 on there", "pid": 7, "versions": VERSIONS, "device": "cpu",
+    return WorkerFacts(**{"label": "process 7 on there", "pid": 7, "versions": VERSIONS, "device": "cpu",
                           "precision": "bf16 autocast", **changes})  # fmt: skip
 
 
