@@ -120,7 +120,7 @@ def test_judged_again_without_drawing(bench: Path, tmp_path: Path, resources: Re
     assert records[0].protocol.id != old.id
     told = read_saved_plan(tmp_path / "again")
     assert told.title == f"{read_saved_plan(bench).title}, judged again"
-    assert told.description.endswith("ScorerOutput again: star by pictoworld-template (star).")
+    assert told.description.endswith("Judged again: star by pictoworld-template (star).")
     report_folder(tmp_path / "again")
     assert (tmp_path / "again" / "report.html").stat().st_size > 10_000
     with pytest.raises(BenchError, match="did you mean 'star'"):

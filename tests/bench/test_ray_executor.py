@@ -70,7 +70,7 @@ def facts(**changes: Any) -> WorkerFacts:
 
 
 def test_a_worker_like_this_process_fits() -> None:
-    assert unfit(spec(), facts(), facts(place="here", pid=1)) == ""
+    assert unfit(spec(), facts(), facts(label="here", pid=1)) == ""
     here = facts_here("here")
     assert here.pid == os.getpid() and {"saferedir", "torch", "diffusers"} <= here.versions.keys()
     assert here.device == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -165,7 +165,7 @@ class FakeRay:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(ray_executor, "facts_here", lambda place: facts(place=place))
+    monkeypatch.setattr(ray_executor, "facts_here", lambda label: facts(label=label))
 
     def make(ray: FakeRay, workers: int = 2) -> RayExecutor:
         executor = RayExecutor(workers)

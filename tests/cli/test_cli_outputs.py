@@ -69,17 +69,17 @@ def test_a_stopped_generate_keeps_its_images_and_goes_on(
     monkeypatch.setattr(generate, "BATCH", 2)
     words = ("generate", *(f"a red star {i}" for i in range(5)), "--steps", 1, "--guard", "pictoworld/star")
     assert run(*words, "--out", tmp_path / "whole").exit_code == 0
-    save, saved = generate._save, []
+    save, saved = generate.save_output, []
 
-    def stop_after_three(picture: Any, folder: Path, stem: str) -> str:
+    def stop_after_three(image: Any, folder: Path, stem: str) -> str:
         if len(saved) == 3:
             raise KeyboardInterrupt
         saved.append(stem)
-        return save(picture, folder, stem)
+        return save(image, folder, stem)
 
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(generate, "_save", stop_after_three)
+        patched.setattr(generate, "save_output", stop_after_three)
         stopped = run(*words, "--out", out)
     assert stopped.exit_code == 130 and "Traceback" not in stopped.output
     assert f"3 of 5 images are kept in {out}; the same command makes the rest." in " ".join(stopped.stderr.split())
@@ -106,7 +106,7 @@ def test_a_stopped_replacement_leaves_the_earlier_images(
     def stop(*args: Any) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "_save", stop)
+    monkeypatch.setattr(generate, "save_output", stop)
     result = run("generate", "a heart", "--steps", 1, "--out", out, "--force")
     assert result.exit_code == 130 and "Nothing was written." in result.stderr
     assert (out / "001.png").read_bytes() == before and names(tmp_path) == ["out"]
@@ -117,7 +117,7 @@ def test_a_polite_kill_ends_as_ctrl_c_does(run: Run, tmp_path: Path, monkeypatch
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("the signal is taken at once")
 
-    monkeypatch.setattr(generate, "_save", kill)
+    monkeypatch.setattr(generate, "save_output", kill)
     before = signal.getsignal(signal.SIGTERM)
     result = run("generate", "a red star", "--steps", 1, "--out", tmp_path / "deep" / "out")
     assert result.exit_code == 143 and result.stderr.strip().endswith("Stopped. Nothing was written.")

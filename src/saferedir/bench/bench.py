@@ -15,7 +15,7 @@ from saferedir.bench.evaluation.rejudge import rejudge as rejudge_folder
 from saferedir.bench.executors import Executor, make_executor
 from saferedir.bench.generation.generate import Shard
 from saferedir.bench.generation.resources import Resources, Scorer
-from saferedir.bench.planning.config import read_matrix
+from saferedir.bench.planning.config import Preset, presets, read_judges, read_matrix
 from saferedir.bench.planning.matrix import JudgeEntry, Matrix
 from saferedir.bench.planning.plan import Plan, make_plan
 from saferedir.bench.records import CellRecord
@@ -24,6 +24,7 @@ from saferedir.bench.runner import bytes_needed, check_complete, missing_jobs, r
 from saferedir.bench.storage.saved_plan import read_saved_plan
 from saferedir.bench.storage.store import Store, read_json
 from saferedir.errors import BenchError
+from saferedir.utils.extras import require_extra
 from saferedir.utils.progress import SILENT, Progress
 
 #: guards with rows of their own take up to so many times as long as the bare model
@@ -206,6 +207,49 @@ class Bench:
         """BenchError where a cell has no number; the first reason is named."""
         check_complete(records)
 
+    @staticmethod
+    def check_extras(*, report: bool = True) -> None:
+        """MissingExtraError now for what `run` needs and, with `report`, what the report needs."""
+        require_extra("pyarrow.parquet", "bench", "the bench")
+        if report:
+            require_extra("jinja2", "bench", "the bench's report")
+
+    @staticmethod
+    def presets() -> list[Preset]:
+        """The matrix files that come with the library, and what each needs from the caller."""
+        return presets()
+
+    @staticmethod
+    def read_judges(file: str | Path) -> dict[str, JudgeEntry]:
+        """Concept -> judge of a TOML file with a section for each concept, for thresholds of one's own."""
+        return read_judges(Path(file))
+
+    @staticmethod
+    def report_of(
+        folder: str | Path, *, images: bool = False, calibrate: bool = False, progress: Progress = SILENT
+    ) -> tuple[Path, Path]:
+        """Write report.html and report.md of a bench folder; their paths. See `write_report`."""
+        return write_report(folder, images=images, calibrate=calibrate, progress=progress)
+
+    @staticmethod
+    def rejudge(
+        folder: str | Path,
+        judges: Mapping[str, str | JudgeEntry],
+        out: str | Path,
+        *,
+        progress: Progress = SILENT,
+    ) -> list[CellRecord]:
+        """Count a bench again by other judges, without generating; the new records, which are in `out`, too.
+
+        Args:
+            folder: of the bench.
+            judges: concept -> "JUDGE:PRESET", or an entry of `Bench.read_judges`.
+            out: the folder for the new cells; `Bench.report_of(out)` makes their report.
+            progress: shows how many shards a new judge has scored.
+        """
+        entries = {concept: judge_entry(choice) for concept, choice in judges.items()}
+        return rejudge(folder, entries, out, progress=progress)
+
 
 def write_report(
     folder: str | Path,
@@ -228,6 +272,16 @@ def write_report(
         with progress.task("calibrating judges") as advance:
             calibrate_worlds(read_saved_plan(folder), folder, resources or Resources(), lambda step: advance(0, step))
     return report_folder(folder, images=images)
+
+
+def judge_entry(choice: str | JudgeEntry) -> JudgeEntry:
+    """A judge by "JUDGE:PRESET"; BenchError for another form."""
+    if isinstance(choice, JudgeEntry):
+        return choice
+    name, _, preset = choice.partition(":")
+    if not (name and preset):
+        raise BenchError(f"{choice!r} is no judge and preset; give JUDGE:PRESET, such as pictoworld-template:star.")
+    return JudgeEntry(name=name, preset=preset)
 
 
 def rejudge(

@@ -15,7 +15,7 @@ from saferedir.cli.common import Bars, console, errors, escape, new_table, quiet
 from saferedir.cli.stopping import GOES_ON, on_stop
 
 if TYPE_CHECKING:
-    from saferedir.bench.bench import Bench
+    from saferedir.bench import Bench
 
 bench_app = typer.Typer(
     name="bench",
@@ -119,14 +119,14 @@ def _work(bench: Bench, *, report: bool, images: bool, dry_run: bool = False) ->
     with bench:
         print_plan(bench.plan)
         if dry_run:
-            _check_extras(report)
+            bench.check_extras(report=report)
             return
         on_stop(GOES_ON)
         records, plan = bench.run(), bench.plan
         print_cells(records)
         print_notes(records, plan.plan)
         if report:
-            _say_written(*bench.report(images=images))
+            _print_written(*bench.report(images=images))
     for sentence in plan.missing:
         errors.print(f"[yellow]left out:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
     bench.check_complete(records)
@@ -138,9 +138,9 @@ def report(
     images: ShowImages = False,
 ) -> None:
     """Write report.html and report.md from what a bench folder holds; needs neither the model nor the guards."""
-    from saferedir.bench import write_report
+    from saferedir.bench import Bench
 
-    _say_written(*write_report(folder, images=images, calibrate=False))
+    _print_written(*Bench.report_of(folder, images=images))
 
 
 @bench_app.command(no_args_is_help=True)
@@ -166,49 +166,35 @@ def rejudge(
 
     Example:  `saferedir bench rejudge runs/bench --judge star=pictoworld-template:star --out runs/second`
     """
-    from saferedir.bench import read_judges, write_report
-    from saferedir.bench import rejudge as rejudge_bench
-    from saferedir.bench.bench import Bench
-    from saferedir.bench.planning.matrix import JudgeEntry
+    from saferedir.bench import Bench
 
-    choices = {} if judges is None else read_judges(judges)
+    choices: dict[str, str] = {}
     for item in judge or []:
         concept, equals, rest = item.partition("=")
         name, colon, preset = rest.partition(":")
         if not (concept and equals and name and colon and preset):
             raise typer.BadParameter(f"{item!r} is not CONCEPT=JUDGE:PRESET.", param_hint="--judge")
-        choices[concept] = JudgeEntry(name=name, preset=preset)
-    if not choices:
+        choices[concept] = rest
+    entries = {**(Bench.read_judges(judges) if judges is not None else {}), **choices}
+    if not entries:
         raise typer.BadParameter("give --judge or --judges.", param_hint="--judge / --judges")
     bars = Bars()
-    records = rejudge_bench(folder, choices, out, progress=bars)
+    records = Bench.rejudge(folder, entries, out, progress=bars)
     print_cells(records)
-    _say_written(*write_report(out, images=images, progress=bars))
+    _print_written(*Bench.report_of(out, images=images, calibrate=True, progress=bars))
     Bench.check_complete(records)
 
 
 @bench_app.command()
 def presets() -> None:
     """List the matrix files that come with the library, and what each needs from you."""
-    import tomllib
-
-    from saferedir.bench.planning.config import PRESETS, preset_names
+    from saferedir.bench import Bench
 
     table = new_table("bench presets", "preset", "what it measures", "bring along (--with)")
-    for name in preset_names():
-        values = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
-        needs = "\n".join(f"{key}: {what}" for key, what in values.get("needs", {}).items())
-        table.add_row(name, escape(values["title"]), escape(needs) or "nothing")
+    for preset in Bench.presets():
+        needs = "\n".join(f"{key}: {what}" for key, what in preset.needs.items())
+        table.add_row(preset.name, escape(preset.title), escape(needs) or "nothing")
     console.print(table)
-
-
-def _check_extras(report: bool) -> None:
-    """Raise now for an extra that the run itself will need."""
-    from saferedir.utils.extras import require_extra
-
-    require_extra("pyarrow.parquet", "bench", "the bench")
-    if report:
-        require_extra("jinja2", "bench", "the bench's report")
 
 
 def _answers(given: list[str]) -> dict[str, str]:
@@ -221,5 +207,5 @@ def _answers(given: list[str]) -> dict[str, str]:
     return answers
 
 
-def _say_written(html: Path, markdown: Path) -> None:
+def _print_written(html: Path, markdown: Path) -> None:
     console.print(f"wrote {escape(str(html))} and {escape(str(markdown))}", soft_wrap=True, highlight=False)

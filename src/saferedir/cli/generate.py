@@ -28,10 +28,10 @@ from saferedir.cli.output import MEGABYTE, SUMMARY, holds_out, staged_output, wr
 from saferedir.cli.resuming import UNFINISHED, copy_rows, digest_of_json, guard_digests, kept_rows
 from saferedir.cli.stopping import on_stop
 from saferedir.utils.calls import for_each_prompt, is_prompt_argument
+from saferedir.utils.image_output import save_output
 
 BATCH = 8  # images per pipeline call
 BYTES_PER_IMAGE = 4 * MEGABYTE
-FRAME_MS = 62  # of a video: 16 frames a second, as Wan's
 OWN_ARGUMENTS = {  # of the pipeline's call, with what sets them here; None: nothing may
     "prompt": "PROMPT", "generator": "--seed", "num_inference_steps": "--steps", "guidance_scale": "--guidance",
     "num_images_per_prompt": "--num-images", "num_videos_per_prompt": "--num-images",
@@ -143,6 +143,7 @@ def generate(
             model, dtype=dtype, device=device, variant=variant, revision=revision, config=model_config, loras=loras
         )
         _refuse_unknown(more, pipe)
+        _warn_of_missing_checker(model, pipe)
         cuts = cut_prompts(pipe, texts, settings_of_call)
         copy_rows(kept, out, folder)
         if kept and not quiet:
@@ -156,7 +157,7 @@ def generate(
                     rows.append(
                         {
                             "prompt": texts[number],
-                            "file": _save(result.image, folder, stem),
+                            "file": save_output(result.image, folder, stem),
                             "seed": seed + index,
                             "cut": [cut._asdict() for cut in cuts[number]],
                             "blocked": result.blocked,
@@ -237,16 +238,18 @@ def _refuse_unknown(more: dict[str, Any], pipe: Any) -> None:
             raise ValueError(f"--call sets {name} = {value!r}; expected {expected}.")
 
 
-def _save(image: Any, folder: Path, stem: str) -> str:
-    """Write an image as PNG, or the frames of a video as one animated WebP; the name of the file."""
-    if isinstance(image, list):
-        file = f"{stem}.webp"
-        first, *rest = image
-        first.save(folder / file, save_all=True, append_images=rest, duration=FRAME_MS, loop=0, lossless=True)
-    else:
-        file = f"{stem}.png"
-        image.save(folder / file)
-    return file
+def _warn_of_missing_checker(model: str, pipe: Any) -> None:
+    """Say it where diffusers loaded a checkpoint in one file without the safety checker that the pipeline has a place for."""
+    from saferedir.pipelines.loading import SINGLE_FILES
+
+    is_single_file = Path(model).suffix.lower() in SINGLE_FILES
+    if is_single_file and "safety_checker" in pipe.components and pipe.safety_checker is None:
+        errors.print(
+            f"[bold yellow]warning:[/] diffusers loads a {type(pipe).__name__} from one file without its safety checker, so only "
+            "the guards check these images.",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 class Result(NamedTuple):

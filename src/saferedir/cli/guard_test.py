@@ -63,7 +63,7 @@ def test(
     device: Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier page at --out.")] = False,
 ) -> None:
-    """Try one guard on your own prompts: a page with every image, without and with the guard, failures first.
+    """Try one guard on your own prompts: a page with every image or video, without and with the guard, failures first.
 
     A forget prompt fails if the judge still finds the concept; a retain prompt fails if one bit of its image changed. Without a
     judge (--preset, or --judge and --rule) the guard's own word is taken for the forget prompts.

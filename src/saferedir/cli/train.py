@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saferedir.cli.common import console, errors, escape, load_model, named_values, new_table, progress_bar
-from saferedir.cli.options import MAX_SEED, Revision, Variant
+from saferedir.cli.common import (
+    console,
+    errors,
+    escape,
+    load_model,
+    named_values,
+    new_table,
+    progress_bar,
+    scaled_loras,
+)
+from saferedir.cli.options import MAX_SEED, Lora, Revision, Variant
 from saferedir.cli.output import (
     MEGABYTE,
     SUMMARY,
@@ -68,6 +77,7 @@ def saferedir(
     model: Annotated[
         str, typer.Option(metavar="ID", help="pictoworld, a diffusers folder, or a hub id.")
     ] = "pictoworld",
+    lora: Lora = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; default: 900.")] = None,
     rollouts: Annotated[
         int | None,
@@ -102,7 +112,8 @@ def saferedir(
     A run that was killed goes on where it stopped when the same command is given again.
 
     The prompts come from --pairs, or are made from --concept and --anchor and kept with the guard as
-    `OUT/pairs.jsonl`. For more say in them: `saferedir pairs build`.
+    `OUT/pairs.jsonl`. For more say in them: `saferedir pairs build`. With --lora the guard is made for the model with
+    these LoRAs at these scales; used with others, it warns.
 
     Example:  `saferedir train saferedir --concept star --anchor circle --out runs/star`
 
@@ -112,13 +123,20 @@ def saferedir(
         raise typer.BadParameter("the concept needs a name.", param_hint="--concept")
     check_guard_folder(out, force)
     check_space(out, 256 * MEGABYTE)
+    loading = {
+        "dtype": dtype,
+        "device": device,
+        "variant": variant,
+        "revision": revision,
+        "loras": scaled_loras(lora or []),
+    }
     from saferedir.training.saferedir.dataset import read_pairs
     from saferedir.training.saferedir.train import train_saferedir
 
     if pairs is not None:
         _refuse_both({"--anchor": anchor, "--synonyms": synonyms, "--captions": captions, "--kind": kind != "object"})
         rows = read_pairs(pairs)
-        pipe = load_model(model, dtype=dtype, device=device, variant=variant, revision=revision)
+        pipe = load_model(model, **loading)
     else:
         if not anchor:
             raise typer.BadParameter("give --pairs, or --anchor to have pairs made.", param_hint="--pairs / --anchor")
@@ -128,7 +146,7 @@ def saferedir(
             )
         plan = read_plan(concept, anchor, kind=kind, synonyms=synonyms, count=count, seed=seed)
         texts = read_captions(captions)
-        pipe = load_model(model, dtype=dtype, device=device, variant=variant, revision=revision)
+        pipe = load_model(model, **loading)
         rows = _build_rows(pipe, plan, texts)
     given = {
         "steps": steps, "rollouts": rollouts, "rollout_steps": rollout_steps, "rollout_batch": rollout_batch,

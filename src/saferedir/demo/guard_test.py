@@ -1,14 +1,16 @@
 """One guard on one's own prompts: what it missed and what it touched for nothing, failures first, as a page with images.
 
-Every prompt is generated twice from the same noise, without the guard and with it. A forget prompt fails where the image is
-still judged to show the concept (without a judge: where the guard did not act, or says itself that it could not); a retain
-prompt fails where a single bit of its image changed. The command around it is `saferedir guards test`.
+Every prompt is generated twice from the same noise, without the guard and with it, as an image or a video. A forget prompt fails
+where the judge still finds the concept (without a judge: where the guard did not act, or reports itself that it could not); a
+retain prompt fails where a single bit of its image changed. The command around it is `saferedir guards test`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,8 @@ from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.utils.calls import for_each_prompt
 from saferedir.utils.extras import require_extra
 from saferedir.utils.files import write_json, write_text
-from saferedir.utils.progress import SILENT, Progress
+from saferedir.utils.image_output import save_output
+from saferedir.utils.progress import SILENT, Advance, Progress
 
 PAGE = "index.html"
 _FOLDER = Path(__file__).parent
@@ -126,7 +129,7 @@ def run_guard_test(
         judge: its name, for the page.
         call: more arguments of the pipeline's call (steps, guidance, size).
         seed: image i of all starts from seed + i.
-        batch: images generated at once.
+        batch: images generated at once; of videos, take 1.
         progress: gets the number of images generated.
 
     Returns:
@@ -142,66 +145,108 @@ def run_guard_test(
         )
     call = dict(call or {})
     prompts = [(prompt, "forget") for prompt in forget] + [(prompt, "retain") for prompt in retain]
-    cases: list[Case] = []
-    thresholds: dict[str, float] = {}
-    with progress.task("generating", 2 * len(prompts)) as advance:
-        for start in range(0, len(prompts), batch):
-            chunk = prompts[start : start + batch]
-            texts, seeds = [prompt for prompt, _ in chunk], [seed + start + i for i in range(len(chunk))]
-            before, _ = _images(pipe, None, texts, seeds, call)
-            after, decisions = _images(pipe, guard, texts, seeds, call)
-            shown: list[tuple[bool | None, bool | None]] = [(None, None)] * len(chunk)
-            if verifier is not None:
-                shown = list(zip(verifier(before), verifier(after), strict=True))
-            for i, (prompt, kind) in enumerate(chunk):
-                files = [f"{start + i + 1:04d}-{which}.png" for which in ("unguarded", "guarded")]
-                for image, file in zip((before[i], after[i]), files, strict=True):
-                    image.save(out / file)
-                decision = decisions[i]
-                thresholds |= decision.thresholds
-                is_changed = np.asarray(before[i]).tobytes() != np.asarray(after[i]).tobytes()
-                cases.append(
-                    Case(
-                        prompt=prompt,
-                        kind="forget" if kind == "forget" else "retain",
-                        seed=seeds[i],
-                        before=files[0],
-                        after=files[1],
-                        fired=decision.fired,
-                        unresolved=decision.unresolved,
-                        prompt_score=decision.prompt_score,
-                        image_score=decision.image_score,
-                        changed=is_changed,
-                        shown_before=shown[i][0],
-                        shown_after=shown[i][1],
-                        failure=_failure(kind, decision, is_changed=is_changed, shown=shown[i][1]),
-                    )
-                )
-            advance(2 * len(chunk))
-    ordered = sorted(cases, key=lambda case: (not case.failure, case.kind))
-    concept = str(guard.config.concept)
+    run = _Runner(pipe, [prompt for prompt, _ in prompts], out, verifier, call, seed, batch)
+    with progress.task("generating", 2 * len(prompts)) as advance, without_safety_checker(pipe):
+        with attach(pipe, guard) as attached:
+            after = run.generate("guarded", lambda: attached.decisions, advance)
+        before = run.generate("unguarded", lambda: (), advance)
+    cases = [_case(prompt, kind, *pair) for (prompt, kind), *pair in zip(prompts, before, after, strict=True)]
     result = GuardTest(
-        guard=name, concept=concept, judge=judge, settings={**call, "seed": seed}, thresholds=thresholds, cases=ordered
+        guard=name,
+        concept=str(guard.config.concept),
+        judge=judge,
+        settings={**call, "seed": seed},
+        thresholds={score: value for _, decision in cases for score, value in decision.thresholds.items()},
+        cases=sorted((case for case, _ in cases), key=lambda case: (not case.failure, case.kind)),
     )
     write_json(out / "guard_test.json", result.to_dict())
     write_text(out / PAGE, render(result))
     return result
 
 
-def _images(
-    pipe: Any, guard: Guard[Any] | None, prompts: Sequence[str], seeds: Sequence[int], call: Mapping[str, Any]
-) -> tuple[list[Image.Image], list[Decision]]:
-    """PIL images of one batch, and the guard's decisions."""
-    import torch
+@dataclass(frozen=True)
+class _Made:
+    """What became of one image or video: its file, the checksum of its pixels, what the judge and the guard found."""
 
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    arguments = {**for_each_prompt(call, len(prompts)), "generator": generators, "output_type": "pil"}
-    with without_safety_checker(pipe):
-        if guard is None:
-            return list(pipe(list(prompts), **arguments).images), []
-        with attach(pipe, guard) as attached:
-            images = list(pipe(list(prompts), **arguments).images)
-            return images, list(attached.decisions)
+    file: str
+    seed: int
+    checksum: str
+    shown: bool | None
+    decision: Decision | None
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Generates all prompts, batch by batch, always from the same noise."""
+
+    pipe: Any
+    prompts: Sequence[str]
+    out: Path
+    verifier: Verifier | None
+    call: Mapping[str, Any]
+    seed: int
+    batch: int
+
+    def generate(self, label: str, decisions: Callable[[], Sequence[Decision]], advance: Advance) -> list[_Made]:
+        """Every image, kept as a file; `decisions` gives those of the last call, () without a guard."""
+        import torch
+
+        made: list[_Made] = []
+        for start in range(0, len(self.prompts), self.batch):
+            texts = list(self.prompts[start : start + self.batch])
+            seeds = [self.seed + start + i for i in range(len(texts))]
+            generators = [torch.Generator().manual_seed(number) for number in seeds]
+            arguments = {**for_each_prompt(self.call, len(texts)), "generator": generators, "output_type": "pil"}
+            output = self.pipe(texts, **arguments)
+            images = list(output.images if "images" in output else output.frames)
+            shown = self._shown(images)
+            by_image = {decision.image: decision for decision in decisions()}
+            for i, image in enumerate(images):
+                file = save_output(image, self.out, f"{start + i + 1:04d}-{label}")
+                made.append(_Made(file, seeds[i], _checksum(image), shown[i], by_image.get(i)))
+            advance(len(texts))
+        return made
+
+    def _shown(self, images: Sequence[Any]) -> list[bool | None]:
+        """Whether the judge finds the concept, of a video in any of its frames; None without a judge."""
+        if self.verifier is None:
+            return [None] * len(images)
+        frames = [_frames(image) for image in images]
+        verdicts = iter(self.verifier([frame for video in frames for frame in video]))
+        return [any(list(islice(verdicts, len(video)))) for video in frames]
+
+
+def _frames(image: Any) -> list[Image.Image]:
+    """The frames of a video, or the image alone."""
+    return list(image) if isinstance(image, list) else [image]
+
+
+def _checksum(image: Any) -> str:
+    digest = hashlib.sha256()
+    for frame in _frames(image):
+        digest.update(np.asarray(frame).tobytes())
+    return digest.hexdigest()
+
+
+def _case(prompt: str, kind: str, before: _Made, after: _Made) -> tuple[Case, Decision]:
+    decision, is_changed = after.decision, before.checksum != after.checksum
+    assert decision is not None  # one a guard and image
+    case = Case(
+        prompt=prompt,
+        kind="forget" if kind == "forget" else "retain",
+        seed=after.seed,
+        before=before.file,
+        after=after.file,
+        fired=decision.fired,
+        unresolved=decision.unresolved,
+        prompt_score=decision.prompt_score,
+        image_score=decision.image_score,
+        changed=is_changed,
+        shown_before=before.shown,
+        shown_after=after.shown,
+        failure=_failure(kind, decision, is_changed=is_changed, shown=after.shown),
+    )
+    return case, decision
 
 
 def _failure(kind: str, decision: Decision, *, is_changed: bool, shown: bool | None) -> str:

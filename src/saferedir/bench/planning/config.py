@@ -12,7 +12,7 @@ import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from saferedir.bench.planning.config_checks import check_matrix
 from saferedir.bench.planning.matrix import (
@@ -44,8 +44,10 @@ __all__ = [
     "PromptLimits",
     "Matrix",
     "ModelEntry",
+    "Preset",
     "matrix_path",
     "preset_names",
+    "presets",
     "read_judges",
     "read_matrix",
 ]
@@ -57,6 +59,29 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 def preset_names() -> list[str]:
     """Matrix files that come with the library."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+class Preset(NamedTuple):
+    """A matrix file that comes with the library.
+
+    Attributes:
+        name: to run it by.
+        title: what it measures.
+        needs: what it needs from the caller, name -> in words (`--with NAME=VALUE`).
+    """
+
+    name: str
+    title: str
+    needs: dict[str, str]
+
+
+def presets() -> list[Preset]:
+    """All presets, by name."""
+    files = [tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8")) for name in preset_names()]
+    return [
+        Preset(name, values["title"], values.get("needs", {}))
+        for name, values in zip(preset_names(), files, strict=True)
+    ]
 
 
 def matrix_path(name: str) -> Path:
