@@ -11,33 +11,21 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from tests.cli.conftest import Run
 from tests.tiny.dits import make_wan
 from tests.tiny.parts import T5_WIDTH
-from typer.testing import CliRunner
 
-from saferedir.cli import app
 from saferedir.cli.output import staged_output
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.training.saferedir.dataset import read_pairs
 from saferedir.utils.packaged import list_packaged_guards
-
-Run = Callable[..., Any]
-
-
-@pytest.fixture
-def run() -> Run:
-    def invoke(*words: object) -> Any:
-        return CliRunner().invoke(app, [str(word) for word in words])
-
-    return invoke
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from tests.cli.conftest import Run
 
-from saferedir.cli import app, generate
+from saferedir.cli import generate
 from saferedir.utils.files import save_tensors
 from saferedir.utils.locks import output_lock
 from saferedir.utils.packaged import packaged_guard_path
-
-Run = Callable[..., Any]
-
-
-@pytest.fixture
-def run() -> Run:
-    def invoke(*words: object) -> Any:
-        return CliRunner().invoke(app, [str(word) for word in words])
-
-    return invoke
 
 
 def names(folder: Path) -> list[str]:

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
 from typer.testing import CliRunner
 
-from saferedir import load_pipeline
+from saferedir import Guard, load_pipeline
 from saferedir.cli import app
 from saferedir.cli.train import _config
 from saferedir.cli.train_duo import _train_config
@@ -59,3 +60,20 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     seconds = re.compile(r'"seconds": [\d.]+')
     first, second = (seconds.sub("", (place / "guard_config.json").read_text()) for place in (ours, theirs))
     assert first == second and guard.config.training["held_out_rollouts"] == 4
+
+
+def test_a_guard_is_trained_for_a_model_with_its_loras(tmp_path: Path) -> None:
+    donor = load_pipeline("pictoworld")
+    donor.unet.add_adapter(LoraConfig(r=1, lora_alpha=1, target_modules=["to_q"], init_lora_weights=False))
+    StableDiffusionPipeline.save_lora_weights(tmp_path, get_peft_model_state_dict(donor.unet))
+    lora, out, pairs = tmp_path / "pytorch_lora_weights.safetensors", tmp_path / "guard", tmp_path / "pairs.jsonl"
+    run = CliRunner().invoke
+    words = ["pictoworld", "pairs", "--task", "star", "--out", str(pairs), "--pairs", "80", "--benign", "20"]
+    assert run(app, words).exit_code == 0
+    small = ["--steps", "2", "--rollouts", "6", "--rollout-steps", "1", "--lora", f"{lora}:0.5"]
+    result = run(app, ["train", "saferedir", "--pairs", str(pairs), "--concept", "star", "--out", str(out), *small])
+    assert result.exit_code == 0, result.output
+    backbone = Guard.from_pretrained(out).config.backbone
+    assert backbone is not None
+    (adapters,) = {str(found) for found in backbone["adapters"].values()}
+    assert "'name': 'lora-1'" in adapters and "'scale': 0.5" in adapters
