@@ -142,7 +142,7 @@ def test_a_calibration_of_that_very_judge_and_rule_corrects_the_rates_of_a_repor
         (folder / "calibrations").mkdir()
         Calibration(90, 5, 95, 10, judge.facts, rule).save(folder / "calibrations" / "star.json")
         page, markdown = (path.read_text(encoding="utf-8") for path in report_folder(folder))
-        assert ("corrected for the judge's errors</summary>" in page) is is_fitting
+        assert ("corrected for the judge&#39;s errors</summary>" in page) is is_fitting
         assert ("recall 90.0" in markdown) is is_fitting and ("is uncalibrated" in markdown) is not is_fitting
 
 

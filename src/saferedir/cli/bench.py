@@ -6,7 +6,7 @@ What is printed: bench_printing.py.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -175,7 +175,7 @@ def rejudge(
         if not (concept and equals and name and colon and preset):
             raise typer.BadParameter(f"{item!r} is not CONCEPT=JUDGE:PRESET.", param_hint="--judge")
         choices[concept] = rest
-    entries = {**(Bench.read_judges(judges) if judges is not None else {}), **choices}
+    entries: dict[str, Any] = {**(Bench.read_judges(judges) if judges is not None else {}), **choices}
     if not entries:
         raise typer.BadParameter("give --judge or --judges.", param_hint="--judge / --judges")
     bars = Bars()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,20 +124,15 @@ def saferedir(
         raise typer.BadParameter("the concept needs a name.", param_hint="--concept")
     check_guard_folder(out, force)
     check_space(out, 256 * MEGABYTE)
-    loading = {
-        "dtype": dtype,
-        "device": device,
-        "variant": variant,
-        "revision": revision,
-        "loras": scaled_loras(lora or []),
-    }
+    loras = scaled_loras(lora or [])
+    load = partial(load_model, model, dtype=dtype, device=device, variant=variant, revision=revision, loras=loras)
     from saferedir.training.saferedir.dataset import read_pairs
     from saferedir.training.saferedir.train import train_saferedir
 
     if pairs is not None:
         _refuse_both({"--anchor": anchor, "--synonyms": synonyms, "--captions": captions, "--kind": kind != "object"})
         rows = read_pairs(pairs)
-        pipe = load_model(model, **loading)
+        pipe = load()
     else:
         if not anchor:
             raise typer.BadParameter("give --pairs, or --anchor to have pairs made.", param_hint="--pairs / --anchor")
@@ -146,7 +142,7 @@ def saferedir(
             )
         plan = read_plan(concept, anchor, kind=kind, synonyms=synonyms, count=count, seed=seed)
         texts = read_captions(captions)
-        pipe = load_model(model, **loading)
+        pipe = load()
         rows = _build_rows(pipe, plan, texts)
     given = {
         "steps": steps, "rollouts": rollouts, "rollout_steps": rollout_steps, "rollout_batch": rollout_batch,
