@@ -57,6 +57,8 @@ def test_a_bench_is_planned_run_gone_on_with_reported_and_judged_again(tmp_path:
     assert write_report(out, calibrate=False) == (page, markdown)
     second = rejudge(out, {"star": JudgeEntry(name="pictoworld-template", preset="star")}, tmp_path / "second")
     assert {record.protocol.judge for record in second} == {"pictoworld-template"}
+    assert sr.Bench.rejudge(out, {"star": "pictoworld-template:star"}, tmp_path / "third") == second
+    assert sr.Bench.report_of(tmp_path / "third")[0].is_file()
 
 
 def test_a_dry_run_makes_nothing_and_a_closed_bench_has_no_plan(tmp_path: Path, matrix: Path) -> None:
@@ -69,6 +71,19 @@ def test_a_dry_run_makes_nothing_and_a_closed_bench_has_no_plan(tmp_path: Path, 
         _ = bench.plan
     with pytest.raises(BenchError, match=r"is no bench folder \(it has no matrix.json\)"):
         sr.Bench.resume(tmp_path)
+    (tmp_path / "matrix.json").write_text('{"title": "x", "concept": {}}')
+    with pytest.raises(BenchError, match=r"is no matrix of this version; run the bench .*: model is missing\.$"):
+        sr.Bench.resume(tmp_path)
+
+
+def test_the_door_lists_presets_and_reads_judges(tmp_path: Path) -> None:
+    assert {preset.name for preset in sr.Bench.presets()} >= {"pictoworld-quick", "i2p"}
+    assert all(preset.title for preset in sr.Bench.presets())
+    file = tmp_path / "judges.toml"
+    file.write_text('[star]\nname = "pictoworld"\npreset = "star"\n')
+    assert sr.Bench.read_judges(file) == {"star": JudgeEntry(name="pictoworld", preset="star")}
+    with pytest.raises(BenchError, match="give JUDGE:PRESET"):
+        sr.Bench.rejudge(tmp_path, {"star": "pictoworld"}, tmp_path / "out")
 
 
 def test_a_bench_that_cannot_be_planned_leaves_no_folder(tmp_path: Path, matrix: Path) -> None:

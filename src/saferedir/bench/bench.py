@@ -18,6 +18,7 @@ from saferedir.bench.generation.resources import Resources, Scorer
 from saferedir.bench.planning.config import Preset, presets, read_judges, read_matrix
 from saferedir.bench.planning.matrix import JudgeEntry, Matrix
 from saferedir.bench.planning.plan import Plan, make_plan
+from saferedir.bench.planning.validation import validated
 from saferedir.bench.records import CellRecord
 from saferedir.bench.report.from_folder import report_folder
 from saferedir.bench.runner import bytes_needed, check_complete, missing_jobs, run, unscored_shards
@@ -144,12 +145,9 @@ class Bench:
             raise BenchError(
                 f"{out} is no bench folder (it has no matrix.json); give the folder of a bench that was begun."
             )
-        try:
-            matrix = Matrix.model_validate(read_json(path))
-        except ValueError as error:
-            raise BenchError(
-                f"{path} is no matrix of this version ({error}); run the bench from its TOML file."
-            ) from error
+        matrix = validated(
+            Matrix, read_json(path), f"{path} is no matrix of this version; run the bench from its TOML file"
+        )
         return cls(matrix, out, progress=progress, executor=executor, workers=workers)
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ import itertools
 import re
 import tomllib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +25,11 @@ from saferedir.bench.planning.matrix import (
     ModelEntry,
     PromptLimits,
 )
+from saferedir.bench.planning.validation import validated
 from saferedir.errors import BenchError
-from saferedir.utils.extras import require_extra
 from saferedir.utils.names import unknown_name_message
 from saferedir.utils.places import HUB, hub_id
 from saferedir.utils.text_files import read_text
-
-require_extra("pydantic", "bench", "the bench")
-from pydantic import BaseModel, ValidationError  # noqa: E402 - after the sentence about the extra
 
 __all__ = [
     "PRESETS",
@@ -112,10 +109,7 @@ def read_matrix(name: str, given: Mapping[str, str] | None = None) -> Matrix:
     except tomllib.TOMLDecodeError as error:
         raise BenchError(f"{path.name} is no TOML: {error}.") from error
     values = _filled_in(values, dict(given or {}), name)
-    try:
-        matrix = Matrix.model_validate(values)
-    except ValidationError as error:
-        raise BenchError(f"{path.name}: {_sentence(error)}") from error
+    matrix = validated(Matrix, values, path.name)
     check_matrix(matrix, path.name)
     base = Path.cwd() if path.parent == PRESETS else path.parent
     concepts = {name: _absolute(entry, base) for name, entry in matrix.concept.items()}
@@ -148,11 +142,9 @@ def read_judges(path: Path) -> dict[str, JudgeEntry]:
     text = read_text(path.expanduser(), error=BenchError)
     try:
         values = tomllib.loads(text)
-        entries = {concept: JudgeEntry.model_validate(section) for concept, section in values.items()}
     except tomllib.TOMLDecodeError as error:
         raise BenchError(f"{path.name} is no TOML: {error}.") from error
-    except ValidationError as error:
-        raise BenchError(f"{path.name}: {_sentence(error, JudgeEntry)}") from error
+    entries = {concept: validated(JudgeEntry, section, path.name) for concept, section in values.items()}
     for concept, entry in entries.items():
         if (entry.preset is None) == (entry.rule is None):
             raise BenchError(f"{path.name}: [{concept}] must have either a `preset` or a `rule`.")
@@ -226,33 +218,3 @@ def _absolute(concept: ConceptEntry, base: Path) -> ConceptEntry:
     single = {name: fixed(getattr(concept, name)) for name in ("forget", "retain", "look_alikes", "without")}
     many = {name: {k: fixed(v) for k, v in getattr(concept, name).items()} for name in ("rephrased", "neighbours")}
     return concept.model_copy(update=single | many)
-
-
-def _sentence(error: ValidationError, top: type[BaseModel] | None = None) -> str:
-    """The first problem, in words, with the nearest known key."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        parent = ".".join(str(part) for part in first["loc"][:-1]) or "the top level"
-        return f"at {parent}, {unknown_name_message('key', str(first['loc'][-1]), _keys_at(top or Matrix, first['loc'][:-1]))}"
-    if first["type"] == "missing":
-        return f"{where} is missing."
-    if first["type"] == "model_type":
-        return f"{where} is {first['input']!r}, expected a table of {', '.join(_keys_at(top or Matrix, first['loc']))}."
-    return f"{where} is {first['input']!r}: {first['msg'].lower()}."
-
-
-def _keys_at(section: Any, path: Sequence[Any]) -> list[str]:
-    """Known keys of the section at a path within the file."""
-    for part in path:
-        fields = getattr(section, "model_fields", None)
-        if fields is not None and part in fields:
-            section = fields[part].annotation
-        inner = [entry for entry in _parts_of(section) if isinstance(entry, type) and issubclass(entry, BaseModel)]
-        section = inner[0] if inner else section
-    return sorted(getattr(section, "model_fields", {}))
-
-
-def _parts_of(annotation: Any) -> list[Any]:
-    """An annotation and all that it is made of."""
-    return [annotation, *(part for argument in getattr(annotation, "__args__", ()) for part in _parts_of(argument))]
