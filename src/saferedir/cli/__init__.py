@@ -1,7 +1,8 @@
 """The command line `saferedir`: one file per group of commands, each parsing, calling the library and printing.
 
 `saferedir bench` is in bench.py, and so on; what a large one prints or goes on from lies beside it (bench_printing.py,
-decisions_table.py, resuming.py). All share common.py, options.py, output.py, config_file.py, skipped.py, stopping.py and terminal.py.
+decisions_table.py, resuming.py). All share common.py, options.py, output.py, config_file.py, skipped.py, stopping.py and
+terminal.py.
 Torch and diffusers are imported inside the commands.
 """
 
