@@ -1,4 +1,4 @@
-"""`saferedir negation`: a set from pictures or prompts, its facts, a guard of it, and sentences for bad input."""
+"""`saferedir negation`: a set from images or prompts, its facts, a guard of it, and sentences for bad input."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     for seed in range(3):
         values = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(values).save(folder / f"{seed}.png")
-    (folder / "[red]broken.png").write_bytes(b"no picture")
+    (folder / "[red]broken.png").write_bytes(b"no image")
     return folder
 
 
-def test_build_show_and_guard(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_build_show_and_guard(model: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "set.safetensors"
-    built = invoke("negation", "build", "--images", pictures, "--benign", pictures, "--model", model, "--out", out)
+    built = invoke("negation", "build", "--images", images, "--benign", images, "--model", model, "--out", out)
     assert built.exit_code == 0, built.output
     assert "references │ 3" in said(built) and "skipped [red]broken.png: it is no image" in said(built)
     found = NegationSet.open(out)
@@ -71,33 +71,33 @@ def test_build_from_prompts_drops_equal_ones(model: Path, tmp_path: Path) -> Non
     assert len(NegationSet.open(out)) == 2
 
 
-def test_bad_input_is_one_sentence(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_sentence(model: Path, images: Path, tmp_path: Path) -> None:
     out, empty = tmp_path / "set.safetensors", tmp_path / "empty"
     empty.mkdir()
     (empty / "none.txt").write_text("\n")
     out.write_text("mine")
     fresh = ("--model", model, "--out", tmp_path / "other.safetensors")
     cases = [
-        (("--images", pictures, "--model", model, "--out", out), "exists; choose another --out"),
-        (("--images", pictures, "--model", model, "--out", empty), "is a folder; give a file"),
+        (("--images", images, "--model", model, "--out", out), "exists; choose another --out"),
+        (("--images", images, "--model", model, "--out", empty), "is a folder; give a file"),
         (("--images", empty, *fresh), "holds no image"),
         (("--images", tmp_path / "none", *fresh), "is no folder"),
         (("--prompts", empty / "none.txt", *fresh), "is empty"),
         (("--prompts", tmp_path / "none.txt", *fresh), "no such file"),
-        (("--images", pictures, "--prompts", empty, *fresh), "give either --images or --prompts"),
+        (("--images", images, "--prompts", empty, *fresh), "give either --images or --prompts"),
     ]
     for arguments, sentence in cases:
         result = invoke("negation", "build", *arguments)
         assert result.exit_code in (1, 2) and sentence in said(result), (arguments, result.output)
         assert "Traceback" not in result.output
     assert out.read_text() == "mine" and not (tmp_path / "other.safetensors").exists()
-    shown = invoke("negation", "show", pictures / "0.png")
+    shown = invoke("negation", "show", images / "0.png")
     assert shown.exit_code == 1 and "is damaged" in said(shown)
 
 
 def test_a_set_of_unreadable_images_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
     result = invoke(
         "negation", "build", "--images", tmp_path / "broken", "--model", model, "--out", tmp_path / "set.safetensors"
     )
@@ -105,14 +105,14 @@ def test_a_set_of_unreadable_images_leaves_nothing_behind(model: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
-def test_files_of_any_name_and_kind_are_read_or_listed(model: Path, pictures: Path, tmp_path: Path) -> None:
-    raw = os.fsencode(pictures)
+def test_files_of_any_name_and_kind_are_read_or_listed(model: Path, images: Path, tmp_path: Path) -> None:
+    raw = os.fsencode(images)
     Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(raw + b"/caf\xe9.png", "PNG")
-    (pictures / "a.heic").write_bytes(b"no image")
-    (pictures / ".ipynb_checkpoints").mkdir()
-    Image.new("RGB", (32, 32)).save(pictures / ".ipynb_checkpoints" / "0-checkpoint.png")
+    (images / "a.heic").write_bytes(b"no image")
+    (images / ".ipynb_checkpoints").mkdir()
+    Image.new("RGB", (32, 32)).save(images / ".ipynb_checkpoints" / "0-checkpoint.png")
     out = tmp_path / "set.safetensors"
-    built = invoke("negation", "build", "--images", pictures, "--model", model, "--out", out)
+    built = invoke("negation", "build", "--images", images, "--model", model, "--out", out)
     assert built.exit_code == 0, built.output
     assert "references │ 4" in said(built) and "other files, left out │ 2" in said(built)
     assert "skipped a.heic: .heic files cannot be read here." in said(built)

@@ -94,7 +94,7 @@ class Section:
     @property
     def hides_misses(self) -> bool:
         """Whether some misses may not be shown."""
-        return any(found is not None and found.is_hidden for _, *pair in self.misses for found in pair)
+        return any(misses is not None and misses.is_hidden for _, *pair in self.misses for misses in pair)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def contents(data: ReportData) -> Contents:
         glance=glance(sections),
         overviews=_overviews(sections),
         limits=_limits(rankings),
-        refusal_limit=MAX_REFUSAL_RATE if any(row.comes_last for one in rankings for row in one.rows) else None,
+        refusal_limit=MAX_REFUSAL_RATE if any(row.comes_last for ranked in rankings for row in ranked.rows) else None,
         costs=cost_rows(data.costs),
         reading=definitions(rankings, data.cells, is_corrected=is_corrected) if sections else [],
         published=[(*_about(table), table) for table in published_tables(data.published)],
@@ -160,10 +160,10 @@ def contents(data: ReportData) -> Contents:
 _CORRECTED = "Concept rate, corrected for the judge's errors"
 
 
-def _titled(found: Sequence[Group]) -> list[tuple[Group, str]]:
-    several = len({group.model for group in found}) > 1
+def _titled(parted: Sequence[Group]) -> list[tuple[Group, str]]:
+    several = len({group.model for group in parted}) > 1
     titles = []
-    for group in found:
+    for group in parted:
         title = f"{group.concept} on {group.model}" if several else group.concept
         titles.append((group, title + (f" (other protocols, {group.number})" if group.number > 1 else "")))
     return titles
@@ -200,7 +200,7 @@ def _section(titled: tuple[Group, str], data: ReportData) -> Section:
         measured_on=captions.measured_on(ranked),
         rates=block("Rates by phrasing", captions.rates(concept, rates), rates),
         uncorrected="" if corrected.table.columns else why_not,
-        further=tuple(one for one in further if one.table.columns),
+        further=tuple(shown for shown in further if shown.table.columns),
         everything=everything(group),
         tests=tests,
         tests_caption=captions.paired(concept, tests),
@@ -242,7 +242,7 @@ def _overviews(sections: Sequence[Section]) -> list[str]:
     models = dict.fromkeys(section.group.model for section in sections)
     texts = []
     for model in models:
-        rankings = [one.ranking for one in sections if (one.group.model, one.group.number) == (model, 1)]
+        rankings = [part.ranking for part in sections if (part.group.model, part.group.number) == (model, 1)]
         text = overall(rankings)
         texts += [f"{model}: {text}" if text and len(models) > 1 else text]
     return [text for text in texts if text]
@@ -250,20 +250,22 @@ def _overviews(sections: Sequence[Section]) -> list[str]:
 
 def _about(table: PublishedTable) -> tuple[str, str]:
     """Title of a table of published numbers, and its protocol in words with its source."""
-    known = {one.name: one for one in published.tables()}
+    known = {item.name: item for item in published.tables()}
     if table.name not in known:
         return table.name, table.source
     return known[table.name].title, f"{known[table.name].protocol} Source: {table.source}."
 
 
 def _grid(samples: Sequence[Sample], group: Group) -> Grid:
-    of_group = tuple(one for one in samples if (one.model, one.concept) == (group.model, group.concept))
+    of_group = tuple(item for item in samples if (item.model, item.concept) == (group.model, group.concept))
     guards = dict.fromkeys(guard for sample in of_group for guard in sample.images)
     order = {guard: index for index, guard in enumerate(group.guards)}
     return Grid(of_group, tuple(sorted(guards, key=lambda guard: (guard != BARE, order.get(guard, len(order))))))
 
 
 def _misses(misses: Sequence[Misses], group: Group) -> tuple[tuple[str, Misses | None, Misses | None], ...]:
-    known = {(one.guard, one.kind): one for one in misses if (one.model, one.concept) == (group.model, group.concept)}
+    known = {
+        (item.guard, item.kind): item for item in misses if (item.model, item.concept) == (group.model, group.concept)
+    }
     rows = [(guard, known.get((guard, "forget")), known.get((guard, "benign"))) for guard in group.guards]
     return tuple(row for row in rows if row[0] != BARE and any(row[1:]))

@@ -37,14 +37,14 @@ def samples(plan: SavedPlan, records: Sequence[CellRecord], store: Store, *, pri
     for cell in _whole(plan, records):
         if (private or _is_public(plan, cell)) and store.has(plan.shards[cell.image_sets[0]][0]):
             sets.setdefault((cell.name.model, cell.name.concept, cell.name.prompts), []).append(cell)
-    found = []
+    chosen = []
     for (model, concept, prompts), cells in sets.items():
         images = {cell.name.guard: _first_images(plan, cell.image_sets[0], store) for cell in cells}
         for index in range(min(SAMPLES, *map(len, images.values()))):
             shown = {guard: image for guard, first in images.items() if (image := first[index]) is not None}
             if BARE in shown:
-                found.append(Sample(model, concept, prompts, index, _text(plan, cells[0], index), shown))
-    return tuple(found)
+                chosen.append(Sample(model, concept, prompts, index, _text(plan, cells[0], index), shown))
+    return tuple(chosen)
 
 
 def misses(plan: SavedPlan, records: Sequence[CellRecord], store: Store, *, private: bool) -> tuple[Misses, ...]:
@@ -56,25 +56,25 @@ def misses(plan: SavedPlan, records: Sequence[CellRecord], store: Store, *, priv
         if cell.name.guard != BARE:
             by_guard.setdefault((cell.name.model, cell.name.concept, cell.name.guard), []).append(cell)
     reader = _Reader(plan, store)
-    found = []
+    all_misses = []
     for (model, concept, guard), cells in by_guard.items():
         for kind in ("forget", "benign"):
             of_kind = [cell for cell in cells if (cell.name.role == "forget") == (kind == "forget")]
-            missed = [one for cell in of_kind if (one := reader.missed(cell, private)) is not None]
+            missed = [of_cell for cell in of_kind if (of_cell := reader.missed(cell, private)) is not None]
             if missed:
-                found.append(
+                all_misses.append(
                     Misses(
                         model,
                         concept,
                         guard,
                         "forget" if kind == "forget" else "benign",
-                        count=sum(one.count for one in missed),
-                        n=sum(one.n for one in missed),
-                        shown=_in_turn([one.shown for one in missed]),
-                        is_hidden=any(one.is_hidden for one in missed),
+                        count=sum(of_cell.count for of_cell in missed),
+                        n=sum(of_cell.n for of_cell in missed),
+                        shown=_in_turn([of_cell.shown for of_cell in missed]),
+                        is_hidden=any(of_cell.is_hidden for of_cell in missed),
                     )
                 )
-    return tuple(found)
+    return tuple(all_misses)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _missed_rows(cell: CellSpec, guarded: GeneratedSet, bare: GeneratedSet) -> T
 def _in_turn(lists: Sequence[Sequence[Miss]]) -> tuple[Miss, ...]:
     """The first of each prompt set, then the second of each, and so on; `MISSES` in all."""
     longest = max(map(len, lists))
-    return tuple(found[index] for index in range(longest) for found in lists if index < len(found))[:MISSES]
+    return tuple(of_cell[index] for index in range(longest) for of_cell in lists if index < len(of_cell))[:MISSES]
 
 
 def thumbnail(png: bytes) -> bytes:

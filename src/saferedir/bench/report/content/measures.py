@@ -86,8 +86,8 @@ def measure_of(group: Group) -> Measure:
 
 def estimates(cells: Sequence[CellRecord], metric: str) -> list[Estimate]:
     """A metric of each cell that has it; `where` names the prompt set."""
-    found = [estimate(cell.measured.get(metric), cell.name.prompts) for cell in cells]
-    return [one for one in found if one is not None]
+    known = [estimate(cell.measured.get(metric), cell.name.prompts) for cell in cells]
+    return [value for value in known if value is not None]
 
 
 def _drifts(metrics: Sequence[str]) -> list[Measure]:

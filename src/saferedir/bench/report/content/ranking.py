@@ -186,7 +186,7 @@ def _lack(
 
 def _highest(rates: Sequence[Estimate], wanted: int) -> Estimate | None:
     """The highest of several, None where one is missing."""
-    return max(rates, key=lambda one: (one.value, one.high)) if rates and len(rates) == wanted else None
+    return max(rates, key=lambda rate: (rate.value, rate.high)) if rates and len(rates) == wanted else None
 
 
 def _order(row: RankRow) -> tuple[bool, bool, float, bool, tuple[float, float], str]:
