@@ -145,13 +145,13 @@ def walk(model: Model, work: Path, log: Log) -> None:
     log.note(guard_bytes=disk(guard_folder))
     with log.stage("two steps, attached"):
         check_guarded(pipe, sr.Guard.from_pretrained(guard_folder), model.call)
-    if model.full_text is not None:
+    if model.full is not None:
         with (
             log.stage("two steps at the published size, attached"),
             sr.attach(pipe, sr.Guard.from_pretrained(guard_folder)),
         ):
             # prompts as long as in training; another length is refused
-            full = values(generate(pipe, {**model.call, **model.full_text}, output_type="latent"))
+            full = values(generate(pipe, {**model.call, **model.full}, output_type="latent"))
         log.note(full=list(full.shape))
     if model.duo:
         _duo(pipe, model, work, log)
