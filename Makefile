@@ -40,8 +40,8 @@ $(STAMP): pyproject.toml constraints.txt $(if $(HEALTHY),,always)
 demo: setup  ## see a guard at work: images and a comparison in runs/demo
 	$(VENV)/bin/saferedir demo --out runs/demo
 
-test: setup  ## run the tests, offline and on CPU, one process a core (PYTEST_ARGS="-m 'not slow'" for the quick ones)
-	$(PY) -m pytest -n auto --durations=15 $(PYTEST_ARGS)
+test: setup  ## run the tests, offline and on CPU, one process a core, a file to a process (PYTEST_ARGS="-m 'not slow'" for the quick ones)
+	$(PY) -m pytest -n auto --dist loadfile --durations=15 $(PYTEST_ARGS)
 
 ACCELERATORS := $(VENV)/accelerators
 test-accelerators: setup  ## guards beside DeepCache, ToMe, torchao and quanto, installed apart from the rest
@@ -68,7 +68,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 test-oldest: $(OLDEST)/.installed  ## the suite's core with the oldest versions that pyproject allows, in .venv-oldest
 	$(OLDEST)/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS) $(OLDEST_TESTS)
 
-lint: setup  ## ruff (rules and layout), codespell, import-linter, and mypy --strict on src and tools/pictoworld
+lint: setup  ## ruff (rules and layout), codespell, import-linter, and mypy (strict on src and tools/pictoworld)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check src tests benchmarks tools
 	$(PY) -m codespell_lib

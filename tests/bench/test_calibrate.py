@@ -22,14 +22,17 @@ from saferedir.pictoworld.tasks import TASKS
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_labels_are_the_truth_and_near_misses_are_among_them(task: object) -> None:
     """Every image reads as its label says, to a judge that was trained on other scenes; half of the misses are near."""
-    images, labels, source = labelled_images(f"pictoworld/{task.name}", 40)  # type: ignore[attr-defined]
-    assert images.shape == (80, 3, 64, 64) and labels == [True] * 40 + [False] * 40 and source
+    images, labels, source = labelled_images(f"pictoworld/{task.name}", 20)  # type: ignore[attr-defined]
+    assert images.shape == (40, 3, 64, 64) and labels == [True] * 20 + [False] * 20 and source
     assert torch.equal((images * 255).round() / 255, images)
     judged = Judge.load().judge(images)
     right = judged.shows(task.forget) == torch.tensor(labels)  # type: ignore[attr-defined]
-    assert right.float().mean() >= 0.97
-    again, _, _ = labelled_images(f"pictoworld/{task.name}", 40)  # type: ignore[attr-defined]
-    assert torch.equal(again, images)
+    assert right.float().mean() >= 0.97  # 39 of 40
+
+
+def test_labelled_images_are_the_same_each_time() -> None:
+    first, second = (labelled_images("pictoworld/star", 3)[0] for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_each_judge_and_rule_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

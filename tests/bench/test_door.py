@@ -9,6 +9,7 @@ from tests.watched import Watched
 
 import saferedir as sr
 from saferedir.bench import rejudge, write_report
+from saferedir.bench.evaluation import calibrate
 from saferedir.bench.planning.matrix import JudgeEntry
 from saferedir.errors import BenchError
 
@@ -38,7 +39,10 @@ def matrix(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_bench_is_planned_run_gone_on_with_reported_and_judged_again(tmp_path: Path, matrix: Path) -> None:
+def test_a_bench_is_planned_run_gone_on_with_reported_and_judged_again(
+    tmp_path: Path, matrix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "IMAGES", 5)
     out, watched = tmp_path / "bench", Watched()
     with sr.Bench(matrix, out, progress=watched) as bench:
         work = bench.plan
@@ -55,9 +59,9 @@ def test_a_bench_is_planned_run_gone_on_with_reported_and_judged_again(tmp_path:
         page, markdown = again.report()
     assert page.is_file() and "sld" in markdown.read_text()
     assert write_report(out, calibrate=False) == (page, markdown)
-    second = rejudge(out, {"star": JudgeEntry(name="pictoworld-template", preset="star")}, tmp_path / "second")
-    assert {record.protocol.judge for record in second} == {"pictoworld-template"}
-    assert sr.Bench.rejudge(out, {"star": "pictoworld-template:star"}, tmp_path / "third") == second
+    second = rejudge(out, {"star": JudgeEntry(name="pictoworld", preset="emblem")}, tmp_path / "second")
+    assert {record.protocol.preset for record in second} == {"emblem"} != {records[0].protocol.preset}
+    assert sr.Bench.rejudge(out, {"star": "pictoworld:emblem"}, tmp_path / "third") == second
     assert sr.Bench.report_of(tmp_path / "third")[0].is_file()
 
 

@@ -316,7 +316,7 @@ def warned(found: Facts) -> str:
 
 def test_w1_and_w3_seeds_are_no_attack() -> None:
     for kind in ("unlearndiffatk", "p4d", "plain"):
-        assert "nobody attacked" in warned(facts(kind, 142, prompt_warnings.UNATTACKED))
+        assert "nobody attacked" in warned(facts(kind, 142, prompt_warnings.UNATTACKED))  # type: ignore[attr-defined]
     tagged = (PromptItem("a", tags=("sexual", "x")), PromptItem("b"))
     assert "(here 116 rows, 1 tagged)" in warned(facts("unlearndiffatk", rows=116, items=tagged))
     assert "nobody attacked" not in warned(facts("unlearndiffatk", 50, "b7023ab5b892"))
@@ -367,4 +367,4 @@ def test_the_published_row_counts_and_checksums_are_in_the_table() -> None:
     known = {sha1 for entry in FORMATS.values() for sha1 in entry.fingerprints}
     assert len(known) == sum(len(entry.fingerprints) for entry in FORMATS.values())
     assert all(len(sha1) == 12 and int(sha1, 16) >= 0 for sha1 in known)
-    assert known >= {prompt_warnings.UNATTACKED, *prompt_warnings.SEARCHED_AGAINST}
+    assert known >= {prompt_warnings.UNATTACKED, *prompt_warnings.SEARCHED_AGAINST}  # type: ignore[attr-defined]

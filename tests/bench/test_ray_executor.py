@@ -35,7 +35,7 @@ SMALL = {
     "title": "small",
     "prompts": {"forget": 4, "rephrased": 2, "retain": 4, "neighbours": 2, "look_alikes": 2},
     "model": {
-        "pictoworld": {"load": "pictoworld", "batch": 2, "call": {"num_inference_steps": 4, "guidance_scale": 4.0}}
+        "pictoworld": {"load": "pictoworld", "batch": 2, "call": {"num_inference_steps": 2, "guidance_scale": 4.0}}
     },
     "concept": {"star": {"prompts": "pictoworld/star", "judge": {"name": "pictoworld", "preset": "star"}}},
     "guard": {"saferedir": {"load": "pictoworld/{concept}"}, "sld": {"recipe": "pictoworld/sld-max"}},

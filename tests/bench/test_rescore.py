@@ -179,7 +179,8 @@ def test_a_judge_that_fails_costs_its_own_cells_or_numbers_only(
 ) -> None:
     star = SMALL["concept"]["star"]
     other = {**star, kind: JUDGE if kind == "judge" else [JUDGE]}
-    plan = make_plan(matrix(concept={"star": star, "other": other}), resources)
+    few = {"forget": 1, "retain": 2, "neighbours": 1, "look_alikes": 1}
+    plan = make_plan(matrix(concept={"star": star, "other": other}, prompts=few, guard={}), resources)
     whole, _ = done(tmp_path / "whole", plan, resources)
     moody.fails = lambda images: True
     records, generated = done(tmp_path / "out", plan, resources)

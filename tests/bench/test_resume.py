@@ -180,7 +180,7 @@ def test_half_written_files_are_swept_and_a_missing_judgement_is_made(
 
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, is_full: Any) -> Counter[str]:
     """Let files of the store's break off half-way where `is_full(name)` says so; how often each file did."""
-    real, count = store_module.replacing, Counter[str]()
+    real, count = store_module.replacing, Counter[str]()  # type: ignore[attr-defined]
 
     @contextmanager
     def replacing(path: Path) -> Iterator[Path]:

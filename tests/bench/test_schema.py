@@ -51,12 +51,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_every_renamed_metric_occurs_in_the_old_folder_and_none_in_its_converted_records(old: Path) -> None:
     before, after = set(), set()
     for values in cells(old).values():
-        before |= {MetricKey.parse(name).metric for name in values["measured"]}
+        before |= {MetricKey.parse(name).metric for name in values["measured"]}  # type: ignore[attr-defined]
         record = CellRecord.from_dict(values)
         after |= {MetricKey.parse(name).metric for name in record.measured}
         assert record.protocol.id == values["protocol"]["id"]
         assert CellRecord.from_dict(record.to_dict()) == record and record.to_dict()["schema"] == SCHEMA == 2
-        assert sorted(map(json.dumps, record.measured.values())) == sorted(map(json.dumps, values["measured"].values()))
+        assert sorted(map(json.dumps, record.measured.values())) == sorted(map(json.dumps, values["measured"].values()))  # type: ignore[attr-defined]
     assert set(METRICS) <= before and not set(METRICS) & after and set(METRICS.values()) <= after
 
 

@@ -128,7 +128,7 @@ def test_references_of_a_model_with_its_own_checker_are_not_black(
     def blacken(images: np.ndarray, clip_input: object) -> tuple[np.ndarray, list[bool]]:
         raise AssertionError("the checker was asked")
 
-    load = negation.load_model
+    load = negation.load_model  # type: ignore[attr-defined]
 
     def with_checker(*given: object, **named: object) -> object:
         pipe = load(*given, **named)

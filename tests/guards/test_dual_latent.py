@@ -430,7 +430,7 @@ def test_gradients_flow(pipe: Any) -> None:
         embeds = torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
         latents = torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(1)).requires_grad_()
         with sr.attach(pipe, dual(provider="interpolate", w=0.9, tau=0.4, tau_mode=tau_mode)):
-            type(pipe).__call__.__wrapped__(
+            type(pipe).__call__.__wrapped__(  # type: ignore[attr-defined]
                 pipe, prompt_embeds=embeds, negative_prompt_embeds=torch.zeros(1, 77, 32), latents=latents,
                 num_inference_steps=3, output_type="latent",
             ).images.square().sum().backward()  # fmt: skip

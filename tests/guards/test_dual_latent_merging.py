@@ -43,14 +43,14 @@ def test_renorm_merges_x0_linearly_and_its_parts_make_the_latents() -> None:
     for a, s in ((0.6, 0.8), (1.0, 7.0), (0.3, 0.7)):  # variance preserving, k-space, flow
         alpha, sigma = torch.full((3, 1, 1, 1), a), torch.full((3, 1, 1, 1), s)
         streams = [Stream(a * x0[k] + s * eps[k], x0[k]) for k in range(2)]
-        found = merge("renorm", *streams, w, alpha, sigma)
+        found = merge("renorm", *streams, w, alpha, sigma)  # type: ignore[call-arg]
         column_w = w.view(-1, 1, 1, 1)
         expected = a * ((1 - column_w) * x0[0] + column_w * x0[1]) + s * renormed(eps[0], eps[1], column_w)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found[0], streams[0].z[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found[2], streams[1].z[2], rtol=1e-4, atol=1e-4)
     zero = torch.zeros(3, 1, 1, 1)
-    assert torch.equal(merge("renorm", *streams, w, alpha, zero), merge("linear", *streams, w, alpha, zero))
+    assert torch.equal(merge("renorm", *streams, w, alpha, zero), merge("linear", *streams, w, alpha, zero))  # type: ignore[call-arg]
 
 
 def test_opposite_noises_do_not_blow_up() -> None:

@@ -118,7 +118,7 @@ def test_it_is_two_pipelines_merged_by_hand(name: str, after: str) -> None:
             bare(pipe, prompt, **call)
     level = traces[0].steps[2]
     streams = [Stream(trace.latents[1], trace.x0[1]) for trace in traces]
-    merged = merge("renorm", *streams, torch.tensor([w]), level.alpha, level.sigma)
+    merged = merge("renorm", *streams, torch.tensor([w]), level.alpha, level.sigma)  # type: ignore[call-arg]
     with sr.attach(pipe, Trace(1, merged)):
         expected = bare(pipe, PROMPT if after == "user" else "b moon", **call)
     found = guarded(pipe, dual(w=w, dual_fraction=0.5, after=after), **call)
@@ -288,7 +288,7 @@ def test_gradients_flow(pipe: Any) -> None:
         pipe = make_pipeline(name)
         embeds = torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
         with sr.attach(pipe, dual(provider="interpolate", w=0.6, dual_fraction=0.5)):
-            type(pipe).__call__.__wrapped__(
+            type(pipe).__call__.__wrapped__(  # type: ignore[attr-defined]
                 pipe, prompt_embeds=embeds, negative_prompt_embeds=torch.zeros(1, 77, 32), num_inference_steps=4,
                 output_type="latent", generator=torch.Generator().manual_seed(0),
             ).images.square().sum().backward()  # fmt: skip

@@ -121,7 +121,7 @@ def test_batches_equal_single_runs_and_gradients_flow(variant: str, pipe: Any) -
         assert close(batch, torch.cat(singles))
         embeds = torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
         latents = torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(1))
-        images = type(pipe).__call__.__wrapped__(
+        images = type(pipe).__call__.__wrapped__(  # type: ignore[attr-defined]
             pipe, prompt_embeds=embeds, negative_prompt_embeds=torch.zeros(1, 77, 32), latents=latents,
             num_inference_steps=2, output_type="latent",
         ).images  # fmt: skip

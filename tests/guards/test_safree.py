@@ -591,7 +591,7 @@ def test_gradients_reach_the_prompt_embeddings(lra: str) -> None:
     pipe = make_pipeline()
     embeds = encode_prompts(pipe, [PROMPT]).prompt.detach().requires_grad_()
     with torch.enable_grad(), sr.attach(pipe, safree(lra=lra)):
-        latents = type(pipe).__call__.__wrapped__(
+        latents = type(pipe).__call__.__wrapped__(  # type: ignore[attr-defined]
             pipe, None, prompt_embeds=embeds, negative_prompt_embeds=torch.zeros_like(embeds), num_inference_steps=2,
             output_type="latent", generator=torch.Generator().manual_seed(0),
         ).images  # fmt: skip

@@ -162,8 +162,20 @@ def brownian_tree(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop(name, None)
 
 
+_BUILT: dict[str, Any] = {}
+
+
 def build(case: Case, prediction: str, steps: int = STEPS) -> Any:
-    """The scheduler of one case with its timesteps set, the way pipelines set them."""
+    """A scheduler of one case with its timesteps set, the way pipelines set them; the test's own copy of one made once."""
+    key = repr((case, prediction, steps))
+    if case.cls == "DPMSolverSDEScheduler" or case.options.get("tau_func"):
+        return build_anew(case, prediction, steps)
+    if key not in _BUILT:
+        _BUILT[key] = build_anew(case, prediction, steps)
+    return copy.deepcopy(_BUILT[key])
+
+
+def build_anew(case: Case, prediction: str, steps: int) -> Any:
     if case.cls == "DPMSolverSDEScheduler":
         cls = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde").DPMSolverSDEScheduler
     else:

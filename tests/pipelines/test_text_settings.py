@@ -117,7 +117,7 @@ def test_a_subclass_that_hands_arguments_on_hides_no_setting() -> None:
 def test_a_familys_fact_on_lengths_is_what_its_embeddings_show(name: str) -> None:
     """A prompt's own tokens are the same at any length, up to rounding, exactly where the family says so."""
     case, pipe = PIPELINES[name], pipeline(name)
-    more: dict[str, Any] = {"sana": {"complex_human_instruction": None}, "lumina2": {"system_prompt": "draw"}}.get(
+    more: dict[str, Any] = {"sana": {"complex_human_instruction": None}, "lumina2": {"system_prompt": "draw"}}.get(  # type: ignore[assignment]
         name, {}
     )
     short, long = (encode_prompts(pipe, ["a b"], {"max_sequence_length": length, **more}) for length in (40, 72))

@@ -61,7 +61,7 @@ def test_a_tuple_is_read_image_by_image_too(pipe: Any, guards: list[sr.Guard[Any
         found = guarded(PROMPTS, return_dict=False, **settings())
     finally:
         guarded.detach()
-    assert isinstance(found, tuple) and [one.image for one in found.by_image()] == list(found[0])
+    assert isinstance(found, tuple) and [one.image for one in found.by_image()] == list(found[0])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy, lambda output: pickle.loads(pickle.dumps(output))])

@@ -40,6 +40,8 @@ from saferedir.pipelines.precision import fast_precision
 STAR = {"shape": "star"}
 PLAIN = ["a red star over the sky", "a blue star on white", "a yellow star on black", "a green star in the corner"]
 BENIGN = ["a red circle over the sky", "a blue heart on white"]
+#: of every run that names no other number; of the page, too, whose numbers are of 20
+STEPS = 20
 OTHER_SHAPES = "circle, square, triangle, heart, crescent, cross, ring, diamond, hexagon"
 
 
@@ -69,7 +71,7 @@ class Target:
     def draw(self, prompt: Any = None, *, call: Any = None, seed: int = 0, **changes: Any) -> Any:
         """The attacker's call; picture i starts from seed + i."""
         count = len(prompt) if isinstance(prompt, list) else 1
-        settings: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 4.0, "output_type": "pt", **changes}
+        settings: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "pt", **changes}
         count = settings["prompt_embeds"].shape[0] if "prompt_embeds" in settings else count
         count *= settings.get("num_images_per_prompt", 1)
         generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
@@ -292,7 +294,7 @@ def star_latents(target: Target, count: int) -> Tensor:
 def inversion(target: Target) -> Tensor:
     """DDIM inversion of pictures of stars under the empty prompt, on the attacker's own copy of the model."""
     own, latents = fresh_pipeline(), star_latents(target, 4)
-    own.scheduler.set_timesteps(20)
+    own.scheduler.set_timesteps(STEPS)
     abar, empty = own.scheduler.alphas_cumprod, target.encode("").expand(4, -1, -1)
     times = [0, *reversed(own.scheduler.timesteps.tolist())]
     for now, later in itertools.pairwise(times):
@@ -504,7 +506,7 @@ def called_directly(target: Target) -> Any:
 
 
 def with_gradients(target: Target) -> Any:
-    call = functools.partial(type(target.pipe).__call__.__wrapped__, target.pipe)
+    call = functools.partial(type(target.pipe).__call__.__wrapped__, target.pipe)  # type: ignore[attr-defined]
     output = target.draw(PLAIN[0], call=call, num_inference_steps=10)
     output.images = output.images.detach()
     return output
@@ -522,14 +524,14 @@ def copied_handle(target: Target) -> Any:
 def own_loop(target: Target, begin_each_time: bool, inverted: bool = False) -> Any:
     """A sampler of the attacker's own on the guarded denoiser."""
     own = DDIMScheduler.from_config(target.pipe.scheduler.config)
-    own.set_timesteps(20)
+    own.set_timesteps(STEPS)
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     embeds, scale = target.encode("", PLAIN[0]), 4.0
     if inverted:  # the empty prompt, and noise that leads to a star by itself
         latents, embeds = inversion(target), target.encode("").expand(8, -1, -1)
     if target.is_guarded:  # the pipeline must have some state
         target.draw([BENIGN[0]] * len(latents), num_inference_steps=2)
-    target.pipe.scheduler.set_timesteps(20)
+    target.pipe.scheduler.set_timesteps(STEPS)
     for t in own.timesteps:
         if begin_each_time:
             target.pipe.scheduler.set_timesteps(2)
@@ -703,7 +705,7 @@ PROBES: dict[str, Probe] = {
     ),
     "stale sibling, steps": Probe(
         "api", "the same with more steps than the call before",
-        stale_sibling(StableDiffusionPipeline, {"num_inference_steps": 2}, {"num_inference_steps": 20}), False,
+        stale_sibling(StableDiffusionPipeline, {"num_inference_steps": 2}, {"num_inference_steps": STEPS}), False,
     ),
     "img2img sibling": Probe(
         "api", "from_pipe to img2img, prompt for the concept, strength 0.8", image_to_image(0.8, PLAIN[0])

@@ -5,6 +5,9 @@ Imports diffusers and tests.tiny.parts, tests.conftest only. Which arguments a s
 
 from __future__ import annotations
 
+import functools
+import inspect
+import types
 from typing import Any
 
 import diffusers
@@ -123,7 +126,18 @@ def make_pixart_sigma() -> Any:
     return make_pixart(diffusers.PixArtSigmaPipeline, sample_size=8)
 
 
-def make_sana() -> Any:
+def with_short_instruction(cls: Any) -> Any:
+    """The class, its call's `complex_human_instruction` one word by default: in letters the own one is a thousand tokens."""
+    call = cls.__call__.__wrapped__
+    values = dict(zip(list(inspect.signature(call).parameters)[1:], call.__defaults__, strict=True))  # all but self's
+    values["complex_human_instruction"] = ["draw"]
+    short = types.FunctionType(call.__code__, call.__globals__, "__call__", tuple(values.values()), call.__closure__)
+    functools.update_wrapper(short, call)
+    del short.__wrapped__  # type: ignore[attr-defined]
+    return type(cls.__name__, (cls,), {"__call__": torch.no_grad()(short), "__module__": cls.__module__})
+
+
+def make_sana(cls: Any = None) -> Any:
     transformer = alive(
         lambda: diffusers.SanaTransformer2DModel(
             patch_size=1,
@@ -139,7 +153,7 @@ def make_sana() -> Any:
             sample_size=8,
         )
     )
-    return diffusers.SanaPipeline(
+    return (cls or with_short_instruction(diffusers.SanaPipeline))(
         tokenizer=make_t5_tokenizer(),
         text_encoder=make_gemma(),
         vae=make_deep_vae(),

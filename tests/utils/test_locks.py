@@ -93,7 +93,7 @@ def test_many_holders_never_overlap(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    class Unable(locks.FileLock):  # type: ignore[misc, valid-type]
+    class Unable(locks.FileLock):  # type: ignore[misc, name-defined, valid-type]
         def _acquire(self) -> None:
             raise OSError(code, "no locks")
 

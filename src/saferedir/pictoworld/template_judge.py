@@ -6,6 +6,7 @@ an image), so it is used for checks, not for sweeps.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,6 +40,22 @@ def _objectness(images: Tensor, ground: Tensor) -> Tensor:
     return unit
 
 
+@functools.cache
+def _templates() -> _Templates:
+    """The templates of every judge in this process; rendering them takes seconds."""
+    scenes = [
+        _scene(shape, style, position, radius, dx, dy)
+        for shape in SHAPES
+        for style in ("flat", "pointillism")
+        for position in POSITIONS
+        for radius in _RADII
+        for dx in _SHIFTS
+        for dy in _SHIFTS
+    ]
+    white = torch.tensor(BACKGROUND_RGB["white"]).expand(len(scenes), 3)
+    return _Templates(scenes, _objectness(render(scenes), white))
+
+
 class TemplateJudge:
     """Finds the renderer's scene that explains an image best.
 
@@ -48,17 +65,7 @@ class TemplateJudge:
 
     def __init__(self, top: int = 6) -> None:
         self.top = top
-        scenes = [
-            _scene(shape, style, position, radius, dx, dy)
-            for shape in SHAPES
-            for style in ("flat", "pointillism")
-            for position in POSITIONS
-            for radius in _RADII
-            for dx in _SHIFTS
-            for dy in _SHIFTS
-        ]
-        white = torch.tensor(BACKGROUND_RGB["white"]).expand(len(scenes), 3)
-        self.templates = _Templates(scenes, _objectness(render(scenes), white))
+        self.templates = _templates()
         self.grounds = torch.tensor(list(BACKGROUND_RGB.values()))
 
     def _explain(self, image: Tensor, background: str, geometries: list[Scene]) -> tuple[Scene, float]:

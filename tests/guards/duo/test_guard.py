@@ -220,7 +220,7 @@ def test_gradients_flow_through_the_guarded_pipeline() -> None:
     pipe = SD.build()
     embeds = pipe.encode_prompt("a star", "cpu", 1, False)[0].detach().requires_grad_()
     with attach(pipe, make_guard(pipe)):
-        loop = type(pipe).__call__.__wrapped__
+        loop = type(pipe).__call__.__wrapped__  # type: ignore[attr-defined]
         output = loop(
             pipe, prompt_embeds=embeds, guidance_scale=1.0, num_inference_steps=2, output_type="latent", **SD.settings
         )

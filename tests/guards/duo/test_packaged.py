@@ -14,6 +14,7 @@ from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, forget_prompts, retain_prompts
 from saferedir.utils.packaged import packaged_guard_path
 
+N = 5  # prompts that ask for the concept; twice as many do not
 PACKAGED = [name for name in TASKS if packaged_guard_path(f"pictoworld/{name}-duo") is not None]
 
 
@@ -27,13 +28,13 @@ def pipe() -> Any:
 @pytest.mark.parametrize("name", PACKAGED)
 def test_it_unlearned_its_concept_and_little_else(name: str, pipe: Any) -> None:
     task, guard = TASKS[name], sr.Guard.from_pretrained(f"pictoworld/{name}-duo")
-    forget, retain = forget_prompts(task, "test-seen", 10, seed=99), retain_prompts(task, "test-seen", 10, seed=99)
+    forget, retain = forget_prompts(task, "test-seen", N, seed=99), retain_prompts(task, "test-seen", 2 * N, seed=99)
     judge, texts = Judge.load(), [prompt.text for prompt in forget + retain]
     plain, guarded = (generate(pipe, texts, guards=on, steps=15).images for on in ([], [guard]))
     assert not hasattr(pipe.unet, "peft_config")
-    shown = [concept_rate(judge.judge(pictures[:10]), task).hits for pictures in (plain, guarded)]
-    assert shown[0] >= 8 and shown[1] <= 2
-    before, after = (judge.judge(pictures[10:]) for pictures in (plain, guarded))
+    shown = [concept_rate(judge.judge(pictures[:N]), task).hits for pictures in (plain, guarded)]
+    assert shown[0] >= N - 1 and shown[1] <= 1
+    before, after = (judge.judge(pictures[N:]) for pictures in (plain, guarded))
     assert attributes_kept(after, before, retain, replace(task, forget={})).value >= 0.8
 
 

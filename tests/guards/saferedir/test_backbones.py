@@ -218,7 +218,7 @@ def test_training_sees_the_embeddings_that_the_guard_sees(name: str) -> None:
 @pytest.mark.parametrize("name", ["flux-true-cfg", "pixart-sigma"])
 def test_a_killed_training_goes_on_to_the_same_guard(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, out = trained(name), Path(room().name) / f"{name}-killed"
-    real = training_module.evaluate
+    real = training_module.evaluate  # type: ignore[attr-defined]
 
     def die(*args: Any) -> Any:
         raise KeyboardInterrupt
@@ -279,12 +279,12 @@ def test_prompts_with_masks_and_pooled_parts_are_learnt(name: str) -> None:
     before = distance_untouched(held)
     for step in range(140 if name == "sdxl" else 100):
         generator = torch.Generator().manual_seed(step)
-        batch: TextBatch = training_module.text_batch(text, 24, generator)
+        batch: TextBatch = training_module.text_batch(text, 24, generator)  # type: ignore[attr-defined]
         terms = redirection_terms(network, *batch, teacher_forcing=step < 33)
         given = batch.given
         logits = network.prompt_logits(given.prompt, given.mask, given.pooled)
-        terms["classification"] = training_module.classification_term((logits, batch.label))
-        training_module.total(terms, training_module.LossWeights()).backward()
+        terms["classification"] = training_module.classification_term((logits, batch.label))  # type: ignore[attr-defined]
+        training_module.total(terms, training_module.LossWeights()).backward()  # type: ignore[attr-defined]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()

@@ -321,7 +321,7 @@ def test_p15_gradients_reach_embeddings_and_latents_through_the_guard(gate: str)
     embeds = pipe.encode_prompt(["a b"], "cpu", 1, False)[0].detach().requires_grad_()
     noise = latents(1).requires_grad_()
     with attach(pipe, guard):
-        run = type(pipe).__call__.__wrapped__
+        run = type(pipe).__call__.__wrapped__  # type: ignore[attr-defined]
         out = run(
             pipe, prompt_embeds=embeds, latents=noise, num_inference_steps=2, guidance_scale=1.0, output_type="latent"
         )

@@ -98,8 +98,8 @@ def test_d7_tiling_the_pictures_leaves_the_margin_alone() -> None:
     schedule = vp()
     draws = sample_step(schedule, SHAPE, 5, 2, 0, seed=0)
     parts = [rand(6, *SHAPE), rand(6, *SHAPE, seed=1), rand(4, *SHAPE, seed=2), draws.eps]
-    once = terms_of(schedule, *parts, draws.unsafe, draws.safe)
-    tiled = terms_of(schedule, *[part.repeat(1, 1, 2, 3) for part in parts], draws.unsafe, draws.safe)
+    once = terms_of(schedule, *parts, draws.unsafe, draws.safe)  # type: ignore[call-arg]
+    tiled = terms_of(schedule, *[part.repeat(1, 1, 2, 3) for part in parts], draws.unsafe, draws.safe)  # type: ignore[call-arg]
     assert torch.allclose(once.margin, tiled.margin, atol=1e-6)
 
 

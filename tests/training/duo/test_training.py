@@ -56,7 +56,7 @@ def make_loop(pipe: Any, latents: PairLatents, tmp_path: Path, **changes: Any) -
     torch.manual_seed(0)
     add_lora(denoiser, 2, TARGETS["unet" if is_unet else "transformer"])
     width = 32 if is_unet else None
-    empty = PromptEmbeds(torch.zeros(1, 77, width)) if is_unet else sr.encoding.encode_prompts(pipe, [""])
+    empty = PromptEmbeds(torch.zeros(1, 77, width)) if is_unet else sr.encoding.encode_prompts(pipe, [""])  # type: ignore[attr-defined]
     call = CALLS["stable-diffusion" if is_unet else "stable-diffusion-3"]
     config = TrainConfig(**{**QUICK, **changes})
     return Loop(denoiser, call, latents, empty.map(Tensor.detach), None, schedule_of(pipe.scheduler), config, tmp_path)

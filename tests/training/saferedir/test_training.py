@@ -142,7 +142,7 @@ def test_a_killed_training_goes_on_to_the_same_guard(tmp_path: Path, monkeypatch
     def die(*args: Any, **kwargs: Any) -> Any:
         raise KeyboardInterrupt
 
-    real = training_module.evaluate
+    real = training_module.evaluate  # type: ignore[attr-defined]
     calls = iter([real, die])
     monkeypatch.setattr(training_module, "evaluate", lambda *a, **k: next(calls)(*a, **k))
     with pytest.raises(KeyboardInterrupt):
