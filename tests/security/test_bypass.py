@@ -10,11 +10,19 @@ from tests.security.bypass_table import TABLES, rows_on_the_page
 from saferedir.pictoworld.evaluation import identical
 from saferedir.pipelines.precision import fast_precision
 
+#: probes that mean something else in another number of steps: a callback that comes at a fixed step, and a guard without its
+#: verifier, which is weaker in few steps, as docs/security.md says
+AS_ON_THE_PAGE = ("old callback", "inverted, below")
+
 
 @pytest.fixture(autouse=True)
-def half_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def half_the_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page is made with 20 steps; what is asked here holds as well with 10, where an image is half as dear."""
-    monkeypatch.setattr(bypass_probes, "STEPS", 10)
+    if (
+        getattr(request.node, "callspec", None) is None
+        or request.node.callspec.params.get("name") not in AS_ON_THE_PAGE
+    ):
+        monkeypatch.setattr(bypass_probes, "STEPS", 10)
 
 
 @pytest.mark.parametrize("name", PROBES)
