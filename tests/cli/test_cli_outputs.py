@@ -59,7 +59,7 @@ def test_a_stopped_generate_keeps_its_images_and_goes_on(
     monkeypatch.setattr(generate, "BATCH", 2)
     words = ("generate", *(f"a red star {i}" for i in range(5)), "--steps", 1, "--guard", "pictoworld/star")
     assert run(*words, "--out", tmp_path / "whole").exit_code == 0
-    save, saved = generate.save_output, []
+    save, saved = generate.save_output, []  # type: ignore[attr-defined]
 
     def stop_after_three(image: Any, folder: Path, stem: str) -> str:
         if len(saved) == 3:

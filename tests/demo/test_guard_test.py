@@ -50,7 +50,7 @@ def test_a_silent_guard_changes_nothing_and_a_firing_one_fails_on_what_it_change
 
 def test_the_guard_is_attached_once_and_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, attachments = make_pipeline(), []
-    attach = guard_test.attach
+    attach = guard_test.attach  # type: ignore[attr-defined]
     monkeypatch.setattr(guard_test, "attach", lambda *args: attachments.append(args) or attach(*args))
     run_guard_test(pipe, make_guard(-1e9), **PROMPTS, out=tmp_path, name="x", call={"num_inference_steps": 1}, batch=1)
     assert len(attachments) == 1
