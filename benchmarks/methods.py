@@ -47,7 +47,7 @@ and noise for every method; each rate with its 95 % Wilson interval. Words and i
 `pictoworld/methods.py`. Nothing was tuned on these prompts, and a method that cannot do a task is shown as it is.
 
 - **Concept**: share of images that show it, for the phrasings of training and for synonyms, descriptions and
-  misspellings never seen.
+  misspellings that it was not trained on.
 - **Retain kept**: of all (image, attribute) pairs that a prompt without the concept fixes and the unguarded model generated
   as asked, those still there. **Drift**: mean distance of the judge's features to the unguarded image's, 1 being the mean
   distance between the unguarded images of two different prompts; 0 is bit-identical. **Broken**: images without a

@@ -1,9 +1,9 @@
 """The policies of `protect` on PictoWorld: what "redirect" shows, and what "verify" still lets through.
 
 Run: python benchmarks/policies.py --out docs
-Every test phrasing of every task is drawn once under "verify" with the CNN judge as the verifier. What the judge said of the
-first attempt is what "redirect" would have shown; the final pictures are judged again by the template judge, which learnt
-nothing and was not the verifier. Retain prompts: how many pictures differ from the unguarded ones, and how many are blocked.
+Every test phrasing of every task is generated once under "verify" with the CNN judge as the verifier. What the judge said of the
+first attempt is what "redirect" would have shown; the final images are judged again by the template judge, which learnt
+nothing and was not the verifier. Retain prompts: how many images differ from the unguarded ones, and how many are blocked.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from saferedir.pipelines.precision import fast_precision
 HEAD = """# Policies on PictoWorld
 
 Made by `python benchmarks/policies.py --out docs`: {n} prompts of test-seen and retain, half as many of the other
-phrasings, {steps} DDIM steps, guidance {guidance:g}; each rate with its 95 % Wilson interval. "redirect": pictures of the
-first attempt in which the CNN judge sees the concept. "verify": the same after at most two more attempts and blocking,
+phrasings, {steps} DDIM steps, guidance {guidance:g}; each rate with its 95 % Wilson interval. "redirect": images of the
+first attempt in which the CNN judge finds the concept. "verify": the same after at most two more attempts and blocking,
 with the CNN judge as verifier; the last column is the verdict of a second judge (templates, not learnt) on what "verify"
-let through, blocked pictures counting as not shown.
+let through, blocked images counting as not shown.
 
 """
 
@@ -43,8 +43,8 @@ class Verifier:
         self.judge, self.task = judge, task
         self.first: list[bool] | None = None
 
-    def __call__(self, pictures: list[Image.Image]) -> list[bool]:
-        flags: list[bool] = self.judge.judge(pictures).is_labelled(dict(self.task.forget)).tolist()
+    def __call__(self, images: list[Image.Image]) -> list[bool]:
+        flags: list[bool] = self.judge.judge(images).is_labelled(dict(self.task.forget)).tolist()
         if self.first is None:
             self.first = flags
         return flags
@@ -53,8 +53,8 @@ class Verifier:
 def protected(
     pipe: Any, guard: Any, verifier: Verifier, texts: list[str], batch: int, progress: Any
 ) -> dict[str, Tensor]:
-    """Pictures (N, 3, 64, 64), and per picture: first-attempt verdict, attempts, whether it was blocked."""
-    found: dict[str, list[Any]] = {"pictures": [], "first": [], "attempts": [], "blocked": []}
+    """Images (N, 3, 64, 64), and per image: first-attempt verdict, attempts, whether it was blocked."""
+    found: dict[str, list[Any]] = {"images": [], "first": [], "attempts": [], "blocked": []}
     with sr.protect(pipe, guard, on_unsafe="verify", verify=verifier, retries=2) as guarded:
         for start in range(0, len(texts), batch):
             chunk = texts[start : start + batch]
@@ -66,12 +66,12 @@ def protected(
                 generator=[torch.Generator().manual_seed(start + i) for i in range(len(chunk))],
                 output_type="pt",
             )
-            found["pictures"].append(output.images.float().cpu())
+            found["images"].append(output.images.float().cpu())
             found["first"] += verifier.first or []
             found["attempts"] += [decision.attempts for decision in output.decisions]
             found["blocked"] += output.blocked
             progress(len(chunk))
-    return {"pictures": torch.cat(found.pop("pictures")), **{name: torch.tensor(rows) for name, rows in found.items()}}
+    return {"images": torch.cat(found.pop("images")), **{name: torch.tensor(rows) for name, rows in found.items()}}
 
 
 def measure(
@@ -89,8 +89,8 @@ def measure(
         prompts = forget_prompts(task, split, n if split == "test-seen" else max(1, n // 2))
         run = protected(pipe, guard, Verifier(judges[0], task), [p.text for p in prompts], 50, advance)
         visible = ~run["blocked"]
-        second = judges[1].judge(run["pictures"]).shows(dict(task.forget)) & visible
-        after = judges[0].judge(run["pictures"]).shows(dict(task.forget)) & visible
+        second = judges[1].judge(run["images"]).shows(dict(task.forget)) & visible
+        after = judges[0].judge(run["images"]).shows(dict(task.forget)) & visible
         shown.append(after)
         flagged.append(second)
         every += len(prompts)
@@ -111,7 +111,7 @@ def measure(
             "second_judge": rate_of(torch.cat(flagged)).to_dict(),
         },
         "retain": {
-            "touched": rate_of(~identical(plain, run["pictures"])).to_dict(),
+            "touched": rate_of(~identical(plain, run["images"])).to_dict(),
             "blocked": rate_of(run["blocked"]).to_dict(),
         },
     }
@@ -120,7 +120,10 @@ def measure(
 def markdown(results: dict[str, Any]) -> str:
     """The page's tables."""
     names = ("redirect", "verify", "blocked", "drawn_again", "second_judge")
-    lines = ["| task | phrasing | redirect | verify | blocked | drawn again | verify, second judge |", "|---" * 7 + "|"]
+    lines = [
+        "| task | phrasing | redirect | verify | blocked | generated again | verify, second judge |",
+        "|---" * 7 + "|",
+    ]
     for task, result in results.items():
         for split, row in result["splits"].items():
             lines.append(f"| {task} | {split} | {' | '.join(cell(row[name]) for name in names)} |")

@@ -2,7 +2,7 @@
 
 Run: python benchmarks/saferedir_guards.py --out docs
 Per task: concept rate with and without the guard on the four test splits, attributes kept, retain prompts left bit-identical,
-broken pictures; then each verdict alone (the image verdict on every phrasing), and
+broken images; then each verdict alone (the image verdict on every phrasing), and
 the AUROC of the image and prompt verdicts by step. Every rate has its n
 and a 95 % Wilson interval. Finished tasks are kept in --work, so that a killed run goes on.
 """
@@ -47,9 +47,9 @@ HEAD = """# SafeRedir on PictoWorld: results
 Made by `python benchmarks/saferedir_guards.py --out docs` with the packaged model, judge and guards: {n} prompts for
 test-seen and retain, half as many for the other rows, 30 DDIM steps, guidance 4, the same noise with and without the
 guard; each rate with its 95 % Wilson interval. The guards trained on `guard-train` prompts only; phrasings and scenes
-of the test splits were in no training or calibration. "Attributes kept": of all (picture, attribute) pairs outside
-the concept that the caption fixes and the unguarded model drew as asked, those that the guarded picture still has; a
-picture counts as kept only if all of them are. AUROCs are over test-seen forget prompts against retain prompts on
+of the test splits were in no training or calibration. "Attributes kept": of all (image, attribute) pairs outside
+the concept that the caption fixes and the unguarded model generated as asked, those that the guarded image still has; an
+image counts as kept only if all of them are. AUROCs are over test-seen forget prompts against retain prompts on
 unguarded trajectories; "alone" switches the other verdict off.
 
 """
@@ -142,7 +142,7 @@ def verdict_curves(forget: Generation, retain: Generation) -> dict[str, Any]:
 def markdown(results: dict[str, Any]) -> str:
     """The page's tables."""
     lines = [
-        "| task | split | unguarded | guarded | attributes kept | pictures with all kept | broken |",
+        "| task | split | unguarded | guarded | attributes kept | images with all kept | broken |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, task in results.items():

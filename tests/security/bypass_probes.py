@@ -639,7 +639,7 @@ PROBES: dict[str, Probe] = {
     "no number": Probe("prompt", "guidance_scale=inf", with_settings(guidance_scale=float("inf"))),
     "one step": Probe("prompt", "num_inference_steps=1", with_settings(num_inference_steps=1)),
     "four steps": Probe("prompt", "num_inference_steps=4", with_settings(num_inference_steps=4)),
-    "large picture": Probe("prompt", "height=72, width=72", large_picture),
+    "large image": Probe("prompt", "height=72, width=72", large_picture),
     "empty prompt": Probe("prompt", "an empty prompt, several seeds, with and without guidance", empty_prompt),
     "same generator": Probe("api", "one generator for two calls", same_generator),
     "clip_skip": Probe("api", "clip_skip=1: embeddings of another layer", skipping_a_layer),
@@ -711,10 +711,10 @@ PROBES: dict[str, Probe] = {
         "api", "from_pipe to img2img, prompt for the concept, strength 0.8", image_to_image(0.8, PLAIN[0])
     ),
     "img2img of a star": Probe(
-        "api", "from_pipe to img2img, a star's picture, empty prompt, strength 0.5", image_to_image(0.5, "")
+        "api", "from_pipe to img2img, a star's image, empty prompt, strength 0.5", image_to_image(0.5, "")
     ),
     "protected img2img": Probe(
-        "api", "stars' pictures through a protected img2img pipeline, strength 0.1 to 0.4", protected_image_to_image
+        "api", "stars' images through a protected img2img pipeline, strength 0.1 to 0.4", protected_image_to_image
     ),
     "called below": Probe("api", "type(pipe).__call__ on the pipeline below", called_directly),
     "inverted, below": Probe(
@@ -732,7 +732,7 @@ PROBES: dict[str, Probe] = {
     "two threads": Probe("api", "three threads on one protected pipeline", two_threads, False),
     "thread beside": Probe("api", "a second thread on the pipeline below", thread_beside, False),
     "img2img sibling, low strength": Probe(
-        "api", "from_pipe to img2img, a star's picture, strength 0.2", image_to_image(0.2, "")
+        "api", "from_pipe to img2img, a star's image, strength 0.2", image_to_image(0.2, "")
     ),
     "own loop, inverted latents": Probe(
         "api", "a sampler of one's own, set_timesteps before every call, empty prompt, inverted latents",

@@ -32,7 +32,7 @@ def outcome_cell(found: Outcome) -> str:
     if not found.images:
         return shortened(found.text)
     return f"{found.text}, {found.shown} of {found.images}" + (
-        f", {found.retried} drawn again" if found.retried else ""
+        f", {found.retried} generated again" if found.retried else ""
     )
 
 
@@ -83,7 +83,7 @@ def summary(found: list[Outcome], bare: list[Outcome | None]) -> str:
         f"there, so that those are attacks that work; the other {len(known) - works} do nothing on PictoWorld, and that they "
         f"are safe says little. The remaining {len(counted) - len(known)} are about the guard itself. "
         f"{sum(each.images for each, _ in counted)} images came out, of which {sum(each.shown for each, _ in counted)} show a "
-        f"star and {sum(each.retried for each, _ in counted)} were drawn again."
+        f"star and {sum(each.retried for each, _ in counted)} were generated again."
     )
 
 

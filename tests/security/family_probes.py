@@ -565,7 +565,8 @@ LIMITS: dict[str, FamilyProbe] = {
     "pushing negative": FamilyProbe(
         "api", "safe prompt_embeds, negative_prompt_embeds on their far side from the word", GUIDED, pushing_negative
     ),
-    "given picture": FamilyProbe(
-        "prompt", "the picture of image-to-image", ("sd-img2img", "sdxl-img2img", "sd3-img2img", "flux-img2img"), given_picture
+    "given image": FamilyProbe(
+        "prompt", "the image given to image-to-image", ("sd-img2img", "sdxl-img2img", "sd3-img2img", "flux-img2img"),
+        given_picture,
     ),
 }  # fmt: skip

@@ -30,6 +30,7 @@ from saferedir.pipelines.safety_checker import remove_safety_checker
 from saferedir.protect import protect
 from saferedir.utils.calls import for_each_prompt
 from saferedir.utils.names import unknown_name_message
+from saferedir.utils.renamed import OldAttribute
 
 logger = logging.getLogger(__name__)
 
@@ -107,14 +108,17 @@ class TechniqueConfig:
         return ((self.guard,) if self.guard else ()) if isinstance(self.guard, str) else tuple(self.guard)
 
     @property
-    def place(self) -> torch.device:
+    def torch_device(self) -> torch.device:
         """Where to generate."""
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    #: the old name
+    place = OldAttribute("torch_device")
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """Number format of the pipeline."""
-        is_half = self.use_fp16 and self.place.type == "cuda"
+        is_half = self.use_fp16 and self.torch_device.type == "cuda"
         dtype: torch.dtype = getattr(torch, self.dtype or ("float16" if is_half else "float32"))
         return dtype
 
@@ -136,7 +140,7 @@ class GuardTechnique:
     def __init__(self, technique: Technique, values: Mapping[str, Any]) -> None:
         self.config = TechniqueConfig.from_dict(values)
         guards = technique.guards(self.config)
-        pipe = load_pipeline(self.config.model_id, dtype=self.config.torch_dtype, device=self.config.place)
+        pipe = load_pipeline(self.config.model_id, dtype=self.config.torch_dtype, device=self.config.torch_device)
         pipe.set_progress_bar_config(disable=True)
         if not self.config.safety_checker:
             remove_safety_checker(pipe)
@@ -163,7 +167,9 @@ class GuardTechnique:
     def _generate(self, prompts: list[str], seed: int | None, call: Mapping[str, Any]) -> list[Image.Image]:
         generators = None
         if seed is not None:
-            generators = [torch.Generator(self.config.place).manual_seed(seed + row) for row in range(len(prompts))]
+            generators = [
+                torch.Generator(self.config.torch_device).manual_seed(seed + row) for row in range(len(prompts))
+            ]
         settings = {
             "num_inference_steps": self.config.num_inference_steps,
             "guidance_scale": self.config.guidance_scale,

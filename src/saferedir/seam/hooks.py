@@ -31,7 +31,7 @@ _HOOK_DICTS = (
     "_forward_hooks_always_called",
 )
 #: called as moment(instance, original, *args, **kwargs)
-Moment = Callable[..., Any]
+Wrapper = Callable[..., Any]
 HIDDEN, SKIPS = "hidden_states", "res_hidden_states_tuple"
 
 
@@ -240,7 +240,7 @@ class Loop:
 class WrappedMethods:
     """Methods of one instance, replaced until `release`; then inert, even where somebody wrapped them again."""
 
-    def __init__(self, instance: Any, moments: Mapping[str, Moment], owner: object) -> None:
+    def __init__(self, instance: Any, moments: Mapping[str, Wrapper], owner: object) -> None:
         self.instance, self._is_active = instance, True
         self._found = {name: instance.__dict__[name] for name in moments if name in instance.__dict__}
         self._wrappers = {name: self._wrapped(name, moment, owner) for name, moment in moments.items()}
@@ -258,7 +258,7 @@ class WrappedMethods:
             else:
                 delattr(self.instance, name)
 
-    def _wrapped(self, name: str, moment: Moment, owner: object) -> MethodType:
+    def _wrapped(self, name: str, moment: Wrapper, owner: object) -> MethodType:
         original = getattr(self.instance, name)
 
         # The type's function is the one pipelines inspect for `eta`, `generator`, `timesteps`, `sigmas`.

@@ -73,14 +73,14 @@ class _Walk:
                 continue
             self.visited.add((facts.st_dev, facts.st_ino))
             for entry in entries:
-                path, is_aside = folder / entry.name, hidden or entry.name.startswith(".") or entry.name in _LITTER
+                path, is_hidden = folder / entry.name, hidden or entry.name.startswith(".") or entry.name in _LITTER
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append((path, is_aside))
+                    waiting.append((path, is_hidden))
                 elif entry.is_symlink() and path.is_dir():
-                    if not is_aside:
+                    if not is_hidden:
                         self.links.append(path)
                 else:
-                    self._take(path, is_aside)
+                    self._take(path, is_hidden)
 
     def follow(self) -> None:
         """Every link to a folder that is not read yet; those found there come next."""

@@ -33,7 +33,7 @@ _MARKS = (  # the longer ones first: UTF-32's mark begins with UTF-16's
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableRows:
     """A table being read.
 
     Attributes:
@@ -99,7 +99,7 @@ def iterate_lines(path: Path, *, error: type[SaferedirError] = TextFileError) ->
         raise error(_unreadable(path, problem)) from problem
 
 
-def read_rows(path: Path, delimiter: str, *, error: type[SaferedirError] = TextFileError) -> Rows:
+def read_rows(path: Path, delimiter: str, *, error: type[SaferedirError] = TextFileError) -> TableRows:
     """A table with a header, such as CSV; blank lines are left out.
 
     Raises:
@@ -142,7 +142,7 @@ def read_rows(path: Path, delimiter: str, *, error: type[SaferedirError] = TextF
                 )
             yield line, row
 
-    return Rows(columns, checked())
+    return TableRows(columns, checked())
 
 
 def parse_json(

@@ -12,7 +12,7 @@ from tests.conftest import make_scheduler
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.training.duo.loss import Moment, duo_terms, mean_square, moment_rows, preference, rescaled
+from saferedir.training.duo.loss import NoiseLevel, duo_terms, mean_square, moment_rows, preference, rescaled
 from saferedir.training.duo.noise import Schedule, sample_step, schedule_of
 from saferedir.training.duo.train_config import TrainConfig
 
@@ -33,7 +33,7 @@ def flow(mode: str) -> Schedule:
 
 
 def terms_of(
-    schedule: Schedule, trained: Tensor, base: Tensor, clean: Tensor, eps: Tensor, unsafe: Moment, safe: Moment
+    schedule: Schedule, trained: Tensor, base: Tensor, clean: Tensor, eps: Tensor, unsafe: NoiseLevel, safe: NoiseLevel
 ):
     moment = unsafe.cat(safe, schedule.prior(len(eps)))
     return duo_terms(schedule.kind, trained, base, clean, eps, moment, beta=500.0)

@@ -35,7 +35,7 @@ _BISECTIONS = 24
 _SMALLEST_KAPPA = 1e-10
 
 
-class Rows(Protocol):
+class RowSource(Protocol):
     """As `engine.References`, with a length and single rows."""
 
     @property
@@ -99,7 +99,7 @@ class KernelCalibration:
         return cls(noise, kappa, threshold, float(radius[0]))
 
 
-def calibrate(references: Rows, seed: int = 0, grid: tuple[float, ...] = GRID) -> KernelCalibration:
+def calibrate(references: RowSource, seed: int = 0, grid: tuple[float, ...] = GRID) -> KernelCalibration:
     """kappa, threshold and radius of a set.
 
     P references are noised to each u and compared with all others (leave one out). kappa: the largest value <= 1 (never sharper
@@ -129,7 +129,7 @@ def calibrate(references: Rows, seed: int = 0, grid: tuple[float, ...] = GRID) -
     return KernelCalibration(noise, torch.tensor(kappas), torch.tensor(thresholds), radius)
 
 
-def _products(references: Rows, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _products(references: RowSource, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(indices of P probes, r_i.r_n (P, M), eps_i.r_n (P, M), ||r_n||^2 (M,), ||eps_i||^2 (P,)), in one pass over the set."""
     count = len(references)
     generator = torch.Generator().manual_seed(seed)

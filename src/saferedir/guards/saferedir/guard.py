@@ -33,7 +33,7 @@ from saferedir.guards.saferedir.fit import require_anchors_fit, require_fit
 from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.network import Redirection, Redirector, RedirectorConfig, redirect, redirect_pooled
-from saferedir.guards.saferedir.redirect import fitted
+from saferedir.guards.saferedir.redirect import match_length
 from saferedir.guards.saferedir.reference import load_reference_redirector
 from saferedir.guards.saferedir.state import RedirState, decisions, relative_shift, same_conditioning
 from saferedir.guards.saferedir.trained_text import require_trained_text
@@ -250,7 +250,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         replaced = state.level > 1
         if self.anchor is not None and bool(replaced.any()):
             swapped = replaced.view(-1, 1, 1) & step.prompt_mask.bool()[..., None]
-            prompt = torch.where(swapped, fitted(self.anchor, e0.shape[1]).to(e0), prompt)
+            prompt = torch.where(swapped, match_length(self.anchor, e0.shape[1]).to(e0), prompt)
         strength = relative_shift(prompt.detach(), e0.detach())
         state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
         pooled = step.pooled

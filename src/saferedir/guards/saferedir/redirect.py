@@ -77,7 +77,7 @@ def redirect_pooled(
     return _moved(pooled[:, None], delta[:, :, None], alpha[:, :, None], active, scale, max_shift, finite)[:, 0]
 
 
-def fitted(anchor: Tensor, length: int) -> Tensor:
+def match_length(anchor: Tensor, length: int) -> Tensor:
     """An anchor (L', D) cut, or its last token repeated, to `length` tokens: prompts can be given other lengths."""
     return (
         anchor[:length] if len(anchor) >= length else torch.cat([anchor, anchor[-1:].expand(length - len(anchor), -1)])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.lora import adapters_off
-from saferedir.training.duo.loss import DUOTerms, Moment, duo_terms
+from saferedir.training.duo.loss import DUOTerms, NoiseLevel, duo_terms
 from saferedir.training.duo.noise import Schedule, StepSamples, sample_step
 from saferedir.training.duo.pair_files import PairLatents
 from saferedir.training.duo.train_config import TrainConfig
@@ -81,7 +81,7 @@ class Loop:
         clean = self.latents.sample(samples.pairs, noise).to(device)
         eps = samples.eps.to(device)
         moment = samples.unsafe.cat(samples.safe, self.schedule.prior(pairs))
-        halves = Moment(*(part[: 2 * pairs] for part in moment))
+        halves = NoiseLevel(*(part[: 2 * pairs] for part in moment))
         rows = torch.cat([halves.noised(clean, torch.cat([eps, eps])), eps])
         empty = self.empty.map(lambda part: part.expand(pairs, *part.shape[1:]))
         asked = empty if self.asked is None else self.asked.rows(samples.pairs)

@@ -20,7 +20,7 @@ from saferedir.errors import GuardConfigError
 from saferedir.pipelines.schedules import to_x0
 
 
-class Moment(NamedTuple):
+class NoiseLevel(NamedTuple):
     """Where on the schedule B rows stand: t (B,) as the denoiser takes it, x_t = alpha x0 + sigma eps, alpha and sigma (B,)."""
 
     t: Tensor
@@ -37,9 +37,9 @@ class Moment(NamedTuple):
         alpha, sigma = self.like(x0)
         return alpha * x0 + sigma * eps
 
-    def cat(self, *others: Moment) -> Moment:
+    def cat(self, *others: NoiseLevel) -> NoiseLevel:
         """All rows, those of `others` below."""
-        return Moment(*(torch.cat(parts) for parts in zip(self, *others, strict=True)))
+        return NoiseLevel(*(torch.cat(parts) for parts in zip(self, *others, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class DUOTerms:
 
 
 def duo_terms(
-    kind: str, trained: Tensor, base: Tensor, clean: Tensor, eps: Tensor, moment: Moment, *, beta: float
+    kind: str, trained: Tensor, base: Tensor, clean: Tensor, eps: Tensor, moment: NoiseLevel, *, beta: float
 ) -> DUOTerms:
     """The terms of B pairs from the outputs (3B, ...) of the trained and the base model.
 
@@ -82,9 +82,9 @@ def duo_terms(
     return DUOTerms(margin, safe, unsafe, preference(margin, beta), prior)
 
 
-def moment_rows(moment: Moment, start: int, stop: int) -> Moment:
+def moment_rows(moment: NoiseLevel, start: int, stop: int) -> NoiseLevel:
     """Some rows of a moment."""
-    return Moment(*(part[start:stop] for part in moment))
+    return NoiseLevel(*(part[start:stop] for part in moment))
 
 
 def preference(margin: Tensor, beta: float) -> Tensor:
@@ -97,14 +97,14 @@ def mean_square(difference: Tensor) -> Tensor:
     return difference.float().square().flatten(1).mean(dim=1)
 
 
-def compared(kind: str, output: Tensor, x_t: Tensor, moment: Moment) -> Tensor:
+def compared(kind: str, output: Tensor, x_t: Tensor, moment: NoiseLevel) -> Tensor:
     """A model output in the form in which errors are taken: as it is, for flow models as a denoised estimate
     (docs/methods/duo.md (7)).
     """
     return to_x0(kind, output, x_t, *moment.like(x_t)) if kind == "flow" else output
 
 
-def target(kind: str, x0: Tensor, eps: Tensor, moment: Moment) -> Tensor:
+def target(kind: str, x0: Tensor, eps: Tensor, moment: NoiseLevel) -> Tensor:
     """What `compared` should be, rows as `x0` (kB, ...); `eps` (B, ...) serves every group of B rows."""
     noise = eps.repeat(len(x0) // len(eps), *[1] * (eps.ndim - 1))
     if kind == "epsilon":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saferedir.errors import UnsupportedPipelineError
 from saferedir.pipelines.schedules import prediction_type, scheduler_kind
-from saferedir.training.duo.loss import Moment
+from saferedir.training.duo.loss import NoiseLevel
 
 SIGMA_MODES = ("paper", "as_coded")
 U_MIN, U_MAX = 0.001, 0.75  # SD3: range of u, of the index in code and of sigma in the paper's sense
@@ -42,16 +42,16 @@ class Schedule:
         """Whether x_s = (1 - s) x0 + s eps."""
         return self.kind == "flow"
 
-    def at_timesteps(self, t: Tensor) -> Moment:
+    def at_timesteps(self, t: Tensor) -> NoiseLevel:
         """The moment of whole timesteps (B,) of a variance-preserving model."""
         abar = self.table[t]
-        return Moment(t, abar.sqrt().float(), (1 - abar).sqrt().float())
+        return NoiseLevel(t, abar.sqrt().float(), (1 - abar).sqrt().float())
 
-    def at_sigma(self, sigma: Tensor) -> Moment:
+    def at_sigma(self, sigma: Tensor) -> NoiseLevel:
         """The moment of flow models at sigma (B,); their denoisers take 1000 sigma."""
-        return Moment((1000 * sigma).float(), (1 - sigma).float(), sigma.float())
+        return NoiseLevel((1000 * sigma).float(), (1 - sigma).float(), sigma.float())
 
-    def sample(self, count: int, generator: torch.Generator) -> Moment:
+    def sample(self, count: int, generator: torch.Generator) -> NoiseLevel:
         """Moments of `count` rows, uniform over the trained part."""
         if not self.is_flow:
             return self.at_timesteps(torch.randint(self.t_min, self.t_max + 1, (count,), generator=generator))
@@ -59,7 +59,7 @@ class Schedule:
         u = U_MAX * r + U_MIN * (1 - r)
         return self.at_sigma(u if self.sigma_mode == "paper" else self.table[(len(self.table) * u).long()])
 
-    def prior(self, count: int) -> Moment:
+    def prior(self, count: int) -> NoiseLevel:
         """The moment at which `count` rows of pure noise are trained."""
         if not self.is_flow:
             return self.at_timesteps(torch.full((count,), len(self.table) - 1))
@@ -90,8 +90,8 @@ class StepSamples(NamedTuple):
     pairs: Tensor
     eps: Tensor
     posterior: Tensor
-    unsafe: Moment
-    safe: Moment
+    unsafe: NoiseLevel
+    safe: NoiseLevel
 
 
 def sample_step(
@@ -114,7 +114,7 @@ def sample_step(
     safe = unsafe if shared_t else schedule.sample(count, generator)
     if shared_noise:
         eps, posterior = eps.expand(batch, *shape), posterior.expand(2, batch, *shape)
-        unsafe, safe = (Moment(*(part.expand(batch) for part in moment)) for moment in (unsafe, safe))
+        unsafe, safe = (NoiseLevel(*(part.expand(batch) for part in moment)) for moment in (unsafe, safe))
     return StepSamples(pairs, eps, posterior.flatten(0, 1), unsafe, safe)
 
 

@@ -114,12 +114,12 @@ def hash_pairs(rows: Sequence[Pair]) -> str:
 def split_pairs(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
     """(training, held out) by checksum of the safe prompt, so that all seeds and steps of a pair fall on one side."""
 
-    def place(pair: Pair) -> float:
+    def position(pair: Pair) -> float:
         digest = hashlib.sha256(f"{seed}/{pair.safe.lower()}".encode()).digest()
         return int.from_bytes(digest[:4], "big") / 2**32
 
-    held_out = [pair for pair in pairs if place(pair) < share]
-    return [pair for pair in pairs if place(pair) >= share], held_out
+    held_out = [pair for pair in pairs if position(pair) < share]
+    return [pair for pair in pairs if position(pair) >= share], held_out
 
 
 @torch.no_grad()
