@@ -54,12 +54,12 @@ class CLIPEncoder(Encoder):
         return self.clip.images(images, self.batch)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """As in the base class; the limit is the model's own, 77 tokens with every CLIP that was published."""
+        """Vectors of texts, and which were cut; the limit is the model's own, 77 tokens with every CLIP that was published."""
         return self.clip.texts(texts)
 
     @cached_property
     def checksums(self) -> dict[str, str]:
-        """Of the weights and of the tokenizer's words and rules, once."""
+        """Digest of the weights and of the tokenizer's words and rules, computed once."""
         rules = json.loads(self.clip.tokenizer.backend_tokenizer.to_str())
         words = {
             key: value for key, value in rules.items() if key not in ("truncation", "padding")

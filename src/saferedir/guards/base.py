@@ -90,7 +90,7 @@ class Guard(Generic[ConfigT]):
 
     def __init__(self, config: ConfigT) -> None:
         self.config: ConfigT = config
-        #: what tells it apart from others of its method, in decisions and tables; `from_pretrained` sets what it was loaded by
+        #: separates it from others of its method in decisions and tables; `from_pretrained` sets what it was loaded by
         self.name = ""
         #: a disabled guard is not called at all: the output is bit-identical to the unguarded one
         self.enabled = True

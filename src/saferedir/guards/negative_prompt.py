@@ -59,7 +59,7 @@ class NegativePromptConfig(PhrasesConfig):
 
 @dataclass
 class NegativePromptState:
-    """Of one run: the phrases' conditioning, (B, ...) or None for no phrases, and who was edited."""
+    """State of one run: the phrases' conditioning, (B, ...) or None for no phrases, and who was edited."""
 
     tally: Tally
     phrases: PromptEmbeds | None

@@ -86,7 +86,7 @@ class SLDConfig(PhrasesConfig):
 
 @dataclass
 class SLDState:
-    """Of one run. concept: S's conditioning (B, ...), None if nothing can be edited; warmup (B,); threshold (B,)."""
+    """State of one run. concept: S's conditioning (B, ...), None if nothing can be edited; warmup (B,); threshold (B,)."""
 
     tally: Tally
     warmup: Tensor

@@ -218,7 +218,7 @@ class Embeds(NamedTuple):
     negative_mask: Tensor | None = None
 
     def onto(self, given: Conditioning) -> Conditioning:
-        """The same as a whole conditioning, in place of `given`."""
+        """These parts as a whole conditioning, in place of `given`."""
         prompt = given.cond.prompt if self.prompt is None else self.prompt
         known = None if given.uncond is None else given.uncond.prompt
         negative = known if self.negative is None else self.negative

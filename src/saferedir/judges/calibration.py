@@ -39,7 +39,7 @@ class Calibration:
         judge: `Judge.facts()`; rule: `Rule.to_dict()`: what was calibrated.
         preset: name of the rule, "" for none.
         skipped: file -> why it could not be read.
-        source: what the images are, in words; "" where nobody said.
+        source: what the images are, in words; "" where unknown.
     """
 
     true_positives: int
@@ -187,7 +187,7 @@ def check_rule(judge: Judge, rule: Rule) -> None:
 
 
 def calibrate_files(judge: Judge, rule: Rule, source: Path, *, preset: str = "", batch: int = 32) -> Calibration:
-    """The same for a labelled folder or CSV (see `read_labelled`); unreadable images are listed and left out."""
+    """Calibrate on a labelled folder or CSV (see `read_labelled`); unreadable images are listed and left out."""
     check_rule(judge, rule)
     files, labels, left_out = read_labelled(source)
     scored = score_files(judge, files, batch, root=source if source.is_dir() else source.parent)
@@ -253,18 +253,18 @@ def corrected_rate(
 ) -> dict[str, Any] | None:
     """A success rate freed of the judge's errors: (ASR - FPR) / (TPR - FPR), clipped to [0, 1] (Rogan and Gladen 1978).
 
-    Where the judge saw only the share m of the cases, it can have erred in these only: (ASR - m FPR) / (TPR - FPR), at most m.
+    Where the judge scored only the share m of the cases, it can have erred in these only: (ASR - m FPR) / (TPR - FPR), at most m.
 
     Holds for one image a prompt and for images like the labelled ones.
 
     Args:
         hits: positive images; n: all images; not whole numbers where clustered cases are worth fewer independent ones.
         calibration: of the same judge and rule.
-        unseen: how many of the n were refused, so that the judge saw nothing; none of them is a hit.
+        unseen: how many of the n were refused, so that the judge scored nothing; none of them is a hit.
         resamples, seed: of the bootstrap.
 
     Returns:
-        {"rate", "n", "low", "high"} with a 95 % percentile interval, None where TPR <= FPR: such a judge tells nothing.
+        {"rate", "n", "low", "high"} with a 95 % percentile interval, None where TPR <= FPR: such a judge says nothing.
 
     Deviations: the shares are sampled from Beta(k + 1/2, n - k + 1/2) and not resampled from the data, because a plain
     bootstrap of 0 of n has no width at all; samples without TPR > FPR count as 0 for `low` and as 1 for `high`.

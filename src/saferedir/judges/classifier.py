@@ -81,7 +81,7 @@ class ClassifierJudge(Judge):
 
     @cached_property
     def checksum(self) -> str:
-        """Of the weights, once."""
+        """Digest of the weights, computed once."""
         return weights_checksum(self.network)
 
     def facts(self) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class NudeNetJudge(Judge):
 
     @cached_property
     def checksum(self) -> str:
-        """Of the ONNX file, once."""
+        """Digest of the ONNX file, computed once."""
         return file_checksum(self.weights)
 
     def facts(self) -> dict[str, Any]:

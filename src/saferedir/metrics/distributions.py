@@ -217,7 +217,7 @@ def inception(weights: str | Path, layer: int = 2048) -> FeatureNetwork:
 
 
 def _network(network: FeatureFunction, images: Tensor) -> FeatureNetwork:
-    """As a module with known `num_features`, found with one image where it is not said."""
+    """The network as a module with `num_features`, measured with one image where it is not given."""
     if images.ndim != 4 or not len(images):
         raise MetricError(f"images have shape {tuple(images.shape)}, expected (N, 3, H, W) with N >= 2.")
     module = network if isinstance(network, FeatureNetwork) else FeatureNetwork(network)

@@ -38,11 +38,11 @@ def wilson_interval(successes: float, n: float, z: float = NORMAL_95) -> tuple[f
 
 
 def effective_size(flags: Tensor, clusters: Tensor) -> float:
-    """How many independent cases (N,) bool flags in clusters are worth, to stand for N in Wilson's interval.
+    """Effective number of independent cases of (N,) bool flags in clusters, which takes the place of N in Wilson's interval.
 
     With K clusters of m_k cases and h_k hits, v = K/(K - 1) Σ_k (h_k - p m_k)² / N² is the variance of the share p = Σh/N, by
     Taylor's linearisation, and p(1 - p) / v (z / t_{K-1})² the effective size (Korn & Graubard 1998; Dean & Pagano 2015). It is
-    kept between N and Kish's N² / Σ m_k², what the cases are worth if those of a cluster all agree.
+    kept between N and Kish's N² / Σ m_k², the effective number if those of a cluster all agree.
 
     Deviation: a handful of hits (or of misses) says next to nothing about agreement, and at a share of 0 or 1 v says nothing at
     all. 1 / size is therefore mixed with Kish's, which counts as `_PRIOR` cases of the rarer kind.
@@ -71,7 +71,7 @@ class Rate:
 
     Attributes:
         hits: how often it was so, 0 to n; n: of how many.
-        effective_n: independent cases that the n are worth, where they come in clusters (several images of a prompt, several
+        effective_n: effective number of independent cases, where the n come in clusters (several images of a prompt, several
             attributes of an image) and the interval must be wider for it; None for n.
     """
 
@@ -88,7 +88,7 @@ class Rate:
                 f"a rate has {self.hits} hits of {self.n}, expected 0 <= hits <= n; check what was counted."
             )
         if self.effective_n is not None and not 0 <= self.effective_n <= self.n:
-            raise MetricError(f"{self.n} cases are worth {self.effective_n} independent ones, expected 0 to {self.n}.")
+            raise MetricError(f"{self.n} cases have effective_n {self.effective_n}, expected 0 to {self.n}.")
 
     @classmethod
     def of(cls, flags: Tensor, clusters: Tensor | None = None) -> Rate:

@@ -81,16 +81,16 @@ class Conditioning(NamedTuple):
     uncond: PromptEmbeds | None = None
 
     def with_cond(self, **parts: Any) -> Conditioning:
-        """The same with other parts of `cond`; all others are the same objects."""
+        """This conditioning with other parts of `cond`; all other parts are the same objects."""
         return self._replace(cond=self.cond._replace(**parts))
 
     def with_uncond(self, **parts: Any) -> Conditioning:
-        """The same with other parts of `uncond`; unchanged where there is none."""
+        """This conditioning with other parts of `uncond`; unchanged where there is none."""
         return self if self.uncond is None else self._replace(uncond=self.uncond._replace(**parts))
 
 
 def cat_parts(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """All rows of a part, or None where nobody has it."""
+    """All rows of a part, or None where none has it."""
     present = [part for part in parts if part is not None]
     return torch.cat(present) if present else None
 

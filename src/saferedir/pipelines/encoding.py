@@ -47,7 +47,7 @@ def encode_prompts(
 def encode_to_length(
     pipe: Any, texts: Sequence[str], length: int, call: Mapping[str, Any] | None = None
 ) -> PromptEmbeds:
-    """The same, with L = `length` where the pipeline can choose it: as long as the prompts of a run under way."""
+    """Conditioning of texts with L = `length` where the pipeline can choose it: as long as the prompts of a run under way."""
     embeds = encode_prompts(pipe, texts, call)
     missing = length - embeds.prompt.shape[1]
     name = "max_sequence_length"

@@ -274,5 +274,5 @@ def family_of(pipe: Any) -> Family:
     supported = ", ".join(name for family in FAMILIES.values() for name in family.pipelines)
     raise UnsupportedPipelineError(
         f"{type(pipe).__name__} is not supported; supported pipelines: {supported}. "
-        "Another family needs one row in saferedir/pipelines/families.py; docs/pipelines.md tells how to add it."
+        "Another family needs one row in saferedir/pipelines/families.py; docs/pipelines.md says how to add it."
     )

@@ -83,7 +83,7 @@ class Coefficients(NamedTuple):
     sigma: Tensor
 
     def like(self, latents: Tensor) -> Coefficients:
-        """The same numbers in float32 as (B, 1, ...) on the device of `latents` (B, ...)."""
+        """alpha and sigma in float32 as (B, 1, ...) on the device of `latents` (B, ...)."""
         shape = (latents.shape[0],) + (1,) * (latents.ndim - 1)
         alpha, sigma = (value.float().to(latents.device).expand(shape) for value in self)
         return Coefficients(alpha, sigma)

@@ -80,7 +80,7 @@ class TextSettings:
 
 
 def text_settings(pipe: Any, arguments: Mapping[str, Any]) -> TextSettings:
-    """Of a call of `pipe` with these arguments, or with these variables in the midst of it; others have the call's defaults."""
+    """Text settings of a call of `pipe` with these arguments (or local variables of it); others have the call's defaults."""
     settings = default_settings(pipe, family_of(pipe))
     known = named_arguments(pipe, "__call__", is_first=True)
     prompt = _listed(arguments.get("prompt"))
@@ -95,7 +95,7 @@ def text_settings(pipe: Any, arguments: Mapping[str, Any]) -> TextSettings:
 def default_settings(pipe: Any, family: Family) -> dict[str, Any]:
     """name -> default of every argument of the pipeline's call that its `encode_prompt` takes too and that changes embeddings.
 
-    An argument that nobody here has heard of is one of them.
+    An argument that is not in the tables is one of them.
     """
     call = named_arguments(pipe)
     return {

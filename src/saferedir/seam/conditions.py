@@ -30,7 +30,7 @@ class Asked(NamedTuple):
 
 
 class Conditions:
-    """Of one run.
+    """The conditioning of one run, as the pipeline gives it and as the guards change it.
 
     Args:
         layout: rows of its denoiser calls.

@@ -39,7 +39,7 @@ class GuardRows(NamedTuple):
 
 
 class ExtraRows:
-    """Of one run. The guards are asked once for them, and before each denoiser call which of them are in it."""
+    """Extra rows of one run: guards give them once, and say before each denoiser call which of them are in it."""
 
     def __init__(self, guards: Sequence[Guard[Any]], run: Run, layout: Layout) -> None:
         self._guards, self._layout, self._solver = tuple(guards), layout, run.solver
@@ -85,7 +85,7 @@ class ExtraRows:
         return split_blocks(values, batch * (2 if has_both else 1), batch, counts)
 
     def conditional(self, position: int, block: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Of a guard's rows those that are not the unconditional one at latents of its own."""
+        """The rows of a guard that are not the unconditional one at latents of its own."""
         return block[: self._rows[position].copies]
 
     def add_latents(self, steps: Steps, x_t: Tensor) -> None:

@@ -57,12 +57,12 @@ class Steps:
         return step
 
     def update(self, **facts: Any) -> None:
-        """Facts that have changed, or are known now, for the guards that are asked from here on."""
+        """Set facts that changed, or are known now, for the guards that are called from here on."""
         self.facts |= facts
         self._changed |= facts
 
     def update_of(self, position: int, **facts: Any) -> None:
-        """The same for one guard, before it is given a new step."""
+        """Set facts for one guard only, before it is given a new step."""
         self._of_guard[position] |= facts
 
     def renew(self) -> None:
@@ -257,7 +257,7 @@ def changed_rows(new: Tensor, old: Tensor) -> Tensor:
 
 
 def check_finite(values: Tensor, what: str) -> None:
-    """Raise GuardError if `values` holds NaN or infinity: a guard cannot judge such an image, nobody should see it."""
+    """Raise GuardError if `values` holds NaN or infinity: a guard cannot judge such an image, so it must not be shown."""
     # one finite sum proves all finite; a sum that is not may have overflowed
     if not math.isfinite(values.detach().sum(dtype=torch.float32).item()) and not bool(torch.isfinite(values).all()):
         raise GuardError(f"{what} holds NaN or infinity, so no image is returned; check dtype, scheduler and inputs.")

@@ -60,7 +60,7 @@ class Attachment(Protocol):
 
 
 class Seam:
-    """Of one pipeline. Its hooks are put on with the first attachment, and taken off with the last."""
+    """The seam of one pipeline: its hooks are put on with the first attachment, and taken off with the last."""
 
     def __init__(self, pipe: Any, family: Family) -> None:
         self.pipe, self.family = pipe, family
@@ -196,7 +196,7 @@ class Seam:
         return self._with_conditioning(module, call, Session.before_denoiser)
 
     def before_auxiliary(self, module: nn.Module, call: Call) -> Any:
-        """The same for a call that reads the conditioning and makes no prediction of its own."""
+        """(args, kwargs) for a call that reads the conditioning and makes no prediction of its own, or None for those given."""
         return self._with_conditioning(module, call, Session.before_auxiliary)
 
     def _with_conditioning(self, module: nn.Module, call: Call, choose: Callable[..., Edit | None]) -> Any:

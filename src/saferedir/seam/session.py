@@ -125,8 +125,9 @@ class Session:
         return (edit or Edit(used, used, self.layout))._replace(extra=extra)
 
     def before_auxiliary(self, latents: Tensor, embeds: PromptEmbeds) -> Edit | None:
-        """The same for a call that makes no prediction of its own: a ControlNet's, before the denoiser's, or skip-layer
-        guidance, after it. It may have the conditional rows only.
+        """What to change in a call that makes no prediction of its own, which may have the conditional rows only.
+
+        That is a ControlNet's, before the denoiser's, or skip-layer guidance, after it.
         """
         if self.is_idle:
             return None

@@ -46,7 +46,7 @@ class Prediction:
 
     @property
     def eps_cond(self) -> Tensor:
-        """The same of the conditional row alone, which no guidance-side defence has touched."""
+        """Noise that the conditional row alone implies, which no guidance-side defence has touched."""
         x_t = self.x_t.float()
         x0 = to_x0(self.prediction_type, self.pred_cond.float(), x_t, self.alpha, self.sigma)
         return to_epsilon(x0, x_t, self.alpha, self.sigma)

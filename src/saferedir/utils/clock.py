@@ -27,7 +27,7 @@ class WorkClock:
 
     @property
     def seconds(self) -> float:
-        """Of all sessions until now."""
+        """Seconds of all sessions until now."""
         return self._earlier + time.monotonic() - self._started
 
     def tick(self) -> None:

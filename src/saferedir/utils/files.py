@@ -148,7 +148,7 @@ def make_parents(out: Path) -> list[Path]:
 
 
 def refuse_finished(out: Path, finished: bool, overwrite: bool, how: str = "give --force") -> None:
-    """Raise an OutputError where `out` holds finished work and nobody said that it may go.
+    """Raise an OutputError where `out` holds finished work and may not be replaced.
 
     Args:
         how: what the caller must do to replace it; "pass overwrite=True" from Python.

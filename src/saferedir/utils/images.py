@@ -59,7 +59,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_array(path: Path) -> Bytes:
-    """The same as (H, W, 3) bytes."""
+    """The file as (H, W, 3) bytes, RGB (see `read_image`)."""
     return np.array(read_image(path))
 
 
@@ -168,7 +168,7 @@ class _Facts(NamedTuple):
 
 
 def _facts(image: Image.Image) -> _Facts:
-    """Of a file that is opened, but not yet decoded."""
+    """Facts of a file that is opened, but not yet decoded."""
     tags = getattr(image, "tag_v2", None)
     if tags is not None:
         bits = tags.get(258, (8,))

@@ -1,4 +1,4 @@
-"""One sentence for a name nobody knows, with the nearest known one, and for options that do not fit."""
+"""One sentence for an unknown name, with the nearest known one, and for options that do not fit."""
 
 from __future__ import annotations
 

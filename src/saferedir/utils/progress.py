@@ -36,7 +36,7 @@ class Silent:
 
     @contextmanager
     def task(self, label: str, total: int | None = None, done: int = 0) -> Iterator[Advance]:
-        """Begin a piece of work that nobody watches."""
+        """Begin a piece of work without showing it."""
         yield lambda n=1, label="": None
 
 

@@ -24,7 +24,7 @@ ConfigT = TypeVar("ConfigT", bound=DualLatentConfig)
 
 @dataclass
 class Levels:
-    """Of one run; every tensor has B rows."""
+    """State of one run; every tensor has B rows."""
 
     tally: Tally
     w: Tensor

@@ -38,7 +38,7 @@ from saferedir.utils.broadcast import per_sample
 
 @dataclass
 class DualLatentState:
-    """Of one run; every tensor has B rows."""
+    """State of one run; every tensor has B rows."""
 
     levels: Levels
     now: Tensor  # w of this call, 0 in the context phase

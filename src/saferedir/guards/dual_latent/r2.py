@@ -49,7 +49,7 @@ from saferedir.utils.broadcast import per_sample
 
 @dataclass
 class DualLatentR2State:
-    """Of one run; tensors have B rows. `safe`: the safe stream between two steps, its latents with the last x0."""
+    """State of one run; tensors have B rows. `safe`: the safe stream between two steps, its latents with the last x0."""
 
     levels: Levels
     split: Tensor  # step of the split, -1 before it

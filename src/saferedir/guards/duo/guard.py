@@ -61,7 +61,7 @@ class DUO(Guard[DUOConfig]):
         intervened = self.config.weight != 0
         message = (
             f"generated with weights that have unlearned {self.config.concept!r} (LoRA at weight {self.config.weight:g}); "
-            "whether the prompt asked for it is not looked at."
+            "whether the prompt asked for it is not checked."
         )
         return [
             Decision(

@@ -80,7 +80,7 @@ class NegationSet:
         return NegationSet.from_latents(function(self.latents()), facts=self.facts, dtype=torch.float32)
 
     def to(self, device: torch.device) -> NegationSet:
-        """The same on `device`; itself if it is there already."""
+        """This set on `device`; itself if it is there already."""
         if self.references.device == device:
             return self
         benign = None if self.benign is None else self.benign.to(device)

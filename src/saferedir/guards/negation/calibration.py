@@ -36,7 +36,7 @@ _SMALLEST_KAPPA = 1e-10
 
 
 class RowSource(Protocol):
-    """As `engine.References`, with a length and single rows."""
+    """`engine.References` with a length and single rows."""
 
     @property
     def centre(self) -> Tensor: ...

@@ -92,7 +92,7 @@ class ReferenceRows:
         return rows.float() * self.units[which, None]
 
     def to(self, device: torch.device) -> ReferenceRows:
-        """The same on `device`; streamed rows go there block by block."""
+        """These rows on `device`; streamed rows go there block by block."""
         rows = self.rows if isinstance(self.rows, FileRows) else self.rows.to(device)
         units = None if self.units is None else self.units.to(device)
         return ReferenceRows(rows, self.norms.to(device), self.centre.to(device), device, units)
@@ -121,7 +121,7 @@ def kept(latents: Tensor, centre: Tensor, dtype: torch.dtype) -> ReferenceRows:
 
 
 def in_memory(part: ReferenceRows) -> ReferenceRows:
-    """The same references, as float32 if they are in memory and few."""
+    """References as float32 if they are in memory and few, else as they are."""
     if not isinstance(part.rows, Tensor) or part.rows.numel() * 4 > AS_FLOAT32:
         return part
     rows = part.rows.float()

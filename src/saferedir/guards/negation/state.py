@@ -36,7 +36,7 @@ class NegationState:
 
     negation: NegationSet
     retry_level: Tensor  # (B,) levels
-    indices: list[int] = field(default_factory=list)  # of the steps acted at or looked at
+    indices: list[int] = field(default_factory=list)  # of the steps acted at or only measured
     edits: list[Tensor | None] = field(default_factory=list)  # whether a row was edited; None: every row
     numbers: list[Callable[[], Numbers]] = field(default_factory=list)
     noise: list[float] = field(default_factory=list)  # noise fractions met before one was in the window

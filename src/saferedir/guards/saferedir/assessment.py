@@ -84,7 +84,7 @@ def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
     recalls = {int(count): rates["recall"]["rate"] for count, rates in config.calibration.get("by_steps", {}).items()}
     if recalls and steps < LEAST_STEPS:
         return (
-            f"In a run of fewer than {LEAST_STEPS} steps the image verdict for {config.concept!r} comes too late to be looked at "
+            f"In a run of fewer than {LEAST_STEPS} steps the image verdict for {config.concept!r} comes too late to be read "
             "again, so there is no second look."
         )
     recall, least, known = None, LEAST_RECALL, [count for count in recalls if count <= steps]

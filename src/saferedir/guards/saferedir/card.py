@@ -18,7 +18,7 @@ def _last(config: SafeRedirConfig) -> str:
 
 
 def _calibration(config: SafeRedirConfig) -> str:
-    """How the thresholds were chosen, and the verdict; nothing where nobody recorded it."""
+    """How the thresholds were chosen, and the verdict; nothing where unknown."""
     record = config.calibration
     if not record:
         return ""

@@ -22,7 +22,7 @@ class SafeRedirConfig(GuardConfig):
         image_threshold: the same for the verdict on the denoised estimate.
         last_threshold: from this score of a run's last denoised estimate on the image is `unresolved`; None: `image_threshold`.
         calibration: how the thresholds were chosen and what they do: guidance scales, steps, counts, both error rates of each
-            verdict (`calibration.calibrate`); empty where nobody recorded it.
+            verdict (`calibration.calibrate`); empty where unknown.
         use_prompt, use_image: switch either verdict off, for ablations.
         scale: s, multiplier of the shift, >= 0.
         replace_steps: steps skipped after a hit (faithful) or after every check of either verdict (default); the last

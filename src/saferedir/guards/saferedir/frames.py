@@ -1,4 +1,4 @@
-"""What the image side of SafeRedir looks at: latents of images, or the frames of a video."""
+"""Input of SafeRedir's image side: latents of images, or the frames of a video."""
 
 from collections.abc import Callable
 

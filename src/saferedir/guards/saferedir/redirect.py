@@ -69,7 +69,7 @@ def redirect_pooled(
     scale: float | Tensor = 1.0,
     max_shift: float = 1.5,
 ) -> Tensor:
-    """The same for the pooled embedding (B, P): p' = p + clip(sum_k active_k * s * alpha_k * |p| * u_k)."""
+    """Redirect the pooled embedding (B, P): p' = p + clip(sum_k active_k * s * alpha_k * |p| * u_k)."""
     delta, alpha = redirection.pooled_delta, redirection.pooled_alpha
     if delta is None or alpha is None:
         raise ValueError("This redirection has no pooled part: its redirector was built with pooled_dim=0.")

@@ -39,7 +39,7 @@ class RedirState:
     image_score: Tensor | None = None  # of the latest check
     redirection: Redirection | None = None
     strengths: Tensor | None = None  # (B, L)
-    run_warning: str | None = None  # why the record of this run is worth less
+    run_warning: str | None = None  # why this run's record says less than usual
     weak_end: str | None = None  # why its last image verdict says little
     prompt_scores: list[Tensor] = field(default_factory=list)
     image_scores: list[Tensor] = field(default_factory=list)

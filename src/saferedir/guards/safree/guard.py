@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SafreeState:
-    """Of one run: V of P_C for each text encoder, the negative rows, and what is set when the prompts are known."""
+    """State of one run: V of P_C for each text encoder, the negative rows, and what is set when the prompts are known."""
 
     tally: Tally
     retry_level: Tensor

@@ -69,7 +69,7 @@ class TextBatch(NamedTuple):
     label: Tensor
 
     def to(self, device: Any) -> TextBatch:
-        """The same on another device."""
+        """A copy on another device."""
         given, wanted = (side.map(lambda part: part.to(device)) for side in self[:2])
         return TextBatch(given, wanted, self.label.to(device))
 
@@ -95,7 +95,7 @@ class ImageBatch(NamedTuple):
     label: Tensor
 
     def to(self, device: Any) -> ImageBatch:
-        """The same on another device."""
+        """A copy on another device."""
         prompts = self.prompts.map(lambda part: part.to(device))
         return ImageBatch(self.frames.to(device), self.t.to(device), prompts, self.label.to(device))
 

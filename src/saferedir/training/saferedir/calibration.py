@@ -62,7 +62,7 @@ def image_scores(network: Redirector, images: ImageData) -> Tensor:
 
 @torch.no_grad()
 def joint_scores(network: Redirector, images: ImageData) -> Tensor:
-    """The same of the verdict that reads image and prompt."""
+    """Joint score, which reads image and prompt, of each image and step (N, S), on the CPU."""
     device, parts = next(network.parameters()).device, []
     for chunk in chunks(len(images.frames)):
         prompts, steps = images.prompts.rows(chunk).map(lambda part: part.to(device)).floats, []

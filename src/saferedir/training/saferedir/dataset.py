@@ -199,7 +199,7 @@ def without_padding(prompts: PromptEmbeds) -> Tensor:
 
 
 class Recorder(Guard[GuardConfig]):
-    """A guard that changes nothing and keeps what a classifier could look at: x0, or another of `VIEWS`."""
+    """A guard that changes nothing and keeps what a classifier could read: x0, or another of `VIEWS`."""
 
     method = "recorder"
 
