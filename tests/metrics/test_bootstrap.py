@@ -96,7 +96,7 @@ def test_a_ratio_is_of_sums_and_leaves_out_draws_without_a_denominator() -> None
     assert bootstrap_ratio(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 2.0]), how=FEW).value == 1.5
     with pytest.raises(MetricError, match="sum to zero"):
         bootstrap_ratio(torch.ones(3), torch.zeros(3))
-    with pytest.raises(MetricError, match="no draw"):
+    with pytest.raises(MetricError, match="no resample"):
         bootstrap_interval(lambda rows: torch.full((len(rows),), math.nan), 3, FEW)
 
 

@@ -147,7 +147,7 @@ def test_few_prompts_still_cover(prompts: int, draws: int) -> None:
 
 
 def test_effective_sizes_that_cannot_be() -> None:
-    with pytest.raises(MetricError, match="worth 9 independent"):
+    with pytest.raises(MetricError, match="effective_n 9"):
         Rate(1, 3, 9)
     with pytest.raises(MetricError, match="expected 3"):
         Rate.of(torch.tensor([True, False, True]), torch.tensor([0, 0]))

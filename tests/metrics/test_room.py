@@ -9,7 +9,7 @@ import pytest
 import saferedir.metrics as metrics
 
 FILES = sorted(Path(metrics.__file__).parent.glob("*.py"))
-OURS = ("saferedir.errors", "saferedir.utils.extras", "saferedir.metrics")
+OURS = ("saferedir.errors", "saferedir.utils.extras", "saferedir.utils.renamed", "saferedir.metrics")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
