@@ -27,7 +27,7 @@ from saferedir.prompts import ConceptPrompts, PromptItem, PromptSet
 
 #: what a page's snippets take for granted because the file that they go into has it
 GIVEN = {
-    "CONTRIBUTING.md": "from saferedir.judges.registry import JudgeEntry\n"
+    "CONTRIBUTING.md": "from saferedir.judges.registry import RegisteredJudge\n"
     "from tests.contract.guards import GuardCase, by_config\n"
     "register = Capitals = print  # each table has a `register` of its own",
     "docs/pipelines.md": "from saferedir.pipelines.families import Family\nfrom tests.tiny import dits\n"

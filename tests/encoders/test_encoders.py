@@ -18,7 +18,14 @@ from saferedir.encoders.base import Encoder
 from saferedir.encoders.callable import CallableEncoder
 from saferedir.encoders.clip import CLIPEncoder
 from saferedir.encoders.inception import InceptionEncoder
-from saferedir.encoders.registry import ENCODERS, EncoderEntry, encoder_class, encoder_names, load_encoder, register
+from saferedir.encoders.registry import (
+    ENCODERS,
+    RegisteredEncoder,
+    encoder_class,
+    encoder_names,
+    load_encoder,
+    register,
+)
 from saferedir.errors import EncoderError, JudgeError, MetricError, SaferedirError
 from saferedir.judges.pictoworld import PictoWorldJudge
 from saferedir.metrics import ClipModel
@@ -59,7 +66,7 @@ def test_unknown_names_and_options_are_one_sentence() -> None:
     with pytest.raises(EncoderError, match="encoder 'pictoworld' takes the options none; found layer"):
         load_encoder("pictoworld", layer=3)
     with pytest.raises(EncoderError, match="an encoder named 'clip' is registered already"):
-        register("clip", EncoderEntry("a:B", ""))
+        register("clip", RegisteredEncoder("a:B", ""))
 
 
 def test_clip_is_the_metrics_clip(clip_folder: Path) -> None:

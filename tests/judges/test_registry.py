@@ -12,7 +12,7 @@ from torch import Tensor
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
 from saferedir.judges.callable import CallableJudge, load_function
-from saferedir.judges.registry import JUDGES, JudgeEntry, judge_class, judge_names, load_judge, register
+from saferedir.judges.registry import JUDGES, RegisteredJudge, judge_class, judge_names, load_judge, register
 from saferedir.judges.selftest import selftest
 
 
@@ -40,7 +40,7 @@ def test_an_unknown_judge_or_option_is_one_sentence() -> None:
     with pytest.raises(JudgeError, match="judge 'pictoworld-template' takes the options none; found top"):
         load_judge("pictoworld-template", top=3)
     with pytest.raises(JudgeError, match="a judge named 'clip' is registered already"):
-        register("clip", JudgeEntry("a:B", ""))
+        register("clip", RegisteredJudge("a:B", ""))
     assert list(JUDGES) == judge_names()
 
 

@@ -68,8 +68,8 @@ def test_attributes_from_imports_and_patches_agree(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("module", "old", "new"), [
-    ("judges.registry", "Entry", "JudgeEntry"),
-    ("encoders.registry", "Entry", "EncoderEntry"),
+    ("judges.registry", "Entry", "RegisteredJudge"),
+    ("encoders.registry", "Entry", "RegisteredEncoder"),
     ("guards.negation.calibration", "Calibration", "KernelCalibration"),
 ])  # fmt: skip
 def test_a_name_that_had_two_meanings_is_still_found_by_the_old_one(module: str, old: str, new: str) -> None:

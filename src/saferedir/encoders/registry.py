@@ -16,7 +16,7 @@ from saferedir.utils.renamed import old_name
 
 
 @dataclass(frozen=True)
-class EncoderEntry:
+class RegisteredEncoder:
     """A registered encoder.
 
     Attributes:
@@ -28,10 +28,10 @@ class EncoderEntry:
     about: str
 
 
-ENCODERS: dict[str, EncoderEntry] = {}
+ENCODERS: dict[str, RegisteredEncoder] = {}
 
 
-def register(name: str, entry: EncoderEntry) -> None:
+def register(name: str, entry: RegisteredEncoder) -> None:
     """Add one encoder; a name already taken is an error."""
     if name in ENCODERS:
         raise EncoderError(f"an encoder named {name!r} is registered already.")
@@ -39,12 +39,14 @@ def register(name: str, entry: EncoderEntry) -> None:
 
 
 _HERE = "saferedir.encoders"
-register("clip", EncoderEntry(f"{_HERE}.clip:CLIPEncoder", "CLIP, images and texts (model=…)"))
-register("inception", EncoderEntry(f"{_HERE}.inception:InceptionEncoder", "the FID's own Inception-v3 (weights=…)"))
+register("clip", RegisteredEncoder(f"{_HERE}.clip:CLIPEncoder", "CLIP, images and texts (model=…)"))
 register(
-    "pictoworld", EncoderEntry(f"{_HERE}.pictoworld:PictoWorldEncoder", "features of PictoWorld's judge, packaged")
+    "inception", RegisteredEncoder(f"{_HERE}.inception:InceptionEncoder", "the FID's own Inception-v3 (weights=…)")
 )
-register("callable", EncoderEntry(f"{_HERE}.callable:CallableEncoder", "your own function (function=module:name)"))
+register(
+    "pictoworld", RegisteredEncoder(f"{_HERE}.pictoworld:PictoWorldEncoder", "features of PictoWorld's judge, packaged")
+)
+register("callable", RegisteredEncoder(f"{_HERE}.callable:CallableEncoder", "your own function (function=module:name)"))
 
 
 def encoder_names() -> list[str]:

@@ -16,7 +16,7 @@ from saferedir.utils.renamed import old_name
 
 
 @dataclass(frozen=True)
-class JudgeEntry:
+class RegisteredJudge:
     """A registered judge.
 
     Attributes:
@@ -30,10 +30,10 @@ class JudgeEntry:
     extra: str = ""
 
 
-JUDGES: dict[str, JudgeEntry] = {}
+JUDGES: dict[str, RegisteredJudge] = {}
 
 
-def register(name: str, entry: JudgeEntry) -> None:
+def register(name: str, entry: RegisteredJudge) -> None:
     """Add one judge; a name already taken is an error."""
     if name in JUDGES:
         raise JudgeError(f"a judge named {name!r} is registered already.")
@@ -41,18 +41,22 @@ def register(name: str, entry: JudgeEntry) -> None:
 
 
 _HERE = "saferedir.judges"
-register("pictoworld", JudgeEntry(f"{_HERE}.pictoworld:PictoWorldJudge", "PictoWorld's attributes, a small CNN"))
+register("pictoworld", RegisteredJudge(f"{_HERE}.pictoworld:PictoWorldJudge", "PictoWorld's attributes, a small CNN"))
 register(
     "pictoworld-template",
-    JudgeEntry(f"{_HERE}.pictoworld:PictoWorldTemplateJudge", "the same by comparison with renders, nothing learned"),
+    RegisteredJudge(
+        f"{_HERE}.pictoworld:PictoWorldTemplateJudge", "the same by comparison with renders, nothing learned"
+    ),
 )
 register(
-    "nudenet", JudgeEntry(f"{_HERE}.nudenet:NudeNetJudge", "exposed and covered body parts, NudeNet v3", "nudenet")
+    "nudenet", RegisteredJudge(f"{_HERE}.nudenet:NudeNetJudge", "exposed and covered body parts, NudeNet v3", "nudenet")
 )
-register("clip", JudgeEntry(f"{_HERE}.clip:CLIPJudge", "any texts, CLIP zero-shot (model=…, texts=…)"))
-register("classifier", JudgeEntry(f"{_HERE}.classifier:ClassifierJudge", "classes of an image classifier (model=…)"))
+register("clip", RegisteredJudge(f"{_HERE}.clip:CLIPJudge", "any texts, CLIP zero-shot (model=…, texts=…)"))
 register(
-    "callable", JudgeEntry(f"{_HERE}.callable:CallableJudge", "your own function (function=module:name, labels=…)")
+    "classifier", RegisteredJudge(f"{_HERE}.classifier:ClassifierJudge", "classes of an image classifier (model=…)")
+)
+register(
+    "callable", RegisteredJudge(f"{_HERE}.callable:CallableJudge", "your own function (function=module:name, labels=…)")
 )
 
 

@@ -128,8 +128,8 @@ NEW_NAMES: dict[tuple[str, str], tuple[str, str]] = {
     ("guards.base", "Embeds"): ("guards.step", "Embeds"),
     ("guards.step", "Apart"): ("guards.step", "SecondLatents"),
     ("pipelines.encoding", "Encoded"): ("pipelines.conditioning", "PromptEmbeds"),
-    ("judges.registry", "Entry"): ("judges.registry", "JudgeEntry"),
-    ("encoders.registry", "Entry"): ("encoders.registry", "EncoderEntry"),
+    ("judges.registry", "Entry"): ("judges.registry", "RegisteredJudge"),
+    ("encoders.registry", "Entry"): ("encoders.registry", "RegisteredEncoder"),
     ("guards.negation.calibration", "Calibration"): ("guards.negation.calibration", "KernelCalibration"),
 }
 #: what to write in place of a name that was not simply renamed
