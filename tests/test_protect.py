@@ -302,7 +302,7 @@ def test_verify_without_anything_that_looks_is_refused(name: str, pipe: Any) -> 
     """These would come out as under "redirect", silently."""
     guard = blind(name)
     for given in (None, guard):
-        with pytest.raises(sr.GuardConfigError, match=f"nothing to verify with: guards of '{name}' never call"):
+        with pytest.raises(sr.GuardConfigError, match=f"nothing to verify with: guards of '{name}' do not say"):
             sr.protect(pipe, guard, on_unsafe="verify", verify=given)
     assert not pipe.unet._forward_pre_hooks
     sr.protect(pipe, guard).detach()

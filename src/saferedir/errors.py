@@ -75,8 +75,13 @@ class BackboneMismatchError(GuardError):
 
     Example:
         >>> import saferedir as sr
-        >>> issubclass(sr.BackboneMismatchError, sr.GuardError)
-        True
+        >>> guard = sr.Guard.from_pretrained("pictoworld/star")
+        >>> guard.config.backbone["architecture"]["prompt_width"] = 768
+        >>> try:
+        ...     sr.attach(sr.load_pipeline("pictoworld"), guard)
+        ... except sr.BackboneMismatchError as error:
+        ...     print(error)
+        guard 'saferedir' was trained for another backbone (prompt_width is 96, not 768); train it on this pipeline, ...
     """
 
 

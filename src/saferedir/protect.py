@@ -60,7 +60,9 @@ def protect(
 
     Raises:
         GuardConfigError: an unknown policy, or "verify" with neither a verifier nor a guard that can call an image unresolved.
-        GuardError: as of `attach`, whose other errors it raises, too.
+        GuardError: as of `attach`, whose other errors it raises, too. A call under "verify" without a verifier raises it where a
+            guard's own classifier is weak by the guard's record for that run: at few steps, or at a guidance scale for which
+            nobody calibrated it.
 
     Example:
         >>> import saferedir as sr
@@ -94,8 +96,9 @@ def protect(
     if on_unsafe == "verify" and verifier is None and chosen and not any(guard.may_be_unresolved for guard in chosen):
         names = ", ".join(repr(guard.method) for guard in chosen)
         raise GuardConfigError(
-            f'on_unsafe="verify" has nothing to verify with: guards of {names} never call an image unresolved; give verify=, a '
-            'function of the finished images, or use on_unsafe="redirect".'
+            f'on_unsafe="verify" has nothing to verify with: guards of {names} do not say that they can call one unresolved; '
+            'give verify=, a function of the finished images, or use on_unsafe="redirect". A guard of your own with a classifier '
+            "of the final estimate says may_be_unresolved = True in its class."
         )
     return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, verifier, retries, on_block)
 

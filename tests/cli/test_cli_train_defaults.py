@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,3 +78,6 @@ def test_a_guard_is_trained_for_a_model_with_its_loras(tmp_path: Path) -> None:
     assert backbone is not None
     (adapters,) = {str(found) for found in backbone["adapters"].values()}
     assert "'name': 'lora-1'" in adapters and "'scale': 0.5" in adapters
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["loras"] == [f"{lora}:0.5"]
+    assert f"--lora {lora}:0.5 --guard" in "".join(result.output.split("\n"))  # the next command is of the same model

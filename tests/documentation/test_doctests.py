@@ -29,6 +29,20 @@ def documented(text: str, section: str) -> set[str]:
     return set(re.findall(r"^    (\w+): \S", body[1] if body else "", re.MULTILINE))
 
 
+#: their examples compute for minutes; tests of their own run them at other sizes
+LONG = {"saferedir.Bench", "saferedir.train_saferedir", "saferedir.train_duo"}
+
+
+def test_every_example_runs_but_for_the_long_ones() -> None:
+    skipped = {
+        name
+        for name, thing in PUBLIC.items()
+        for test in doctest.DocTestFinder(exclude_empty=True).find(thing, name, globs={})
+        if test.name == name and all(example.options.get(doctest.SKIP) for example in test.examples[1:])
+    }
+    assert skipped == LONG
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_example_runs(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)

@@ -50,13 +50,49 @@ def scale_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_old_name_of_warning_text_still_works() -> None:
-    class Careful(Scale):
-        def caution(self) -> str | None:
-            return "mind the gap"
+    with pytest.warns(DeprecationWarning, match="Careful.caution is an old name; define Careful.warning_text"):
+
+        class Careful(Scale):
+            def caution(self) -> str | None:
+                return "mind the gap"
 
     assert Careful(ScaleConfig(concept="star")).warning_text() == "mind the gap"
     with pytest.warns(DeprecationWarning, match="warning_text"):
         assert Scale(ScaleConfig(concept="star")).caution() is None
+
+
+@pytest.mark.parametrize("base_says", [None, "weak"])
+def test_a_subclass_may_ask_its_base_by_the_old_name(base_says: str | None) -> None:
+    class Base(Scale):
+        def warning_text(self) -> str | None:
+            return base_says
+
+    with pytest.warns(DeprecationWarning):
+
+        class Careful(Base):
+            def caution(self) -> str | None:
+                return super().caution() or "mind the gap"
+
+        class Wary(Careful):
+            def caution(self) -> str | None:
+                return f"{super().caution()}!"
+
+        expected = base_says or "mind the gap"
+        assert Careful(ScaleConfig(concept="star")).warning_text() == expected
+        assert Wary(ScaleConfig(concept="star")).warning_text() == f"{expected}!"
+        assert Wary(ScaleConfig(concept="star")).caution() == f"{expected}!"
+
+
+def test_a_saferedir_guard_with_the_old_name_is_heard() -> None:
+    from saferedir.guards.saferedir import SafeRedir
+
+    with pytest.warns(DeprecationWarning):
+
+        class Careful(SafeRedir):
+            def caution(self) -> str | None:
+                return "mind the gap"
+
+    assert Careful.warning_text is Careful.caution
 
 
 def test_a_guard_folder_round_trips(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def calibrate(
             pipe, chosen, rows, config=config, work=work, progress=bar, is_paired=pairs is not None
         )
     calibrated.save_pretrained(out)
-    finish_guard(calibrated, out, model, {"from": guard, "calibration": calibrated.config.calibration})
+    finish_guard(calibrated, out, model, lora or [], {"from": guard, "calibration": calibrated.config.calibration})
     import shutil
 
     shutil.rmtree(work, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -160,7 +161,7 @@ def saferedir(
     if pairs is None:
         save_pairs(rows, out / PAIRS)
         console.print(f"Pairs written to {out / PAIRS}", soft_wrap=True, highlight=False)
-    finish_guard(guard, out, model, {"training": guard.config.training})
+    finish_guard(guard, out, model, lora or [], {"training": guard.config.training})
 
 
 def _refuse_both(options: dict[str, Any]) -> None:
@@ -204,14 +205,23 @@ def _bytes_per_step(pipe: Any, call: dict[str, Any]) -> int:
         return 2 * 16 * 128 * 128
 
 
-def finish_guard(guard: Any, out: Path, model: str, record: dict[str, Any]) -> None:
-    """Write the summary of a finished guard, `record` (how it was made) included, and show it with the last word on it."""
+def finish_guard(guard: Any, out: Path, model: str, loras: Sequence[str], record: dict[str, Any]) -> None:
+    """Write the summary of a finished guard and show it with the last word on it.
+
+    Args:
+        guard: a SafeRedir guard.
+        out: its folder.
+        model: what it was made for.
+        loras: what `--lora` was given.
+        record: how it was made, for the summary.
+    """
     values = guard.config
     summary = {
         "made_by": f"saferedir {library_version()}",
         "method": guard.method,
         "concept": values.concept,
         "model": model,
+        **({"loras": list(loras)} if loras else {}),
         "thresholds": guard_thresholds(values),
         "measured": values.measured,
         **record,
@@ -219,7 +229,7 @@ def finish_guard(guard: Any, out: Path, model: str, record: dict[str, Any]) -> N
     write_json(out / SUMMARY, summary)
     tables(summary)
     console.print(f"Guard written to {escape(str(out))}", soft_wrap=True, highlight=False)
-    print_verdict(values, out, model)
+    print_verdict(values, out, " ".join([model, *(f"--lora {name}" for name in loras)]))
 
 
 def guard_thresholds(config: Any) -> dict[str, float]:

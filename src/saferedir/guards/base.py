@@ -88,6 +88,18 @@ class Guard(Generic[ConfigT]):
     #: and `protect(on_unsafe="verify")` asks for one
     may_be_unresolved: bool = False
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Take a subclass's `caution` for its `warning_text`, of which it was the name."""
+        super().__init_subclass__(**kwargs)
+        old = cls.__dict__.get("caution")
+        if old is not None and "warning_text" not in cls.__dict__:
+            warnings.warn(
+                f"{cls.__name__}.caution is an old name; define {cls.__name__}.warning_text.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            cls.warning_text = old  # type: ignore[method-assign]
+
     def __init__(self, config: ConfigT) -> None:
         self.config: ConfigT = config
         #: separates it from others of its method in decisions and tables; `from_pretrained` sets what it was loaded by
@@ -110,13 +122,17 @@ class Guard(Generic[ConfigT]):
 
         `attach` warns with it.
         """
-        old = type(self).caution
-        return None if old is Guard.caution else old(self)  # a subclass that overrides the old name
+        return None
 
     def caution(self) -> str | None:
         """The old name of `warning_text`."""
         warnings.warn("Guard.caution is an old name; use Guard.warning_text.", DeprecationWarning, stacklevel=2)
-        return self.warning_text()
+        for base in type(self).__mro__:  # a subclass's own `caution` may have called this one
+            text = base.__dict__.get("warning_text")
+            if text is not None and text is not base.__dict__.get("caution"):
+                break
+        answer: str | None = text(self)
+        return answer
 
     def load(self, denoiser: nn.Module) -> None:
         """Put this guard's adapters on the denoiser, switched on, leaving base weights and others' adapters as they are.
