@@ -234,8 +234,10 @@ def test_the_record_of_a_training() -> None:
     assert text_lengths(pipeline("wan"), {}, None) == ()
     record = text_record(pipe, {"height": 32}, (64, 512))
     assert record == {"text_settings": {"max_sequence_length": 512}, "text_lengths": [64, 512]}
-    instruction = text_record(pipeline("sana"), {}, ())["text_settings"]["complex_human_instruction"]
-    assert "sha256" in instruction and len(instruction) < 80
+    for words in (["draw"], ["Given a user prompt, describe it at length."] * 20):
+        call = {"complex_human_instruction": words}
+        instruction = text_record(pipeline("sana"), call, ())["text_settings"]["complex_human_instruction"]
+        assert len(words) == 1 or ("sha256" in instruction and len(instruction) < 80)
 
 
 @pytest.mark.slow
