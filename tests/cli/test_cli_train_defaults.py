@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from typer.testing import CliRunner
 
 from saferedir import Guard, load_pipeline
 from saferedir.cli import app
-from saferedir.cli.train import _config
+from saferedir.cli.train import _config, finish_guard
 from saferedir.cli.train_duo import _train_config
 from saferedir.training.duo.train_config import TrainConfig as DuoConfig
 from saferedir.training.saferedir.dataset import read_pairs
@@ -80,4 +81,14 @@ def test_a_guard_is_trained_for_a_model_with_its_loras(tmp_path: Path) -> None:
     assert "'name': 'lora-1'" in adapters and "'scale': 0.5" in adapters
     summary = json.loads((out / "summary.json").read_text())
     assert summary["loras"] == [f"{lora}:0.5"]
-    assert f"--lora {lora}:0.5 --guard" in "".join(result.output.split("\n"))  # the next command is of the same model
+
+
+def test_the_next_command_is_of_the_same_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`finish_guard`: a guard that was made for a model with a LoRA is tried on that model."""
+    config = SimpleNamespace(
+        concept="star", prompt_threshold=1.0, image_threshold=2.0, last_threshold=None, measured={},
+        calibration={"verdict": {"good": True, "why": "Good: on held-out data it is."}},
+    )  # fmt: skip
+    finish_guard(SimpleNamespace(config=config, method="saferedir"), tmp_path, "some/model", ["style:0.5"], {})
+    assert "--model some/model --lora style:0.5 --guard" in capsys.readouterr().out
+    assert json.loads((tmp_path / "summary.json").read_text())["loras"] == ["style:0.5"]
