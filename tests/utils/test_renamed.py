@@ -70,9 +70,11 @@ def test_attributes_from_imports_and_patches_agree(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("module", "old", "new"), [
     ("judges.registry", "Entry", "RegisteredJudge"),
     ("encoders.registry", "Entry", "RegisteredEncoder"),
+    ("judges.images", "read_picture", "read_image_tensor"),
+    ("judges.images", "picture_files", "image_files"),
     ("guards.negation.calibration", "Calibration", "KernelCalibration"),
 ])  # fmt: skip
-def test_a_name_that_had_two_meanings_is_still_found_by_the_old_one(module: str, old: str, new: str) -> None:
+def test_a_renamed_function_or_class_is_still_found_by_its_old_name(module: str, old: str, new: str) -> None:
     home = importlib.import_module(f"saferedir.{module}")
     with pytest.warns(DeprecationWarning, match=new):
         assert getattr(home, old) is getattr(home, new)

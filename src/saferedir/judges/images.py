@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from saferedir.judges.base import Judge, Scores
 from saferedir.utils.file_names import shown_name
 from saferedir.utils.image_folders import ImageFolder, list_images
 from saferedir.utils.images import read_array
+from saferedir.utils.renamed import old_name
 
 
 def file_checksum(path: Path) -> str:
@@ -114,3 +116,7 @@ def score_files(judge: Judge, files: Sequence[Path], batch: int = 32, root: Path
 
     scores = score_images(judge, readable(), batch)
     return ScoredFiles(scores, tuple(indices), skipped)
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(__name__, name)

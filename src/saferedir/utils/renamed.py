@@ -130,6 +130,8 @@ NEW_NAMES: dict[tuple[str, str], tuple[str, str]] = {
     ("pipelines.encoding", "Encoded"): ("pipelines.conditioning", "PromptEmbeds"),
     ("judges.registry", "Entry"): ("judges.registry", "RegisteredJudge"),
     ("encoders.registry", "Entry"): ("encoders.registry", "RegisteredEncoder"),
+    ("judges.images", "read_picture"): ("judges.images", "read_image_tensor"),
+    ("judges.images", "picture_files"): ("judges.images", "image_files"),
     ("guards.negation.calibration", "Calibration"): ("guards.negation.calibration", "KernelCalibration"),
 }
 #: what to write in place of a name that was not simply renamed
