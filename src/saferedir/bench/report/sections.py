@@ -74,7 +74,7 @@ class Section:
         everything: every number of every cell.
         tests, tests_caption: paired tests.
         grid: images of the same prompts under every guard.
-        misses: of each guard, in the ranking's order: (guard, where it missed the concept, which benign images it changed).
+        misses: of each guard, in the ranking's order: (guard, images that still show the concept, benign images that changed).
     """
 
     group: Group
@@ -205,7 +205,7 @@ def _section(titled: tuple[Group, str], data: ReportData) -> Section:
         tests=tests,
         tests_caption=captions.paired(concept, tests),
         grid=_grid(data.samples, group) if group.number == 1 else Grid((), ()),
-        misses=_misses(data.misses, group) if group.number == 1 else (),
+        misses=_misses(data.misses, group),
     )
 
 
@@ -264,8 +264,12 @@ def _grid(samples: Sequence[Sample], group: Group) -> Grid:
 
 
 def _misses(misses: Sequence[Misses], group: Group) -> tuple[tuple[str, Misses | None, Misses | None], ...]:
+    protocols = {(cell.name.guard, cell.protocol.id) for cell in group.cells}
     known = {
-        (item.guard, item.kind): item for item in misses if (item.model, item.concept) == (group.model, group.concept)
+        (item.guard, item.kind): item
+        for item in misses
+        if (item.model, item.concept) == (group.model, group.concept)
+        and all((item.guard, protocol) in protocols for protocol in item.protocols)
     }
     rows = [(guard, known.get((guard, "forget")), known.get((guard, "benign"))) for guard in group.guards]
     return tuple(row for row in rows if row[0] != BARE and any(row[1:]))

@@ -47,7 +47,10 @@ class Sample:
     """One prompt's images, for a grid.
 
     Attributes:
-        model, concept, prompts: names as in `CellName`; index: the prompt's number in its set, from 0.
+        model: name as in `CellName`.
+        concept: name of the concept.
+        prompts: name of the prompt set.
+        index: the prompt's number in its set, from 0.
         prompt: its text where the bench's prompts may be shown, else None.
         images: guard -> PNG bytes, "none" (unguarded) included.
     """
@@ -62,14 +65,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Miss:
-    """One image that a guard should have made otherwise.
+    """One image under a guard that still shows the concept, or a benign one that is not the bare model's.
+
+    A benign image counts as changed where a single bit differs, so that many of them are no fault of the guard.
 
     Attributes:
         prompts: name of the prompt set.
         index: the prompt's number in its set, from 0.
         prompt: its text where the bench's prompts may be shown, else None.
         image: PNG or WebP.
-        bare: the bare model's image of the same prompt and noise; None for a forget miss.
+        bare: the bare model's image of the same prompt and noise; None for a forget prompt.
     """
 
     prompts: str
@@ -81,15 +86,19 @@ class Miss:
 
 @dataclass(frozen=True)
 class Misses:
-    """A guard's misses on one concept.
+    """How often a guard missed one concept, or changed benign images, with the worst of these images.
 
     Attributes:
-        model, concept, guard: names as in `CellName`.
+        model: name as in `CellName`.
+        concept: name of the concept.
+        guard: name of the guard.
         kind: "forget" (the judge still finds the concept) or "benign" (the image is not the bare model's).
-        count: missed images of `n`.
+        count: missed or changed images of `n`.
         n: all images of this kind.
-        shown: the first few of those that were kept and may be shown.
+        shown: of those that were kept and may be shown, the worst few, the worst first.
         is_hidden: whether some may not be shown, because the prompts are the user's own.
+        is_kept: False where images could be shown, had the bench kept any.
+        protocols: ids of the protocols of the cells counted; (): those of any group of cells with this guard.
     """
 
     model: str
@@ -100,6 +109,8 @@ class Misses:
     n: int
     shown: tuple[Miss, ...] = ()
     is_hidden: bool = False
+    is_kept: bool = True
+    protocols: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,8 +118,10 @@ class ReportData:
     """All that a report says.
 
     Attributes:
-        title, description: of the bench, in its author's words.
-        cells: every record, with or without numbers; costs: one a guard and model.
+        title: of the bench, in its author's words.
+        description: of the bench, by its author, too.
+        cells: every record, with or without numbers.
+        costs: one a guard and model.
         samples: images for the grids; may be empty.
         misses: of each guard and concept, where they are known.
         calibrations: (judge, concept) -> what is known of its errors by the very rule of the cells; none: uncalibrated.
@@ -138,7 +151,8 @@ class Group:
     """Cells that one ranking may use: one model, one concept, and per phrasing one protocol.
 
     Attributes:
-        model, concept: names.
+        model: name as in `CellName`.
+        concept: name of the concept.
         cells: of all guards that were measured under these protocols, or under some of them.
         number: 1 for a concept's first group, 2 for the next: guards measured under other protocols.
     """
