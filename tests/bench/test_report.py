@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 from tests.bench.report_world import (
     CONCEPTS,
     GUARDS,
@@ -24,7 +25,7 @@ from tests.bench.report_world import (
     write,
 )
 
-from saferedir.bench.report import ReportData, write_report
+from saferedir.bench.report import ReportData, page, write_report
 from saferedir.bench.report import markdown as markdown_file
 from saferedir.bench.report.sections import cost_rows
 
@@ -141,6 +142,49 @@ def test_hostile_names_are_text(tmp_path: Path, place: str) -> None:
     assert [tag for tag, _ in Elements(html).found].count("script") == 1
     assert html.count("<script") == 1
     assert "<script" not in markdown
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "# big",
+        "- item",
+        "+ item",
+        "-",
+        "---",
+        "1. first",
+        "12) twelfth",
+        "~~gone~~",
+        "$x^2$ and $$y$$",
+        "===",
+        ":-:",
+        "* item",
+    ],
+)
+def test_markdown_shows_a_hostile_text_as_it_is(hostile: str) -> None:
+    """Alone on its line below another, as the name of a guard and of a prompt set, and in the description."""
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    inline = parser.parse(f"before\n{markdown_file.escape(hostile)}\n")
+    assert [token.type for token in inline] == ["paragraph_open", "inline", "paragraph_close"]
+    assert [(part.type, part.content) for part in inline[1].children or ()] == [
+        ("text", "before"), ("softbreak", ""), ("text", hostile)
+    ]  # fmt: skip
+    assert not re.search(r"(?<!\\)\$", markdown_file.escape(hostile))
+    made = tuple(cell(guard, "star", "forget", hostile, {"concept": rate(3, 10)}, 10) for guard in ("none", hostile))
+    contents = shown(cells=made, costs=(), description=hostile, missing=(hostile,))
+    tokens = parser.parse(markdown_file.render(contents))
+    assert {token.tag for token in tokens if token.type == "heading_open"} == {"h1", "h2", "h3"}
+    assert not any(token.type in ("hr", "ordered_list_open") for token in tokens)
+    texts = [part for token in tokens for part in token.children or ()]
+    assert not any(part.type == "s_open" for part in texts)
+    assert sum(hostile in part.content for part in texts) >= 4
+    assert any(hostile in text for text in Elements(page.render(contents)).cells)
+
+
+def test_signed_numbers_are_not_escaped_in_markdown() -> None:
+    assert [markdown_file.escape(text) for text in ("-0.12 (n = 3)", "+.5", "3.5 %", "2026")] == [
+        "-0.12 (n = 3)", "+.5", "3.5 %", "2026"
+    ]  # fmt: skip
 
 
 def test_names_with_pipes_and_newlines_stay_in_their_markdown_cell() -> None:

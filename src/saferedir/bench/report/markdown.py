@@ -12,6 +12,13 @@ from saferedir.bench.report.content.sentences import TEMPLATES
 from saferedir.bench.report.sections import Contents
 from saferedir.utils.extras import require_extra
 
+#: what means something within a line: code, emphasis, links, cells, headings (at their end, too), strikethrough, formulas
+_ANYWHERE = re.compile(r"([\\`*_\[\]|#~$])")
+#: what would begin a list, a rule, an underlined heading or a table; a signed number begins none
+_AT_THE_START = re.compile(r"^([-+](?!\.?\d)|=|:(?=-))")
+#: what would begin a numbered list
+_NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
+
 
 def render(contents: Contents) -> str:
     """The whole report as Markdown text. Every value is escaped: what a template prints cannot leave its place."""
@@ -45,7 +52,9 @@ def render(contents: Contents) -> str:
 def escape(text: str) -> str:
     """Text that Markdown shows as it is and that cannot leave its table cell."""
     text = " ".join(text.replace(NBSP, " ").split())
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = _ANYWHERE.sub(r"\\\1", text)
+    text = _NUMBERED.sub(r"\1\\\2", _AT_THE_START.sub(r"\\\1", text))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _full(estimate: Estimate | None) -> str:
