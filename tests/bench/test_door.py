@@ -8,7 +8,7 @@ import pytest
 from tests.watched import Watched
 
 import saferedir as sr
-from saferedir.bench import rejudge, write_report
+from saferedir.bench import read_judges, rejudge, write_report
 from saferedir.bench.evaluation import calibrate
 from saferedir.bench.planning.matrix import JudgeEntry
 from saferedir.errors import BenchError
@@ -86,8 +86,14 @@ def test_the_door_lists_presets_and_reads_judges(tmp_path: Path) -> None:
     file = tmp_path / "judges.toml"
     file.write_text('[star]\nname = "pictoworld"\npreset = "star"\n')
     assert sr.Bench.read_judges(file) == {"star": JudgeEntry(name="pictoworld", preset="star")}
-    with pytest.raises(BenchError, match="give JUDGE:PRESET"):
-        sr.Bench.rejudge(tmp_path, {"star": "pictoworld"}, tmp_path / "out")
+    assert read_judges(str(file)) == sr.Bench.read_judges(file)
+    for count_again in (sr.Bench.rejudge, rejudge):
+        with pytest.raises(BenchError, match="give JUDGE:PRESET"):
+            count_again(tmp_path, {"star": "pictoworld"}, tmp_path / "out")
+    with pytest.warns(DeprecationWarning, match="judges="), pytest.raises(BenchError, match="give JUDGE:PRESET"):
+        rejudge(tmp_path, choices={"star": "pictoworld"}, out=tmp_path / "out")  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match="file="):
+        assert "star" in read_judges(path=file)  # type: ignore[call-arg]
 
 
 def test_a_bench_that_cannot_be_planned_leaves_no_folder(tmp_path: Path, matrix: Path) -> None:

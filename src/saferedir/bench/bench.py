@@ -27,6 +27,7 @@ from saferedir.bench.storage.store import Store, read_json
 from saferedir.errors import BenchError
 from saferedir.utils.extras import require_extra
 from saferedir.utils.progress import SILENT, Progress
+from saferedir.utils.renamed import old_argument
 
 #: guards with rows of their own take up to so many times as long as the bare model
 _SLOWEST = 1.6
@@ -219,14 +220,28 @@ class Bench:
 
     @staticmethod
     def read_judges(file: str | Path) -> dict[str, JudgeEntry]:
-        """Concept -> judge of a TOML file with a section for each concept, for thresholds of one's own."""
-        return read_judges(Path(file))
+        """Concept -> judge of a TOML file with a section for each concept, for thresholds of one's own.
+
+        Args:
+            file: each section has `name` and either `preset` or `rule`.
+
+        Returns:
+            What `Bench.rejudge` takes.
+        """
+        return read_judges(file)
 
     @staticmethod
     def report_of(
         folder: str | Path, *, images: bool = False, calibrate: bool = False, progress: Progress = SILENT
     ) -> tuple[Path, Path]:
-        """Write report.html and report.md of a bench folder; their paths. See `write_report`."""
+        """Write report.html and report.md of a bench folder; their paths.
+
+        Args:
+            folder: of the bench.
+            images: show images of prompts from the user's own files, too, the bare model's among them.
+            calibrate: first calibrate the judges of built-in worlds that have no calibration yet, which loads them.
+            progress: shows how far it is.
+        """
         return write_report(folder, images=images, calibrate=calibrate, progress=progress)
 
     @staticmethod
@@ -245,8 +260,7 @@ class Bench:
             out: the folder for the new cells; `Bench.report_of(out)` makes their report.
             progress: shows how many shards a new judge has scored.
         """
-        entries = {concept: judge_entry(choice) for concept, choice in judges.items()}
-        return rejudge(folder, entries, out, progress=progress)
+        return rejudge(folder, judges, out, progress=progress)
 
 
 def write_report(
@@ -260,6 +274,7 @@ def write_report(
     """Write report.html and report.md from what a bench folder holds; their paths.
 
     Args:
+        folder: of the bench.
         images: show images of prompts from the user's own files, too, the bare model's among them.
         calibrate: first calibrate the judges of built-in worlds that have no calibration yet, which loads them.
         resources: what is loaded already.
@@ -282,18 +297,20 @@ def judge_entry(choice: str | JudgeEntry) -> JudgeEntry:
     return JudgeEntry(name=name, preset=preset)
 
 
+@old_argument("choices", "judges")
 def rejudge(
-    folder: str | Path, choices: Mapping[str, JudgeEntry], out: str | Path, *, progress: Progress = SILENT
+    folder: str | Path, judges: Mapping[str, str | JudgeEntry], out: str | Path, *, progress: Progress = SILENT
 ) -> list[CellRecord]:
     """Count a bench again by other judges, presets or rules, without generating; the new records, which are in `out`, too.
 
     Args:
         folder: of the bench.
-        choices: concept -> judge and preset or rule; other concepts stay as they were.
+        judges: concept -> "JUDGE:PRESET", or an entry of `read_judges`; other concepts stay as they were.
         out: the folder for the new cells; `write_report(out)` makes their report.
         progress: shows how many shards a new judge has scored.
     """
+    entries = {concept: judge_entry(choice) for concept, choice in judges.items()}
     target = Store(Path(out))
     with target.lock():
         target.prepare(_ROOM)
-        return rejudge_folder(Path(folder), choices, Path(out), Resources(), progress)
+        return rejudge_folder(Path(folder), entries, Path(out), Resources(), progress)

@@ -29,6 +29,7 @@ from saferedir.bench.planning.validation import validated
 from saferedir.errors import BenchError
 from saferedir.utils.names import unknown_name_message
 from saferedir.utils.places import HUB, hub_id
+from saferedir.utils.renamed import old_argument
 from saferedir.utils.text_files import read_text
 
 __all__ = [
@@ -132,13 +133,15 @@ def read_matrix(name: str, given: Mapping[str, str] | None = None) -> Matrix:
     return matrix.model_copy(update={"concept": concepts, "guard": guards, "encoder": encoders, "model": models})
 
 
-def read_judges(path: Path) -> dict[str, JudgeEntry]:
+@old_argument("path", "file")
+def read_judges(file: str | Path) -> dict[str, JudgeEntry]:
     """Concept -> judge, from a TOML file with a section for each concept:
 
     [star]
     name = "pictoworld"
     rule = {kind = "AnyAbove", labels = ["shape:star"], threshold = 0.3}
     """
+    path = Path(file)
     text = read_text(path.expanduser(), error=BenchError)
     try:
         values = tomllib.loads(text)
