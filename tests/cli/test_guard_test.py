@@ -38,3 +38,10 @@ def test_the_page_begins_with_the_failures(run: Run, tmp_path: Path, prompts: tu
     for case in record["cases"]:
         assert (tmp_path / "out" / case["before"]).is_file() and (tmp_path / "out" / case["after"]).is_file()
     assert "a blue circle: the guard did not act" in " ".join(result.output.split())
+
+
+def test_room_on_the_disk_is_asked_for_every_frame(run: Run, tmp_path: Path, prompts: tuple[Any, ...]) -> None:
+    result = run("guards", "test", "pictoworld/star", *prompts, "--call", "num_frames=1000000000")
+    needs = 2 * 4 * 4 * 1_000_000_000
+    assert result.exit_code == 1 and f"this needs about {needs} MB" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()

@@ -63,19 +63,35 @@ def test_videos_are_judged_frame_by_frame(tmp_path: Path) -> None:
 
     def verifier(frames: Sequence[Image.Image]) -> list[bool]:
         judged.append(len(frames))
-        return [i == len(frames) - 1 for i in range(len(frames))]  # the last frame of the last video shows it
+        return [
+            len(judged) % 2 == 0 and i == len(frames) - 1 for i in range(len(frames))
+        ]  # the second video's last frame
 
     guard = make_guard(-1e9, prompt_dim=T5_WIDTH, latent_channels=16)
     call = {"num_inference_steps": 1, "height": 32, "width": 48, "num_frames": 5}
     result = run_guard_test(
         make_wan(), guard, ["a star"], ["a heart"], tmp_path, name="x", verifier=verifier, judge="j", call=call, batch=2
     )
-    assert judged == [10, 10]
+    assert judged == [5, 5, 5, 5]  # a call for each video: all their frames at once are too many
     shown = {case.prompt: case.shown_after for case in result.cases}
     assert shown == {"a star": False, "a heart": True}
     for case in result.cases:
         with Image.open(tmp_path / case.after) as video:
             assert case.after.endswith(".webp") and video.size == (48, 32)
+
+
+def test_images_are_judged_a_batch_at_a_time(tmp_path: Path) -> None:
+    judged: list[int] = []
+
+    def verifier(images: Sequence[Image.Image]) -> list[bool]:
+        judged.append(len(images))
+        return [True] * len(images)
+
+    call = {"num_inference_steps": 1}
+    result = run_guard_test(
+        make_pipeline(), make_guard(1e9), **PROMPTS, out=tmp_path, name="x", verifier=verifier, judge="j", call=call
+    )
+    assert judged == [4, 1, 4, 1] and all(case.shown_after for case in result.cases)
 
 
 def test_without_a_judge_the_guards_own_word_must_be_worth_something(tmp_path: Path) -> None:

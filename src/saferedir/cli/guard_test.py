@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,7 @@ from saferedir.cli.judge import judge_and_rule
 from saferedir.cli.options import Device, Lora, ModelConfig, Revision, Seed, Steps, Variant
 from saferedir.cli.output import MEGABYTE, holds_out, staged_output
 
+#: a video takes as much for each of its frames
 BYTES_PER_IMAGE = 4 * MEGABYTE
 
 
@@ -55,7 +57,7 @@ def test(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="More arguments of the pipeline's call, such as height=1024."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images generated at once.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Images generated at once; take 1 for videos.")] = 4,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
     variant: Variant = None,
     revision: Revision = None,
@@ -78,10 +80,9 @@ def test(
         name: [item.text for item in read_prompts(file, "plain").items][:limit] for name, file in _files(forget, retain)
     }
     total = sum(map(len, prompts.values()))
-    with staged_output(out, marker="guard_test.json", needs=2 * total * BYTES_PER_IMAGE, overwrite=force) as (
-        folder,
-        target,
-    ):
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, **named_values(call or [], "--call")}
+    needs = 2 * total * _frames(settings) * BYTES_PER_IMAGE
+    with staged_output(out, marker="guard_test.json", needs=needs, overwrite=force) as (folder, target):
         (loaded,) = load_guards([guard])
         if judge_set:
             made, decides = judge_and_rule(judge, preset, rule, [])
@@ -90,7 +91,6 @@ def test(
         pipe = load_model(
             model, dtype=dtype, device=device, variant=variant, revision=revision, config=model_config, loras=loras
         )
-        settings = {"num_inference_steps": steps, "guidance_scale": guidance, **named_values(call or [], "--call")}
         result = run_guard_test(
             pipe, loaded, prompts["forget"], prompts["retain"], folder, name=guard, verifier=verifier, judge=judge_name,
             call=settings, seed=seed, batch=batch, progress=progress_bar(),
@@ -112,6 +112,12 @@ def test(
     if len(result.failures) > 10:
         console.print(f"… and {len(result.failures) - 10} more.", highlight=False)
     console.print(f"Page: {target / PAGE}", soft_wrap=True, highlight=False)
+
+
+def _frames(call: Mapping[str, Any]) -> int:
+    """Frames of a video, as far as --call says; 1 otherwise, and where the pipeline will refuse the number."""
+    frames = call.get("num_frames", 1)
+    return max(1, frames) if isinstance(frames, int) else 1
 
 
 def _files(forget: Path, retain: Path) -> tuple[tuple[str, Path], ...]:

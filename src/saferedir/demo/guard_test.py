@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,9 +210,11 @@ class _Runner:
         """Whether the judge finds the concept, of a video in any of its frames; None without a judge."""
         if self.verifier is None:
             return [None] * len(images)
-        frames = [_frames(image) for image in images]
-        verdicts = iter(self.verifier([frame for video in frames for frame in video]))
-        return [any(list(islice(verdicts, len(video)))) for video in frames]
+        if not any(isinstance(image, list) for image in images):
+            return list(self.verifier(images))
+        return [
+            any(self.verifier(_frames(video))) for video in images
+        ]  # one at a time: all frames at once are too many
 
 
 def _frames(image: Any) -> list[Image.Image]:
