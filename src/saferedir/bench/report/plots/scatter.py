@@ -1,7 +1,7 @@
 """Robustness against preservation, one mark a guard, as an SVG string.
 
-Colours are told apart without hue, too: what passes is a filled mark, what does not a hollow one, the bare model a
-cross. Matplotlib when first needed.
+The marks differ in shape as well as in colour: filled within the limits, hollow beyond them, a cross for the bare model.
+Matplotlib is imported when first needed.
 """
 
 from __future__ import annotations
