@@ -127,8 +127,8 @@ class Guard(Generic[ConfigT]):
     def caution(self) -> str | None:
         """The old name of `warning_text`."""
         warnings.warn("Guard.caution is an old name; use Guard.warning_text.", DeprecationWarning, stacklevel=2)
-        own = [base.__dict__ for base in type(self).__mro__ if "warning_text" in base.__dict__]
-        text = next(names["warning_text"] for names in own if names["warning_text"] is not names.get("caution"))
+        namespaces = [base.__dict__ for base in type(self).__mro__ if "warning_text" in base.__dict__]
+        text = next(names["warning_text"] for names in namespaces if names["warning_text"] is not names.get("caution"))
         answer: str | None = text(self)  # a subclass's own `caution` may have called this one
         return answer
 
