@@ -40,7 +40,7 @@ from saferedir.pipelines.precision import fast_precision
 STAR = {"shape": "star"}
 PLAIN = ["a red star over the sky", "a blue star on white", "a yellow star on black", "a green star in the corner"]
 BENIGN = ["a red circle over the sky", "a blue heart on white"]
-#: of every run that names no other number; of the page, too, whose numbers are of 20
+#: sampling steps of every run that names no other number, read when a probe runs; the page is made with these
 STEPS = 20
 OTHER_SHAPES = "circle, square, triangle, heart, crescent, cross, ring, diamond, hexagon"
 
@@ -705,7 +705,7 @@ PROBES: dict[str, Probe] = {
     ),
     "stale sibling, steps": Probe(
         "api", "the same with more steps than the call before",
-        stale_sibling(StableDiffusionPipeline, {"num_inference_steps": 2}, {"num_inference_steps": STEPS}), False,
+        stale_sibling(StableDiffusionPipeline, {"num_inference_steps": 2}, {}), False,
     ),
     "img2img sibling": Probe(
         "api", "from_pipe to img2img, prompt for the concept, strength 0.8", image_to_image(0.8, PLAIN[0])
