@@ -61,7 +61,9 @@ def test_a_bench_is_planned_run_gone_on_with_reported_and_judged_again(
     assert write_report(out, calibrate=False) == (page, markdown)
     second = rejudge(out, {"star": JudgeEntry(name="pictoworld", preset="emblem")}, tmp_path / "second")
     assert {record.protocol.preset for record in second} == {"emblem"} != {records[0].protocol.preset}
-    assert sr.Bench.rejudge(out, {"star": "pictoworld:emblem"}, tmp_path / "third") == second
+    third = sr.Bench.rejudge(out, {"star": "pictoworld-template:star"}, tmp_path / "third")
+    assert {record.protocol.judge for record in third} == {"pictoworld-template"}
+    assert {record.protocol.judge for record in second} == {"pictoworld"} and len(third) == len(second)
     assert sr.Bench.report_of(tmp_path / "third")[0].is_file()
 
 
