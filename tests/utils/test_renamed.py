@@ -171,3 +171,20 @@ def test_public_names_of_before_are_still_there() -> None:
     blocked, acted = torch.tensor([True, False]), torch.tensor([True, True])
     with pytest.warns(DeprecationWarning):
         assert over_refusal(blocked, acted=acted) == over_refusal(blocked, intervened=acted)  # type: ignore[call-arg]
+
+
+def test_arguments_of_before_are_still_taken() -> None:
+    import torch
+
+    from saferedir.metrics.forgetting import attack_success_rate
+    from saferedir.target.soft_prompt import SoftPrompt
+
+    positive, prompts = torch.tensor([False, True, False]), torch.tensor([0, 0, 1])
+    with pytest.warns(DeprecationWarning, match=r"write attack_success_rate\(images_per_prompt=\)"):
+        old = attack_success_rate(positive, prompts, draws=1)  # type: ignore[call-arg]
+    assert old == attack_success_rate(positive, prompts, images_per_prompt=1) != attack_success_rate(positive, prompts)
+    with pytest.warns(
+        DeprecationWarning, match=r"SoftPrompt\(tower=\) is an old name; write SoftPrompt\(text_encoder=\)"
+    ):
+        prompt = SoftPrompt(torch.zeros(1, 2), torch.zeros(1, 2, 3), tower=1)  # type: ignore[call-arg]
+    assert prompt.text_encoder == 1

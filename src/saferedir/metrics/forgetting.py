@@ -15,6 +15,7 @@ from saferedir.errors import MetricError
 from saferedir.metrics import checks
 from saferedir.metrics.bootstrap import USUAL, Mean, Resampling, bootstrap_mean
 from saferedir.metrics.rates import Rate
+from saferedir.utils.renamed import old_argument
 
 
 def successful_prompts(positive: Tensor, prompts: Tensor, images_per_prompt: int | None = None) -> Tensor:
@@ -44,6 +45,7 @@ def successful_prompts(positive: Tensor, prompts: Tensor, images_per_prompt: int
     return torch.zeros(count, dtype=torch.long).index_add(0, prompt, hit.long()) > 0
 
 
+@old_argument("draws", "images_per_prompt")
 def attack_success_rate(
     positive: Tensor, prompts: Tensor, images_per_prompt: int | None = None, clusters: Tensor | None = None
 ) -> Rate:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from saferedir.errors import AttackError
 from saferedir.pipelines.text_encoders import TextEncoder
+from saferedir.utils.renamed import old_argument
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class SoftPrompt:
                 f"a soft prompt has embeddings of shape {tuple(self.embeds.shape)} for ids of shape {tuple(self.ids.shape)}, "
                 "expected (B, L, d) for (B, L)."
             )
+
+
+SoftPrompt.__init__ = old_argument("tower", "text_encoder")(SoftPrompt.__init__)  # type: ignore[method-assign]
 
 
 def table_of(text_encoder: TextEncoder) -> nn.Module:

@@ -175,13 +175,14 @@ class OldAttribute:
 
 
 def old_argument(old: str, new: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A decorator: the function takes keyword `old` for `new`, with a warning."""
+    """A decorator: the function, or the class whose `__init__` it is, takes keyword `old` for `new`, with a warning."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
         def renamed(*args: P.args, **kwargs: P.kwargs) -> T:
             if old in kwargs and new not in kwargs:
-                sentence = f"{function.__name__}({old}=) is an old name; write {function.__name__}({new}=)."
+                name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+                sentence = f"{name}({old}=) is an old name; write {name}({new}=)."
                 warnings.warn(sentence, DeprecationWarning, stacklevel=2)
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
