@@ -45,3 +45,10 @@ def test_a_wrong_file_of_options_is_one_sentence(run: Run, tmp_path: Path, text:
 def test_a_file_that_is_not_there_is_one_sentence(run: Run, tmp_path: Path) -> None:
     result = run("--config", tmp_path / "none.toml", "methods")
     assert result.exit_code == 2 and "cannot be read as TOML" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_file_may_name_an_option_by_its_old_name(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "saferedir.toml"
+    file.write_text("[bench.report]\npictures = true\n")
+    result = run("--config", file, "bench", "report", tmp_path)
+    assert result.exit_code == 1 and "is no bench folder" in " ".join(result.output.split())

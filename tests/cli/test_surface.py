@@ -54,6 +54,14 @@ def test_lists_speak_json(words: tuple[str, ...]) -> None:
     assert json.loads(RUNNER.invoke(app, [*words, "--json"]).output)
 
 
+def test_an_old_option_is_taken_and_not_in_the_help(tmp_path: Path) -> None:
+    for command in ("run", "resume", "report", "rejudge"):
+        shown = call("bench", command, "--help")
+        assert "--images" in shown and "--pictures" not in shown
+    assert "No such option" not in call("bench", "report", str(tmp_path), "--pictures", code=1)
+    assert "No such option" in call("bench", "report", str(tmp_path), "--paintings", code=2)
+
+
 def test_help_and_lists_do_not_wait_for_torch() -> None:
     code = (
         "import sys; from saferedir.cli import app\n"

@@ -17,12 +17,18 @@ from saferedir.cli.stopping import GOES_ON, on_stop
 if TYPE_CHECKING:
     from saferedir.bench import Bench
 
+#: old name of an option -> its name; taken, and not in the help
+OLD_OPTIONS = {"pictures": "images"}
+
 bench_app = typer.Typer(
     name="bench",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Compare guards under attack: plan, run, resume, report.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: OLD_OPTIONS.get(name, name),
+    },
 )
 
 MatrixName = Annotated[
@@ -41,7 +47,6 @@ ShowImages = Annotated[
     bool,
     typer.Option(
         "--images",
-        "--pictures",
         help="Show images of prompts from files, too, the bare model's among them. Look before you share.",
     ),
 ]

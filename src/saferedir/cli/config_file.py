@@ -44,7 +44,11 @@ def _for_group(group: Any, values: Mapping[str, Any], where: str) -> dict[str, A
             raise typer.BadParameter(f"{where} has {name!r}, where a table of one of the commands {known} is expected.")
         inner = f"{where}, [{name}]"
         is_group = isinstance(command, click.Group) or hasattr(command, "commands")
-        defaults[name] = _for_group(command, table, inner) if is_group else _for_command(command, table, inner)
+        if is_group:
+            defaults[name] = _for_group(command, table, inner)
+        else:
+            new_name = group.context_settings.get("token_normalize_func", str)  # of an option that was renamed
+            defaults[name] = _for_command(command, {new_name(key): value for key, value in table.items()}, inner)
     return defaults
 
 
