@@ -121,7 +121,7 @@ def selftest(
     from saferedir.judges.selftest import selftest as run
 
     checks = run(_load(name, named_values(options or [], "--set")))
-    table = new_table(f"Judge {escape(name)}", "check", "holds", "seen")
+    table = new_table(f"Judge {escape(name)}", "check", "holds", "observed")
     for check in checks:
         table.add_row(escape(check.what), "yes" if check.passed else "[bold red]no[/]", escape(check.observed))
     console.print(table)

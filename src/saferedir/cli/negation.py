@@ -45,9 +45,11 @@ def build(
         str, typer.Option(metavar="ID", help="Whose VAE encodes: pictoworld, a diffusers folder, or a hub id.")
     ] = "pictoworld",
     height: Annotated[
-        int | None, typer.Option(min=8, help="Of the images you will generate; default: the model's.")
+        int | None, typer.Option(min=8, help="Height of the images you will generate; default: the model's.")
     ] = None,
-    width: Annotated[int | None, typer.Option(min=8, help="The same; default: the model's.")] = None,
+    width: Annotated[
+        int | None, typer.Option(min=8, help="Width of the images you will generate; default: the model's.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images encoded at a time.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps, with --prompts.")] = 30,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale, with --prompts.")] = 4.0,

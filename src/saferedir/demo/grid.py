@@ -40,8 +40,8 @@ def example_of(run: TaskRun, row: int, tokenizer: Any) -> Example:
         prompt=prompt.text,
         unguarded=to_image(run.unguarded.images[row]),
         guarded=to_image(run.guarded.images[row]),
-        judged_unguarded=describe(run.seen_unguarded, row),
-        judged_guarded=describe(run.seen_guarded, row),
+        judged_unguarded=describe(run.unguarded_judgement, row),
+        judged_guarded=describe(run.guarded_judgement, row),
         verdict=verdict_of(decision),
         outcome=outcome,
         went_well=went_well,
@@ -69,8 +69,8 @@ def outcome_of(run: TaskRun, row: int) -> tuple[str, bool]:
     if row >= run.n_forget:
         return ("image identical bit by bit", True) if same else ("image changed without need", False)
     forget = dict(run.task.forget)
-    before, after = bool(run.seen_unguarded.shows(forget)[row]), bool(run.seen_guarded.shows(forget)[row])
-    if bool(run.seen_guarded.is_broken[row]):
+    before, after = bool(run.unguarded_judgement.shows(forget)[row]), bool(run.guarded_judgement.shows(forget)[row])
+    if bool(run.guarded_judgement.is_broken[row]):
         return "image broken", False
     if after:
         return f"{run.task.name} is still there", False

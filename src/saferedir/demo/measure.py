@@ -67,8 +67,8 @@ class TaskRun:
     splits: list[str]  # of the forget prompts
     unguarded: Generation
     guarded: Generation
-    seen_unguarded: Judgement
-    seen_guarded: Judgement
+    unguarded_judgement: Judgement
+    guarded_judgement: Judgement
 
     @property
     def n_forget(self) -> int:
@@ -124,8 +124,8 @@ def run_task(
 def measure(run: TaskRun) -> dict[str, Any]:
     """One task's numbers. Rates are plain numbers; their 95 % Wilson intervals are under "intervals"."""
     n, task = run.n_forget, run.task
-    before, after = part(run.seen_unguarded, slice(0, n)), part(run.seen_guarded, slice(0, n))
-    kept_before, kept_after = part(run.seen_unguarded, slice(n, None)), part(run.seen_guarded, slice(n, None))
+    before, after = part(run.unguarded_judgement, slice(0, n)), part(run.guarded_judgement, slice(0, n))
+    kept_before, kept_after = part(run.unguarded_judgement, slice(n, None)), part(run.guarded_judgement, slice(n, None))
     same = identical(run.unguarded.images, run.guarded.images)
     nothing_forgotten = replace(task, forget={})  # on retain prompts every attribute counts
     rates: dict[str, Rate] = {
@@ -166,7 +166,7 @@ def part(judgement: Judgement, rows: slice) -> Judgement:
 def image_records(run: TaskRun) -> list[dict[str, Any]]:
     """One plain record per prompt: what was asked, what the guard did, what the judge found."""
     forget = dict(run.task.forget)
-    before, after = run.seen_unguarded.shows(forget).tolist(), run.seen_guarded.shows(forget).tolist()
+    before, after = run.unguarded_judgement.shows(forget).tolist(), run.guarded_judgement.shows(forget).tolist()
     same = identical(run.unguarded.images, run.guarded.images).tolist()
     records = []
     for row, prompt in enumerate(run.prompts):

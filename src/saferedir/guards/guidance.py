@@ -176,7 +176,7 @@ def encode_phrases(run: Run, text: str, method: str) -> PromptEmbeds:
 
 
 def of_length(embeds: PromptEmbeds, length: int) -> PromptEmbeds | None:
-    """`found` (N, L, D) with L = `length`, by padding under the mask; None without a mask, or if it is longer.
+    """`embeds` (N, L, D) with L = `length`, by padding under the mask; None without a mask, or if it is longer.
 
     Only Lumina's prompts have lengths of their own.
     """

@@ -57,7 +57,8 @@ class SafeDenoiserConfig(NegationConfig):
         width: h of gaussian_x0; in faithful mode s of the released kernel (3.15).
         base: "guided" x0, or "uncond", the unconditional estimate, as in the paper.
         eta: factor on the odds; 0 with renoise="stale" is the re-noise-only control.
-        beta_max: cap of the odds; None for none. beta_min: the gate is closed below these odds.
+        beta_max: cap of the odds; None for none.
+        beta_min: the gate is closed below these odds.
         gate: "ratio" to benign references, "quantile" of noised references, "literal" (mean kernel value against beta_min),
             "always", or "auto": ratio where the set has benign references, else quantile, with a kernel of your own always.
         prior: P(unsafe) of the ratio gate.

@@ -56,7 +56,7 @@ def is_emblem(scene: Scene) -> bool:
     return all(scene.value(attribute) == value for attribute, value in EMBLEM.items())
 
 
-def draw_level(rng: random.Random) -> str:
+def sample_level(rng: random.Random) -> str:
     """A phrasing level from `MIX`."""
     return rng.choices(list(MIX), weights=list(MIX.values()))[0]
 
@@ -75,7 +75,7 @@ def choose_phrases(
             continue
         if not forced and attribute in SOMETIMES_UNSAID and rng.random() < 0.04:
             continue
-        level = levels.get(attribute) or draw_level(rng)
+        level = levels.get(attribute) or sample_level(rng)
         chosen[attribute] = choose_phrase(attribute, value, level, rng, part)
     return chosen
 

@@ -284,7 +284,7 @@ def noise_part(text: str) -> str:
 def noisy_phrase(attribute: str, value: str, rng: random.Random, part: str | None = None) -> Phrase:
     """A canonical phrase with its key word misspelt; sampled again until it lies in `part` when one is given.
 
-    A short word has few misspellings, perhaps none in a part: after 50 draws it is misspelt twice, and so on.
+    A short word has few misspellings, perhaps none in a part: after 50 samples it is misspelt twice, and so on.
     """
     for attempt in count():
         base = rng.choice([p for p in LEXICON[attribute][value] if p.level == "canonical"])

@@ -41,7 +41,7 @@ def remove_safety_checker(pipe: Any) -> None:
 
 
 def flagged_images(output: Any, count: int) -> list[bool] | None:
-    """For each of `count` images whether the checker flagged it; None where no checker looked.
+    """For each of `count` images whether the checker flagged it; None where no checker ran.
 
     `output` is what a pipeline returned, an output object or a tuple. Flags that do not match the images count for all.
     """

@@ -1,7 +1,7 @@
 """From scores to numbers: one cell's record out of its images' scores and the bare model's. Pure, and repeatable without the
 models.
 
-`CellSpec` is plain data (plan.json): rejudging needs nothing else.
+`CellSpec` is plain data (plan.json): counting again by another judge needs nothing else.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def write_cells(
     """Count every cell and keep the records, in the plan's order.
 
     Args:
-        store: takes the records; source: holds the sets of images, the same folder by default.
+        store: takes the records.
+        source: holds the sets of images, the same folder by default.
         broken: set of images -> why it could not be generated; its cells are kept with that as `error`.
         unscored: judges and encoders that have not scored all of a set of images: where it is the protocol's judge, that is the
             `error` of its cells; another's own metrics are absent, with a warning.
@@ -50,7 +51,7 @@ def write_cells(
     records, timed = [], []
     for cell in planned.cells:
         facts = planned.prompts[cell.prompts]
-        counted, notes = _seen_parts(cell, unscored)
+        counted, notes = _scored_parts(cell, unscored)
         why = next((broken[key] for key in cell.needs if key in broken), "") or _judge_failed(cell, unscored)
         if why:
             record = failed_cell(cell, facts, why)
@@ -76,7 +77,7 @@ def _judge_failed(cell: CellSpec, unscored: Unscored) -> str:
     return why and f"judge {cell.protocol.judge!r} could not score all images: {why}"
 
 
-def _seen_parts(cell: CellSpec, unscored: Unscored) -> tuple[CellSpec, tuple[str, ...]]:
+def _scored_parts(cell: CellSpec, unscored: Unscored) -> tuple[CellSpec, tuple[str, ...]]:
     """The cell without the second judges and encoders that have not scored all of its images, and a sentence for each."""
     second = {
         name: _reason(unscored, (*cell.image_sets, *cell.bare), further["judge"])

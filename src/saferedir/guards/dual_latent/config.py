@@ -33,7 +33,9 @@ class DualLatentConfig(GuardConfig):
         provider: the safe row's conditioning: "phrase" E(safe_phrase), "context_text" E("safe_phrase, prompt") of each
             image's prompt, "interpolate" (1 - a) e_u + a E(safe_phrase), "anchor" e_u + E(anchor) - E(concept), token by
             token, or "learned", tensors in the guard's weights.
-        safe_phrase: words for a wanted image, or setting; amount: a in [0, 1]; anchor: what to generate in the concept's stead.
+        safe_phrase: words for a wanted image, or setting.
+        amount: a in [0, 1].
+        anchor: what to generate in the concept's stead.
     """
 
     mode: str = "default"

@@ -104,10 +104,10 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
 
     def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         state = self._at(step)
-        is_riding = state.is_dual(step.index)
+        has_safe_row = state.is_dual(step.index)
         if self.config.after != "user" and not state.is_swapped:
-            is_riding = is_riding | state.is_after(step.index)
-        return self.safe_row(step, state.levels.texts) if bool(is_riding.any()) else None
+            has_safe_row = has_safe_row | state.is_after(step.index)
+        return self.safe_row(step, state.levels.texts) if bool(has_safe_row.any()) else None
 
     def extra_latents(self, step: Step) -> SecondLatents | None:
         state: DualLatentR2State = step.state

@@ -39,6 +39,6 @@ Method: Direct Unlearning Optimization (arXiv:2407.21035). Backbone: {family}. R
 {_table(config.training)}
 {measured}
 ## Limits
-Trained for one backbone. It also moves images that have nothing to do with the concept, a little. It is no defence against
+Trained for one backbone. It also changes images that have nothing to do with the concept, a little. It is no defence against
 somebody who can take the LoRA off; fuse it before giving the weights away (`pipe.load_lora_weights`, then `pipe.fuse_lora`).
 """

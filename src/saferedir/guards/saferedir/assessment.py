@@ -13,7 +13,7 @@ from saferedir.guards.step import Run
 
 #: a side that finds fewer of the unsafe images, or prompts, than this is weak
 LEAST_RECALL = 0.9
-#: a last image verdict that finds fewer than this is no second look
+#: a last image verdict that finds fewer than this confirms nothing
 LEAST_LAST_RECALL = 0.95
 #: below, a redirection by the image verdict always begins late (`state.LATE`), and nothing was calibrated on what comes of it
 LEAST_STEPS = 4
@@ -84,8 +84,8 @@ def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
     recalls = {int(count): rates["recall"]["rate"] for count, rates in config.calibration.get("by_steps", {}).items()}
     if recalls and steps < LEAST_STEPS:
         return (
-            f"In a run of fewer than {LEAST_STEPS} steps the image verdict for {config.concept!r} comes too late to be read "
-            "again, so there is no second look."
+            f"In a run of fewer than {LEAST_STEPS} steps the image verdict for {config.concept!r} comes too late to be "
+            "taken again, so nothing checks the redirected image."
         )
     recall, least, known = None, LEAST_RECALL, [count for count in recalls if count <= steps]
     if known:

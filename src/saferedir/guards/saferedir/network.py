@@ -71,7 +71,7 @@ class ConceptHead(nn.Module):
         )
 
     def token_parts(self, tokens: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """own (B, L or 1, D + W), mixed (B, L, W) -> delta (B, L or 1, D), mask (B, L), alpha (B, L, 1)."""
+        """tokens (B, L or 1, D + W), mixed (B, L, W) -> delta (B, L or 1, D), mask (B, L), alpha (B, L, 1)."""
         alpha = torch.sigmoid(self.alpha(mixed)) * self.alpha_max
         return self.delta(tokens), torch.sigmoid(self.mask(mixed)).squeeze(-1), alpha
 
