@@ -6,7 +6,7 @@ seam/hooks.py, one run in seam/session.py. One
 `Seam` (seam/seam.py) per denoiser serves every attachment, so attachments nest and detach in any order.
 
 Fail closed: whatever breaks here raises inside the pipeline call, so that no image comes out of it. What never comes
-through here are not visible here: latents that a callback rewrote after the last step. `protect` looks for these.
+through here is not visible here: latents that a callback rewrote after the last step. `protect` checks for these.
 """
 
 from __future__ import annotations

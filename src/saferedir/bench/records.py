@@ -68,11 +68,17 @@ class Protocol:
     """What two numbers must share before they may be compared.
 
     Attributes:
-        prompts: the prompt set's protocol and checksum; n: prompts; images_per_prompt: images of each prompt.
-        judge: name of the judge; judge_digest: checksum of all that fixes its scores (weights, options, version).
-        preset: name of the preset or rule; rule: the rule itself, as plain data.
-        attack: name of the attack; budget: what it may spend, plain data.
-        call: arguments of the pipeline call (steps, guidance, size); precision: of the denoiser ("bfloat16").
+        prompts: the prompt set's protocol and checksum.
+        n: prompts.
+        images_per_prompt: images of each prompt.
+        judge: name of the judge.
+        judge_digest: checksum of all that fixes its scores (weights, options, version).
+        preset: name of the preset or rule.
+        rule: the rule itself, as plain data.
+        attack: name of the attack.
+        budget: what it may spend, plain data.
+        call: arguments of the pipeline call (steps, guidance, size).
+        precision: of the denoiser ("bfloat16").
         model: checksum of the model's weights and architecture.
         seeds: the bench's seeds.
         encoders: what fixes the metrics of the matrix's encoders: "NAME" -> checksum of all that fixes its vectors,
@@ -190,7 +196,8 @@ class Cost:
 
     Attributes:
         seconds: median seconds an image (CPU time on a CPU, wall time on an accelerator).
-        ratio: all seconds divided by the bare model's for the same prompts; low, high: its 95 % interval, by bootstrap over
+        ratio: all seconds divided by the bare model's for the same prompts.
+        low, high: its 95 % interval, by bootstrap over
             shards. None for the bare model; the interval also where there is one shard only.
         peak_bytes: highest memory of the device, None on a CPU.
         images: how many were timed.

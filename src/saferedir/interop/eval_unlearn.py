@@ -56,7 +56,8 @@ class TechniqueConfig:
         policy, retries: as `on_unsafe` and `retries` of `saferedir.protect`; a blocked image is a black one.
         force: attach a guard to a backbone other than its own.
         device: torch device; None is CUDA where there is one, else the CPU.
-        use_fp16: float16 on CUDA, else float32; dtype: "float16", "bfloat16" or "float32", wins over it.
+        use_fp16: float16 on CUDA, else float32.
+        dtype: "float16", "bfloat16" or "float32", wins over it.
         num_inference_steps, guidance_scale, call: of the pipeline's call; `call` holds all others (height, width, …).
         batch_size: prompts in one pipeline call.
         seed: where the runner passes none; None generates other noise in each run.

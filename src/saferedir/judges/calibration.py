@@ -36,7 +36,8 @@ class Calibration:
 
     Attributes:
         true_positives, false_positives, true_negatives, false_negatives: counts of images.
-        judge: `Judge.facts()`; rule: `Rule.to_dict()`: what was calibrated.
+        judge: `Judge.facts()` of the judge that was calibrated.
+        rule: `Rule.to_dict()` of its rule.
         preset: name of the rule, "" for none.
         skipped: file -> why it could not be read.
         source: what the images are, in words; "" where unknown.
@@ -258,7 +259,8 @@ def corrected_rate(
     Holds for one image a prompt and for images like the labelled ones.
 
     Args:
-        hits: positive images; n: all images; not whole numbers where clustered cases are worth fewer independent ones.
+        hits: positive images.
+        n: all images; not whole numbers where clustered cases are worth fewer independent ones.
         calibration: of the same judge and rule.
         unseen: how many of the n were refused, so that the judge scored nothing; none of them is a hit.
         resamples, seed: of the bootstrap.

@@ -25,7 +25,8 @@ class Resampling:
     """Settings of a bootstrap.
 
     Attributes:
-        resamples: how often, >= 1; level: probability of the interval, in (0, 1).
+        resamples: how often, >= 1.
+        level: probability of the interval, in (0, 1).
         seed: of the `torch.Generator`, so that the same numbers have the same interval.
     """
 
@@ -48,7 +49,9 @@ class Mean:
     """A mean, a ratio or a difference of n cases, with a bootstrap interval.
 
     Attributes:
-        value: the estimate; n: images behind it; low, high: ends of its interval.
+        value: the estimate.
+        n: images behind it.
+        low, high: ends of its interval.
     """
 
     value: float

@@ -194,7 +194,8 @@ def inception(weights: str | Path, layer: int = 2048) -> FeatureNetwork:
     """The FID's own Inception-v3, from a weights file at hand (torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`).
 
     Args:
-        weights: the file. layer: 64, 192, 768 or 2048 features.
+        weights: the file.
+        layer: 64, 192, 768 or 2048 features.
     """
     module = require_extra("torchmetrics.image.fid", "bench", "FID through torchmetrics")
     if not Path(weights).is_file():

@@ -25,8 +25,10 @@ class McNemar:
     """An exact McNemar test.
 
     Attributes:
-        b: pairs where only the first arm is positive; c: where only the second is.
-        p: its p-value. alternative: "greater" is "the first arm is positive more often".
+        b: pairs where only the first arm is positive.
+        c: where only the second is.
+        p: its p-value.
+        alternative: "greater" is "the first arm is positive more often".
     """
 
     b: int

@@ -104,7 +104,8 @@ class OverRefusal:
     """What a guard does to benign look-alikes; all lower is better.
 
     Attributes:
-        blocked: share refused; intervened: share where the guard did anything.
+        blocked: share refused.
+        intervened: share where the guard did anything.
         changed_images: of the images made, share further from the unguarded one than `threshold`; None without distances.
         threshold: 95th percentile of seed-to-seed noise; None without distances.
     """

@@ -70,7 +70,8 @@ class Rate:
     """A share with its counts and its 95 % Wilson interval; `MetricError` for counts that cannot be.
 
     Attributes:
-        hits: how often it was so, 0 to n; n: of how many.
+        hits: how often it was so, 0 to n.
+        n: of how many.
         effective_n: effective number of independent cases, where the n come in clusters (several images of a prompt, several
             attributes of an image) and the interval must be wider for it; None for n.
     """

@@ -185,7 +185,7 @@ def _joined(edit: Edit, name: str) -> Tensor | None:
 
 
 def _with_rest(latents: Tensor, current: Tensor) -> Tensor:
-    """`latents` and, behind them, the channels of `own` that are no latents: an inpainting model's mask and image."""
+    """`latents` and, behind them, the channels of `current` that are no latents: an inpainting model's mask and image."""
     return latents if latents.shape == current.shape else torch.cat([latents, current[:, latents.shape[1] :]], dim=1)
 
 

@@ -27,7 +27,8 @@ class TextEncoderFacts:
         position: its states are the "first", or stand beside the last encoder's (more "channels"), or after them (more
             "tokens"); "pooled": they are no prompt embeddings, its pooled state is the pooled embedding.
         layer: hidden state that is taken, -1 the last one after the final norm.
-        is_masked: whether padding is masked in the encoder; is_zeroed: whether the states of padding are set to 0.
+        is_masked: whether padding is masked in the encoder.
+        is_zeroed: whether the states of padding are set to 0.
     """
 
     kind: Literal["clip", "t5"]

@@ -27,7 +27,9 @@ class Facts:
     Attributes:
         format, sha1: the format, and 12 digits of the checksum.
         items: the prompts that are left.
-        rows: in the file; merged: how many of them repeat a text and were dropped; kept_twice: how many were kept.
+        rows: in the file.
+        merged: how many of them repeat a text and were dropped.
+        kept_twice: how many were kept.
     """
 
     format: Format

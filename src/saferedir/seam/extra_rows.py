@@ -169,7 +169,7 @@ def extra_of(rows: Sequence[GuardRows], cond: PromptEmbeds, uncond: PromptEmbeds
 
 
 def block_beside(extra: PromptEmbeds, embeds: PromptEmbeds) -> PromptEmbeds:
-    """Extra rows (E, B, ...) as rows (E*B, ...) of a call beside the image's `own` (B, ...); parts left out are the image's.
+    """Extra rows (E, B, ...) as rows (E*B, ...) of a call beside the image's `embeds` (B, ...); parts left out are the image's.
 
     Under a mask they may be longer or shorter than the image's.
     """
@@ -209,7 +209,7 @@ def split_blocks(
 
 
 def followed(now: Tensor, expected: Tensor | None, second: SecondLatents, scaled: Tensor) -> Tensor:
-    """Latents (B, ...) of a second stream: its `own` in its rows, those of the image (`now`) in the others.
+    """Latents (B, ...) of a second stream: `scaled` in its rows, those of the image (`now`) in the others.
 
     A pipeline that overwrites latents between two steps (inpainting) does so in both streams: where `now` is not what was
     `expected`, it holds for the second one, too.

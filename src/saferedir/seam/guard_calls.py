@@ -194,7 +194,10 @@ def edited_skip_features(
     stage: int,
     layout: Layout,
 ) -> Tensor:
-    """Skip features (R + extra, C, h, w) of one layer after "on_skip_features" of a guard; `own`: the pipeline's R rows."""
+    """Skip features (R + extra, C, h, w) of one layer after "on_skip_features" of a guard.
+
+    `image_rows` are the R rows of the pipeline itself.
+    """
     cond, uncond = layout.split(image_rows)
     skip = SkipFeatures(cond, uncond, extra, stage)
     new = validated(

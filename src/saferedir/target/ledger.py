@@ -21,8 +21,11 @@ class Ledger:
     """Counts of one attack on one prompt.
 
     Attributes:
-        nfe: rows through the denoiser; bwd: those of them that a gradient can come back through; te: rows through text
-            encoders; gen: images generated to the end; queries: images shown to a judge.
+        nfe: rows through the denoiser.
+        bwd: those of them that a gradient can come back through.
+        te: rows through text encoders.
+        gen: images generated to the end.
+        queries: images shown to a judge.
         seconds: wall time since it was made.
         caps: name of a count -> its most; going on above one raises `BudgetSpent` before anything is spent.
     """

@@ -17,11 +17,13 @@ class Prediction:
     """One evaluation. Shapes: latents (B, C, h, w); alpha, sigma (B, 1, ...); t (B,) in 0..1000.
 
     Attributes:
-        index: sampling step; evaluation: denoiser evaluation, the same but for schedulers of higher order.
+        index: sampling step.
+        evaluation: denoiser evaluation, the same but for schedulers of higher order.
         x_t: latents before the step, in the sampler's frame, where x_t = alpha x0 + sigma eps.
         pred, pred_cond, pred_uncond: guided prediction after all guards, and the denoiser's raw rows, in the scheduler's own
             parametrisation; pred_uncond is None without guidance.
-        x0: denoised estimate after all guards, float32. latents: after the scheduler's step and all guards.
+        x0: denoised estimate after all guards, float32.
+        latents: after the scheduler's step and all guards.
         gates: "<guard>.<gate>" -> `Gate`, of the guards that have some.
     """
 

@@ -35,9 +35,12 @@ class Example:
     """One row of the grid.
 
     Attributes:
-        label: what kind of prompt it is; prompt: its text.
-        unguarded, guarded: the two images; judged_unguarded, judged_guarded: what the judge says of them.
-        verdict: what the guard did and why; outcome: how that turned out; went_well colours the outcome.
+        label: what kind of prompt it is.
+        prompt: its text.
+        unguarded, guarded: the two images.
+        judged_unguarded, judged_guarded: what the judge says of them.
+        verdict: what the guard did and why.
+        outcome: how that turned out; went_well colours the outcome.
         words: (word, strength of its redirection), strength 0 for words left alone.
     """
 

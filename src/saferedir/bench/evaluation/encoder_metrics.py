@@ -38,7 +38,8 @@ def encoder_metrics(
     """All that a cell's encoders (name -> vectors) tell, and sentences that a reader must see beside it.
 
     Args:
-        role: of the cell; is_bare: whether it is the bare model's.
+        role: of the cell.
+        is_bare: whether it is the bare model's.
         prompts: (N,) which prompt each image belongs to.
     """
     measured: dict[str, Any] = {}

@@ -48,9 +48,13 @@ class GenerationSpec:
     """What to generate, and who scores it.
 
     Attributes:
-        model: the pipeline and its call; guards: parts of the guard, () for the bare model; guards_digest: their checksum.
-        texts, seeds: one entry an image; prompt_of: which prompt of the set it belongs to.
-        judges: all who score the images; encoders: all who turn them into vectors.
+        model: the pipeline and its call.
+        guards: parts of the guard, () for the bare model.
+        guards_digest: their checksum.
+        texts, seeds: one entry an image.
+        prompt_of: which prompt of the set it belongs to.
+        judges: all who score the images.
+        encoders: all who turn them into vectors.
         shard_size: images a shard, a multiple of the model's batch, so that every batch is the same whoever generates it.
         keep_images: whether the images themselves are kept.
         versions: library -> version.
@@ -111,10 +115,14 @@ class GeneratedShard:
     """What was generated: n rows, in the set's order.
 
     Attributes:
-        judged: output of each judge and encoder; unscored: why some of them failed.
-        blocked: (n,) bool, the guard gave no image; intervened: (n,) bool, some guard intervened on it.
-        checksums: SHA-256 of the 8-bit pixels, "" for none; images: PNG bytes, None where not kept or not made.
-        seconds, peak_bytes: cost of all n; device, precision: where and how.
+        judged: output of each judge and encoder.
+        unscored: why some of them failed.
+        blocked: (n,) bool, the guard gave no image.
+        intervened: (n,) bool, some guard intervened on it.
+        checksums: SHA-256 of the 8-bit pixels, "" for none.
+        images: PNG bytes, None where not kept or not made.
+        seconds, peak_bytes: cost of all n.
+        device, precision: where and how.
         reasons: row -> why it was blocked.
     """
 

@@ -42,7 +42,8 @@ class CellEmbeddings:
         guarded, bare: (N, d), row i of both the same prompt and seed, NaN for an image never made.
         texts: of the cell's prompts, or None.
         reference: (R, d) of the reference images, or None.
-        without: (N, d) of the bare model's images of the prompts without the concept; without_texts: these prompts; or None.
+        without: (N, d) of the bare model's images of the prompts without the concept, or None.
+        without_texts: these prompts, or None.
     """
 
     guarded: Tensor

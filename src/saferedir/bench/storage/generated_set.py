@@ -16,8 +16,10 @@ class ScoredSet:
     """A set of images as a cell needs it: N images in order.
 
     Attributes:
-        scores: judge's key -> scores; features: of the protocol's judge, (N, d), NaN rows for images never made, or None.
-        blocked, intervened: (N,) bool; checksums: N texts, "" for an image never made.
+        scores: judge's key -> scores.
+        features: of the protocol's judge, (N, d), NaN rows for images never made, or None.
+        blocked, intervened: (N,) bool.
+        checksums: N texts, "" for an image never made.
         prompt_of: (N,) which case an image belongs to: prompt i with the s-th seed is case i + s times the number of prompts, so
             that the same prompt with another seed is a case of its own, but several images of it are one.
         reasons: N sentences, why an image was blocked, "" for the others.
@@ -37,7 +39,9 @@ class GeneratedSet(ScoredSet):
     """A whole set of images, read back: as a cell needs it, and what it cost.
 
     Attributes:
-        seconds: an image, one entry a shard; peak_bytes: highest of all shards; device: in words.
+        seconds: an image, one entry a shard.
+        peak_bytes: highest of all shards.
+        device: in words.
     """
 
     seconds: list[float]

@@ -26,7 +26,8 @@ class SavedPlan:
 
     Attributes:
         cells, prompts, missing: as in `Plan`.
-        shards: set of images -> its shards; judges, encoders: set of images -> who scored it.
+        shards: set of images -> its shards.
+        judges, encoders: set of images -> who scored it.
         images_at: where the sets of images lie, from the folder of plan.json: "." but for a folder of counts made anew.
     """
 

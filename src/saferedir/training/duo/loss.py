@@ -49,7 +49,8 @@ class DUOTerms:
     Attributes:
         margin: u = [l(theta, x+) - l(phi, x+)] - [l(theta, x-) - l(phi, x-)]; below 0 where the safe member is preferred.
         safe, unsafe: the two brackets: how much worse than the base model each member is denoised.
-        dpo: -log sigmoid(-beta u), per pair. prior: squared distance to the base model at pure noise, per pair.
+        dpo: -log sigmoid(-beta u), per pair.
+        prior: squared distance to the base model at pure noise, per pair.
     """
 
     margin: Tensor

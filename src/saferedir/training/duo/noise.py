@@ -25,7 +25,8 @@ class Schedule:
     """The training-time schedule of a denoiser.
 
     Attributes:
-        kind: its prediction type. t_min, t_max: first and last trained timestep (not for flow models).
+        kind: its prediction type.
+        t_min, t_max: first and last trained timestep (not for flow models).
         sigma_mode: flow models only. "paper": sigma uniform in (0.001, 0.75), the prior at sigma 1. "as_coded": the index into
             the *descending* list is uniform, so that sigma runs from 0.9997 down to 0.5013 and the prior sits at 0.0030.
         table: abar (T,) by timestep, for flow models sigma (T,), descending.

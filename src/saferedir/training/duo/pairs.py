@@ -48,10 +48,12 @@ class PairConfig:
     """How to make pairs.
 
     Attributes:
-        count: pairs to make. strength: of the SDEdit, share of the steps that are generated again.
-        steps, guidance_scale: sampling settings; call: more arguments of both pipelines' calls, such as height and width.
-        attempts: images generated at most for one index before its pair is given up; if none of any other index has passed by
-            then, the run ends. batch: images generated at once.
+        count: pairs to make.
+        strength: of the SDEdit, share of the steps that are run again.
+        steps, guidance_scale: sampling settings.
+        call: more arguments of both pipelines' calls, such as height and width.
+        attempts: images generated at most for one pair before it is given up; if no other pair has passed by then, the run ends.
+        batch: images generated at once.
         max_difference: reject an edit whose mean absolute difference in pixel values (0..1) is larger; None for no limit.
     """
 

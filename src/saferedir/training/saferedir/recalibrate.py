@@ -44,7 +44,8 @@ class CalibrationConfig(Checked):
 
     Attributes:
         rollouts: images generated, half of them unsafe.
-        steps: sampling steps. guidance_scales: scales that the images take in turn; None: `rollouts.calibration_scales`.
+        steps: sampling steps.
+        guidance_scales: scales that the images take in turn; None: `rollouts.calibration_scales`.
         batch: images generated at once; None: `dataset.images_at_once`.
         call: more arguments of the pipeline's call, such as height, width or num_frames.
         false_positive_rate, contamination: see `choose_threshold`.

@@ -31,7 +31,8 @@ class Threshold:
         rule: "margin" where the trimmed sides separate, "conformal" where they overlap, "kept" if it was given.
         set_aside: how many scores of (benign, unsafe) were trimmed.
         gap: the highest benign and the lowest unsafe score that count.
-        false_positives: benign scores at or above the threshold, the trimmed ones included; recall: unsafe ones.
+        false_positives: benign scores at or above the threshold, the trimmed ones included.
+        recall: unsafe scores at or above it.
     """
 
     value: float
@@ -75,7 +76,8 @@ def choose_threshold(
     score. If U > B, the threshold is B + share (U - B), else B.
 
     Args:
-        benign: (n,) scores that should stay below, n >= 1. unsafe: (m,) scores that should not, m >= 1.
+        benign: (n,) scores that should stay below, n >= 1.
+        unsafe: (m,) scores that should not, m >= 1.
         share: the place in the gap, 0 at the benign end. Where both tails fall off alike, e^(-x/s), the cost
             c_fp e^(-(x - B)/s) + c_miss e^(-(U - x)/s) is least at the middle plus (s / 2) ln(c_fp / c_miss); so 0.5 stands for
             errors that cost the same, less for a miss that costs more.

@@ -19,11 +19,15 @@ class PairPlan:
     """What to make pairs of.
 
     Attributes:
-        concept, synonyms: what must not appear, and its other names. anchors: what takes its place, one or several.
+        concept: what must not appear.
+        synonyms: its other names.
+        anchors: what takes its place, one or several.
         kind: "object", "style", "person" or "attribute": which sentences fit.
         near: hard negatives, things like the concept that must not be flagged.
-        count: pairs, >= 1; benign: lines without partner, >= 0, default two thirds of `count`.
-        synonym_share: of the pairs that say a synonym, in [0, 1]; paraphrase_share: of each kind of line, in [0, 1].
+        count: pairs, >= 1.
+        benign: lines without partner, >= 0, default two thirds of `count`.
+        synonym_share: of the pairs that say a synonym, in [0, 1].
+        paraphrase_share: of each kind of line, in [0, 1].
         padding: whether neutral words ("a typical lamp") may even lengths out where a tokenizer measures them; each then stands
             equally often with the concept, with an anchor and in benign lines.
         seed: of every choice.
