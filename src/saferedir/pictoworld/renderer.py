@@ -92,7 +92,8 @@ SHAPE_SDF: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _pixel_centres() -> tuple[Tensor, Tensor]:
+def pixel_centres() -> tuple[Tensor, Tensor]:
+    """(x, y) of each pixel's centre, each (64, 64)."""
     axis = torch.arange(IMAGE_SIZE, dtype=torch.float32) + 0.5
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return x, y
@@ -100,7 +101,7 @@ def _pixel_centres() -> tuple[Tensor, Tensor]:
 
 def coverage(scenes: Sequence[Scene]) -> Tensor:
     """Anti-aliased share of each pixel covered by the shape, (B, 64, 64) in [0, 1]."""
-    x, y = _pixel_centres()
+    x, y = pixel_centres()
     out = torch.empty(len(scenes), IMAGE_SIZE, IMAGE_SIZE)
     for shape in SHAPES:
         rows = [i for i, scene in enumerate(scenes) if scene.shape == shape]
@@ -118,7 +119,7 @@ def _texture(style: str) -> tuple[Tensor, Tensor, Tensor]:
     """(ink, shade, tint), each (64, 64): how much of the object's paint lies on a pixel, how bright it is, how much
     white is mixed in.
     """
-    x, y = _pixel_centres()
+    x, y = pixel_centres()
     ink, shade, tint = torch.ones_like(x), torch.ones_like(x), torch.zeros_like(x)
     if style == "pointillism":  # saturated dots on a pale wash
         shift = torch.where((y / 8).floor() % 2 == 0, 0.0, 4.0)
@@ -134,7 +135,8 @@ def _texture(style: str) -> tuple[Tensor, Tensor, Tensor]:
     return ink, shade, tint
 
 
-_TEXTURES = {style: _texture(style) for style in STYLES}
+#: (ink, shade, tint) of each style, see `_texture`
+TEXTURES = {style: _texture(style) for style in STYLES}
 
 
 def render(scenes: Sequence[Scene]) -> Tensor:
@@ -144,9 +146,9 @@ def render(scenes: Sequence[Scene]) -> Tensor:
 
 def paint(scenes: Sequence[Scene], alpha: Tensor) -> Tensor:
     """Images of the scenes whose coverage (B, 64, 64) is known: it depends on shape, place and radius only."""
-    ink = torch.stack([_TEXTURES[scene.style][0] for scene in scenes])
-    shade = torch.stack([_TEXTURES[scene.style][1] for scene in scenes])
-    tint = torch.stack([_TEXTURES[scene.style][2] for scene in scenes])[:, None]
+    ink = torch.stack([TEXTURES[scene.style][0] for scene in scenes])
+    shade = torch.stack([TEXTURES[scene.style][1] for scene in scenes])
+    tint = torch.stack([TEXTURES[scene.style][2] for scene in scenes])[:, None]
     colour = torch.tensor([COLOUR_RGB[scene.colour] for scene in scenes])[:, :, None, None] * shade[:, None]
     colour = colour + (1 - colour) * tint
     ground = torch.tensor([BACKGROUND_RGB[scene.background] for scene in scenes])[:, :, None, None]

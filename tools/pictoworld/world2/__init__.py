@@ -1,0 +1,1 @@
+"""Makes PictoWorld 2: its judge, its three pipelines and their quality reports."""

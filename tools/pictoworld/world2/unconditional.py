@@ -1,0 +1,99 @@
+"""The unconditional model of PictoWorld 2: `DDPMPipeline` with a small `UNet2DModel` on 32x32 pixels.
+
+Its corpus is scenes of one object, every attribute independent and uniform, so that each share is known: 1/8 for each
+shape and colour, 1/6 for each background, 1/4 for each style.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from saferedir.pictoworld.scene import COLOURS, SHAPES, STYLES
+from saferedir.pictoworld.world2.renderer import render
+from saferedir.pictoworld.world2.scene import Item, Scene, random_scene
+from saferedir.utils.progress import Progress
+from tools.pictoworld.training.loop import LoopConfig, fit
+
+MIN_SNR_GAMMA = 5.0
+
+
+def corpus_scene(rng: random.Random, **fixed: str) -> Scene:
+    """A scene of one object with uniform, independent attributes."""
+    item = Item(**{"shape": rng.choice(SHAPES), "colour": rng.choice(COLOURS), "style": rng.choice(STYLES), **fixed})
+    return random_scene(rng, items=(item,))
+
+
+def corpus_images(count: int, seed: int) -> Tensor:
+    """Images of the corpus, (count, 3, 32, 32) float16 in [-1, 1]."""
+    rng = random.Random(f"unconditional/{seed}")
+    rows = []
+    for start in range(0, count, 256):
+        scenes = [corpus_scene(rng) for _ in range(min(256, count - start))]
+        rows.append((avg_pool2d(render(scenes), 2) * 2 - 1).half())
+    return torch.cat(rows)
+
+
+def build_unet() -> UNet2DModel:
+    """An untrained `UNet2DModel` for 3x32x32 pixels."""
+    return UNet2DModel(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=(48, 96, 144),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        attention_head_dim=24,
+        norm_num_groups=12,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """A cosine schedule, whose noisiest image keeps nothing of the clean one."""
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", clip_sample=True, set_alpha_to_one=True, timestep_spacing="trailing"
+    )
+
+
+def train_unconditional(
+    folder: Path,
+    *,
+    steps: int,
+    progress: Progress,
+    device: torch.device,
+    batch: int = 64,
+    pool: int = 40_000,
+    seed: int = 0,
+    bf16: bool = True,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> DDPMPipeline:
+    """Train on epsilon with min-SNR weights (arXiv:2303.09556); resumes from `folder`/unconditional.ckpt."""
+    torch.manual_seed(seed)
+    images = corpus_images(pool, seed)
+    unet = build_unet().to(device)
+    alphas = build_scheduler().alphas_cumprod.to(device)
+    snr = alphas / (1 - alphas)
+    weights = snr.clamp(max=MIN_SNR_GAMMA) / snr
+
+    def loss_fn(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(images), (batch,), generator=generator)
+        clean = images[rows].float().to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) * (1000 / batch)).long().to(device)
+        a = alphas[t].view(-1, 1, 1, 1)
+        error = (unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t).sample.float() - noise).square()
+        return (error.mean(dim=(1, 2, 3)) * weights[t].clamp(max=MIN_SNR_GAMMA)).mean()
+
+    config = LoopConfig(
+        steps=steps, learning_rate=1e-3, warmup=200, seed=seed, ema=0.998, save_every=100, bf16=bf16, weight_decay=0.0
+    )
+    fit(unet, loss_fn, config, folder / "unconditional.ckpt", progress=progress, label="unconditional", log=log)
+    return DDPMPipeline(unet, build_scheduler())
