@@ -104,3 +104,8 @@ def cat_lengths(parts: Sequence[Tensor]) -> Tensor:
         return torch.cat([part, part.new_zeros(len(part), missing, *part.shape[2:])], dim=1) if missing else part
 
     return torch.cat([padded(part) for part in parts])
+
+
+def no_prompt(rows: Tensor) -> PromptEmbeds:
+    """The embeddings of prompts without a token, (N, 0, 1), one for each row of `rows`: families that read no text."""
+    return PromptEmbeds(rows.new_zeros(rows.shape[0], 0, 1))

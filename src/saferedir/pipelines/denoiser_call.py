@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import GuardError
-from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds, cat_lengths
+from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds, cat_lengths, no_prompt
 from saferedir.pipelines.families import Family
 
 
@@ -100,6 +100,8 @@ class Call(NamedTuple):
     @property
     def embeds(self) -> PromptEmbeds:
         """Embeddings (R, ...) that the pipeline gives the denoiser: the very objects, in its own order of rows."""
+        if not self.family.has_text:
+            return no_prompt(self.latents)
         path, mask = self.family.pooled_kwarg, self.family.mask_kwarg
         return PromptEmbeds(
             prompt=_get(self.family.prompt_arg, self.args, self.kwargs),
@@ -133,7 +135,7 @@ class Call(NamedTuple):
         if extra is not None:
             self._write_rows(args, kwargs, extra, edit.layout, packed)
         prompt, pooled, mask = (_joined(edit, name) for name in PromptEmbeds._fields)
-        if prompt is not None:
+        if prompt is not None and family.has_text:
             _put(family.prompt_arg, args, kwargs, prompt)
         if pooled is not None:
             kwargs = _with_nested(kwargs, family.pooled_kwarg, pooled)

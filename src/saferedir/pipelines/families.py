@@ -15,6 +15,7 @@ from saferedir.pipelines.packing import FLUX_PACKING, Packing
 from saferedir.utils.renamed import OldAttribute
 
 CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential"]
+Conditioned = Literal["text", "class", "nothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class Family:
         more_denoisers: attributes of further ones that take over in the middle of a run; may be None.
         conditioned_modules: attributes of modules that read the same conditioning before the denoiser does (ControlNet).
         text_encoders: attributes holding the text encoders.
+        conditioned_on: "text"; "class", a label an image; or "nothing". Only with text is there a prompt that a guard can read.
         cfg_layout: rows of classifier-free guidance: halves of one denoiser call in the named order, or
             "sequential": one call for the conditional rows, then one for the unconditional rows.
         latents_arg, prompt_arg: (position, keyword) of the denoiser's latents and prompt embeddings.
@@ -61,6 +63,7 @@ class Family:
         mask_kwarg: keyword of the prompt mask; None where the denoiser attends to every token, padding
             included.
         auxiliary_kwarg: keyword that marks a call beside the prediction proper (SD3's skip-layer guidance).
+        steps_both_halves: whether the scheduler is given the rows of both halves, which are copies of one another.
         packing: how latents become a sequence; None where the denoiser takes (R, C, h, w).
         sign: denoiser output times `sign` is what the scheduler is given.
         prompt_width: denoiser config entry with the width D of the prompt embeddings.
@@ -77,7 +80,9 @@ class Family:
     denoiser: str = "transformer"
     more_denoisers: tuple[str, ...] = ()
     conditioned_modules: tuple[str, ...] = ()
+    conditioned_on: Conditioned = "text"
     cfg_layout: CfgLayout = "uncond_cond"
+    steps_both_halves: bool = False
     latents_arg: tuple[int, str] = (0, "hidden_states")
     prompt_arg: tuple[int, str] = (1, "encoder_hidden_states")
     time_arg: tuple[int, str] | None = None
@@ -95,6 +100,11 @@ class Family:
 
     towers = OldAttribute("text_encoder_facts")
     companions = OldAttribute("conditioned_modules")
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there are prompts: what the pipelines of other families generate, no words decide."""
+        return self.conditioned_on == "text"
 
     @property
     def is_sequential(self) -> bool:
@@ -253,6 +263,24 @@ _ROWS = (
         prompt_width="text_dim",
         length_matters=False,
         text_encoder_facts=(TextEncoderFacts(kind="t5", is_masked=True, is_zeroed=True),),
+    ),
+    Family(
+        name="dit",
+        pipelines=("DiTPipeline",),
+        text_encoders=(),
+        conditioned_on="class",
+        cfg_layout="cond_uncond",
+        steps_both_halves=True,
+        row_kwargs=("timestep", "class_labels"),
+    ),
+    Family(
+        name="unconditional",
+        pipelines=("DDPMPipeline", "DDIMPipeline"),
+        text_encoders=(),
+        denoiser="unet",
+        conditioned_on="nothing",
+        latents_arg=(0, "sample"),
+        time_arg=(1, "timestep"),
     ),
 )
 

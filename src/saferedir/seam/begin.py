@@ -49,9 +49,11 @@ def run_of(
     if any(len(levels) != batch for levels in asked):
         raise GuardError(f"retry_level has another length than the run's {batch} images; run the pipeline as before.")
 
-    spoken = encoder_arguments(pipe, settings)
+    spoken = encoder_arguments(pipe, settings) if family.has_text else {}
 
     def encode(texts: Sequence[str]) -> PromptEmbeds:
+        if not family.has_text:
+            raise GuardError(f"a {type(pipe).__name__} reads no text, so there is nothing to encode words with.")
         return encode_to_length(pipe, texts, length, spoken)
 
     run = Run(
@@ -81,6 +83,8 @@ def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:
         return bool(getattr(pipe, name))
     if name in settings:  # PixArt keeps it to itself
         return bool(settings[name])
+    if not family.has_text:  # a class-conditional pipeline compares its own argument with 1
+        return float(settings.get("guidance_scale", 1.0)) > 1
     raise GuardError(
         f"a {type(pipe).__name__} does not say whether it guides; its row in pipelines/families.py cannot be right."
     )

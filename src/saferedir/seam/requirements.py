@@ -14,15 +14,27 @@ import torch
 from saferedir.errors import GuardError, UnsupportedPipelineError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.families import Family, unwrapped
+from saferedir.seam.guard_calls import EARLY_POINTS
 
 
 def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) -> None:
     """Raise GuardError if the pipeline lacks what an enabled one of `guards` needs."""
     for guard in guards:
+        if guard.enabled and not family.has_text:
+            check_works_without_text(pipe, guard)
         if guard.enabled and guard.uses("unload"):
             check_one_denoiser(pipe, family, guard.method)
         if guard.enabled and (guard.needs_text_encoder or guard.needs_text):
             check_text_encoders(pipe, family, guard.method)
+
+
+def check_works_without_text(pipe: Any, guard: Guard[Any]) -> None:
+    """Raise UnsupportedPipelineError if the guard works on prompts, which this pipeline does not read."""
+    if guard.needs_text or guard.needs_text_encoder or any(guard.uses(point) for point in EARLY_POINTS):
+        raise UnsupportedPipelineError(
+            f"guard {guard.method!r} works on the prompt, and a {type(pipe).__name__} reads none; use a guard that works on the "
+            "image while it is denoised (safe_denoiser, spell), or protect(..., on_unsafe='verify', verify=...) with a judge."
+        )
 
 
 def check_one_denoiser(pipe: Any, family: Family, method: str) -> None:

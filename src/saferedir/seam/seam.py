@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from saferedir.decisions import Decision
@@ -257,22 +258,37 @@ class Seam:
         with self._state.failing_closed():
             if session.run.solver is not None:
                 session.run.solver.meet(session.evaluation, model_output.dtype, args, kwargs)
-            given = self._unpacked(model_output)
-            used = session.before_step(given, timestep, self._unpacked(sample))
-            pred = model_output if used is given else self._packed(used)
+            count = self._rows_to_guard(session, sample)
+            given = self._unpacked(first_rows(model_output, count))
+            used = session.before_step(given, timestep, self._unpacked(first_rows(sample, count)))
+            pred = model_output if used is given else self._whole(self._packed(used), model_output)
             output = original(pred, timestep, sample, *args, **kwargs)
             self._active()
             stepped = output[0] if isinstance(output, tuple) else output.prev_sample
-            latents = self._unpacked(stepped)
+            latents = self._unpacked(first_rows(stepped, count))
             edited = session.after_step(latents)
             self._state.steps += 1
             if session.finished:
                 self._record(session)
         if edited is not latents:
             if isinstance(output, tuple):
-                return (self._packed(edited), *output[1:])
-            output["prev_sample"] = self._packed(edited)
+                return (self._whole(self._packed(edited), stepped), *output[1:])
+            output["prev_sample"] = self._whole(self._packed(edited), stepped)
         return output
+
+    def _rows_to_guard(self, session: Session, sample: Tensor) -> int | None:
+        """How many rows of a step are the images'; None for all. Behind them come copies, of which the pipeline uses none."""
+        if not (self.family.steps_both_halves and session.run.guided):
+            return None
+        if sample.shape[0] != 2 * session.run.batch_size:
+            raise GuardError(
+                f"the scheduler got {sample.shape[0]} latents where both halves of {session.run.batch_size} images were expected."
+            )
+        return session.run.batch_size
+
+    def _whole(self, rows: Tensor, like: Tensor) -> Tensor:
+        """`rows`, and copies of them in place of the further rows that `like` has."""
+        return rows if rows.shape[0] == like.shape[0] else torch.cat([rows, rows])
 
     def _unpacked(self, values: Tensor) -> Tensor:
         packing = self.family.packing
@@ -356,3 +372,8 @@ class Seam:
             if any(guard.enabled and id(guard) not in verdicts for guard in attached.guards):
                 continue  # attached in the middle of this run: it guards from the next one on
             attached.record([decision for guard in attached.guards for decision in verdicts.get(id(guard), [])])
+
+
+def first_rows(values: Tensor, count: int | None) -> Tensor:
+    """The first `count` rows of `values` (R, ...); `values` itself where that is None."""
+    return values if count is None else values[:count]

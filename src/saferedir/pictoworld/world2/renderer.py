@@ -101,7 +101,8 @@ def paint_objects(image: Tensor, things: Sequence[Item | Figure]) -> Tensor:
 
 def _geometry(things: Sequence[Item | Figure]) -> tuple[Tensor, Tensor, Tensor]:
     cx, cy, radius = (
-        torch.tensor([float(getattr(thing, name)) for thing in things]).view(-1, 1, 1) for name in ("cx", "cy", "radius")
+        torch.tensor([float(getattr(thing, name)) for thing in things]).view(-1, 1, 1)
+        for name in ("cx", "cy", "radius")
     )
     return cx, cy, radius
 
