@@ -14,7 +14,7 @@ from tests.contract.guards import GUARDS, GuardCase, GuardKind
 from tests.tiny_pipelines import PIPELINES, PipelineCase
 
 from saferedir.errors import UnsupportedPipelineError
-from saferedir.pipelines.families import FAMILIES
+from saferedir.pipelines.families import TEXT_FAMILIES
 
 
 class Check(NamedTuple):
@@ -78,4 +78,4 @@ def model_of(feature: Feature, guard: str) -> str:
 def cases_of(feature: Feature, guard: GuardCase) -> list[PipelineCase]:
     """All pipelines, or one of every family; scripted guards go through the guards' features on one of every family."""
     is_thorough = feature.cases == "all" and (guard.is_method or feature.about == "script")
-    return list(PIPELINES.values()) if is_thorough else [representative(family) for family in FAMILIES]
+    return list(PIPELINES.values()) if is_thorough else [representative(family) for family in TEXT_FAMILIES]

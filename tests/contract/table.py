@@ -18,7 +18,7 @@ from tests.contract.plan import MODELS, checks, model_of
 from tests.contract.speed_features import FIGURES
 
 from saferedir.guards.registry import methods
-from saferedir.pipelines.families import FAMILIES
+from saferedir.pipelines.families import FAMILIES, TEXT_FAMILIES
 from saferedir.pipelines.schedules import SCHEDULER_KINDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
@@ -135,7 +135,7 @@ def cells_of(found: Outcomes, page: Cells) -> Cells:
     cells: Cells = {}
     for feature in FEATURES:
         was_run = any(name == feature for name, _, _ in found)
-        for family in FAMILIES:
+        for family in TEXT_FAMILIES:
             acting = page.get(("acts", family), {})
             if any(name == "acts" for name, _, _ in found):
                 acting = {guard: merged(found["acts", family, guard]) for guard in methods()}
@@ -172,7 +172,7 @@ def read_cells(section: str) -> Cells:
 
 def make_section(cells: Cells, page: str = "") -> str:
     """The tables, in Markdown; figures that were not measured anew are taken from those of `page`."""
-    notes, families = Footnotes(), list(FAMILIES)
+    notes, families = Footnotes(), list(TEXT_FAMILIES)
     rule = "|---" * (len(families) + 1) + "|"
     edits = {"steps": "edits steps", "weights": "edits weights", "rows": "adds rows; caches only"}
     models = ", ".join(f"{guard.name} ({edits[kind]})" for kind, guard in MODELS.items())
@@ -223,7 +223,7 @@ def figures_of_caches(page: str) -> list[str]:
     if not FIGURES:
         _, title, rest = page.partition(FIGURES_TITLE)
         return ["", *(title + rest).partition("\n\nFeatures that")[0].splitlines()] if title else []
-    families = [name for name in FAMILIES if any(family == name for _, family, _ in FIGURES)]
+    families = [name for name in TEXT_FAMILIES if any(family == name for _, family, _ in FIGURES)]
     guards = [guard.name for guard in MODELS.values()]
     lines = [
         "",

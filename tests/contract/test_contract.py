@@ -16,7 +16,7 @@ from tests.contract.table import PAGE, as_sentence, named_in, read_cells, sectio
 from tests.tiny_pipelines import PIPELINES
 
 from saferedir.guards.registry import methods
-from saferedir.pipelines.families import FAMILIES
+from saferedir.pipelines.families import TEXT_FAMILIES
 from saferedir.pipelines.schedules import SCHEDULER_KINDS
 
 SECTION = section_of(PAGE.read_text(encoding="utf-8"))
@@ -49,13 +49,13 @@ def test_every_registered_method_has_a_row_and_every_row_a_method() -> None:
 
 
 def test_every_family_has_a_tiny_pipeline() -> None:
-    assert {case.family for case in PIPELINES.values()} == set(FAMILIES)
+    assert {case.family for case in PIPELINES.values()} == set(TEXT_FAMILIES)
 
 
 def test_the_table_names_the_families_guards_features_and_schedulers_there_are() -> None:
     """Else run `python -m tests.contract.table` again."""
     section = SECTION
-    assert named_in(section, "Feature") == list(FAMILIES)
-    assert named_in(section, "Guard") == list(FAMILIES)
+    assert named_in(section, "Feature") == list(TEXT_FAMILIES)
+    assert named_in(section, "Guard") == list(TEXT_FAMILIES)
     assert named_in(section, "rows") == [*FEATURES, *methods()]
     assert all(f"`{name}`" in section for name in SCHEDULER_KINDS)

@@ -9,7 +9,7 @@ from tests.tiny_pipelines import PIPELINES, run
 from torch import equal
 
 import saferedir as sr
-from saferedir.pipelines.families import FAMILIES
+from saferedir.pipelines.families import TEXT_FAMILIES
 
 #: one pipeline of each family, with guidance where there is any
 FIRST = {case.family: case.name for case in reversed(PIPELINES.values()) if case.guidance}
@@ -33,7 +33,7 @@ def test_time_is_a_thousand_sigmas_on_flow_models(name: str) -> None:
 
 
 def test_every_family_is_there() -> None:
-    assert set(FIRST) == set(FAMILIES)
+    assert set(FIRST) == set(TEXT_FAMILIES)
 
 
 @pytest.mark.parametrize("method", ["sld", "negative_prompt", "dual_latent_r1"])

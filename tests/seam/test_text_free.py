@@ -7,16 +7,21 @@ other, every step is guarded, and a guard that works on the prompt is refused.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.tiny.text_free import make_dit, make_unconditional
 from torch import Tensor
+from typer.testing import CliRunner
 
 from saferedir import GuardError, UnsupportedPipelineError, attach, detach, protect
+from saferedir.cli import app
+from saferedir.errors import BackboneMismatchError
 from saferedir.guard import Guard, GuardConfig, Step
 from saferedir.guards.negation import NegationSet
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
@@ -208,3 +213,33 @@ def test_the_fingerprint_names_the_family_and_tells_weights_apart() -> None:
         next(other.unet.parameters()).add_(1.0)
     assert found["weights"] != backbone_fingerprint(other)["weights"]
     assert backbone_fingerprint(make_dit())["architecture"]["family"] == "dit"
+
+
+@pytest.mark.parametrize("make", [ddpm, dit])
+def test_a_negation_set_is_built_of_image_files_for_them(make: Make, tmp_path: Path) -> None:
+    pipe, call = make()
+    pipe.save_pretrained(tmp_path / "model")
+    folder, out = tmp_path / "images", tmp_path / "set.safetensors"
+    folder.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    given = ["negation", "build", "--model", str(tmp_path / "model"), "--out", str(out)]
+    assert CliRunner().invoke(app, [*given, "--images", str(folder)]).exit_code == 0
+    negation = NegationSet.open(out)
+    assert len(negation) == 3 and tuple(negation.shape) == ((3, 16, 16) if make is ddpm else (4, 8, 8))
+    guard = SafeDenoiser.from_set(negation, concept="x", window=(0.0, 1.0), gate="always", beta_max=None)
+    with attach(pipe, guard) as attached:
+        generated(pipe, call)
+    assert all(decision.fired for decision in attached.decisions)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a star\n")
+    refused = CliRunner().invoke(app, [*given[:-1], str(tmp_path / "other.safetensors"), "--prompts", str(prompts)])
+    assert refused.exit_code == 2 and "reads no prompts" in " ".join(refused.output.split())
+
+
+def test_a_set_of_latents_does_not_guard_pixels() -> None:
+    pipe, _ = ddpm()
+    negation = NegationSet.from_latents(torch.randn(2, 3, 16, 16), facts={"vae": "0123456789abcdef"})
+    with pytest.raises(BackboneMismatchError, match="another VAE"):
+        attach(pipe, SafeDenoiser.from_set(negation, concept="x"))

@@ -73,13 +73,18 @@ def build(
     check_weights_place(out)
     texts = None if prompts is None else _read_prompts(prompts)
     from saferedir.guards.negation.build import build_negation_set, image_sources, prompt_sources
-    from saferedir.pipelines.latents import default_size, encodes_videos
+    from saferedir.pipelines.families import family_of
+    from saferedir.pipelines.latents import default_size, encodes_videos, vae_of
 
     pipe = load_model(model, device=device, variant=variant, revision=revision)
     size = (height, width) if height and width else default_size(pipe)
     tall, wide = height or size[0] or 0, width or size[1] or 0
     sources: dict[str, list[Source]] = {}
     left_out: dict[str, str] = {}
+    if texts is not None and not family_of(pipe).has_text:
+        raise typer.BadParameter(
+            f"{model} is a {type(pipe).__name__}, which reads no prompts; give --images.", param_hint="--prompts"
+        )
     if texts is not None:
         settings = {"num_inference_steps": steps, "guidance_scale": guidance}
         sources["references"] = prompt_sources(pipe, texts, tall, wide, seed=seed, settings=settings)
@@ -97,9 +102,9 @@ def build(
     on_stop(GOES_ON)
     facts = {"model": model, "height": tall, "width": wide, "sources": "prompts" if texts is not None else "images"}
     with progress_bar().task("encoding", total) as advance:
-        report = build_negation_set(pipe.vae, sources, out, facts=facts, batch=batch, advance=advance)
+        report = build_negation_set(vae_of(pipe), sources, out, facts=facts, batch=batch, advance=advance)
     _show_report(report, left_out)
-    if encodes_videos(pipe.vae):
+    if encodes_videos(vae_of(pipe)):
         errors.print(
             "This set holds single images: it guards this model's images (num_frames=1) and refuses its videos.",
             soft_wrap=True,

@@ -288,6 +288,9 @@ FAMILIES: dict[str, Family] = {family.name: family for family in _ROWS}
 if len(FAMILIES) != len(_ROWS):
     raise ValueError("two rows of families.py have the same name.")
 
+#: those with prompts, for which every method was made; the others are for methods that work on the image alone
+TEXT_FAMILIES = {name: family for name, family in FAMILIES.items() if family.has_text}
+
 
 def unwrapped(module: Any) -> Any:
     """The module under torch.compile's wrapper, if there is one."""

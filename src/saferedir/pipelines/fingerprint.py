@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from saferedir.errors import BackboneMismatchError
 from saferedir.pipelines.families import family_of, unwrapped
-from saferedir.pipelines.latents import latent_constants
+from saferedir.pipelines.latents import PixelSpace, latent_constants, vae_of
 from saferedir.pipelines.own_adapters import ADAPTERS, own_adapters
 from saferedir.pipelines.schedules import prediction_type
 
@@ -39,7 +39,7 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
     encoders = [getattr(pipe, name, None) for name in family.text_encoders]
     modules = {family.denoiser: denoiser, **dict(zip(family.text_encoders, encoders, strict=True))}
     weights = {name: _weights_hash(module) for name, module in modules.items() if module is not None}
-    vae = getattr(pipe, "vae", None)
+    vae = vae_of(pipe)
     return {
         "architecture": {
             "family": family.name,
@@ -57,8 +57,12 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
 def vae_fingerprint(vae: Any) -> str | None:
     """Short hash of a latent space: the encoder's weights and the constants around it; None as in `backbone_fingerprint`.
 
+    "pixels" for pipelines without an autoencoder.
+
     The decoder does not count: latents mean the same to a VAE of which only the decoder was fine-tuned.
     """
+    if isinstance(vae, PixelSpace):
+        return "pixels"
     parts = [getattr(unwrapped(vae), name, None) for name in ("encoder", "quant_conv")]
     hashes = [_weights_hash(part) for part in parts if part is not None and any(True for _ in part.parameters())]
     if not hashes or None in hashes:

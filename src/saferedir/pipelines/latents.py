@@ -7,7 +7,8 @@ video VAEs (N, C, 1, h, w): as guards see them, so nothing is packed here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,28 @@ class LatentConstants(NamedTuple):
 
     shift: tuple[float, ...]
     scale: tuple[float, ...]
+
+
+class PixelSpace(nn.Module):
+    """Stands for the autoencoder of a pipeline that has none: its sampler's frame is pixels in [-1, 1]."""
+
+    config: ClassVar[Mapping[str, Any]] = {}
+    encoder = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(
+            torch.zeros(()), requires_grad=False
+        )  # gives a dtype and a device, as an autoencoder does
+
+    def encode(self, pixels: Tensor) -> SimpleNamespace:
+        """`pixels` themselves, as the `latent` of an autoencoder's answer."""
+        return SimpleNamespace(latent=pixels)
+
+
+def vae_of(pipe: Any) -> Any:
+    """The autoencoder of a pipeline, or `PixelSpace` where its kind has none (`DDPMPipeline`)."""
+    return pipe.vae if hasattr(pipe, "vae") else PixelSpace()
 
 
 def latent_constants(vae: Any) -> LatentConstants:
@@ -97,7 +120,7 @@ def default_size(pipe: Any) -> tuple[int, int]:
     denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     sample = None if denoiser is None else getattr(denoiser, "_orig_mod", denoiser).config.get("sample_size")
     sample = sample if sample is not None else getattr(pipe, "default_sample_size", None)
-    factor = getattr(pipe, "vae_scale_factor", None)
+    factor = _pixels_per_latent(pipe)
     if sample is None or factor is None:
         raise UnsupportedPipelineError(
             f"{type(pipe).__name__} does not say at which size it generates; give the height and width of your images."
@@ -116,12 +139,25 @@ def latent_shape(pipe: Any, call: Mapping[str, Any] | None = None) -> tuple[int,
     if not (height and width):
         default = default_size(pipe)
         height, width = height or default[0], width or default[1]
-    factor = int(getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", None) or 8)
+    factor = int(_pixels_per_latent(pipe) or getattr(pipe, "vae_scale_factor_spatial", None) or 8)
     frames = asked.get("num_frames") or _call_default(pipe, "num_frames") or 1
     temporal = int(getattr(pipe, "vae_scale_factor_temporal", None) or 1)
+    if not hasattr(pipe, "vae"):
+        return int(pipe.unet.config.in_channels), 1, int(height), int(width)
     config = pipe.vae.config
     channels = config.get("latent_channels") or config.get("z_dim") or 16
     return int(channels), (int(frames) - 1) // temporal + 1, int(height) // factor, int(width) // factor
+
+
+def _pixels_per_latent(pipe: Any) -> int | None:
+    """How many pixels, each way, a latent stands for, where the pipeline or its autoencoder says it; 1 without autoencoder."""
+    if not hasattr(pipe, "vae"):
+        return 1
+    levels = getattr(getattr(pipe.vae, "config", None), "block_out_channels", None)
+    if not hasattr(pipe, "vae_scale_factor") and levels:
+        return int(2 ** (len(levels) - 1))
+    factor: int | None = getattr(pipe, "vae_scale_factor", None)
+    return factor
 
 
 def _call_default(pipe: Any, name: str) -> int | None:
