@@ -48,11 +48,11 @@ def build_unet() -> UNet2DModel:
         in_channels=3,
         out_channels=3,
         layers_per_block=1,
-        block_out_channels=(48, 96, 144),
+        block_out_channels=(32, 64, 96),
         down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        attention_head_dim=24,
-        norm_num_groups=12,
+        attention_head_dim=16,
+        norm_num_groups=16,
     )
 
 
