@@ -72,9 +72,9 @@ def _families() -> list[Character]:
             )
             free = [v for v in choices[varied] if v not in ({trim} if varied == "colour" else {colour})]
             new = [replace(base, **{varied: value}) for value in rng.sample(free, 4)]
-            if all(len(one.difference(other)) >= 3 for one in new for other in members):
+            if all(len(member.difference(other)) >= 3 for member in new for other in members):
                 break
-        members += [replace(one, name=next(names)) for one in new]
+        members += [replace(member, name=next(names)) for member in new]
     return members
 
 
