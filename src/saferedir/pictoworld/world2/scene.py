@@ -80,7 +80,7 @@ class Scene:
         return len(self.items) == 2
 
     def turned(self) -> Scene:
-        """The same image told from the other item: items exchanged, the relation reversed."""
+        """The same image described from its other item: items exchanged, the relation reversed."""
         if not self.is_pair:
             return self
         return replace(self, items=self.items[::-1], relation=OPPOSITE[self.relation])
