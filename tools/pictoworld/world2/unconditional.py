@@ -27,7 +27,8 @@ MIN_SNR_GAMMA = 5.0
 
 def corpus_scene(rng: random.Random, **fixed: str) -> Scene:
     """A scene of one object with uniform, independent attributes."""
-    item = Item(**{"shape": rng.choice(SHAPES), "colour": rng.choice(COLOURS), "style": rng.choice(STYLES), **fixed})
+    values = {"shape": rng.choice(SHAPES), "colour": rng.choice(COLOURS), "style": rng.choice(STYLES), **fixed}
+    item = Item(values["shape"], values["colour"], values["style"])
     return random_scene(rng, items=(item,))
 
 
@@ -90,7 +91,8 @@ def train_unconditional(
         t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) * (1000 / batch)).long().to(device)
         a = alphas[t].view(-1, 1, 1, 1)
         error = (unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t).sample.float() - noise).square()
-        return (error.mean(dim=(1, 2, 3)) * weights[t].clamp(max=MIN_SNR_GAMMA)).mean()
+        loss: Tensor = (error.mean(dim=(1, 2, 3)) * weights[t]).mean()
+        return loss
 
     config = LoopConfig(
         steps=steps, learning_rate=1e-3, warmup=200, seed=seed, ema=0.998, save_every=100, bf16=bf16, weight_decay=0.0

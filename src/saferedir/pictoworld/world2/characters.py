@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 HEADS = ("round", "square", "tall", "wide")
 EARS = ("pointed", "round", "long", "curved")
@@ -71,7 +72,7 @@ def _families() -> list[Character]:
                 "", family, varied, rng.choice(HEADS), rng.choice(EARS), pattern, colour, trim, EYES[family % 2]
             )
             free = [v for v in choices[varied] if v not in ({trim} if varied == "colour" else {colour})]
-            new = [replace(base, **{varied: value}) for value in rng.sample(free, 4)]
+            new = [replace(base, **dict[str, Any]({varied: value})) for value in rng.sample(free, 4)]
             if all(len(member.difference(other)) >= 3 for member in new for other in members):
                 break
         members += [replace(member, name=next(names)) for member in new]

@@ -107,7 +107,8 @@ def random_item(rng: random.Random, *, may_be_character: bool = True, **fixed: s
     style = "flat" if rng.random() < 0.5 else rng.choice(STYLES[1:])
     if fixed.get("character") or (is_character and not fixed):
         return Item(character=fixed.get("character", name))
-    return Item(**{"shape": shape, "colour": colour, "style": style, **fixed})
+    values = {"shape": shape, "colour": colour, "style": style, **fixed}
+    return Item(values["shape"], values["colour"], values["style"])
 
 
 def random_scene(rng: random.Random, *, items: tuple[Item, ...] = (), background: str | None = None) -> Scene:
