@@ -7,18 +7,18 @@ Concrete judges: one file each; their names: registry.py.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from saferedir.errors import JudgeError
 
-if TYPE_CHECKING:
-    from saferedir.judges.rules import Rule
-    from saferedir.judges.verifiers import JudgeVerifier
+#: finished images in, one bool each out: true where the concept is there
+Verifier = Callable[[Sequence[Image.Image]], list[bool]]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class Judge(ABC):
     name: ClassVar[str] = ""
     #: the names of the score columns
     labels: tuple[str, ...]
+    #: makes a verifier of a judge and a rule; verifiers.py, which stands above this file, sets it
+    make_verifier: ClassVar[Callable[[Judge, Any], Verifier]]
 
     @abstractmethod
     def score(self, images: Tensor) -> Tensor:
@@ -88,15 +90,19 @@ class Judge(ABC):
         score that is ever returned), "version".
         """
 
-    def verifier(self, rule: Rule | Mapping[str, Any] | str) -> JudgeVerifier:
-        """This judge as `verify` of `saferedir.protect`; `rule` is a rule, its plain data, or the name of a preset.
+    def verifier(self, rule: Any) -> Verifier:
+        """This judge as `verify` of `saferedir.protect`.
+
+        Args:
+            rule: a rule of rules.py, its plain data, or the name of a preset.
+
+        Returns:
+            A `verifiers.JudgeVerifier`.
 
         Raises:
             JudgeError: the rule does not fit the judge (see `verifiers.verifier_of`).
         """
-        from saferedir.judges.verifiers import verifier_of
-
-        return verifier_of(self, rule)
+        return Judge.make_verifier(self, rule)
 
     def check(self, images: Tensor) -> Tensor:
         """The images as float32, or one clear sentence."""

@@ -13,6 +13,7 @@ from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
 from saferedir.judges.calibration import check_rule
 from saferedir.judges.images import score_images
+from saferedir.judges.presets import preset
 from saferedir.judges.rules import Rule, rule_from_dict, without_veto
 from saferedir.utils.images import to_rgb
 
@@ -54,8 +55,6 @@ def verifier_of(judge: Judge, rule: Rule | Mapping[str, Any] | str) -> JudgeVeri
             that the judge does not have.
     """
     if isinstance(rule, str):
-        from saferedir.judges.presets import preset
-
         chosen = preset(rule)
         if judge.name not in chosen.judges:
             raise JudgeError(
@@ -68,3 +67,6 @@ def verifier_of(judge: Judge, rule: Rule | Mapping[str, Any] | str) -> JudgeVeri
     if not isinstance(rule, Rule):
         raise JudgeError(f"rule is {rule!r}; expected a rule, a mapping such as Rule.to_dict, or the name of a preset.")
     return JudgeVerifier(judge, rule)
+
+
+Judge.make_verifier = staticmethod(verifier_of)
