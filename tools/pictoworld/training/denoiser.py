@@ -25,10 +25,10 @@ from saferedir.pictoworld.scene import Scene, random_scene
 from saferedir.utils.files import save_tensors
 from saferedir.utils.progress import Progress
 from tools.pictoworld.training.loop import LoopConfig, fit
+from tools.pictoworld.training.noise import min_snr_weights, stratified_timesteps
 from tools.pictoworld.training.text_encoder import WIDTH, tokenize
 
 CAPTION_DROPOUT = 0.1
-MIN_SNR_GAMMA = 5.0
 EMBLEM_SHARE = 0.03
 NOISE_OFFSET = 0.2  # standard deviation of the noise's own mean, per channel
 MEAN_WEIGHT = 0.05  # of the squared error of each channel's mean, measured in x0
@@ -111,7 +111,7 @@ def train_denoiser(
     unet = build_denoiser().to(device)
     alphas = build_scheduler().alphas_cumprod.to(device)
     snr = alphas / (1 - alphas)
-    weights = snr.clamp(max=MIN_SNR_GAMMA) / snr
+    weights = min_snr_weights(snr)
 
     def loss_fn(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(scenes), (batch,), generator=generator)
@@ -122,8 +122,7 @@ def train_denoiser(
         clean = latents[rows].float().to(device)
         noise = torch.randn(clean.shape, generator=generator)
         noise = (noise + NOISE_OFFSET * torch.randn(*clean.shape[:2], 1, 1, generator=generator)).to(device)
-        # stratified timesteps: one from each of `batch` equal slices
-        t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) * (1000 / batch)).long().to(device)
+        t = stratified_timesteps(batch, generator).to(device)
         a = alphas[t].view(-1, 1, 1, 1)
         predicted = unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, embeds).sample.float()
         difference = predicted - noise

@@ -21,8 +21,7 @@ from saferedir.pictoworld.world2.renderer import render
 from saferedir.pictoworld.world2.scene import Item, Scene, random_scene
 from saferedir.utils.progress import Progress
 from tools.pictoworld.training.loop import LoopConfig, fit
-
-MIN_SNR_GAMMA = 5.0
+from tools.pictoworld.training.noise import min_snr_weights, stratified_timesteps
 
 
 def corpus_scene(rng: random.Random, **fixed: str) -> Scene:
@@ -81,14 +80,13 @@ def train_unconditional(
     images = corpus_images(pool, seed)
     unet = build_unet().to(device)
     alphas = build_scheduler().alphas_cumprod.to(device)
-    snr = alphas / (1 - alphas)
-    weights = snr.clamp(max=MIN_SNR_GAMMA) / snr
+    weights = min_snr_weights(alphas / (1 - alphas))
 
     def loss_fn(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(images), (batch,), generator=generator)
         clean = images[rows].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) * (1000 / batch)).long().to(device)
+        t = stratified_timesteps(batch, generator).to(device)
         a = alphas[t].view(-1, 1, 1, 1)
         error = (unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t).sample.float() - noise).square()
         loss: Tensor = (error.mean(dim=(1, 2, 3)) * weights[t]).mean()
