@@ -20,7 +20,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
@@ -82,9 +82,11 @@ def clip(known: float, tokens: int = 77, projected: bool = True, **sizes: Any) -
     return Part(kind, {"vocab_size": 49408, "max_position_embeddings": 77, **sizes}, known, {"input_ids": (1, tokens)})
 
 
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
-CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+Sizes = dict[str, Any]
+
+CLIP_L: Sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_H: Sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+CLIP_G: Sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
 T5_XXL = {
     "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu",
 }  # fmt: skip
@@ -301,7 +303,7 @@ def count_flops(run: Callable[[], object]) -> int:
     """
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def meta(name: str, shape: Any) -> Any:
@@ -314,6 +316,7 @@ def meta(name: str, shape: Any) -> Any:
 def build(part: Part) -> nn.Module:
     """The network of a part on the meta device."""
     with torch.device("meta"):
+        model: nn.Module
         if hasattr(diffusers, part.kind):
             model = getattr(diffusers, part.kind)(**part.config)
         else:
@@ -334,7 +337,7 @@ def _with_readable_mask(model: Any) -> None:
 @torch.no_grad()
 def part_cost(part: Part) -> tuple[int, int]:
     """(parameters, FLOPs of one call: one row, one prompt, or one decoding)."""
-    model = build(part)
+    model: Any = build(part)
     parameters = sum(value.numel() for value in model.parameters())
     call = model.decode if part.kind.startswith("Autoencoder") else model
     return parameters, count_flops(lambda: call(**meta("", part.inputs)))
@@ -356,15 +359,16 @@ def redirector_cost(backbone: Backbone) -> dict[str, int]:
     Of a video the guard judges each latent frame ("image"); the trainer learns from one frame ("frame", "joint", "fit").
     """
     network = redirector_of(backbone)
-    embeds = meta("e", (1, backbone.tokens, backbone.prompt_dim))
+    embeds: Tensor = meta("e", (1, backbone.tokens, backbone.prompt_dim))
     mask = torch.ones(1, backbone.tokens, dtype=torch.bool, device="meta")
-    text = (embeds, mask, meta("p", (1, backbone.pooled_dim)) if backbone.pooled_dim else None)
-    frame = (meta("x0", (1, *backbone.latent)), meta("t", (1,)))
+    pooled: Tensor | None = meta("p", (1, backbone.pooled_dim)) if backbone.pooled_dim else None
+    text = (embeds, mask, pooled)
+    frame: tuple[Tensor, Tensor] = (meta("x0", (1, *backbone.latent)), meta("t", (1,)))
 
     def fit() -> None:
         redirection = network.redirection(*text)
         outputs = [network.prompt_logits(*text), redirection.delta, redirection.mask, redirection.alpha]
-        outputs += [network.image_logits(*frame), network.joint_logits(*frame, *text)]
+        outputs += [network.image_logits(*frame), network.joint_logits(*frame, embeds, mask, pooled)]
         torch.stack([value.sum() for value in outputs]).sum().backward()
 
     with torch.no_grad():
@@ -372,7 +376,7 @@ def redirector_cost(backbone: Backbone) -> dict[str, int]:
             "prompt": count_flops(lambda: network.prompt_logits(*text)),
             "redirection": count_flops(lambda: network.redirection(*text)),
             "frame": count_flops(lambda: network.image_logits(*frame)),
-            "joint": count_flops(lambda: network.joint_logits(*frame, *text)),
+            "joint": count_flops(lambda: network.joint_logits(*frame, embeds, mask, pooled)),
         }
     costs["image"] = backbone.frames * costs["frame"]
     return {**costs, "fit": count_flops(fit), "parameters": sum(value.numel() for value in network.parameters())}
@@ -400,13 +404,13 @@ class Cost:
     @property
     def image(self) -> int:
         """One image (or video) at the pipeline's default steps: prompt and, under guidance, negative prompt."""
-        steps = self.backbone.default("num_inference_steps")
+        steps: int = self.backbone.default("num_inference_steps")
         return self.backbone.rows * (steps * self.row + self.encode) + self.decode
 
     @property
     def guard_image(self) -> int:
         """The guard's part of it: prompt side once, image side at each step."""
-        steps = self.backbone.default("num_inference_steps")
+        steps: int = self.backbone.default("num_inference_steps")
         return self.guard["prompt"] + self.guard["redirection"] + steps * self.guard["image"]
 
     @property
