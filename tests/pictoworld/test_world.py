@@ -102,6 +102,7 @@ def test_misspelling_always_changes_the_word() -> None:
     rng = random.Random(3)
     for _ in range(500):
         assert misspell("star", rng) != "star"
+        assert misspell("574r", rng) not in ("574r", "")  # leetspeak already, with one letter left
 
 
 def test_a_caption_mentions_what_it_fixes() -> None:

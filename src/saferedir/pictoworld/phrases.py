@@ -257,6 +257,8 @@ def misspell(word: str, rng: random.Random) -> str:
     """One or two typing errors or leetspeak in `word`; never returns the word itself (words of >= 3 letters)."""
     letters = list(word)
     spots = [i for i, letter in enumerate(letters) if letter.isalpha()]
+    if len(spots) < 2:  # all leetspeak by now
+        return word[0] + word
     kind = rng.choice(("double", "swap", "drop", "leet", "neighbour", "leet2"))
     spot = rng.choice(spots[:-1])
     if kind == "double":
