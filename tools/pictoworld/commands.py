@@ -31,6 +31,7 @@ from saferedir.cli.output import (
     write_json,
 )
 from saferedir.cli.stopping import GOES_ON, on_stop
+from saferedir.utils.names import unknown_name_message
 
 app = typer.Typer(
     name="python -m tools.pictoworld",
@@ -79,6 +80,32 @@ def train(
     console.print(f"Model: {folder}", soft_wrap=True, highlight=False)
     console.print(f"Judge: {out / 'judge.safetensors'}", soft_wrap=True, highlight=False)
     console.print(f"Measure them: python -m tools.pictoworld report --world {out}", soft_wrap=True, highlight=False)
+
+
+@app.command(no_args_is_help=True)
+def world2(
+    stage: Annotated[str, typer.Argument(help="vae, text, flux, dit or judge, in this order.")],
+    out: Annotated[Path, typer.Option(help="Folder for the stages' checkpoints, logs and results.")],
+    share: Annotated[
+        float, typer.Option(min=0.0005, help="Share of the full number of steps; 0.01 for a trial.")
+    ] = 1.0,
+    device: Device = "auto",
+) -> None:
+    """Train one stage of PictoWorld 2; a run that was killed goes on where it stopped when the command is given again.
+
+    Example:  `python -m tools.pictoworld world2 vae --out runs/world2`
+    """
+    check_weights_place(out)
+    check_space(out, 1024 * MEGABYTE)
+    quiet()
+    from tools.pictoworld.world2.run import STAGES, StageRun
+
+    if stage not in STAGES:
+        raise OutputError(unknown_name_message("stage of PictoWorld 2", stage, STAGES))
+    on_stop(GOES_ON)
+    steps = max(2, round(STAGES[stage].steps * share))
+    result = STAGES[stage].run(StageRun(out, steps, choose_device(device), progress_bar()))
+    console.print(f"Result: {result}", soft_wrap=True, highlight=False)
 
 
 @app.command(no_args_is_help=True)

@@ -1,0 +1,119 @@
+"""Trains PictoWorld 2, one command a stage: autoencoder, text encoders, FLUX, DiT, judge.
+
+Every stage has a folder of its own below the output folder, with its checkpoint, its log and its result, and goes on where it
+was stopped. Later stages read the results of earlier ones.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+from saferedir.utils.progress import SILENT, Progress
+from tools.pictoworld.world2.autoencoder import train_autoencoder
+from tools.pictoworld.world2.text_encoders import train_clip_tokenizer, train_t5_tokenizer, train_text_encoders
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What every stage is given. `steps` is the stage's own number, or a smaller one for a trial."""
+
+    out: Path
+    steps: int
+    device: torch.device
+    progress: Progress = SILENT
+    seed: int = 0
+    batch: int | None = None
+
+    def folder(self, stage: str) -> Path:
+        """The stage's folder below `out`."""
+        path = self.out / stage
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def common(self, stage: str) -> dict[str, Any]:
+        """Arguments that every trainer takes."""
+        batch = {} if self.batch is None else {"batch": self.batch}
+        return {
+            "steps": self.steps,
+            "device": self.device,
+            "progress": self.progress,
+            "seed": self.seed,
+            "log": _log_to(self.folder(stage) / "log.jsonl"),
+            **batch,
+        }
+
+    @property
+    def bf16(self) -> bool:
+        """Whether to train in bfloat16: not on a CPU, most of which have no instructions for it."""
+        return self.device.type != "cpu"
+
+
+def _log_to(path: Path) -> Callable[[dict[str, Any]], None]:
+    def log(record: dict[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({**record, "at": round(time.time(), 1)}) + "\n")
+
+    return log
+
+
+def run_autoencoder(run: StageRun) -> Path:
+    """`vae/vae`: the autoencoder."""
+    folder = run.folder("vae")
+    vae = train_autoencoder(folder / "autoencoder.ckpt", bf16=run.bf16, **run.common("vae"))
+    vae.save_pretrained(folder / "vae")
+    return folder / "vae"
+
+
+def run_text(run: StageRun) -> Path:
+    """`text`: both tokenizers and text encoders, in float32."""
+    folder = run.folder("text")
+    if not (folder / "tokenizer_2" / "tokenizer.json").exists():
+        train_clip_tokenizer(run.seed).save_pretrained(folder / "tokenizer")
+        train_t5_tokenizer(run.seed).save_pretrained(folder / "tokenizer_2")
+    tokenizer, tokenizer_2 = load_tokenizers(folder)
+    t5, clip, accuracy = train_text_encoders(tokenizer_2, tokenizer, folder / "text.ckpt", **run.common("text"))
+    clip.save_pretrained(folder / "text_encoder")
+    t5.save_pretrained(folder / "text_encoder_2")
+    (folder / "accuracy.json").write_text(json.dumps(accuracy, indent=2) + "\n")
+    return folder
+
+
+def load_tokenizers(folder: Path) -> tuple[Any, Any]:
+    """The CLIP and the T5 tokenizer that `run_text` wrote."""
+    return AutoTokenizer.from_pretrained(folder / "tokenizer"), AutoTokenizer.from_pretrained(folder / "tokenizer_2")
+
+
+def load_text_encoders(folder: Path) -> tuple[CLIPTextModel, T5EncoderModel]:
+    """The frozen text encoders that `run_text` wrote."""
+    clip = CLIPTextModel.from_pretrained(folder / "text_encoder").requires_grad_(False).eval()
+    t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2").requires_grad_(False).eval()
+    return clip, t5
+
+
+def load_autoencoder(folder: Path) -> AutoencoderKL:
+    """The frozen autoencoder that `run_autoencoder` wrote."""
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae")
+    return vae.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its full number of steps and the function that runs it, which returns where the result lies."""
+
+    steps: int
+    run: Callable[[StageRun], Path]
+
+
+STAGES: Mapping[str, Stage] = {
+    "vae": Stage(900, run_autoencoder),
+    "text": Stage(3000, run_text),
+}
