@@ -103,8 +103,8 @@ def world2(
     if stage not in STAGES:
         raise OutputError(unknown_name_message("stage of PictoWorld 2", stage, STAGES))
     on_stop(GOES_ON)
-    steps = max(2, round(STAGES[stage].steps * share))
-    result = STAGES[stage].run(StageRun(out, steps, choose_device(device), progress_bar()))
+    steps, pool = max(2, round(STAGES[stage].steps * share)), max(64, round(StageRun.pool * min(1.0, share)))
+    result = STAGES[stage].run(StageRun(out, steps, choose_device(device), progress_bar(), pool=pool))
     console.print(f"Result: {result}", soft_wrap=True, highlight=False)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from saferedir.pictoworld.judge import Judge
@@ -123,8 +123,8 @@ def train_world(
     return _publish(out, assemble(vae, text_encoder, tokenizer, unet), judge, facts, time.monotonic() - started)
 
 
-def save_half(pipe: StableDiffusionPipeline, folder: Path) -> None:
-    """Save in float16, with a text encoder config that asks for float32 and no path of this machine.
+def save_half(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Save in float16, with text encoder configs that ask for float32 and no path of this machine.
 
     Without a dtype argument diffusers loads its models in float32, but transformers follows the config; the two must agree.
     """
@@ -132,7 +132,7 @@ def save_half(pipe: StableDiffusionPipeline, folder: Path) -> None:
     for path in folder.glob("*/config.json"):
         facts = json.loads(path.read_text())
         facts.pop("_name_or_path", None)  # where a part was loaded from on the training machine
-        if path.parent.name == "text_encoder":
+        if path.parent.name.startswith("text_encoder"):
             facts["dtype"] = "float32"
         path.write_text(json.dumps(facts, indent=2) + "\n")
 

@@ -47,7 +47,8 @@ def random_contents(count: int, seed: int) -> tuple[list[Scene], list[Poster]]:
 def images_and_weights(scenes: list[Scene], posters: list[Poster]) -> tuple[Tensor, Tensor]:
     """Images (B, 3, 64, 64) in [-1, 1], and the weight of each pixel: more where the background is covered."""
     images = torch.cat([render(scenes), render_posters(posters)])
-    ground = torch.tensor([BACKGROUND_RGB[content.background] for content in (*scenes, *posters)])[:, :, None, None]
+    backgrounds = [scene.background for scene in scenes] + [poster.background for poster in posters]
+    ground = torch.tensor([BACKGROUND_RGB[name] for name in backgrounds])[:, :, None, None]
     covered = (images - ground).abs().amax(dim=1, keepdim=True) > 0.02
     return images * 2 - 1, 1 + OBJECT_WEIGHT * covered
 

@@ -7,6 +7,7 @@ was stopped. Later stages read the results of earlier ones.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from saferedir.utils.progress import SILENT, Progress
+from tools.pictoworld.training.run import save_half
 from tools.pictoworld.world2.autoencoder import train_autoencoder
+from tools.pictoworld.world2.flux import assemble, train_flux
 from tools.pictoworld.world2.text_encoders import train_clip_tokenizer, train_t5_tokenizer, train_text_encoders
 
 
@@ -32,6 +35,7 @@ class StageRun:
     progress: Progress = SILENT
     seed: int = 0
     batch: int | None = None
+    pool: int = 40_000
 
     def folder(self, stage: str) -> Path:
         """The stage's folder below `out`."""
@@ -105,6 +109,24 @@ def load_autoencoder(folder: Path) -> AutoencoderKL:
     return vae.requires_grad_(False).eval()
 
 
+def run_flux(run: StageRun) -> Path:
+    """`flux/pipeline`: a plain `FluxPipeline` in float16."""
+    folder = run.folder("flux")
+    vae = load_autoencoder(run.out / "vae")
+    tokenizers, encoders = load_tokenizers(run.out / "text"), load_text_encoders(run.out / "text")
+    transformer = train_flux(vae, tokenizers, encoders, folder, bf16=run.bf16, pool=run.pool, **run.common("flux"))
+    return publish(assemble(vae, tokenizers, encoders, transformer), folder / "pipeline")
+
+
+def publish(pipe: Any, final: Path) -> Path:
+    """Save a pipeline in float16 beside its final name, then rename, so that a reader never finds half a model."""
+    temporary = final.with_name(f"{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_half(pipe, temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    return temporary.rename(final)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage: its full number of steps and the function that runs it, which returns where the result lies."""
@@ -116,4 +138,5 @@ class Stage:
 STAGES: Mapping[str, Stage] = {
     "vae": Stage(900, run_autoencoder),
     "text": Stage(3000, run_text),
+    "flux": Stage(14_000, run_flux),
 }

@@ -44,7 +44,11 @@ OPEN = "open"  # the caption does not say, or there is nothing to say
 
 LAYOUTS = ("one", "beside", "over", "poster")
 KINDS = (*SHAPES, *CHARACTERS)
-_OF_PLACE: Mapping[str, tuple[str, ...]] = {"kind": (*KINDS, OPEN), "colour": (*COLOURS, OPEN), "style": (*STYLES, OPEN)}
+_OF_PLACE: Mapping[str, tuple[str, ...]] = {
+    "kind": (*KINDS, OPEN),
+    "colour": (*COLOURS, OPEN),
+    "style": (*STYLES, OPEN),
+}
 #: what the encoders must say -> its values; place 0 is the left or upper one, or the only one
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "layout": LAYOUTS,
@@ -135,7 +139,7 @@ def train_t5_tokenizer(seed: int = 0, captions: int = 20_000) -> PreTrainedToken
         word[i : i + 2] for word, number in counts.items() for i in range(len(word) - 1) for _ in range(min(number, 20))
     )
     pieces = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -6.0}
-    pieces |= {letter: -12.0 for letter in letters} | {pair: -14.0 for pair, _ in pairs.most_common(250)}
+    pieces |= dict.fromkeys(letters, -12.0) | {pair: -14.0 for pair, _ in pairs.most_common(250)}
     for word, number in counts.most_common():
         if len(pieces) == VOCABULARY:
             break
@@ -260,8 +264,10 @@ def train_text_encoders(
 
     config = LoopConfig(steps=steps, learning_rate=2e-3, warmup=200, seed=seed, ema=0.998, save_every=250, bf16=False)
     fit(reader, loss_fn, config, checkpoint, progress=progress, label="text encoders", log=log)
-    return reader.t5.requires_grad_(False), reader.clip.requires_grad_(False), accuracies(
-        reader, t5_tokenizer, clip_tokenizer, device
+    return (
+        reader.t5.requires_grad_(False),
+        reader.clip.requires_grad_(False),
+        accuracies(reader, t5_tokenizer, clip_tokenizer, device),
     )
 
 

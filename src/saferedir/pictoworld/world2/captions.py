@@ -64,7 +64,7 @@ def attributes_of(scene: Scene) -> dict[str, str]:
 def scene_part(scene: Scene) -> str:
     """Which part a scene's content belongs to, 7 : 1 : 2 by checksum; guards never train on test content.
 
-    A scene has the part of its image: told from either item it is the same.
+    A scene has the part of its image, whichever item is named first.
     """
     key = "/".join(f"{name}={value}" for name, value in attributes_of(scene.in_reading_order()).items())
     bucket = zlib.crc32(key.encode()) % 10
@@ -107,10 +107,10 @@ def choose_phrases(
                 continue
         chosen[key] = choose_phrase(name, value, levels.get(key) or sample_level(rng), rng, part)
     if _shares_style(scene) and rng.random() < SHARED_STYLE:
-        said = [key for key in ("0.style", "1.style") if key in chosen]
-        if said:
-            chosen[SCENE_STYLE] = chosen[next((key for key in said if key in levels), said[0])]
-            chosen = {key: phrase for key, phrase in chosen.items() if key not in said}
+        keys = [key for key in ("0.style", "1.style") if key in chosen]
+        if keys:
+            chosen[SCENE_STYLE] = chosen[next((key for key in keys if key in levels), keys[0])]
+            chosen = {key: phrase for key, phrase in chosen.items() if key not in keys}
     for index in range(len(scene.items)):
         if is_emblem(scene, index) and (rng.random() < 0.4 if emblem is None else emblem):
             replaced = (f"{index}.shape", f"{index}.colour", "background")
@@ -152,9 +152,7 @@ def sentence(scene: Scene, phrases: Mapping[str, Phrase], rng: random.Random) ->
         for index in range(len(scene.items))
     ]
     whole = [f"{shared_word} {phrases[SCENE_STYLE].text}"] if SCENE_STYLE in phrases else []
-    items = [
-        _item_text(words, generic[index], definite[index], order[index]) for index, words in enumerate(of_item)
-    ]
+    items = [_item_text(words, generic[index], definite[index], order[index]) for index, words in enumerate(of_item)]
     if scene.is_pair:
         templates = RELATION_TEMPLATES[scene.relation][level]
         text = templates[int(template_number * len(templates))].format(a=items[0], b=items[1])
@@ -173,7 +171,9 @@ def sentence(scene: Scene, phrases: Mapping[str, Phrase], rng: random.Random) ->
 
 def mentioned_keys(scene: Scene, phrases: Mapping[str, Phrase]) -> frozenset[str]:
     """The keys that these phrases fix: what they say, styles that silence leaves flat, and everything of an emblem."""
-    keys = {key for key in phrases if key != SCENE_STYLE and not key.endswith(".emblem")} | ({"relation"} if scene.is_pair else set())
+    keys = {key for key in phrases if key != SCENE_STYLE and not key.endswith(".emblem")} | (
+        {"relation"} if scene.is_pair else set()
+    )
     keys |= {f"{index}.style" for index, item in enumerate(scene.items) if not item.is_character}
     for key in phrases:
         if key.endswith(".emblem"):
@@ -198,9 +198,7 @@ def caption(
             return Prompt(text, scene, mentioned_keys(scene, phrases), level_name, phrases)
 
 
-def poster_caption(
-    poster: Poster, rng: random.Random, *, part: str | None = None, level: str | None = None
-) -> Prompt:
+def poster_caption(poster: Poster, rng: random.Random, *, part: str | None = None, level: str | None = None) -> Prompt:
     """A caption of a poster or of a near variant."""
     level = level or sample_level(rng)
     phrase = choose_poster_phrase(poster, level, rng, part)

@@ -151,7 +151,7 @@ _ADJECTIVES = {
     "Golden": "gilded|gilt|sunlit|aureate|amber-lit",
     "Broken": "shattered|cracked|ruined|smashed|splintered",
     "Distant": "faraway|remote|far-off|outlying|faint",
-    "Hidden": "secret|concealed|veiled|unseen|covert",
+    "Hidden": "secret|concealed|veiled|unseen|cloaked",
     "Frozen": "icy|ice-bound|frosty|frosted|iced-over",
     "Restless": "uneasy|fidgety|unquiet|agitated|stirring",
     "Tender": "gentle|soft|loving|mild|fond",
@@ -202,7 +202,9 @@ def _poster_phrases(poster: Poster) -> tuple[Phrase, ...]:
 def _variant_phrases(poster: Poster) -> tuple[Phrase, ...]:
     ordinal = _ORDINALS[poster.variant - 1]
     return _divided(
-        "name", "canonical", [f"the {ordinal} {noun} of {poster.title}" for noun in ("version", "edition", "recolouring")]
+        "name",
+        "canonical",
+        [f"the {ordinal} {noun} of {poster.title}" for noun in ("version", "edition", "recolouring")],
     )
 
 
