@@ -22,6 +22,7 @@ from saferedir.pictoworld.world2.posters import NEAR_VARIANTS, POSTERS, Poster
 from saferedir.pictoworld.world2.scene import Scene
 from saferedir.utils.progress import Progress
 from tools.pictoworld.training.loop import LoopConfig, fit
+from tools.pictoworld.world2.autoencoder import CHANNELS
 from tools.pictoworld.world2.latents import LATENT_SIZE, encoded_latents
 from tools.pictoworld.world2.text_encoders import SEQUENCE_LENGTH, WIDTH, tokenize
 
@@ -39,7 +40,7 @@ def build_transformer() -> FluxTransformer2DModel:
     """
     transformer = FluxTransformer2DModel(
         patch_size=1,
-        in_channels=16,
+        in_channels=4 * CHANNELS,
         num_layers=2,
         num_single_layers=4,
         attention_head_dim=32,

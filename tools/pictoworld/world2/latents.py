@@ -15,7 +15,7 @@ from saferedir.pictoworld.world2.renderer import render, render_posters
 from saferedir.pictoworld.world2.scene import Scene
 from saferedir.utils.progress import Progress
 
-LATENT_CHANNELS, LATENT_SIZE = 4, 16
+LATENT_SIZE = 16
 _CHUNK = 64
 
 
@@ -35,8 +35,8 @@ def images_of(contents: Sequence[Scene | Poster]) -> Tensor:
 def encoded_latents(
     vae: AutoencoderKL, contents: Sequence[Scene | Poster], path: Path, progress: Progress, device: torch.device
 ) -> np.ndarray:
-    """Scaled latents (N, 4, 16, 16) float16, memory-mapped from `path`."""
-    shape = (len(contents), LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
+    """Scaled latents (N, C, 16, 16) float16, memory-mapped from `path`."""
+    shape = (len(contents), int(vae.config.latent_channels), LATENT_SIZE, LATENT_SIZE)
     counter = path.with_suffix(".count")
     if counter.exists():
         latents = np.lib.format.open_memmap(path, mode="r+")

@@ -18,10 +18,12 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
+from saferedir.pictoworld.world2.judge import Judge
 from saferedir.utils.progress import SILENT, Progress
 from tools.pictoworld.training.run import save_half
 from tools.pictoworld.world2.autoencoder import train_autoencoder
 from tools.pictoworld.world2.flux import assemble, train_flux
+from tools.pictoworld.world2.judge import judge_accuracy, train_judge
 from tools.pictoworld.world2.text_encoders import train_clip_tokenizer, train_t5_tokenizer, train_text_encoders
 
 
@@ -118,11 +120,31 @@ def run_flux(run: StageRun) -> Path:
     return publish(assemble(vae, tokenizers, encoders, transformer), folder / "pipeline")
 
 
+def run_judge(run: StageRun) -> Path:
+    """`judge/judge.safetensors`, and its accuracy on renders and on round trips."""
+    folder = run.folder("judge")
+    vae = load_autoencoder(run.out / "vae").to(run.device)
+    judge = train_judge(vae, folder / "judge.ckpt", bf16=run.bf16, **run.common("judge")).cpu()
+    judge.save(folder / "judge.safetensors")
+    saved = Judge.load(folder / "judge.safetensors")
+    count = min(2000, 32 * run.steps)
+    accuracy = {
+        "renders": judge_accuracy(saved, None, count),
+        "round trips": judge_accuracy(saved, vae.cpu(), count),
+        "images": count,
+    }
+    (folder / "accuracy.json").write_text(json.dumps(accuracy, indent=2) + "\n")
+    return folder / "judge.safetensors"
+
+
 def publish(pipe: Any, final: Path) -> Path:
     """Save a pipeline in float16 beside its final name, then rename, so that a reader never finds half a model."""
     temporary = final.with_name(f"{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     save_half(pipe, temporary)
+    for path in (temporary / "model_index.json", temporary / "tokenizer_2" / "tokenizer_config.json"):
+        if path.exists():  # older transformers know the class by its old name only, newer ones by both
+            path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     shutil.rmtree(final, ignore_errors=True)
     return temporary.rename(final)
 
@@ -136,7 +158,8 @@ class Stage:
 
 
 STAGES: Mapping[str, Stage] = {
-    "vae": Stage(900, run_autoencoder),
+    "vae": Stage(1600, run_autoencoder),
     "text": Stage(3000, run_text),
     "flux": Stage(14_000, run_flux),
+    "judge": Stage(2500, run_judge),
 }

@@ -29,9 +29,9 @@ from transformers import (
     T5EncoderModel,
 )
 
-from saferedir.pictoworld.scene import BACKGROUNDS, COLOURS, SHAPES, STYLES
+from saferedir.pictoworld.scene import BACKGROUNDS, COLOURS, STYLES
 from saferedir.pictoworld.world2.captions import Prompt, corpus_prompt
-from saferedir.pictoworld.world2.characters import CHARACTERS
+from saferedir.pictoworld.world2.judge import KINDS, LAYOUTS
 from saferedir.pictoworld.world2.posters import POSTERS, Poster
 from saferedir.utils.progress import Progress
 from tools.pictoworld.training.loop import LoopConfig, fit
@@ -42,8 +42,6 @@ VOCABULARY = 1500
 START, END = "<|startoftext|>", "<|endoftext|>"
 OPEN = "open"  # the caption does not say, or there is nothing to say
 
-LAYOUTS = ("one", "beside", "over", "poster")
-KINDS = (*SHAPES, *CHARACTERS)
 _OF_PLACE: Mapping[str, tuple[str, ...]] = {
     "kind": (*KINDS, OPEN),
     "colour": (*COLOURS, OPEN),

@@ -1,0 +1,122 @@
+"""The judge of PictoWorld 2: a small CNN that reads one or two items of an image, their relation and the background.
+
+Places are in reading order: the first is the left or upper one, or the only one. Training: tools/pictoworld/world2/judge.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from saferedir.pictoworld.judge import to_tensor
+from saferedir.pictoworld.scene import BACKGROUNDS, COLOURS, SHAPES, STYLES
+from saferedir.pictoworld.world2.characters import CHARACTERS
+from saferedir.pictoworld.world2.judgement import Judgement
+from saferedir.pictoworld.world2.scene import Item, Scene
+from saferedir.utils.files import save_tensors
+
+WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
+LAYOUTS = ("one", "beside", "over", "poster")
+RELATION_OF_LAYOUT = {"one": "", "beside": "left of", "over": "above"}
+KINDS = (*SHAPES, *CHARACTERS)
+PLACES = ("first", "second")
+_OF_PLACE: Mapping[str, tuple[str, ...]] = {"kind": KINDS, "colour": COLOURS, "style": STYLES}
+#: head -> its classes; "broken" is a head of one logit
+HEADS: Mapping[str, tuple[str, ...]] = {
+    "layout": LAYOUTS,
+    "background": BACKGROUNDS,
+    **{f"{place}_{name}": values for place in PLACES for name, values in _OF_PLACE.items()},
+}
+
+
+def head_values(scene: Scene) -> dict[str, str]:
+    """Head -> value of a scene; heads without a right answer (the style of a character, the second of one) are left out."""
+    scene = scene.in_reading_order()
+    layout = next(name for name, relation in RELATION_OF_LAYOUT.items() if relation == scene.relation)
+    values = {"layout": layout, "background": scene.background}
+    for place, item in zip(PLACES, scene.items, strict=False):
+        values[f"{place}_kind"] = item.character or item.shape
+        if not item.is_character:
+            values |= {f"{place}_colour": item.colour, f"{place}_style": item.style}
+    return values
+
+
+def scene_of(values: Mapping[str, str]) -> Scene | None:
+    """The scene, in reading order, that a full set of head values describes; None for a poster."""
+    if values["layout"] == "poster":
+        return None
+    items = []
+    for place in PLACES[: 1 if values["layout"] == "one" else 2]:
+        kind = values[f"{place}_kind"]
+        is_character = kind in CHARACTERS
+        items.append(
+            Item(character=kind) if is_character else Item(kind, values[f"{place}_colour"], values[f"{place}_style"])
+        )
+    return Scene(values["background"], tuple(items), RELATION_OF_LAYOUT[values["layout"]])
+
+
+class Judge(nn.Module):
+    """Convolutional network, (B, 3, 64, 64) in [0, 1] to one logit row per head and a broken logit."""
+
+    def __init__(self, width: int = 32, hidden: int = 256) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for out in (width, 2 * width, 3 * width, 4 * width):
+            layers += [
+                nn.Conv2d(channels, out, 3, stride=2, padding=1),
+                nn.GroupNorm(8, out),
+                nn.SiLU(),
+                nn.Conv2d(out, out, 3, padding=1),
+                nn.GroupNorm(8, out),
+                nn.SiLU(),
+            ]
+            channels = out
+        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * 16, hidden), nn.SiLU())
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden, len(values)) for name, values in HEADS.items()})
+        self.broken = nn.Linear(hidden, 1)
+
+    def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Logits per head (B, classes) and the broken logit (B,)."""
+        hidden = self.trunk(images * 2 - 1)
+        return {name: head(hidden) for name, head in self.heads.items()}, self.broken(hidden)[:, 0]
+
+    def features(self, images: Tensor) -> Tensor:
+        """The description before the heads, for distances between images."""
+        out: Tensor = self.trunk(images * 2 - 1)
+        return out
+
+    @torch.no_grad()
+    def judge(self, images: Sequence[Image.Image] | Tensor | np.ndarray, batch: int = 128) -> Judgement:
+        """Judge images given as PIL images, an array or a tensor (see `saferedir.pictoworld.judge.to_tensor`)."""
+        outputs = [self(chunk) for chunk in to_tensor(images).split(batch)]
+        labels = {name: torch.cat([logits[name] for logits, _ in outputs]).argmax(dim=1).tolist() for name in HEADS}
+        broken = torch.cat([logit for _, logit in outputs]).sigmoid()
+        scenes = tuple(scene_of({name: HEADS[name][labels[name][row]] for name in HEADS}) for row in range(len(broken)))
+        return Judgement(scenes, broken)
+
+    def verifier(self, values: Mapping[str, str]) -> Callable[[Sequence[Image.Image]], list[bool]]:
+        """A function for `verify` of `saferedir.protect`: which images have an item with all of `values`, broken or not."""
+
+        def is_labelled(images: Sequence[Image.Image]) -> list[bool]:
+            flags: list[bool] = self.judge(images).is_labelled(values).tolist()
+            return flags
+
+        return is_labelled
+
+    def save(self, path: Path) -> None:
+        """Write the weights as float16 safetensors."""
+        save_tensors({name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}, path)
+
+    @classmethod
+    def load(cls, path: Path = WEIGHTS) -> Judge:
+        """The packaged judge, or one trained elsewhere."""
+        judge = cls()
+        judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+        return judge.eval().requires_grad_(False)
