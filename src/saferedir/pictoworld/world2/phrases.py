@@ -59,22 +59,22 @@ RELATION_TEMPLATES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "left of": {
         "canonical": ("{a} left of {b}",),
         "synonym": ("{a} to the left of {b}", "{a} on the left side of {b}"),
-        "implicit": ("{a} with {b} on its right", "{a} and on its right {b}"),
+        "implicit": ("{a} with {b} on its right", "{a}, and on its right {b}"),
     },
     "right of": {
         "canonical": ("{a} right of {b}",),
         "synonym": ("{a} to the right of {b}", "{a} on the right side of {b}"),
-        "implicit": ("{a} with {b} on its left", "{a} and on its left {b}"),
+        "implicit": ("{a} with {b} on its left", "{a}, and on its left {b}"),
     },
     "above": {
         "canonical": ("{a} above {b}",),
         "synonym": ("{a} on top of {b}", "{a} higher than {b}"),
-        "implicit": ("{a} with {b} underneath", "{a} and underneath {b}"),
+        "implicit": ("{a} with {b} underneath", "{a}, and underneath {b}"),
     },
     "below": {
         "canonical": ("{a} below {b}",),
         "synonym": ("{a} beneath {b}", "{a} lower than {b}"),
-        "implicit": ("{a} with {b} overhead", "{a} and overhead {b}"),
+        "implicit": ("{a} with {b} overhead", "{a}, and overhead {b}"),
     },
 }
 
