@@ -32,6 +32,10 @@ _SHARED = ("both", "all", "everything")
 _RELATION_LEVELS = {"canonical": 0.6, "synonym": 0.25, "implicit": 0.15}
 
 
+class CaptionTooLongError(ValueError):
+    """No caption of a scene is short enough."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A caption with what it describes; `mentioned` has the keys of the attributes that the words (or silence) fix."""
@@ -190,12 +194,17 @@ def caption(
     emblem: bool | None = None,
     level_name: str = "mixed",
 ) -> Prompt:
-    """A caption of the scene, sampled again until it is short enough for the text encoders' 32 tokens."""
-    while True:
+    """A caption of the scene, sampled again until it is short enough for the text encoders' 32 tokens.
+
+    Raises:
+        CaptionTooLongError: the levels leave no short sentence; sample another scene.
+    """
+    for _ in range(50 if levels else 1000):
         phrases = choose_phrases(scene, rng, part=part, levels=levels, emblem=emblem)
         text = sentence(scene, phrases, rng)
         if len(text) <= MAX_CHARACTERS:
             return Prompt(text, scene, mentioned_keys(scene, phrases), level_name, phrases)
+    raise CaptionTooLongError(f"No caption of {scene} at these levels has {MAX_CHARACTERS} characters or fewer.")
 
 
 def poster_caption(poster: Poster, rng: random.Random, *, part: str | None = None, level: str | None = None) -> Prompt:

@@ -31,7 +31,7 @@ _OF_PLACE: Mapping[str, tuple[str, ...]] = {"kind": KINDS, "colour": COLOURS, "s
 HEADS: Mapping[str, tuple[str, ...]] = {
     "layout": LAYOUTS,
     "background": BACKGROUNDS,
-    **{f"{place}_{name}": values for place in PLACES for name, values in _OF_PLACE.items()},
+    **{f"{slot}_{name}": values for slot in PLACES for name, values in _OF_PLACE.items()},
 }
 
 
@@ -40,10 +40,10 @@ def head_values(scene: Scene) -> dict[str, str]:
     scene = scene.in_reading_order()
     layout = next(name for name, relation in RELATION_OF_LAYOUT.items() if relation == scene.relation)
     values = {"layout": layout, "background": scene.background}
-    for place, item in zip(PLACES, scene.items, strict=False):
-        values[f"{place}_kind"] = item.character or item.shape
+    for slot, item in zip(PLACES, scene.items, strict=False):
+        values[f"{slot}_kind"] = item.character or item.shape
         if not item.is_character:
-            values |= {f"{place}_colour": item.colour, f"{place}_style": item.style}
+            values |= {f"{slot}_colour": item.colour, f"{slot}_style": item.style}
     return values
 
 
@@ -52,11 +52,11 @@ def scene_of(values: Mapping[str, str]) -> Scene | None:
     if values["layout"] == "poster":
         return None
     items = []
-    for place in PLACES[: 1 if values["layout"] == "one" else 2]:
-        kind = values[f"{place}_kind"]
+    for slot in PLACES[: 1 if values["layout"] == "one" else 2]:
+        kind = values[f"{slot}_kind"]
         is_character = kind in CHARACTERS
         items.append(
-            Item(character=kind) if is_character else Item(kind, values[f"{place}_colour"], values[f"{place}_style"])
+            Item(character=kind) if is_character else Item(kind, values[f"{slot}_colour"], values[f"{slot}_style"])
         )
     return Scene(values["background"], tuple(items), RELATION_OF_LAYOUT[values["layout"]])
 

@@ -102,10 +102,15 @@ def _first_words(attribute: str, value: str, level: str, slot: str) -> list[str]
     return [p.text for p in first_world.LEXICON[attribute][value] if p.level == level and p.slot == slot]
 
 
+def _with_article(template: str, colour: str) -> str:
+    """The template's "a {}" with that colour and the right article."""
+    return template.replace("a {}", "an {}" if colour[0] in "aeiou" else "a {}").format(colour)
+
+
 def _descriptions(character: Character) -> list[str]:
     """The character's parts in plain words: head, ears, pattern, both colours."""
     head, ears, pattern = _HEAD[character.head][0], _EARS[character.ears][0], _PATTERN[character.pattern][0]
-    pattern = pattern.format(character.trim)
+    pattern = _with_article(pattern, character.trim)
     templates = (
         "{colour} {head}-headed {noun} with {ears} and {pattern}",
         "{head}-headed {colour} {noun} with {pattern} and {ears}",
@@ -123,7 +128,7 @@ def _hints(character: Character) -> list[str]:
     """The character's parts by what they resemble; no plain word for any of them but ears and horns."""
     heads, ears = _HEAD[character.head][1:], _EARS[character.ears][1:]
     trims = _first_words("colour", character.trim, "synonym", "adj")[:2]
-    patterns = [text.format(trim) for text in _PATTERN[character.pattern][1:] for trim in trims]
+    patterns = [_with_article(text, trim) for text in _PATTERN[character.pattern][1:] for trim in trims]
     colours = _first_words("colour", character.colour, "implicit", "post")[:2]
     return [
         f"{head} {noun} with {ear} and {pattern}, {colour}"
