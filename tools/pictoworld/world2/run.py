@@ -22,6 +22,8 @@ from saferedir.pictoworld.world2.judge import Judge
 from saferedir.utils.progress import SILENT, Progress
 from tools.pictoworld.training.run import save_half
 from tools.pictoworld.world2.autoencoder import train_autoencoder
+from tools.pictoworld.world2.dit import CLASS_NAMES, train_dit
+from tools.pictoworld.world2.dit import assemble as assemble_dit
 from tools.pictoworld.world2.flux import assemble, train_flux
 from tools.pictoworld.world2.judge import judge_accuracy, train_judge
 from tools.pictoworld.world2.text_encoders import train_clip_tokenizer, train_t5_tokenizer, train_text_encoders
@@ -38,6 +40,7 @@ class StageRun:
     seed: int = 0
     batch: int | None = None
     pool: int = 40_000
+    captions: int = 20_000  # that the tokenizers are made from
 
     def folder(self, stage: str) -> Path:
         """The stage's folder below `out`."""
@@ -83,8 +86,8 @@ def run_text(run: StageRun) -> Path:
     """`text`: both tokenizers and text encoders, in float32."""
     folder = run.folder("text")
     if not (folder / "tokenizer_2" / "tokenizer.json").exists():
-        train_clip_tokenizer(run.seed).save_pretrained(folder / "tokenizer")
-        train_t5_tokenizer(run.seed).save_pretrained(folder / "tokenizer_2")
+        train_clip_tokenizer(run.seed, run.captions).save_pretrained(folder / "tokenizer")
+        train_t5_tokenizer(run.seed, run.captions).save_pretrained(folder / "tokenizer_2")
     tokenizer, tokenizer_2 = load_tokenizers(folder)
     t5, clip, accuracy = train_text_encoders(tokenizer_2, tokenizer, folder / "text.ckpt", **run.common("text"))
     clip.save_pretrained(folder / "text_encoder")
@@ -118,6 +121,20 @@ def run_flux(run: StageRun) -> Path:
     tokenizers, encoders = load_tokenizers(run.out / "text"), load_text_encoders(run.out / "text")
     transformer = train_flux(vae, tokenizers, encoders, folder, bf16=run.bf16, pool=run.pool, **run.common("flux"))
     return publish(assemble(vae, tokenizers, encoders, transformer), folder / "pipeline")
+
+
+def run_dit(run: StageRun) -> Path:
+    """`dit/pipeline`: a plain `DiTPipeline` in float16."""
+    folder = run.folder("dit")
+    vae = load_autoencoder(run.out / "vae")
+    pool = max(16, run.pool * 3 // 5)
+    transformer = train_dit(vae, folder, bf16=run.bf16, pool=pool, **run.common("dit"))
+    final = publish(assemble_dit(vae, transformer), folder / "pipeline")
+    index = json.loads(
+        (final / "model_index.json").read_text()
+    )  # diffusers reads the names of classes, but does not save them
+    (final / "model_index.json").write_text(json.dumps({**index, "id2label": CLASS_NAMES}, indent=2) + "\n")
+    return final
 
 
 def run_judge(run: StageRun) -> Path:
@@ -161,5 +178,6 @@ STAGES: Mapping[str, Stage] = {
     "vae": Stage(1600, run_autoencoder),
     "text": Stage(3000, run_text),
     "flux": Stage(14_000, run_flux),
+    "dit": Stage(8000, run_dit),
     "judge": Stage(2500, run_judge),
 }

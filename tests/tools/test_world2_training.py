@@ -1,0 +1,90 @@
+"""PictoWorld 2's stages at toy length: each runs on the results of those before it, and diffusers loads what they write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiTPipeline, FluxPipeline
+from tools.pictoworld.training.judge import round_trip
+from tools.pictoworld.world2.autoencoder import (
+    first_world_autoencoder,
+    images_and_weights,
+    random_contents,
+    standardise,
+    widened,
+)
+from tools.pictoworld.world2.flux import build_transformer, flops_per_sample, noise_levels, pack, pool_contents
+from tools.pictoworld.world2.latents import encoded_latents
+from tools.pictoworld.world2.run import STAGES, StageRun
+from tools.pictoworld.world2.text_encoders import TARGETS, corpus_batch, labels_of, tokenize, train_t5_tokenizer
+
+from saferedir.pictoworld.world2.judge import Judge
+from saferedir.pictoworld.world2.posters import POSTERS
+from saferedir.utils.progress import SILENT
+
+
+@pytest.mark.slow
+def test_every_stage_runs_and_loads(tmp_path: Path) -> None:
+    run = StageRun(tmp_path, 2, torch.device("cpu"), batch=4, pool=16, captions=300)
+    results = {name: stage.run(run) for name, stage in STAGES.items()}
+    flux = FluxPipeline.from_pretrained(results["flux"])
+    flux.set_progress_bar_config(disable=True)
+    call = {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "pt"}
+    images = flux("a star", negative_prompt="", true_cfg_scale=3.0, max_sequence_length=32, **call).images
+    assert images.shape == (1, 3, 64, 64)
+    dit = DiTPipeline.from_pretrained(results["dit"])
+    dit.set_progress_bar_config(disable=True)
+    assert dit.labels["ring"] == 6
+    assert dit([6, 9], guidance_scale=1.0, num_inference_steps=1, output_type="pt").images.shape == (2, 3, 64, 64)
+    assert isinstance(Judge.load(results["judge"]), Judge)
+    for name, stage in STAGES.items():  # finished stages have nothing left to train
+        assert stage.run(run) == results[name]
+
+
+def test_a_widened_autoencoder_starts_as_the_narrow_one_and_keeps_its_images_when_standardised() -> None:
+    narrow = first_world_autoencoder().eval().requires_grad_(False)
+    wide = widened(narrow).eval().requires_grad_(False)
+    images, weights = images_and_weights(*random_contents(16, 0, characters=0.5))
+    assert weights.min() == 1 and weights.max() == 4
+    latents = wide.encode(images).latent_dist.mean
+    torch.testing.assert_close(latents[:, :4], narrow.encode(images).latent_dist.mean)
+    before = round_trip(wide, images / 2 + 0.5, torch.Generator())
+    standardise(wide, images)
+    torch.testing.assert_close(round_trip(wide, images / 2 + 0.5, torch.Generator()), before, atol=1e-4, rtol=0)
+    latents = wide.encode(images).latent_dist.mean
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-3, rtol=0)
+
+
+def test_latents_go_on_where_they_were_stopped(tmp_path: Path) -> None:
+    vae = widened(first_world_autoencoder()).eval().requires_grad_(False)
+    contents = pool_contents(4, 0)[-8:]
+    path, device = tmp_path / "latents.npy", torch.device("cpu")
+    whole = np.array(encoded_latents(vae, contents, path, SILENT, device))
+    path.with_suffix(".count").write_text("5")
+    np.lib.format.open_memmap(path, mode="r+")[5:] = 0
+    assert np.array_equal(encoded_latents(vae, contents, path, SILENT, device), whole)
+    with pytest.raises(ValueError, match="delete it"):
+        encoded_latents(vae, contents[:3], path, SILENT, device)
+
+
+def test_captions_fit_into_the_window_and_have_a_label_each() -> None:
+    tokenizer = train_t5_tokenizer(captions=2000)
+    prompts = corpus_batch(300, seed=9)
+    ids = tokenize(tokenizer, [prompt.text for prompt in prompts])
+    assert float((ids[:, -1] > 1).float().mean()) < 0.02  # neither the end nor padding: cut
+    assert float((ids == tokenizer.unk_token_id).float().mean()) < 0.001
+    assert tokenize(tokenizer, ["A RED star."]).tolist() == tokenize(tokenizer, ["a red star."]).tolist()
+    labels = labels_of(prompts)
+    assert labels.keys() == TARGETS.keys() and all(value.shape == (300,) for value in labels.values())
+
+
+def test_the_count_of_work_and_the_noise_levels() -> None:
+    assert flops_per_sample(build_transformer()) == pytest.approx(1.66e9, rel=0.01)
+    levels = noise_levels(1000, torch.Generator().manual_seed(0))
+    assert (levels.diff() > -1e-3).all() and 0 < levels.min() and levels.max() < 1
+    assert levels.median() == pytest.approx(0.6, abs=0.01)  # a half, shifted by 1.5
+    assert pack(torch.zeros(2, 8, 16, 16)).shape == (2, 64, 32)
+    assert pool_contents(3, 0)[:24] == list(POSTERS.values()) and len(pool_contents(3, 0)) == 24 * 9 + 3
