@@ -17,6 +17,7 @@ from saferedir.pictoworld.world2.poster_judge import PosterJudge, rms_distances,
 from saferedir.pictoworld.world2.posters import NEAR_VARIANTS, POSTERS
 from saferedir.pictoworld.world2.renderer import render, render_posters
 from saferedir.pictoworld.world2.scene import Item, Scene, random_scene
+from saferedir.pictoworld.world2.template_judge import TemplateJudge
 
 SEEDS = st.integers(0, 2**32)
 
@@ -69,6 +70,27 @@ def test_a_wrong_place_or_binding_is_not_met() -> None:
     assert met_keys(crossed, wanted, keys) == keys - {"0.colour", "1.colour"}
     assert met_keys(Scene("sky", (star,)), wanted, keys) == {"background"}
     assert met_keys(None, wanted, keys) == frozenset()
+
+
+def test_the_template_judge_reads_renders_and_calls_noise_broken() -> None:
+    rng = random.Random(3)
+    scenes = [random_scene(rng) for _ in range(12)]
+    judgement = TemplateJudge().judge(render(scenes))
+    assert judgement.scenes == perfect_contents(judgement.scenes, scenes)
+    assert not judgement.is_broken.any()
+    prompts = [caption(scene, rng) for scene in scenes]
+    assert judgement.meets(prompts).all()
+    generator = torch.Generator().manual_seed(0)
+    spoilt = torch.stack([torch.full((3, 64, 64), 0.5), torch.rand(3, 64, 64, generator=generator)])
+    assert TemplateJudge().judge(spoilt).is_broken.all()
+
+
+def perfect_contents(judged: tuple[Scene | None, ...], scenes: list[Scene]) -> tuple[Scene | None, ...]:
+    """The judged scenes where their content is that of the true ones, else the true ones."""
+    return tuple(
+        j if j is not None and without_places(j) == without_places(scene) else scene
+        for j, scene in zip(judged, scenes, strict=True)
+    )
 
 
 def test_an_untrained_judge_gives_a_judgement_of_every_image() -> None:

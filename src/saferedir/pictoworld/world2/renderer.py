@@ -60,6 +60,15 @@ def _ears(character: Character, x: Tensor, y: Tensor) -> Tensor:
     return _ear(character.ears, x.abs() - across, y - height)
 
 
+OUTLINE = 0.07  # width of a character's outline, in units of the radius
+HEAD_DOWN = 0.26  # a head sits this much below the centre, so that the ears have room
+
+
+def character_sdf(character: Character, x: Tensor, y: Tensor) -> Tensor:
+    """Signed distance to a character with its outline, in units of the radius from its centre."""
+    return torch.minimum(HEAD_SDF[character.head](x, y - HEAD_DOWN), _ears(character, x, y - HEAD_DOWN)) - OUTLINE
+
+
 def _pattern(character: Character, x: Tensor, y: Tensor) -> Tensor:
     """Where a head has its second colour, as a signed distance in units of the radius."""
     half_x, half_y = _HEAD_EXTENT[character.head]
@@ -115,11 +124,11 @@ def paint_characters(image: Tensor, items: Sequence[Item]) -> Tensor:
         rows = [i for i, item in enumerate(items) if item.character == name]
         character = items[rows[0]].recipe
         cx, cy, radius = _geometry([items[i] for i in rows])
-        u, v = (x - cx) / radius, (y - cy) / radius - 0.26  # the head sits low, so that the ears have room
+        u, v = (x - cx) / radius, (y - cy) / radius - HEAD_DOWN
         body, trim = (torch.tensor(COLOUR_RGB[c]).expand(len(rows), 3) for c in (character.colour, character.trim))
         white, black = (torch.tensor(c).expand(len(rows), 3) for c in (WHITE, INK))
         head, ears = HEAD_SDF[character.head](u, v), _ears(character, u, v)
-        face = _blend(out[rows], _cover(torch.minimum(head, ears) - 0.07, radius), black)  # an outline
+        face = _blend(out[rows], _cover(torch.minimum(head, ears) - OUTLINE, radius), black)
         face = _blend(face, _cover(ears, radius), body)
         face = _blend(face, _cover(ears + 0.10, radius), trim)
         face = _blend(face, _cover(head, radius), body)
