@@ -18,6 +18,7 @@ from saferedir.utils.packaged import library_version
 
 if TYPE_CHECKING:
     from saferedir.attach import Attached, attach, detach
+    from saferedir.bake import bake
     from saferedir.bench.bench import Bench
     from saferedir.decisions import Decision
     from saferedir.errors import (
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from saferedir.pipelines.loading import load_pipeline
     from saferedir.protect import GuardedPipeline, protect
     from saferedir.training.duo.train import train_duo
+    from saferedir.training.esd.train import train_esd
     from saferedir.training.saferedir.train import train_saferedir
+    from saferedir.training.uce.train import train_uce
 
 renamed.install()
 __version__ = library_version()
@@ -49,6 +52,9 @@ __all__ = [
     "Decision",
     "train_saferedir",
     "train_duo",
+    "train_uce",
+    "train_esd",
+    "bake",
     "Bench",
     "GuardError",
     "UnsupportedPipelineError",
@@ -72,6 +78,9 @@ _HOMES = {
     "Decision": "decisions",
     "train_saferedir": "training.saferedir.train",
     "train_duo": "training.duo.train",
+    "train_uce": "training.uce.train",
+    "train_esd": "training.esd.train",
+    "bake": "bake",
     "Bench": "bench.bench",
     "GuardError": "errors",
     "UnsupportedPipelineError": "errors",

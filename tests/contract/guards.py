@@ -234,23 +234,28 @@ def by_references(method: str, **settings: Any) -> Callable[[Any, PipelineCase],
     return make
 
 
-def make_duo(pipe: Any, case: PipelineCase) -> Guard[Any]:
-    """Random LoRA layers on queries, keys and values; ten times stronger they blow rounding up (in float64 all agrees)."""
-    generator = torch.Generator().manual_seed(0)
-    name = FAMILIES[case.family].denoiser
-    lora: dict[str, Tensor] = {}
-    for module, layer in getattr(shared_pipeline(case.name), name).named_modules():
-        if module.endswith(("to_q", "to_k", "to_v")):
-            lora[f"{module}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator)
-            lora[f"{module}.lora_B.weight"] = 0.1 * torch.randn(layer.out_features, 2, generator=generator)
-    found: Any = guard_class("duo")
-    config = found.config_class(concept="star", component=name, rank=2, targets=("to_q", "to_k", "to_v"))
-    return found(config, lora)
+def by_lora(method: str, targets: tuple[str, ...]) -> Callable[[Any, PipelineCase], Guard[Any]]:
+    """Random LoRA layers on some projections; ten times stronger they blow rounding up (in float64 all agrees)."""
+
+    def make(pipe: Any, case: PipelineCase) -> Guard[Any]:
+        generator = torch.Generator().manual_seed(0)
+        name = FAMILIES[case.family].denoiser
+        lora: dict[str, Tensor] = {}
+        for module, layer in getattr(shared_pipeline(case.name), name).named_modules():
+            if module.endswith(targets):
+                lora[f"{module}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator)
+                lora[f"{module}.lora_B.weight"] = 0.1 * torch.randn(layer.out_features, 2, generator=generator)
+        found: Any = guard_class(method)
+        return found(found.config_class(concept="star", component=name, rank=2, targets=targets), lora)
+
+    return make
 
 
 _METHODS = (
     GuardCase("saferedir", make_saferedir),
-    GuardCase("duo", make_duo, kind="weights"),
+    GuardCase("duo", by_lora("duo", ("to_q", "to_k", "to_v")), kind="weights"),
+    GuardCase("uce", by_lora("uce", ("to_k", "to_v")), kind="weights"),
+    GuardCase("esd", by_lora("esd", ("to_q", "to_v")), kind="weights"),
     GuardCase("safe_denoiser", by_references("safe_denoiser", gate="always", window=(0.0, 1.0), trust=None)),
     GuardCase("spell", by_references("spell", radius=1e3)),
     GuardCase(

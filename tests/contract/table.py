@@ -1,7 +1,8 @@
 """`python -m tests.contract.table`: run the contract checks and write their outcomes into docs/pipelines.md.
 
-`--only FEATURE` (again and again) runs the checks of these features and leaves the page's other rows as they are. Imports
-tests.contract.plan, so that the page says what the tests have seen, and nothing else.
+`--only FEATURE` (again and again) runs the checks of these features and leaves the page's other rows as they are; `--guard NAME`
+likewise those of some guards, a new one's above all, with `--family NAME` on some families. Imports tests.contract.plan, so
+that the page says what the tests have seen, and nothing else.
 """
 
 from __future__ import annotations
@@ -45,10 +46,16 @@ def named_in(section: str, what: str) -> list[str]:
     return [line.split("**")[1] for line in lines if line.startswith("| **")]
 
 
-def run_all(only: Sequence[str] = ()) -> Outcomes:
-    """Run every check, or those of some features, telling how it goes; one that fails leaves the page as it is."""
+def run_all(only: Sequence[str] = (), guards: Sequence[str] = (), families: Sequence[str] = ()) -> Outcomes:
+    """Run every check, or some features', guards' or families', telling how it goes; one that fails leaves the page as it is."""
     found: Outcomes = defaultdict(list)
-    plan = [check for check in checks(with_scripts=False) if not only or check.feature.name in only]
+    plan = [
+        check
+        for check in checks(with_scripts=False)
+        if (not only or check.feature.name in only)
+        and (not guards or check.guard.name in guards)
+        and (not families or check.case.family in families)
+    ]
     broken = []
     for number, check in enumerate(plan, 1):
         start = time.time()
@@ -128,6 +135,21 @@ def cell(outcomes: dict[str, tuple[str, str]], notes: Footnotes) -> str:
     (most, _), *_ = Counter(outcomes.values()).most_common(1)
     others = [f"{guard}: {word(outcome)}" for guard, outcome in outcomes.items() if outcome != most]
     return "; ".join([word(most), *others])
+
+
+def cells_of_guards(found: Outcomes, page: Cells, guards: Sequence[str]) -> Cells:
+    """The page's cells, but for some guards: those of their checks; about pipelines, what the first of a kind showed."""
+    cells: Cells = {}
+    for (feature, family), outcomes in page.items():
+        cells[feature, family] = dict(outcomes)
+        for guard in guards:
+            acts = found.get(("acts", family, guard))
+            if (feature, family, guard) in found:
+                cells[feature, family][guard] = merged(found[feature, family, guard])
+            elif acts and FEATURES[feature].about == "pipeline":
+                model = outcomes[model_of(FEATURES[feature], guard)]
+                cells[feature, family][guard] = merged(acts) if merged(acts)[0] == "refused" else model
+    return cells
 
 
 def cells_of(found: Outcomes, page: Cells) -> Cells:
@@ -247,12 +269,18 @@ def figures_of_caches(page: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", default=[], choices=list(FEATURES), metavar="FEATURE")
-    only = parser.parse_args().only
+    parser.add_argument("--guard", action="append", default=[], choices=methods(), metavar="NAME")
+    parser.add_argument("--family", action="append", default=[], choices=list(TEXT_FAMILIES), metavar="NAME")
+    arguments = parser.parse_args()
+    only, guards, families = arguments.only, arguments.guard, arguments.family
+    if (only and guards) or (families and not guards):
+        parser.error("give --only or --guard, not both, and --family with --guard")
     start = time.time()
-    found = run_all(only)
+    found = run_all(only, guards, families)
     page = PAGE.read_text(encoding="utf-8")
     old = section_of(page)
-    section = make_section(cells_of(found, read_cells(old) if only else {}), old)
+    known = read_cells(old) if only or guards else {}
+    section = make_section(cells_of_guards(found, known, guards) if guards else cells_of(found, known), old)
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}", encoding="utf-8")
     print(f"{PAGE} written after {time.time() - start:.0f} s")

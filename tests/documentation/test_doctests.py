@@ -15,7 +15,12 @@ import pytest
 import saferedir
 from saferedir import guard
 
-TRAIN_CONFIGS = ("saferedir.training.saferedir.train", "saferedir.training.duo.train_config")
+TRAIN_CONFIGS = (
+    "saferedir.training.saferedir.train",
+    "saferedir.training.duo.train_config",
+    "saferedir.training.uce.train",
+    "saferedir.training.esd.train_config",
+)
 PUBLIC: dict[str, Any] = {
     **{f"saferedir.{name}": getattr(saferedir, name) for name in saferedir.__all__ if name != "__version__"},
     **{f"saferedir.guard.{name}": getattr(guard, name) for name in guard.__all__ if name != "Guard"},
@@ -30,7 +35,7 @@ def documented(text: str, section: str) -> set[str]:
 
 
 #: their examples compute for minutes; tests of their own run them at other sizes
-LONG = {"saferedir.Bench", "saferedir.train_saferedir", "saferedir.train_duo"}
+LONG = {"saferedir.Bench", "saferedir.train_saferedir", "saferedir.train_duo", "saferedir.train_esd"}
 
 
 def test_every_example_runs_but_for_the_long_ones() -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from saferedir.cli.bake import bake as bake_command
 from saferedir.cli.bench import bench_app
 from saferedir.cli.common import Commands, console
 from saferedir.cli.config_file import read_defaults
@@ -42,6 +43,7 @@ app.command("generate", no_args_is_help=True)(generate_command)
 app.add_typer(pairs_app)
 app.add_typer(negation_app)
 app.add_typer(train_app)
+app.command("bake", no_args_is_help=True)(bake_command)
 app.command("methods")(list_methods)
 app.add_typer(guards_app)
 app.add_typer(bench_app)

@@ -1,6 +1,6 @@
 """LoRA adapters on a live denoiser, by name: put one on, make sure that it still acts, take exactly that one off.
 
-For guards that act through the weights (`guards/duo`) and for `seam`, which clears what a deep copy of a guarded
+For guards that act through the weights (`guards/weights`) and for `seam`, which clears what a deep copy of a guarded
 pipeline brought along. The base weights and every other adapter stay as they are.
 """
 
@@ -65,13 +65,12 @@ def ensure_adapter(denoiser: nn.Module, name: str, tensors: Mapping[str, Tensor]
     _refuse_fused_projections(denoiser, modules)
     if modules != {path for path, layer in lora_layers(denoiser) if name in layer.scaling}:
         remove_adapter(denoiser, name)
+        _refuse_missing(denoiser, modules - {path for path, _ in denoiser.named_modules()})
         try:
             _inject(denoiser, name, tensors)
-            missing = modules - {path for path, layer in lora_layers(denoiser) if name in layer.scaling}
-            if missing:
-                raise GuardError(
-                    f"{type(denoiser).__name__} has no layer {min(missing)!r} for this guard's LoRA; were its projections fused?"
-                )
+            _refuse_missing(
+                denoiser, modules - {path for path, layer in lora_layers(denoiser) if name in layer.scaling}
+            )
         except BaseException as error:
             remove_adapter(denoiser, name)
             if isinstance(error, (RuntimeError, ValueError, KeyError)) and not isinstance(error, GuardError):
@@ -109,11 +108,14 @@ def remove_adapter(denoiser: nn.Module, name: str) -> None:
             vars(denoiser).pop(attribute, None)
 
 
-def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
-    if not hasattr(denoiser, "load_lora_adapter"):
-        raise UnsupportedPipelineError(
-            f"{type(denoiser).__name__} cannot take LoRA adapters; DUO needs a diffusers denoiser."
+def _refuse_missing(denoiser: nn.Module, missing: Collection[str]) -> None:
+    if missing:
+        raise GuardError(
+            f"{type(denoiser).__name__} has no layer {min(missing)!r} for this guard's LoRA; were its projections fused?"
         )
+
+
+def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
     if any(value.is_meta for value in denoiser.parameters()):
         raise UnsupportedPipelineError(
             "the denoiser's weights are not in memory (sequential offload), so no LoRA can be put on it; use model offload."
@@ -125,7 +127,10 @@ def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft's advice about several adapters
-            denoiser.load_lora_adapter(state, prefix="guard", adapter_name=name, low_cpu_mem_usage=True)
+            if hasattr(denoiser, "load_lora_adapter"):
+                denoiser.load_lora_adapter(state, prefix="guard", adapter_name=name, low_cpu_mem_usage=True)
+            else:  # PixArt, Lumina
+                _inject_by_peft(denoiser, name, {key.removeprefix("guard."): value for key, value in state.items()})
     finally:  # both change with every adapter that comes or goes
         for module_path, layer in lora_layers(denoiser):
             layer._active_adapter = before.get(module_path, [])
@@ -134,6 +139,17 @@ def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
                 value.requires_grad_(trainable.get(module_path, False))
                 if module_path not in trainable:
                     value.data = value.data.to(dtype)  # peft stores it as the layer is stored, which may be in 8 bits
+
+
+def _inject_by_peft(denoiser: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
+    """What diffusers' own loader does, for a denoiser that has none."""
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    rank = next(value.shape[0] for key, value in state.items() if key.endswith(".lora_A.weight"))
+    modules = sorted({key.rsplit(".lora_", 1)[0] for key in state})
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=modules)
+    inject_adapter_in_model(config, denoiser, adapter_name=name, low_cpu_mem_usage=True)
+    set_peft_model_state_dict(denoiser, dict(state), name, low_cpu_mem_usage=True)
 
 
 def _refuse_fused(denoiser: nn.Module) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saferedir.guards.base import GuardConfig
-from saferedir.utils.checks import is_nonempty_str
+from saferedir.guards.weights import WeightConfig
 
 #: denoiser attribute -> projections that carry the LoRA by default, by the ends of their names.
 #: UNets: self-attention only. SD3: a joint block has no separate self-attention, so the image stream's q, k, v and out are
@@ -17,24 +16,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DUOConfig(GuardConfig):
-    """Settings of a DUO guard (arXiv:2407.21035).
+class DUOConfig(WeightConfig):
+    """Settings of a DUO guard (arXiv:2407.21035): those of `WeightConfig`."""
 
-    Attributes:
-        component: attribute of the pipeline that holds the adapted denoiser, "unet" or "transformer".
-        rank: r of the LoRA, whose alpha equals it (so that any LoRA loader scales it rightly).
-        targets: ends of the names of the adapted projections.
-        weight: factor on the LoRA's delta; several concepts are several guards, whose weighted deltas add up.
-    """
-
-    component: str = "unet"
-    rank: int = 32
     targets: tuple[str, ...] = TARGETS["unet"]
-    weight: float = 1.0
-
-    def validate(self) -> None:
-        self.require_choice("component", tuple(TARGETS))
-        self.require_whole("rank", at_least=1)
-        is_named = isinstance(self.targets, tuple) and bool(self.targets) and all(map(is_nonempty_str, self.targets))
-        self.require(is_named, "targets", "at least one name of a projection")
-        self.require_number("weight")

@@ -1,19 +1,17 @@
-"""The optimiser's loop of DUO: 3B rows through trained and base weights, a loss, a step, a log line, a checkpoint.
+"""The optimiser's loop of DUO: 3B rows through trained and base weights, a loss, a step, a log line.
 
-Implements docs/methods/duo.md (1) to (6). Set up by train.py. Shapes: B pairs make 3B rows (unsafe, safe,
-pure noise) of (C, h, w). One process; several at once are not supported.
+Implements docs/methods/duo.md (1) to (6). Set up by train.py; checkpoints are `LoraLoop`'s. Shapes: B pairs make 3B rows
+(unsafe, safe, pure noise) of (C, h, w). One process; several at once are not supported.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from saferedir.pipelines.conditioning import PromptEmbeds
@@ -22,12 +20,11 @@ from saferedir.training.duo.loss import DUOTerms, NoiseLevel, duo_terms
 from saferedir.training.duo.noise import Schedule, StepSamples, sample_step
 from saferedir.training.duo.pair_files import PairLatents
 from saferedir.training.duo.train_config import TrainConfig
-from saferedir.utils.files import replacing
-from saferedir.utils.progress import Progress
+from saferedir.training.lora_loop import LOG, Log, LoraLoop, mean_of_last
 
-LOG = "training.jsonl"
+__all__ = ["CALLS", "LOG", "NOISE_FLOOR", "Log", "Loop", "call_mmdit", "call_unet"]
+
 NOISE_FLOOR = 0.01  # of the weighted preserving term, where it should be 0
-Log = Callable[[dict[str, Any]], None]
 
 
 def call_unet(denoiser: Any, x: Tensor, t: Tensor, prompt: PromptEmbeds) -> Tensor:
@@ -51,7 +48,7 @@ CALLS: dict[str, Callable[[Any, Tensor, Tensor, PromptEmbeds], Tensor]] = {
 }
 
 
-class Loop:
+class Loop(LoraLoop):
     """The optimiser's loop: everything that stays the same from step to step."""
 
     def __init__(
@@ -65,13 +62,16 @@ class Loop:
         config: TrainConfig,
         work: Path,
     ) -> None:
-        self.denoiser, self.call, self.latents, self.empty, self.asked = denoiser, call, latents, empty, asked
-        self.schedule, self.config, self.work, self.rates = schedule, config, work, config.rates
-        self.accelerator = Accelerator(cpu=denoiser.device.type == "cpu")
-        self.parameters = [value for value in denoiser.parameters() if value.requires_grad]
-        optimiser = torch.optim.AdamW(self.parameters, lr=self.rates.learning_rate, weight_decay=config.weight_decay)
-        # the denoiser stays on the device its pipeline is on
-        self.model, self.optimiser = self.accelerator.prepare(denoiser, optimiser, device_placement=[False, False])
+        super().__init__(
+            denoiser,
+            work,
+            steps=config.steps,
+            checkpoint_every=config.checkpoint_every,
+            learning_rate=config.rates.learning_rate,
+            weight_decay=config.weight_decay,
+        )
+        self.call, self.latents, self.empty, self.asked = call, latents, empty, asked
+        self.schedule, self.config, self.rates = schedule, config, config.rates
         self.saturated = 0
 
     def terms(self, samples: StepSamples) -> DUOTerms:
@@ -114,10 +114,7 @@ class Loop:
                 "train in float32, or with a smaller prior weight.",
                 stacklevel=2,
             )
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        norm = self.descend(loss)
         accuracy = (terms.margin < 0).float().mean().item()
         self.saturated = self.saturated + 1 if accuracy == 1 else 0
         return {
@@ -129,77 +126,27 @@ class Loop:
             "accuracy": accuracy,
             "safe": terms.safe.mean().item(),
             "unsafe": terms.unsafe.mean().item(),
-            "gradient_norm": float(norm),
+            "gradient_norm": norm,
             "learning_rate": self.rates.learning_rate,
         }
 
-    def fit(self, progress: Progress, log: Log | None) -> dict[str, Any]:
-        """All steps, from the last checkpoint on; returns facts for the record."""
-        config, start = self.config, self._resume()
-        lines = [line for line in _read_log(self.work / LOG) if line["step"] <= start]
-        self._write_log(lines, "w")
-        number = start
-        with progress.task("training", config.steps, start) as advance:
-            while number < config.steps and not self._is_saturated:
-                line = self.step(number)
-                number += 1
-                lines.append(line)
-                self._write_log([line], "a")
-                if log is not None:
-                    log(line)
-                advance(1, f"training, margin {line['margin']:.1e}")
-                if number % config.checkpoint_every == 0 and self.accelerator.is_main_process:
-                    self._checkpoint(number)
-        last = lines[-10:]
-        mean = {
-            key: sum(line[key] for line in last) / max(1, len(last))
-            for key in ("margin", "accuracy", "prior", "safe", "unsafe")
-        }
-        return {
-            "steps_done": number,
-            "effective_learning_rate": self.rates.learning_rate,
-            "effective_prior_weight": self.rates.prior_weight,
-            **{f"last_{key}": round(value, 8) for key, value in mean.items()},
-        }
-
-    def _write_log(self, lines: list[dict[str, Any]], mode: str) -> None:
-        if self.accelerator.is_main_process:
-            with (self.work / LOG).open(mode, encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-
     @property
-    def _is_saturated(self) -> bool:
+    def is_finished(self) -> bool:
         return bool(self.config.stop_after) and self.saturated >= self.config.stop_after
 
-    def _resume(self) -> int:
-        path = self.work / "checkpoint.pt"
-        if not path.exists():
-            return 0
-        state = torch.load(path, weights_only=True)
-        for saved, value in zip(state["lora"], self.parameters, strict=True):
-            value.data.copy_(saved)
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.saturated = state["saturated"]
-        return int(state["step"])
-
-    def _checkpoint(self, step: int) -> None:
-        state = {
-            "step": step,
-            "saturated": self.saturated,
-            "lora": [value.detach().cpu() for value in self.parameters],
-            "optimiser": self.optimiser.state_dict(),
+    def facts(self, lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        mean = mean_of_last(lines, ("margin", "accuracy", "prior", "safe", "unsafe"))
+        return {
+            "effective_learning_rate": self.rates.learning_rate,
+            "effective_prior_weight": self.rates.prior_weight,
+            **mean,
         }
-        path = self.work / "checkpoint.pt"
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
 
+    def label(self, line: Mapping[str, float]) -> str:
+        return f"training, margin {line['margin']:.1e}"
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of the log; a line cut off by a kill is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+    def extra_state(self) -> dict[str, Any]:
+        return {"saturated": self.saturated}
+
+    def take_extra_state(self, state: Mapping[str, Any]) -> None:
+        self.saturated = state["saturated"]

@@ -9,16 +9,13 @@ model's own precision, with the same kernels and a float32 LoRA; half-precision 
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from saferedir.errors import GuardConfigError, UnsupportedPipelineError
 from saferedir.guards.duo.config import TARGETS, DUOConfig
@@ -28,7 +25,6 @@ from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.latents import default_size
-from saferedir.pipelines.lora import PREFIX, has_adapters, lora_layers, remove_adapter
 from saferedir.pipelines.schedules import prediction_type
 from saferedir.training.duo.loop import CALLS, LOG, Log, Loop
 from saferedir.training.duo.noise import schedule_of
@@ -40,13 +36,13 @@ from saferedir.training.duo.pair_files import (
     read_image_pairs,
 )
 from saferedir.training.duo.train_config import VARIANTS, TrainConfig
+from saferedir.training.lora import ADAPTER, add_lora, claim, lora_of, refuse_adapters, trainable_lora, versions
 from saferedir.utils.clock import WorkClock
-from saferedir.utils.files import check_guard_folder, write_json
+from saferedir.utils.files import check_guard_folder
 from saferedir.utils.locks import output_lock
-from saferedir.utils.packaged import library_version
 from saferedir.utils.progress import SILENT, Progress
 
-ADAPTER = f"{PREFIX}training"
+__all__ = ["ADAPTER", "add_lora", "check_trainable", "lora_of", "train_duo"]
 
 
 def check_trainable(pipe: Any) -> None:
@@ -61,8 +57,7 @@ def check_trainable(pipe: Any) -> None:
             f"DUO trains denoisers that read latents and nothing else; this {family.denoiser} takes {taken} channels and the "
             f"VAE makes {made} (an inpainting or editing model): train on the text-to-image model of the same backbone."
         )
-    if has_adapters(denoiser):
-        raise GuardConfigError("this pipeline has LoRAs loaded; unload them, or fuse and unload them, before training.")
+    refuse_adapters(denoiser)
 
 
 def train_duo(
@@ -124,7 +119,7 @@ def _train(
     backbone, pairs_sha256 = backbone_fingerprint(pipe), hash_image_pairs(rows)
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    _claim(
+    claim(
         work / "plan.json", {"config": asdict(config), "concept": concept, "pairs": pairs_sha256, "backbone": backbone}
     )
     clock = WorkClock(work / "seconds.json")
@@ -138,7 +133,8 @@ def _train(
     latents = encode_image_pairs(pipe, rows, height, width)
     family = family_of(pipe)
     schedule = schedule_of(pipe.scheduler, t_min=config.t_min, t_max=config.t_max, sigma_mode=config.sigma_mode)
-    with _trainable(unwrapped(getattr(pipe, family.denoiser)), config, family.denoiser) as denoiser:
+    targets = config.targets or TARGETS[family.denoiser]
+    with trainable_lora(unwrapped(getattr(pipe, family.denoiser)), config.rank, targets, seed=config.seed) as denoiser:
         loop = Loop(denoiser, CALLS[family.name], latents, *_prompts(pipe, rows, config), schedule, config, work)
         facts = loop.fit(progress, logged)
         lora = lora_of(denoiser, ADAPTER)
@@ -148,7 +144,7 @@ def _train(
             backbone=backbone,
             component=family.denoiser,
             rank=config.rank,
-            targets=config.targets or TARGETS[family.denoiser],
+            targets=targets,
             training={
                 **asdict(config),
                 **facts,
@@ -157,7 +153,7 @@ def _train(
                 "trainable": sum(value.numel() for value in lora.values()),
                 "height": height,
                 "width": width,
-                "versions": _versions(),
+                "versions": versions(),
                 "seconds": round(clock.seconds, 1),
             },
         ),
@@ -169,49 +165,6 @@ def _train(
         shutil.rmtree(work)
     loop.accelerator.wait_for_everyone()
     return guard
-
-
-def lora_of(denoiser: nn.Module, name: str) -> dict[str, Tensor]:
-    """Copies of one adapter's weights: `<module>.lora_A.weight` (r, in) and `<module>.lora_B.weight` (out, r)."""
-    tensors = {}
-    for module, layer in lora_layers(denoiser):
-        if name in layer.scaling:
-            for part in ("lora_A", "lora_B"):
-                tensors[f"{module}.{part}.weight"] = getattr(layer, part)[name].weight.detach().float().cpu().clone()
-    return tensors
-
-
-@contextmanager
-def _trainable(denoiser: Any, config: TrainConfig, component: str) -> Iterator[Any]:
-    """The denoiser with frozen weights and a fresh float32 LoRA; afterwards as it was."""
-    frozen = {name: value.requires_grad for name, value in denoiser.named_parameters()}
-    denoiser.requires_grad_(False)
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            add_lora(denoiser, config.rank, config.targets or TARGETS[component])
-        yield denoiser
-    finally:
-        remove_adapter(denoiser, ADAPTER)
-        for name, value in denoiser.named_parameters():
-            value.requires_grad_(frozen[name])
-
-
-def add_lora(denoiser: Any, rank: int, targets: Sequence[str]) -> None:
-    """A fresh LoRA: A gaussian, B zero, alpha = rank, so that it changes nothing yet."""
-    from peft import LoraConfig
-
-    try:
-        denoiser.add_adapter(
-            LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets)), ADAPTER
-        )
-    except ValueError as error:
-        raise GuardConfigError(
-            f"{type(denoiser).__name__} has no layers called {', '.join(targets)}; give other targets."
-        ) from error
-    for name, value in denoiser.named_parameters():
-        if ".lora_" in name:
-            value.data = value.data.float()
 
 
 def _prompts(pipe: Any, rows: Sequence[ImagePair], config: TrainConfig) -> tuple[PromptEmbeds, PromptEmbeds | None]:
@@ -227,25 +180,3 @@ def _prompts(pipe: Any, rows: Sequence[ImagePair], config: TrainConfig) -> tuple
                 "these pairs come without prompts, so training cannot be conditioned on them; use 'null'."
             )
         return empty, encode_prompts(pipe, known).map(lambda part: part.detach().cpu())
-
-
-def _claim(path: Path, plan: dict[str, Any]) -> None:
-    """Refuse to mix two plans, or two models, in one work folder."""
-    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(plan)):
-        raise GuardConfigError(
-            f"{path.parent} holds an unfinished training with another model, other settings or pairs; "
-            "delete it or choose another --out."
-        )
-    write_json(path, plan)
-
-
-def _versions() -> dict[str, str]:
-    import diffusers
-    import peft
-
-    return {
-        "saferedir": library_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "peft": peft.__version__,
-    }

@@ -1,8 +1,8 @@
-"""The model card of a DUO guard: what it forgets, how it was trained, what was measured."""
+"""The model card of a guard that is a LoRA: what it forgets, how it was trained, what was measured."""
 
 from __future__ import annotations
 
-from saferedir.guards.duo.config import DUOConfig
+from typing import Any
 
 
 def _table(values: dict[str, object]) -> str:
@@ -18,8 +18,8 @@ def _cell(value: object) -> str:
     return ", ".join(f"{name} {entry}" for name, entry in value.items())
 
 
-def model_card(config: DUOConfig) -> str:
-    """The card as Markdown with the front matter that the Hugging Face hub reads."""
+def weight_card(config: Any, *, title: str, paper: str, origin: str) -> str:
+    """The card as Markdown with the front matter that the Hugging Face hub reads; `config` is a `WeightConfig`."""
     family = (config.backbone or {}).get("architecture", {}).get("family", "any")
     measured = f"\n## Measured\n{_table(config.measured)}\n" if config.measured else ""
     return f"""---
@@ -27,18 +27,19 @@ library_name: saferedir
 license: apache-2.0
 tags: [safety, unlearning, text-to-image, lora]
 ---
-# DUO guard for "{config.concept}"
+# {title} guard for "{config.concept}"
 
-A LoRA that has unlearned "{config.concept}" from pairs of images with and without it. It acts on every image, whatever the
+{origin.format(concept=config.concept)} It acts on every image, whatever the
 prompt. With saferedir: `saferedir.attach(pipe, saferedir.Guard.from_pretrained(folder))`. With diffusers alone:
 `pipe.load_lora_weights(folder, weight_name="model.safetensors")`.
 
-Method: Direct Unlearning Optimization (arXiv:2407.21035). Backbone: {family}. Rank {config.rank} on {", ".join(config.targets)}.
+Method: {paper}. Backbone: {family}. Rank {config.rank} on {", ".join(config.targets)}.
 
 ## Training
 {_table(config.training)}
 {measured}
 ## Limits
 Trained for one backbone. It also changes images that have nothing to do with the concept, a little. It is no defence against
-somebody who can take the LoRA off; fuse it before giving the weights away (`pipe.load_lora_weights`, then `pipe.fuse_lora`).
+somebody who can take the LoRA off; merge it before giving the weights away (`saferedir bake`, or with diffusers
+`pipe.load_lora_weights`, then `pipe.fuse_lora`).
 """
