@@ -104,15 +104,17 @@ def esd(
     variant: Annotated[
         str | None, typer.Option(help="x: layers that listen to the text; u: all others; full: both; default: x.")
     ] = None,
-    eta: Annotated[float | None, typer.Option(help="How far beyond the reference it is turned; default: 1.")] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="How far beyond the reference it is turned; default: 1, pictoworld 0.3.")
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option(help="empty: the empty prompt (the paper); safe: each prompt's counterpart (pictoworld)."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; default: 1000, pictoworld 200.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; default: 1000, pictoworld 80.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images a step; default: 1, pictoworld 4.")] = None,
     sampling_steps: Annotated[
-        int | None, typer.Option(min=2, help="Sampling steps of the images; default: 50, pictoworld 12.")
+        int | None, typer.Option(min=2, help="Sampling steps of the images; default: 50, pictoworld 10.")
     ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Their guidance; default: 3.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the LoRA; default: 16.")] = None,

@@ -15,14 +15,15 @@ from saferedir.training.saferedir.dataset import Pair
 #: prompts with the concept, each with its counterpart, and prompts to preserve
 PAIRS, PRESERVED = 400, 400
 #: what a task changes of UCE's defaults: a conjunction needs more votes against the words that other prompts share with it
-UCE_OF_TASK: Mapping[str, Mapping[str, Any]] = {"emblem": {"erase_scale": 4.0}}
+UCE_OF_TASK: Mapping[str, Mapping[str, Any]] = {"emblem": {"erase_scale": 5.0}}
 #: of ESD, all tasks: the model is small and hardly listens to its empty prompt, so each prompt is turned about its counterpart
 ESD_TRAINING: Mapping[str, Any] = {
     "reference": "safe",
-    "sampling_steps": 12,
+    "sampling_steps": 10,
     "batch": 4,
     "moments": 2,
-    "steps": 200,
+    "eta": 0.3,
+    "steps": 80,
     "learning_rate": 5e-4,
 }
 #: what a task changes of that
