@@ -149,7 +149,10 @@ def cells_of_guards(found: Outcomes, page: Cells, guards: Sequence[str]) -> Cell
             elif acts and FEATURES[feature].about == "pipeline":
                 model = outcomes[model_of(FEATURES[feature], guard)]
                 cells[feature, family][guard] = merged(acts) if merged(acts)[0] == "refused" else model
-    return cells
+    spelt = {
+        key: {g: (kind, text and as_sentence(text)) for g, (kind, text) in each.items()} for key, each in cells.items()
+    }
+    return spelt
 
 
 def cells_of(found: Outcomes, page: Cells) -> Cells:
@@ -280,6 +283,8 @@ def main() -> None:
     page = PAGE.read_text(encoding="utf-8")
     old = section_of(page)
     known = read_cells(old) if only or guards else {}
+    if guards:
+        FIGURES.clear()  # the page's stay, which are of all families
     section = make_section(cells_of_guards(found, known, guards) if guards else cells_of(found, known), old)
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}", encoding="utf-8")
