@@ -109,6 +109,27 @@ def world2(
 
 
 @app.command(no_args_is_help=True)
+def report2(
+    model: Annotated[str, typer.Argument(help="flux or dit.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of `world2`; a training that still runs is measured at its checkpoint.")
+    ],
+    images: Annotated[int, typer.Option(min=1, help="Images to generate.")] = 1000,
+) -> None:
+    """Measure a model of PictoWorld 2 against its bars; every measurement is kept as a point of the learning curve.
+
+    Example:  `python -m tools.pictoworld report2 flux --out runs/world2 --images 100`
+    """
+    quiet()
+    from tools.pictoworld.world2.report import report_dit, report_flux
+
+    reports = {"flux": report_flux, "dit": report_dit}
+    if model not in reports:
+        raise OutputError(unknown_name_message("model of PictoWorld 2", model, reports))
+    _report_table(reports[model](out, images, progress=progress_bar()))
+
+
+@app.command(no_args_is_help=True)
 @holds_out
 def guards(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the guards, one folder each.")],
