@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTPipeline, FluxPipeline
+from diffusers import DiTPipeline, FluxPipeline, FluxTransformer2DModel
 from tools.pictoworld.training.judge import round_trip
 from tools.pictoworld.world2.autoencoder import (
     first_world_autoencoder,
@@ -16,11 +17,30 @@ from tools.pictoworld.world2.autoencoder import (
     standardise,
     widened,
 )
-from tools.pictoworld.world2.flux import build_transformer, flops_per_sample, noise_levels, pack, pool_contents
+from tools.pictoworld.world2.flux import (
+    assemble,
+    build_transformer,
+    encode_texts,
+    flops_per_sample,
+    noise_levels,
+    pack,
+    pool_contents,
+    position_ids,
+)
 from tools.pictoworld.world2.latents import encoded_latents
 from tools.pictoworld.world2.run import STAGES, StageRun
-from tools.pictoworld.world2.text_encoders import TARGETS, corpus_batch, labels_of, tokenize, train_t5_tokenizer
+from tools.pictoworld.world2.text_encoders import (
+    TARGETS,
+    build_clip,
+    build_t5,
+    corpus_batch,
+    labels_of,
+    tokenize,
+    train_clip_tokenizer,
+    train_t5_tokenizer,
+)
 
+from saferedir.pictoworld.world2.evaluation import generate
 from saferedir.pictoworld.world2.judge import Judge
 from saferedir.pictoworld.world2.posters import POSTERS
 from saferedir.utils.progress import SILENT
@@ -79,6 +99,31 @@ def test_captions_fit_into_the_window_and_have_a_label_each() -> None:
     assert tokenize(tokenizer, ["A RED star."]).tolist() == tokenize(tokenizer, ["a red star."]).tolist()
     labels = labels_of(prompts)
     assert labels.keys() == TARGETS.keys() and all(value.shape == (300,) for value in labels.values())
+
+
+def test_the_pipeline_samples_what_the_training_means() -> None:
+    """A transformer that knows the clean latents, and answers as trained ones should, gives exactly those back."""
+    tokenizers = train_clip_tokenizer(captions=100), train_t5_tokenizer(captions=100)
+    encoders = build_clip(tokenizers[0]).eval(), build_t5(tokenizers[1]).eval()
+    vae = widened(first_world_autoencoder()).eval().requires_grad_(False)
+    vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
+    clean = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    class Knowing(FluxTransformer2DModel):
+        def forward(self, **call: Any) -> tuple[torch.Tensor]:
+            assert call["encoder_hidden_states"].shape == (2, 32, 128) and call["pooled_projections"].shape == (2, 128)
+            assert torch.equal(call["txt_ids"], position_ids(torch.device("cpu"))[0])
+            assert torch.equal(call["img_ids"], position_ids(torch.device("cpu"))[1])
+            sigma = call["timestep"].view(-1, 1, 1)  # x = (1 - sigma) clean + sigma noise, the answer is noise - clean
+            return ((call["hidden_states"] - pack(clean)) / sigma,)
+
+    transformer = Knowing.from_config(build_transformer().config)
+    pipe = assemble(vae, tokenizers, encoders, transformer)
+    images = generate(pipe, ["a star", "a ring"], num_inference_steps=4).images
+    torch.testing.assert_close(images, (vae.decode(clean).sample / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0)
+    pooled, embeds = encode_texts(tokenizers, encoders, ["a star"], torch.device("cpu"))
+    prompt_embeds, pooled_embeds, _ = pipe.encode_prompt("a star", None, max_sequence_length=32)
+    torch.testing.assert_close((embeds, pooled), (prompt_embeds, pooled_embeds))
 
 
 def test_the_count_of_work_and_the_noise_levels() -> None:
