@@ -101,13 +101,21 @@ def markdown(cells: dict[str, Any]) -> str:
         splits = [split for split in TEST_SPLITS if any(split in row["concept"] for row in rows.values())]
         names = [f"concept, {split.removeprefix('test-')}" for split in splits]
         columns = ["method", *names, "retain kept", "broken", "seconds"]
-        lines += [f"## {task}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        table = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"] if rows else []
+        lines += [f"## {task}", "", *table]
         for method, row in rows.items():
             concept = " | ".join(cell(row["concept"][split]) if split in row["concept"] else "" for split in splits)
             rest = f"{cell(row['retain_kept'])} | {cell(row['broken'])} | {row['seconds']:.0f}"
             lines.append(f"| {method} | {concept} | {rest} |")
-        lines.append("")
+        missing = [method for method in METHODS if method not in rows]
+        lines += ["", *([f"Not measured yet: {', '.join(missing)}.", ""] if missing else [])]
     return "\n".join(lines)
+
+
+def write_page(record: dict[str, Any], out: Path) -> None:
+    """The page of the JSON file."""
+    head = HEAD.format(n=record["n"], steps=STEPS, guidance=GUIDANCE_SCALE)
+    (out / "weight_edits.md").write_text(head + markdown(record["cells"]), encoding="utf-8")
 
 
 def main() -> None:
@@ -138,8 +146,7 @@ def main() -> None:
             record["cells"][f"{name}/{method}"] = row
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if not arguments.validation:
-        head = HEAD.format(n=record["n"], steps=STEPS, guidance=GUIDANCE_SCALE)
-        (arguments.out / "weight_edits.md").write_text(head + markdown(record["cells"]), encoding="utf-8")
+        write_page(record, arguments.out)
 
 
 if __name__ == "__main__":
