@@ -1,6 +1,6 @@
 """UCE and ESD on PictoWorld's three tasks: made by their recipes, then measured like every method of methods.py.
 
-Run: python benchmarks/weight_edits.py --out docs --work runs/edits
+Run: python benchmarks/weight_edits.py --splits test-seen --out docs --work runs/edits
 Writes docs/weight_edits.json and docs/weight_edits.md. Guards are kept in --work, and each (task, method) in the JSON file as
 soon as it is measured; a killed run goes on. With --validation the guards' validation phrasings are measured, into --work alone:
 settings are chosen there.
@@ -41,7 +41,7 @@ from saferedir.training.uce.train import train_uce
 METHODS = ("none", "uce", "esd")
 HEAD = """# Weight edits on PictoWorld
 
-Made by `python benchmarks/weight_edits.py --out docs`: UCE and ESD guards by the recipes of `pictoworld/edit_recipe.py`, {n}
+Made by `python benchmarks/weight_edits.py --splits test-seen`: UCE and ESD guards by `pictoworld/edit_recipe.py`, {n}
 prompts a cell, {steps} DDIM steps, guidance {guidance:g}, the prompts and noise of [methods](methods.md); each rate with its
 95 % Wilson interval. Settings were chosen on the validation phrasings. Equations: [UCE](methods/uce.md), [ESD](methods/esd.md).
 **Retain kept**: of all (image, attribute) pairs that a prompt without the concept fixes and the unguarded model generated as
