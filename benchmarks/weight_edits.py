@@ -43,7 +43,8 @@ HEAD = """# Weight edits on PictoWorld
 
 Made by `python benchmarks/weight_edits.py --splits test-seen`: UCE and ESD guards by `pictoworld/edit_recipe.py`, {n}
 prompts a cell, {steps} DDIM steps, guidance {guidance:g}, the prompts and noise of [methods](methods.md); each rate with its
-95 % Wilson interval. Settings were chosen on the validation phrasings. Equations: [UCE](methods/uce.md), [ESD](methods/esd.md).
+95 % Wilson interval. How settings were
+found, and equations: [UCE](methods/uce.md), [ESD](methods/esd.md).
 **Retain kept**: of all (image, attribute) pairs that a prompt without the concept fixes and the unguarded model generated as
 asked, those still there. **Seconds**: CPU time of making the guard, on one slow core that it shared.
 
