@@ -4,17 +4,20 @@ Implements "Training-Free Safe Denoisers for Safe Use of Diffusion Models" (arXi
 docs/methods/safe_denoiser.md (1) to (6): with beta* the posterior odds
 unsafe : safe, E[x0 | x, safe] = E + beta* (E - E_unsafe), where E_unsafe = sum_n softmax_n(log q_t(x | r_n)) r_n.
 Shapes: x_t, x0 (B, C, h, w); references (M, C, h, w) in the sampler's frame; everything per row.
-Deviations of `default`, because literal weights pick one reference in high dimension: tempered kernel (kappa), odds capped at
-beta_max and measured against benign references where there are some, a trust region of rho ||x0||, a window in noise
-fraction. `faithful` follows the released code (unsquared distance, channel-normalised references, re-noising with the stale
-prediction), but with modes of the VAE's posterior, noise of its own, and, as `renoise="stale"` too, in float32 and with
-deterministic first-order samplers only (DDIM with eta=0, Euler, flow-matching Euler): the authors' own DDPM with 50 steps and
-half-precision pipelines are refused, for the stale step is known only where a step is affine in the latents to float32's digits.
+Deviations of `default`: a tempered kernel (kappa), because literal weights pick one reference in high dimension. With benign
+references the same shift is written as pi (E_safe - E_unsafe), pi the posterior probability of unsafe: equal where all is
+exact, but never longer than the distance of two means, where beta* (E - E_unsafe), a large number times a small difference of
+two estimates, can diverge. Without benign references the odds are capped at beta_max. `faithful` follows the released code
+(unsquared distance, channel-normalised references, re-noising with the stale prediction), but with modes of the VAE's
+posterior, noise of its own, and, as `renoise="stale"` too, in float32 and with deterministic first-order samplers only (DDIM
+with eta=0, Euler, flow-matching Euler): the authors' own DDPM with 50 steps and half-precision pipelines are refused, for the
+stale step is known only where a step is affine in the latents to float32's digits.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -35,10 +38,11 @@ from saferedir.utils.checks import is_nonempty_str
 
 GATES = ("auto", "ratio", "quantile", "literal", "always")
 KERNELS = ("gaussian_xt", "gaussian_x0")
+FORMS = ("auto", "posterior", "odds")
 #: settings that only one mode reads; the other refuses values of them
 FAITHFUL_ONLY = ("scale", "threshold", "margin")
 DEFAULT_ONLY = (
-    "kernel", "kappa", "base", "eta", "beta_max", "beta_min", "gate", "prior", "trust", "renoise", "index", "candidates",
+    "form", "kernel", "kappa", "base", "eta", "beta_max", "beta_min", "gate", "prior", "trust", "renoise", "index", "candidates",
 )  # fmt: skip
 #: odds are capped here where they have no cap of their own: exp of more overflows float32
 LARGEST_LOG_ODDS = 80.0
@@ -52,12 +56,14 @@ class SafeDenoiserConfig(NegationConfig):
     `faithful` all but window, outside_window, width, seed, scale, threshold, margin.
 
     Attributes:
+        form: "posterior", pi (E_safe - E_unsafe), which needs benign references and the ratio gate; "odds",
+            beta (E - E_unsafe); or "auto": posterior where the gate is "ratio", else odds.
         kernel: "gaussian_xt" (the forward process' own) or "gaussian_x0" (needs `width`).
         kappa: tempering of gaussian_xt; None: calibrated, 1: literal, 0: the plain mean of the set.
         width: h of gaussian_x0; in faithful mode s of the released kernel (3.15).
         base: "guided" x0, or "uncond", the unconditional estimate, as in the paper.
-        eta: factor on the odds; 0 with renoise="stale" is the re-noise-only control.
-        beta_max: cap of the odds; None for none.
+        eta: factor on the shift; 0 with renoise="stale" is the re-noise-only control.
+        beta_max: cap of the odds in the form "odds"; None for none.
         beta_min: the gate is closed below these odds.
         gate: "ratio" to benign references, "quantile" of noised references, "literal" (mean kernel value against beta_min),
             "always", or "auto": ratio where the set has benign references, else quantile, with a kernel of your own always.
@@ -70,8 +76,9 @@ class SafeDenoiserConfig(NegationConfig):
     """
 
     file_fields: ClassVar[tuple[str, ...]] = (*NegationConfig.file_fields, "index")
+    mode_windows: ClassVar[Mapping[str, tuple[float, float]]] = {"faithful": (0.82, 1.0)}
 
-    window: tuple[float, float] = (0.82, 1.0)
+    form: str = "auto"
     kernel: str = "gaussian_xt"
     kappa: float | None = None
     width: float | None = None
@@ -81,7 +88,7 @@ class SafeDenoiserConfig(NegationConfig):
     beta_min: float = 0.05
     gate: str = "auto"
     prior: float = 0.5
-    trust: float | None = 0.08
+    trust: float | None = None
     renoise: str = "none"
     index: str | None = None
     candidates: int = 256
@@ -92,7 +99,13 @@ class SafeDenoiserConfig(NegationConfig):
     def validate(self) -> None:
         super().validate()
         self.require(self.renoise != "recompute", "renoise", "none or stale; recompute needs a second denoiser call")
-        choices = {"kernel": KERNELS, "base": ("guided", "uncond"), "gate": GATES, "renoise": ("none", "stale")}
+        choices = {
+            "form": FORMS,
+            "kernel": KERNELS,
+            "base": ("guided", "uncond"),
+            "gate": GATES,
+            "renoise": ("none", "stale"),
+        }
         for name, known in choices.items():
             self.require_choice(name, known)
         self.require_number("width", "beta_max", "trust", above=0, or_none=True)
@@ -110,9 +123,18 @@ class SafeDenoiserConfig(NegationConfig):
             self.require(
                 is_plain, entry.name, f"{entry.default!r} in mode {self.mode!r}, it is a setting of {other!r} mode"
             )
+        is_form = self.form != "posterior" or (self.gate in ("auto", "ratio") and self.base == "guided")
+        self.require(is_form, "form", "odds, or auto, unless gate is ratio or auto and base is guided")
         self.require(self.kernel != "gaussian_x0" or self.width is not None, "width", "a number for gaussian_x0")
         is_calibrated = self.gate != "quantile" or self.has_calibrated_kernel
         self.require(is_calibrated, "gate", "ratio, literal or always with a kernel of your own")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; folders written before there was a `form` go on with the odds."""
+        is_old = "form" not in values and {"trust", "beta_max", "gate"} <= set(values)
+        is_old &= values.get("mode", "default") == "default"
+        return super().from_dict({**values, "form": "odds"} if is_old else values)
 
     @property
     def has_calibrated_kernel(self) -> bool:
@@ -127,14 +149,15 @@ class SafeDenoiserConfig(NegationConfig):
 
 
 def correction(
-    x0: Tensor, base: Tensor, unsafe: Tensor, gain: Tensor | float, trust: Tensor | float | None
+    x0: Tensor, target: Tensor, unsafe: Tensor, gain: Tensor | float, trust: Tensor | float | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(Delta, share, factor): Delta = factor gain (base - unsafe), at most trust * ||x0|| long, row by row; ||Delta|| / ||x0|| is
-    share * factor, both (B, 1), factor None where there is no limit.
+    """(Delta, share, factor): Delta = factor gain (target - unsafe), at most trust * ||x0|| long, row by row.
+
+    ||Delta|| / ||x0|| is share * factor, both (B, 1), factor None where there is no limit.
 
     All (B, D); gain and trust are (B, 1) or numbers.
     """
-    delta = base - unsafe
+    delta = target - unsafe
     if not (isinstance(gain, float) and gain == 1):
         delta = delta * gain
     share = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
@@ -163,10 +186,12 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
 
     def check_set(self, negation: NegationSet) -> None:
         config = self.config
-        if config.gate == "ratio" and negation.benign is None:
-            raise GuardError(
-                "gate='ratio' compares with benign references, and this set has none; build it with --benign."
-            )
+        for name in ("gate", "form"):
+            if getattr(config, name) in ("ratio", "posterior") and negation.benign is None:
+                raise GuardError(
+                    f"{name}={getattr(config, name)!r} compares with benign references, and this set has none; build it with "
+                    "--benign."
+                )
         if config.mode == "faithful" and negation.is_streamed:
             raise GuardError(
                 "mode='faithful' keeps the whole set in memory, and this one stays in its file; use fewer references, or "
@@ -233,15 +258,19 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         query = self._query(step, x0, kappa)
         attention = self._attend(step, query, negation)
         gate = self._gate(negation)
+        is_posterior = gate == "ratio" and config.form != "odds" and config.base == "guided"
         score: Tensor | None = None
         is_open: Tensor | None = None
         odds: Tensor | None = None
+        target = base.flatten(1)  # what the shift goes towards, from the unsafe mean
         if gate == "quantile" and kappa > 0:
             score = attention.log_sum / kappa
             is_open = score >= threshold
         elif gate == "ratio" and negation.benign is not None:
             benign = attend(query, negation.benign, with_ess=False)
             odds = log_odds(attention.log_sum, len(negation), benign.log_sum, len(negation.benign), config.prior)
+            if is_posterior:
+                target = benign.mean
         elif gate == "literal":
             odds = attention.log_sum - math.log(len(negation))
         is_retried = state.retry_level > 0 if any(step.run.retry_level) else None
@@ -252,13 +281,14 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
             score = odds
             is_open = odds >= (math.log(config.beta_min) if config.beta_min else -math.inf)
             odds = odds if is_retried is None else torch.where(is_retried, odds.clamp(min=0.0), odds)
-            gain = config.eta * odds.clamp(max=cap).exp().unsqueeze(1)
+            strength = odds.sigmoid() if is_posterior else odds.clamp(max=cap).exp()
+            gain = config.eta * strength.unsqueeze(1)
         if is_retried is not None:
             levels = 1 + state.retry_level.unsqueeze(1)
             is_open, gain = None if is_open is None else is_open | is_retried, gain * levels
             trust = None if trust is None else trust * levels
         flat = x0.flatten(1)
-        delta, share, factor = correction(flat, flat if base is x0 else base.flatten(1), attention.mean, gain, trust)
+        delta, share, factor = correction(flat, target, attention.mean, gain, trust)
         rest = attention._replace(mean=share)  # all that the numbers need, and small
 
         def numbers() -> Numbers:

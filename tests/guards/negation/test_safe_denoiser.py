@@ -155,6 +155,55 @@ def test_ratio_gate_tells_unsafe_from_benign() -> None:
     assert not torch.equal(edited[0], x0[0]) and torch.equal(edited[1], x0[1])
 
 
+@pytest.mark.parametrize("t", [981, 781, 401])
+def test_both_forms_are_the_safe_mean_on_the_mixture(t: int) -> None:
+    mixture, generator, (alpha, sigma) = circle(), torch.Generator().manual_seed(3), frame(t)
+    unsafe, safe = (mixture.sample(20_000, generator, part).float() for part in (mixture.is_unsafe, ~mixture.is_unsafe))
+    negation = NegationSet.from_latents(unsafe.view(-1, 2, 1, 1), safe.view(-1, 2, 1, 1), dtype=torch.float32)
+    x = alpha * mixture.sample(500, generator)
+    x = x + sigma * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    odds = mixture.log_odds(x, alpha, sigma)
+    x, odds = x[odds.abs() < 3], odds[odds.abs() < 3]
+    truth = mixture.denoised(x, alpha, sigma, ~mixture.is_unsafe)
+    x0 = mixture.denoised(x, alpha, sigma).float().view(-1, 2, 1, 1)
+    prior = float(mixture.weights[mixture.is_unsafe].sum() / mixture.weights.sum())
+    found = {}
+    for form in ("posterior", "odds"):
+        guard = make_guard(negation, form=form, kappa=1.0, prior=prior, beta_min=0.0, beta_max=None)
+        edited = denoise(guard, x.float().view(-1, 2, 1, 1), x0, t=t).flatten(1)
+        found[form] = (edited - truth).square().sum(1).mean().sqrt().item()
+    before = (x0.flatten(1) - truth).square().sum(1).mean().sqrt().item()
+    assert found["posterior"] <= 0.1 * before and found["odds"] <= 0.3 * before
+
+
+def test_the_posterior_form_never_leaves_the_references_span() -> None:
+    """However sure the gate is, the shift is no longer than the distance of two means, where the odds overflow."""
+    negation, x0 = make_set(30, benign=30), randn(3, *SHAPE, seed=2)
+    x_t = torch.cat([negation.latents()[:1], 50 * negation.latents()[:1], 1e4 * negation.latents()[:1]])
+    edited = denoise(make_guard(negation, kappa=1.0), x_t, x0, t=201)
+    latents = torch.cat([negation.latents().flatten(1), randn(30, *SHAPE, seed=9).flatten(1) - 1.0])
+    assert bool((edited - x0).flatten(1).norm(dim=1).le(torch.cdist(latents, latents).max() + 1e-4).all())
+    assert bool(torch.isfinite(edited).all())
+
+
+def test_folders_from_before_the_posterior_form_keep_the_odds() -> None:
+    values = SafeDenoiserConfig(concept="star", window=(0.82, 1.0), trust=0.08).to_dict()
+    old = {name: value for name, value in values.items() if name != "form"}
+    assert SafeDenoiserConfig.from_dict(old).form == "odds" and SafeDenoiserConfig.from_dict(values).form == "auto"
+    faithful = SafeDenoiserConfig(concept="star", mode="faithful").to_dict()
+    del faithful["form"]
+    assert SafeDenoiserConfig.from_dict(faithful).window_in_use == (0.82, 1.0)
+    assert SafeDenoiserConfig.from_dict({"concept": "star"}).form == "auto"
+
+
+@pytest.mark.parametrize("settings", [{"gate": "always"}, {"gate": "quantile"}, {"base": "uncond"}])
+def test_the_posterior_form_needs_the_ratio_gate(settings: dict[str, Any]) -> None:
+    with pytest.raises(GuardConfigError, match="form"):
+        make_guard(make_set(benign=4), form="posterior", **settings)
+    with pytest.raises(GuardError, match="form='posterior' compares with benign references"):
+        make_guard(make_set(), form="posterior")
+
+
 @pytest.mark.parametrize("trust", [0.01, 0.08, 0.5])
 def test_trust_region_bounds_every_row(trust: float) -> None:
     x_t, x0 = randn(4, *SHAPE, seed=1), randn(4, *SHAPE) * torch.tensor([0.1, 1, 10, 100]).view(4, 1, 1, 1)
@@ -168,7 +217,8 @@ def test_trust_region_bounds_every_row(trust: float) -> None:
     [
         {"eta": 0.5}, {"kappa": 0.01}, {"trust": 0.01}, {"base": "uncond"}, {"kernel": "gaussian_x0", "width": 2.0},
         {"kernel": "gaussian_x0", "width": 0.7}, {"gate": "ratio"}, {"gate": "ratio", "prior": 0.2},
-        {"gate": "ratio", "beta_min": 1e9}, {"gate": "literal", "beta_min": 0.0}, {"gate": "ratio", "beta_max": 0.3},
+        {"gate": "ratio", "beta_min": 1e9}, {"gate": "literal", "beta_min": 0.0}, {"gate": "ratio", "beta_min": 0.0, "form": "odds"},
+        {"gate": "ratio", "form": "odds", "beta_min": 0.0, "beta_max": 0.3},
         {"mode": "faithful"}, {"mode": "faithful", "scale": 0.1}, {"mode": "faithful", "width": 1.0},
         {"mode": "faithful", "threshold": 1e9}, {"mode": "faithful", "threshold": 6.0, "margin": 0.0},
         {"renoise": "stale"}, {"renoise": "stale", "seed": 5}, {"window": (0.0, 0.1), "outside_window": "ignore"},
@@ -189,7 +239,14 @@ def test_each_configured_value_changes_the_output(change: dict[str, Any]) -> Non
         pending = step.state.pending
         return torch.cat([found, x0 * 0 if pending is None else pending])
 
-    partner = {"gate": "ratio", "mode": "faithful", "renoise": "stale", "kernel": "gaussian_x0"}
+    partner = {
+        "gate": "ratio",
+        "mode": "faithful",
+        "renoise": "stale",
+        "kernel": "gaussian_x0",
+        "beta_min": 0.0,
+        "form": "odds",
+    }
     last = list(change)[-1]
     before = {name: value for name, value in change.items() if name in partner and name != last}
     if "width" in change and "kernel" in change:
@@ -233,7 +290,7 @@ def test_paper_literal_scales_with_the_mean_kernel_value() -> None:
 def test_a_retry_opens_the_gate_and_pushes_harder() -> None:
     negation, x0 = make_set(30), randn(3, *SHAPE, seed=2)
     x_t = randn(3, *SHAPE, seed=1) + 20.0
-    edited = denoise(make_guard(negation), x_t, x0, retry_level=(0, 1, 2))
+    edited = denoise(make_guard(negation, trust=0.08), x_t, x0, retry_level=(0, 1, 2))
     moved = (edited - x0).flatten(1).norm(dim=1) / x0.flatten(1).norm(dim=1)
     assert moved[0] == 0 and moved[1].item() == pytest.approx(0.16, rel=1e-4)
     assert moved[2].item() == pytest.approx(0.24, rel=1e-4)
@@ -449,10 +506,10 @@ def test_a_run_that_never_enters_the_window_gives_no_image() -> None:
     with pytest.raises(
         GuardError, match=r"no image is returned.*\(0\.6\d* to 0\.0\d*\) is in the window 0\.82 to 1;.*strength"
     ):
-        call_near_the_clean_end(make_guard(gate="always"), (521, 301, 1))
-    _, run = call_near_the_clean_end(make_guard(gate="always"), (801, 401, 1))
+        call_near_the_clean_end(make_guard(gate="always", window=(0.82, 1.0)), (521, 301, 1))
+    _, run = call_near_the_clean_end(make_guard(gate="always", window=(0.82, 1.0)), (801, 401, 1))
     assert run.num_evaluations == 3
-    guard = make_guard(gate="always", outside_window="ignore")
+    guard = make_guard(gate="always", window=(0.82, 1.0), outside_window="ignore")
     state, run = call_near_the_clean_end(guard, (521, 301, 1))
     for seen in guard.verdict(run, state):
         assert not seen.fired and "Left alone: none of this run's noise fractions" in seen.message
@@ -469,11 +526,11 @@ def test_image_to_image_at_low_strength_fails_closed() -> None:
                             "strength": 0.6, "output_type": "latent"}  # fmt: skip
     plain = pipe(**call, generator=torch.Generator().manual_seed(0)).images
     with (
-        sr.protect(pipe, make_guard(pipeline_set())) as guarded,
+        sr.protect(pipe, make_guard(pipeline_set(), window=(0.82, 1.0))) as guarded,
         pytest.raises(GuardError, match="window 0"),
     ):
         guarded(**call)
-    with sr.attach(pipe, make_guard(pipeline_set(), outside_window="ignore")) as attached:
+    with sr.attach(pipe, make_guard(pipeline_set(), window=(0.82, 1.0), outside_window="ignore")) as attached:
         assert torch.equal(pipe(**call, generator=torch.Generator().manual_seed(0)).images, plain)
     assert "Left alone" in attached.decisions[0].message
 

@@ -173,7 +173,7 @@ class NegationGuard(Guard[ConfigT]):
         return False
 
     def _outside(self, state: NegationState) -> str:
-        low, high = self.config.window
+        low, high = self.config.window_in_use
         fractions = (
             f"{max(state.noise):.3g} to {min(state.noise):.3g}" if len(state.noise) > 1 else f"{state.noise[0]:.3g}"
         )
@@ -184,4 +184,5 @@ class NegationGuard(Guard[ConfigT]):
         """Whether this step's noise fraction lies in the configured window; false where there is no noise, or no x0."""
         u = noise_fraction(step)
         has_x0 = u < 1 or step.run.prediction_type != "epsilon"
-        return self.config.window[0] <= u <= self.config.window[1] and u > 0 and has_x0
+        low, high = self.config.window_in_use
+        return low <= u <= high and u > 0 and has_x0
