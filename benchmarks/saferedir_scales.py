@@ -127,6 +127,7 @@ def measure(name: str, pipe: Any, judge: Judge, n: int, seed: int, advance: Any)
         "precision": precision_name(pipe.device),
         "retain": {},
         "few steps": {},
+        "shipped": {},
     }
     for scale in SCALES:
         found["retain"][f"{scale:g}"] = retention(pipe, guard, task, scale, n, seed)
