@@ -1,9 +1,8 @@
 """Chooses the image thresholds of the packaged SafeRedir guards anew; weights and prompt thresholds stay as they are.
 
 Run: python benchmarks/calibrate_guards.py --out runs/calibrated
-Prompts are those of the guard-validation split (phrasings and scenes that neither training nor the tests use), 208 unsafe and 832
-benign roll-outs a task of 20 DDIM steps over guidance 1, 4, 7.5 and 12, and short ones of 1, 2 and 4 steps; the rule is
-`choose_threshold`.
+Prompts are those of the guard-validation split (phrasings and scenes that neither training nor the tests use), 416 roll-outs a
+task of 20 DDIM steps over guidance 1, 4, 7.5 and 12, and short ones of 1, 2 and 4 steps; the rule is `choose_threshold`.
 --in-place writes config, card and summary beside the packaged weights, which are not touched.
 """
 
@@ -27,14 +26,14 @@ from saferedir.training.saferedir.recalibrate import CalibrationConfig, calibrat
 SPLIT = "guard-validation"
 
 
-def prompts(task: Task, count: int, benign: int, seed: int = 0) -> list[Pair]:
-    """`count` pairs and `benign` other prompts of the validation split."""
+def prompts(task: Task, count: int, seed: int = 0) -> list[Pair]:
+    """`count` pairs and as many benign prompts of the validation split."""
     rng, found = random.Random(f"calibrate/{task.name}/{seed}"), {}
     while len(found) < count:
         unsafe, safe = (prompt.text for prompt in pair(task, SPLIT, rng))
         if unsafe.lower() != safe.lower() and max(len(unsafe), len(safe)) <= MAX_CHARACTERS:
             found.setdefault(unsafe.lower(), Pair(unsafe, safe))
-    return [*found.values(), *(Pair(None, prompt.text) for prompt in retain_prompts(task, SPLIT, benign, seed))]
+    return [*found.values(), *(Pair(None, prompt.text) for prompt in retain_prompts(task, SPLIT, count, seed))]
 
 
 def write_summary(path: Path, guard: SafeRedir) -> None:
@@ -53,20 +52,19 @@ def write_summary(path: Path, guard: SafeRedir) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--unsafe", type=int, default=208, help="pairs; a split has some 300 at most")
-    parser.add_argument("--benign", type=int, default=832, help="benign roll-outs")
+    parser.add_argument("--rollouts", type=int, default=416)
     parser.add_argument("--out", type=Path, default=Path("runs/calibrated"))
     parser.add_argument("--in-place", action="store_true", help="write config and card beside the packaged weights")
     arguments = parser.parse_args()
     pipe = sr.load_pipeline("pictoworld")
-    config = CalibrationConfig(rollouts=arguments.unsafe + arguments.benign, verdicts=("image",))
+    config = CalibrationConfig(rollouts=arguments.rollouts, verdicts=("image",))
     with progress_bar() as progress:
         for name in arguments.tasks:
             source = find_guard(f"pictoworld/{name}")
             guard = SafeRedir.from_pretrained(source)
             work = arguments.out / f"{name}.work"
             work.mkdir(parents=True, exist_ok=True)
-            rows = prompts(TASKS[name], arguments.unsafe, arguments.benign)
+            rows = prompts(TASKS[name], arguments.rollouts // 2)
             found = calibrate_guard(
                 pipe, guard, rows, config=config, work=work, progress=progress, note={"split": f"pictoworld {SPLIT}"}
             )

@@ -132,8 +132,7 @@ class SafeDenoiserConfig(NegationConfig):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`; folders written before there was a `form` go on with the odds."""
-        written = set(DEFAULT_ONLY) - {"form", "index", "candidates"}  # a folder has every setting of its time
-        is_old = "form" not in values and written <= set(values)
+        is_old = "form" not in values and {"trust", "beta_max", "gate"} <= set(values)
         is_old &= values.get("mode", "default") == "default"
         return super().from_dict({**values, "form": "odds"} if is_old else values)
 

@@ -217,9 +217,8 @@ def test_trust_region_bounds_every_row(trust: float) -> None:
     [
         {"eta": 0.5}, {"kappa": 0.01}, {"trust": 0.01}, {"base": "uncond"}, {"kernel": "gaussian_x0", "width": 2.0},
         {"kernel": "gaussian_x0", "width": 0.7}, {"gate": "ratio"}, {"gate": "ratio", "prior": 0.2},
-        {"gate": "ratio", "beta_min": 1e9}, {"gate": "literal", "beta_min": 0.0},
-        {"gate": "ratio", "kappa": 0.01, "form": "odds"},
-        {"gate": "ratio", "form": "odds", "kappa": 0.01, "beta_max": 0.3},
+        {"gate": "ratio", "beta_min": 1e9}, {"gate": "literal", "beta_min": 0.0}, {"gate": "ratio", "beta_min": 0.0, "form": "odds"},
+        {"gate": "ratio", "form": "odds", "beta_min": 0.0, "beta_max": 0.3},
         {"mode": "faithful"}, {"mode": "faithful", "scale": 0.1}, {"mode": "faithful", "width": 1.0},
         {"mode": "faithful", "threshold": 1e9}, {"mode": "faithful", "threshold": 6.0, "margin": 0.0},
         {"renoise": "stale"}, {"renoise": "stale", "seed": 5}, {"window": (0.0, 0.1), "outside_window": "ignore"},
@@ -245,7 +244,7 @@ def test_each_configured_value_changes_the_output(change: dict[str, Any]) -> Non
         "mode": "faithful",
         "renoise": "stale",
         "kernel": "gaussian_x0",
-        "kappa": 0.01,
+        "beta_min": 0.0,
         "form": "odds",
     }
     last = list(change)[-1]

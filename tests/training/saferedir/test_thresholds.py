@@ -56,25 +56,6 @@ def test_the_packaged_emblem_is_mended_one_benign_peak_as_high_as_the_unsafe_one
     assert found.recall.value == 1.0 and found.false_positives.hits == 1 and found.false_positives.n == 208
 
 
-@pytest.mark.parametrize("high", [30, 12, 4])
-def test_most_moves_it_up_in_the_gap_until_few_benign_scores_are_above(high: int) -> None:
-    """2 % of 1,000 benign scores may be mislabelled; of them, those that lie in the gap are disturbed all the same."""
-    benign, unsafe = scores(-7, 1000), scores(9, 208, seed=1)
-    benign[:high] = torch.linspace(3.0, 6.0, high)
-    before = choose_threshold(benign, unsafe, RATE, share=0.5)
-    found = choose_threshold(benign, unsafe, RATE, share=0.5, most=0.01)
-    assert found.gap == before.gap and before.value <= found.value <= found.gap[1]
-    assert found.false_positives.hits <= max(10, int((benign >= found.gap[1]).sum()))
-    assert found.value == before.value or found.false_positives.hits == 10
-
-
-def test_most_never_silences_the_verdict() -> None:
-    benign, unsafe = scores(-7, 1000), scores(9, 208, seed=1)
-    benign[:15] = 50.0
-    found = choose_threshold(benign, unsafe, RATE, most=0.01)
-    assert found.value == found.gap[1] and found.recall.value >= 1 - CONTAMINATION[1]
-
-
 def test_clean_separable_sides_keep_the_rate_and_a_margin_on_both() -> None:
     benign, unsafe = torch.linspace(-5, -3, 400), torch.full((100,), 4.0)
     found = choose_threshold(benign, unsafe, 0.01)

@@ -24,9 +24,6 @@ ROWS_AT_ONCE = 64
 #: positions of the thresholds in the gap between benign and unsafe scores, see `choose_threshold`. The image verdict comes after
 #: the prompt's and acts on every image, so a false alarm counts for more than a miss; the last one only starts a retry.
 PROMPT_SHARE, IMAGE_SHARE, LAST_SHARE = 0.5, 2 / 3, 0.5
-#: share of benign roll-outs that the image verdict may disturb where the sides separate: what is set aside as mislabelled may be
-#: more, but those who ask for such images are disturbed all the same
-IMAGE_MOST = 0.01
 
 
 class Calibrated(NamedTuple):
@@ -149,18 +146,12 @@ def calibrate(
     kept = keep or {}
     prompt, image, end = (
         choose_threshold(
-            benign,
-            high,
-            false_positive_rate,
-            share=share,
-            most=most,
-            contamination=contamination,
-            keep=kept.get(name),
+            benign, high, false_positive_rate, share=share, contamination=contamination, keep=kept.get(name)
         )
-        for name, benign, high, share, most in (
-            ("prompt", scores["prompt_benign"], scores["prompt_unsafe"], PROMPT_SHARE, None),
-            ("image", peaks[~unsafe], peaks[unsafe], IMAGE_SHARE, IMAGE_MOST),
-            ("last", lasts[~flags], lasts[flags], LAST_SHARE, None),
+        for name, benign, high, share in (
+            ("prompt", scores["prompt_benign"], scores["prompt_unsafe"], PROMPT_SHARE),
+            ("image", peaks[~unsafe], peaks[unsafe], IMAGE_SHARE),
+            ("last", lasts[~flags], lasts[flags], LAST_SHARE),
         )
     )
     record = {

@@ -66,7 +66,6 @@ def choose_threshold(
     *,
     share: float = 0.5,
     contamination: tuple[float, float] = CONTAMINATION,
-    most: float | None = None,
     keep: float | None = None,
 ) -> Threshold:
     """A threshold that a few mislabelled scores cannot set.
@@ -74,8 +73,7 @@ def choose_threshold(
     With n benign and m unsafe scores in ascending order and contamination (c, d), the k = floor(n c) highest benign scores are
     set aside, and the floor(m d) lowest unsafe ones. Of the rest, B is the conformal bound at
     `false_positive_rate` (at most the highest score left, for which it is conformal at (k + 1) / (n + 1)), U the lowest unsafe
-    score. If U > B, the threshold is B + share (U - B), else B; and with `most`, as much higher, up to U, as it takes to leave
-    at most that share of all n benign scores above.
+    score. If U > B, the threshold is B + share (U - B), else B.
 
     Args:
         benign: (n,) scores that should stay below, n >= 1.
@@ -84,7 +82,6 @@ def choose_threshold(
             c_fp e^(-(x - B)/s) + c_miss e^(-(U - x)/s) is least at the middle plus (s / 2) ln(c_fp / c_miss); so 0.5 stands for
             errors that cost the same, less for a miss that costs more.
         contamination: shares (c, d) of the benign and the unsafe side that may lie on the wrong one, in [0, 0.5).
-        most: share of the benign scores, those set aside included, that may lie above a threshold in the gap; None: any.
         keep: a threshold to keep; only its rates are measured.
     """
     if not len(benign) or not len(unsafe):
@@ -102,9 +99,6 @@ def choose_threshold(
     floor = float(high[aside[1]])
     is_apart = floor > bound
     rule, value = ("margin", bound + share * (floor - bound)) if is_apart else ("conformal", bound)
-    if is_apart and most is not None:
-        limit = low[max(len(low) - 1 - math.floor(len(low) * most), 0)]
-        value = min(max(value, float(torch.nextafter(limit, torch.tensor(math.inf)))), floor)
     if keep is not None:
         rule, value = "kept", keep
     return Threshold(
