@@ -41,8 +41,8 @@ TASK = TASKS["star"]
 STEPS = 20
 SEED = 5000
 ORACLE = 16_000
-#: settings before the posterior form
-EARLIER = {"form": "odds", "window": (0.82, 1.0), "trust": 0.08}
+#: the odds at all noise fractions, without a trust region
+OPEN = {"form": "odds", "window": (0.0, 1.0), "trust": None}
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,19 @@ VARIANTS = (
     Variant("kernel at kappa 1", {"kappa": 1.0}),
     Variant("40 references", references=40),
     Variant("1,600 references", references=1600),
-    Variant("no benign references", benign=False),
-    Variant("no benign references, window .82 to 1, trust .08 (earlier default)", EARLIER, benign=False),
-    Variant("odds up to 1, window .82 to 1, trust .08 (earlier default)", EARLIER),
-    Variant("odds up to 1", {"form": "odds"}),
-    Variant("odds up to 3", {"form": "odds", "beta_max": 3.0}),
-    Variant("odds up to 10", {"form": "odds", "beta_max": 10.0}),
-    Variant("odds, no cap", {"form": "odds", "beta_max": None}),
-    Variant("odds up to 10 of the unconditional estimate", {"form": "odds", "beta_max": 10.0, "base": "uncond"}),
+    Variant("no benign references (default: odds of 1, window .82 to 1, trust .08)", benign=False),
+    Variant("no benign references, window 0 to 1, no trust", OPEN, benign=False),
+    Variant("odds up to 1, window .82 to 1, trust .08 (the earlier default)", {"form": "odds"}),
+    Variant("odds up to 1", OPEN),
+    Variant("odds up to 3", {**OPEN, "beta_max": 3.0}),
+    Variant("odds up to 10", {**OPEN, "beta_max": 10.0}),
+    Variant("odds, no cap", {**OPEN, "beta_max": None}),
+    Variant("odds up to 10 of the unconditional estimate", {**OPEN, "beta_max": 10.0, "base": "uncond"}),
     Variant("paper literal, eta .5", {"eta": 0.5, **LITERAL}),
     Variant("released code", {"mode": "faithful"}),
     Variant("SPELL", {}, benign=False, method=SPELL),
     Variant("oracle, posterior", {"kappa": 1.0, "prior": 0.125}, references="oracle"),
-    Variant("oracle, odds", {"form": "odds", "kappa": 1.0, "prior": 0.125, "beta_max": None}, references="oracle"),
+    Variant("oracle, odds", {**OPEN, "kappa": 1.0, "prior": 0.125, "beta_max": None}, references="oracle"),
 )
 
 
@@ -140,8 +140,8 @@ def markdown(rows: dict[str, Any], n: int) -> str:
 
 Made by `python benchmarks/negation_search.py --out docs`: the task star, {STEPS} DDIM steps, phrasings and seeds of validation,
 95 % Wilson intervals. *Share of stars* and the first *broken* are of {2 * n} images without prompt and guidance; *concept* and
-the second *broken* of {n} prompts that ask for a star, guidance 4; *kept* of {n} that do not: every attribute that was asked for and
-right is still right. A run that ends in an error has no figures. What follows from it: [negation sets](negation.md).
+the second *broken* of {n} prompts that ask for a star, guidance 4; *kept* of {n} that do not: every attribute that was asked for
+and right is still right. A run that ends in an error has no figures. What follows from it: [negation sets](negation.md).
 
 | settings | share of stars | broken | concept | broken | kept |
 |---|---|---|---|---|---|

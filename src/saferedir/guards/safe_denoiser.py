@@ -6,12 +6,12 @@ unsafe : safe, E[x0 | x, safe] = E + beta* (E - E_unsafe), where E_unsafe = sum_
 Shapes: x_t, x0 (B, C, h, w); references (M, C, h, w) in the sampler's frame; everything per row.
 Deviations of `default`: a tempered kernel (kappa), because literal weights pick one reference in high dimension. With benign
 references the same shift is written as pi (E_safe - E_unsafe), pi the posterior probability of unsafe: equal where all is
-exact, but never longer than the distance of two means, where beta* (E - E_unsafe), a large number times a small difference of
-two estimates, can diverge. Without benign references the odds are capped at beta_max. `faithful` follows the released code
-(unsquared distance, channel-normalised references, re-noising with the stale prediction), but with modes of the VAE's
-posterior, noise of its own, and, as `renoise="stale"` too, in float32 and with deterministic first-order samplers only (DDIM
-with eta=0, Euler, flow-matching Euler): the authors' own DDPM with 50 steps and half-precision pipelines are refused, for the
-stale step is known only where a step is affine in the latents to float32's digits.
+exact, but (at eta 1, outside of retries) never longer than the distance of two means, where beta* (E - E_unsafe), a large
+number times a small difference of two estimates, can diverge. Without benign references the odds are capped at beta_max.
+`faithful` follows the released code (unsquared distance, channel-normalised references, re-noising with the stale prediction),
+but with modes of the VAE's posterior, noise of its own, and, as `renoise="stale"` too, in float32 and with deterministic
+first-order samplers only (DDIM with eta=0, Euler, flow-matching Euler): the authors' own DDPM with 50 steps and half-precision
+pipelines are refused, for the stale step is known only where a step is affine in the latents to float32's digits.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ from saferedir.utils.checks import is_nonempty_str
 
 GATES = ("auto", "ratio", "quantile", "literal", "always")
 KERNELS = ("gaussian_xt", "gaussian_x0")
-FORMS = ("auto", "posterior", "odds")
+FORMS = ("odds", "posterior")
+#: what `SafeDenoiser.from_set` sets for a set with benign references, where the caller says nothing else
+POSTERIOR: Mapping[str, Any] = {"form": "posterior", "window": (0.0, 1.0), "trust": None}
+#: settings of the odds: with one of them `from_set` leaves the form at "odds"
+ODDS_ONLY = ("gate", "base", "beta_max", "renoise", "mode")
 #: settings that only one mode reads; the other refuses values of them
 FAITHFUL_ONLY = ("scale", "threshold", "margin")
 DEFAULT_ONLY = (
@@ -56,8 +60,9 @@ class SafeDenoiserConfig(NegationConfig):
     `faithful` all but window, outside_window, width, seed, scale, threshold, margin.
 
     Attributes:
-        form: "posterior", pi (E_safe - E_unsafe), which needs benign references and the ratio gate; "odds",
-            beta (E - E_unsafe); or "auto": posterior where the gate is "ratio", else odds.
+        form: "odds", beta (E - E_unsafe), or "posterior", pi (E_safe - E_unsafe), which needs benign references and reads
+            neither `base` nor `beta_max`. `SafeDenoiser.from_set` takes "posterior", all noise fractions and no trust region
+            for a set with benign references, unless a setting of the odds is given.
         kernel: "gaussian_xt" (the forward process' own) or "gaussian_x0" (needs `width`).
         kappa: tempering of gaussian_xt; None: calibrated, 1: literal, 0: the plain mean of the set.
         width: h of gaussian_x0; in faithful mode s of the released kernel (3.15).
@@ -76,9 +81,9 @@ class SafeDenoiserConfig(NegationConfig):
     """
 
     file_fields: ClassVar[tuple[str, ...]] = (*NegationConfig.file_fields, "index")
-    mode_windows: ClassVar[Mapping[str, tuple[float, float]]] = {"faithful": (0.82, 1.0)}
 
-    form: str = "auto"
+    window: tuple[float, float] = (0.82, 1.0)
+    form: str = "odds"
     kernel: str = "gaussian_xt"
     kappa: float | None = None
     width: float | None = None
@@ -88,7 +93,7 @@ class SafeDenoiserConfig(NegationConfig):
     beta_min: float = 0.05
     gate: str = "auto"
     prior: float = 0.5
-    trust: float | None = None
+    trust: float | None = 0.08
     renoise: str = "none"
     index: str | None = None
     candidates: int = 256
@@ -123,18 +128,17 @@ class SafeDenoiserConfig(NegationConfig):
             self.require(
                 is_plain, entry.name, f"{entry.default!r} in mode {self.mode!r}, it is a setting of {other!r} mode"
             )
-        is_form = self.form != "posterior" or (self.gate in ("auto", "ratio") and self.base == "guided")
-        self.require(is_form, "form", "odds, or auto, unless gate is ratio or auto and base is guided")
+        is_posterior = self.form == "posterior"
+        self.require(not is_posterior or self.gate in ("auto", "ratio"), "gate", 'auto or ratio with form "posterior"')
+        self.require(
+            not is_posterior or self.base == "guided", "base", 'guided with form "posterior", which has no base'
+        )
+        self.require(
+            not is_posterior or self.beta_max == 1.0, "beta_max", '1.0 with form "posterior", which has no odds to cap'
+        )
         self.require(self.kernel != "gaussian_x0" or self.width is not None, "width", "a number for gaussian_x0")
         is_calibrated = self.gate != "quantile" or self.has_calibrated_kernel
         self.require(is_calibrated, "gate", "ratio, literal or always with a kernel of your own")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`; folders written before there was a `form` go on with the odds."""
-        is_old = "form" not in values and {"trust", "beta_max", "gate"} <= set(values)
-        is_old &= values.get("mode", "default") == "default"
-        return super().from_dict({**values, "form": "odds"} if is_old else values)
 
     @property
     def has_calibrated_kernel(self) -> bool:
@@ -183,6 +187,11 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
     def __init__(self, config: SafeDenoiserConfig, negation: NegationSet | None = None) -> None:
         super().__init__(config, negation)
         self.replaces_step = config.mode == "faithful" or config.renoise == "stale"
+
+    @classmethod
+    def defaults_for(cls, negation: NegationSet, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        is_left_open = "form" not in settings and negation.benign is not None and not set(ODDS_ONLY) & set(settings)
+        return POSTERIOR if is_left_open or settings.get("form") == "posterior" else {}
 
     def check_set(self, negation: NegationSet) -> None:
         config = self.config
@@ -258,7 +267,7 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         query = self._query(step, x0, kappa)
         attention = self._attend(step, query, negation)
         gate = self._gate(negation)
-        is_posterior = gate == "ratio" and config.form != "odds" and config.base == "guided"
+        is_posterior = config.form == "posterior"
         score: Tensor | None = None
         is_open: Tensor | None = None
         odds: Tensor | None = None

@@ -169,7 +169,9 @@ def test_both_forms_are_the_safe_mean_on_the_mixture(t: int) -> None:
     prior = float(mixture.weights[mixture.is_unsafe].sum() / mixture.weights.sum())
     found = {}
     for form in ("posterior", "odds"):
-        guard = make_guard(negation, form=form, kappa=1.0, prior=prior, beta_min=0.0, beta_max=None)
+        cap = {"beta_max": None} if form == "odds" else {}
+        usual = {"window": (0.0, 1.0), "trust": None, "kappa": 1.0, "beta_min": 0.0}
+        guard = make_guard(negation, form=form, prior=prior, **usual, **cap)
         edited = denoise(guard, x.float().view(-1, 2, 1, 1), x0, t=t).flatten(1)
         found[form] = (edited - truth).square().sum(1).mean().sqrt().item()
     before = (x0.flatten(1) - truth).square().sum(1).mean().sqrt().item()
@@ -186,19 +188,35 @@ def test_the_posterior_form_never_leaves_the_references_span() -> None:
     assert bool(torch.isfinite(edited).all())
 
 
-def test_folders_from_before_the_posterior_form_keep_the_odds() -> None:
-    values = SafeDenoiserConfig(concept="star", window=(0.82, 1.0), trust=0.08).to_dict()
-    old = {name: value for name, value in values.items() if name != "form"}
-    assert SafeDenoiserConfig.from_dict(old).form == "odds" and SafeDenoiserConfig.from_dict(values).form == "auto"
-    faithful = SafeDenoiserConfig(concept="star", mode="faithful").to_dict()
-    del faithful["form"]
-    assert SafeDenoiserConfig.from_dict(faithful).window_in_use == (0.82, 1.0)
-    assert SafeDenoiserConfig.from_dict({"concept": "star"}).form == "auto"
+def test_which_defaults_a_set_brings() -> None:
+    """The posterior form comes with benign references alone; settings of the odds, and folders of before, keep the odds."""
+
+    def found(negation: NegationSet, **settings: Any) -> tuple[Any, ...]:
+        config = make_guard(negation, **settings).config
+        return config.form, config.window, config.trust
+
+    early, whole = ("odds", (0.82, 1.0), 0.08), ("posterior", (0.0, 1.0), None)
+    both = make_set(benign=6)
+    assert found(both) == whole == found(both, form="posterior") and found(make_set()) == early
+    assert found(both, eta=2.0, window=(0.4, 1.0)) == ("posterior", (0.4, 1.0), None)
+    for settings in (
+        {"form": "odds"},
+        {"renoise": "stale"},
+        {"beta_max": 10.0},
+        {"base": "uncond"},
+        {"mode": "faithful"},
+    ):
+        assert found(both, **settings) == early
+    written = SafeDenoiserConfig.from_dict({"concept": "star", "trust": 0.08, "window": [0.82, 1.0]})
+    assert (written.form, written.window, written.trust) == early
+    faithful = SafeDenoiserConfig.from_dict({"concept": "star", "mode": "faithful", "trust": 0.08})
+    assert faithful.window == (0.82, 1.0)
+    assert SafeDenoiserConfig.paper_literal("star", eta=1.0, beta_min=0.1).window == (0.82, 1.0)
 
 
-@pytest.mark.parametrize("settings", [{"gate": "always"}, {"gate": "quantile"}, {"base": "uncond"}])
-def test_the_posterior_form_needs_the_ratio_gate(settings: dict[str, Any]) -> None:
-    with pytest.raises(GuardConfigError, match="form"):
+@pytest.mark.parametrize("settings", [{"gate": "always"}, {"gate": "quantile"}, {"base": "uncond"}, {"beta_max": 3.0}])
+def test_the_posterior_form_refuses_what_it_would_not_read(settings: dict[str, Any]) -> None:
+    with pytest.raises(GuardConfigError, match=next(iter(settings))):
         make_guard(make_set(benign=4), form="posterior", **settings)
     with pytest.raises(GuardError, match="form='posterior' compares with benign references"):
         make_guard(make_set(), form="posterior")
@@ -217,8 +235,8 @@ def test_trust_region_bounds_every_row(trust: float) -> None:
     [
         {"eta": 0.5}, {"kappa": 0.01}, {"trust": 0.01}, {"base": "uncond"}, {"kernel": "gaussian_x0", "width": 2.0},
         {"kernel": "gaussian_x0", "width": 0.7}, {"gate": "ratio"}, {"gate": "ratio", "prior": 0.2},
-        {"gate": "ratio", "beta_min": 1e9}, {"gate": "literal", "beta_min": 0.0}, {"gate": "ratio", "beta_min": 0.0, "form": "odds"},
-        {"gate": "ratio", "form": "odds", "beta_min": 0.0, "beta_max": 0.3},
+        {"gate": "ratio", "beta_min": 1e9}, {"gate": "literal", "beta_min": 0.0}, {"gate": "ratio", "beta_max": 0.3},
+        {"gate": "ratio", "beta_max": 1.0, "kappa": 0.01, "form": "posterior"},
         {"mode": "faithful"}, {"mode": "faithful", "scale": 0.1}, {"mode": "faithful", "width": 1.0},
         {"mode": "faithful", "threshold": 1e9}, {"mode": "faithful", "threshold": 6.0, "margin": 0.0},
         {"renoise": "stale"}, {"renoise": "stale", "seed": 5}, {"window": (0.0, 0.1), "outside_window": "ignore"},
@@ -244,8 +262,8 @@ def test_each_configured_value_changes_the_output(change: dict[str, Any]) -> Non
         "mode": "faithful",
         "renoise": "stale",
         "kernel": "gaussian_x0",
-        "beta_min": 0.0,
-        "form": "odds",
+        "kappa": 0.01,
+        "beta_max": 1.0,
     }
     last = list(change)[-1]
     before = {name: value for name, value in change.items() if name in partner and name != last}

@@ -42,6 +42,11 @@ class NegationGuard(Guard[ConfigT]):
         """Raise unless this guard can work with `negation` under its settings. Called once for every set it is given."""
 
     @classmethod
+    def defaults_for(cls, negation: NegationSet, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings that `from_set` takes for this set where `settings` say nothing else, if they are not the config's own."""
+        return {}
+
+    @classmethod
     def from_set(cls, negation: NegationSet | str | Path, *, concept: str, **settings: Any) -> Self:
         """A guard of a negation set, or of its file; it will refuse a pipeline with another VAE than encoded the set.
 
@@ -58,6 +63,7 @@ class NegationGuard(Guard[ConfigT]):
                 stacklevel=2,
             )
         settings.setdefault("backbone", None if vae is None else {"architecture": {"vae": vae}})
+        settings = {**cls.defaults_for(opened, settings), **settings}
         settings.setdefault("training", {**opened.facts, "references": len(opened)})
         bank = str(rows.path) if isinstance(rows, FileRows) else None
         config: Any = cls.config_class.from_dict({"concept": concept, "bank": bank, **settings})
@@ -173,7 +179,7 @@ class NegationGuard(Guard[ConfigT]):
         return False
 
     def _outside(self, state: NegationState) -> str:
-        low, high = self.config.window_in_use
+        low, high = self.config.window
         fractions = (
             f"{max(state.noise):.3g} to {min(state.noise):.3g}" if len(state.noise) > 1 else f"{state.noise[0]:.3g}"
         )
@@ -184,5 +190,4 @@ class NegationGuard(Guard[ConfigT]):
         """Whether this step's noise fraction lies in the configured window; false where there is no noise, or no x0."""
         u = noise_fraction(step)
         has_x0 = u < 1 or step.run.prediction_type != "epsilon"
-        low, high = self.config.window_in_use
-        return low <= u <= high and u > 0 and has_x0
+        return self.config.window[0] <= u <= self.config.window[1] and u > 0 and has_x0
