@@ -358,7 +358,8 @@ def report(record: dict[str, Any]) -> str:
         "",
         "1,000 references. The guard's time is that of `on_denoised` at a step it acts at, the step's that of the bare pipeline",
         "with guidance. The last column is a whole run of 30 steps without benign references: Safe Denoiser then acts in its",
-        "window of noise only. At batch 1 the two matrix products read 4 MB of references each, which is over half of the guard's time",
+        "window of noise only. At batch 1 the two matrix products read 4 MB of references each, which is over half of the",
+        "guard's time",
         "and 2 % of a step by itself; the rest is some thirty small operations, on cold caches each three times what it takes",
         "on warm ones. Larger batches share both. The bar of 3 % of a step "
         + (
