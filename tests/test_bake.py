@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,20 @@ def test_the_command(tmp_path: Path) -> None:
     words = ["bake", "--model", model, "--guard", tmp_path / "sld", "--out", tmp_path / "no"]
     refused = CliRunner().invoke(app, list(map(str, words)))
     assert refused.exit_code == 1 and "edits no weights" in refused.output and not (tmp_path / "no").exists()
+
+
+def test_a_guard_that_changes_nothing_is_not_baked(tmp_path: Path) -> None:
+    with pytest.raises(sr.GuardError, match="changes nothing"):
+        sr.bake(SD.build(), make("uce", weight=0.0), tmp_path / "baked")
+    assert not (tmp_path / "baked").exists()
+
+
+def test_a_guard_of_other_weights_is_named(tmp_path: Path) -> None:
+    guard = make("uce")
+    pipe = SD.build()
+    guard.config = replace(guard.config, backbone=backbone_fingerprint(pipe))
+    with torch.no_grad():
+        for weight in pipe.unet.parameters():
+            weight.mul_(1.5)
+    with pytest.warns(UserWarning, match="trained on another unet"):
+        sr.bake(pipe, guard, tmp_path / "baked")

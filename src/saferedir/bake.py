@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,8 +81,10 @@ def bake(
     denoiser = unwrapped(getattr(pipe, family.denoiser))
     if find_seam(pipe, family) is not None:
         raise GuardError("guards are attached to this pipeline; detach them, then bake.")
-    if has_adapters(denoiser):
+    if any(isinstance(part, nn.Module) and has_adapters(part) for part in pipe.components.values()):
         raise GuardError("this pipeline has LoRAs loaded; unload them, or fuse and unload them, then bake.")
+    if getattr(denoiser.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+        raise GuardError("this pipeline has an IP-Adapter loaded, which no plain folder keeps; unload it, then bake.")
     check_one_denoiser(pipe, family, chosen[0].method)
     before = backbone_fingerprint(pipe)
     for guard in chosen:
@@ -90,8 +93,15 @@ def bake(
                 f"guard {guard.method!r} edits a {guard.config.component}, and this {type(pipe).__name__} has a "
                 f"{family.denoiser}."
             )
+        guard.require_effect()
         if guard.config.backbone is not None and not force:
-            check_backbone(guard.config.backbone, before, guard.method)
+            differing = check_backbone(guard.config.backbone, before, guard.method)
+            if any(name.startswith(family.denoiser) for name in differing):
+                warnings.warn(
+                    f"guard {guard.name!r} was trained on another {family.denoiser} than this pipeline's; its edit may not fit. "
+                    "Check what the baked pipeline generates.",
+                    stacklevel=2,
+                )
     deltas = added_up(chosen)
     layers = layers_of(denoiser, deltas)
     with output_lock(Path(out), nested=True) as folder:

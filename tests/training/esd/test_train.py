@@ -72,13 +72,17 @@ def test_the_variants_share_the_layers_out(name: str) -> None:
 
 
 def test_nothing_is_asked_where_the_concept_is_its_reference(tmp_path: Path) -> None:
-    """Prompts equal to their counterparts: at any eta the frozen prediction is the target, so the LoRA stays at nothing."""
-    case = PIPELINES["sd"]
-    pipe = case.build()
+    """Prompts equal to their counterparts: at any eta the frozen prediction is the target, the LoRA stays at nothing, and no
+    guard is made of it.
+    """
+    pipe, losses = PIPELINES["sd"].build(), []
     config = TrainConfig(**{**QUICK, "reference": "safe", "eta": 3.0})
-    guard = train_esd(pipe, [Pair("a ring", "a ring")], tmp_path / "guard", concept="star", config=config)
-    assert guard.config.training["last_loss"] == 0
-    assert not any(value.any() for name, value in guard.lora.items() if "lora_B" in name)
+    with pytest.raises(sr.GuardError, match="changes nothing"):
+        train_esd(
+            pipe, [Pair("a ring", "a ring")], tmp_path / "guard", concept="star", config=config, log=losses.append
+        )
+    assert losses and all(line["loss"] == 0 for line in losses)
+    assert not (tmp_path / "guard" / "guard_config.json").exists()
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
@@ -96,7 +100,8 @@ def test_its_own_images_are_the_pipelines(scheduler: Any, tmp_path: Path, monkey
 
     monkeypatch.setattr(Loop, "step", step)
     config = TrainConfig(**{**QUICK, "steps": 1, "guidance_scale": 5.0})
-    train_esd(pipe, PAIRS[:1], tmp_path / "guard", concept="star", config=config)
+    with pytest.raises(sr.GuardError, match="changes nothing"):
+        train_esd(pipe, PAIRS[:1], tmp_path / "guard", concept="star", config=config)
     noise = torch.randn(1, 4, *given[0][0].shape[2:], generator=torch.Generator().manual_seed(5))
     seen = {}
 

@@ -140,3 +140,14 @@ def test_refusals(tmp_path: Path) -> None:
     for changes in ({"ridge": -1.0}, {"erase_scale": 0.0}, {"tokens": "first"}):
         with pytest.raises(sr.GuardConfigError, match=next(iter(changes))):
             TrainConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_pairs_that_say_the_same_make_no_guard(tmp_path: Path) -> None:
+    with pytest.raises(sr.GuardError, match="changes nothing"):
+        train_uce(PIPELINES["sd"].build(), [Pair("a star", "a star")], tmp_path / "guard", concept="star")
+    assert not (tmp_path / "guard" / "guard_config.json").exists()
+
+
+def test_the_last_token_alone_needs_known_tokens() -> None:
+    with pytest.raises(sr.GuardError, match="tokens='last' needs a text encoder"):
+        make_uce(PIPELINES["sana"].build(), PAIRS, concept="star", config=TrainConfig(tokens="last"))

@@ -6,6 +6,7 @@ moments of each, so R = B M rows.
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,8 @@ class Loop(LoraLoop):
         asked = self.prompts.concept.rows(rows)
         both = self.prompts.empty.map(lambda part: part.expand(count, *part.shape[1:])).cat(asked)
         both = both.map(lambda part: part.to(device))
+        is_random = "generator" in inspect.signature(scheduler.step).parameters
+        noise = {"generator": generator} if is_random else {}
         kept = {}
         for number, t in enumerate(scheduler.timesteps[: stop + 1]):
             given = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
@@ -80,7 +83,9 @@ class Loop(LoraLoop):
             if number < stop:
                 output = self.call(self.model, torch.cat([given, given]), t.expand(2 * count), both)
                 uncond, cond = output.chunk(2)
-                latents = scheduler.step(uncond + scale * (cond - uncond), t, latents, return_dict=False)[0].to(dtype)
+                latents = scheduler.step(uncond + scale * (cond - uncond), t, latents, return_dict=False, **noise)[
+                    0
+                ].to(dtype)
         return kept
 
     def step(self, number: int) -> dict[str, Any]:

@@ -149,6 +149,7 @@ def _train(
         ),
         lora,
     )
+    guard.require_effect()
     if loop.accelerator.is_main_process:
         guard.save_pretrained(out)
         shutil.copyfile(work / LOG, out / LOG)

@@ -88,12 +88,13 @@ def adapted_layers(denoiser: nn.Module, variant: str, targets: Sequence[str] = (
         if type(module) in (nn.Linear, nn.Conv2d) and _is_whole(module)
     ]
     ends = tuple(f".{end}" for end in targets)
+    # beside a joint attention, attn2 is a second attention of the image to itself (Stable Diffusion 3.5)
+    is_joint = any(".add_k_proj" in name for name in names)
+    text = tuple(part for part in _TEXT if not (is_joint and part == ".attn2."))
     if targets:
         chosen = [name for name in names if f".{name}".endswith(ends)]
     else:
-        chosen = [
-            name for name in names if variant == "full" or (variant == "x") == any(p in f".{name}" for p in _TEXT)
-        ]
+        chosen = [name for name in names if variant == "full" or (variant == "x") == any(p in f".{name}" for p in text)]
     if not chosen:
         wanted = ", ".join(targets) if targets else f"variant {variant!r}"
         raise GuardConfigError(f"{type(denoiser).__name__} has no layers for {wanted}; give other targets.")

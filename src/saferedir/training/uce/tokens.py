@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saferedir.errors import GuardConfigError
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
@@ -71,7 +72,7 @@ def counterparts(unsafe: Sequence[int] | int, safe: Sequence[int] | int, size: i
         if position < before:
             other = position
         elif position < before + wide:  # the part that differs; the first token behind it where nothing replaces it
-            share = (position - before) / max(1, wide - 1)
+            share = (position - before) / (wide - 1) if wide > 1 else 1.0  # the last one becomes the last
             other = before + round(share * (narrow - 1)) if narrow else min(before, size - 1)
         elif position < n:
             other = position - n + m
@@ -91,6 +92,11 @@ def pair_rows(
     count = len(unsafe)
     chosen: list[list[Row]] = [[] for _ in range(count)]
     for segment in segments_of(pipe, [*unsafe, *safe], both):
+        if tokens == "last" and segment.ids is None:
+            raise GuardConfigError(
+                f"tokens='last' needs a text encoder whose tokens are known, and this {type(pipe).__name__} has none; take "
+                "tokens='all'."
+            )
         size = segment.stop - segment.start
         for number in range(count):
             sides: list[Any] = []

@@ -164,7 +164,7 @@ def make_uce(
         "layers": len(lora) // 2,
         "versions": versions(),
     }
-    return UCE(
+    guard = UCE(
         UCEConfig(
             concept=concept,
             backbone=backbone_fingerprint(pipe),
@@ -175,6 +175,8 @@ def make_uce(
         ),
         lora,
     )
+    guard.require_effect()
+    return guard
 
 
 def _as_read(pipe: Any, embeds: PromptEmbeds) -> PromptEmbeds:
