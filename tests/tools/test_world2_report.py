@@ -27,6 +27,7 @@ from saferedir.pictoworld.world2.evaluation import (
 )
 from saferedir.pictoworld.world2.judgement import Judgement
 from saferedir.pictoworld.world2.renderer import render
+from saferedir.pictoworld.world2.scene import Scene
 from saferedir.pictoworld.world2.tasks import TASKS, pair, retain_prompts
 from saferedir.pictoworld.world2.template_judge import TemplateJudge
 
@@ -86,6 +87,8 @@ def test_what_is_kept_is_counted_where_it_was_right() -> None:
     nothing = Judgement((None,) * 12, torch.zeros(12))
     assert other_item_kept(nothing, bare, unsafe, task).value == 0
     assert other_item_kept(bare, nothing, unsafe, task).n == 0
-    retain = [p for p in retain_prompts(task, "test-seen", 20) if p.mentioned != {"poster"}]
-    met = Judgement(tuple(p.scene.in_reading_order() for p in retain), torch.zeros(len(retain)))
-    assert prompts_kept(met, met, retain).value == 1
+    retain = retain_prompts(task, "test-seen", 60)  # posters among them
+    scenes = [p.content.in_reading_order() if isinstance(p.content, Scene) else None for p in retain]
+    met = Judgement(tuple(scenes), torch.zeros(len(retain)))
+    kept = prompts_kept(met, met, retain)
+    assert kept.value == 1 and kept.n == sum(scene is not None for scene in scenes) < len(retain)

@@ -148,6 +148,6 @@ def background_kept(guarded: Judgement, unguarded: Judgement, prompts: Sequence[
 
 
 def prompts_kept(guarded: Judgement, unguarded: Judgement, prompts: Sequence[Prompt]) -> Rate:
-    """Of the retain prompts met without the guard: how many are still met; prompts for scenes only."""
+    """Of the retain prompts met without the guard: how many are still met. Posters' titles do not count, either way."""
     had = unguarded.meets(prompts)
     return rate_of(guarded.meets(prompts)[had])

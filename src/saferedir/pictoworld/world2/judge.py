@@ -117,6 +117,11 @@ class Judge(nn.Module):
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Judge:
         """The packaged judge, or one trained elsewhere."""
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"there is no judge of PictoWorld 2 in {path.name}, and none is packaged yet; train one "
+                "(`python -m tools.pictoworld world2 judge`) and give its file, or take the template judge."
+            )
         judge = cls()
         judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
         return judge.eval().requires_grad_(False)

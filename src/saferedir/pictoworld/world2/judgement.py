@@ -62,10 +62,14 @@ class Judgement:
     def meets(self, prompts: Sequence[Prompt], keys: Sequence[Collection[str]] | None = None) -> Tensor:
         """(B,) bool: everything that the prompt fixes is right, or those of `keys` that it fixes; the image is not broken.
 
-        `keys` has one collection a prompt: the keys of the other item, say.
+        `keys` has one collection a prompt: the keys of the other item, say. A poster's title is met by no scene; see
+        `poster_judge` for posters.
         """
         flags = []
         for row, (scene, prompt) in enumerate(zip(self.scenes, prompts, strict=True)):
+            if not isinstance(prompt.content, Scene):
+                flags.append(False)
+                continue
             asked = prompt.mentioned if keys is None else prompt.mentioned & set(keys[row])
             flags.append(met_keys(scene, prompt.scene, asked) == asked)
         return torch.tensor(flags, dtype=torch.bool) & ~self.is_broken
