@@ -137,12 +137,14 @@ def main() -> None:
     for name in arguments.tasks:
         prompts: Prompts | None = None
         for method in arguments.methods:
-            if f"{name}/{method}" in record["cells"]:
+            settings = {"n": arguments.n, "splits": list(splits)}
+            found = record["cells"].get(f"{name}/{method}", {})
+            if settings.items() <= found.items():
                 continue
             guard, seconds = guard_of(method, TASKS[name], pipe, arguments.work)
             with torch.no_grad():
                 prompts = prompts or Prompts(TASKS[name], pipe, judge, splits, arguments.n)
-                row = {"n": arguments.n, "seconds": seconds, **prompts.measure(guard)}
+                row = {**settings, "seconds": seconds, **prompts.measure(guard)}
             print(name, method, json.dumps(row), file=sys.stderr, flush=True)
             record["cells"][f"{name}/{method}"] = row
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

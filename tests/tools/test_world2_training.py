@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTPipeline, FluxPipeline, FluxTransformer2DModel
+from diffusers import DDPMPipeline, DiTPipeline, FluxPipeline, FluxTransformer2DModel
 from tools.pictoworld.training.judge import round_trip
 from tools.pictoworld.world2.autoencoder import (
     first_world_autoencoder,
@@ -60,6 +60,9 @@ def test_every_stage_runs_and_loads(tmp_path: Path) -> None:
     assert dit.labels["ring"] == 6
     assert dit([6, 9], guidance_scale=1.0, num_inference_steps=1, output_type="pt").images.shape == (2, 3, 64, 64)
     assert isinstance(Judge.load(results["judge"]), Judge)
+    ddpm = DDPMPipeline.from_pretrained(results["ddpm"])
+    ddpm.set_progress_bar_config(disable=True)
+    assert ddpm(batch_size=2, num_inference_steps=1, output_type="np").images.shape == (2, 32, 32, 3)
     for name, stage in STAGES.items():  # finished stages have nothing left to train
         assert stage.run(run) == results[name]
 

@@ -83,8 +83,9 @@ def train(
 
 
 @app.command(no_args_is_help=True)
+@holds_out
 def world2(
-    stage: Annotated[str, typer.Argument(help="vae, text, flux, dit or judge, in this order.")],
+    stage: Annotated[str, typer.Argument(help="vae, text, flux, dit or judge, in this order; or ddpm.")],
     out: Annotated[Path, typer.Option(help="Folder for the stages' checkpoints, logs and results.")],
     share: Annotated[
         float, typer.Option(min=0.0005, help="Share of the full number of steps; 0.01 for a trial.")

@@ -1,7 +1,7 @@
 """UCE as a guard: a closed-form edit of the text projections, carried by a LoRA of full rank.
 
 Implements the use of "Unified Concept Editing in Diffusion Models" (arXiv:2308.14761), docs/methods/uce.md (6).
-Shapes: as in `guards.weights`, where the guard itself is; `training/uce.py` solves for the weights.
+Shapes: as in `guards.weights`, where the guard itself is; `training/uce/` solves for the weights.
 Deviations: the edit W* - W is kept beside the weights, as the product of two factors, and not written over them.
 """
 

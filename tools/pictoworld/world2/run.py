@@ -1,4 +1,4 @@
-"""Trains PictoWorld 2, one command a stage: autoencoder, text encoders, FLUX, DiT, judge.
+"""Trains PictoWorld 2, one command a stage: autoencoder, text encoders, FLUX, DiT, judge, unconditional.
 
 Every stage has a folder of its own below the output folder, with its checkpoint, its log and its result, and goes on where it
 was stopped. Later stages read the results of earlier ones.
@@ -27,6 +27,7 @@ from tools.pictoworld.world2.dit import assemble as assemble_dit
 from tools.pictoworld.world2.flux import assemble, train_flux
 from tools.pictoworld.world2.judge import judge_accuracy, train_judge
 from tools.pictoworld.world2.text_encoders import train_clip_tokenizer, train_t5_tokenizer, train_text_encoders
+from tools.pictoworld.world2.unconditional import train_unconditional
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,12 @@ def run_judge(run: StageRun) -> Path:
     return folder / "judge.safetensors"
 
 
+def run_unconditional(run: StageRun) -> Path:
+    """`ddpm/pipeline`: a plain `DDPMPipeline` in float16; it reads no other stage's result."""
+    folder = run.folder("ddpm")
+    return publish(train_unconditional(folder, pool=run.pool, bf16=run.bf16, **run.common("ddpm")), folder / "pipeline")
+
+
 def publish(pipe: Any, final: Path) -> Path:
     """Save a pipeline in float16 beside its final name, then rename, so that a reader never finds half a model."""
     temporary = final.with_name(f"{final.name}.tmp")
@@ -180,4 +187,5 @@ STAGES: Mapping[str, Stage] = {
     "flux": Stage(14_000, run_flux),
     "dit": Stage(8000, run_dit),
     "judge": Stage(2500, run_judge),
+    "ddpm": Stage(4000, run_unconditional),
 }
