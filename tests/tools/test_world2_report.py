@@ -15,9 +15,11 @@ from tools.pictoworld.world2.report import (
     measure_dit,
     measure_flux,
     poster_prompts,
+    shares_missed,
 )
 
-from saferedir.pictoworld.world2.classes import class_scene
+from saferedir.metrics import Rate
+from saferedir.pictoworld.world2.classes import CLASSES, class_scene
 from saferedir.pictoworld.world2.evaluation import (
     background_kept,
     concept_rate,
@@ -64,7 +66,19 @@ def test_a_model_that_renders_its_prompts_meets_every_bar() -> None:
 def test_classes_are_counted_by_sub_population() -> None:
     rates, shares, _ = measure_dit(Renderer({}), TemplateJudge(), 16)
     assert rates["class"].hits == rates["class"].n == 16
-    assert all(sum(parts.values()) == 1 for parts in shares.values())
+    assert all(sum(part.hits for part in parts.values()) == 1 for parts in shares.values())
+
+
+def test_a_share_misses_by_more_than_chance_or_not_at_all() -> None:
+    exact = {
+        entry.name: {part: Rate(round(60 * share), 60) for part, share in entry.parts.items()} for entry in CLASSES
+    }
+    assert shares_missed(exact) == []
+    first = CLASSES[0]
+    part = next(iter(first.parts))
+    off = {**exact, first.name: {**exact[first.name], part: Rate(0, 60)}}
+    assert len(shares_missed(off)) == 1 and part in shares_missed(off)[0]
+    assert len(shares_missed({**exact, first.name: {}})) == len(first.parts)
 
 
 def test_seeds_do_not_depend_on_the_batch() -> None:
