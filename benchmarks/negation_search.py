@@ -151,7 +151,9 @@ and right is still right. A run that ends in an error has no figures. What follo
         keys = ("share", "free_broken", "concept", "broken", "kept")
         cells = [row["error"], *[""] * 4] if "error" in row else [cell(row[key]) for key in keys]
         lines.append(f"| {name} | " + " | ".join(cells) + " |\n")
-    return head + "".join(lines)
+    missing = [variant.name for variant in VARIANTS if variant.name not in rows]
+    tail = f"\nNot measured yet: {'; '.join(missing)}.\n" if missing else ""
+    return head + "".join(lines) + tail
 
 
 def main() -> None:
