@@ -112,7 +112,7 @@ class Cells:
             "forget": forget_prompts(TASK, SPLIT, n),
             "retain": retain_prompts(TASK, SPLIT, n),
         }
-        self.bare = self.images("retain", [])
+        self.bare = judge.judge(self.images("retain", []))
 
     def images(self, name: str, guards: list[Any]) -> Tensor:
         texts = [""] * 2 * self.n if name == "free" else [prompt.text for prompt in self.prompts[name]]
@@ -130,7 +130,7 @@ class Cells:
             "shares": {name: round(float(share), 4) for name, share in zip(SHAPES, shares, strict=True)},
             "concept": concept_rate(forget, TASK).to_dict(),
             "broken": rate_of(forget.is_broken).to_dict(),
-            "kept": images_kept(retain, self.judge.judge(self.bare), self.prompts["retain"], TASK).to_dict(),
+            "kept": images_kept(retain, self.bare, self.prompts["retain"], TASK).to_dict(),
         }
 
 

@@ -69,7 +69,7 @@ class WeightGuard(Guard[WeightConfigT]):
         super().__init__(config)
         #: `<module>.lora_A.weight` and `<module>.lora_B.weight` of every adapted layer
         self.lora: dict[str, Tensor] = {}
-        self._is_zero: bool | None = None
+        self._has_delta = False
         if lora is not None:
             self.load_tensors({f"{config.component}.{name}": value for name, value in lora.items()})
 
@@ -112,13 +112,7 @@ class WeightGuard(Guard[WeightConfigT]):
     @property
     def is_zero(self) -> bool:
         """Whether the LoRA changes nothing: weight 0, or one half of every layer all zero."""
-        if self._is_zero is None:
-            ups = {name: value for name, value in self.lora.items() if ".lora_B." in name}
-            self._is_zero = not any(
-                bool(up.any()) and bool(self.lora[name.replace(".lora_B.", ".lora_A.")].any())
-                for name, up in ups.items()
-            )
-        return self.config.weight == 0 or self._is_zero
+        return self.config.weight == 0 or not self._has_delta
 
     def require_effect(self) -> None:
         """Raise GuardConfigError if the LoRA changes nothing."""
@@ -171,7 +165,10 @@ class WeightGuard(Guard[WeightConfigT]):
             if not torch.isfinite(value).all():
                 raise GuardConfigError(f"{name} holds values that are not finite; download or train the guard again.")
         self.lora = {name: value.detach().float().cpu() for name, value in lora.items()}
-        self._is_zero = None
+        ups = {name: value for name, value in self.lora.items() if ".lora_B." in name}
+        self._has_delta = any(
+            bool(up.any()) and bool(self.lora[name.replace(".lora_B.", ".lora_A.")].any()) for name, up in ups.items()
+        )
 
     def card(self) -> str:
         return weight_card(self.config, title=self.title, paper=self.paper, origin=self.origin)

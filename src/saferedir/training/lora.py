@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saferedir.errors import GuardConfigError
+from saferedir.errors import GuardConfigError, UnsupportedPipelineError
+from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.lora import PREFIX, has_adapters, lora_layers, remove_adapter
 from saferedir.utils.files import write_json
 from saferedir.utils.packaged import library_version
@@ -26,6 +27,19 @@ def refuse_adapters(denoiser: nn.Module) -> None:
     """Raise GuardConfigError if adapters are on the denoiser: a guard is trained on bare weights."""
     if has_adapters(denoiser):
         raise GuardConfigError("this pipeline has LoRAs loaded; unload them, or fuse and unload them, before training.")
+
+
+def check_reads_latents(pipe: Any, method: str) -> None:
+    """Raise unless the pipeline's denoiser reads the VAE's latents and nothing else, and has bare weights."""
+    family = family_of(pipe)
+    denoiser = unwrapped(getattr(pipe, family.denoiser))
+    taken, made = denoiser.config.in_channels, pipe.vae.config.latent_channels
+    if taken != made:
+        raise UnsupportedPipelineError(
+            f"{method} trains denoisers that read latents and nothing else; this {family.denoiser} takes {taken} channels and "
+            f"the VAE makes {made} (an inpainting or editing model): train on the text-to-image model of the same backbone."
+        )
+    refuse_adapters(denoiser)
 
 
 def lora_of(denoiser: nn.Module, name: str) -> dict[str, Tensor]:

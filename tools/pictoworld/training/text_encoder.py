@@ -66,18 +66,18 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     return ids
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained two-layer, 96-wide `CLIPTextModel`."""
+def build_text_encoder(tokenizer: CLIPTokenizer, width: int = WIDTH, expansion: int = 4) -> CLIPTextModel:
+    """An untrained two-layer `CLIPTextModel` whose feed-forward layers are `expansion` times as wide."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
+            hidden_size=width,
+            intermediate_size=expansion * width,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=SEQUENCE_LENGTH,
             hidden_act="gelu",
-            projection_dim=WIDTH,
+            projection_dim=width,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

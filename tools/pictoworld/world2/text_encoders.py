@@ -21,7 +21,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
     PreTrainedTokenizerFast,
@@ -35,6 +34,7 @@ from saferedir.pictoworld.world2.judge import KINDS, LAYOUTS
 from saferedir.pictoworld.world2.posters import POSTERS, Poster
 from saferedir.utils.progress import Progress
 from tools.pictoworld.training.loop import LoopConfig, fit
+from tools.pictoworld.training.text_encoder import build_text_encoder
 
 SEQUENCE_LENGTH = 32
 WIDTH = 128
@@ -193,21 +193,7 @@ def build_t5(tokenizer: Any) -> T5EncoderModel:
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """An untrained two-layer, 128-wide `CLIPTextModel`."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=3 * WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=SEQUENCE_LENGTH,
-            hidden_act="gelu",
-            projection_dim=WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return build_text_encoder(tokenizer, WIDTH, expansion=3)
 
 
 class ContentReader(nn.Module):

@@ -36,7 +36,7 @@ from saferedir.training.duo.pair_files import (
     read_image_pairs,
 )
 from saferedir.training.duo.train_config import VARIANTS, TrainConfig
-from saferedir.training.lora import ADAPTER, add_lora, claim, lora_of, refuse_adapters, trainable_lora, versions
+from saferedir.training.lora import ADAPTER, add_lora, check_reads_latents, claim, lora_of, trainable_lora, versions
 from saferedir.utils.clock import WorkClock
 from saferedir.utils.files import check_guard_folder
 from saferedir.utils.locks import output_lock
@@ -50,14 +50,7 @@ def check_trainable(pipe: Any) -> None:
     family = family_of(pipe)
     if family.name not in CALLS:
         raise UnsupportedPipelineError(f"DUO cannot be trained on {family.name} yet; supported: {', '.join(CALLS)}.")
-    denoiser = unwrapped(getattr(pipe, family.denoiser))
-    taken, made = denoiser.config.in_channels, pipe.vae.config.latent_channels
-    if taken != made:
-        raise UnsupportedPipelineError(
-            f"DUO trains denoisers that read latents and nothing else; this {family.denoiser} takes {taken} channels and the "
-            f"VAE makes {made} (an inpainting or editing model): train on the text-to-image model of the same backbone."
-        )
-    refuse_adapters(denoiser)
+    check_reads_latents(pipe, "DUO")
 
 
 def train_duo(

@@ -25,7 +25,7 @@ from saferedir.pipelines.schedules import check_scheduler
 from saferedir.training.duo.loop import CALLS
 from saferedir.training.esd.loop import Loop, Prompts
 from saferedir.training.esd.train_config import TrainConfig, adapted_layers
-from saferedir.training.lora import ADAPTER, claim, lora_of, refuse_adapters, trainable_lora, versions
+from saferedir.training.lora import ADAPTER, check_reads_latents, claim, lora_of, trainable_lora, versions
 from saferedir.training.lora_loop import LOG, Log
 from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs
 from saferedir.utils.clock import WorkClock
@@ -40,14 +40,7 @@ def check_trainable(pipe: Any) -> None:
     if family.name not in CALLS:
         raise UnsupportedPipelineError(f"ESD cannot be trained on {family.name} yet; supported: {', '.join(CALLS)}.")
     check_scheduler(pipe.scheduler)
-    denoiser = unwrapped(getattr(pipe, family.denoiser))
-    taken, made = denoiser.config.in_channels, pipe.vae.config.latent_channels
-    if taken != made:
-        raise UnsupportedPipelineError(
-            f"ESD trains denoisers that read latents and nothing else; this {family.denoiser} takes {taken} channels and the "
-            f"VAE makes {made} (an inpainting or editing model): train on the text-to-image model of the same backbone."
-        )
-    refuse_adapters(denoiser)
+    check_reads_latents(pipe, "ESD")
 
 
 def train_esd(
