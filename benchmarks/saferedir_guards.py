@@ -10,7 +10,6 @@ and a 95 % Wilson interval. Finished tasks are kept in --work, so that a killed 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -30,18 +29,17 @@ from saferedir.pictoworld.evaluation import (
     cell,
     concept_rate,
     generate,
+    guard_digest,
     identical,
     images_kept,
     load_judge,
     rate_of,
 )
-from saferedir.pictoworld.judge import WEIGHTS, Judge
+from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pipelines.precision import fast_precision, precision_name
-from saferedir.utils.packaged import packaged_model_path
 
 NEVER = 1e9
-MODEL_FILES = [path for path in (packaged_model_path("pictoworld"), WEIGHTS) if path is not None]
 HEAD = """# SafeRedir on PictoWorld: results
 
 Made by `python benchmarks/saferedir_guards.py --out docs` with the packaged model, judge and guards: {n} prompts for
@@ -53,15 +51,6 @@ image counts as kept only if all of them are. AUROCs are over test-seen forget p
 unguarded trajectories; "alone" switches the other verdict off.
 
 """
-
-
-def weights_digest(places: list[Path], thresholds: dict[str, Any]) -> str:
-    """Checksum of every safetensors file below the places, and of the thresholds: numbers are kept for these very guards only."""
-    digest = hashlib.sha256(json.dumps(thresholds, sort_keys=True).encode())
-    for place in places:
-        for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def variant(guard: SafeRedir, **changes: Any) -> SafeRedir:
@@ -198,10 +187,7 @@ def main() -> None:
         for name in arguments.tasks:
             folder = find_guard(f"{arguments.guards}/{name}")
             guard = SafeRedir.from_pretrained(folder)
-            thresholds = {
-                entry: value for entry, value in guard.config.to_dict().items() if entry.endswith("_threshold")
-            }
-            digest = weights_digest([folder, *MODEL_FILES], thresholds)
+            digest = guard_digest(folder, guard.config.to_dict())
             path = arguments.work / f"{name}-{arguments.n}-{digest}.json"
             if path.exists():
                 results[name] = json.loads(path.read_text())

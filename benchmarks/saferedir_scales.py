@@ -23,7 +23,7 @@ import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.storage import find_guard
 from saferedir.metrics import Rate
-from saferedir.pictoworld.evaluation import cell, generate, identical, load_judge, rate_of
+from saferedir.pictoworld.evaluation import cell, generate, guard_digest, identical, load_judge, rate_of
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, retain_prompts
 from saferedir.pipelines.precision import fast_precision, precision_name
@@ -120,8 +120,10 @@ def markdown(results: dict[str, Any]) -> str:
 
 def measure(name: str, pipe: Any, judge: Judge, n: int, seed: int, advance: Any) -> dict[str, Any]:
     """All rows of one task."""
-    guard, task = SafeRedir.from_pretrained(find_guard(f"pictoworld/{name}")), TASKS[name]
+    folder, task = find_guard(f"pictoworld/{name}"), TASKS[name]
+    guard = SafeRedir.from_pretrained(folder)
     found: dict[str, Any] = {
+        "weights": guard_digest(folder, guard.config.to_dict()),
         "n": n,
         "seed": seed,
         "precision": precision_name(pipe.device),
@@ -155,7 +157,9 @@ def main() -> None:
     with Progress() as progress, fast_precision(pipe.device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(steps|[Gg]uidance scale)", category=UserWarning)
         for name in arguments.tasks:
-            path = arguments.work / f"{name}-{arguments.n}-{arguments.seed}.json"
+            folder = find_guard(f"pictoworld/{name}")
+            digest = guard_digest(folder, SafeRedir.from_pretrained(folder).config.to_dict())
+            path = arguments.work / f"{name}-{arguments.n}-{arguments.seed}-{digest}.json"
             if path.exists():
                 results[name] = json.loads(path.read_text())
                 continue

@@ -5,9 +5,12 @@ Figures and tables are made elsewhere.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +20,11 @@ from saferedir.attach import attach
 from saferedir.decisions import Decision
 from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import Prompt
-from saferedir.pictoworld.judge import Judge, Judgement
+from saferedir.pictoworld.judge import WEIGHTS, Judge, Judgement
 from saferedir.pictoworld.scene import JUDGED
 from saferedir.pictoworld.tasks import Task
 from saferedir.pipelines.safety_checker import without_safety_checker
+from saferedir.utils.packaged import packaged_model_path
 
 STEPS = 30
 GUIDANCE_SCALE = 4.0
@@ -123,3 +127,18 @@ def identical(first: Tensor, second: Tensor) -> Tensor:
 def load_judge() -> Judge:
     """The packaged judge."""
     return Judge.load()
+
+
+def guard_digest(folder: Path, config: Mapping[str, Any]) -> str:
+    """Twelve hex digits that say which guard a published figure belongs to.
+
+    They cover the weights of the guard, of the packaged model and of the judge, and the guard's thresholds.
+    """
+    thresholds = {name: value for name, value in config.items() if name.endswith("_threshold")}
+    digest = hashlib.sha256(json.dumps(thresholds, sort_keys=True).encode())
+    for path in (folder, packaged_model_path("pictoworld"), WEIGHTS):
+        if path is None:
+            continue
+        for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
