@@ -91,6 +91,9 @@ def world2(
         float, typer.Option(min=0.0005, help="Share of the full number of steps; 0.01 for a trial.")
     ] = 1.0,
     device: Device = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the transformers of flux and dit; needs a C++ compiler.")
+    ] = False,
 ) -> None:
     """Train one stage of PictoWorld 2; a run that was killed goes on where it stopped when the command is given again.
 
@@ -105,7 +108,9 @@ def world2(
         raise OutputError(unknown_name_message("stage of PictoWorld 2", stage, STAGES))
     on_stop(GOES_ON)
     steps, pool = max(2, round(STAGES[stage].steps * share)), max(64, round(StageRun.pool * min(1.0, share)))
-    result = STAGES[stage].run(StageRun(out, steps, choose_device(device), progress_bar(), pool=pool))
+    result = STAGES[stage].run(
+        StageRun(out, steps, choose_device(device), progress_bar(), pool=pool, compiled=compiled)
+    )
     console.print(f"Result: {result}", soft_wrap=True, highlight=False)
 
 

@@ -78,13 +78,18 @@ def train_dit(
     pool: int = 24_000,
     seed: int = 0,
     bf16: bool = True,
+    compiled: bool = False,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> DiTTransformer2DModel:
-    """Train the transformer on min-SNR weighted noise prediction; the autoencoder stays frozen."""
+    """Train the transformer on min-SNR weighted noise prediction; the autoencoder stays frozen.
+
+    `compiled`: through `torch.compile`.
+    """
     torch.manual_seed(seed)
     scenes: Sequence[Scene] = pool_scenes(pool, seed)
     latents = encoded_latents(vae.to(device), scenes, folder / "latents.npy", progress, device)
     transformer = build_transformer().to(device)
+    forward = torch.compile(transformer, dynamic=False) if compiled else transformer
     alphas = build_scheduler().alphas_cumprod.to(device)
     weights = min_snr_weights(alphas / (1 - alphas))
 
@@ -96,7 +101,7 @@ def train_dit(
         noise = torch.randn(clean.shape, generator=generator).to(device)
         t = stratified_timesteps(batch, generator).to(device)
         a = alphas[t].view(-1, 1, 1, 1)
-        predicted = transformer(a.sqrt() * clean + (1 - a).sqrt() * noise, timestep=t, class_labels=labels).sample
+        predicted = forward(a.sqrt() * clean + (1 - a).sqrt() * noise, timestep=t, class_labels=labels).sample
         loss: Tensor = ((predicted.float() - noise).square().mean(dim=(1, 2, 3)) * weights[t]).mean()
         return loss
 

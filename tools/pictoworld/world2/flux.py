@@ -149,14 +149,16 @@ def train_flux(
     pool: int = 40_000,
     seed: int = 0,
     bf16: bool = True,
+    compiled: bool = False,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> FluxTransformer2DModel:
-    """Train the transformer; text encoders and autoencoder stay frozen."""
+    """Train the transformer; text encoders and autoencoder stay frozen. `compiled`: through `torch.compile`."""
     torch.manual_seed(seed)
     contents = pool_contents(pool, seed)
     latents = encoded_latents(vae.to(device), contents, folder / "latents.npy", progress, device)
     encoders = encoders[0].to(device), encoders[1].to(device)
     transformer = build_transformer().to(device)
+    forward = torch.compile(transformer, dynamic=False) if compiled else transformer
     text_ids, image_ids = position_ids(device)
     first_other = len(POSTERS)
 
@@ -172,7 +174,7 @@ def train_flux(
         noise = torch.randn(clean.shape, generator=generator).to(device)
         sigma = noise_levels(batch, generator).to(device)
         mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
-        velocity = transformer(
+        velocity = forward(
             hidden_states=mixed,
             encoder_hidden_states=embeds,
             pooled_projections=pooled,

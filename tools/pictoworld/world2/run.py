@@ -42,6 +42,7 @@ class StageRun:
     batch: int | None = None
     pool: int = 40_000
     captions: int = 20_000  # that the tokenizers are made from
+    compiled: bool = False  # the transformers, through `torch.compile`
 
     def folder(self, stage: str) -> Path:
         """The stage's folder below `out`."""
@@ -120,7 +121,8 @@ def run_flux(run: StageRun) -> Path:
     folder = run.folder("flux")
     vae = load_autoencoder(run.out / "vae")
     tokenizers, encoders = load_tokenizers(run.out / "text"), load_text_encoders(run.out / "text")
-    transformer = train_flux(vae, tokenizers, encoders, folder, bf16=run.bf16, pool=run.pool, **run.common("flux"))
+    settings = {"bf16": run.bf16, "pool": run.pool, "compiled": run.compiled, **run.common("flux")}
+    transformer = train_flux(vae, tokenizers, encoders, folder, **settings)
     return publish(assemble(vae, tokenizers, encoders, transformer), folder / "pipeline")
 
 
@@ -129,7 +131,7 @@ def run_dit(run: StageRun) -> Path:
     folder = run.folder("dit")
     vae = load_autoencoder(run.out / "vae")
     pool = max(16, run.pool * 3 // 5)
-    transformer = train_dit(vae, folder, bf16=run.bf16, pool=pool, **run.common("dit"))
+    transformer = train_dit(vae, folder, bf16=run.bf16, pool=pool, compiled=run.compiled, **run.common("dit"))
     final = publish(assemble_dit(vae, transformer), folder / "pipeline")
     index = json.loads(
         (final / "model_index.json").read_text()
