@@ -56,6 +56,18 @@ register(
     "classifier", RegisteredJudge(f"{_HERE}.classifier:ClassifierJudge", "classes of an image classifier (model=…)")
 )
 register(
+    "vlm",
+    RegisteredJudge(
+        f"{_HERE}.vlm:VLMJudge", "policies in words, a vision-language model (model=…, policies=name=text)", "vlm"
+    ),
+)
+register(
+    "q16",
+    RegisteredJudge(
+        f"{_HERE}.q16:Q16Judge", "inappropriate or not, CLIP and two learned prompts (model=…, prompts=FILE)"
+    ),
+)
+register(
     "callable", RegisteredJudge(f"{_HERE}.callable:CallableJudge", "your own function (function=module:name, labels=…)")
 )
 
