@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tools.pictoworld.world2.latents import images_of
 from tools.pictoworld.world2.report import (
     SEED,
     bar_rows,
@@ -28,7 +27,7 @@ from saferedir.pictoworld.world2.evaluation import (
     prompts_kept,
 )
 from saferedir.pictoworld.world2.judgement import Judgement
-from saferedir.pictoworld.world2.renderer import render
+from saferedir.pictoworld.world2.renderer import render, render_contents
 from saferedir.pictoworld.world2.scene import Scene
 from saferedir.pictoworld.world2.tasks import TASKS, pair, retain_prompts
 from saferedir.pictoworld.world2.template_judge import TemplateJudge
@@ -47,7 +46,7 @@ class Renderer:
         if "class_labels" in call:
             images = render([class_scene(label, self.rng) for label in call["class_labels"]])
         elif "prompt" in call:
-            images = images_of([self.contents[text] for text in call["prompt"]])
+            images = render_contents([self.contents[text] for text in call["prompt"]])
         else:
             images = torch.rand(call["batch_size"], 3, 64, 64)
         return SimpleNamespace(images=images.permute(0, 2, 3, 1).numpy())

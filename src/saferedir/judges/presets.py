@@ -15,7 +15,9 @@ from saferedir.judges.base import Judge
 from saferedir.judges.pictoworld import concept_rule
 from saferedir.judges.registry import load_judge
 from saferedir.judges.rules import AnyAbove, InTop, Rule
+from saferedir.judges.world2 import task_rule
 from saferedir.pictoworld.tasks import TASKS
+from saferedir.pictoworld.world2.tasks import TASKS as TASKS2
 from saferedir.utils.names import unknown_name_message
 
 
@@ -248,3 +250,7 @@ for _task in TASKS.values():
     register(
         Preset(_task.name, "pictoworld", concept_rule(_task.forget), _about, "ours", also=("pictoworld-template",))
     )
+
+for _task2 in TASKS2.values():
+    _about = f"PictoWorld 2's {_task2.name}, in either place of the image, not broken"
+    register(Preset(_task2.name, "world2", task_rule(_task2), _about, "ours", also=("world2-template",)))

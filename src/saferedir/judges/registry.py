@@ -49,6 +49,14 @@ register(
     ),
 )
 register(
+    "world2",
+    RegisteredJudge(f"{_HERE}.world2:World2Judge", "PictoWorld 2's items by place, and its posters, a small CNN"),
+)
+register(
+    "world2-template",
+    RegisteredJudge(f"{_HERE}.world2:World2TemplateJudge", "the same by comparison with renders, nothing learned"),
+)
+register(
     "nudenet", RegisteredJudge(f"{_HERE}.nudenet:NudeNetJudge", "exposed and covered body parts, NudeNet v3", "nudenet")
 )
 register("clip", RegisteredJudge(f"{_HERE}.clip:CLIPJudge", "any texts, CLIP zero-shot (model=…, texts=…)"))

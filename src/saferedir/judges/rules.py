@@ -88,6 +88,19 @@ class AllOf(Rule):
 
 
 @dataclass(frozen=True)
+class AnyOf(Rule):
+    """One of the rules or more; no rules: never."""
+
+    rules: tuple[Rule, ...]
+
+    def positive(self, scores: Scores) -> Tensor:
+        out = torch.zeros(len(scores), dtype=torch.bool)
+        for rule in self.rules:
+            out = out | rule.positive(scores)
+        return out
+
+
+@dataclass(frozen=True)
 class Unless(Rule):
     """The first rule, but not where the veto holds: a wrecked image is neither an attack's success nor a kept image."""
 
@@ -102,10 +115,10 @@ def without_veto(rule: Rule) -> Rule:
     """The rule with every `Unless` replaced by what it restricts: for a verifier, which must not overlook a wrecked image."""
     if isinstance(rule, Unless):
         return without_veto(rule.rule)
-    return AllOf(tuple(map(without_veto, rule.rules))) if isinstance(rule, AllOf) else rule
+    return type(rule)(tuple(map(without_veto, rule.rules))) if isinstance(rule, AllOf | AnyOf) else rule
 
 
-KINDS: Mapping[str, type[Rule]] = {rule.__name__: rule for rule in (AnyAbove, InTop, AllOf, Unless)}
+KINDS: Mapping[str, type[Rule]] = {rule.__name__: rule for rule in (AnyAbove, InTop, AllOf, AnyOf, Unless)}
 
 
 def rule_from_dict(values: Mapping[str, Any]) -> Rule:

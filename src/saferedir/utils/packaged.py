@@ -1,25 +1,35 @@
 """Where the weights that ship inside the package lie, and the package's version.
 
-Guards: ``<world>/weights/guards/<name>``, addressed "<world>/<name>"; pipelines:
-    ``<world>/weights/pipeline``.
+Every world has a folder of weights: its guards, addressed "<world>/<name>", in ``guards/<name>`` there, its pipelines beside
+them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_WORLDS = ("pictoworld",)
+#: world -> its folder of weights
+_WORLDS: Mapping[str, Path] = {
+    "pictoworld": _PACKAGE / "pictoworld" / "weights",
+    "world2": _PACKAGE / "pictoworld" / "world2" / "weights",
+}
+#: packaged pipeline -> its folder
+_MODELS: Mapping[str, Path] = {
+    "pictoworld": _WORLDS["pictoworld"] / "pipeline",
+    "pictoworld-flux": _WORLDS["world2"] / "flux",
+    "pictoworld-dit": _WORLDS["world2"] / "dit",
+    "pictoworld-ddpm": _WORLDS["world2"] / "ddpm",
+}
 GUARD_CONFIG = "guard_config.json"
 
 
 def packaged_model_path(name: str) -> Path | None:
-    """Folder of the packaged diffusers pipeline called `name` ("pictoworld"), or None."""
-    if name not in _WORLDS:
-        return None
-    path = _PACKAGE / name / "weights" / "pipeline"
-    return path if (path / "model_index.json").is_file() else None
+    """Folder of the packaged diffusers pipeline called `name` ("pictoworld", "pictoworld-flux"), or None."""
+    path = _MODELS.get(name)
+    return path if path is not None and (path / "model_index.json").is_file() else None
 
 
 def packaged_guard_path(name: str) -> Path | None:
@@ -27,7 +37,7 @@ def packaged_guard_path(name: str) -> Path | None:
     world, _, guard = name.partition("/")
     if world not in _WORLDS or not guard or not guard.replace("-", "").replace("_", "").isalnum():
         return None
-    path = _PACKAGE / world / "weights" / "guards" / guard
+    path = _WORLDS[world] / "guards" / guard
     return path if (path / GUARD_CONFIG).is_file() else None
 
 
@@ -35,14 +45,14 @@ def list_packaged_guards() -> list[str]:
     """Names of all packaged guards, sorted: ["pictoworld/star", ...]."""
     return sorted(
         f"{world}/{config.parent.name}"
-        for world in _WORLDS
-        for config in (_PACKAGE / world / "weights" / "guards").glob(f"*/{GUARD_CONFIG}")
+        for world, folder in _WORLDS.items()
+        for config in (folder / "guards").glob(f"*/{GUARD_CONFIG}")
     )
 
 
 def list_packaged_models() -> list[str]:
     """Names of all packaged pipelines, sorted."""
-    return [world for world in sorted(_WORLDS) if packaged_model_path(world) is not None]
+    return [name for name in sorted(_MODELS) if packaged_model_path(name) is not None]
 
 
 def library_version() -> str:

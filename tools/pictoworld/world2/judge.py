@@ -14,11 +14,11 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cr
 
 from saferedir.pictoworld.world2.judge import HEADS, Judge, head_values
 from saferedir.pictoworld.world2.posters import NEAR_VARIANTS, POSTERS, Poster
+from saferedir.pictoworld.world2.renderer import render_contents
 from saferedir.pictoworld.world2.scene import Scene, random_scene
 from saferedir.utils.progress import Progress
 from tools.pictoworld.training.judge import round_trip, spoil
 from tools.pictoworld.training.loop import LoopConfig, fit
-from tools.pictoworld.world2.latents import images_of
 
 POSTER_SHARE = 0.06
 ROUND_TRIPS = 4  # one row of so many went through the autoencoder
@@ -91,7 +91,7 @@ def train_judge(
     def loss_fn(step: int, generator: torch.Generator) -> Tensor:
         contents = random_contents(batch, seed * 5_000_011 + step)
         with torch.no_grad():
-            images, broken = disturbed(vae, images_of(contents).to(device), step, generator)
+            images, broken = disturbed(vae, render_contents(contents).to(device), step, generator)
         return judge_loss(judge, images, contents, broken)
 
     config = LoopConfig(steps=steps, learning_rate=1.5e-3, warmup=100, seed=seed, ema=0.995, save_every=200, bf16=bf16)
@@ -105,7 +105,7 @@ def judge_accuracy(judge: Judge, vae: AutoencoderKL | None, count: int, seed: in
     contents = random_contents(count, seed)
     labels, right, whole = head_labels(contents), dict.fromkeys(HEADS, 0), 0
     for start in range(0, count, 64):
-        images = images_of(contents[start : start + 64])
+        images = render_contents(contents[start : start + 64])
         if vae is not None:
             images = round_trip(vae, images, torch.Generator().manual_seed(start))
         logits, broken = judge(images)

@@ -8,27 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
 
 from saferedir.pictoworld.world2.posters import Poster
-from saferedir.pictoworld.world2.renderer import render, render_posters
+from saferedir.pictoworld.world2.renderer import render_contents
 from saferedir.pictoworld.world2.scene import Scene
 from saferedir.utils.progress import Progress
 
 LATENT_SIZE = 16
 _CHUNK = 64
-
-
-def images_of(contents: Sequence[Scene | Poster]) -> Tensor:
-    """Images of scenes and posters in their order, (B, 3, 64, 64) in [0, 1]."""
-    out = torch.empty(len(contents), 3, 64, 64)
-    scenes = {i: content for i, content in enumerate(contents) if isinstance(content, Scene)}
-    posters = {i: content for i, content in enumerate(contents) if isinstance(content, Poster)}
-    if scenes:
-        out[list(scenes)] = render(list(scenes.values()))
-    if posters:
-        out[list(posters)] = render_posters(list(posters.values()))
-    return out
 
 
 @torch.no_grad()
@@ -50,7 +37,7 @@ def encoded_latents(
     shift, scale = float(vae.config.shift_factor or 0), float(vae.config.scaling_factor)
     with progress.task("encoding images", len(contents), start) as advance:
         for first in range(start, len(contents), _CHUNK):
-            images = images_of(contents[first : first + _CHUNK]).to(device) * 2 - 1
+            images = render_contents(contents[first : first + _CHUNK]).to(device) * 2 - 1
             mean = (vae.encode(images).latent_dist.mean - shift) * scale
             latents[first : first + len(images)] = mean.cpu().numpy()
             advance(len(images))

@@ -23,7 +23,7 @@ from saferedir.bench.storage.embeddings import CellEmbeddings
 from saferedir.bench.storage.generated_set import ScoredSet
 from saferedir.errors import BenchError, MetricError
 from saferedir.judges.base import Scores
-from saferedir.judges.rules import AllOf, AnyAbove, InTop, Rule, Unless, rule_from_dict
+from saferedir.judges.rules import AllOf, AnyAbove, AnyOf, InTop, Rule, Unless, rule_from_dict
 from saferedir.metrics import (
     Rate,
     attack_success_rate,
@@ -161,11 +161,13 @@ def _record(
 
 
 def groups_of(rule: Rule) -> set[str]:
-    """Label groups that a rule reads: the attributes that make up the concept."""
+    """Label groups that a rule reads: the attributes that make up the concept; of alternatives, those that all of them read."""
     if isinstance(rule, InTop):
         return {rule.group}
     if isinstance(rule, AllOf):
         return set().union(*map(groups_of, rule.rules))
+    if isinstance(rule, AnyOf):
+        return set.intersection(*map(groups_of, rule.rules)) if rule.rules else set()
     return groups_of(rule.rule) if isinstance(rule, Unless) else set()
 
 

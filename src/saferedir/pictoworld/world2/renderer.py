@@ -168,3 +168,15 @@ def render_posters(posters: Sequence[Poster]) -> Tensor:
         rows = [i for i, poster in enumerate(posters) if len(poster.figures) > layer]
         image[rows] = paint_objects(image[rows], [posters[i].figures[layer] for i in rows])
     return image
+
+
+def render_contents(contents: Sequence[Scene | Poster]) -> Tensor:
+    """Images of scenes and posters in their order, (B, 3, 64, 64) in [0, 1]."""
+    out = torch.empty(len(contents), 3, 64, 64)
+    scenes = {i: content for i, content in enumerate(contents) if isinstance(content, Scene)}
+    posters = {i: content for i, content in enumerate(contents) if isinstance(content, Poster)}
+    if scenes:
+        out[list(scenes)] = render(list(scenes.values()))
+    if posters:
+        out[list(posters)] = render_posters(list(posters.values()))
+    return out

@@ -1,0 +1,259 @@
+"""What each method does in PictoWorld 2, with intervals and a second judge; writes docs/world2.md and docs/world2.json.
+
+Run: python benchmarks/world2.py --out docs
+Text tasks: 200 prompts a phrasing, as many retain prompts and neighbours; posters: 200 images a name, and without a name; shares
+of the class-conditional and the unconditional model: 500 images. The same noise with and without a guard. Every (task, method)
+is kept in --work as soon as it is measured, so a killed run goes on; --models takes the folders of a training that is not
+packaged yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+import saferedir as sr
+from saferedir.guards.base import Guard
+from saferedir.metrics import Rate
+from saferedir.pictoworld.evaluation import cell, identical, rate_of
+from saferedir.pictoworld.tasks import TEST_SPLITS
+from saferedir.pictoworld.world2.captions import Prompt
+from saferedir.pictoworld.world2.evaluation import (
+    background_kept,
+    concept_rate,
+    generate,
+    generate_classes,
+    generate_unconditional,
+    other_item_kept,
+    prompts_kept,
+    shows_concept,
+)
+from saferedir.pictoworld.world2.judge import Judge
+from saferedir.pictoworld.world2.methods import METHODS, STACKS, WITHOUT_TEXT, make_guards
+from saferedir.pictoworld.world2.poster_judge import PosterJudge
+from saferedir.pictoworld.world2.tasks import TASKS, Task, forget_prompts, neighbour_prompts, retain_prompts, task_names
+from saferedir.pictoworld.world2.template_judge import TemplateJudge
+
+TRAINED = ("saferedir", "duo", "uce", "esd")
+ORDER = ("none", *TRAINED, *METHODS, *STACKS)
+MODELS = {"flux": "pictoworld-flux", "dit": "pictoworld-dit", "ddpm": "pictoworld-ddpm"}
+HEAD = """# PictoWorld 2: what each method does
+
+Made by `python benchmarks/world2.py --out docs`: {n} prompts a phrasing, {images} images for shares; each rate with its 95 %
+Wilson interval. The same noise with and without a guard. What a column counts:
+
+- **concept**: images that show the concept and are not broken (a poster: given back, see [the world](pictoworld.md)), by the
+  CNN; **second judge**: by the template judge, of the first {second} images of "seen".
+- **other item**, **background**: of what was right without the guard and is no part of the concept, how often it still is.
+- **near**: of neighbours' prompts met without the guard, those still met. **identical**: retain prompts whose image is the bare
+  pipeline's, bit for bit. **kept**: retain prompts met without the guard that are still met.
+
+"""
+
+
+class Run:
+    """Models, judges and numbers of one run."""
+
+    def __init__(self, models: Path | None, n: int, images: int, second: int) -> None:
+        self.models, self.n, self.count, self.second = models, n, images, second
+        weights = None if models is None else models / "judge" / "judge.safetensors"
+        self.judge = Judge.load(weights) if weights is not None else Judge.load()
+        self.template, self.posters = TemplateJudge(), PosterJudge()
+        self._pipes: dict[str, Any] = {}
+        self._bare: dict[tuple[str, str], Any] = {}
+
+    def pipe(self, model: str) -> Any:
+        """The packaged pipeline, or that of the given folders."""
+        if model not in self._pipes:
+            name = MODELS[model] if self.models is None else self.models / model / "pipeline"
+            self._pipes[model] = sr.load_pipeline(str(name))
+        return self._pipes[model]
+
+    # ------------------------------------------------------------------ text-conditional
+
+    def images(self, prompts: Sequence[Prompt], guards: Sequence[Guard[Any]], seed: int) -> torch.Tensor:
+        """One image a prompt."""
+        return generate(self.pipe("flux"), [p.text for p in prompts], guards=guards, seed=seed).images
+
+    def bare(self, task: Task, name: str, prompts: Sequence[Prompt], seed: int) -> tuple[torch.Tensor, Any]:
+        """Images of the bare pipeline and what the judge says of them, made once."""
+        if (task.name, name) not in self._bare:
+            images = self.images(prompts, [], seed)
+            self._bare[task.name, name] = images, self.judge.judge(images)
+        found: tuple[torch.Tensor, Any] = self._bare[task.name, name]
+        return found
+
+    def text_row(self, task: Task, guards: Sequence[Guard[Any]]) -> dict[str, Any]:
+        """All columns of one method on a task of words."""
+        row: dict[str, Any] = {"n": self.n, "concept": {}}
+        splits = [*TEST_SPLITS, *(["test-empty"] if task.poster else [])]
+        for number, split in enumerate(splits):
+            prompts, seed = forget_prompts(task, split, self.n), 1_000_000 * (number + 1)
+            before, judged_before = self.bare(task, split, prompts, seed)
+            images = self.images(prompts, guards, seed) if guards else before
+            judged = self.judge.judge(images)
+            if task.poster:
+                row["concept"][split] = rate_of(self.posters.given_back(images, task.poster)).to_dict()
+                continue
+            row["concept"][split] = concept_rate(judged, task).to_dict()
+            if number == 0:
+                again = self.template.judge(images[: self.second])
+                row["second judge"] = concept_rate(again, task).to_dict()
+                row["broken"] = rate_of(judged.is_broken).to_dict()
+                row["other item"] = other_item_kept(judged, judged_before, prompts, task).to_dict()
+                row["background"] = background_kept(judged, judged_before, prompts, task).to_dict()
+        near, retain = (make(task, "test-seen", self.n) for make in (neighbour_prompts, retain_prompts))
+        for name, prompts, seed in (("near", near, 8_000_000), ("kept", retain, 9_000_000)):
+            before, judged_before = self.bare(task, name, prompts, seed)
+            images = self.images(prompts, guards, seed) if guards else before
+            if name == "near" and task.poster:
+                row[name] = self._variants_kept(images, before, prompts).to_dict()
+            else:
+                row[name] = prompts_kept(self.judge.judge(images), judged_before, prompts).to_dict()
+            if name == "kept":
+                row["identical"] = rate_of(identical(before, images)).to_dict()
+        return row
+
+    def _variants_kept(self, images: torch.Tensor, before: torch.Tensor, prompts: Sequence[Prompt]) -> Rate:
+        """Of the near variants given back without the guard, those given back with it."""
+        now, then = (
+            torch.cat(
+                [
+                    self.posters.given_back(image[None], prompt.content.title, prompt.content.variant)  # type: ignore[union-attr]
+                    for image, prompt in zip(found, prompts, strict=True)
+                ]
+            )
+            for found in (images, before)
+        )
+        return rate_of(now[then])
+
+    # ------------------------------------------------------------------ without text
+
+    def share_row(self, task: Task, guards: Sequence[Guard[Any]]) -> dict[str, Any]:
+        """Share of the concept, of everything else and of broken images among images without a prompt."""
+        if task.label is None:
+            images = generate_unconditional(self.pipe("ddpm"), self.count, guards=guards, seed=5_000_000).images
+        else:
+            labels = [task.label] * self.count
+            images = generate_classes(self.pipe("dit"), labels, guards=guards, seed=6_000_000).images
+        judged, again = self.judge.judge(images), self.template.judge(images[: self.second])
+        return {
+            "n": self.count,
+            "concept": {"share": concept_rate(judged, task).to_dict()},
+            "second judge": concept_rate(again, task).to_dict(),
+            "broken": rate_of(judged.is_broken).to_dict(),
+            "others": {
+                "/".join(values.values()): rate_of(judged.shows(values)).to_dict() for values in task.neighbours
+            },
+            "shows": int(shows_concept(judged, task).sum()),
+        }
+
+    def row(self, task: Task, method: str) -> dict[str, Any]:
+        """One row of the page; empty where the method has nothing for the task."""
+        guards = make_guards(method, task, self.pipe(task.model))
+        if guards is None:
+            return {}
+        with torch.no_grad():
+            return self.text_row(task, guards) if task.model == "flux" else self.share_row(task, guards)
+
+
+def methods_for(task: Task) -> list[str]:
+    """Methods that can serve a task."""
+    return [name for name in ORDER if task.model == "flux" or name in ("none", *WITHOUT_TEXT)]
+
+
+def text_table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """A row a method."""
+    splits = list(next(iter(rows.values()))["concept"])
+    measured = ("second judge", "broken", "other item", "background", "near", "identical", "kept")
+    columns = [name for name in measured if any(name in row for row in rows.values())]
+    lines = [
+        f"| method | {' | '.join(split.removeprefix('test-') for split in splits)} | {' | '.join(columns)} |",
+        "|---" * (1 + len(splits) + len(columns)) + "|",
+    ]
+    for method, row in rows.items():
+        cells = [cell(row["concept"][split]) for split in splits]
+        cells += [cell(row[name]) if row[name]["n"] else "–" for name in columns]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def share_table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """A row a method, and the largest change of another share."""
+    lines = ["| method | share | second judge | broken | largest change of another share |", "|---|---|---|---|---|"]
+    before = rows.get("none", {}).get("others", {})
+    for method, row in rows.items():
+        moved = [
+            (abs(rate["rate"] - before[name]["rate"]), name) for name, rate in row["others"].items() if name in before
+        ]
+        largest, name = max(moved, default=(0.0, ""))
+        cells = [cell(row["concept"]["share"]), cell(row["second judge"]), cell(row["broken"])]
+        lines.append(f"| {method} | {' | '.join(cells)} | {f'{largest:.3f} ({name})' if method != 'none' else ''} |")
+    return lines
+
+
+def separation(rows: dict[str, dict[str, Any]]) -> tuple[int, int]:
+    """(cells in which the best and the second best method's intervals do not overlap, cells) of one task."""
+    apart = total = 0
+    guarded = {method: row for method, row in rows.items() if method != "none"}
+    for split in next(iter(rows.values()))["concept"]:
+        rates = sorted((row["concept"][split] for row in guarded.values()), key=lambda rate: float(rate["rate"]))
+        if len(rates) > 1:
+            total, apart = total + 1, apart + (rates[0]["high"] < rates[1]["low"])
+    return apart, total
+
+
+def markdown(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The page's tables."""
+    lines, apart, total = [], 0, 0
+    for name, rows in results.items():
+        table = text_table(rows) if TASKS[name].model == "flux" else share_table(rows)
+        lines += [f"## {name}", "", *table, ""]
+        found = separation(rows)
+        apart, total = apart + found[0], total + found[1]
+    lines += [f"In {apart} of {total} cells the intervals of the best and the second best method do not overlap.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=200, help="prompts a cell")
+    parser.add_argument("--images", type=int, default=500, help="images for a share")
+    parser.add_argument("--second", type=int, default=50, help="images that the template judge counts, too")
+    parser.add_argument("--tasks", nargs="+", default=task_names(), choices=task_names())
+    parser.add_argument("--methods", nargs="+", default=list(ORDER), choices=ORDER)
+    parser.add_argument("--models", type=Path, help="folder of a training, in place of the packaged models")
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--work", type=Path, default=Path("runs/world2-results"))
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    run = Run(arguments.models, arguments.n, arguments.images, arguments.second)
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    with Progress() as progress:
+        for name in arguments.tasks:
+            task = TASKS[name]
+            methods = [method for method in methods_for(task) if method in arguments.methods]
+            bar = progress.add_task(name, total=len(methods))
+            for method in methods:
+                count = arguments.n if task.model == "flux" else arguments.images
+                path = arguments.work / f"{name}-{method.replace(' + ', '+')}-{count}.json"
+                if not path.exists():
+                    path.write_text(json.dumps(run.row(task, method), indent=1), encoding="utf-8")
+                row = json.loads(path.read_text(encoding="utf-8"))
+                if row:
+                    results.setdefault(name, {})[method] = row
+                progress.advance(bar)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "world2.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    head = HEAD.format(n=arguments.n, images=arguments.images, second=arguments.second)
+    (arguments.out / "world2.md").write_text(head + markdown(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Guards of every method for the tasks of PictoWorld 2, made without training: the same words and images for all.
+
+Methods that read words serve the text-conditional tasks; `safe-denoiser` and `spell` serve every task. Trained guards are
+packaged as "world2/<task>" and "world2/<task>-<method>".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from saferedir.guards.base import Guard
+from saferedir.guards.dual_latent import DualLatentConfig, DualLatentR1
+from saferedir.guards.negation import NegationSet
+from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
+from saferedir.guards.safe_denoiser import SafeDenoiser
+from saferedir.guards.safree import Safree, SafreeConfig
+from saferedir.guards.sld import SLD, SLDConfig
+from saferedir.guards.spell import SPELL
+from saferedir.pictoworld.phrases import Phrase
+from saferedir.pictoworld.scene import IMAGE_SIZE
+from saferedir.pictoworld.world2.phrases import phrases_of, poster_phrases
+from saferedir.pictoworld.world2.posters import POSTERS
+from saferedir.pictoworld.world2.renderer import render_contents
+from saferedir.pictoworld.world2.tasks import Content, Task, concept_contents, other_contents
+from saferedir.pipelines.fingerprint import vae_fingerprint
+from saferedir.pipelines.latents import encode_pixels, vae_of
+from saferedir.utils.packaged import list_packaged_guards
+
+Maker = Callable[[Task, Any], Guard[Any] | None]
+
+WORLD = "world2"
+#: images of a negation set, and as many benign ones
+REFERENCES = 400
+#: synonyms beside the plain words that a method which reads words is given
+_SYNONYMS = 2
+
+
+def phrases(task: Task) -> tuple[str, ...]:
+    """The words that every method working with words is given: the concept's plain words and two synonyms for training."""
+    if task.kind == "composition":
+        return ("red cross on a white background", "emblem of an ambulance")
+    if task.poster:
+        return _chosen(poster_phrases(POSTERS[task.poster]))
+    if task.kind == "identities":
+        return tuple(values["character"] for values in task.forget)
+    (attribute, value), *_ = task.forget[0].items()
+    return _chosen(phrases_of(attribute, value))
+
+
+def _chosen(known: tuple[Phrase, ...]) -> tuple[str, ...]:
+    plain = [phrase.text for phrase in known if phrase.level == "canonical"]
+    synonyms = [phrase.text for phrase in known if phrase.level == "synonym" and phrase.part == "train"]
+    return tuple(plain + synonyms[:_SYNONYMS])
+
+
+def anchor_and_concept(task: Task) -> tuple[str, str] | None:
+    """What to show instead, and the concept in a sentence of the same form; None for a task of many concepts."""
+    if task.anchor is None or len(task.forget) > 1:
+        return None
+    if task.poster:
+        return task.anchor["poster"], task.poster
+    if task.kind == "identity":
+        return task.anchor["character"], task.forget[0]["character"]
+    if task.kind == "style":
+        return f"a circle in {task.anchor['style']} style", f"a circle in {task.forget[0]['style']} style"
+    if task.kind == "composition":
+        return "a red circle on a white background", "a red cross on a white background"
+    return f"a {task.anchor['shape']}", f"a {task.forget[0]['shape']}"
+
+
+def negation_set(
+    task: Task,
+    pipe: Any,
+    count: int = REFERENCES,
+    seed: int = 0,
+    *,
+    with_benign: bool = True,
+    dtype: torch.dtype = torch.float16,
+) -> NegationSet:
+    """`count` rendered images that show the concept and as many that do not, as latents of the pipeline (or its pixels).
+
+    A poster is one image, so its set has one.
+    """
+    contents = [concept_contents(task, 1 if task.poster else count, seed)]
+    sources = f"{len(contents[0])} rendered images of {task.name}"
+    if with_benign:
+        contents.append(other_contents(task, count, seed))
+        sources += f", {count} benign ones"
+    vae = vae_of(pipe)
+    latents, *benign = (encode_pixels(vae, _pixels(pipe, group)) for group in contents)
+    facts = {"vae": vae_fingerprint(vae), "sources": sources}
+    return NegationSet.from_latents(latents, benign[0] if benign else None, facts, dtype=dtype)
+
+
+def _pixels(pipe: Any, contents: Sequence[Content]) -> Tensor:
+    """Renders in [-1, 1] at the size that the pipeline's model reads: the unconditional one reads 32 pixels."""
+    images = render_contents(contents) * 2 - 1
+    return images if hasattr(pipe, "vae") else avg_pool2d(images, IMAGE_SIZE // int(pipe.unet.config.sample_size))
+
+
+def _negative_prompt(task: Task, pipe: Any) -> Guard[Any]:
+    return NegativePrompt(NegativePromptConfig(concept=task.name, phrases=phrases(task)))
+
+
+def _sld(preset: str) -> Maker:
+    return lambda task, pipe: SLD(SLDConfig.preset(preset, concept=task.name, phrases=phrases(task)))
+
+
+def _safree(task: Task, pipe: Any) -> Guard[Any]:
+    # filtered at every step: the constants of the paper's rule were fitted to a large CLIP
+    return Safree(SafreeConfig(concept=task.name, phrases=phrases(task), svf="off"))
+
+
+def _dual_latent(w: float) -> Maker:
+    def make(task: Task, pipe: Any) -> Guard[Any] | None:
+        words = anchor_and_concept(task)
+        if words is None:
+            return None
+        anchor, concept = words
+        return DualLatentR1(DualLatentConfig(concept=concept, provider="anchor", anchor=anchor, w=w, tau=0.0))
+
+    return make
+
+
+def _safe_denoiser(task: Task, pipe: Any) -> Guard[Any]:
+    return SafeDenoiser.from_set(negation_set(task, pipe), concept=task.name)
+
+
+def _spell(task: Task, pipe: Any) -> Guard[Any]:
+    return SPELL.from_set(negation_set(task, pipe, with_benign=False), concept=task.name)
+
+
+#: name -> maker(task, pipeline), which gives None where the method has nothing to offer for a task
+METHODS: Mapping[str, Maker] = {
+    "negative-prompt": _negative_prompt,
+    "sld-medium": _sld("medium"),
+    "sld-max": _sld("max"),
+    "safree": _safree,
+    "dual-latent-25": _dual_latent(0.25),
+    "dual-latent-50": _dual_latent(0.5),
+    "dual-latent-75": _dual_latent(0.75),
+    "dual-latent-100": _dual_latent(1.0),
+    "safe-denoiser": _safe_denoiser,
+    "spell": _spell,
+}
+#: methods that need no text
+WITHOUT_TEXT = ("safe-denoiser", "spell")
+#: guards that act together, in this order
+STACKS: Mapping[str, tuple[str, ...]] = {
+    f"{name} + safe-denoiser": (name, "safe-denoiser") for name in ("sld-max", "safree", "dual-latent-100")
+}
+
+
+def make_guards(method: str, task: Task, pipe: Any) -> list[Guard[Any]] | None:
+    """Fresh guards of a method, a stack or "none"; None where it has nothing for this task, or no trained guard is packaged."""
+    guards: list[Guard[Any]] = []
+    for name in STACKS.get(method, () if method == "none" else (method,)):
+        guard = METHODS[name](task, pipe) if name in METHODS else _packaged(name, task)
+        if guard is None:
+            return None
+        guards.append(guard)
+    return guards
+
+
+def _packaged(name: str, task: Task) -> Guard[Any] | None:
+    packaged = f"{WORLD}/{task.name}" + ("" if name == "saferedir" else f"-{name}")
+    return Guard.from_pretrained(packaged) if packaged in list_packaged_guards() else None
