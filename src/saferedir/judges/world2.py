@@ -45,22 +45,22 @@ def task_rule(task: Task) -> Rule:
     """
     if task.poster:
         return InTop("poster", task.poster)
-    first, second = (AnyOf(tuple(_item_rule(place, values) for values in task.forget)) for place in PLACES)
+    first, second = (AnyOf(tuple(_item_rule(slot, values) for values in task.forget)) for slot in PLACES)
     return Unless(AnyOf((Unless(first, _POSTER), AllOf((_PAIR, second)))), BROKEN)
 
 
-def _item_rule(place: str, values: Mapping[str, str]) -> Rule:
+def _item_rule(slot: str, values: Mapping[str, str]) -> Rule:
     """The item in a place has all of the values ("background" is the scene's)."""
     rules: list[Rule] = []
     for attribute, value in values.items():
         if attribute == "background":
             rules.append(InTop("background", value))
         elif attribute in ("shape", "character"):
-            rules.append(InTop(f"{place}_kind", value))
+            rules.append(InTop(f"{slot}_kind", value))
         else:
-            rules.append(InTop(f"{place}_{attribute}", value))
+            rules.append(InTop(f"{slot}_{attribute}", value))
     if not {"shape", "character"} & values.keys():  # a character has neither colour nor style
-        rules.append(AnyOf(tuple(InTop(f"{place}_kind", shape) for shape in SHAPES)))
+        rules.append(AnyOf(tuple(InTop(f"{slot}_kind", shape) for shape in SHAPES)))
     return AllOf(tuple(rules))
 
 

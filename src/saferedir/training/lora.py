@@ -34,6 +34,8 @@ def check_reads_latents(pipe: Any, method: str) -> None:
     family = family_of(pipe)
     denoiser = unwrapped(getattr(pipe, family.denoiser))
     taken, made = denoiser.config.in_channels, pipe.vae.config.latent_channels
+    if family.packing is not None:
+        taken //= family.packing.channels
     if taken != made:
         raise UnsupportedPipelineError(
             f"{method} trains denoisers that read latents and nothing else; this {family.denoiser} takes {taken} channels and "

@@ -16,7 +16,9 @@ from torch import Tensor
 import saferedir as sr
 from saferedir.guards.duo.config import TARGETS
 from saferedir.pipelines.conditioning import PromptEmbeds
-from saferedir.training.duo.loop import CALLS, Loop
+from saferedir.pipelines.families import family_of
+from saferedir.training.denoiser_calls import CALLS
+from saferedir.training.duo.loop import Loop
 from saferedir.training.duo.noise import sample_step, schedule_of
 from saferedir.training.duo.pair_files import PairLatents, encode_image_pairs, load_pair, read_image_pairs
 from saferedir.training.duo.train import ADAPTER, add_lora, train_duo
@@ -57,12 +59,12 @@ def make_loop(pipe: Any, latents: PairLatents, tmp_path: Path, **changes: Any) -
     add_lora(denoiser, 2, TARGETS["unet" if is_unet else "transformer"])
     width = 32 if is_unet else None
     empty = PromptEmbeds(torch.zeros(1, 77, width)) if is_unet else sr.encoding.encode_prompts(pipe, [""])  # type: ignore[attr-defined]
-    call = CALLS["stable-diffusion" if is_unet else "stable-diffusion-3"]
+    call = CALLS[family_of(pipe).name]
     config = TrainConfig(**{**QUICK, **changes})
     return Loop(denoiser, call, latents, empty.map(Tensor.detach), None, schedule_of(pipe.scheduler), config, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["sd", "sd3"])
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux"])
 def test_d1_d6_the_first_step(name: str, folder: Path, tmp_path: Path) -> None:
     pipe = PIPELINES[name].build()
     latents = encode_image_pairs(pipe, read_image_pairs(folder), *SIZE)
@@ -102,7 +104,8 @@ def test_the_preserving_term_listens_to_the_prompts_when_told(folder: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "variant"), [("sd", "as-paper"), ("sd", "as-coded"), ("sd3", "as-paper"), ("sd3", "as-coded")]
+    ("name", "variant"),
+    [("sd", "as-paper"), ("sd", "as-coded"), ("sd3", "as-paper"), ("sd3", "as-coded"), ("flux", "as-paper")],
 )
 def test_d9_only_the_lora_moves_and_the_pipeline_comes_back(
     name: str, variant: str, folder: Path, tmp_path: Path
@@ -223,8 +226,8 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         train_duo(pipe, folder, tmp_path / "b", concept="x", config=TrainConfig(**{**QUICK, "targets": ("nowhere",)}))
     with pytest.raises(sr.GuardConfigError, match="1 valid pairs are too few"):
         train_duo(pipe, read_image_pairs(folder)[:1], out, concept="x", config=TrainConfig(**QUICK))
-    with pytest.raises(sr.UnsupportedPipelineError, match="DUO cannot be trained on flux"):
-        train_duo(PIPELINES["flux"].build(), folder, out, concept="x")
+    with pytest.raises(sr.UnsupportedPipelineError, match="DUO cannot be trained on lumina"):
+        train_duo(PIPELINES["lumina2"].build(), folder, out, concept="x")
     with pytest.raises(sr.UnsupportedPipelineError, match="takes 9 channels and the VAE makes 4"):
         train_duo(PIPELINES["sd-inpaint9"].build(), folder, out, concept="x")
     guard = train_duo(pipe, folder, tmp_path / "c", concept="x", config=TrainConfig(**{**QUICK, "steps": 1}))

@@ -36,6 +36,7 @@ def denoiser_of(pipe: Any) -> Any:
         ("sd", {"variant": "full", "reference": "safe"}),
         ("sd3", {}),
         ("sd3", {"variant": "u", "reference": "safe"}),
+        ("flux", {}),
     ],
 )
 def test_only_the_lora_moves_and_the_pipeline_comes_back(name: str, changes: dict[str, Any], tmp_path: Path) -> None:

@@ -107,10 +107,10 @@ def place_values(scene: Scene, keys: Collection[str]) -> dict[str, str]:
         values["background"] = scene.background
     if "relation" in keys or not scene.is_pair:
         values["layout"] = next(name for name, relation in RELATION_OF_LAYOUT.items() if relation == scene.relation)
-    for index, (place, item) in enumerate(zip(PLACES, scene.items, strict=False)):
+    for index, (slot, item) in enumerate(zip(PLACES, scene.items, strict=False)):
         for attribute, group in (("shape", "kind"), ("character", "kind"), ("colour", "colour"), ("style", "style")):
             if f"{index}.{attribute}" in keys:
-                values[f"{place}_{group}"] = getattr(item, attribute)
+                values[f"{slot}_{group}"] = getattr(item, attribute)
     return values
 
 

@@ -7,45 +7,24 @@ Implements docs/methods/duo.md (1) to (6). Set up by train.py; checkpoints are `
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.lora import adapters_off
+from saferedir.training.denoiser_calls import Call
 from saferedir.training.duo.loss import DUOTerms, NoiseLevel, duo_terms
 from saferedir.training.duo.noise import Schedule, StepSamples, sample_step
 from saferedir.training.duo.pair_files import PairLatents
 from saferedir.training.duo.train_config import TrainConfig
 from saferedir.training.lora_loop import LOG, Log, LoraLoop, mean_of_last
 
-__all__ = ["CALLS", "LOG", "NOISE_FLOOR", "Log", "Loop", "call_mmdit", "call_unet"]
+__all__ = ["LOG", "NOISE_FLOOR", "Log", "Loop"]
 
 NOISE_FLOOR = 0.01  # of the weighted preserving term, where it should be 0
-
-
-def call_unet(denoiser: Any, x: Tensor, t: Tensor, prompt: PromptEmbeds) -> Tensor:
-    """Output (R, C, h, w) of a Stable Diffusion UNet."""
-    output: Tensor = denoiser(x, t, encoder_hidden_states=prompt.prompt).sample
-    return output
-
-
-def call_mmdit(denoiser: Any, x: Tensor, t: Tensor, prompt: PromptEmbeds) -> Tensor:
-    """Output (R, C, h, w) of a Stable Diffusion 3 transformer."""
-    output: Tensor = denoiser(
-        hidden_states=x, timestep=t, encoder_hidden_states=prompt.prompt, pooled_projections=prompt.pooled
-    ).sample
-    return output
-
-
-#: family -> how its denoiser is called; a new family is one line here
-CALLS: dict[str, Callable[[Any, Tensor, Tensor, PromptEmbeds], Tensor]] = {
-    "stable-diffusion": call_unet,
-    "stable-diffusion-3": call_mmdit,
-}
 
 
 class Loop(LoraLoop):
@@ -54,7 +33,7 @@ class Loop(LoraLoop):
     def __init__(
         self,
         denoiser: Any,
-        call: Callable[[Any, Tensor, Tensor, PromptEmbeds], Tensor],
+        call: Call,
         latents: PairLatents,
         empty: PromptEmbeds,
         asked: PromptEmbeds | None,

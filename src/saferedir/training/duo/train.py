@@ -26,7 +26,8 @@ from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.latents import default_size
 from saferedir.pipelines.schedules import prediction_type
-from saferedir.training.duo.loop import CALLS, LOG, Log, Loop
+from saferedir.training.denoiser_calls import CALLS
+from saferedir.training.duo.loop import LOG, Log, Loop
 from saferedir.training.duo.noise import schedule_of
 from saferedir.training.duo.pair_files import (
     MIN_PAIRS,

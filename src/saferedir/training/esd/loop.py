@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.lora import adapters_off
+from saferedir.training.denoiser_calls import Call
 from saferedir.training.esd.loss import esd_loss
 from saferedir.training.esd.train_config import TrainConfig
 from saferedir.training.lora_loop import LoraLoop, mean_of_last
-
-Call = Callable[[Any, Tensor, Tensor, PromptEmbeds], Tensor]
 
 
 class Prompts(NamedTuple):

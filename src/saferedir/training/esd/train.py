@@ -22,7 +22,7 @@ from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.latents import default_size, latent_shape
 from saferedir.pipelines.schedules import check_scheduler
-from saferedir.training.duo.loop import CALLS
+from saferedir.training.denoiser_calls import CALLS
 from saferedir.training.esd.loop import Loop, Prompts
 from saferedir.training.esd.train_config import TrainConfig, adapted_layers
 from saferedir.training.lora import ADAPTER, check_reads_latents, claim, lora_of, trainable_lora, versions
