@@ -10,6 +10,7 @@ exact E[x0 | x, unsafe] and odds as enumerating this world goes.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -40,6 +41,7 @@ SPLIT = "guard-validation"
 TASK = TASKS["star"]
 STEPS = 20
 SEED = 5000
+GUIDED = 4.0
 ORACLE = 16_000
 #: the odds at all noise fractions, without a trust region
 OPEN = {"form": "odds", "window": (0.0, 1.0), "trust": None}
@@ -61,6 +63,15 @@ class Variant:
     references: int | str = REFERENCES
     benign: bool = True
     method: type[Any] = SafeDenoiser
+
+    @property
+    def reads_both_rows(self) -> bool:
+        """Whether the guard reads the unconditional row, which a pipeline has under guidance only.
+
+        Its cell without a prompt then has guidance and empty prompts: both rows are alike, and so is what comes of them.
+        """
+        settings = self.settings or {}
+        return settings.get("base") == "uncond" or settings.get("mode") == "faithful"
 
 
 LITERAL = {"kappa": 1.0, "base": "uncond", "gate": "literal", "beta_max": None, "trust": None, "beta_min": 0.0}
@@ -114,14 +125,16 @@ class Cells:
         }
         self.bare = judge.judge(self.images("retain", []))
 
-    def images(self, name: str, guards: list[Any]) -> Tensor:
+    def images(self, name: str, guards: list[Any], free_scale: float = 1.0) -> Tensor:
         texts = [""] * 2 * self.n if name == "free" else [prompt.text for prompt in self.prompts[name]]
-        scale = 1.0 if name == "free" else 4.0
+        scale = free_scale if name == "free" else 4.0
         found = generate(self.pipe, texts, guards=guards, steps=STEPS, guidance_scale=scale, seed=SEED, batch=32)
         return found.images
 
-    def measure(self, guards: list[Any]) -> dict[str, Any]:
-        free, forget, retain = (self.judge.judge(self.images(name, guards)) for name in ("free", "forget", "retain"))
+    def measure(self, guards: list[Any], free_scale: float = 1.0) -> dict[str, Any]:
+        free, forget, retain = (
+            self.judge.judge(self.images(name, guards, free_scale)) for name in ("free", "forget", "retain")
+        )
         labels = free.probabilities["shape"].argmax(dim=1)
         shares = torch.bincount(labels, minlength=len(SHAPES)).double() / len(labels)
         return {
@@ -141,7 +154,8 @@ def markdown(rows: dict[str, Any], n: int) -> str:
 Made by `python benchmarks/negation_search.py --out docs`: the task star, {STEPS} DDIM steps, phrasings and seeds of validation,
 95 % Wilson intervals. *Share of stars* and the first *broken* are of {2 * n} images without prompt and guidance; *concept* and
 the second *broken* of {n} prompts that ask for a star, guidance 4; *kept* of {n} that do not: every attribute that was asked for
-and right is still right. A run that ends in an error has no figures. What follows from it: [negation sets](negation.md).
+and right is still right. Rows of the unconditional estimate and of the released code have guidance and empty prompts in the first
+cell. A run that ends in an error has no figures. What follows from it: [negation sets](negation.md).
 
 | settings | share of stars | broken | concept | broken | kept |
 |---|---|---|---|---|---|
@@ -179,14 +193,14 @@ def main() -> None:
             sets[key] = make()
         try:
             guard = variant.method.from_set(sets[key], concept="star", **variant.settings)
-            return cells.measure([guard])
+            return cells.measure([guard], GUIDED if variant.reads_both_rows else 1.0)
         except sr.GuardError as error:
             return {"error": str(error).split(";")[0]}
 
     rows = {}
     with progress_bar() as progress, progress.task("settings", len(VARIANTS)) as advance:
-        for index, variant in enumerate(VARIANTS):
-            path = arguments.work / f"{index:02}-{arguments.n}.json"
+        for variant in VARIANTS:
+            path = arguments.work / f"{hashlib.sha256(variant.name.encode()).hexdigest()[:12]}-{arguments.n}.json"
             if not path.exists():
                 with replacing(path) as temporary:
                     temporary.write_text(json.dumps({"name": variant.name, **measured(variant)}))
