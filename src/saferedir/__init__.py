@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from saferedir.protect import GuardedPipeline, protect
     from saferedir.training.duo.train import train_duo
     from saferedir.training.esd.train import train_esd
+    from saferedir.training.image_verifier.train import train_verifier
     from saferedir.training.saferedir.train import train_saferedir
     from saferedir.training.uce.train import train_uce
 
@@ -54,6 +55,7 @@ __all__ = [
     "train_duo",
     "train_uce",
     "train_esd",
+    "train_verifier",
     "bake",
     "Bench",
     "GuardError",
@@ -80,6 +82,7 @@ _HOMES = {
     "train_duo": "training.duo.train",
     "train_uce": "training.uce.train",
     "train_esd": "training.esd.train",
+    "train_verifier": "training.image_verifier.train",
     "bake": "bake",
     "Bench": "bench.bench",
     "GuardError": "errors",

@@ -18,6 +18,7 @@ from saferedir.attach import Attached, attach
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard
+from saferedir.guards.image_verifier import ImageVerifier
 from saferedir.policy.call_arguments import by_name, generators_of, with_signature
 from saferedir.policy.outputs import Result, blocked_error, copied, images_of, same
 
@@ -35,13 +36,14 @@ def protect(
     verify: Verifier | Guard[Any] | None = None,
     retries: int = 2,
     on_block: str = "blank",
+    image_verifiers: bool = True,
     force: bool = False,
 ) -> GuardedPipeline:
     """Attach guards and put a policy around the pipeline; call the result as you would call the pipeline.
 
     An image is unsafe where a guard's decision is `unresolved` (by its own classifier of the final x0; of our methods saferedir
-    has one) or where `verify` says so. A blocked image leaves as a blank of the same kind. What diffusers' own safety checker
-    flags is blocked under every policy.
+    has one), where a guard's image verifier sees the concept (its folder may bring one along), or where `verify` says so.
+    A blocked image leaves as a blank of the same kind. What diffusers' own safety checker flags is blocked under every policy.
 
     Args:
         pipe: a diffusers pipeline of a supported family (docs/pipelines.md).
@@ -52,6 +54,7 @@ def protect(
         verify: a function of N finished PIL images that gives N bools, true where the concept is there (of a judge:
             `judge.verifier(rule)`); or one of `guards`; default: the guards' own decisions.
         retries: how often an unsafe image is generated again under "verify", >= 0.
+        image_verifiers: whether the guards' image verifiers look at the finished images; False to measure a guard without.
         on_block: "blank", or "raise" for a BlockedError that holds the decisions and the images that may be shown.
         force: also accept a guard that was trained for another architecture.
 
@@ -93,14 +96,20 @@ def protect(
     elif verify is not None and not callable(verify):
         raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
     verifier = None if verify is None or isinstance(verify, Guard) else verify
-    if on_unsafe == "verify" and verifier is None and chosen and not any(guard.may_be_unresolved for guard in chosen):
+    image_verifiers = tuple(guard.image_verifier if image_verifiers else None for guard in chosen)
+    can_tell = any(guard.may_be_unresolved for guard in chosen) or any(
+        verifier is not None for verifier in image_verifiers
+    )
+    if on_unsafe == "verify" and verifier is None and chosen and not can_tell:
         names = ", ".join(repr(guard.method) for guard in chosen)
         raise GuardConfigError(
             f'on_unsafe="verify" has nothing to verify with: guards of {names} do not say that they can call one unresolved; '
             'give verify=, a function of the finished images, or use on_unsafe="redirect". A guard of your own with a classifier '
             "of the final estimate says may_be_unresolved = True in its class."
         )
-    return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, verifier, retries, on_block)
+    return GuardedPipeline(
+        pipe, attach(pipe, chosen, force=force), on_unsafe, verifier, retries, on_block, image_verifiers
+    )
 
 
 _MISSING = object()
@@ -132,6 +141,7 @@ class GuardedPipeline:
     _verifier: Verifier | None
     _retries: int
     _on_block: str
+    _image_verifiers: tuple[ImageVerifier | None, ...]
     _lock: threading.RLock
     _is_running: bool
     _decisions: list[Decision]
@@ -148,9 +158,11 @@ class GuardedPipeline:
         verifier: Verifier | None,
         retries: int,
         on_block: str = "blank",
+        image_verifiers: tuple[ImageVerifier | None, ...] = (),
     ) -> None:
         self.__dict__.update(  # not by assignment: that goes to the pipeline
             _pipe=pipe, _attached=attached, _on_unsafe=on_unsafe, _verifier=verifier, _retries=retries, _on_block=on_block,
+            _image_verifiers=image_verifiers,
             _lock=threading.RLock(), _is_running=False, _decisions=[],
         )  # fmt: skip
 
@@ -172,10 +184,11 @@ class GuardedPipeline:
             return output
 
     def _under_policy(self, call: dict[str, Any]) -> tuple[Any, list[Decision]]:
-        if self._verifier is not None and call.get("output_type") == "latent":
+        looks = self._on_unsafe != "redirect" and any(verifier is not None for verifier in self._image_verifiers)
+        if (self._verifier is not None or looks) and call.get("output_type") == "latent":
             raise GuardError(
                 'output_type="latent" leaves the verifier nothing to read; ask for "pil", "np" or "pt", or protect '
-                "with verify=None."
+                "with verify=None and image_verifiers=False."
             )
         generators = generators_of(call)
         before = [generator.get_state() for generator in generators]
@@ -224,16 +237,19 @@ class GuardedPipeline:
             )
         result.check_finite()
         if self._on_unsafe == "verify" and self._verifier is None:
-            _refuse_unverified(result.decisions)
+            seeing = [verifier is not None for verifier in self._image_verifiers for _ in range(result.count)]
+            _refuse_unverified([d for d, is_seen in zip(result.decisions, seeing, strict=True) if not is_seen])
         return result
 
     def _unsafe(self, result: Result, rows: Iterable[int]) -> list[int]:
         """Those of `rows` that may not be shown as they are."""
         rows = list(rows)
         unsafe_rows = {d.image for d in result.decisions if d.unresolved or (self._on_unsafe == "block" and d.fired)}
-        if self._verifier is not None:
-            shown = [(row, image) for row in rows for image in images_of(result.images[row])]
-            flags = _flags_of(self._verifier, [image for _, image in shown])
+        verifiers: list[Verifier] = [verifier.sees for verifier in self._image_verifiers if verifier is not None]
+        verifiers += [] if self._verifier is None else [self._verifier]
+        shown = [(row, image) for row in rows for image in images_of(result.images[row])] if verifiers else []
+        for verifier in verifiers:
+            flags = _flags_of(verifier, [image for _, image in shown])
             unsafe_rows |= {row for (row, _), flag in zip(shown, flags, strict=True) if flag}
         return [row for row in rows if row in unsafe_rows]
 

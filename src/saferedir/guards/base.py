@@ -28,6 +28,7 @@ from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError
 from saferedir.guards.config import GuardConfig
 from saferedir.guards.gates import Gate
+from saferedir.guards.image_verifier import ImageVerifier
 from saferedir.guards.step import Conditioned, Run, SecondLatents, SkipFeatures, Step
 from saferedir.guards.storage import load_guard, push_guard, save_guard
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
@@ -106,6 +107,8 @@ class Guard(Generic[ConfigT]):
         self.name = ""
         #: a disabled guard is not called at all: the output is bit-identical to the unguarded one
         self.enabled = True
+        #: a verifier of finished images, trained apart, which the guard's folder brings along; `protect` asks it
+        self.image_verifier: ImageVerifier | None = None
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

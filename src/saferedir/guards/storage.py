@@ -1,5 +1,5 @@
-"""Guard folders: `guard_config.json` + `model.safetensors` + `README.md`, on disk and on the Hugging Face
-hub.
+"""Guard folders, on disk and on the Hugging Face hub: `guard_config.json` + `model.safetensors` + `README.md`, and an image
+verifier where there is one.
 
 The method in the config picks the class.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from saferedir.errors import GuardConfigError, GuardNotFoundError
 from saferedir.guards.config import GuardConfig
+from saferedir.guards.image_verifier import VERIFIER_CONFIG, VERIFIER_WEIGHTS, ImageVerifier
 from saferedir.guards.methods import class_of
 from saferedir.utils.files import replacing_folder, save_tensors, take_over
 from saferedir.utils.locks import output_lock
@@ -37,6 +38,7 @@ class Storable(Protocol):
 
     method: ClassVar[str]
     name: str
+    image_verifier: ImageVerifier | None
     config_class: ClassVar[type[GuardConfig]]
 
     @property
@@ -68,7 +70,10 @@ def save_guard(guard: Storable, directory: Path) -> Path:
         if tensors:
             save_tensors(tensors, fresh / WEIGHTS, {"format": "pt"})
         (fresh / CARD).write_text(guard.card(), encoding="utf-8")
-        take_over(folder, fresh, without=(GUARD_CONFIG, WEIGHTS, CARD))  # whatever else the owner keeps there stays
+        if guard.image_verifier is not None:
+            guard.image_verifier.save(fresh)
+        written_here = (GUARD_CONFIG, WEIGHTS, CARD, VERIFIER_CONFIG, VERIFIER_WEIGHTS)
+        take_over(folder, fresh, without=written_here)  # whatever else the owner keeps there stays
     return directory
 
 
@@ -101,6 +106,7 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
         if is_there or any(getattr(config, name) is not None for name in config.file_fields):
             raise
         raise GuardConfigError(f"{weights} is missing; copy the whole folder, or train the guard again.") from error
+    guard.image_verifier = ImageVerifier.load(folder)
     guard.name = (
         Path(name).name if Path(name).expanduser().exists() else str(name)
     )  # no path of this machine in decisions

@@ -16,7 +16,7 @@ from saferedir.pipelines.packing import pack_2x2, unpack_2x2
 
 Call = Callable[[Any, Tensor, Tensor, PromptEmbeds], Tensor]
 
-#: what FLUX.1-dev is told of its distilled guidance in training, as in diffusers' own LoRA script
+#: the distilled guidance that FLUX.1-dev is given in training, as in diffusers' own LoRA script
 FLUX_GUIDANCE = 3.5
 
 
@@ -37,7 +37,7 @@ def call_mmdit(denoiser: Any, x: Tensor, t: Tensor, prompt: PromptEmbeds) -> Ten
 def call_flux(denoiser: Any, x: Tensor, t: Tensor, prompt: PromptEmbeds) -> Tensor:
     """Output (R, C, h, w) of a FLUX transformer; `t` in thousandths, as its scheduler has it.
 
-    Where the transformer reads a guidance scale (FLUX.1-dev), it is told `FLUX_GUIDANCE`.
+    Where the transformer reads a guidance scale (FLUX.1-dev), it is given `FLUX_GUIDANCE`.
     """
     rows, columns = x.shape[-2] // 2, x.shape[-1] // 2
     guidance = torch.full((len(x),), FLUX_GUIDANCE, device=x.device) if _reads_guidance(denoiser) else None
