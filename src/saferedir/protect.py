@@ -237,8 +237,10 @@ class GuardedPipeline:
             )
         result.check_finite()
         if self._on_unsafe == "verify" and self._verifier is None:
-            seeing = [verifier is not None for verifier in self._image_verifiers for _ in range(result.count)]
-            _refuse_unverified([d for d, is_seen in zip(result.decisions, seeing, strict=True) if not is_seen])
+            verified = [verifier is not None for verifier in self._image_verifiers for _ in range(result.count)]
+            _refuse_unverified(
+                [d for d, is_verified in zip(result.decisions, verified, strict=True) if not is_verified]
+            )
         return result
 
     def _unsafe(self, result: Result, rows: Iterable[int]) -> list[int]:

@@ -9,11 +9,10 @@ import typer
 
 from saferedir.cli.common import console, load_model, named_values, new_table, percent_cell, progress_bar
 from saferedir.cli.options import MAX_SEED, ModelVariant, Revision
-from saferedir.cli.output import MEGABYTE, check_space, holds_out
+from saferedir.cli.output import MEGABYTE, check_space
 from saferedir.cli.stopping import GOES_ON, on_stop
 
 
-@holds_out
 def verifier(
     guard: Annotated[Path, typer.Option(metavar="DIR", help="The guard's folder, which gets the image verifier.")],
     pairs: Annotated[
