@@ -59,7 +59,7 @@ def verifier(
         size=size,
         attack=attack,
         seed=seed,
-        call=named_values(call or []),
+        call=named_values(call or [], "--call"),
     )
     pipe = load_model(model, dtype=dtype, device=device, variant=model_variant, revision=revision)
     with progress_bar() as bar:
