@@ -96,10 +96,8 @@ def protect(
     elif verify is not None and not callable(verify):
         raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
     verifier = None if verify is None or isinstance(verify, Guard) else verify
-    image_verifiers = tuple(guard.image_verifier if image_verifiers else None for guard in chosen)
-    can_tell = any(guard.may_be_unresolved for guard in chosen) or any(
-        verifier is not None for verifier in image_verifiers
-    )
+    of_guards = tuple(guard.image_verifier if image_verifiers else None for guard in chosen)
+    can_tell = any(guard.may_be_unresolved for guard in chosen) or any(found is not None for found in of_guards)
     if on_unsafe == "verify" and verifier is None and chosen and not can_tell:
         names = ", ".join(repr(guard.method) for guard in chosen)
         raise GuardConfigError(
@@ -107,9 +105,7 @@ def protect(
             'give verify=, a function of the finished images, or use on_unsafe="redirect". A guard of your own with a classifier '
             "of the final estimate says may_be_unresolved = True in its class."
         )
-    return GuardedPipeline(
-        pipe, attach(pipe, chosen, force=force), on_unsafe, verifier, retries, on_block, image_verifiers
-    )
+    return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, verifier, retries, on_block, of_guards)
 
 
 _MISSING = object()

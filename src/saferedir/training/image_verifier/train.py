@@ -81,11 +81,11 @@ class VerifierTrainConfig:
                 )
         if not self.steps or any(not isinstance(count, int) or count < 1 for count in self.steps):
             raise GuardConfigError(f"VerifierTrainConfig.steps is {self.steps!r}; expected whole numbers >= 1.")
-        for name, low, high in (("held_out", 0.05, 0.5), ("attack", 0, 0.5), ("false_positive_rate", 0, 0.5)):
+        for name, least, most in (("held_out", 0.05, 0.5), ("attack", 0.0, 0.5), ("false_positive_rate", 0.0, 0.5)):
             value = getattr(self, name)
-            if not is_number(value) or not low <= value <= high:
+            if not is_number(value) or not least <= value <= most:
                 raise GuardConfigError(
-                    f"VerifierTrainConfig.{name} is {value!r}; expected a number from {low} to {high}."
+                    f"VerifierTrainConfig.{name} is {value!r}; expected a number from {least:g} to {most:g}."
                 )
 
 
@@ -123,7 +123,7 @@ def train_verifier(
     config = config or VerifierTrainConfig()
     rows = read_pairs(Path(pairs).expanduser()) if isinstance(pairs, (str, Path)) else list(pairs)
     with output_lock(find_guard(guard), nested=True) as folder:
-        chosen = Guard.from_pretrained(folder)
+        chosen: Guard[Any] = Guard.from_pretrained(folder)
         if chosen.image_verifier is not None and not overwrite:
             raise GuardConfigError(f"{folder} has an image verifier already; pass overwrite=True to replace it.")
         work = folder.with_name(folder.name + ".verifier.work")
