@@ -97,7 +97,7 @@ def protect(
         raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
     verifier = None if verify is None or isinstance(verify, Guard) else verify
     of_guards = tuple(guard.image_verifier if image_verifiers else None for guard in chosen)
-    can_tell = any(guard.may_be_unresolved for guard in chosen) or any(found is not None for found in of_guards)
+    can_tell = any(guard.may_be_unresolved for guard in chosen) or any(of_guards)
     if on_unsafe == "verify" and verifier is None and chosen and not can_tell:
         names = ", ".join(repr(guard.method) for guard in chosen)
         raise GuardConfigError(
@@ -180,7 +180,7 @@ class GuardedPipeline:
             return output
 
     def _under_policy(self, call: dict[str, Any]) -> tuple[Any, list[Decision]]:
-        looks = self._on_unsafe != "redirect" and any(verifier is not None for verifier in self._image_verifiers)
+        looks = self._on_unsafe != "redirect" and any(self._image_verifiers)
         if (self._verifier is not None or looks) and call.get("output_type") == "latent":
             raise GuardError(
                 'output_type="latent" leaves the verifier nothing to read; ask for "pil", "np" or "pt", or protect '
