@@ -185,7 +185,7 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
     "vae": Stage(1600, run_autoencoder),
-    "text": Stage(7000, run_text),
+    "text": Stage(4000, run_text),
     "flux": Stage(14_000, run_flux),
     "dit": Stage(8000, run_dit),
     "judge": Stage(2500, run_judge),

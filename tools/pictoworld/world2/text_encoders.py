@@ -172,13 +172,19 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
 
 
 def build_t5(tokenizer: Any) -> T5EncoderModel:
-    """An untrained three-layer, 128-wide T5 encoder."""
-    return T5EncoderModel(
+    """An untrained three-layer, 128-wide T5 encoder, four of whose eight heads know the order of words from the start.
+
+    From T5's own start it learned which words occur and stayed there for 7,000 steps, an item's kind right in .76 of captions: what
+    stands where is said by order, and an attention bias moves by no more than the learning rate a step. So one head begins on the
+    token before, one on the token after, one on all tokens after and one on all before; the other four begin as usual.
+    """
+    heads = 8
+    t5 = T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer),
             d_model=WIDTH,
-            d_kv=32,
-            num_heads=4,
+            d_kv=WIDTH // heads,
+            num_heads=heads,
             d_ff=2 * WIDTH,
             num_layers=3,
             relative_attention_num_buckets=32,
@@ -189,6 +195,24 @@ def build_t5(tokenizer: Any) -> T5EncoderModel:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+    attention = t5.encoder.block[0].layer[0].SelfAttention  # the other layers share its bias
+    distances = torch.arange(1 - SEQUENCE_LENGTH, SEQUENCE_LENGTH)
+    buckets = attention._relative_position_bucket(
+        distances, True, t5.config.relative_attention_num_buckets, t5.config.relative_attention_max_distance
+    )
+    with torch.no_grad():
+        for bucket in buckets.unique().tolist():
+            d = float(distances[buckets == bucket].double().mean())
+            before, after = d < 0, d > 0
+            attention.relative_attention_bias.weight[bucket, :4] = torch.tensor(
+                [
+                    -1.5 * abs(d + 1) if d <= 0 else -8.0,
+                    -1.5 * abs(d - 1) if d >= 0 else -8.0,
+                    0.0 if after else -6.0,
+                    0.0 if before else -6.0,
+                ]
+            )
+    return t5
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
