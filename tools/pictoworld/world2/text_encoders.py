@@ -174,9 +174,10 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
 def build_t5(tokenizer: Any) -> T5EncoderModel:
     """An untrained three-layer, 128-wide T5 encoder, four of whose eight heads know the order of words from the start.
 
-    From T5's own start it learned which words occur and stayed there for 7,000 steps, an item's kind right in .76 of captions: what
-    stands where is said by order, and an attention bias moves by no more than the learning rate a step. So one head begins on the
-    token before, one on the token after, one on all tokens after and one on all before; the other four begin as usual.
+    From T5's own start it learned which words occur and stayed there for 7,000 steps, an item's kind right in .76 of captions:
+    what stands where is said by order, and an attention bias moves by no more than the learning rate a step.
+    So one head begins on the token before, one on the token after, one on all tokens after and one on all before; the other four
+    begin as usual.
     """
     heads = 8
     t5 = T5EncoderModel(
