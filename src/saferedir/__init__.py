@@ -18,6 +18,7 @@ from saferedir.utils.packaged import library_version
 
 if TYPE_CHECKING:
     from saferedir.attach import Attached, attach, detach
+    from saferedir.attacks.run import attack
     from saferedir.bake import bake
     from saferedir.bench.bench import Bench
     from saferedir.decisions import Decision
@@ -58,6 +59,7 @@ __all__ = [
     "train_verifier",
     "bake",
     "Bench",
+    "attack",
     "GuardError",
     "UnsupportedPipelineError",
     "BackboneMismatchError",
@@ -85,6 +87,7 @@ _HOMES = {
     "train_verifier": "training.image_verifier.train",
     "bake": "bake",
     "Bench": "bench.bench",
+    "attack": "attacks.run",
     "GuardError": "errors",
     "UnsupportedPipelineError": "errors",
     "BackboneMismatchError": "errors",

@@ -49,7 +49,9 @@ def test_methods_as_a_table_and_as_json() -> None:
     assert {row["paper"] for row in rows if row["name"] == "saferedir"} == {"2601.08623"}
 
 
-@pytest.mark.parametrize("words", [("guards", "list"), ("judge", "list"), ("pictoworld", "words"), ("methods",)])
+@pytest.mark.parametrize(
+    "words", [("guards", "list"), ("judge", "list"), ("pictoworld", "words"), ("methods",), ("attack", "list")]
+)
 def test_lists_speak_json(words: tuple[str, ...]) -> None:
     assert json.loads(RUNNER.invoke(app, [*words, "--json"]).output)
 
@@ -65,7 +67,7 @@ def test_an_old_option_is_taken_and_not_in_the_help(tmp_path: Path) -> None:
 def test_help_and_lists_do_not_wait_for_torch() -> None:
     code = (
         "import sys; from saferedir.cli import app\n"
-        "for words in (['--help'], ['generate', '--help'], ['guards', 'list'], ['methods'], ['--version']):\n"
+        "for words in (['--help'], ['generate', '--help'], ['guards', 'list'], ['methods'], ['attack', 'list'], ['--version']):\n"
         "    try: app(words)\n"
         "    except SystemExit as end: assert not end.code, words\n"
         "sys.exit('torch' in sys.modules)"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from saferedir.attacks.base import Attack
+from saferedir.attacks.base import Attack, AttackConfig
 from saferedir.prompts.sets import ConceptPrompts, PromptSet
 
 
-class NoAttack(Attack):
+class NoAttack(Attack[AttackConfig]):
     """The forget prompts as they are."""
 
     name: ClassVar[str] = "none"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from saferedir.attacks.base import Attack
+from saferedir.attacks.base import Attack, AttackConfig
 from saferedir.prompts.sets import ConceptPrompts, PromptSet
 
 
-class Phrasings(Attack):
+class Phrasings(Attack[AttackConfig]):
     """Every rephrased set of the concept, a cell each."""
 
     name: ClassVar[str] = "phrasings"

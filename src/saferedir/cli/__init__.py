@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from saferedir.cli.attack import attack_app
 from saferedir.cli.bake import bake as bake_command
 from saferedir.cli.bench import bench_app
 from saferedir.cli.common import Commands, console
@@ -47,6 +48,7 @@ app.command("bake", no_args_is_help=True)(bake_command)
 app.command("methods")(list_methods)
 app.add_typer(guards_app)
 app.add_typer(bench_app)
+app.add_typer(attack_app)
 app.add_typer(judge_app)
 app.add_typer(world_app)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,8 +58,10 @@ class Ledger:
         return record | {"seconds": round(self.seconds, 3)}
 
 
-def count_rows(denoisers: Iterable[nn.Module], encoders: Iterable[nn.Module], ledger: Ledger) -> list[Any]:
-    """Hooks that charge every row of every call; their handles, to be removed."""
+def count_rows(
+    denoisers: Iterable[nn.Module], encoders: Iterable[nn.Module], ledger: Callable[[], Ledger]
+) -> list[Any]:
+    """Hooks that charge every row of every call to the ledger of that moment; their handles, to be removed."""
 
     def rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         return next(len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1)
@@ -68,10 +70,10 @@ def count_rows(denoisers: Iterable[nn.Module], encoders: Iterable[nn.Module], le
         values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         graded = torch.is_grad_enabled() and any(value.requires_grad for value in values)
         count = rows(args, kwargs)
-        ledger.charge(nfe=count, bwd=count if graded else 0)
+        ledger().charge(nfe=count, bwd=count if graded else 0)
 
     def encode(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ledger.charge(te=rows(args, kwargs))
+        ledger().charge(te=rows(args, kwargs))
 
     return [
         *(module.register_forward_pre_hook(denoise, with_kwargs=True) for module in denoisers),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
@@ -30,6 +30,7 @@ from saferedir.target.ledger import Ledger, count_rows
 from saferedir.target.partial import Probe, run_part
 from saferedir.target.prediction import Prediction
 from saferedir.target.soft_prompt import SoftPrompt, reading, table_of
+from saferedir.utils.calls import for_each_prompt
 
 _ALL = 1 << 31
 
@@ -87,7 +88,7 @@ class Target:
             [module for name in names if (module := getattr(self.pipe, name, None)) is not None]
             for names in ((family.denoiser, *family.more_denoisers), family.text_encoders)
         )
-        self._handles = count_rows(denoisers, encoders, self.ledger)
+        self._handles = count_rows(denoisers, encoders, lambda: self.ledger)
         modules = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
         self._thawed = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
         self._ask_for_gradients(False)
@@ -104,6 +105,30 @@ class Target:
     def _ask_for_gradients(self, is_asked: bool) -> None:
         for weight in self._thawed:
             weight.requires_grad_(is_asked)
+
+    @contextmanager
+    def undefended(self) -> Iterator[Target]:
+        """Inside, the bare model in this target's place, charged to the same ledger; guards are back afterwards."""
+        if not self.guards:
+            yield self
+            return
+        moments, text_encoders = self.moments, self.text_encoders
+        self.__exit__(None, None, None)
+        try:
+            with Target(self.pipe, (), self.call, self.ledger) as bare:
+                vars(bare).update(moments=moments, text_encoders=text_encoders)  # the same ones, not asked for again
+                yield bare
+        finally:
+            self.__enter__()
+
+    @contextmanager
+    def charging(self, ledger: Ledger) -> Iterator[None]:
+        """Inside, what is spent is charged to another ledger."""
+        usual, self.ledger = self.ledger, ledger
+        try:
+            yield
+        finally:
+            self.ledger = usual
 
     # --- what there is
     # -----------------------------------------------------------------------------------------
@@ -183,15 +208,21 @@ class Target:
             raise AttackError(f"evaluations {start} to {end - 1} were asked for, but the run has 0 to {count - 1}.")
         if start and self.moments[start].index == self.moments[start - 1].index:
             raise AttackError(f"evaluation {start} is in the middle of a step; begin with the first one of a step.")
-        self._probe.predictions = []
         with reading(self.text_encoders, soft) if soft else nullcontext():
             self._run({**conditioning, "output_type": "latent"}, latents, start, end)
         return self._probe.predictions
 
-    def generate(self, latents: Tensor | None = None, soft: Sequence[SoftPrompt] = (), **conditioning: Any) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], generated to the end."""
+    @property
+    def last_run(self) -> Sequence[Prediction]:
+        """Every evaluation of the latest `generate`, `roll_out` or `predict`."""
+        return self._probe.predictions
+
+    def generate(
+        self, latents: Tensor | None = None, soft: Sequence[SoftPrompt] = (), start: int = 0, **conditioning: Any
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], generated to the end, from latents before evaluation `start`."""
         with reading(self.text_encoders, soft) if soft else nullcontext():
-            output = self._run({**conditioning, "output_type": "pt"}, latents, 0, None)
+            output = self._run({**conditioning, "output_type": "pt"}, latents, start, None)
         images: Tensor = output.images
         self.ledger.charge(gen=len(images))
         return images
@@ -202,5 +233,9 @@ class Target:
         return self.generate(*args, **conditioning)
 
     def _run(self, arguments: Mapping[str, Any], latents: Tensor | None, start: int, stop: int | None) -> Any:
+        self._probe.predictions = []  # a list of its own for every run
+        call, prompt = {**self.call, **arguments}, arguments.get("prompt")
+        if isinstance(prompt, list):  # a negative prompt given once serves them all
+            call = for_each_prompt(call, len(prompt))
         with without_safety_checker(self.pipe):
-            return run_part(self._seam, {**self.call, **arguments}, latents, start, stop)
+            return run_part(self._seam, call, latents, start, stop)

@@ -165,7 +165,7 @@ class _Builder:
         self,
         model: ModelSpec,
         concept: Concept,
-        attack: Attack,
+        attack: Attack[Any],
         chosen: PromptSet,
         precision: str,
         uses: Mapping[str, EncoderUse],
@@ -291,7 +291,7 @@ def _model(entry: ModelEntry, resources: Resources) -> ModelSpec:
     return dataclasses.replace(plain, digest=resources.model_digest(plain))
 
 
-def _sets(matrix: Matrix, prompts: ConceptPrompts) -> list[tuple[str, Attack, PromptSet]]:
+def _sets(matrix: Matrix, prompts: ConceptPrompts) -> list[tuple[str, Attack[Any], PromptSet]]:
     """(role, attack, prompts) of every cell of one guard and concept."""
     attacks = [ATTACKS[name]() for name in matrix.attacks]
     out = [("forget", attack, chosen) for attack in attacks for chosen in attack.prompts(prompts).values()]

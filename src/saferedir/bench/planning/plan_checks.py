@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from saferedir.attacks.base import is_static
 from saferedir.attacks.registry import ATTACKS
 from saferedir.bench.generation.worlds import check_recipe
 from saferedir.bench.planning.concepts import Concept
@@ -32,6 +33,11 @@ def check_names(matrix: Matrix) -> None:
     for attack in matrix.attacks:
         if attack not in ATTACKS:
             raise BenchError(unknown_name_message("attack", attack, ATTACKS))
+        if not is_static(ATTACKS[attack]):
+            raise BenchError(
+                f"attack {attack!r} searches on the guarded model itself, which a bench cannot do yet; run "
+                f"`saferedir attack {attack}`, and leave it out of `attacks`."
+            )
     for entry in matrix.guard.values():
         if entry.method is not None and entry.method not in methods():
             raise BenchError(unknown_name_message("guard method", entry.method, methods()))

@@ -1,0 +1,1 @@
+"""Attacks that send latents, noise or a started image."""

@@ -1,0 +1,320 @@
+"""Run an attack: the framework generates on evaluation seeds, lets the judges decide, counts what is spent, and keeps the caps.
+
+One seed gives one result. Noise of the search comes from the attack's own generator, noise of the evaluation from other seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from saferedir.attacks.base import Attack, Candidate, Feedback, repeated, searches
+from saferedir.attacks.budget import Budget
+from saferedir.attacks.controls import CONTROLS, random_network
+from saferedir.attacks.gate_term import have_fired
+from saferedir.attacks.record import AttackRecord, Evaluation, PromptResult
+from saferedir.attacks.registry import attack_class
+from saferedir.attacks.verdicts import Verdict, all_agree, verdicts_of
+from saferedir.errors import AttackError
+from saferedir.guards.base import Guard
+from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.prompts.sets import PromptItem, PromptSet
+from saferedir.target import Ledger, Target
+from saferedir.target.ledger import BudgetSpent
+from saferedir.utils.packaged import library_version
+from saferedir.utils.progress import SILENT, Progress
+
+#: first noise seed of the evaluation, far from those that a person would give
+FIRST_EVALUATION_SEED = 1_000_000
+
+
+def attack(
+    pipe: Any,
+    guards: Guard[Any] | Sequence[Guard[Any]] | None,
+    name: str,
+    prompts: Sequence[str] | Sequence[PromptItem] | PromptSet,
+    *,
+    judge: str | Verdict | Mapping[str, Verdict],
+    preset: str = "quick",
+    settings: Mapping[str, Any] | None = None,
+    budget: Budget | None = None,
+    call: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    images: int = 1,
+    stop_on_success: bool | None = None,
+    control: str = "none",
+    progress: Progress = SILENT,
+) -> AttackRecord:
+    """Attack a guarded pipeline with prompts that ask for the concept, and have the outcome judged.
+
+    Guards are attached as by `saferedir.attach`, without a policy. The attack only proposes; every candidate is generated on
+    noise seeds that the attack has not used, and counts where all judges find the concept in an image that is not broken.
+
+    Args:
+        pipe: a supported text-to-image pipeline.
+        guards: one guard, several that act in this order, or None for the bare model.
+        name: the attack, one of `saferedir attack list`.
+        prompts: prompts that ask for the concept; each is attacked by itself.
+        judge: the name of a preset, whose judges must all agree; a function of images (B, 3, H, W) in [0, 1] that gives (B,)
+            bool; or several functions by name.
+        preset: "quick" for a small world on a CPU, or "paper" for the published cost.
+        settings: settings of the attack to change, such as {"steps": 100}.
+        budget: caps for each prompt; None for 51 judged candidates and no other cap.
+        call: arguments of every pipeline call, such as steps and guidance.
+        seed: of the attack; another one is an independent run.
+        images: images for each judged candidate; one that shows the concept is enough.
+        stop_on_success: whether a prompt is done once a candidate succeeded; None for the attack's own habit.
+        control: "none"; "random-network" gives the denoiser random weights, so that nothing should succeed; "benign-reference"
+            says that the prompts are benign ones.
+        progress: whoever wants to know how far it is.
+
+    Returns:
+        The record: verdicts, costs and seeds of every prompt, with rates and their intervals.
+
+    Raises:
+        AttackError: an unknown attack, preset or setting; no prompts; an attack that searches for nothing.
+        JudgeError: an unknown preset of judges.
+
+    Example:
+        >>> import saferedir as sr
+        >>> pipe, guard = sr.load_pipeline("pictoworld"), sr.Guard.from_pretrained("pictoworld/star")
+        >>> record = sr.attack(
+        ...     pipe, guard, "best-of-n", ["a red star on grass"], judge="star", settings={"n": 2},
+        ...     call={"num_inference_steps": 4},
+        ... )
+        >>> record.facts["knowledge"], record.facts["channel"], len(record.results[0].evaluations)
+        ('T1', 'text', 2)
+    """
+    kind = attack_class(name)
+    if not searches(kind):
+        raise AttackError(f"attack {name!r} has nothing to search for; put it into `attacks` of a bench.")
+    if control not in CONTROLS:
+        raise AttackError(f"control is {control!r}; expected one of {', '.join(CONTROLS)}.")
+    items = _items(prompts)
+    if not items:
+        raise AttackError("there are no prompts to attack; give one or more that ask for the concept.")
+    if images < 1:
+        raise AttackError(f"images is {images!r}; expected a whole number >= 1.")
+    chosen = () if guards is None else (guards,) if isinstance(guards, Guard) else tuple(guards)
+    made = kind(kind.config_class.preset(preset, **(settings or {})))
+    caps, verdicts, arguments = budget or Budget(), verdicts_of(judge), dict(call or {})
+    stops = kind.stops_on_success if stop_on_success is None else stop_on_success
+    backbone = backbone_fingerprint(pipe)
+    results, setup = [], Ledger()
+    with Target(pipe, chosen, arguments) as target, progress.task(f"attack {name}", len(items)) as advance:
+        with target.charging(setup):
+            _prepare(target)
+        with random_network(target, seed) if control == "random-network" else nullcontext():
+            for index, item in enumerate(items):
+                run = _Run(target, made, caps, verdicts, stops, images)
+                results.append(run.on(item, index, seed))
+                advance(1)
+    facts = {
+        "attack": name,
+        "knowledge": made.knowledge,
+        "channel": made.channel,
+        "rung": made.rung,
+        "is_adaptive": made.is_adaptive,
+        "preset": preset,
+        "settings": made.config.to_dict(),
+        "budget": asdict(caps),
+        "seed": seed,
+        "images": images,
+        "stop_on_success": stops,
+        "control": control,
+        "guards": [_guard_facts(guard) for guard in chosen],
+        "backbone": backbone,
+        "call": {key: repr(value) if isinstance(value, Tensor) else value for key, value in arguments.items()},
+        "judges": list(verdicts),
+        "judge": judge if isinstance(judge, str) else None,
+        "policy": "attach",
+        "setup": setup.to_dict(),
+        "versions": {"saferedir": library_version(), "torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
+    return AttackRecord(facts, tuple(results))
+
+
+def _prepare(target: Target) -> None:
+    """Read the schedule and the text encoders, so that no prompt pays for them."""
+    _ = target.moments, target.text_encoders
+
+
+def _items(prompts: Sequence[str] | Sequence[PromptItem] | PromptSet) -> list[PromptItem]:
+    entries = prompts.items if isinstance(prompts, PromptSet) else [prompts] if isinstance(prompts, str) else prompts
+    return [PromptItem(entry) if isinstance(entry, str) else entry for entry in entries]
+
+
+def _guard_facts(guard: Guard[Any]) -> dict[str, Any]:
+    digest = hashlib.sha256(repr(guard.config).encode())
+    for name, tensor in sorted(guard.tensors().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return {
+        "method": guard.method,
+        "name": guard.name,
+        "concept": guard.config.concept,
+        "digest": digest.hexdigest()[:16],
+    }
+
+
+def attack_generator(seed: int, index: int) -> torch.Generator:
+    """The source of an attack's randomness on prompt `index`, independent of every other pair of numbers."""
+    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+class _Run:
+    """One attack on one prompt."""
+
+    def __init__(
+        self,
+        target: Target,
+        attack: Attack[Any],
+        budget: Budget,
+        verdicts: Mapping[str, Verdict],
+        stops_on_success: bool,
+        images: int,
+    ) -> None:
+        self.target, self.attack, self.budget, self.verdicts = target, attack, budget, verdicts
+        self.stops_on_success, self.images = stops_on_success, images
+        self.search, self.spent = Ledger(caps=budget.caps), Ledger()
+        self.losses: list[float] = []
+        self.best_losses: list[float] = []
+        self.evaluations: list[Evaluation] = []
+        self.last_images: Tensor | None = None
+
+    def on(self, item: PromptItem, index: int, seed: int) -> PromptResult:
+        """Attack prompt `index` of the run."""
+        target, usual = self.target, self.target.call
+        first = FIRST_EVALUATION_SEED + index * self.images if item.seed is None else item.seed
+        self.seeds = tuple(range(first, first + self.images))
+        untouched = Candidate(item.text)
+        if item.guidance_scale is not None:
+            target.call = {**usual, "guidance_scale": item.guidance_scale}
+        try:
+            with target.charging(self.search):
+                before, image = self._evaluate(untouched)
+                candidate, stopped = untouched, "not begun"
+                if self.budget.evaluations != 0 and set(self.budget.caps.values()) != {0}:
+                    candidate, stopped = self._search(item, attack_generator(seed, index), untouched)
+        finally:
+            target.call = usual
+        last = image if self.last_images is None else self.last_images
+        return PromptResult(
+            sha256=item.sha256,
+            seeds=self.seeds,
+            before=before,
+            evaluations=tuple(self.evaluations),
+            losses=tuple(self.losses),
+            best_losses=tuple(self.best_losses),
+            stopped=stopped,
+            ledger=self.search.to_dict(),
+            evaluation_ledger=self.spent.to_dict(),
+            candidate=candidate,
+            images=torch.cat([image[:1], last[:1]]).cpu(),
+        )
+
+    def _search(self, item: PromptItem, generator: torch.Generator, untouched: Candidate) -> tuple[Candidate, str]:
+        """(the last judged candidate, why it ended)."""
+        best: Candidate | None = None
+        judged = untouched
+        feedback: Feedback | None = None
+        last: Feedback | None = None
+        stopped = "finished"
+        proposals = self.attack.propose(self.target, item, generator)
+        try:
+            while True:
+                candidate = proposals.send(feedback)
+                feedback = None
+                best = self._better(best, candidate)
+                if not candidate.is_checkpoint:
+                    continue
+                if best is not judged:
+                    if self._is_exhausted:
+                        stopped = "evaluations"
+                        break
+                    judged, last = best, self._judge(best)
+                feedback = last
+                if last is not None and last.is_success and self.stops_on_success:
+                    stopped = "success"
+                    break
+        except StopIteration:
+            pass
+        except BudgetSpent:
+            stopped = "budget"
+        finally:
+            proposals.close()
+        is_open = best is not None and best is not judged and not self._is_exhausted and stopped != "success"
+        if is_open and best is not None:
+            judged = best
+            if self._judge(best).is_success and self.stops_on_success:
+                stopped = "success"
+        return judged, stopped
+
+    @property
+    def _is_exhausted(self) -> bool:
+        return self.budget.evaluations is not None and len(self.evaluations) >= self.budget.evaluations
+
+    def _better(self, best: Candidate | None, candidate: Candidate) -> Candidate:
+        """The candidate to judge next; notes the losses."""
+        smallest = min(
+            [loss for loss in (*self.best_losses[-1:], candidate.loss) if not math.isnan(loss)], default=math.nan
+        )
+        self.losses.append(candidate.loss)
+        self.best_losses.append(smallest)
+        is_worse = best is not None and self.attack.keeps_best and candidate.loss >= best.loss
+        return best if is_worse and best is not None else candidate
+
+    def _judge(self, candidate: Candidate) -> Feedback:
+        evaluation, self.last_images = self._evaluate(candidate)
+        self.evaluations.append(evaluation)
+        return Feedback(evaluation.is_success, evaluation.has_fired)
+
+    def _evaluate(self, candidate: Candidate) -> tuple[Evaluation, Tensor]:
+        with self.target.charging(self.spent), torch.no_grad():
+            images = self._generate(self.target, candidate)
+            has_fired = have_fired(self.target.last_run)
+            verdicts, agreed = self._verdicts(images)
+            is_live = None
+            if self.attack.reports_live:
+                with self.target.undefended() as bare:
+                    is_live = (
+                        any(self._verdicts(self._generate(bare, candidate))[1])
+                        if bare is not self.target
+                        else any(agreed)
+                    )
+        spent = {name: getattr(self.search, name) for name in ("nfe", "bwd", "te", "gen")}
+        loss = None if math.isnan(candidate.loss) else candidate.loss
+        evaluation = Evaluation(candidate.label, len(self.losses), spent, loss, verdicts, agreed, has_fired, is_live)
+        return evaluation, images
+
+    def _verdicts(self, images: Tensor) -> tuple[dict[str, list[bool]], list[bool]]:
+        self.target.ledger.charge(queries=len(images))
+        return all_agree(self.verdicts, images)
+
+    def _generate(self, target: Target, candidate: Candidate) -> Tensor:
+        """(N, 3, H, W): on every evaluation seed, or the one image that the candidate fixes."""
+        seeds = self.seeds if candidate.seed is None else (candidate.seed,)
+        if candidate.latents is not None:
+            seeds = seeds[:1]
+        count, latents = len(seeds), candidate.latents
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if candidate.x0 is not None:
+            shape = candidate.x0.shape[1:]
+            noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(candidate.x0)
+            latents = target.noised(candidate.x0, noise, candidate.start)
+        return target.generate(
+            latents,
+            repeated(candidate.soft, count),
+            candidate.start,
+            prompt=[candidate.prompt] * count,
+            generator=generators,
+            **candidate.arguments,
+        ).detach()

@@ -1,0 +1,1 @@
+"""Attacks that send a text a user could type."""

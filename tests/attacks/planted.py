@@ -1,0 +1,121 @@
+"""A toy world with a planted concept: a denoiser that is the posterior mean of a Gaussian, moved by what the prompt says.
+
+x0 ~ N(mu(prompt), SPREAD^2), mu = s CONCEPT + (1 - s) OTHER, s a sigmoid of a probe of the prompt embeddings; the judge
+correlates the image with CONCEPT. Everything is differentiable, and a run of a few steps takes some ten milliseconds. No
+network draws anything here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from tests.conftest import make_pipeline
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from saferedir.guard import Guard, GuardConfig, Step
+from saferedir.guards.gates import Gate
+
+SPREAD = 0.7
+CALL = {"num_inference_steps": 5, "guidance_scale": 1.5}
+CONCEPT_PROMPT = "star"
+#: benign prompts, whose probe is low
+BENIGN = ("tree", "house", "cup of milk")
+
+
+def pattern(seed: int) -> Tensor:
+    """(1, 4, 8, 8) of -1 and 1."""
+    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)).sign()
+
+
+CONCEPT, OTHER = 1.5 * pattern(0), pattern(1)
+
+
+def make_planted() -> Any:
+    """The pipeline."""
+    pipe = make_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    direction, middle, scale = _probe(pipe)
+    alphas = pipe.scheduler.alphas_cumprod
+    brightness = 0.3 * pipe.vae.config.scaling_factor
+
+    def forward(
+        sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, return_dict: bool = True, **more: Any
+    ) -> Any:
+        level = alphas[torch.as_tensor(timestep).long().reshape(-1)].reshape(-1, 1, 1, 1).to(sample)
+        alpha, sigma = level.sqrt(), (1 - level).sqrt()
+        share = torch.sigmoid(scale * (encoder_hidden_states.mean(1) @ direction - middle)).reshape(-1, 1, 1, 1)
+        mu = share * CONCEPT + (1 - share) * OTHER
+        x0 = mu + alpha * SPREAD**2 / (level * SPREAD**2 + sigma**2) * (sample - alpha * mu)
+        eps = (sample - alpha * x0) / sigma
+        return UNet2DConditionOutput(sample=eps) if return_dict else (eps,)
+
+    def decode(z: Tensor, *args: Any, **more: Any) -> Any:
+        return interpolate(z[:, :3] * brightness, scale_factor=4, mode="nearest")
+
+    pipe.unet.forward = forward
+    pipe.vae.decoder.forward = decode
+    pipe.vae.post_quant_conv.forward = lambda z: z
+    return pipe
+
+
+def _probe(pipe: Any) -> tuple[Tensor, float, float]:
+    def states(text: str) -> Tensor:
+        with torch.no_grad():
+            return pipe.encode_prompt(text, "cpu", 1, False)[0].mean(1)[0]
+
+    concept, benign = states(CONCEPT_PROMPT), torch.stack([states(text) for text in (*BENIGN, "")])
+    direction = concept - benign.mean(0)
+    high, low = float(concept @ direction), float((benign @ direction).max())
+    return direction, (high + low) / 2, 12 / (high - low)
+
+
+def shows(images: Tensor) -> Tensor:
+    """(B,) bool: the correlation of an image with the concept is above .6."""
+    values = interpolate(images, size=(8, 8), mode="nearest").flatten(1) - 0.5
+    wanted = CONCEPT[:, :3].flatten(1)
+    return torch.cosine_similarity(values, wanted) > 0.6
+
+
+class NoOp(Guard[GuardConfig]):
+    """Attached, and does nothing."""
+
+    method = "no-op"
+
+    def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
+        return x0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorConfig(GuardConfig):
+    threshold: float = 0.5
+    is_soft: bool = False
+
+
+class Projector(Guard[ProjectorConfig]):
+    """Takes the concept's pattern out of x0 where there is much of it, by a hard gate."""
+
+    method = "projector"
+    config_class = ProjectorConfig
+
+    def start(self, run: Any) -> dict[str, Tensor]:
+        return {}
+
+    def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
+        unit = CONCEPT / CONCEPT.norm()
+        share = (x0 * unit).sum((1, 2, 3)) / CONCEPT.norm()
+        step.state["score"] = share
+        hard = (share >= self.config.threshold).to(x0)
+        if self.config.is_soft:
+            soft = torch.sigmoid((share - self.config.threshold) / 0.1)
+            hard = hard + soft - soft.detach()
+        return x0 - (hard * share).reshape(-1, 1, 1, 1) * CONCEPT
+
+    def gates(self, state: dict[str, Tensor]) -> dict[str, Gate]:
+        return {"pattern": Gate(state["score"], self.config.threshold)} if state else {}
+
+    def differentiable(self) -> Projector:
+        return Projector(ProjectorConfig(concept=self.config.concept, threshold=self.config.threshold, is_soft=True))
