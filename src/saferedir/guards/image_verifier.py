@@ -91,7 +91,7 @@ class ImageVerifier(nn.Module):
         super().__init__()
         self.config = config
         widths = [config.width * factor for factor in (1, 2, 3, 4)]
-        self.stem = nn.Conv2d(3, widths[0], 5, padding=2)
+        self.stem = nn.Conv2d(3, widths[0], 5, stride=2, padding=2)
         self.stages = nn.ModuleList(
             _Residual(given, made) for given, made in zip([widths[0], *widths[:-1]], widths, strict=True)
         )
@@ -123,10 +123,10 @@ class ImageVerifier(nn.Module):
         return flags
 
     def save(self, folder: Path) -> None:
-        """Write both files into a guard's folder."""
+        """Write both files into a guard's folder, the weights in half precision."""
         record = json.dumps(asdict(self.config), indent=2, allow_nan=False, ensure_ascii=False)
         (folder / VERIFIER_CONFIG).write_text(record + "\n", encoding="utf-8")
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        tensors = {name: value.detach().cpu().half().contiguous() for name, value in self.state_dict().items()}
         save_tensors(tensors, folder / VERIFIER_WEIGHTS, {"format": "pt"})
 
     @classmethod

@@ -43,7 +43,7 @@ QUICK = VerifierTrainConfig(
 def verifier_that_says(answer: bool) -> ImageVerifier:
     torch.manual_seed(0)
     verifier = ImageVerifier(ImageVerifierConfig(concept="star", size=16, width=8, threshold=-1e9 if answer else 1e9))
-    return verifier.eval().requires_grad_(False)
+    return verifier.half().float().eval().requires_grad_(False)  # what a folder keeps
 
 
 def guard_with(verifier: ImageVerifier | None) -> NegativePrompt:

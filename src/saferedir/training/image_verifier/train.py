@@ -225,7 +225,7 @@ def fit_verifier(
             optimiser.step()
             schedule.step()
             advance(1, f"loss {loss.item():.3f}")
-    verifier.eval().requires_grad_(False)
+    verifier.half().float().eval().requires_grad_(False)  # as it will be stored
     with torch.no_grad():
         logits = torch.cat([verifier(part.float() / 255) for part in held.split(64)])
     unsafe = held_labels > 0
