@@ -25,13 +25,13 @@ def verifier(
         str, typer.Option(metavar="ID", help="pictoworld, a diffusers folder, or a hub id.")
     ] = "pictoworld",
     images: Annotated[int, typer.Option(min=40, help="Images to generate, half of them with the concept.")] = 800,
-    optimiser_steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 700,
+    optimiser_steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 500,
     size: Annotated[
         int, typer.Option(min=16, help="Side in pixels that it reads; 64 for PictoWorld, 128 or more else.")
     ] = 64,
     attack: Annotated[
         float, typer.Option(min=0, max=0.5, help="Largest step against it in training, RMS of pixel values.")
-    ] = 0.05,
+    ] = 0.02,
     call: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="More arguments of the pipeline's call.")
     ] = None,

@@ -52,7 +52,7 @@ class VerifierTrainConfig:
         optimiser_steps, batch, learning_rate: of AdamW.
         held_out: share of the images, generated last, that sets the threshold and is measured.
         attack: largest root mean square, in pixel values (0 to 1), of the gradient step against the network that a training image
-            takes; 0 for none.
+            takes: none in the first third of the steps, growing in the second; 0 for none at all.
         false_positive_rate: wanted of held-out benign images, where the sides do not separate.
         size, width: of the network.
         call: more arguments of the pipeline's call, such as height and width.
@@ -61,11 +61,11 @@ class VerifierTrainConfig:
     images: int = 800
     steps: tuple[int, ...] = (30, 10, 30, 4)
     guidance_scales: tuple[float, ...] | None = None
-    optimiser_steps: int = 700
+    optimiser_steps: int = 500
     batch: int = 32
     learning_rate: float = 2e-3
     held_out: float = 0.25
-    attack: float = 0.05
+    attack: float = 0.02
     false_positive_rate: float = 0.005
     size: int = 64
     width: int = 24
@@ -217,8 +217,9 @@ def fit_verifier(
             rows = torch.randint(count, (config.batch,), generator=generator)
             wanted = shown_labels[rows]
             x = disturbed(shown[rows].float() / 255, generator)
-            if config.attack:
-                x = attacked(verifier, x, wanted, config.attack, generator)
+            largest = config.attack * min(1.0, max(0.0, 3 * step / config.optimiser_steps - 1))  # plain images first
+            if largest:
+                x = attacked(verifier, x, wanted, largest, generator)
             loss = binary_cross_entropy_with_logits(verifier(x), 0.02 + 0.96 * wanted)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
