@@ -82,6 +82,12 @@ class Guard(Generic[ConfigT]):
     #: whether it has words encoded in every run; `attach` refuses it where a text encoder was dropped
     needs_text_encoder: bool = False
 
+    #: what becomes of `latents` that the caller gives and that do not look like noise of the pipeline's prior: "off" takes
+    #: them as they are, "refuse" raises, "refresh" puts fresh noise of the run's generator in their place
+    latents_test: str = "off"
+    #: share of honest noise that may fail that test, in (0, 1)
+    latents_false_positives: float = 1e-3
+
     #: whether it acts on every image of every run, whatever it shows; a policy that blocks what it acted on blocks everything
     always_acts: ClassVar[bool] = False
     #: whether a decision of it may be `unresolved`: whether it can tell that the concept is still there at the end. True only of
@@ -124,6 +130,13 @@ class Guard(Generic[ConfigT]):
         """One sentence for whoever attaches this guard, such as a verdict that is weak by its own record; None for none.
 
         `attach` warns with it.
+        """
+        return None
+
+    def refusal_text(self) -> str | None:
+        """One sentence why this guard cannot be attached under its settings, and what to do; None where it can.
+
+        `attach` raises GuardError with it.
         """
         return None
 

@@ -43,6 +43,7 @@ class Run:
         dtype: of the denoiser's latents.
         retry_level: one level an image; above 0 the last run's image was unsafe, so act from step 0 on, more strongly the higher.
         encode: texts -> their conditioning (N, ...) by the pipeline's own text encoders, as long as the run's prompts.
+        input_notes: one text an image on what was done to the caller's inputs before the run, "" for nothing; () for none.
         text_encoders: the text encoders themselves, in the order of `families`; filled only if a guard has `needs_text`.
         solver: the scheduler's update, for a latent of the guard's own; there only if a guard has `extra_latents`.
 
@@ -68,6 +69,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     retry_level: tuple[int, ...] = ()
+    input_notes: tuple[str, ...] = ()
     encode: Callable[[Sequence[str]], PromptEmbeds] = dataclasses.field(default=_no_encoder, repr=False, compare=False)
     text_encoders: tuple[TextEncoder, ...] = dataclasses.field(default=(), repr=False, compare=False)
     solver: Solver | None = dataclasses.field(default=None, repr=False, compare=False)

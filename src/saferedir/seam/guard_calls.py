@@ -248,6 +248,14 @@ def decisions_of(guard: Guard[Any], run: Run, state: Any) -> list[Decision]:
     decisions = call_guard(guard, "verdict", guard.verdict, run, state)
     if len(decisions) != run.batch_size:
         raise GuardError(f"guard {guard.method!r} returned {len(decisions)} decisions for {run.batch_size} images.")
+    if run.input_notes and guard.latents_test != "off":
+        notes = dict(enumerate(run.input_notes))
+        decisions = [
+            replace(decision, message=f"{notes[decision.image]} {decision.message}".strip())
+            if notes.get(decision.image)
+            else decision
+            for decision in decisions
+        ]
     return [
         replace(decision, name=guard.name) if guard.name and not decision.name else decision for decision in decisions
     ]

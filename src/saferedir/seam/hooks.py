@@ -20,6 +20,7 @@ from saferedir.guards.base import Guard
 from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import Family, unwrapped
 from saferedir.pipelines.schedules import check_scheduler
+from saferedir.seam.given_latents import PREPARE, GivenLatents
 from saferedir.seam.texts import PromptTexts
 
 MARK = "saferedir_seam"
@@ -60,7 +61,9 @@ class Hooks:
         self.modules: dict[str, nn.Module] = {}
         #: there only while a guard needs them
         self.texts: PromptTexts | None = None
+        self.latents: GivenLatents | None = None
         self._encoding: WrappedMethods | None = None
+        self._preparing: WrappedMethods | None = None
         self._skips: SkipHooks | None = None
         self._wrapped: WrappedMethods | None = None
         self._call: WrappedMethods | None = None
@@ -133,6 +136,15 @@ class Hooks:
         elif self.texts is None:
             self.texts = PromptTexts(self._family)
             self._encoding = WrappedMethods(self._pipe, {"encode_prompt": self.texts.encode_prompt}, self.texts)
+        if not any(guard.latents_test != "off" for guard in guards) or not hasattr(self._pipe, PREPARE):
+            if self._preparing is not None:
+                self._preparing.release()
+            self._preparing, self.latents = None, None
+        elif self.latents is None:
+            self.latents = GivenLatents(self._family)
+            self._preparing = WrappedMethods(self._pipe, {PREPARE: self.latents.prepare_latents}, self.latents)
+        if self.latents is not None:
+            self.latents.guards = tuple(guards)
         if not any(guard.uses("on_skip_features") for guard in guards):
             if self._skips is not None:
                 self._skips.release()

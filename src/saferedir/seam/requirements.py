@@ -14,6 +14,7 @@ import torch
 from saferedir.errors import GuardError, UnsupportedPipelineError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.families import Family, unwrapped
+from saferedir.seam.given_latents import check_latents_are_known
 from saferedir.seam.guard_calls import EARLY_POINTS
 
 
@@ -26,6 +27,10 @@ def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) 
             check_one_denoiser(pipe, family, guard.method)
         if guard.enabled and (guard.needs_text_encoder or guard.needs_text):
             check_text_encoders(pipe, family, guard.method)
+        if guard.enabled and guard.latents_test != "off":
+            check_latents_are_known(pipe, guard)
+        if guard.enabled and (why := guard.refusal_text()):
+            raise GuardError(why)
 
 
 def check_works_without_text(pipe: Any, guard: Guard[Any]) -> None:

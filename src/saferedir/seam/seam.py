@@ -317,6 +317,8 @@ class Seam:
         run, offset = run_of(
             self.pipe, self.family, call, settings, asked, begins, with_text_encoders=known_texts is not None
         )
+        if self.hooks.latents is not None and (notes := self.hooks.latents.take_notes()):
+            run = replace(run, input_notes=notes)
         enabled = [guard for guard in self.guards() if guard.enabled]
         self._caches = Caches(self.hooks.modules)
         self._caches.clear()

@@ -9,6 +9,10 @@ from saferedir.guards.base import GuardConfig
 
 MODES = ("default", "faithful")
 GATES = ("hard", "soft", "straight_through")
+RECHECKS = ("next_step", "same_step")
+ESCALATIONS = ("streak", "evidence")
+LATENTS_TESTS = ("off", "refuse", "refresh")
+EMBEDS_TESTS = ("off", "refuse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,14 @@ class SafeRedirConfig(GuardConfig):
         gate_sharpness: kappa of the soft gate, per logit.
         mask_again: faithful mode, multiply the normalised direction by the predicted mask.
         carry_countdown: faithful mode, keep the countdown between pipeline calls as the reference does.
+        recheck: "next_step": the image verdict acts from the next step on. "same_step": the redirected prediction of the same
+            step takes the place of the one that fired, for one more denoiser row an image until all are redirected.
+        escalation: "streak": `patience` high checks in a row. "evidence": high checks and their margins add up, and the anchor
+            comes at once where too few steps are left (`hardening.by_evidence`).
+        latents_test: what becomes of `latents` of the caller that do not look like noise: "off", "refuse" or "refresh".
+        latents_false_positives: share of honest noise that may fail that test, in (0, 1).
+        embeds_test: what becomes of `prompt_embeds` of the caller that no text encoder makes: "off" or "refuse"; needs a guard
+            folder with statistics (`saferedir guards manifold`).
         fail_closed: raise on a redirection that is not finite; False leaves that row alone and logs a warning.
     """
 
@@ -57,6 +69,11 @@ class SafeRedirConfig(GuardConfig):
     gate_sharpness: float = 4.0
     mask_again: bool = False
     carry_countdown: bool = False
+    recheck: str = "next_step"
+    escalation: str = "streak"
+    latents_test: str = "off"
+    latents_false_positives: float = 1e-3
+    embeds_test: str = "off"
     fail_closed: bool = True
 
     def validate(self) -> None:
@@ -64,6 +81,16 @@ class SafeRedirConfig(GuardConfig):
         self.require(isinstance(self.calibration, dict), "calibration", "what was recorded, by name")
         self.require_choice("mode", MODES)
         self.require_choice("gate", GATES)
+        self.require_choice("recheck", RECHECKS)
+        self.require_choice("escalation", ESCALATIONS)
+        self.require_choice("latents_test", LATENTS_TESTS)
+        self.require_choice("embeds_test", EMBEDS_TESTS)
+        self.require_number("latents_false_positives", above=0, below=1)
+        if self.mode == "faithful":
+            self.require(self.recheck == "next_step", "recheck", "next_step in faithful mode")
+            self.require(self.escalation == "streak", "escalation", "streak in faithful mode")
+            self.require(self.embeds_test == "off", "embeds_test", "off in faithful mode")
+        self.require(self.use_image or self.recheck == "next_step", "recheck", "next_step where use_image is false")
         self.require_number("prompt_threshold", "image_threshold")
         self.require_number("last_threshold", or_none=True)
         self.require_number("scale", "hysteresis", at_least=0)

@@ -24,6 +24,7 @@ from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Conditioning, Guard, GuardConfig, Run, Step, TextSettings
 from saferedir.guards.gates import Gate
+from saferedir.guards.guidance import guidance_weight
 from saferedir.guards.saferedir import assessment
 from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
 from saferedir.guards.saferedir.card import model_card
@@ -31,7 +32,9 @@ from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
 from saferedir.guards.saferedir.fit import require_anchors_fit, require_fit
 from saferedir.guards.saferedir.frames import highest_over_frames
+from saferedir.guards.saferedir.hardening import at_once, by_evidence, by_streak, checks_left, taken_again
 from saferedir.guards.saferedir.layers import real_tokens
+from saferedir.guards.saferedir.manifold import PromptManifold
 from saferedir.guards.saferedir.network import Redirection, Redirector, RedirectorConfig, redirect, redirect_pooled
 from saferedir.guards.saferedir.redirect import match_length
 from saferedir.guards.saferedir.reference import load_reference_redirector
@@ -58,10 +61,14 @@ class SafeRedir(Guard[SafeRedirConfig]):
         network: nn.Module | None = None,
         anchor: Tensor | None = None,
         anchor_pooled: Tensor | None = None,
+        manifold: PromptManifold | None = None,
     ) -> None:
         super().__init__(config)
         self.may_be_unresolved = config.use_image and config.mode == "default"
+        self.latents_test, self.latents_false_positives = config.latents_test, config.latents_false_positives
+        self.needs_text = config.embeds_test != "off"  # to know which embeddings are the caller's
         self.anchor, self.anchor_pooled = anchor, anchor_pooled  # (L, D), (P,): the anchor prompt, the last resort
+        self.manifold = manifold
         self.network: Any = network
         self._has_weights = network is not None
         self.faithful: FaithfulLoop | None = None
@@ -81,6 +88,25 @@ class SafeRedir(Guard[SafeRedirConfig]):
         self.network = network.eval().requires_grad_(False)
         if self.config.mode == "faithful":
             self.faithful = FaithfulLoop(self.network, self.config)
+
+    def with_settings(self, **changes: Any) -> Self:
+        """This guard under other settings, such as recheck="same_step"; network, anchor and statistics are shared.
+
+        Raises:
+            GuardConfigError: an unknown setting, or a value out of range.
+        """
+        known = {entry.name for entry in dataclasses.fields(self.config)}
+        if unknown := sorted(set(changes) - known):
+            raise GuardConfigError(f"SafeRedir has no setting {unknown[0]!r}; known: {', '.join(sorted(known))}.")
+        config = dataclasses.replace(self.config, **changes)
+        other = type(self)(config, self.network, self.anchor, self.anchor_pooled, self.manifold)
+        other.name, other.enabled, other._has_weights = self.name, self.enabled, self._has_weights
+        return other
+
+    def uses(self, point: str) -> bool:
+        if point in ("extra_embeds", "on_prediction") and self.config.recheck == "next_step":
+            return False
+        return super().uses(point)
 
     # ------------------------------------------------------------------ one run
 
@@ -110,7 +136,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
             prompt_weight=(retry_level > 0).float(),
             image_weight=torch.zeros(rows, device=device),
             safe_streak=torch.zeros(rows, dtype=torch.long, device=device),
-            unsafe_streak=torch.zeros(rows, dtype=torch.long, device=device),
+            unsafe_streak=torch.zeros(
+                rows, dtype=torch.long if self.config.escalation == "streak" else torch.float32, device=device
+            ),
             level=retry_level.clamp(max=2),
             is_retried=retry_level > 0,
             redirected=torch.zeros(rows, dtype=torch.long, device=device),
@@ -125,6 +153,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         if self.faithful is not None:
             return self.faithful.embeds(step)
         state: RedirState = step.state
+        state.standing, state.fired_now, state.candidate_level = step.conditioning, None, None
         self._check_prompt(step, state)
         weight = torch.maximum(state.prompt_weight, state.image_weight)
         if self.config.gate == "hard" and not bool((weight > 0).any()):
@@ -133,6 +162,48 @@ class SafeRedir(Guard[SafeRedirConfig]):
         state.redirected = state.redirected + acts
         state.first_fired = torch.where(acts & (state.first_fired < 0), step.index, state.first_fired)
         return self._redirected(step, state, weight)
+
+    def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
+        """Redirected embeddings beside the image's, for as long as some image is not redirected; `recheck="same_step"` only."""
+        state: RedirState = step.state
+        acts = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
+        if state.standing is None or bool(acts.all()) or not self._is_checked(step, state):
+            return None
+        state.candidate_level = state.level
+        if self.config.escalation == "evidence":
+            state.candidate_level = at_once(state.level, self.config.patience, self._checks_left(step))
+        original = dataclasses.replace(step, conditioning=state.standing)
+        cond = self._shifted(original, state, torch.ones_like(state.image_weight), state.candidate_level).cond
+        return cond.map(lambda part: part[None])
+
+    def on_prediction(self, step: Step) -> Tensor:
+        """The redirected prediction in rows whose image verdict fires now; `recheck="same_step"` only."""
+        pred, state = step.pred, step.state
+        assert pred is not None
+        if not step.pred_extra or state.candidate_level is None:
+            return pred
+        assert step.x0 is not None and step.pred_cond is not None
+        score = self.image_score(step.x0, step.t)
+        acts = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
+        weight = self._gate(score, self.config.image_threshold) * (~acts)
+        fired = (score.detach() >= self.config.image_threshold) & ~acts
+        is_hard = self.config.gate == "hard"
+        if is_hard and not bool(fired.any()):
+            return pred
+        state.fired_now, state.score_before = fired, score
+        state.image_weight = torch.maximum(state.image_weight, weight)
+        state.level = torch.where(fired, state.candidate_level, state.level)
+        state.redirected = state.redirected + fired
+        state.first_fired = torch.where(fired & (state.first_fired < 0), step.index, state.first_fired)
+        shift = guidance_weight(step) * (step.pred_extra[0].float() - step.pred_cond.float())
+        return taken_again(pred, shift, weight, is_hard=is_hard)
+
+    def _is_checked(self, step: Step, state: RedirState) -> bool:
+        """Whether the image verdict is taken in this evaluation; the last one decides `unresolved`, so it always is."""
+        return state.image_countdown <= 0 or step.evaluation + 1 >= step.run.num_evaluations
+
+    def _checks_left(self, step: Step) -> int:
+        return checks_left(step.run.num_evaluations - step.evaluation - 1, self.config.replace_steps)
 
     def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
         if self.faithful is not None:
@@ -147,15 +218,21 @@ class SafeRedir(Guard[SafeRedirConfig]):
             return x0
         state.image_countdown = self.config.replace_steps
         score = state.image_score = self.image_score(x0, step.t)
-        state.image_scores.append(score.detach())
+        shown = score
+        if state.fired_now is not None and state.score_before is not None:  # the record holds what fired
+            shown = state.image_score = torch.where(state.fired_now, state.score_before, score)
+        state.image_scores.append(shown.detach())
         high = score.detach() >= self.config.image_threshold
         state.is_high = self._is_unresolved(score.detach()) if is_last else high
         was_redirected = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
         state.image_weight = torch.maximum(state.image_weight, self._gate(score, self.config.image_threshold))
-        state.unsafe_streak = torch.where(high & was_redirected, state.unsafe_streak + 1, 0)
-        escalate = state.unsafe_streak >= self.config.patience
-        state.level = torch.where(escalate, (state.level + 1).clamp(max=2), state.level)
-        state.unsafe_streak = torch.where(escalate, 0, state.unsafe_streak)
+        if self.config.escalation == "streak":
+            outcome = by_streak(state.unsafe_streak, state.level, high, was_redirected, self.config.patience)
+        else:
+            margin = score.detach() - self.config.image_threshold
+            left = self._checks_left(step)
+            outcome = by_evidence(state.unsafe_streak, state.level, margin, was_redirected, self.config.patience, left)
+        state.unsafe_streak, state.level = outcome
         return x0
 
     def _is_unresolved(self, last_score: Tensor) -> Tensor:
@@ -212,6 +289,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         given = PromptEmbeds(e0, step.pooled, real)
         if state.given is None or not same_conditioning(given, state.given):
             require_fit(self.network.config, step, self.config.concept)
+            self._require_encoded(step)
             state.given, state.redirection = (
                 given.map(lambda part: part.detach().clone()),
                 None,
@@ -233,9 +311,40 @@ class SafeRedir(Guard[SafeRedirConfig]):
         kept = torch.where(given_up, torch.zeros_like(weight), state.prompt_weight)
         state.prompt_weight = torch.maximum(weight, kept)
 
+    def _require_encoded(self, step: Step) -> None:
+        """GuardError where the caller gave embeddings that no text encoder makes; `embeds_test="refuse"` only."""
+        if self.config.embeds_test == "off" or self.manifold is None:
+            return
+        texts = step.prompts or (None,) * len(step.prompt_embeds)
+        rows = [row for row, text in enumerate(texts) if text is None]
+        distance = self.manifold.distance(step.prompt_embeds[rows])
+        far = (~(distance <= self.manifold.bound)).nonzero()
+        if len(far):
+            index = int(far[0])
+            raise GuardError(
+                f"the prompt embeddings given for image {rows[index]} are none that the text encoder makes (distance "
+                f"{float(distance[index]):.3g}, at most {float(self.manifold.bound):.3g} expected), so this SafeRedir guard for "
+                f"{self.config.concept!r} generates nothing; give the prompt as text."
+            )
+
+    def refusal_text(self) -> str | None:
+        if self.config.embeds_test == "off" or self.manifold is not None:
+            return None
+        return (
+            f"this SafeRedir guard for {self.config.concept!r} has embeds_test={self.config.embeds_test!r} and no statistics of "
+            "the text encoder to test with; make a folder that has them with `saferedir guards manifold GUARD --prompts FILE "
+            "--out DIR`, or set embeds_test to 'off'."
+        )
+
     # ------------------------------------------------------------------ embeddings
 
     def _redirected(self, step: Step, state: RedirState, weight: Tensor) -> Conditioning:
+        answer = self._shifted(step, state, weight, state.level)
+        strength = relative_shift(answer.cond.prompt.detach(), step.prompt_embeds.detach())
+        state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
+        return answer
+
+    def _shifted(self, step: Step, state: RedirState, weight: Tensor, level: Tensor) -> Conditioning:
         e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         if state.redirection is None:
             with torch.autocast(e0.device.type, enabled=False):
@@ -243,16 +352,14 @@ class SafeRedir(Guard[SafeRedirConfig]):
         redirection = state.redirection
         self._require_finite(redirection, weight)
         network: RedirectorConfig = self.network.config
-        scale = self.config.scale * torch.where(state.level > 0, self.config.escalation_scale, 1.0)
+        scale = self.config.scale * torch.where(level > 0, self.config.escalation_scale, 1.0)
         active = weight[:, None].expand(-1, redirection.mask.shape[1])
         common = (redirection, active, scale, network.max_shift)
         prompt = redirect(e0, *common, prompt_mask=real, exempt_bos=network.exempt_bos)
-        replaced = state.level > 1
+        replaced = level > 1
         if self.anchor is not None and bool(replaced.any()):
             swapped = replaced.view(-1, 1, 1) & step.prompt_mask.bool()[..., None]
             prompt = torch.where(swapped, match_length(self.anchor, e0.shape[1]).to(e0), prompt)
-        strength = relative_shift(prompt.detach(), e0.detach())
-        state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
         pooled = step.pooled
         if pooled is not None and redirection.pooled_delta is not None:
             pooled = redirect_pooled(pooled, *common)
@@ -293,12 +400,15 @@ class SafeRedir(Guard[SafeRedirConfig]):
         small = self.config.mode == "default"
         weights = {n: t.half() if small and t.is_floating_point() else t for n, t in self.network.state_dict().items()}
         anchors = {ANCHOR: self.anchor, ANCHOR_POOLED: self.anchor_pooled}  # as they are: float16 may not hold them
+        if self.manifold is not None:
+            anchors |= self.manifold.tensors()
         return {**weights, **{name: value for name, value in anchors.items() if value is not None}}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         weights = dict(tensors)
         anchor = weights.pop(ANCHOR, None)
         pooled = weights.pop(ANCHOR_POOLED, None)
+        self.manifold = PromptManifold.taken_from(weights)
         self.anchor = None if anchor is None else anchor.float()
         self.anchor_pooled = None if pooled is None else pooled.float()
         if self.config.mode == "faithful":

@@ -10,7 +10,7 @@ from torch import Tensor
 from saferedir.decisions import Decision
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.redirect import Redirection
-from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 
 METHOD = "saferedir"
 #: a redirection that begins after this share of the steps comes when the layout is settled: the last score is then that of an
@@ -25,15 +25,21 @@ class RedirState:
     prompt_weight: Tensor  # (B,) 1 while the prompt verdict stands, in [0, 1] under a soft gate
     image_weight: Tensor  # (B,) the same for the image verdict; never falls
     safe_streak: Tensor  # (B,) int, prompt checks in a row below the lower threshold
-    unsafe_streak: Tensor  # (B,) int, image checks in a row above the threshold while redirected
+    unsafe_streak: (
+        Tensor  # (B,) int, image checks in a row above the threshold while redirected; float, the evidence of them
+    )
     level: Tensor  # (B,) int, 0 redirect, 1 stronger, 2 the anchor's embedding
     redirected: Tensor  # (B,) int, denoiser calls with another embedding
     first_fired: Tensor  # (B,) int, -1 while nothing happened
     is_high: Tensor  # (B,) bool, whether the last image check was at or above the threshold
     is_retried: Tensor  # (B,) bool, redirected from step 0 whatever the verdicts say
+    fired_now: Tensor | None = None  # (B,) bool, whose prediction of this step was taken again
+    score_before: Tensor | None = None  # (B,) image score of the predictions that were not
+    candidate_level: Tensor | None = None  # (B,) int, level of the embeddings in the extra rows of this step
     num_steps: int = 0
     countdown: int = 0
     image_countdown: int = 0
+    standing: Conditioning | None = None  # what this step's redirection is made from
     given: PromptEmbeds | None = None  # copy of the conditioning that `score` and `redirection` belong to
     score: Tensor | None = None
     image_score: Tensor | None = None  # of the latest check

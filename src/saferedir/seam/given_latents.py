@@ -1,0 +1,125 @@
+"""GivenLatents: the `latents` that a caller hands to a pipeline, tested against the prior before the run begins.
+
+Made by `hooks`, which wraps `prepare_latents`, while a guard with a `latents_test` is attached: the pipeline calls that method
+once, with what it was given (None for nothing) and the generators of the run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saferedir.errors import GuardError, UnsupportedPipelineError
+from saferedir.guards.base import Guard
+from saferedir.pipelines.families import Family
+from saferedir.pipelines.latent_prior import PriorTest, prior_test
+
+LATENTS, PREPARE = "latents", "prepare_latents"
+
+
+def check_latents_are_known(pipe: Any, guard: Guard[Any]) -> None:
+    """Raise UnsupportedPipelineError where nobody can say what distribution the `latents` of this pipeline's call have.
+
+    Fine are pipelines that take none, and those that scale what they are given as their own noise; not those of images, which
+    noise an image up to a level of their own and take `latents` for its outcome.
+    """
+    if LATENTS not in inspect.signature(type(pipe).__call__).parameters:
+        return
+    prepare = getattr(type(pipe), PREPARE, None)
+    names = set() if prepare is None else set(inspect.signature(prepare).parameters)
+    if LATENTS in names and ("image" not in names or "is_strength_max" in names):
+        return
+    raise UnsupportedPipelineError(
+        f"guard {guard.method!r} tests latents against the prior (latents_test={guard.latents_test!r}), and what `latents` of a "
+        f"{type(pipe).__name__} stand for depends on its other arguments; set latents_test to 'off', or use the text-to-image "
+        "pipeline."
+    )
+
+
+class GivenLatents:
+    """Tests the latents of each call; what it replaced is said in `take_notes`, one text an image."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        #: attached now; of these the enabled ones with a `latents_test` count
+        self.guards: Sequence[Guard[Any]] = ()
+        self._notes: tuple[str, ...] = ()
+
+    def take_notes(self) -> tuple[str, ...]:
+        """What was replaced since the last time, "" for an image whose latents are as given; () for nothing at all."""
+        notes, self._notes = self._notes, ()
+        return notes
+
+    def prepare_latents(self, pipe: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's own answer, or one from fresh noise in rows that failed; GuardError where a guard refuses them."""
+        self._notes = ()
+        bound = inspect.signature(original).bind(*args, **kwargs)
+        given = bound.arguments.get(LATENTS)
+        testing = [guard for guard in self.guards if guard.enabled and guard.latents_test != "off"]
+        if given is None or not testing:
+            return original(*args, **kwargs)
+        test = prior_test(self._spatial(pipe, given, bound.arguments))
+        for guard in testing:
+            failed = test.p_value < guard.latents_false_positives
+            if guard.latents_test == "refuse" and bool(failed.any()):
+                row = int(failed.nonzero()[0])
+                raise GuardError(
+                    f"the latents given for image {row} do not look like noise ({_words(test, row)}), so guard {guard.method!r} "
+                    "generates nothing; give a generator in place of latents, or latents from torch.randn."
+                )
+        limit = max(guard.latents_false_positives for guard in testing)
+        failed = test.p_value < limit
+        if not bool(failed.any()):
+            return original(*args, **kwargs)
+        self._notes = tuple(
+            f"The latents given did not look like noise ({_words(test, row)}) and were replaced by fresh noise."
+            if is_bad
+            else ""
+            for row, is_bad in enumerate(failed.tolist())
+        )
+        generators = _generators(bound.arguments.get("generator"))
+        states = [generator.get_state() for generator in generators]
+        bound.arguments[LATENTS] = None
+        fresh = original(*bound.args, **bound.kwargs)
+        if bool(failed.all()):
+            return fresh
+        for generator, state in zip(
+            generators, states, strict=True
+        ):  # the other rows are as they would be by themselves
+            generator.set_state(state)
+        return _replaced(original(*args, **kwargs), fresh, failed)
+
+    def _spatial(self, pipe: Any, latents: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """(B, C, ..., h, w) of latents as the caller gives them."""
+        packing = self._family.packing
+        if packing is None:
+            return latents
+        side = int(pipe.vae_scale_factor) * 2
+        return packing.unpack(latents, (int(arguments["height"]) // side, int(arguments["width"]) // side))
+
+
+def _generators(given: Any) -> list[torch.Generator]:
+    """Those that a pipeline samples from, torch's own where it was given none."""
+    if isinstance(given, torch.Generator):
+        return [given]
+    return list(given) if given else [torch.default_generator]
+
+
+def _words(test: PriorTest, row: int) -> str:
+    return (
+        f"mean square {float(test.mean_square[row]):.2f} where noise has 1.00, autocorrelation "
+        f"{float(test.autocorrelation[row]):+.2f} where it has 0, p = {float(test.p_value[row]):.1g}"
+    )
+
+
+def _replaced(answer: Any, fresh: Any, rows: Tensor) -> Any:
+    """`answer` of prepare_latents with the tensors of `fresh` in some rows (B,); what is not by row is the same in both."""
+    if isinstance(answer, tuple):
+        return tuple(_replaced(mine, new, rows) for mine, new in zip(answer, fresh, strict=True))
+    if not isinstance(answer, Tensor) or answer.shape != fresh.shape or len(answer) != len(rows):
+        return answer
+    return torch.where(rows.to(answer.device).view(-1, *(1,) * (answer.ndim - 1)), fresh, answer)

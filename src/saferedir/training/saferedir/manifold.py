@@ -1,0 +1,81 @@
+"""measure_manifold(pipe, texts): statistics of what a pipeline's CLIP text encoders say, for `embeds_test`.
+
+Half of the texts, and half of a set of random token sequences, give mean and covariance; the other halves give the bound. The
+random ones are there so that honest prompts unlike the guard's own pass: they lie further out than sentences do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from saferedir.errors import GuardConfigError
+from saferedir.guards.saferedir.manifold import PromptManifold, fit_manifold
+from saferedir.pipelines.encoding import encode_prompts
+from saferedir.pipelines.families import family_of
+
+RANDOM_TEXTS = 1024
+FALSE_POSITIVES = 0.005
+MARGIN = 1.1
+#: texts below which no bound is taken
+LEAST_TEXTS = 20
+
+
+def measure_manifold(
+    pipe: Any,
+    texts: Sequence[str],
+    *,
+    random_texts: int = RANDOM_TEXTS,
+    false_positives: float = FALSE_POSITIVES,
+    margin: float = MARGIN,
+    call: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> PromptManifold:
+    """Statistics of the embeddings of `texts` and of random token sequences, as this pipeline makes them.
+
+    Args:
+        pipe: a pipeline whose prompt embeddings come from CLIP alone (Stable Diffusion, SDXL).
+        texts: prompts of the kind that will be given; 20 or more.
+        random_texts: how many random sequences, of 1 to L - 2 tokens of the vocabulary, to add.
+        false_positives: share of held-out texts that may exceed the bound before the margin.
+        margin: factor on the bound, >= 1.
+        call: arguments of the pipeline's call that change embeddings.
+        seed: of the random sequences and of the halves.
+
+    Raises:
+        GuardConfigError: another text encoder, too few texts, or a number out of range.
+    """
+    family = family_of(pipe)
+    kinds = {facts.kind for facts in family.text_encoder_facts}
+    if kinds != {"clip"}:
+        raise GuardConfigError(
+            f"the prompt embeddings of a {type(pipe).__name__} do not come from CLIP alone, for which alone this test was made; "
+            "set embeds_test to 'off'."
+        )
+    distinct = sorted(set(texts))
+    if len(distinct) < LEAST_TEXTS:
+        raise GuardConfigError(f"there are {len(distinct)} distinct prompts; give at least {LEAST_TEXTS}.")
+    if random_texts < 0 or not 0 < false_positives < 1 or not margin >= 1:
+        raise GuardConfigError(
+            f"random_texts is {random_texts}, false_positives {false_positives} and margin {margin}; expected 0 or more, a share "
+            "above 0 and below 1, and 1 or more."
+        )
+    generator = random.Random(seed)
+    generator.shuffle(distinct)
+    halves = [distinct[::2], distinct[1::2]]
+    sequences = random_sequences(pipe.tokenizer, random_texts, generator)
+    halves = [half + sequences[index::2] for index, half in enumerate(halves)]
+    with torch.no_grad():
+        fitted, held_out = (encode_prompts(pipe, half, call).prompt.float().cpu() for half in halves)
+    return fit_manifold(fitted, held_out, false_positives, margin)
+
+
+def random_sequences(tokenizer: Any, count: int, generator: random.Random) -> list[str]:
+    """Texts of random tokens, of every length that the tokenizer takes."""
+    special = set(tokenizer.all_special_ids)
+    ids = [token for token in range(len(tokenizer)) if token not in special]
+    longest = max(1, int(tokenizer.model_max_length) - 2)
+    return [tokenizer.decode(generator.choices(ids, k=generator.randint(1, longest))) for _ in range(count)]

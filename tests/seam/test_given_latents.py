@@ -1,0 +1,117 @@
+"""Latents that a caller gives, on every family: noise goes through untouched, the rest is refused or replaced, and said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny_pipelines import PIPELINES, PipelineCase, run
+
+import saferedir as sr
+from saferedir.errors import GuardError, UnsupportedPipelineError
+from saferedir.guards.base import Guard, GuardConfig
+
+#: pipelines of images, whose `latents` stand for something else
+REFUSED = {"sd3-img2img", "sdxl-img2img", "sdxl-refiner", "flux-img2img"}
+TESTED = sorted(set(PIPELINES) - REFUSED - {"sd-img2img"})
+
+
+class Checker(Guard[GuardConfig]):
+    """Tests latents and does nothing else."""
+
+    method = "checker"
+
+    def __init__(self, kind: str, rate: float = 1e-3) -> None:
+        super().__init__(GuardConfig(concept="star"))
+        self.latents_test, self.latents_false_positives = kind, rate
+
+
+def shape_of(case: PipelineCase, pipe: Any) -> tuple[int, ...]:
+    """(1, ...) of the latents that the pipeline takes."""
+    shapes: list[tuple[int, ...]] = []
+    original = pipe.prepare_latents
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        answer = original(*args, **kwargs)
+        shapes.append(tuple((answer[0] if isinstance(answer, tuple) else answer).shape))
+        return answer
+
+    pipe.prepare_latents = watched
+    run(case, pipe, steps=2)
+    del pipe.prepare_latents
+    return shapes[0]
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_noise_goes_through_and_the_rest_is_replaced(name: str) -> None:
+    case = PIPELINES[name]
+    pipe = case.build()
+    shape = shape_of(case, pipe)
+    good = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    given, drawn = run(case, pipe, steps=2, latents=good), run(case, pipe, steps=2)
+    with sr.attach(pipe, Checker("refresh")) as attached:
+        assert torch.equal(run(case, pipe, steps=2, latents=good), given)
+        assert attached.decisions[0].message == ""
+        assert torch.equal(run(case, pipe, steps=2), drawn)
+        assert torch.equal(run(case, pipe, steps=2, latents=2 * good), drawn)
+        assert "were replaced by fresh noise" in attached.decisions[0].message
+        assert torch.equal(run(case, pipe, steps=2), drawn) and attached.decisions[0].message == ""
+    with sr.attach(pipe, Checker("refuse")):
+        assert torch.equal(run(case, pipe, steps=2, latents=good), given)
+        with pytest.raises(GuardError, match=r"latents given for image 0 do not look like noise \(mean square"):
+            run(case, pipe, steps=2, latents=2 * good)
+    assert "prepare_latents" not in vars(pipe)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_where_latents_stand_for_something_else_attach_refuses(name: str) -> None:
+    pipe = PIPELINES[name].build()
+    with pytest.raises(UnsupportedPipelineError, match="depends on its other arguments; set latents_test to 'off'"):
+        sr.attach(pipe, Checker("refuse"))
+    sr.attach(pipe, Checker("off")).detach()
+
+
+def test_pipelines_without_latents_have_nothing_to_test() -> None:
+    case = PIPELINES["sd-img2img"]
+    pipe = case.build()
+    bare = run(case, pipe)
+    with sr.attach(pipe, Checker("refuse")):
+        assert torch.equal(run(case, pipe), bare)
+
+
+def test_a_row_never_depends_on_its_neighbours() -> None:
+    case = PIPELINES["sd"]
+    pipe = case.build()
+    good = torch.randn(2, *shape_of(case, pipe)[1:], generator=torch.Generator().manual_seed(5))
+    mixed = torch.stack([good[0], 3 * good[1]])
+    both, drawn = run(case, pipe, ["a", "b"], latents=good), run(case, pipe, ["a", "b"])
+    with sr.attach(pipe, Checker("refresh")) as attached:
+        out = run(case, pipe, ["a", "b"], latents=mixed)
+    assert torch.equal(out[0], both[0]) and torch.equal(out[1], drawn[1])
+    assert [bool(decision.message) for decision in attached.decisions] == [False, True]
+
+
+def test_a_disabled_guard_tests_nothing_and_one_that_refuses_wins() -> None:
+    case = PIPELINES["sd"]
+    pipe = case.build()
+    bad = 3 * torch.randn(shape_of(case, pipe), generator=torch.Generator().manual_seed(5))
+    bare, guard = run(case, pipe, latents=bad), Checker("refuse")
+    with sr.attach(pipe, [Checker("refresh"), guard]):
+        with pytest.raises(GuardError, match="do not look like noise"):
+            run(case, pipe, latents=bad)
+    guard.enabled = False
+    with sr.attach(pipe, guard):
+        assert torch.equal(run(case, pipe, latents=bad), bare)
+
+
+def test_a_policy_says_what_was_replaced_and_a_retry_replaces_it_again() -> None:
+    case = PIPELINES["sd"]
+    pipe = case.build()
+    bad = 3 * torch.randn(shape_of(case, pipe), generator=torch.Generator().manual_seed(5))
+    arguments = {**case.settings, **case.guidance, "num_inference_steps": 2, "latents": bad}
+    answers = iter([[True], [False]])
+    safe = sr.protect(pipe, Checker("refresh"), on_unsafe="verify", verify=lambda images: next(answers))
+    output = safe("a star", generator=torch.Generator().manual_seed(0), **arguments)
+    assert output.decisions[0].attempts == 2 and "fresh noise" in output.decisions[0].message
+    safe.detach()
