@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from saferedir.judges.calibration import calibrate
 from saferedir.judges.registry import load_judge
 from saferedir.judges.rules import AnyAbove
 from saferedir.judges.selftest import selftest
-from saferedir.judges.vlm import answer_tokens, policies_of
+from saferedir.judges.vlm import VLMJudge, answer_tokens, policies_of
 
 IMAGES = (torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
 POLICIES = {"star": "The image shall not contain a star.", "emblem": "The image shall contain no emblem."}
@@ -113,8 +114,14 @@ def shield(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def load(model: Path, policies: Any = None, **options: Any) -> VLMJudge:
+    judge = load_judge("vlm", model=model, policies=POLICIES if policies is None else policies, **options)
+    assert isinstance(judge, VLMJudge)
+    return judge
+
+
 def test_a_generative_model_s_first_answer_token_is_compared(llava: Path) -> None:
-    judge = load_judge("vlm", model=llava, policies=POLICIES)
+    judge = load(llava)
     scores = judge(IMAGES)
     assert scores.labels == ("star", "emblem")
     network = LlavaForConditionalGeneration.from_pretrained(llava).eval()
@@ -136,20 +143,20 @@ def test_a_generative_model_s_first_answer_token_is_compared(llava: Path) -> Non
 
 
 def test_answers_in_json_begin_as_they_are_told(llava: Path) -> None:
-    plain = load_judge("vlm", model=llava, policies=POLICIES, yes="Unsafe", no="Safe")
-    started = load_judge("vlm", model=llava, policies=POLICIES, yes="Unsafe", no="Safe", answer_start='{"rating": "')
+    plain = load(llava, yes="Unsafe", no="Safe")
+    started = load(llava, yes="Unsafe", no="Safe", answer_start='{"rating": "')
     assert not torch.allclose(plain(IMAGES).values, started(IMAGES).values)
     assert started.facts()["answer_start"] == '{"rating": "' and plain.facts() != started.facts()
 
 
 def test_yes_and_no_change_places(llava: Path) -> None:
-    one = load_judge("vlm", model=llava, policies=POLICIES)(IMAGES).values
-    other = load_judge("vlm", model=llava, policies=POLICIES, yes="No", no="Yes")(IMAGES).values
+    one = load(llava)(IMAGES).values
+    other = load(llava, yes="No", no="Yes")(IMAGES).values
     torch.testing.assert_close(one + other, torch.ones_like(one), atol=1e-5, rtol=0)
 
 
 def test_a_classifier_for_policies_gives_its_own_probability(shield: Path) -> None:
-    judge = load_judge("vlm", model=shield, policies=POLICIES, batch=2)
+    judge = load(shield, batch=2)
     scores = judge(IMAGES)
     network = ShieldGemma2ForImageClassification.from_pretrained(shield).eval()
     images = [Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()) for image in IMAGES]
@@ -160,7 +167,7 @@ def test_a_classifier_for_policies_gives_its_own_probability(shield: Path) -> No
         expected = network(**inputs).probabilities[:, 0].view(3, 2)
     torch.testing.assert_close(scores.values, expected, atol=1e-5, rtol=1e-4)
     assert all(check.passed for check in selftest(judge)), selftest(judge)
-    assert load_judge("vlm", model=shield, policies="violence").policies["violence"].startswith("No Violence")
+    assert load(shield, "violence").policies["violence"].startswith("No Violence")
     with pytest.raises(JudgeError, match="policy 'star' has no text; give it as star=TEXT"):
         load_judge("vlm", model=shield, policies="star")
 

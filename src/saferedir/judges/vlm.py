@@ -134,7 +134,8 @@ class VLMJudge(Judge):
         inputs = self.processor(images=list(images), text=text, padding=True, return_tensors="pt")
         logits = self.network(**self._placed(inputs), logits_to_keep=1).logits.float()[:, -1].log_softmax(dim=-1)
         yes, no = (logits[:, list(ids)].logsumexp(dim=1) for ids in self.answers)
-        return (yes - no).sigmoid()
+        share: Tensor = (yes - no).sigmoid()
+        return share
 
     def _prompt(self, name: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": self.question.replace("{policy}", self.policies[name])}]

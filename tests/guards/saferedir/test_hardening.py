@@ -11,7 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.guards.saferedir.test_backbones import always, pipeline, redirector
 from tests.guards.saferedir.test_guard import NETWORK, ScriptedNetwork, call, config, latents
+from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor
 
 from saferedir import Guard, GuardConfigError, GuardError, attach
@@ -167,13 +169,30 @@ def test_gradients_reach_the_latents_through_the_same_step(gate: str) -> None:
     guard._has_weights = True
     noise = latents(1).requires_grad_()
     embeds = pipe.encode_prompt(["a b"], "cpu", 1, False)[0].detach()
-    run = type(pipe).__call__.__wrapped__  # type: ignore[attr-defined]
+    differentiable = type(pipe).__call__.__wrapped__  # type: ignore[attr-defined]
     with attach(pipe, guard):
-        out = run(
+        out = differentiable(
             pipe, prompt_embeds=embeds, latents=noise, num_inference_steps=2, guidance_scale=1.0, output_type="latent"
         )
     out.images.square().sum().backward()
     assert noise.grad is not None and torch.isfinite(noise.grad).all() and noise.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "flux-true-cfg", "pixart-sigma", "wan"])
+def test_on_every_layout_the_same_step_equals_a_redirection_from_its_start(name: str) -> None:
+    """Pooled embeddings, masks, packed latents, guidance in calls of its own: an image verdict at once, or a prompt verdict."""
+    network, pipe, case = redirector(name), pipeline(name), PIPELINES[name]
+    bare = run(case, pipe, steps=2)
+    found = []
+    for changes in (
+        {"prompt_threshold": 1e6, "image_threshold": -1e6, "recheck": "same_step", "use_image": True, "patience": 99},
+        {},
+    ):
+        with attach(pipe, always(network, **changes)) as attached:
+            found.append(run(case, pipe, steps=2))
+        assert attached.decisions[0].steps_redirected == 2 and attached.decisions[0].first_fired_step == 0
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-3)
+    assert (found[1] - bare).abs().max() > 10 * (found[1] - found[0]).abs().max()
 
 
 # ------------------------------------------------------------------ evidence
@@ -341,8 +360,6 @@ def test_what_cannot_be_measured_is_one_sentence(texts: Any, changes: dict[str, 
 
 
 def test_other_text_encoders_are_refused() -> None:
-    from tests.tiny_pipelines import PIPELINES
-
     with pytest.raises(GuardConfigError, match="do not come from CLIP alone"):
         measure_manifold(PIPELINES["sd3"].build(), sentences(30))
 

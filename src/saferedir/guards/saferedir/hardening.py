@@ -18,7 +18,7 @@ ANCHOR_LEVEL = 2
 class Escalation(NamedTuple):
     """Outcome of one check: the new evidence or streak, and the new level."""
 
-    count: Tensor
+    evidence: Tensor
     level: Tensor
 
 

@@ -78,4 +78,12 @@ def random_sequences(tokenizer: Any, count: int, generator: random.Random) -> li
     special = set(tokenizer.all_special_ids)
     ids = [token for token in range(len(tokenizer)) if token not in special]
     longest = max(1, int(tokenizer.model_max_length) - 2)
-    return [tokenizer.decode(generator.choices(ids, k=generator.randint(1, longest))) for _ in range(count)]
+    texts = (tokenizer.decode(generator.choices(ids, k=generator.randint(1, longest))) for _ in range(count))
+    return [_fitting(tokenizer, text.split()) for text in texts]
+
+
+def _fitting(tokenizer: Any, words: list[str]) -> str:
+    """As many of the words as the tokenizer takes: what is decoded may be split into more tokens than it was made of."""
+    while len(words) > 1 and len(tokenizer(" ".join(words), verbose=False).input_ids) > int(tokenizer.model_max_length):
+        words = words[: len(words) // 2]
+    return " ".join(words)
