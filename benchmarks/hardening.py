@@ -63,7 +63,10 @@ def latents(count: int, seed: int) -> dict[str, Any]:
 def embeddings(pipe: Any, name: str, seed: int) -> dict[str, Any]:
     """Share of embeddings above the bound: fitted on prompts of the training split, asked on other splits and moved ones."""
     task = TASKS[name]
-    fitted = [p.text for p in (*forget_prompts(task, "guard-train", 400, seed), *retain_prompts(task, "guard-train", 400, seed))]
+    fitted = [
+        p.text
+        for p in (*forget_prompts(task, "guard-train", 400, seed), *retain_prompts(task, "guard-train", 400, seed))
+    ]
     manifold = measure_manifold(pipe, fitted, seed=seed)
     rates: dict[str, Any] = {"bound": float(manifold.bound)}
     embeds = torch.empty(0)

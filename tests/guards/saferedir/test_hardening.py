@@ -45,6 +45,15 @@ def script(*scores: float) -> Any:
     return lambda x0, t: [left.pop(0) if len(left) > 1 else left[0]] * len(x0)
 
 
+def test_other_settings_keep_what_the_guard_brings_along() -> None:
+    guard = guard_of()
+    guard.name, guard.image_verifier = "mine", object()  # type: ignore[assignment]
+    other = guard.with_settings(recheck="same_step")
+    assert other.config == replace(guard.config, recheck="same_step") and other is not guard
+    for name in ("name", "image_verifier", "network", "anchor", "anchor_pooled", "manifold", "enabled"):
+        assert getattr(other, name) is getattr(guard, name), name
+
+
 def test_everything_is_off_by_default_and_packaged_guards_say_so() -> None:
     for name in ("star", "emblem", "pointillism"):
         guard = Guard.from_pretrained(f"pictoworld/{name}")

@@ -90,7 +90,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             self.faithful = FaithfulLoop(self.network, self.config)
 
     def with_settings(self, **changes: Any) -> Self:
-        """This guard under other settings, such as recheck="same_step"; network, anchor and statistics are shared.
+        """This guard under other settings, such as recheck="same_step"; all that it holds beside them is shared.
 
         Raises:
             GuardConfigError: an unknown setting, or a value out of range.
@@ -101,6 +101,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         config = dataclasses.replace(self.config, **changes)
         other = type(self)(config, self.network, self.anchor, self.anchor_pooled, self.manifold)
         other.name, other.enabled, other._has_weights = self.name, self.enabled, self._has_weights
+        other.image_verifier = self.image_verifier
         return other
 
     def uses(self, point: str) -> bool:
