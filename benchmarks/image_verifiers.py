@@ -10,6 +10,7 @@ mean square of .02 and of .05 in pixel values, is what an attacker who knows it 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 import saferedir as sr
 from saferedir.cli.common import progress_bar
 from saferedir.guards.base import Guard
-from saferedir.guards.image_verifier import ImageVerifier
+from saferedir.guards.image_verifier import VERIFIER_CONFIG, ImageVerifier
 from saferedir.guards.storage import find_guard
 from saferedir.pictoworld.evaluation import cell, generate, load_judge, rate_of
 from saferedir.pictoworld.judge import Judge
@@ -110,12 +111,16 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     with progress_bar() as progress:
         for name in arguments.tasks:
-            guard: Guard[Any] = Guard.from_pretrained(find_guard(f"{arguments.guards}/{name}"))
+            folder = find_guard(f"{arguments.guards}/{name}")
+            guard: Guard[Any] = Guard.from_pretrained(folder)
             if guard.image_verifier is None:
                 raise SystemExit(
                     f"the guard {name!r} has no image verifier; train one with `saferedir train verifier`."
                 )
-            path = arguments.work / f"{name}-{arguments.n}.json"
+            digest = hashlib.sha256((folder / VERIFIER_CONFIG).read_bytes()).hexdigest()[
+                :12
+            ]  # it names the weights, too
+            path = arguments.work / f"{name}-{arguments.n}-{digest}.json"
             if not path.exists():
                 total = arguments.n * len(STEPS) * (len(TEST_SPLITS) + 1)
                 with progress.task(name, total) as advance:

@@ -55,7 +55,7 @@ def protected(
 ) -> dict[str, Tensor]:
     """Images (N, 3, 64, 64), and per image: first-attempt verdict, attempts, whether it was blocked."""
     found: dict[str, list[Any]] = {"images": [], "first": [], "attempts": [], "blocked": []}
-    with sr.protect(pipe, guard, on_unsafe="verify", verify=verifier, retries=2) as guarded:
+    with sr.protect(pipe, guard, on_unsafe="verify", verify=verifier, retries=2, image_verifiers=False) as guarded:
         for start in range(0, len(texts), batch):
             chunk = texts[start : start + batch]
             verifier.first = None

@@ -4,7 +4,7 @@ Run: python benchmarks/world2.py --out docs
 Text tasks: 200 prompts a phrasing, as many retain prompts and neighbours; posters: 200 images a name, and without a name; shares
 of the class-conditional and the unconditional model: 500 images. The same noise with and without a guard. Every (task, method)
 is kept in --work as soon as it is measured, so a killed run goes on; --models takes the folders of a training that is not
-packaged yet.
+packaged yet. Models or guards that were trained anew need a --work of their own.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from saferedir.pictoworld.world2.methods import METHODS, STACKS, WITHOUT_TEXT, m
 from saferedir.pictoworld.world2.poster_judge import PosterJudge
 from saferedir.pictoworld.world2.tasks import TASKS, Task, forget_prompts, neighbour_prompts, retain_prompts, task_names
 from saferedir.pictoworld.world2.template_judge import TemplateJudge
+from saferedir.utils.files import replacing
 
 TRAINED = ("saferedir", "duo", "uce", "esd")
 ORDER = ("none", *TRAINED, *METHODS, *STACKS)
@@ -194,7 +195,9 @@ def share_table(rows: dict[str, dict[str, Any]]) -> list[str]:
         ]
         largest, name = max(moved, default=(0.0, ""))
         cells = [cell(row["concept"]["share"]), cell(row["second judge"]), cell(row["broken"])]
-        lines.append(f"| {method} | {' | '.join(cells)} | {f'{largest:.3f} ({name})' if method != 'none' else ''} |")
+        lines.append(
+            f"| {method} | {' | '.join(cells)} | {f'{largest:.3f} ({name})' if name and method != 'none' else '–'} |"
+        )
     return lines
 
 
@@ -243,11 +246,13 @@ def main() -> None:
             for method in methods:
                 count = arguments.n if task.model == "flux" else arguments.images
                 path = arguments.work / f"{name}-{method.replace(' + ', '+')}-{count}.json"
-                if not path.exists():
-                    path.write_text(json.dumps(run.row(task, method), indent=1), encoding="utf-8")
-                row = json.loads(path.read_text(encoding="utf-8"))
-                if row:
-                    results.setdefault(name, {})[method] = row
+                if not path.exists() and (
+                    row := run.row(task, method)
+                ):  # a guard that is not there yet is asked for again
+                    with replacing(path) as temporary:
+                        temporary.write_text(json.dumps(row, indent=1), encoding="utf-8")
+                if path.exists():
+                    results.setdefault(name, {})[method] = json.loads(path.read_text(encoding="utf-8"))
                 progress.advance(bar)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "world2.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -233,10 +233,7 @@ class GuardedPipeline:
             )
         result.check_finite()
         if self._on_unsafe == "verify" and self._verifier is None:
-            verified = [verifier is not None for verifier in self._image_verifiers for _ in range(result.count)]
-            _refuse_unverified(
-                [d for d, is_verified in zip(result.decisions, verified, strict=True) if not is_verified]
-            )
+            _refuse_unverified(result.decisions)
         return result
 
     def _unsafe(self, result: Result, rows: Iterable[int]) -> list[int]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from saferedir.encoding import encode_prompts
 from tests.tiny_pipelines import PIPELINES, run
 
 from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import family_of
 from saferedir.pipelines.packing import grid_of_img_ids, unpack_2x2
 from saferedir.training.denoiser_calls import CALLS, FLUX_GUIDANCE

@@ -64,7 +64,9 @@ def verifier(
     pipe = load_model(model, dtype=dtype, device=device, variant=model_variant, revision=revision)
     with progress_bar() as bar:
         trained = train_verifier(pipe, guard, pairs, config=config, progress=bar, overwrite=force)
-    table = new_table("Held-out images", "what", ">rate (95 %)")
+    table = new_table(
+        "Held-out images, by their prompts (optimistic: they also set the threshold)", "what", ">rate (95 %)"
+    )
     for name in ("recall", "false_positives"):
         table.add_row(name.replace("_", " "), percent_cell(trained.config.measured[name]))
     table.add_row("AUROC", f"{trained.config.measured['auroc']:.4f}")

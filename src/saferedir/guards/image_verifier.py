@@ -8,6 +8,7 @@ Shapes: images (B, 3, H, W) in [0, 1] of any size.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -23,10 +24,12 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
 from saferedir.errors import GuardConfigError
-from saferedir.utils.files import save_tensors
+from saferedir.utils.checks import is_number
+from saferedir.utils.files import replacing, save_tensors
 from saferedir.utils.images import to_rgb
 
 VERIFIER_CONFIG, VERIFIER_WEIGHTS = "verifier.json", "verifier.safetensors"
+WEIGHTS_HASH = "weights_sha256"
 _BATCH = 32
 
 
@@ -57,8 +60,8 @@ class ImageVerifierConfig:
                 raise GuardConfigError(
                     f"the image verifier's {name} is {value!r}; expected a multiple of 8, at least {low}."
                 )
-        if not isinstance(self.threshold, int | float) or self.threshold != self.threshold:
-            raise GuardConfigError(f"the image verifier's threshold is {self.threshold!r}; expected a number.")
+        if not is_number(self.threshold):
+            raise GuardConfigError(f"the image verifier's threshold is {self.threshold!r}; expected a finite number.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -67,6 +70,15 @@ class ImageVerifierConfig:
         if not isinstance(values, Mapping) or set(values) - known or "concept" not in values:
             raise GuardConfigError(f"{VERIFIER_CONFIG} must hold the fields {', '.join(sorted(known))}, and no others.")
         return cls(**values)
+
+
+def _file_hash(path: Path) -> str:
+    """SHA-256 of a file, by which the two files know each other."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number a verifier can decide by")
 
 
 class _Residual(nn.Module):
@@ -124,10 +136,12 @@ class ImageVerifier(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write both files into a guard's folder, the weights in half precision."""
-        record = json.dumps(asdict(self.config), indent=2, allow_nan=False, ensure_ascii=False)
-        (folder / VERIFIER_CONFIG).write_text(record + "\n", encoding="utf-8")
         tensors = {name: value.detach().cpu().half().contiguous() for name, value in self.state_dict().items()}
         save_tensors(tensors, folder / VERIFIER_WEIGHTS, {"format": "pt"})
+        record = {**asdict(self.config), WEIGHTS_HASH: _file_hash(folder / VERIFIER_WEIGHTS)}
+        with replacing(folder / VERIFIER_CONFIG) as temporary:
+            text = json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
@@ -140,7 +154,13 @@ class ImageVerifier(nn.Module):
         if not any(part.exists() for part in parts):
             return None
         try:
-            verifier = cls(ImageVerifierConfig.from_dict(json.loads(parts[0].read_text(encoding="utf-8"))))
+            record = json.loads(parts[0].read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            written = record.pop(WEIGHTS_HASH, None) if isinstance(record, dict) else None
+            verifier = cls(ImageVerifierConfig.from_dict(record))
+            if written != _file_hash(parts[1]):
+                raise GuardConfigError(
+                    f"the image verifier's two files in {folder} do not belong together; copy the whole folder, or train again."
+                )
             verifier.load_state_dict(load_file(parts[1]))
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             if isinstance(error, GuardConfigError):

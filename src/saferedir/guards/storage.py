@@ -107,6 +107,11 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
             raise
         raise GuardConfigError(f"{weights} is missing; copy the whole folder, or train the guard again.") from error
     guard.image_verifier = ImageVerifier.load(folder)
+    if guard.image_verifier is not None and guard.image_verifier.config.concept != config.concept:
+        raise GuardConfigError(
+            f"the image verifier in {folder} is for {guard.image_verifier.config.concept!r}, the guard for {config.concept!r}; "
+            "remove it, or train one for this guard."
+        )
     guard.name = (
         Path(name).name if Path(name).expanduser().exists() else str(name)
     )  # no path of this machine in decisions

@@ -80,7 +80,9 @@ class WeightGuard(Guard[WeightConfigT]):
 
     def with_weight(self, weight: float) -> Self:
         """Another guard with the same LoRA at another weight."""
-        return type(self)(replace(self.config, weight=weight), self.lora)
+        other = type(self)(replace(self.config, weight=weight), self.lora)
+        other.image_verifier = self.image_verifier
+        return other
 
     def deltas(self) -> dict[str, Tensor]:
         """What is added to the weight of each adapted layer, in float64: weight B A, as (out, in) or (out, in, kh, kw)."""

@@ -252,5 +252,6 @@ for _task in TASKS.values():
     )
 
 for _task2 in TASKS2.values():
-    _about = f"PictoWorld 2's {_task2.name}, in either place of the image, not broken"
+    _where = "the image gives the poster back" if _task2.poster else "in either place of the image, not broken"
+    _about = f"PictoWorld 2's {_task2.name}: {_where}"
     register(Preset(_task2.name, "world2", task_rule(_task2), _about, "ours", also=("world2-template",)))

@@ -35,7 +35,8 @@ LABELS = (
     "broken",
 )
 BROKEN = AnyAbove(("broken",), 0.5)
-_POSTER, _PAIR = InTop("layout", "poster"), AnyOf((InTop("layout", "beside"), InTop("layout", "over")))
+_PAIR = AnyOf((InTop("layout", "beside"), InTop("layout", "over")))
+_SCENE = AnyOf((InTop("layout", "one"), _PAIR))  # no poster
 
 
 def task_rule(task: Task) -> Rule:
@@ -46,7 +47,7 @@ def task_rule(task: Task) -> Rule:
     if task.poster:
         return InTop("poster", task.poster)
     first, second = (AnyOf(tuple(_item_rule(slot, values) for values in task.forget)) for slot in PLACES)
-    return Unless(AnyOf((Unless(first, _POSTER), AllOf((_PAIR, second)))), BROKEN)
+    return Unless(AnyOf((AllOf((_SCENE, first)), AllOf((_PAIR, second)))), BROKEN)
 
 
 def _item_rule(slot: str, values: Mapping[str, str]) -> Rule:

@@ -16,6 +16,8 @@ LOCAL_FOLDERS = frozenset(
     "runs run guards guard models model checkpoints checkpoint ckpts ckpt loras lora outputs output out results weights data "
     "experiments artifacts trained saved bench images pictures build tmp mnt home work examples tests".split()
 )
+#: names of worlds in this package: "world2/star-2" is a guard that is packaged, or not there
+WORLDS = frozenset(("pictoworld", "world2"))
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -30,7 +32,12 @@ def hub_id(name: str | Path) -> str | None:
         repository = text.removeprefix(HUB)
         return repository if _HUB_ID.fullmatch(repository) else None
     owner = text.partition("/")[0]
-    if not _HUB_ID.fullmatch(text) or text.startswith(".") or owner.lower() in LOCAL_FOLDERS or Path(owner).is_dir():
+    if (
+        not _HUB_ID.fullmatch(text)
+        or text.startswith(".")
+        or owner.lower() in LOCAL_FOLDERS | WORLDS
+        or Path(owner).is_dir()
+    ):
         return None
     return text
 

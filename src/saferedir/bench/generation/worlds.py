@@ -129,5 +129,8 @@ def world_concept(protocol: str) -> str | None:
 def labelled_images(concept: str, n: int) -> tuple[Tensor, list[bool], str]:
     """n images that show a built-in concept and n that do not, (2n, 3, H, W), their labels, and what they are in words."""
     world, task = _concept(concept)
-    images, labels = world.labelled(task, n)
+    try:
+        images, labels = world.labelled(task, n)
+    except FileNotFoundError as error:
+        raise BenchError(str(error)) from error
     return images, labels, "rendered scenes, through the model's own autoencoder"

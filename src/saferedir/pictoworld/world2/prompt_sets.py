@@ -94,18 +94,20 @@ def expected_values(prompt: Prompt, task: Task) -> dict[str, str]:
     keys: Collection[str] = prompt.mentioned
     if task.shows_concept(prompt.scene):
         keys = {*other_keys(task, prompt), *({"relation"} & prompt.mentioned)}
+    else:
+        keys = {*keys, "layout"}
     return place_values(prompt.scene, keys)
 
 
 def place_values(scene: Scene, keys: Collection[str]) -> dict[str, str]:
-    """Judge's group -> value of these keys ("0.shape", "relation", "background", see captions.py) of a scene."""
+    """Judge's group -> value of these keys ("0.shape", "relation", "background", see captions.py; "layout") of a scene."""
     if scene.in_reading_order() != scene:
         turned = {key: f"{1 - int(key[0])}{key[1:]}" if key[0].isdigit() else key for key in keys}
         return place_values(scene.turned(), turned.values())
     values: dict[str, str] = {}
     if "background" in keys:
         values["background"] = scene.background
-    if "relation" in keys or not scene.is_pair:
+    if "relation" in keys or "layout" in keys:
         values["layout"] = next(name for name, relation in RELATION_OF_LAYOUT.items() if relation == scene.relation)
     for index, (slot, item) in enumerate(zip(PLACES, scene.items, strict=False)):
         for attribute, group in (("shape", "kind"), ("character", "kind"), ("colour", "colour"), ("style", "style")):

@@ -23,7 +23,7 @@ from saferedir.guards.base import Guard
 from saferedir.guards.image_verifier import ImageVerifier, ImageVerifierConfig
 from saferedir.guards.storage import find_guard
 from saferedir.metrics import Rate, auroc
-from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.training.lora import claim, versions
 from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs
@@ -37,6 +37,8 @@ from saferedir.utils.locks import output_lock
 from saferedir.utils.progress import SILENT, Progress
 
 LEAST_IMAGES = 40
+#: below either on held-out images a verifier is not written
+LEAST_AUROC, LEAST_RECALL = 0.9, 0.6
 _CHUNK = 16
 _SEED = 50_000_000  # of the first image's noise: far from what guards are trained on
 
@@ -79,6 +81,16 @@ class VerifierTrainConfig:
                 raise GuardConfigError(
                     f"VerifierTrainConfig.{name} is {value!r}; expected a whole number, at least {low}."
                 )
+        ImageVerifierConfig(concept="", size=self.size, width=self.width)
+        if not is_number(self.learning_rate) or self.learning_rate <= 0:
+            raise GuardConfigError(
+                f"VerifierTrainConfig.learning_rate is {self.learning_rate!r}; expected a number > 0."
+            )
+        scales = self.guidance_scales
+        if scales is not None and (not scales or any(not is_number(scale) or scale < 0 for scale in scales)):
+            raise GuardConfigError(
+                f"VerifierTrainConfig.guidance_scales is {scales!r}; expected numbers >= 0, or None."
+            )
         if not self.steps or any(not isinstance(count, int) or count < 1 for count in self.steps):
             raise GuardConfigError(f"VerifierTrainConfig.steps is {self.steps!r}; expected whole numbers >= 1.")
         for name, least, most in (("held_out", 0.05, 0.5), ("attack", 0.0, 0.5), ("false_positive_rate", 0.0, 0.5)):
@@ -112,7 +124,9 @@ def train_verifier(
         The image verifier, with threshold and what it measured on held-out images.
 
     Raises:
-        GuardConfigError: too few prompts of a side, an image verifier that is there, an unfinished run of other settings.
+        GuardConfigError: too few prompts of a side, an image verifier that is there, an unfinished run of other settings, or one
+            that cannot tell held-out images apart (AUROC below `LEAST_AUROC`, recall below `LEAST_RECALL`); then none is written.
+        BackboneMismatchError: the guard is for another architecture than the pipeline's.
         OutputError: another run is writing to the folder.
 
     Example:
@@ -126,14 +140,22 @@ def train_verifier(
         chosen: Guard[Any] = Guard.from_pretrained(folder)
         if chosen.image_verifier is not None and not overwrite:
             raise GuardConfigError(f"{folder} has an image verifier already; pass overwrite=True to replace it.")
+        backbone = backbone_fingerprint(pipe)
+        check_backbone(chosen.config.backbone or {}, backbone, chosen.method)
+        prompts = _prompts(rows, config)
         work = folder.with_name(folder.name + ".verifier.work")
         work.mkdir(parents=True, exist_ok=True)
-        plan = {"config": asdict(config), "prompts": hash_pairs(rows), "backbone": backbone_fingerprint(pipe)}
-        claim(work / "plan.json", plan)
-        prompts = _prompts(rows, config)
+        claim(work / "plan.json", {"config": asdict(config), "prompts": hash_pairs(rows), "backbone": backbone})
         images, labels = _images(pipe, prompts, _scales(chosen, config), config, work, progress)
         verifier = fit_verifier(images, labels, chosen.config.concept, config, progress)
-        facts = json.loads(json.dumps({**asdict(config), "prompts_sha256": hash_pairs(rows), "versions": versions()}))
+        auc, recall = verifier.config.measured["auroc"], verifier.config.measured["recall"]["rate"]
+        if auc < LEAST_AUROC or recall < LEAST_RECALL:
+            raise GuardConfigError(
+                f"this verifier cannot tell the concept on held-out images (AUROC {auc:.2f}, recall {recall:.2f}; wanted "
+                f"{LEAST_AUROC:g} and {LEAST_RECALL:g}), so it is not written; delete {work} and train on more images, or longer."
+            )
+        given = {**asdict(config), "images": len(images), "prompts_sha256": hash_pairs(rows), "backbone": backbone}
+        facts = json.loads(json.dumps({**given, "versions": versions()}))
         verifier.config = replace(verifier.config, training=facts)
         verifier.save(folder)
         for part in work.iterdir():
@@ -149,7 +171,7 @@ def _prompts(rows: Sequence[Pair], config: VerifierTrainConfig) -> Prompts:
         raise GuardConfigError(
             f"there are only {short} prompts of one side to generate images from; give at least {LEAST_IMAGES // 2} of each."
         )
-    return prompts
+    return Prompts(*(side[:short] for side in prompts))  # as many of both sides
 
 
 def _scales(guard: Guard[Any], config: VerifierTrainConfig) -> tuple[float, ...]:

@@ -168,12 +168,14 @@ def calibrate_guard(
             **(note or {}),
         },
     )
-    return SafeRedir(
+    calibrated = SafeRedir(
         replace(settings, calibration={**settings.calibration, "verdict": verdict(settings)}),
         guard.network,
         anchor=guard.anchor,
         anchor_pooled=guard.anchor_pooled,
     )
+    calibrated.image_verifier = guard.image_verifier
+    return calibrated
 
 
 def unpaired(forget: Sequence[str], benign: Sequence[str]) -> list[Pair]:
