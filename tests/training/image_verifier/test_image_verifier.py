@@ -17,6 +17,7 @@ import saferedir as sr
 from saferedir.guards.base import Guard
 from saferedir.guards.image_verifier import VERIFIER_CONFIG, VERIFIER_WEIGHTS, ImageVerifier, ImageVerifierConfig
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
+from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.training.image_verifier.train import (
     VerifierTrainConfig,
     attacked,
@@ -158,6 +159,8 @@ def test_the_trainer_puts_one_into_the_folder_and_goes_on_after_a_kill(
 ) -> None:
     folder, pipe = guard_with(None).save_pretrained(tmp_path / "guard"), PIPELINES["sd"].build()
     work = tmp_path / "guard.verifier.work"
+    monkeypatch.setattr("saferedir.training.image_verifier.train.LEAST_AUROC", 0.0)
+    monkeypatch.setattr("saferedir.training.image_verifier.train.LEAST_RECALL", 0.0)
 
     def killed(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
@@ -179,3 +182,44 @@ def test_the_trainer_puts_one_into_the_folder_and_goes_on_after_a_kill(
         train_verifier(pipe, folder, PAIRS, config=QUICK)
     with pytest.raises(sr.GuardConfigError, match="prompts of one side"):
         train_verifier(pipe, folder, PAIRS[:5], config=QUICK, overwrite=True)
+
+
+def test_one_that_cannot_tell_is_not_written_nor_one_for_another_backbone(tmp_path: Path) -> None:
+    folder, pipe = guard_with(None).save_pretrained(tmp_path / "guard"), PIPELINES["sd"].build()
+    with pytest.raises(sr.GuardConfigError, match="cannot tell the concept"):
+        train_verifier(pipe, folder, PAIRS, config=QUICK)
+    assert not (folder / VERIFIER_CONFIG).exists()
+    other = NegativePrompt(
+        NegativePromptConfig(
+            concept="star", phrases=("star",), backbone=backbone_fingerprint(PIPELINES["sdxl"].build())
+        )
+    )
+    with pytest.raises(sr.BackboneMismatchError):
+        train_verifier(pipe, other.save_pretrained(tmp_path / "other"), PAIRS, config=QUICK)
+
+
+def test_weights_and_threshold_of_two_trainings_are_refused(tmp_path: Path) -> None:
+    folder = guard_with(verifier_that_says(True)).save_pretrained(tmp_path / "guard")
+    other = verifier_that_says(True)
+    torch.nn.init.constant_(other.head.bias, 3.0)
+    (tmp_path / "other").mkdir()
+    other.save(tmp_path / "other")
+    (folder / VERIFIER_WEIGHTS).write_bytes((tmp_path / "other" / VERIFIER_WEIGHTS).read_bytes())
+    with pytest.raises(sr.GuardConfigError, match="do not belong together"):
+        sr.Guard.from_pretrained(folder)
+
+
+def test_it_must_be_for_the_guard_s_concept(tmp_path: Path) -> None:
+    folder = guard_with(None).save_pretrained(tmp_path / "guard")
+    ImageVerifier(ImageVerifierConfig(concept="circle", size=16, width=8)).save(folder)
+    with pytest.raises(sr.GuardConfigError, match="is for 'circle'"):
+        sr.Guard.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("threshold", ["Infinity", "NaN", "true", "1e999"])
+def test_a_threshold_that_never_fires_is_refused(threshold: str, tmp_path: Path) -> None:
+    folder = guard_with(verifier_that_says(True)).save_pretrained(tmp_path / "guard")
+    text = (folder / VERIFIER_CONFIG).read_text()
+    (folder / VERIFIER_CONFIG).write_text(text.replace("-1000000000.0", threshold))
+    with pytest.raises(sr.GuardConfigError, match="verifier"):
+        sr.Guard.from_pretrained(folder)
