@@ -173,6 +173,7 @@ def calibrate_guard(
         guard.network,
         anchor=guard.anchor,
         anchor_pooled=guard.anchor_pooled,
+        manifold=guard.manifold,
     )
     calibrated.image_verifier = guard.image_verifier
     return calibrated
