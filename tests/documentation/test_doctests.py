@@ -35,7 +35,9 @@ def documented(text: str, section: str) -> set[str]:
 
 
 #: their examples compute for minutes; tests of their own run them at other sizes
-LONG = {"saferedir.Bench", "saferedir.train_saferedir", "saferedir.train_duo", "saferedir.train_esd"}
+LONG = {
+    "saferedir.Bench", "saferedir.train_saferedir", "saferedir.train_duo", "saferedir.train_esd", "saferedir.train_verifier",
+}  # fmt: skip
 
 
 def test_every_example_runs_but_for_the_long_ones() -> None:
