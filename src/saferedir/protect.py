@@ -96,8 +96,8 @@ def protect(
     elif verify is not None and not callable(verify):
         raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
     verifier = None if verify is None or isinstance(verify, Guard) else verify
-    of_guards = tuple(guard.image_verifier if image_verifiers else None for guard in chosen)
-    can_tell = any(guard.may_be_unresolved for guard in chosen) or any(of_guards)
+    of_guards = tuple(guard.image_verifier for guard in chosen if guard.image_verifier is not None and image_verifiers)
+    can_tell = any(guard.may_be_unresolved for guard in chosen) or bool(of_guards)
     if on_unsafe == "verify" and verifier is None and chosen and not can_tell:
         names = ", ".join(repr(guard.method) for guard in chosen)
         raise GuardConfigError(
@@ -137,7 +137,7 @@ class GuardedPipeline:
     _verifier: Verifier | None
     _retries: int
     _on_block: str
-    _image_verifiers: tuple[ImageVerifier | None, ...]
+    _image_verifiers: tuple[ImageVerifier, ...]
     _lock: threading.RLock
     _is_running: bool
     _decisions: list[Decision]
@@ -154,7 +154,7 @@ class GuardedPipeline:
         verifier: Verifier | None,
         retries: int,
         on_block: str = "blank",
-        image_verifiers: tuple[ImageVerifier | None, ...] = (),
+        image_verifiers: tuple[ImageVerifier, ...] = (),
     ) -> None:
         self.__dict__.update(  # not by assignment: that goes to the pipeline
             _pipe=pipe, _attached=attached, _on_unsafe=on_unsafe, _verifier=verifier, _retries=retries, _on_block=on_block,
@@ -180,7 +180,7 @@ class GuardedPipeline:
             return output
 
     def _under_policy(self, call: dict[str, Any]) -> tuple[Any, list[Decision]]:
-        looks = self._on_unsafe != "redirect" and any(self._image_verifiers)
+        looks = self._on_unsafe != "redirect" and bool(self._image_verifiers)
         if (self._verifier is not None or looks) and call.get("output_type") == "latent":
             raise GuardError(
                 'output_type="latent" leaves the verifier nothing to read; ask for "pil", "np" or "pt", or protect '
@@ -240,7 +240,7 @@ class GuardedPipeline:
         """Those of `rows` that may not be shown as they are."""
         rows = list(rows)
         unsafe_rows = {d.image for d in result.decisions if d.unresolved or (self._on_unsafe == "block" and d.fired)}
-        verifiers: list[Verifier] = [verifier.sees for verifier in self._image_verifiers if verifier is not None]
+        verifiers: list[Verifier] = [verifier.sees for verifier in self._image_verifiers]
         verifiers += [] if self._verifier is None else [self._verifier]
         shown = [(row, image) for row in rows for image in images_of(result.images[row])] if verifiers else []
         for verifier in verifiers:

@@ -111,23 +111,24 @@ class ImageVerifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,) logits that the images show the concept, differentiable in the images."""
-        size = (self.config.size, self.config.size)
-        x = images.to(self.head.weight.dtype)
-        if x.shape[-2:] != size:
-            x = interpolate(x, size=size, mode="bilinear", antialias=True)
+        x = self._resized(images.to(self.head.weight.dtype))
         x = gelu(self.stem(4 * x - 2))
         for stage in self.stages:
             x = stage(x)
         logits: Tensor = self.head(torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1))[:, 0]
         return logits
 
+    def _resized(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) as the square that the network reads."""
+        size = (self.config.size, self.config.size)
+        return images if images.shape[-2:] == size else interpolate(images, size=size, mode="bilinear", antialias=True)
+
     @torch.no_grad()
     def sees(self, images: Sequence[Image.Image]) -> list[bool]:
         """For each image, of any size and mode, whether it shows the concept; a logit that is not finite counts as yes."""
         device = self.head.weight.device
         pixels = [torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).float() / 255 for image in images]
-        size = (self.config.size, self.config.size)
-        small = [interpolate(part[None], size=size, mode="bilinear", antialias=True) for part in pixels]
+        small = [self._resized(part[None]) for part in pixels]
         flags: list[bool] = []
         for start in range(0, len(small), _BATCH):
             logits = self(torch.cat(small[start : start + _BATCH]).to(device))
