@@ -1,6 +1,6 @@
 """families x guards x features: every promise of docs/pipelines.md, checked on tiny random pipelines.
 
-All of it comes from registries: a new family (src/saferedir/pipelines/families.py, tests/tiny_pipelines.py), a new guard
+All of it comes from registries: a new family (src/saferedir/pipelines/families, tests/tiny_pipelines.py), a new guard
 (tests/contract/guards.py) or a new feature (tests/contract/features.py) is checked against all others by itself.
 """
 

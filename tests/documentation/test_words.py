@@ -75,7 +75,7 @@ OLD_NAMES = {
     "guards/base.py": {"caution"},
     "guards/step.py": {"insist", "towers"},
     "interop/eval_unlearn.py": {"place"},
-    "pipelines/families.py": {"companions", "towers"},
+    "pipelines/families/facts.py": {"companions", "towers"},
     "target/target.py": {"draw", "towers"},
     "utils/figures.py": {"Draw", "ImageDraw", "draw"},
 }

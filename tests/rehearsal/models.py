@@ -23,7 +23,7 @@ class Model:
     """One pipeline of the rehearsal.
 
     Attributes:
-        name: the checkpoint; family: our row in families.py; cut: what was cut, in words.
+        name: the checkpoint; family: our row in pipelines/families; cut: what was cut, in words.
         latent: (C, F, h, w) of the published size, F = 1 for images; full: the call that generates at it, None where this size
             is too dear for a CPU even at one block.
         call: of every stage but that one.

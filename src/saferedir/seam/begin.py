@@ -86,7 +86,7 @@ def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:
     if not family.has_text:  # a class-conditional pipeline compares its own argument with 1
         return float(settings.get("guidance_scale", 1.0)) > 1
     raise GuardError(
-        f"a {type(pipe).__name__} does not say whether it guides; its row in pipelines/families.py cannot be right."
+        f"a {type(pipe).__name__} does not say whether it guides; its row in pipelines/families cannot be right."
     )
 
 

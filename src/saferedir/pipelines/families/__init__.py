@@ -1,0 +1,51 @@
+"""Facts about each pipeline family, as data: where the denoiser is and how its inputs and outputs are laid out.
+
+A new family is one row in the file of its relatives; a new file is one entry in `_GROUPS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saferedir.errors import UnsupportedPipelineError
+from saferedir.pipelines.families import flux, stable_diffusion, text_free, transformers, video
+from saferedir.pipelines.families.facts import CfgLayout, Conditioned, Family, TextEncoderFacts
+
+__all__ = [
+    "FAMILIES",
+    "TEXT_FAMILIES",
+    "CfgLayout",
+    "Conditioned",
+    "Family",
+    "TextEncoderFacts",
+    "family_of",
+    "unwrapped",
+]
+
+_GROUPS = (stable_diffusion, flux, transformers, video, text_free)
+_ROWS = tuple(row for group in _GROUPS for row in group.ROWS)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in _ROWS}
+if len(FAMILIES) != len(_ROWS):
+    raise ValueError("two rows of pipelines/families have the same name.")
+
+#: those with prompts, for which every method was made; the others are for methods that work on the image alone
+TEXT_FAMILIES = {name: family for name, family in FAMILIES.items() if family.has_text}
+
+
+def unwrapped(module: Any) -> Any:
+    """The module under torch.compile's wrapper, if there is one."""
+    return getattr(module, "_orig_mod", module)
+
+
+def family_of(pipe: Any) -> Family:
+    """The row of a pipeline; raises UnsupportedPipelineError naming what is supported."""
+    names = {base.__name__ for base in type(pipe).__mro__}
+    for family in FAMILIES.values():
+        if names.intersection(family.pipelines):
+            return family
+    supported = ", ".join(name for family in FAMILIES.values() for name in family.pipelines)
+    raise UnsupportedPipelineError(
+        f"{type(pipe).__name__} is not supported; supported pipelines: {supported}. "
+        "Another family needs one row in saferedir/pipelines/families; docs/pipelines.md says how to add it."
+    )

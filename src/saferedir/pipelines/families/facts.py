@@ -1,0 +1,110 @@
+"""Family: what the seam must know about a family of pipelines, one row of the table.
+
+The denoiser's time is no column: the seam takes t from the scheduler, never from the denoiser's arguments (FLUX passes
+t/1000, Z-Image 1000 - t).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from saferedir.pipelines.packing import Packing
+from saferedir.utils.renamed import OldAttribute
+
+CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential"]
+Conditioned = Literal["text", "class", "nothing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderFacts:
+    """One text encoder of a family, read by `text_encoders`: how its states become prompt embeddings.
+
+    Attributes:
+        kind: what its special tokens are like, and what a pooled state is.
+        encoder, tokenizer: attributes of the pipeline; where either is None there is no such text encoder.
+        position: its states are the "first", or stand beside the last encoder's (more "channels"), or after them (more
+            "tokens"); "pooled": they are no prompt embeddings, its pooled state is the pooled embedding.
+        layer: hidden state that is taken, -1 the last one after the final norm.
+        is_masked: whether padding is masked in the encoder.
+        is_zeroed: whether the states of padding are set to 0.
+    """
+
+    kind: Literal["clip", "t5"]
+    encoder: str = "text_encoder"
+    tokenizer: str = "tokenizer"
+    position: Literal["first", "channels", "tokens", "pooled"] = "first"
+    layer: int = -1
+    is_masked: bool = False
+    is_zeroed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One row: everything the seam must know about a family of pipelines.
+
+    Attributes:
+        name: our name of the family.
+        pipelines: diffusers class names; subclasses count.
+        denoiser: attribute of the pipeline holding the UNet or transformer.
+        more_denoisers: attributes of further ones that take over in the middle of a run; may be None.
+        conditioned_modules: attributes of modules that read the same conditioning before the denoiser does (ControlNet).
+        text_encoders: attributes holding the text encoders.
+        conditioned_on: "text"; "class", a label an image; or "nothing". Only with text is there a prompt that a guard can read.
+        cfg_layout: rows of classifier-free guidance: halves of one denoiser call in the named order, or
+            "sequential": one call for the conditional rows, then one for the unconditional rows.
+        latents_arg, prompt_arg: (position, keyword) of the denoiser's latents and prompt embeddings.
+        time_arg: the same of the scheduler's own timestep, where the denoiser is given it unchanged.
+        row_kwargs: other keyword arguments with one entry per row (tensors, also in lists and dicts), to
+            extend when rows are added.
+        pooled_kwarg: path of the pooled embeddings in the keyword arguments, () where there are none.
+        mask_kwarg: keyword of the prompt mask; None where the denoiser attends to every token, padding
+            included.
+        auxiliary_kwarg: keyword that marks a call beside the prediction proper (SD3's skip-layer guidance).
+        steps_both_halves: whether the scheduler is given the rows of both halves, which are copies of one another.
+        packing: how latents become a sequence; None where the denoiser takes (R, C, h, w).
+        sign: denoiser output times `sign` is what the scheduler is given.
+        prompt_width: denoiser config entry with the width D of the prompt embeddings.
+        encoded: what `encode_prompt` returns, by position; "prompt", "pooled" and "mask" are read.
+        has_bos: whether prompts begin with a token that says nothing and must not be moved.
+        length_matters: whether `max_sequence_length` changes the embeddings of a prompt's own tokens: False only where the
+            encoder gets the mask of the padding, and so does the denoiser (or it gets zeros).
+        text_encoder_facts: the text encoders whose tokens a guard may mask, in this order; () where we know none.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    text_encoders: tuple[str, ...]
+    denoiser: str = "transformer"
+    more_denoisers: tuple[str, ...] = ()
+    conditioned_modules: tuple[str, ...] = ()
+    conditioned_on: Conditioned = "text"
+    cfg_layout: CfgLayout = "uncond_cond"
+    steps_both_halves: bool = False
+    latents_arg: tuple[int, str] = (0, "hidden_states")
+    prompt_arg: tuple[int, str] = (1, "encoder_hidden_states")
+    time_arg: tuple[int, str] | None = None
+    row_kwargs: tuple[str, ...] = ("timestep", "guidance")
+    pooled_kwarg: tuple[str, ...] = ()
+    mask_kwarg: str | None = None
+    auxiliary_kwarg: str | None = None
+    packing: Packing | None = None
+    sign: float = 1.0
+    prompt_width: str = "joint_attention_dim"
+    encoded: tuple[str, ...] = ("prompt",)
+    has_bos: bool = False
+    length_matters: bool = True
+    text_encoder_facts: tuple[TextEncoderFacts, ...] = ()
+
+    towers = OldAttribute("text_encoder_facts")
+    companions = OldAttribute("conditioned_modules")
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there are prompts: what the pipelines of other families generate, no words decide."""
+        return self.conditioned_on == "text"
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether conditional and unconditional rows come in calls of their own."""
+        return self.cfg_layout == "sequential"

@@ -1,0 +1,59 @@
+"""PixArt, Sana, Lumina and AuraFlow: one transformer, one text encoder, one call a step or two."""
+
+from __future__ import annotations
+
+from saferedir.pipelines.families.facts import Family, TextEncoderFacts
+
+ROWS = (
+    Family(
+        name="pixart",
+        pipelines=("PixArtSigmaPipeline", "PixArtAlphaPipeline"),
+        text_encoders=("text_encoder",),
+        row_kwargs=("timestep", "added_cond_kwargs"),
+        mask_kwarg="encoder_attention_mask",
+        prompt_width="caption_channels",
+        encoded=("prompt", "mask"),
+        length_matters=False,
+        text_encoder_facts=(TextEncoderFacts(kind="t5", is_masked=True),),
+    ),
+    Family(
+        name="sana",
+        pipelines=("SanaPipeline",),
+        text_encoders=("text_encoder",),
+        mask_kwarg="encoder_attention_mask",
+        prompt_width="caption_channels",
+        encoded=("prompt", "mask"),
+        has_bos=True,
+        length_matters=False,
+    ),
+    Family(
+        name="lumina-2",
+        pipelines=("Lumina2Pipeline",),
+        text_encoders=("text_encoder",),
+        cfg_layout="sequential",
+        mask_kwarg="encoder_attention_mask",
+        sign=-1.0,
+        prompt_width="cap_feat_dim",
+        encoded=("prompt", "mask"),
+        has_bos=True,
+        length_matters=False,
+    ),
+    Family(
+        name="lumina",
+        pipelines=("LuminaPipeline",),
+        text_encoders=("text_encoder",),
+        cfg_layout="cond_uncond",
+        mask_kwarg="encoder_mask",
+        sign=-1.0,
+        prompt_width="cross_attention_dim",
+        encoded=("prompt", "mask"),
+        has_bos=True,
+    ),
+    Family(
+        name="aura-flow",
+        pipelines=("AuraFlowPipeline",),
+        text_encoders=("text_encoder",),
+        encoded=("prompt",),
+        length_matters=False,
+    ),
+)

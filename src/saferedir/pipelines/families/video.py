@@ -1,0 +1,18 @@
+"""Video models, which also generate single images."""
+
+from __future__ import annotations
+
+from saferedir.pipelines.families.facts import Family, TextEncoderFacts
+
+ROWS = (
+    Family(
+        name="wan",
+        pipelines=("WanPipeline",),
+        text_encoders=("text_encoder",),
+        more_denoisers=("transformer_2",),
+        cfg_layout="sequential",
+        prompt_width="text_dim",
+        length_matters=False,
+        text_encoder_facts=(TextEncoderFacts(kind="t5", is_masked=True, is_zeroed=True),),
+    ),
+)
