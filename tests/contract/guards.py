@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from tests.tiny_pipelines import PIPELINES, PipelineCase, run
+from tests.tiny_pipelines import PipelineCase, run
+from tests.tiny_variants import ALL_CASES
 from torch import Tensor
 
 import saferedir as sr
@@ -166,7 +167,7 @@ class Redirect(Guard[GuardConfig]):
 @functools.cache
 def shared_pipeline(name: str) -> Any:
     """The pipeline of a case, built once; for checks that leave it as they found it."""
-    return PIPELINES[name].build()
+    return ALL_CASES[name].build()
 
 
 @functools.cache
@@ -174,7 +175,7 @@ def first_step(name: str) -> Step:
     """A recorded moment of a run of the case: sizes of embeddings and latents can be read off it."""
     watcher = Watcher()
     with sr.attach(shared_pipeline(name), watcher):
-        run(PIPELINES[name], shared_pipeline(name), PROMPT)
+        run(ALL_CASES[name], shared_pipeline(name), PROMPT)
     return watcher.steps[0]
 
 

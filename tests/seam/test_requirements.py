@@ -19,7 +19,7 @@ from saferedir.guards.dual_latent.r1 import DualLatentR1
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.pipelines.families import family_of
-from saferedir.pipelines.packing import unpack_2x2
+from saferedir.pipelines.packing import grid_of_ids, pack_2x2, unpack_2x2
 from saferedir.seam.requirements import missing_text_encoders
 from saferedir.seam.run_state import check_all_is_read
 
@@ -132,10 +132,26 @@ def test_numbers_and_what_diffusers_puts_there_pass(container: str) -> None:
             check_all_is_read({container: {"other": value}})
 
 
-def test_more_tokens_than_the_grid_are_refused_with_a_sentence() -> None:
-    assert unpack_2x2(torch.zeros(2, 6, 16), (2, 3)).shape == (2, 4, 4, 6)
-    with pytest.raises(sr.GuardError, match="8 image tokens"):
-        unpack_2x2(torch.zeros(2, 8, 16), (2, 3))
+def test_packed_latents_are_the_first_tokens_and_fewer_are_refused_with_a_sentence() -> None:
+    tokens = torch.randn(2, 8, 16)
+    assert unpack_2x2(tokens, (2, 3)).shape == (2, 4, 4, 6)
+    assert torch.equal(pack_2x2(unpack_2x2(tokens, (2, 3))), tokens[:, :6])
+    with pytest.raises(sr.GuardError, match="5 image tokens"):
+        unpack_2x2(tokens[:, :5], (2, 3))
+
+
+def test_the_grid_is_that_of_the_first_image_wherever_its_rows_begin() -> None:
+    own = torch.cartesian_prod(torch.tensor([1.0]), torch.arange(2.0) + 512, torch.arange(3.0) + 256)
+    other = torch.cartesian_prod(torch.tensor([2.0]), torch.arange(4.0), torch.arange(4.0))
+    assert grid_of_ids(torch.cat([own, other])) == grid_of_ids(own) == (2, 3)
+    for wrong in (
+        torch.cat([own[:5], other]),
+        torch.cat([own[:3], other, own[3:]]),
+        own.flip(0),
+        own[[0, 1, 2, 3, 5, 4]],
+    ):
+        with pytest.raises(sr.GuardError, match="do not begin with a grid"):
+            grid_of_ids(wrong)
 
 
 # ------------------------------------------------------------------ guidance that ends in the middle of a run

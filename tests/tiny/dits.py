@@ -63,21 +63,25 @@ def make_sd3(cls: Any = diffusers.StableDiffusion3Pipeline) -> Any:
     )
 
 
-def make_flux(cls: Any = diffusers.FluxPipeline) -> Any:
+FLUX_SIZES: dict[str, Any] = {
+    "patch_size": 1,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": T5_WIDTH,
+    "pooled_projection_dim": CLIP_WIDTH,
+    "axes_dims_rope": (4, 4, 8),
+    "guidance_embeds": True,
+}
+
+
+def make_flux(
+    cls: Any = diffusers.FluxPipeline, in_channels: int = 64, out_channels: int | None = None, **more: Any
+) -> Any:
     """FLUX with an embedded guidance scale, as FLUX.1 [dev]; latents travel packed, four pixels to a token."""
     transformer = alive(
-        lambda: diffusers.FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=64,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=T5_WIDTH,
-            pooled_projection_dim=CLIP_WIDTH,
-            axes_dims_rope=(4, 4, 8),
-            guidance_embeds=True,
-        ),
+        lambda: diffusers.FluxTransformer2DModel(in_channels=in_channels, out_channels=out_channels, **FLUX_SIZES),
         add_v_proj=4.0,
         to_v=4.0,
         norm=3.0,
@@ -91,7 +95,14 @@ def make_flux(cls: Any = diffusers.FluxPipeline) -> Any:
         tokenizer=make_tokenizer(),
         text_encoder_2=make_t5(),
         tokenizer_2=make_t5_tokenizer(),
+        **more,
     )
+
+
+def make_flux_controlnet(cls: Any = diffusers.FluxControlNetPipeline) -> Any:
+    """FLUX beside a ControlNet, which reads the prompt before the transformer does."""
+    controlnet = alive(lambda: diffusers.FluxControlNetModel(in_channels=64, **FLUX_SIZES), seed=2)
+    return make_flux(cls, controlnet=controlnet)
 
 
 def make_pixart(cls: Any, sample_size: int) -> Any:

@@ -94,7 +94,7 @@ class Call(NamedTuple):
 
     @property
     def latents(self) -> Tensor:
-        """(R, C, h, w), or the packed sequence (R, N, C)."""
+        """(R, C, h, w), or the packed sequence (R, N, C); behind the latents there may be further channels and tokens."""
         return _get(self.family.latents_arg, self.args, self.kwargs)
 
     @property
@@ -187,8 +187,15 @@ def _joined(edit: Edit, name: str) -> Tensor | None:
 
 
 def _with_rest(latents: Tensor, current: Tensor) -> Tensor:
-    """`latents` and, behind them, the channels of `current` that are no latents: an inpainting model's mask and image."""
-    return latents if latents.shape == current.shape else torch.cat([latents, current[:, latents.shape[1] :]], dim=1)
+    """`current` with `latents` in the place of its own: what is no latent stays.
+
+    That is an inpainting model's mask and image in the channels behind them, and the tokens behind those of packed latents.
+    """
+    if latents.shape == current.shape:
+        return latents
+    whole = current.clone()
+    whole[tuple(slice(size) for size in latents.shape)] = latents.to(whole)
+    return whole
 
 
 def _get(where: tuple[int, str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

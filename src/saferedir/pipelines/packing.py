@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from saferedir.errors import GuardError
@@ -17,8 +18,17 @@ Grid = tuple[int, int]
 
 
 class Packing(NamedTuple):
-    """How a family packs: `grid` reads the token grid from the denoiser's keyword arguments, `channels` is how many token
-    channels make one latent channel.
+    """How a family packs latents into a sequence of tokens (R, N, C').
+
+    The first rows * columns tokens of the sequence are the latents', and their first channels. What else a pipeline puts there
+    stays as it is: tokens of reference images behind them (FLUX Kontext), channels of a control image, a mask or a masked image
+    (FLUX Control, FLUX Fill).
+
+    Attributes:
+        grid: reads the grid of the latents' tokens from the denoiser's keyword arguments.
+        unpack: latents of a sequence and its grid; further tokens are left out, further channels come along.
+        pack: inverse of `unpack` for a sequence of latents alone.
+        channels: how many token channels make one latent channel.
     """
 
     grid: Callable[[Mapping[str, Any]], Grid]
@@ -28,15 +38,15 @@ class Packing(NamedTuple):
 
 
 def unpack_2x2(tokens: Tensor, grid: Grid) -> Tensor:
-    """(R, h*w, 4C) -> (R, C, 2h, 2w)."""
+    """(R, h*w + M, 4C) -> (R, C, 2h, 2w) of the first h*w tokens; the M behind them are of other images."""
     rows, columns = grid
     count, length, width = tokens.shape
-    if length != rows * columns or width % 4:
+    if length < rows * columns or width % 4:
         raise GuardError(
             f"{length} image tokens of width {width} do not fill a grid of {rows} x {columns}, so guards cannot see the "
-            "latents in them; pipelines that give the transformer tokens of other images as well (FLUX Kontext) are unsupported."
+            "latents in them; this way of calling the transformer is not supported."
         )
-    patches = tokens.view(count, rows, columns, width // 4, 2, 2)
+    patches = tokens[:, : rows * columns].reshape(count, rows, columns, width // 4, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(count, width // 4, 2 * rows, 2 * columns)
 
 
@@ -48,10 +58,32 @@ def pack_2x2(latents: Tensor) -> Tensor:
 
 
 def grid_of_img_ids(kwargs: Mapping[str, Any]) -> Grid:
-    """The grid from FLUX's `img_ids` (h*w, 3), whose columns 1 and 2 are the token's row and column."""
+    """The grid from FLUX's `img_ids` (h*w + M, 3): columns 1 and 2 are a token's row and column, column 0 tells images apart."""
     ids: Tensor = kwargs["img_ids"]
-    ids = ids[0] if ids.ndim == 3 else ids
-    return int(ids[:, 1].max()) + 1, int(ids[:, 2].max()) + 1
+    return grid_of_ids(ids[0] if ids.ndim == 3 else ids)
+
+
+def grid_of_ids(ids: Tensor) -> Grid:
+    """The grid of the first image in ids (N, 3 or more): number of the image, row, column; rows and columns may begin anywhere.
+
+    Raises GuardError where its tokens are not the first of the sequence, row by row.
+    """
+    ids = ids.long()  # half precision cannot count tokens
+    is_latent = ids[:, 0] == ids[0, 0]
+    places = ids[is_latent, 1:3] - ids[0, 1:3]
+    rows, columns = int(places[:, 0].max()) + 1, int(places[:, 1].max()) + 1
+    count = rows * columns
+    expected = torch.arange(count, device=ids.device)
+    if not (
+        len(places) == count
+        and bool(is_places[:count].all())
+        and torch.equal(places[:, 0] * columns + places[:, 1], expected)
+    ):
+        raise GuardError(
+            f"the ids of the image tokens do not begin with a grid of {rows} x {columns}, row by row, so guards cannot see the "
+            "latents in them; this way of calling the transformer is not supported."
+        )
+    return rows, columns
 
 
 #: FLUX and its relatives

@@ -1,0 +1,106 @@
+"""Every pipeline class that is accepted is guarded: in every call of every denoiser, and in every row of the prompt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from tests.contract.feature import is_apart, same
+from tests.contract.guard_features import check_acts, check_extra_rows, check_read_only
+from tests.contract.guards import CONFIG, GUARDS, PROMPT, Watcher, shared_pipeline
+from tests.tiny_pipelines import PipelineCase, run
+from tests.tiny_variants import ALL_CASES, VARIANTS
+from torch import Tensor
+
+import saferedir as sr
+from saferedir.guard import Conditioning, Guard, GuardConfig, Step
+from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.denoiser_call import Call
+from saferedir.pipelines.families import FAMILIES
+
+
+class Zero(Guard[GuardConfig]):
+    """Puts zeros in the place of the prompt's embeddings, pooled ones included, at every step."""
+
+    method = "zero"
+
+    def __init__(self) -> None:
+        super().__init__(CONFIG)
+
+    def on_step_start(self, step: Step) -> Conditioning:
+        pooled = None if step.pooled is None else 0 * step.pooled
+        return step.conditioning.with_cond(prompt=0 * step.prompt_embeds, pooled=pooled)
+
+
+@contextmanager
+def recorded(case: PipelineCase, pipe: Any) -> Iterator[dict[str, list[PromptEmbeds]]]:
+    """Module -> the embeddings of each of its calls, as it is given them behind the guards' hooks."""
+    family, handles = FAMILIES[case.family], []
+    calls: dict[str, list[PromptEmbeds]] = defaultdict(list)
+    for name in (family.denoiser, *family.more_denoisers, *family.conditioned_modules):
+        module = getattr(pipe, name, None)
+        if module is None:
+            continue
+
+        def look(_: Any, args: Any, kwargs: Any, name: str = name) -> None:
+            calls[name].append(Call(family, args, kwargs).embeds)
+
+        handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def without(rows: Tensor, prompt: Tensor) -> tuple[Tensor, int]:
+    """Rows (R, ...) with zeros where they are the prompt's (1, ...), and how many these are."""
+    is_prompt = (rows == prompt).flatten(1).all(1)
+    return torch.where(is_prompt.view(-1, *(1,) * (rows.ndim - 1)), 0.0, rows), int(is_prompt.sum())
+
+
+def calls_under(case: PipelineCase, guard: Guard[Any]) -> tuple[Tensor, dict[str, list[PromptEmbeds]]]:
+    """(images, calls) of a run under a guard."""
+    pipe = shared_pipeline(case.name)
+    with sr.attach(pipe, guard), recorded(case, pipe) as calls:
+        images = run(case, pipe, PROMPT)
+    return images, calls
+
+
+@pytest.mark.parametrize("name", ALL_CASES)
+def test_zeros_in_place_of_the_prompt_reach_every_call_and_change_the_image(name: str) -> None:
+    case = ALL_CASES[name]
+    watcher = Watcher()
+    plain, before = calls_under(case, watcher)
+    zeroed, after = calls_under(case, Zero())
+    assert zeroed.isfinite().all() and is_apart(zeroed, plain)
+    prompt = watcher.steps[0].conditioning.cond
+    assert before.keys() == after.keys()
+    for module, calls in before.items():
+        assert len(calls) == len(after[module])
+        count = 0
+        for given, used in zip(calls, after[module], strict=True):
+            expected, met = without(given.prompt, prompt.prompt)
+            same(used.prompt, expected, f"embeddings that the {module} is given")
+            if given.pooled is not None:
+                assert prompt.pooled is not None and used.pooled is not None
+                same(
+                    used.pooled,
+                    without(given.pooled, prompt.pooled)[0],
+                    f"pooled embeddings that the {module} is given",
+                )
+            count += met
+        assert count >= (len(calls) / 2 if case.guidance_is_sequential else len(calls))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_variants_are_guarded_as_their_family_is(name: str) -> None:
+    case = VARIANTS[name]
+    check_read_only(case, GUARDS["watcher"])
+    check_extra_rows(case, GUARDS["extra-texts"])
+    check_acts(case, GUARDS["x0-editor"])
