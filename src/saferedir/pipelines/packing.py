@@ -76,7 +76,7 @@ def grid_of_ids(ids: Tensor) -> Grid:
     expected = torch.arange(count, device=ids.device)
     if not (
         len(places) == count
-        and bool(is_places[:count].all())
+        and bool(is_latent[:count].all())
         and torch.equal(places[:, 0] * columns + places[:, 1], expected)
     ):
         raise GuardError(
