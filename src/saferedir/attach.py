@@ -26,12 +26,8 @@ from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.pipelines.lora import guard_adapters, remove_adapter
 from saferedir.pipelines.own_adapters import fused_adapters
 from saferedir.pipelines.schedules import check_scheduler
-from saferedir.seam.hooks import (
-    owner_of_hooks,
-    remove_foreign_skip_hooks,
-    remove_foreign_wrappers,
-    remove_marked_hooks,
-)
+from saferedir.seam.feature_hooks import remove_foreign_feature_hooks, remove_marked_hooks
+from saferedir.seam.hooks import owner_of_hooks, remove_foreign_wrappers
 from saferedir.seam.requirements import check_requirements, warn_of_copies
 from saferedir.seam.seam import Seam
 
@@ -284,7 +280,7 @@ def remove_foreign_hooks(pipe: Any, family: Family) -> None:
         held = getattr(pipe, name, None)
         for module in () if held is None else {held, unwrapped(held)}:
             remove_marked_hooks(module, _is_foreign)
-            remove_foreign_skip_hooks(module)
+            remove_foreign_feature_hooks(module)
     remove_foreign_wrappers(pipe.scheduler)
     remove_foreign_wrappers(pipe)
     if find_seam(pipe, family) is None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from saferedir.guards.base import (
+    AttentionFeatures,
     Conditioning,
     Guard,
     GuardConfig,
@@ -16,6 +17,7 @@ from saferedir.guards.base import (
 from saferedir.utils.renamed import old_name
 
 __all__ = [
+    "AttentionFeatures",
     "Conditioning",
     "Guard",
     "GuardConfig",

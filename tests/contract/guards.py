@@ -274,6 +274,7 @@ _METHODS = (
         needs="guidance",
         rides_when_idle=True,
     ),
+    GuardCase("nag", by_config("nag"), kind="rows"),
     GuardCase("dual_latent_r1", by_config("dual_latent_r1", w=0.9, tau=0.0), kind="rows"),
     GuardCase("dual_latent_r2", by_config("dual_latent_r2", w=0.9, tau=0.0, dual_fraction=0.7), kind="rows"),
     # the negative prompt stays the user's, so that its own part is seen

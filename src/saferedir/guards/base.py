@@ -29,13 +29,14 @@ from saferedir.errors import GuardConfigError
 from saferedir.guards.config import GuardConfig
 from saferedir.guards.gates import Gate
 from saferedir.guards.image_verifier import ImageVerifier
-from saferedir.guards.step import Conditioned, Run, SecondLatents, SkipFeatures, Step
+from saferedir.guards.step import AttentionFeatures, Conditioned, Run, SecondLatents, SkipFeatures, Step
 from saferedir.guards.storage import load_guard, push_guard, save_guard
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.text_settings import TextSettings
 from saferedir.utils.renamed import old_name
 
 __all__ = [
+    "AttentionFeatures",
     "Conditioning",
     "Guard",
     "GuardConfig",
@@ -242,6 +243,22 @@ class Guard(Generic[ConfigT]):
             (B, C, h, w), of the conditional rows.
         """
         return skip.cond
+
+    def on_attention(self, step: Step, attention: AttentionFeatures) -> Tensor:
+        """Replace what attention to the prompt brings to the conditional rows; return `attention.cond` for "untouched".
+
+        Called in the denoiser call of the prompts, once for each layer in which image tokens attend to prompt tokens. The extra
+        rows of this guard go on from the answer, too: their image stays that of the conditional row, and only their prompt
+        differs. For denoisers whose layers keep image and prompt apart, or have the prompt first in one sequence.
+
+        Args:
+            step: the moment before the denoiser call.
+            attention: the features of one layer.
+
+        Returns:
+            (B, N, D), of the conditional rows.
+        """
+        return attention.cond
 
     def on_prediction(self, step: Step) -> Tensor:
         """Replace the guided prediction; return `step.pred` for "untouched".

@@ -123,6 +123,15 @@ METHODS: tuple[Method, ...] = (
         command="Safree(SafreeConfig(concept=...))",
     ),
     Method(
+        name="nag",
+        target="saferedir.guards.nag:NAG",
+        title="guides attention away from words, also without classifier-free guidance",
+        paper="2505.21179",
+        needs="words",
+        cost="1.5x",
+        command="NAG(NAGConfig(concept=...))",
+    ),
+    Method(
         name="negative_prompt",
         target="saferedir.guards.negative_prompt:NegativePrompt",
         title="the baseline that every method should beat",

@@ -202,6 +202,28 @@ class SkipFeatures(NamedTuple):
     stage: int
 
 
+class AttentionFeatures(NamedTuple):
+    """What attention to the prompt brings to the image in one layer of the denoiser, before the layer's output projection.
+
+    Attributes:
+        cond: (B, N, D), N image tokens of the prompts' rows.
+        uncond: (B, N, D), of the negative prompts' rows; None without guidance, and where they come in a call of their own.
+        extra: (B, N, D) for each extra row of this guard.
+        layer: 0-based count of such layers in this denoiser call.
+
+    Example:
+        >>> import torch
+        >>> from saferedir.guard import AttentionFeatures
+        >>> AttentionFeatures(torch.zeros(1, 64, 32), None, (), layer=0).cond.shape
+        torch.Size([1, 64, 32])
+    """
+
+    cond: Tensor
+    uncond: Tensor | None
+    extra: tuple[Tensor, ...]
+    layer: int
+
+
 class Embeds(NamedTuple):
     """The older form of a guard's answer, still taken: parts to put in place of those of a `Conditioning`; None leaves one.
 

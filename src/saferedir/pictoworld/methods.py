@@ -15,6 +15,7 @@ import torch
 
 from saferedir.guards.base import Guard
 from saferedir.guards.dual_latent import DualLatentConfig, DualLatentR1, DualLatentR2, DualLatentR2Config
+from saferedir.guards.nag import NAG, NAGConfig
 from saferedir.guards.negation import NegationSet
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.guards.safe_denoiser import SafeDenoiser
@@ -70,6 +71,10 @@ def _negative_prompt(task: Task, pipe: Any) -> Guard[Any]:
     return NegativePrompt(NegativePromptConfig(concept=task.name, phrases=PHRASES[task.name]))
 
 
+def _nag(task: Task, pipe: Any) -> Guard[Any]:
+    return NAG(NAGConfig(concept=task.name, phrases=PHRASES[task.name]))
+
+
 def _sld(preset: str) -> Callable[[Task, Any], Guard[Any]]:
     def make(task: Task, pipe: Any) -> Guard[Any]:
         return SLD(SLDConfig.preset(preset, concept=task.name, phrases=PHRASES[task.name]))
@@ -117,6 +122,7 @@ def _spell(task: Task, pipe: Any) -> Guard[Any]:
 #: name -> maker(task, pipeline)
 METHODS: Mapping[str, Callable[[Task, Any], Guard[Any]]] = {
     "negative-prompt": _negative_prompt,
+    "nag": _nag,
     "sld-medium": _sld("medium"),
     "sld-max": _sld("max"),
     "safree": _safree("paper"),

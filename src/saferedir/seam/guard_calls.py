@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saferedir.decisions import Decision
 from saferedir.errors import GuardError
-from saferedir.guards.base import Guard, Run, SkipFeatures, Step
+from saferedir.guards.base import AttentionFeatures, Guard, Run, SkipFeatures, Step
 from saferedir.guards.step import Embeds
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.denoiser_call import Layout
@@ -25,7 +25,15 @@ from saferedir.pipelines.schedules import from_x0, to_x0
 T = TypeVar("T")
 
 #: points at which a guard is asked before or during the denoiser call, and after it
-EARLY_POINTS = ("on_prompt", "on_step_start", "extra_prompts", "extra_embeds", "extra_latents", "on_skip_features")
+EARLY_POINTS = (
+    "on_prompt",
+    "on_step_start",
+    "extra_prompts",
+    "extra_embeds",
+    "extra_latents",
+    "on_skip_features",
+    "on_attention",
+)
 LATE_POINTS = ("on_prediction", "on_denoised", "on_step_end")
 POINTS = (*EARLY_POINTS, *LATE_POINTS)
 #: point -> (position, guard) of each guard that uses it, in order
@@ -204,6 +212,22 @@ def edited_skip_features(
         guard, "on_skip_features", call_guard(guard, "on_skip_features", guard.on_skip_features, step, skip), cond
     )
     return values if new is cond else torch.cat([layout.join(new, uncond), values[image_rows.shape[0] :]])
+
+
+def edited_attention(
+    users: Users,
+    steps: Steps,
+    cond: Tensor,
+    uncond: Tensor | None,
+    extra: Sequence[tuple[Tensor, ...]],
+    layer: int,
+) -> Tensor:
+    """Attention features (B, N, D) of the conditional rows in one layer, after "on_attention"; `extra`: each guard's own rows."""
+    for position, guard in users["on_attention"]:
+        attention = AttentionFeatures(cond, uncond, extra[position], layer)
+        answer = call_guard(guard, "on_attention", guard.on_attention, steps.of(position), attention)
+        cond = validated(guard, "on_attention", answer, cond)
+    return cond
 
 
 def edited_prediction(users: Users, steps: Steps, pred: Tensor) -> Tensor:

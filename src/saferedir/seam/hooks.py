@@ -20,20 +20,12 @@ from saferedir.guards.base import Guard
 from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import Family, unwrapped
 from saferedir.pipelines.schedules import check_scheduler
+from saferedir.seam.feature_hooks import MARK, AttentionHooks, SkipHooks
 from saferedir.seam.given_latents import PREPARE, GivenLatents
 from saferedir.seam.texts import PromptTexts
 
-MARK = "saferedir_seam"
-_HOOK_DICTS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-)
 #: called as moment(instance, original, *args, **kwargs)
 Wrapper = Callable[..., Any]
-HIDDEN, SKIPS = "hidden_states", "res_hidden_states_tuple"
 
 
 class Moments(Protocol):
@@ -43,6 +35,7 @@ class Moments(Protocol):
     def after_denoiser(self, call: Call, output: Any) -> Any: ...
     def before_auxiliary(self, module: nn.Module, call: Call) -> Any: ...
     def skip_features(self, values: Tensor, stage: int) -> Tensor: ...
+    def attention(self, values: Tensor) -> Tensor: ...
     def set_timesteps(self, scheduler: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any: ...
     def scheduler_step(
         self, scheduler: Any, original: Callable[..., Any], model_output: Any, timestep: Any, sample: Any,
@@ -65,6 +58,7 @@ class Hooks:
         self._encoding: WrappedMethods | None = None
         self._preparing: WrappedMethods | None = None
         self._skips: SkipHooks | None = None
+        self._attention: AttentionHooks | None = None
         self._wrapped: WrappedMethods | None = None
         self._call: WrappedMethods | None = None
         self._handles: list[Any] = []
@@ -151,6 +145,14 @@ class Hooks:
             self._skips = None
         elif self._skips is None:
             self._skips = SkipHooks(self.denoiser, moments.skip_features)
+        if not any(guard.uses("on_attention") for guard in guards):
+            if self._attention is not None:
+                self._attention.release()
+            self._attention = None
+        elif self._attention is None:
+            held = self.held_now()
+            denoisers = [module for name, module in held.items() if name not in self._family.conditioned_modules]
+            self._attention = AttentionHooks([unwrapped(module) for module in denoisers], moments.attention)
 
     def wrap_scheduler(self, moments: Moments) -> None:
         """Wrap the methods of the scheduler that the pipeline has now, and let go of another one."""
@@ -184,45 +186,6 @@ class Hooks:
     def are_in_place(self) -> bool:
         """Whether there are hooks, and the pipeline still holds the modules they are on."""
         return bool(self.modules) and self._replaced is None
-
-
-class SkipHooks:
-    """Pre-hooks on the up blocks of one UNet, until `release`.
-
-    `edit` is given the skip features (R, C, h, w) of one layer and its stage, and answers those to use. The stage counts
-    the halvings of the hidden width: 0 where it is widest (1280 channels in Stable Diffusion), 1 at the next width (640).
-    """
-
-    def __init__(self, unet: Any, edit: Callable[[Tensor, int], Tensor]) -> None:
-        self.blocks: tuple[nn.Module, ...] = tuple(unet.up_blocks)
-        widths = sorted(set(unet.config.block_out_channels), reverse=True)
-
-        # A plain function, not to be compiled: see hooks.py.
-        def before(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if all(block is not hooked for hooked in self.blocks):
-                return None  # of a copy, whose denoiser refuses by itself
-            if HIDDEN not in kwargs or SKIPS not in kwargs:
-                raise GuardError(f"this {type(block).__name__} was called without {SKIPS!r}; not supported.")
-            skips, width = list(kwargs[SKIPS]), kwargs[HIDDEN].shape[1]
-            for position, layer in enumerate(block.resnets, start=1):  # they take the last one first
-                skips[-position] = edit(skips[-position], widths.index(width))
-                width = layer.out_channels
-            return args, {**kwargs, SKIPS: tuple(skips)}
-
-        hook = torch.compiler.disable(before)
-        setattr(hook, MARK, self)
-        self._handles = [block.register_forward_pre_hook(hook, with_kwargs=True) for block in self.blocks]
-
-    def release(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-
-
-def remove_foreign_skip_hooks(denoiser: Any) -> None:
-    """Remove hooks that came along with a deep copy of a denoiser."""
-    for block in getattr(denoiser, "up_blocks", ()):
-        remove_marked_hooks(block, lambda owner, block: isinstance(owner, SkipHooks) and block not in owner.blocks)
 
 
 class Loop:
@@ -296,16 +259,6 @@ def owner_of_hooks(module: nn.Module) -> Any:
         if owner is not None:
             return owner
     return None
-
-
-def remove_marked_hooks(module: nn.Module, is_foreign: Callable[[object, nn.Module], bool]) -> None:
-    """Remove the hooks of seams for which `is_foreign` holds: those that came along with a deep copy."""
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
-        for key, hook in list(hooks.items()):
-            owner = getattr(hook, MARK, None)
-            if owner is not None and is_foreign(owner, module):
-                for name in _HOOK_DICTS:
-                    getattr(module, name, {}).pop(key, None)
 
 
 def remove_foreign_wrappers(instance: Any) -> None:

@@ -84,6 +84,10 @@ class Seam:
         """Take an attachment in; the first one puts the hooks on."""
         if self.family.denoiser != "unet" and (users := [g for g in attached.guards if g.uses("on_skip_features")]):
             raise GuardError(f"guard {users[0].method!r} edits a UNet's skip features; {self.family.name} has no UNet.")
+        if both := [g for g in attached.guards if g.uses("on_attention") and g.uses("extra_latents")]:
+            raise GuardError(
+                f"guard {both[0].method!r} edits attention, and has latents of its own: its rows cannot follow."
+            )
         if any(guard.uses("extra_latents") for guard in attached.guards):
             history_of(self.pipe.scheduler)
         Caches(self.hooks.held_now()).check([guard for guard in attached.guards if guard.enabled])
@@ -245,6 +249,12 @@ class Seam:
         session = self._active()
         with self._state.failing_closed():
             return session.skip_features(values, stage)
+
+    def attention(self, values: Tensor) -> Tensor:
+        """Attention features (R, N, D) to use in one layer of the denoiser."""
+        session = self._active()
+        with self._state.failing_closed():
+            return session.attention(values)
 
     def scheduler_step(
         self, scheduler: Any, original: Callable[..., Any], model_output: Any, timestep: Any, sample: Any,

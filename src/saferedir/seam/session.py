@@ -36,6 +36,7 @@ from saferedir.seam.guard_calls import (
     check_finite,
     check_mask,
     decisions_of,
+    edited_attention,
     edited_latents,
     edited_prediction,
     edited_skip_features,
@@ -72,7 +73,7 @@ class Session:
         self.has_edited = False
         self.evaluation = first
         self._scheduler, self._channels = scheduler, channels
-        self._offset, self._skips = offset, 0
+        self._offset, self._skips, self._attentions = offset, 0, 0
         self._timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations].tolist())
         self._indices = evaluation_steps(scheduler, self._timesteps)
         self._states = [call_guard(guard, "start", guard.start, run) for guard in self.guards]
@@ -163,6 +164,11 @@ class Session:
                 "the UNet did not show its skip features, so no image is returned; if it is compiled, attach the guards first "
                 "and compile it then."
             )
+        if not is_second and self._users["on_attention"] and not self._attentions:
+            raise GuardError(
+                "no layer of the denoiser showed its attention to the prompt, so no image is returned; if it is compiled, attach "
+                "the guards first and compile it then; if it keeps image and prompt in one sequence, use another guard."
+            )
         image_rows, blocks = self._extra.blocks(output, is_second=is_second)
         if is_second:
             steps.update(pred_uncond=self._signed(image_rows))
@@ -189,6 +195,23 @@ class Session:
             edited = edited_skip_features(guard, steps.of(position), edited, image_rows, extra, stage, self.layout)
         self.has_edited |= edited is not values
         return edited
+
+    def attention(self, values: Tensor) -> Tensor:
+        """Attention features (R + extra, N, D) to use in one layer, amid the denoiser call; of later calls, as they are."""
+        if self._calls:
+            return values  # the unconditional rows, where they come in a call of their own
+        image_rows, blocks = self._extra.blocks(values, is_second=False)
+        cond, uncond = self.layout.split(image_rows)
+        edited = edited_attention(self._users, self._current(), cond, uncond, blocks, self._attentions)
+        self._attentions += 1
+        if edited is cond:
+            return values
+        self.has_edited = True
+        followers = {position for position, _ in self._users["on_attention"]}
+        rows = [self.layout.join(edited, uncond)]
+        for position, block in enumerate(blocks):
+            rows += [edited] * len(block) if position in followers else block
+        return torch.cat(rows)
 
     def _signed(self, rows: Tensor) -> Tensor:
         """Rows of the denoiser's output as the scheduler will understand them."""
@@ -229,7 +252,7 @@ class Session:
         check_finite(edited, "the latents after a step")
         self._x0_previous = steps.facts.get("x0")
         self._extra.keep(edited)
-        self._steps, self._frame, self._calls, self._skips = None, None, 0, 0
+        self._steps, self._frame, self._calls, self._skips, self._attentions = None, None, 0, 0, 0
         self._conditions.close()
         self.evaluation += 1
         self.finished = self.evaluation == len(self._timesteps)

@@ -15,6 +15,7 @@ from torch.nn.functional import avg_pool2d
 
 from saferedir.guards.base import Guard
 from saferedir.guards.dual_latent import DualLatentConfig, DualLatentR1
+from saferedir.guards.nag import NAG, NAGConfig
 from saferedir.guards.negation import NegationSet
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.guards.safe_denoiser import SafeDenoiser
@@ -107,6 +108,10 @@ def _negative_prompt(task: Task, pipe: Any) -> Guard[Any]:
     return NegativePrompt(NegativePromptConfig(concept=task.name, phrases=phrases(task)))
 
 
+def _nag(task: Task, pipe: Any) -> Guard[Any]:
+    return NAG(NAGConfig(concept=task.name, phrases=phrases(task)))
+
+
 def _sld(preset: str) -> Maker:
     return lambda task, pipe: SLD(SLDConfig.preset(preset, concept=task.name, phrases=phrases(task)))
 
@@ -138,6 +143,7 @@ def _spell(task: Task, pipe: Any) -> Guard[Any]:
 #: name -> maker(task, pipeline), which gives None where the method has nothing to offer for a task
 METHODS: Mapping[str, Maker] = {
     "negative-prompt": _negative_prompt,
+    "nag": _nag,
     "sld-medium": _sld("medium"),
     "sld-max": _sld("max"),
     "safree": _safree,
