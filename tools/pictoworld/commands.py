@@ -32,6 +32,7 @@ from saferedir.cli.output import (
 )
 from saferedir.cli.stopping import GOES_ON, on_stop
 from saferedir.utils.names import unknown_name_message
+from saferedir.utils.packaged import LORA_FILE
 
 app = typer.Typer(
     name="python -m tools.pictoworld",
@@ -112,6 +113,39 @@ def world2(
         StageRun(out, steps, choose_device(device), progress_bar(), pool=pool, compiled=compiled)
     )
     console.print(f"Result: {result}", soft_wrap=True, highlight=False)
+
+
+@app.command("few-steps", no_args_is_help=True)
+@holds_out
+def few_steps(
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the log and the LoRA.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 1500,
+    pool: Annotated[int, typer.Option(min=64, help="Rendered images to train on.")] = 10_000,
+    device: Device = "auto",
+) -> None:
+    """Distil the packaged model into a LoRA for one to eight steps without guidance; goes on where it was stopped.
+
+    Example:  `python -m tools.pictoworld few-steps --out runs/few-steps`
+    """
+    check_weights_place(out)
+    check_space(out, 256 * MEGABYTE)
+    quiet()
+    import json
+
+    from saferedir.utils.files import save_tensors
+    from tools.pictoworld.training.few_steps import train_few_steps
+
+    out.mkdir(parents=True, exist_ok=True)
+    on_stop(GOES_ON)
+
+    def log(entry: dict[str, Any]) -> None:
+        with (out / "log.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(entry) + "\n")
+
+    pipe = load_model("pictoworld", device=device)
+    tensors = train_few_steps(pipe, out, steps=steps, pool=pool, progress=progress_bar(), log=log)
+    save_tensors(tensors, out / LORA_FILE)
+    console.print(f"LoRA: {out / LORA_FILE}", soft_wrap=True, highlight=False)
 
 
 @app.command(no_args_is_help=True)

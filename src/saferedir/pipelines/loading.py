@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from saferedir.errors import GuardConfigError, GuardNotFoundError
-from saferedir.utils.packaged import list_packaged_models, packaged_model_path
+from saferedir.utils.packaged import list_packaged_models, packaged_lora_path, packaged_model_path
 from saferedir.utils.places import hub_id, missing_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -62,7 +62,8 @@ def load_pipeline(
         revision: branch, tag or commit of a hub id.
         config: of a checkpoint in one .safetensors file, the diffusers folder or hub id in which its parts are described;
             default: that of the model it is recognised as, from the hub.
-        loras: (a .safetensors file, a folder or a hub id, scale) of LoRAs to load into the pipeline, in order.
+        loras: (a packaged name such as "pictoworld-few-steps", a .safetensors file, a folder or a hub id, scale) of LoRAs to
+            load into the pipeline, in order.
 
     Returns:
         The diffusers pipeline, of the class that its own files name.
@@ -131,7 +132,7 @@ def _load_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
     if not hasattr(pipe, "load_lora_weights"):
         raise GuardConfigError(f"a {type(pipe).__name__} takes no LoRAs; leave them out.")
     for adapter, (source, _) in zip(names, loras, strict=True):
-        path = Path(source).expanduser()
+        path = packaged_lora_path(source) or Path(source).expanduser()
         if not path.exists() and hub_id(source) is None:
             raise GuardNotFoundError(
                 f"no LoRA is at {source!r}; give a .safetensors file, a folder or a hub id, owner/name."

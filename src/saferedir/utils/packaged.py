@@ -23,6 +23,9 @@ _MODELS: Mapping[str, Path] = {
     "pictoworld-dit": _WORLDS["world2"] / "dit",
     "pictoworld-ddpm": _WORLDS["world2"] / "ddpm",
 }
+#: packaged LoRA -> its folder
+_LORAS: Mapping[str, Path] = {"pictoworld-few-steps": _WORLDS["pictoworld"] / "few-steps"}
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 GUARD_CONFIG = "guard_config.json"
 
 
@@ -30,6 +33,12 @@ def packaged_model_path(name: str) -> Path | None:
     """Folder of the packaged diffusers pipeline called `name` ("pictoworld", "pictoworld-flux"), or None."""
     path = _MODELS.get(name)
     return path if path is not None and (path / "model_index.json").is_file() else None
+
+
+def packaged_lora_path(name: str) -> Path | None:
+    """Folder of the packaged LoRA called `name` ("pictoworld-few-steps"), or None."""
+    path = _LORAS.get(name)
+    return path if path is not None and (path / LORA_FILE).is_file() else None
 
 
 def packaged_guard_path(name: str) -> Path | None:
