@@ -119,8 +119,8 @@ def world2(
 @holds_out
 def few_steps(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the log and the LoRA.")],
-    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 1500,
-    pool: Annotated[int, typer.Option(min=64, help="Rendered images to train on.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 600,
+    pool: Annotated[int, typer.Option(min=64, help="Rendered images to train on.")] = 6_000,
     device: Device = "auto",
 ) -> None:
     """Distil the packaged model into a LoRA for one to eight steps without guidance; goes on where it was stopped.

@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from saferedir.pictoworld.captions import EMBLEM, caption
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import Scene, random_scene
+from saferedir.pipelines.precision import fast_precision
 from saferedir.utils.files import save_tensors
 from saferedir.utils.progress import Progress
 from tools.pictoworld.training.loop import LoopConfig, fit
@@ -81,7 +82,7 @@ def encode_pool(
     with progress.task("encoding images", len(scenes)) as advance:
         for start in range(0, len(scenes), 128):
             images = render(scenes[start : start + 128]).to(device) * 2 - 1
-            with torch.autocast(device.type, torch.bfloat16):
+            with fast_precision(device):
                 mean = vae.encode(images).latent_dist.mean
             rows.append((mean.float() * vae.config.scaling_factor).half().cpu())
             advance(len(images))
