@@ -59,7 +59,7 @@ def test_published_protocols_bring_no_weights_and_no_prompts(name: str) -> None:
 def test_the_pictoworld_presets_hold_every_guard() -> None:
     full, quick = read_matrix("pictoworld-full"), read_matrix("pictoworld-quick")
     assert set(full.guard) == set(ORDER) - {"none"}
-    assert set(full.guard) - set(quick.guard) == {"dual-latent-25", "dual-latent-75"}
+    assert set(full.guard) - set(quick.guard) == {"dual-latent-25", "dual-latent-75", "nag-strong"}
     assert {guard.recipe for guard in full.guard.values() if guard.recipe} == {f"pictoworld/{name}" for name in METHODS}
     assert quick.prompts.forget == quick.prompts.rephrased == quick.prompts.retain == 14
     for matrix in (full, quick):

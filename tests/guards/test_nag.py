@@ -10,7 +10,7 @@ from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor
 
 import saferedir as sr
-from saferedir.errors import GuardConfigError, GuardError
+from saferedir.errors import GuardConfigError, UnsupportedPipelineError
 from saferedir.guard import AttentionFeatures, Guard, GuardConfig, Step
 from saferedir.guards.nag import NAG, NAGConfig, guided_features
 
@@ -69,7 +69,7 @@ def test_it_acts_without_guidance_in_one_step(name: str) -> None:
 def test_where_the_prompt_takes_another_way_no_image_comes_out(name: str) -> None:
     case = PIPELINES[name]
     pipe = case.build()
-    with sr.attach(pipe, nag()), pytest.raises(GuardError, match="past this denoiser's attention"):
+    with sr.attach(pipe, nag()), pytest.raises(UnsupportedPipelineError, match="past this denoiser's attention"):
         run(case, pipe)
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
-from saferedir.errors import GuardError
+from saferedir.errors import UnsupportedPipelineError
 from saferedir.guards.base import AttentionFeatures, Guard, GuardConfig, Run, Step
 from saferedir.guards.guidance import Tally, encode_phrases
 from saferedir.pipelines.conditioning import PromptEmbeds
@@ -128,7 +128,7 @@ def _check_alike(cond: Tensor, extra: Tensor) -> None:
     """Raise unless the extra row's image stayed that of the image's own row."""
     size = cond.detach().float().abs().mean()
     if bool((cond.detach().float() - extra.detach().float()).abs().mean() > PARTED * size):
-        raise GuardError(
+        raise UnsupportedPipelineError(
             "the prompt reaches the image past this denoiser's attention layers, so guard 'nag' cannot guide it and no image is "
             "returned; use another guard for this pipeline."
         )

@@ -71,8 +71,8 @@ def _negative_prompt(task: Task, pipe: Any) -> Guard[Any]:
     return NegativePrompt(NegativePromptConfig(concept=task.name, phrases=PHRASES[task.name]))
 
 
-def _nag(task: Task, pipe: Any) -> Guard[Any]:
-    return NAG(NAGConfig(concept=task.name, phrases=PHRASES[task.name]))
+def _nag(scale: float) -> Callable[[Task, Any], Guard[Any]]:
+    return lambda task, pipe: NAG(NAGConfig(concept=task.name, phrases=PHRASES[task.name], scale=scale))
 
 
 def _sld(preset: str) -> Callable[[Task, Any], Guard[Any]]:
@@ -122,7 +122,8 @@ def _spell(task: Task, pipe: Any) -> Guard[Any]:
 #: name -> maker(task, pipeline)
 METHODS: Mapping[str, Callable[[Task, Any], Guard[Any]]] = {
     "negative-prompt": _negative_prompt,
-    "nag": _nag,
+    "nag": _nag(5.0),
+    "nag-strong": _nag(9.0),
     "sld-medium": _sld("medium"),
     "sld-max": _sld("max"),
     "safree": _safree("paper"),

@@ -108,8 +108,8 @@ def _negative_prompt(task: Task, pipe: Any) -> Guard[Any]:
     return NegativePrompt(NegativePromptConfig(concept=task.name, phrases=phrases(task)))
 
 
-def _nag(task: Task, pipe: Any) -> Guard[Any]:
-    return NAG(NAGConfig(concept=task.name, phrases=phrases(task)))
+def _nag(scale: float) -> Maker:
+    return lambda task, pipe: NAG(NAGConfig(concept=task.name, phrases=phrases(task), scale=scale))
 
 
 def _sld(preset: str) -> Maker:
@@ -143,7 +143,8 @@ def _spell(task: Task, pipe: Any) -> Guard[Any]:
 #: name -> maker(task, pipeline), which gives None where the method has nothing to offer for a task
 METHODS: Mapping[str, Maker] = {
     "negative-prompt": _negative_prompt,
-    "nag": _nag,
+    "nag": _nag(5.0),
+    "nag-strong": _nag(9.0),
     "sld-medium": _sld("medium"),
     "sld-max": _sld("max"),
     "safree": _safree,
