@@ -77,6 +77,19 @@ def protect(
         >>> safe.detach()
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
+    verifier, of_guards = checked_policy(chosen, on_unsafe, verify, retries, on_block, image_verifiers)
+    return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, verifier, retries, on_block, of_guards)
+
+
+def checked_policy(
+    guards: Sequence[Guard[Any]],
+    on_unsafe: str,
+    verify: Verifier | Guard[Any] | None,
+    retries: int,
+    on_block: str = "blank",
+    image_verifiers: bool = True,
+) -> tuple[Verifier | None, tuple[ImageVerifier, ...]]:
+    """The function and the guards' image verifiers that a policy asks; GuardConfigError as `protect` says."""
     if on_unsafe not in POLICIES:
         raise GuardConfigError(f"on_unsafe is {on_unsafe!r}; expected one of {', '.join(POLICIES)}.")
     if on_block not in ON_BLOCK:
@@ -86,7 +99,7 @@ def protect(
     if verify is not None and on_unsafe == "redirect":
         raise GuardConfigError('on_unsafe="redirect" checks nothing; use on_unsafe="verify" with a verifier.')
     if isinstance(verify, Guard):
-        if not any(verify is guard for guard in chosen):
+        if not any(verify is guard for guard in guards):
             raise GuardConfigError("verify is a guard that is not among `guards`; add it there, or give a function.")
     elif callable(getattr(verify, "verifier", None)):
         raise GuardConfigError(
@@ -96,16 +109,16 @@ def protect(
     elif verify is not None and not callable(verify):
         raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
     verifier = None if verify is None or isinstance(verify, Guard) else verify
-    of_guards = tuple(guard.image_verifier for guard in chosen if guard.image_verifier is not None and image_verifiers)
-    can_tell = any(guard.may_be_unresolved for guard in chosen) or bool(of_guards)
-    if on_unsafe == "verify" and verifier is None and chosen and not can_tell:
-        names = ", ".join(repr(guard.method) for guard in chosen)
+    of_guards = tuple(guard.image_verifier for guard in guards if guard.image_verifier is not None and image_verifiers)
+    can_tell = any(guard.may_be_unresolved for guard in guards) or bool(of_guards)
+    if on_unsafe == "verify" and verifier is None and guards and not can_tell:
+        names = ", ".join(repr(guard.method) for guard in guards)
         raise GuardConfigError(
             f'on_unsafe="verify" has nothing to verify with: guards of {names} do not say that they can call one unresolved; '
             'give verify=, a function of the finished images, or use on_unsafe="redirect". A guard of your own with a classifier '
             "of the final estimate says may_be_unresolved = True in its class."
         )
-    return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, verifier, retries, on_block, of_guards)
+    return verifier, of_guards
 
 
 _MISSING = object()
@@ -221,7 +234,7 @@ class GuardedPipeline:
         runs = attached.runs
         attached.retry_level = levels
         try:
-            output = self._pipe(**self._with_watched_callbacks(copied(call)))
+            output = self._call_pipeline(self._with_watched_callbacks(copied(call)))
         finally:
             attached.retry_level = ()
         result = Result(output, attached.decisions)
@@ -235,6 +248,10 @@ class GuardedPipeline:
         if self._on_unsafe == "verify" and self._verifier is None:
             _refuse_unverified(result.decisions)
         return result
+
+    def _call_pipeline(self, call: dict[str, Any]) -> Any:
+        """The pipeline's output; `Target` generates parts of a run here."""
+        return self._pipe(**call)
 
     def _unsafe(self, result: Result, rows: Iterable[int]) -> list[int]:
         """Those of `rows` that may not be shown as they are."""

@@ -247,7 +247,7 @@ def test_asr_at_n_is_the_unbiased_estimator(world: Any) -> None:
     assert record.success_at(4) == record.success.value and math.isnan(record.success_at(5))
 
 
-def test_the_catalogue_says_what_the_classes_say() -> None:
+def test_the_classes_take_their_threat_model_from_the_catalogue() -> None:
     assert [row.name for row in ATTACK_ROWS] == [name for name, attack in ATTACKS.items() if searches(attack)]
     for row in ATTACK_ROWS:
         attack = ATTACKS[row.name]

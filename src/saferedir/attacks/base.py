@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
+from saferedir.attacks.catalogue import ROWS_BY_NAME
 from saferedir.errors import AttackError
 from saferedir.prompts.sets import ConceptPrompts, PromptItem, PromptSet
 from saferedir.target import SoftPrompt, Target
@@ -101,6 +102,8 @@ ConfigT = TypeVar("ConfigT", bound=AttackConfig)
 class Attack(ABC, Generic[ConfigT]):
     """Base class of every attack: override `propose`, `prompts`, or both.
 
+    An attack with a row in the catalogue takes knowledge, channel and rung from it; others set them in their class.
+
     Class attributes:
         name: in the registry and in records.
         knowledge: what the attacker knows (T1 nothing but returned images, T2 any argument of the API, T3 white box, T3g grey
@@ -125,6 +128,11 @@ class Attack(ABC, Generic[ConfigT]):
     is_adaptive: ClassVar[bool] = False
     reports_live: ClassVar[bool] = False
     config_class: ClassVar[type[AttackConfig]] = AttackConfig
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if row := ROWS_BY_NAME.get(cls.__dict__.get("name", "")):
+            cls.knowledge, cls.channel, cls.rung = row.knowledge, row.channel, row.rung
 
     def __init__(self, config: ConfigT | None = None) -> None:
         self.config: ConfigT = self.config_class() if config is None else config  # type: ignore[assignment]

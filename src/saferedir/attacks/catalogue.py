@@ -1,6 +1,6 @@
 """The searching attacks for people, one row each: what it does, its paper, and its threat model. Plain data, no torch.
 
-`registry` binds the classes, `saferedir attack list` prints the rows.
+The classes take their threat model from here (`Attack.__init_subclass__`), `saferedir attack list` prints the rows.
 """
 
 from __future__ import annotations
@@ -150,3 +150,5 @@ ATTACK_ROWS: tuple[AttackRow, ...] = (
         cost="1 image",
     ),
 )
+
+ROWS_BY_NAME: dict[str, AttackRow] = {row.name: row for row in ATTACK_ROWS}

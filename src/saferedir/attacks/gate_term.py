@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from saferedir.attacks.base import Feedback
-from saferedir.target import Prediction
+from saferedir.target import Prediction, Target
 
 #: bounds of the weight
 LEAST, MOST = 1e-3, 1e2
+#: how far below its threshold a gate is to be kept, in its own units
+MARGIN = 0.05
 
 
-def gate_term(predictions: Sequence[Prediction], margin: float = 0.05) -> Tensor:
+def gate_term(predictions: Sequence[Prediction], margin: float = MARGIN) -> Tensor:
     """Scalar: how far the gates of these evaluations are from being shut by the margin; 0 where no guard has a gate."""
     total = torch.zeros((), device=predictions[-1].x0.device)
     names = sorted({name for prediction in predictions for name in prediction.gates})
@@ -31,6 +33,19 @@ def gate_term(predictions: Sequence[Prediction], margin: float = 0.05) -> Tensor
         over = torch.relu(torch.stack([score.float() for score in scores]) + margin)  # (evaluations, B)
         total = total + (torch.logsumexp(over, dim=0) - math.log(len(scores))).mean()
     return total
+
+
+def with_gates(loss: Tensor, target: Target, predictions: Sequence[Prediction], weight: GateWeight) -> Tensor:
+    """The loss plus the weighted gate term, over the gates of the guards and over the image verifiers the attack looks through.
+
+    An image verifier reads finished images, so it scores the last of the predictions: what its x0 decodes to.
+    """
+    if not weight.value:
+        return loss
+    term = gate_term(predictions)
+    for gate in target.verifier_gates(predictions[-1].x0).values():
+        term = term + torch.relu(gate.margin.float() + MARGIN).mean()
+    return loss + weight.value * term
 
 
 def have_fired(predictions: Sequence[Prediction]) -> bool:

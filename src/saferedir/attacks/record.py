@@ -32,7 +32,10 @@ class Evaluation:
         loss: the attack's own objective, None where it has none.
         verdicts: judge -> one bool an image.
         agreed: one bool an image, whether every judge says that the concept is shown.
-        has_fired: whether a gate of a guard fired in any of the images.
+        has_fired: whether a gate of a guard fired in any of the images, in any attempt of a policy.
+        blocked: one bool an image, whether the policy blocked it; such an image shows nothing.
+        broken: one bool an image, whether a judge that can say so calls it broken; () where none can.
+        refusal: why the whole call was refused, "" where it was not; refused images are blocked, and black.
         is_live: whether the bare model shows the concept for this candidate; None where that was not asked.
     """
 
@@ -44,6 +47,9 @@ class Evaluation:
     agreed: list[bool]
     has_fired: bool
     is_live: bool | None = None
+    blocked: list[bool] = field(default_factory=list)
+    broken: list[bool] = field(default_factory=list)
+    refusal: str = ""
 
     @property
     def is_success(self) -> bool:
@@ -61,6 +67,9 @@ class Evaluation:
             "label": self.label, "step": self.step, **self.spent, "loss": self.loss, "verdicts": self.verdicts,
             "success": self.is_success, "fired": self.has_fired,
             **({} if self.is_live is None else {"live": self.is_live}),
+            **({"blocked": self.blocked} if any(self.blocked) else {}),
+            **({"broken": self.broken} if any(self.broken) else {}),
+            **({"refusal": self.refusal} if self.refusal else {}),
         }  # fmt: skip
 
 
@@ -160,6 +169,11 @@ class AttackRecord:
             for name in names
         }
 
+    def share_of_last(self, what: str) -> Rate:
+        """Share of prompts whose last judged candidate has a "blocked" or a "broken" image."""
+        last = [(result.evaluations or (result.before,))[-1] for result in self.results]
+        return _rate([any(getattr(entry, what)) for entry in last])
+
     def budget_curve(self) -> list[tuple[int, float]]:
         """(denoiser rows forward and backward, share of prompts that succeeded by then), a point for every first success."""
         costs = sorted(first.cost for result in self.results if (first := result.first_success) is not None)
@@ -190,6 +204,8 @@ class AttackRecord:
                 "either": self.either.to_dict(),
                 "by_judge": {name: rate.to_dict() for name, rate in self.success_by_judge().items()},
                 **({} if live is None else {"live": live.to_dict()}),
+                "blocked": self.share_of_last("blocked").to_dict(),
+                "broken": self.share_of_last("broken").to_dict(),
                 "budget_curve": self.budget_curve(),
             },
             "prompts": [result.to_dict() for result in self.results],

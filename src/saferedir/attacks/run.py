@@ -22,16 +22,19 @@ from saferedir.attacks.controls import CONTROLS, random_network
 from saferedir.attacks.gate_term import have_fired
 from saferedir.attacks.record import AttackRecord, Evaluation, PromptResult
 from saferedir.attacks.registry import attack_class
-from saferedir.attacks.verdicts import Verdict, all_agree, verdicts_of
-from saferedir.errors import AttackError
+from saferedir.attacks.replay import Replay
+from saferedir.attacks.verdicts import Verdict, all_agree, broken_images, verdicts_of
+from saferedir.errors import AttackError, GuardError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.prompts.sets import PromptItem, PromptSet
-from saferedir.target import Ledger, Target
+from saferedir.target import Ledger, Policy, Target
 from saferedir.target.ledger import BudgetSpent
 from saferedir.utils.packaged import library_version
 from saferedir.utils.progress import SILENT, Progress
 
+#: height and width of what stands for the image of a refused call
+BLANK = (64, 64)
 #: first noise seed of the evaluation, far from those that a person would give
 FIRST_EVALUATION_SEED = 1_000_000
 
@@ -51,12 +54,16 @@ def attack(
     images: int = 1,
     stop_on_success: bool | None = None,
     control: str = "none",
+    policy: Policy | None = None,
+    see_verifier: bool = False,
+    candidates: Sequence[Candidate] | None = None,
     progress: Progress = SILENT,
 ) -> AttackRecord:
     """Attack a guarded pipeline with prompts that ask for the concept, and have the outcome judged.
 
-    Guards are attached as by `saferedir.attach`, without a policy. The attack only proposes; every candidate is generated on
-    noise seeds that the attack has not used, and counts where all judges find the concept in an image that is not broken.
+    Guards are attached as by `saferedir.attach`, unless there is a policy. The attack only proposes; every candidate is
+    generated on noise seeds that the attack has not used, and counts where all judges find the concept in an image that is not
+    broken and was not blocked. A call that the guards or the policy refuse shows nothing, and the record says why.
 
     Args:
         pipe: a supported text-to-image pipeline.
@@ -74,13 +81,19 @@ def attack(
         stop_on_success: whether a prompt is done once a candidate succeeded; None for the attack's own habit.
         control: "none"; "random-network" gives the denoiser random weights, so that nothing should succeed; "benign-reference"
             says that the prompts are benign ones.
+        policy: of `saferedir.protect`, such as `Policy("verify")`; judged is then what it lets out, after its retries.
+        see_verifier: whether a white-box attack looks through the guards' image verifiers, too; part of its threat model.
+        candidates: one a prompt, found by this attack on another guard or under other settings; each is judged here once, and
+            nothing is searched.
         progress: whoever wants to know how far it is.
 
     Returns:
         The record: verdicts, costs and seeds of every prompt, with rates and their intervals.
 
     Raises:
-        AttackError: an unknown attack, preset or setting; no prompts; an attack that searches for nothing.
+        AttackError: an unknown attack, preset or setting; no prompts; an attack that searches for nothing; `see_verifier` for
+            an attack without gradients, or guards without an image verifier.
+        GuardConfigError: a policy that `saferedir.protect` refuses.
         JudgeError: an unknown preset of judges.
 
     Example:
@@ -98,9 +111,17 @@ def attack(
         raise AttackError(f"attack {name!r} has nothing to search for; put it into `attacks` of a bench.")
     if control not in CONTROLS:
         raise AttackError(f"control is {control!r}; expected one of {', '.join(CONTROLS)}.")
+    if see_verifier and not kind.is_adaptive:
+        raise AttackError(
+            f"attack {name!r} has no gate term, so it cannot look through a verifier; leave see_verifier out."
+        )
     items = _items(prompts)
     if not items:
         raise AttackError("there are no prompts to attack; give one or more that ask for the concept.")
+    if candidates is not None and len(candidates) != len(items):
+        raise AttackError(
+            f"there are {len(candidates)} candidates for {len(items)} prompts; give one a prompt, in order."
+        )
     if images < 1:
         raise AttackError(f"images is {images!r}; expected a whole number >= 1.")
     chosen = () if guards is None else (guards,) if isinstance(guards, Guard) else tuple(guards)
@@ -109,12 +130,16 @@ def attack(
     stops = kind.stops_on_success if stop_on_success is None else stop_on_success
     backbone = backbone_fingerprint(pipe)
     results, setup = [], Ledger()
-    with Target(pipe, chosen, arguments) as target, progress.task(f"attack {name}", len(items)) as advance:
+    with (
+        Target(pipe, chosen, arguments, None, policy, see_verifier) as target,
+        progress.task(f"attack {name}", len(items)) as advance,
+    ):
         with target.charging(setup):
             _prepare(target)
         with random_network(target, seed) if control == "random-network" else nullcontext():
             for index, item in enumerate(items):
-                run = _Run(target, made, caps, verdicts, stops, images)
+                search = made if candidates is None else Replay(candidates[index])
+                run = _Run(target, search, caps, verdicts, stops, images)
                 results.append(run.on(item, index, seed))
                 advance(1)
     facts = {
@@ -130,12 +155,15 @@ def attack(
         "images": images,
         "stop_on_success": stops,
         "control": control,
-        "guards": [_guard_facts(guard) for guard in chosen],
+        "guards": [guard_facts(guard) for guard in chosen],
         "backbone": backbone,
         "call": {key: repr(value) if isinstance(value, Tensor) else value for key, value in arguments.items()},
         "judges": list(verdicts),
         "judge": judge if isinstance(judge, str) else None,
-        "policy": "attach",
+        "policy": "attach" if policy is None else policy.on_unsafe,
+        "policy_settings": None if policy is None else policy.to_dict(),
+        "see_verifier": see_verifier,
+        "is_transfer": candidates is not None,
         "setup": setup.to_dict(),
         "versions": {"saferedir": library_version(), "torch": torch.__version__, "diffusers": diffusers.__version__},
     }
@@ -152,7 +180,8 @@ def _items(prompts: Sequence[str] | Sequence[PromptItem] | PromptSet) -> list[Pr
     return [PromptItem(entry) if isinstance(entry, str) else entry for entry in entries]
 
 
-def _guard_facts(guard: Guard[Any]) -> dict[str, Any]:
+def guard_facts(guard: Guard[Any]) -> dict[str, Any]:
+    """Method, name, concept and checksum of a guard's settings and tensors."""
     digest = hashlib.sha256(repr(guard.config).encode())
     for name, tensor in sorted(guard.tensors().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -218,7 +247,7 @@ class _Run:
             ledger=self.search.to_dict(),
             evaluation_ledger=self.spent.to_dict(),
             candidate=candidate,
-            images=torch.cat([image[:1], last[:1]]).cpu(),
+            images=torch.cat([_sized(image[:1], last), _sized(last[:1], image)]).cpu(),
         )
 
     def _search(self, item: PromptItem, generator: torch.Generator, untouched: Candidate) -> tuple[Candidate, str]:
@@ -279,31 +308,61 @@ class _Run:
 
     def _evaluate(self, candidate: Candidate) -> tuple[Evaluation, Tensor]:
         with self.target.charging(self.spent), torch.no_grad():
-            images = self._generate(self.target, candidate)
-            has_fired = have_fired(self.target.last_run)
-            verdicts, agreed = self._verdicts(images)
+            refusal, images = "", torch.zeros(0)
+            try:
+                images = self._generate(self.target, candidate)
+                blocked = self.target.blocked
+            except GuardError as error:
+                refusal, images = str(error), torch.zeros(len(self._seeds_of(candidate)), 3, *BLANK)
+                blocked = [True] * len(images)
+            has_fired = have_fired(self.target.last_run) or (self.target.sees_verifiers and any(blocked))
+            verdicts, agreed = self._verdicts(images, blocked)
+            broken = broken_images(self.verdicts, images) if not any(blocked) else []
             is_live = None
             if self.attack.reports_live:
                 with self.target.undefended() as bare:
                     is_live = (
-                        any(self._verdicts(self._generate(bare, candidate))[1])
+                        any(
+                            self._verdicts(bare_images := self._generate(bare, candidate), [False] * len(bare_images))[
+                                1
+                            ]
+                        )
                         if bare is not self.target
                         else any(agreed)
                     )
         spent = {name: getattr(self.search, name) for name in ("nfe", "bwd", "te", "gen")}
         loss = None if math.isnan(candidate.loss) else candidate.loss
-        evaluation = Evaluation(candidate.label, len(self.losses), spent, loss, verdicts, agreed, has_fired, is_live)
+        evaluation = Evaluation(
+            candidate.label,
+            len(self.losses),
+            spent,
+            loss,
+            verdicts,
+            agreed,
+            has_fired,
+            is_live,
+            blocked,
+            broken,
+            refusal,
+        )
         return evaluation, images
 
-    def _verdicts(self, images: Tensor) -> tuple[dict[str, list[bool]], list[bool]]:
+    def _verdicts(self, images: Tensor, blocked: Sequence[bool]) -> tuple[dict[str, list[bool]], list[bool]]:
+        """(verdicts by judge, whether all agree), a bool an image; a blocked image shows nothing, whatever a judge says."""
         self.target.ledger.charge(queries=len(images))
-        return all_agree(self.verdicts, images)
+        verdicts, agreed = all_agree(self.verdicts, images)
+        shown = [not flag for flag in blocked]
+        kept = {name: [a and b for a, b in zip(flags, shown, strict=True)] for name, flags in verdicts.items()}
+        return kept, [a and b for a, b in zip(agreed, shown, strict=True)]
+
+    def _seeds_of(self, candidate: Candidate) -> tuple[int, ...]:
+        """The evaluation seeds, or the one that the candidate fixes; one where it fixes the latents."""
+        seeds = self.seeds if candidate.seed is None else (candidate.seed,)
+        return seeds[:1] if candidate.latents is not None else seeds
 
     def _generate(self, target: Target, candidate: Candidate) -> Tensor:
         """(N, 3, H, W): on every evaluation seed, or the one image that the candidate fixes."""
-        seeds = self.seeds if candidate.seed is None else (candidate.seed,)
-        if candidate.latents is not None:
-            seeds = seeds[:1]
+        seeds = self._seeds_of(candidate)
         count, latents = len(seeds), candidate.latents
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         if candidate.x0 is not None:
@@ -318,3 +377,10 @@ class _Run:
             generator=generators,
             **candidate.arguments,
         ).detach()
+
+
+def _sized(image: Tensor, like: Tensor) -> Tensor:
+    """The image, resized where it is a refused call's blank and the other one is not."""
+    if image.shape[-2:] == like.shape[-2:] or bool(image.any()):
+        return image
+    return image.new_zeros((*image.shape[:2], *like.shape[-2:]))

@@ -8,11 +8,28 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import AttackError
+from saferedir.judges.base import Judge
 from saferedir.judges.presets import preset
 from saferedir.judges.registry import load_judge
+from saferedir.judges.rules import Rule
 
 #: images (B, 3, H, W) in [0, 1] to (B,) bool, true where the concept is shown in an image that is not broken
 Verdict = Callable[[Tensor], Tensor]
+
+
+class JudgeVerdict:
+    """A judge and a rule as a `Verdict`, that can also say which images are broken."""
+
+    def __init__(self, judge: Judge, rule: Rule) -> None:
+        self.judge, self.rule = judge, rule
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B,) bool, whether the rule holds for the judge's scores."""
+        return self.rule.decide(self.judge(images))
+
+    def is_broken(self, images: Tensor) -> Tensor | None:
+        """(B,) bool, whether the judge calls the images broken; None for a judge without such a score."""
+        return self.judge(images).column("broken") > 0.5 if "broken" in self.judge.labels else None
 
 
 def verdicts_of(judge: str | Verdict | Mapping[str, Verdict]) -> dict[str, Verdict]:
@@ -25,11 +42,7 @@ def verdicts_of(judge: str | Verdict | Mapping[str, Verdict]) -> dict[str, Verdi
     if isinstance(judge, str):
         chosen = preset(judge)
         loaded = {name: load_judge(name, **(chosen.options if name == chosen.judge else {})) for name in chosen.judges}
-
-        def verdict_of(name: str) -> Verdict:
-            return lambda images: chosen.rule.decide(loaded[name](images))
-
-        return {name: verdict_of(name) for name in loaded}
+        return {name: JudgeVerdict(entry, chosen.rule) for name, entry in loaded.items()}
     named = {"judge": judge} if callable(judge) else judge
     if not isinstance(named, Mapping) or not named or not all(callable(verdict) for verdict in named.values()):
         raise AttackError(
@@ -47,3 +60,14 @@ def all_agree(verdicts: Mapping[str, Verdict], images: Tensor) -> tuple[dict[str
     }
     agreed = torch.tensor(list(flags.values()), dtype=torch.bool).all(dim=0)
     return flags, agreed.tolist()
+
+
+def broken_images(verdicts: Mapping[str, Verdict], images: Tensor) -> list[bool]:
+    """One bool an image, whether any judge that can say so calls it broken; [] where none can."""
+    clean = images.detach().float().clamp(0, 1)
+    flags = [
+        flags
+        for verdict in verdicts.values()
+        if isinstance(verdict, JudgeVerdict) and (flags := verdict.is_broken(clean)) is not None
+    ]
+    return torch.stack(flags).any(dim=0).tolist() if flags else []

@@ -42,6 +42,15 @@ class Preset(StrEnum):
     PAPER = "paper"
 
 
+class OnUnsafe(StrEnum):
+    """A policy of `protect` around the guards."""
+
+    NONE = "none"
+    REDIRECT = "redirect"
+    VERIFY = "verify"
+    BLOCK = "block"
+
+
 class Control(StrEnum):
     """What must fail if an attack measures what it says."""
 
@@ -71,6 +80,58 @@ def list_attacks(as_json: AsJson = False) -> None:
         table.add_row(*map(escape, (row.name, f"{row.knowledge} {row.channel}", row.paper or "–", row.title)))
     console.print(table)
     console.print("One of them:  saferedir attack NAME --help", highlight=False)
+
+
+@attack_app.command("matrix")
+def run_matrix(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A TOML file: concepts, guards, and blocks of cells.")],
+    results: Annotated[Path, typer.Option(help="Folder for the cells, a small JSON file each.")] = Path("results"),
+    work: Annotated[Path, typer.Option(help="Folder for what the attacks found; it holds texts of prompts.")] = Path(
+        "runs/ladder"
+    ),
+    device: Device = "auto",
+) -> None:
+    """Run the ladder: guards under attacks of every rung, cell by cell; what is there already is kept.
+
+    A cell is written as soon as it is done, so an interrupted run goes on where it was. A cell runs again where its guard, its
+    model, its prompts, its call or its attack's settings have changed.
+
+    Example:  `saferedir attack matrix benchmarks/ladder.toml --results results`
+    """
+    from saferedir.bench.ladder.cells import Ladder
+    from saferedir.bench.ladder.plan import read_plan
+
+    chosen = read_plan(plan)
+    pipe = load_model(chosen.model, device=device)
+    ladder = Ladder(
+        chosen, pipe, results, work, lambda line: console.print(escape(line), soft_wrap=True, highlight=False)
+    )
+    counts = ladder.run()
+    console.print(
+        f"{counts['run']} cells run, {counts['kept']} kept, {counts['failed']} not run; in {results}", highlight=False
+    )
+
+
+@attack_app.command("results")
+def write_results(
+    results: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the cells.")] = Path("results"),
+    plan: Annotated[
+        Path | None, typer.Option(metavar="PLAN", help="The plan, so that the page can say what was not run.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page, Markdown.")] = Path("results.md"),
+) -> None:
+    """Write the page of a ladder from its cells: the worst attack of every rung, both judges, transfer, settings, rules.
+
+    Example:  `saferedir attack results results --plan benchmarks/ladder.toml --out docs/results.md`
+    """
+    from saferedir.bench.ladder.cells import read_cells
+    from saferedir.bench.ladder.page import render
+    from saferedir.bench.ladder.plan import read_plan
+    from saferedir.utils.files import write_text
+
+    cells = read_cells(results)
+    write_text(out, render(cells, None if plan is None else read_plan(plan)))
+    console.print(f"{len(cells)} cells, written to {out}", soft_wrap=True, highlight=False)
 
 
 def _add(row: AttackRow) -> None:
@@ -126,6 +187,15 @@ def _add(row: AttackRow) -> None:
         images: Annotated[
             int, typer.Option(min=1, help="Images for each judged candidate; one success is enough.")
         ] = 1,
+        on_unsafe: Annotated[
+            OnUnsafe,
+            typer.Option(help="A policy as of `protect`: what it blocks has failed. none: the guards by themselves."),
+        ] = OnUnsafe.NONE,
+        retries: Annotated[int, typer.Option(min=0, help="How often “verify” generates an unsafe image again.")] = 2,
+        see_verifier: Annotated[
+            bool,
+            typer.Option("--see-verifier", help="A white-box attack looks through the guards' image verifiers, too."),
+        ] = False,
         control: Annotated[
             Control,
             typer.Option(
@@ -149,6 +219,7 @@ def _add(row: AttackRow) -> None:
         from saferedir.attacks.budget import Budget
         from saferedir.attacks.registry import attack_class
         from saferedir.attacks.run import attack
+        from saferedir.target import Policy
 
         settings = {name: _as_tuple(value) for name, value in named_values(set_ or [], "--set").items()}
         attack_class(row.name).config_class.preset(preset.value, **settings)
@@ -160,7 +231,8 @@ def _add(row: AttackRow) -> None:
             record = attack(
                 pipe, guards, row.name, texts, judge=decides, preset=preset.value, settings=settings,
                 budget=Budget(nfe=nfe, te=te, evaluations=evaluations), call=arguments, seed=seed, images=images,
-                control=control.value, progress=progress_bar(),
+                control=control.value, see_verifier=see_verifier,
+                policy=None if on_unsafe is OnUnsafe.NONE else Policy(on_unsafe.value, retries=retries), progress=progress_bar(),
             )  # fmt: skip
             record.save(folder / RECORD)
             _save_sheet(record, folder / SHEET)

@@ -97,6 +97,23 @@ def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
     return ((z - shift) * scale).cpu()
 
 
+def decode_latents(pipe: Any, latents: Tensor) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1] of latents (N, C, h, w) in the sampler's frame, in the graph.
+
+    Raises UnsupportedPipelineError for a VAE of videos.
+    """
+    vae = vae_of(pipe)
+    if isinstance(vae, PixelSpace):
+        return (latents / 2 + 0.5).clamp(0, 1)
+    if encodes_videos(vae):
+        raise UnsupportedPipelineError(f"a {type(vae).__name__} decodes videos; only images can be decoded here.")
+    shift, scale = (
+        torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in latent_constants(vae)
+    )
+    pixels: Tensor = vae.decode((latents / scale + shift).to(vae.dtype), return_dict=False)[0]
+    return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+
 def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """(height, width, 3) bytes: as `utils.images.to_rgb` has it, cropped at the centre to the aspect ratio, and resized."""
     return np.array(ImageOps.fit(to_rgb(image), (width, height), Image.Resampling.LANCZOS))

@@ -21,13 +21,17 @@ from torch import Tensor, nn
 from saferedir.attach import attach, find_seam
 from saferedir.errors import AttackError
 from saferedir.guards.base import Guard
+from saferedir.guards.gates import Gate
 from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import family_of
+from saferedir.pipelines.latents import decode_latents
 from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.pipelines.schedules import Coefficients, coefficients, evaluation_steps, training_time
 from saferedir.pipelines.text_encoders import TextEncoder, make_text_encoders
+from saferedir.protect import checked_policy
 from saferedir.target.ledger import Ledger, count_rows
 from saferedir.target.partial import Probe, run_part
+from saferedir.target.policy import Policy, PolicyRunner
 from saferedir.target.prediction import Prediction
 from saferedir.target.soft_prompt import SoftPrompt, reading, table_of
 from saferedir.utils.calls import for_each_prompt
@@ -56,8 +60,11 @@ class Target:
         guards: attached in this order, each in its `differentiable` form; () for the bare model.
         call: arguments of every pipeline call (steps, guidance, size, negative prompt).
         ledger: what is spent is charged there.
+        policy: of `protect`, around `generate`: its retries, its verifiers, its blanks; None for guards without a policy.
+        sees_verifiers: whether an attack may look through the guards' image verifiers, see `verifier_gates`.
 
-    Raises AttackError for a pipeline that starts from an image; else as `attach`.
+    Raises AttackError for a pipeline that starts from an image, and for `sees_verifiers` without an image verifier; else as
+    `attach` and `protect`.
     """
 
     def __init__(
@@ -66,6 +73,8 @@ class Target:
         guards: Sequence[Guard[Any]] = (),
         call: Mapping[str, Any] | None = None,
         ledger: Ledger | None = None,
+        policy: Policy | None = None,
+        sees_verifiers: bool = False,
     ) -> None:
         if {"image", "control_image"} & set(inspect.signature(type(pipe).__call__).parameters):
             raise AttackError(
@@ -74,6 +83,15 @@ class Target:
         self.pipe, self.guards = pipe, tuple(guards)
         self.call = dict(call or {})
         self.ledger = ledger or Ledger()
+        self.policy, self.sees_verifiers = policy, sees_verifiers
+        self.image_verifiers = tuple(guard.image_verifier for guard in self.guards if guard.image_verifier is not None)
+        if sees_verifiers and not self.image_verifiers:
+            raise AttackError(
+                "the attack is to look through image verifiers, and none of the guards has one; leave see_verifier out, or train "
+                "one by `saferedir train verifier`."
+            )
+        #: one bool an image of the latest `generate`, whether the policy blocked it
+        self.blocked: list[bool] = []
         self._probe = Probe()
         self._handles: list[Any] = []
         self._thawed: list[nn.Parameter] = []  # weights that need gradients outside
@@ -82,6 +100,16 @@ class Target:
         self._attached = attach(self.pipe, [*(guard.differentiable() for guard in self.guards), self._probe])
         seam = find_seam(self.pipe, family_of(self.pipe))
         assert seam is not None
+        if self.policy is not None:
+            on_unsafe, retries = self.policy.on_unsafe, self.policy.retries
+            try:
+                verifier, of_guards = checked_policy(
+                    self.guards, on_unsafe, self.policy.verify, retries, "blank", self.policy.image_verifiers
+                )
+            except BaseException:
+                self._attached.detach()
+                raise
+            self._settings = (self.pipe, self._attached, on_unsafe, verifier, retries, "blank", of_guards)
         self._seam, self._probe.read_gates = seam, seam.gates
         family = seam.family
         denoisers, encoders = (
@@ -163,6 +191,17 @@ class Target:
         warnings.warn("Target.towers is an old name; use Target.text_encoders.", DeprecationWarning, stacklevel=2)
         return self.text_encoders
 
+    def verifier_gates(self, x0: Tensor) -> dict[str, Gate]:
+        """Image verifiers that the attack looks through, on images decoded from x0 (B, C, h, w), in the graph; {} for none."""
+        if not self.sees_verifiers:
+            return {}
+        images = decode_latents(self.pipe, x0)
+        names = [f"image_verifier-{index}" for index in range(1, 1 + len(self.image_verifiers))]
+        return {
+            name: Gate(verifier.to(images.device)(images), verifier.config.threshold)
+            for name, verifier in zip(names, self.image_verifiers, strict=True)
+        }
+
     def embed(self, ids: Tensor, text_encoder: int = 0) -> Tensor:
         """Token embeddings (B, L, d) that an encoder looks up for ids (B, L)."""
         embeds: Tensor = table_of(self.text_encoders[text_encoder])(ids)
@@ -214,28 +253,66 @@ class Target:
 
     @property
     def last_run(self) -> Sequence[Prediction]:
-        """Every evaluation of the latest `generate`, `roll_out` or `predict`."""
+        """Every evaluation of the latest `generate`, `roll_out` or `predict`, of all attempts under a policy."""
         return self._probe.predictions
 
     def generate(
         self, latents: Tensor | None = None, soft: Sequence[SoftPrompt] = (), start: int = 0, **conditioning: Any
     ) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], generated to the end, from latents before evaluation `start`."""
+        """Images (B, 3, H, W) in [0, 1], generated to the end, from latents before evaluation `start`.
+
+        Under a policy they are what `protect` lets out, blanks in place of blocked images; then without gradients.
+
+        Raises:
+            GuardError: the guards or the policy refuse the call.
+        """
+        arguments = {**conditioning, "output_type": "pt"}
+        takes_latents = "latents" in inspect.signature(type(self.pipe).__call__).parameters
+        if latents is not None and start == 0 and takes_latents and self._seam.family.packing is None:
+            # as a caller hands them over, so that guards may test them
+            arguments["latents"] = latents / float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
+            latents = None
         with reading(self.text_encoders, soft) if soft else nullcontext():
-            output = self._run({**conditioning, "output_type": "pt"}, latents, start, None)
-        images: Tensor = output.images
-        self.ledger.charge(gen=len(images))
-        return images
+            if self.policy is None:
+                images: Tensor = self._run(arguments, latents, start, None).images
+                self.ledger.charge(gen=len(images))
+                self.blocked = [False] * len(images)
+                return images
+            return self._run_under_policy(arguments, latents, start)
 
     def draw(self, *args: Any, **conditioning: Any) -> Tensor:
         """The name that `generate` had."""
         warnings.warn("Target.draw is now called Target.generate.", DeprecationWarning, stacklevel=2)
         return self.generate(*args, **conditioning)
 
+    def _run_under_policy(self, arguments: Mapping[str, Any], latents: Tensor | None, start: int) -> Tensor:
+        predictions: list[Prediction] = []
+
+        def attempt(call: dict[str, Any]) -> Any:
+            self._probe.predictions = []
+            output = run_part(self._seam, call, latents, start)
+            self.ledger.charge(gen=len(output.images))
+            predictions.extend(self._probe.predictions)
+            return output
+
+        runner = PolicyRunner(*self._settings, run_call=attempt)
+        try:
+            with torch.no_grad():
+                output = runner(**self._whole_call(arguments))
+        finally:
+            self._probe.predictions = predictions
+        self.blocked = list(output.blocked)
+        images: Tensor = output.images
+        return images
+
+    def _whole_call(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        call, prompt = {**self.call, **arguments}, arguments.get("prompt")
+        return (
+            for_each_prompt(call, len(prompt)) if isinstance(prompt, list) else call
+        )  # one negative prompt serves all
+
     def _run(self, arguments: Mapping[str, Any], latents: Tensor | None, start: int, stop: int | None) -> Any:
         self._probe.predictions = []  # a list of its own for every run
-        call, prompt = {**self.call, **arguments}, arguments.get("prompt")
-        if isinstance(prompt, list):  # a negative prompt given once serves them all
-            call = for_each_prompt(call, len(prompt))
+        call = self._whole_call(arguments)
         with without_safety_checker(self.pipe):
             return run_part(self._seam, call, latents, start, stop)

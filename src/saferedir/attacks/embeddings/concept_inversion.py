@@ -49,9 +49,6 @@ class ConceptInversion(Attack[ConceptInversionConfig]):
     """Optimises the embedding of one token through the guards."""
 
     name: ClassVar[str] = "concept-inversion"
-    knowledge: ClassVar[str] = "T3"
-    channel: ClassVar[str] = "embeddings"
-    rung: ClassVar[str] = "soft"
     keeps_best: ClassVar[bool] = False
     is_adaptive: ClassVar[bool] = True
     config_class = ConceptInversionConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saferedir.attacks.base import AttackConfig, Candidate, Proposals
-from saferedir.attacks.gate_term import GateWeight, gate_term
+from saferedir.attacks.gate_term import GateWeight, with_gates
 from saferedir.attacks.references import mismatch, noised_references, reference_latents
 from saferedir.errors import AttackError
 from saferedir.pipelines.text_encoders import TextEncoder
@@ -91,9 +91,7 @@ def search_embeds(
         for index, sample in enumerate(chosen):
             soft = SoftPrompt(ids, embeds)
             prediction = target.predict(sample.x_t, sample.evaluation, [soft], prompt=[text])
-            loss = mismatch(prediction, sample, config.objective)
-            if weight.value:
-                loss = loss + weight.value * gate_term([prediction])
+            loss = with_gates(mismatch(prediction, sample, config.objective), target, [prediction], weight)
             total += float(loss.detach()) / len(chosen)
             if loss.requires_grad and not is_last:
                 (loss / len(chosen)).backward(retain_graph=index + 1 < len(chosen))

@@ -46,9 +46,6 @@ class SoftEmbedding(Attack[SoftEmbeddingConfig]):
     """Optimises the embeddings of all tokens through the guards."""
 
     name: ClassVar[str] = "soft-embedding"
-    knowledge: ClassVar[str] = "T3"
-    channel: ClassVar[str] = "embeddings"
-    rung: ClassVar[str] = "soft"
     keeps_best: ClassVar[bool] = False
     is_adaptive: ClassVar[bool] = True
     config_class = SoftEmbeddingConfig

@@ -35,9 +35,6 @@ class BestOfN(Attack[BestOfNConfig]):
     """Tries other noise."""
 
     name: ClassVar[str] = "best-of-n"
-    knowledge: ClassVar[str] = "T1"
-    channel: ClassVar[str] = "text"
-    rung: ClassVar[str] = "none"
     keeps_best: ClassVar[bool] = False
     stops_on_success: ClassVar[bool] = False
     config_class = BestOfNConfig

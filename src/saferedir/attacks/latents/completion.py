@@ -42,9 +42,6 @@ class Completion(Attack[CompletionConfig]):
     """Lets the bare model begin."""
 
     name: ClassVar[str] = "completion"
-    knowledge: ClassVar[str] = "T2"
-    channel: ClassVar[str] = "latents"
-    rung: ClassVar[str] = "latent"
     keeps_best: ClassVar[bool] = False
     stops_on_success: ClassVar[bool] = False
     config_class = CompletionConfig

@@ -42,9 +42,6 @@ class ImageToImage(Attack[ImageToImageConfig]):
     """Begins with an image of the concept."""
 
     name: ClassVar[str] = "image-to-image"
-    knowledge: ClassVar[str] = "T2"
-    channel: ClassVar[str] = "image"
-    rung: ClassVar[str] = "image"
     keeps_best: ClassVar[bool] = False
     stops_on_success: ClassVar[bool] = False
     config_class = ImageToImageConfig

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from saferedir.attacks.base import Attack, AttackConfig, Candidate, Proposals
-from saferedir.attacks.gate_term import GateWeight, gate_term
+from saferedir.attacks.gate_term import GateWeight, with_gates
 from saferedir.attacks.latents.steps_back import steps_back
 from saferedir.attacks.references import gaussian, reference_latents
 from saferedir.prompts.sets import PromptItem
@@ -67,9 +67,6 @@ class LatentGradient(Attack[LatentGradientConfig]):
     """Optimises the noise of a run through all of it."""
 
     name: ClassVar[str] = "latent-gradient"
-    knowledge: ClassVar[str] = "T3"
-    channel: ClassVar[str] = "latents"
-    rung: ClassVar[str] = "latent"
     is_adaptive: ClassVar[bool] = True
     config_class = LatentGradientConfig
 
@@ -95,9 +92,7 @@ class LatentGradient(Attack[LatentGradientConfig]):
         for step in range(config.steps + 1):
             optimiser.zero_grad()
             run = target.roll_out(scale * noise, prompt=[prompt], **changes)
-            loss = (run[-1].latents - clean).square().mean()
-            if weight.value:
-                loss = loss + weight.value * gate_term(run)
+            loss = with_gates((run[-1].latents - clean).square().mean(), target, run, weight)
             is_last = step == config.steps
             sent = (scale * noise).detach().clone()
             if not is_last:

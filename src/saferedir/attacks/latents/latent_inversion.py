@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from saferedir.attacks.base import Attack, AttackConfig, Candidate, Proposals
-from saferedir.attacks.gate_term import GateWeight, gate_term
+from saferedir.attacks.gate_term import GateWeight, with_gates
 from saferedir.attacks.latents.steps_back import StepBack, steps_back
 from saferedir.attacks.references import reference_latents
 from saferedir.prompts.sets import PromptItem
@@ -56,9 +56,6 @@ class LatentInversion(Attack[LatentInversionConfig]):
     """Inverts an image of the concept through the guarded model."""
 
     name: ClassVar[str] = "latent-inversion"
-    knowledge: ClassVar[str] = "T3"
-    channel: ClassVar[str] = "latents"
-    rung: ClassVar[str] = "latent"
     keeps_best: ClassVar[bool] = False
     is_adaptive: ClassVar[bool] = True
     config_class = LatentInversionConfig
@@ -92,9 +89,7 @@ class LatentInversion(Attack[LatentInversionConfig]):
             loss = residual
             if config.energy:
                 loss = loss + config.energy * torch.relu(wanted - latents.square().mean()).square()
-            if weight.value:
-                loss = loss + weight.value * gate_term([prediction])
-            loss.backward()
+            with_gates(loss, target, [prediction], weight).backward()
             optimiser.step()
         return latents.detach(), float(residual.detach())
 

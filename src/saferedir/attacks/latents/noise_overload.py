@@ -46,9 +46,6 @@ class NoiseOverload(Attack[NoiseOverloadConfig]):
     """Tries more noise."""
 
     name: ClassVar[str] = "noise-overload"
-    knowledge: ClassVar[str] = "T2"
-    channel: ClassVar[str] = "latents"
-    rung: ClassVar[str] = "static"
     keeps_best: ClassVar[bool] = False
     stops_on_success: ClassVar[bool] = False
     config_class = NoiseOverloadConfig

@@ -56,9 +56,6 @@ class GreedyCoordinate(Attack[GreedyCoordinateConfig]):
     """Searches a text with the meaning of the prompt and none of its words."""
 
     name: ClassVar[str] = "greedy-coordinate"
-    knowledge: ClassVar[str] = "T1"
-    channel: ClassVar[str] = "text"
-    rung: ClassVar[str] = "transfer"
     config_class = GreedyCoordinateConfig
 
     def propose(self, target: Target, item: PromptItem, generator: torch.Generator) -> Proposals:

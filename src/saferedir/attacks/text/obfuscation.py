@@ -61,9 +61,6 @@ class Obfuscation(Attack[ObfuscationConfig]):
     """Writes the prompt otherwise."""
 
     name: ClassVar[str] = "obfuscation"
-    knowledge: ClassVar[str] = "T1"
-    channel: ClassVar[str] = "text"
-    rung: ClassVar[str] = "static"
     keeps_best: ClassVar[bool] = False
     stops_on_success: ClassVar[bool] = False
     reports_live: ClassVar[bool] = True

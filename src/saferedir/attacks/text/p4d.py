@@ -17,7 +17,7 @@ import torch
 
 from saferedir.attacks.base import Attack, AttackConfig, Candidate, Proposals
 from saferedir.attacks.embeddings.search import first_text_encoder
-from saferedir.attacks.gate_term import GateWeight, gate_term
+from saferedir.attacks.gate_term import GateWeight, with_gates
 from saferedir.attacks.references import mismatch, noised_references, reference_latents
 from saferedir.attacks.text.wording import random_tokens, worded
 from saferedir.prompts.sets import PromptItem
@@ -63,9 +63,6 @@ class P4D(Attack[P4DConfig]):
     """Searches a text through the guards, by projection to the nearest tokens."""
 
     name: ClassVar[str] = "p4d"
-    knowledge: ClassVar[str] = "T3"
-    channel: ClassVar[str] = "text"
-    rung: ClassVar[str] = "adaptive"
     keeps_best: ClassVar[bool] = False
     is_adaptive: ClassVar[bool] = True
     config_class = P4DConfig
@@ -97,9 +94,8 @@ class P4D(Attack[P4DConfig]):
                 sample = next(samples)
                 soft = wording.soft(projected, framed)
                 prediction = target.predict(sample.x_t, sample.evaluation, [soft], prompt=[wording.prompt])
-                loss = mismatch(prediction, sample, config.objective) / config.samples
-                if weight.value:
-                    loss = loss + weight.value * gate_term([prediction]) / config.samples
+                apart = mismatch(prediction, sample, config.objective)
+                loss = with_gates(apart, target, [prediction], weight) / config.samples
                 total += float(loss.detach())
                 loss.backward()
             noted = losses.setdefault(wording.text, [])

@@ -73,9 +73,6 @@ class RingABell(Attack[RingABellConfig]):
     """Searches a text by its embedding alone."""
 
     name: ClassVar[str] = "ring-a-bell"
-    knowledge: ClassVar[str] = "T1"
-    channel: ClassVar[str] = "text"
-    rung: ClassVar[str] = "transfer"
     config_class = RingABellConfig
 
     def propose(self, target: Target, item: PromptItem, generator: torch.Generator) -> Proposals:

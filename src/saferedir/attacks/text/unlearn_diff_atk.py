@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saferedir.attacks.base import Attack, AttackConfig, Candidate, Proposals
 from saferedir.attacks.embeddings.search import first_text_encoder
-from saferedir.attacks.gate_term import GateWeight, gate_term
+from saferedir.attacks.gate_term import GateWeight, with_gates
 from saferedir.attacks.references import mismatch, noised_references, reference_latents
 from saferedir.attacks.text.wording import worded
 from saferedir.prompts.sets import PromptItem
@@ -64,9 +64,6 @@ class UnlearnDiffAtk(Attack[UnlearnDiffAtkConfig]):
     """Searches tokens before the prompt through the guards, on the simplex."""
 
     name: ClassVar[str] = "unlearn-diff-atk"
-    knowledge: ClassVar[str] = "T3"
-    channel: ClassVar[str] = "text"
-    rung: ClassVar[str] = "adaptive"
     keeps_best: ClassVar[bool] = False
     is_adaptive: ClassVar[bool] = True
     config_class = UnlearnDiffAtkConfig
@@ -98,9 +95,7 @@ class UnlearnDiffAtk(Attack[UnlearnDiffAtkConfig]):
             embeds = torch.cat([hard @ table, vocabulary.table[torch.tensor(after, dtype=torch.long)]])
             soft = wording.soft(embeds, target.embed(wording.ids).detach())
             prediction = target.predict(sample.x_t, sample.evaluation, [soft], prompt=[wording.prompt])
-            loss = mismatch(prediction, sample, config.objective)
-            if weight.value:
-                loss = loss + weight.value * gate_term([prediction])
+            loss = with_gates(mismatch(prediction, sample, config.objective), target, [prediction], weight)
             loss.backward()
             optimiser.step()
             with torch.no_grad():

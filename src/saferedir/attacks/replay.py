@@ -1,0 +1,56 @@
+"""Candidates searched elsewhere, judged here: how an attack transfers to another guard or to other settings of the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from saferedir.attacks.base import Attack, AttackConfig, Candidate, Proposals
+from saferedir.errors import AttackError
+from saferedir.prompts.sets import PromptItem
+from saferedir.target import SoftPrompt, Target
+
+
+class Replay(Attack[AttackConfig]):
+    """Proposes one candidate as it was found, and searches nothing."""
+
+    name: ClassVar[str] = "replay"
+    keeps_best: ClassVar[bool] = False
+
+    def __init__(self, candidate: Candidate) -> None:
+        super().__init__()
+        self.candidate = candidate
+
+    def propose(self, target: Target, item: PromptItem, generator: torch.Generator) -> Proposals:
+        """The candidate. AttackError where it begins amid a run, which another schedule does not have."""
+        steps = len(target.moments)
+        if self.candidate.start >= steps:
+            raise AttackError(
+                f"a candidate begins at evaluation {self.candidate.start}, and this run has {steps}; give the call its own steps."
+            )
+        yield replace(self.candidate, is_checkpoint=True, loss=float("nan"))
+
+
+def save_candidates(candidates: Sequence[Candidate], file: Path) -> None:
+    """Write candidates, one a prompt, in order; they hold texts of prompts, so keep the file where those may be."""
+    rows = [
+        {
+            **{name: getattr(entry, name) for name in ("prompt", "latents", "x0", "start", "seed", "label")},
+            "arguments": dict(entry.arguments),
+            "soft": [(soft.ids, soft.embeds, soft.text_encoder) for soft in entry.soft],
+        }
+        for entry in candidates
+    ]
+    temporary = file.with_suffix(".tmp")
+    torch.save(rows, temporary)
+    temporary.replace(file)
+
+
+def load_candidates(file: Path) -> list[Candidate]:
+    """What `save_candidates` wrote."""
+    rows: list[dict[str, Any]] = torch.load(file, weights_only=True)
+    return [Candidate(**{**row, "soft": tuple(SoftPrompt(*soft) for soft in row["soft"])}) for row in rows]

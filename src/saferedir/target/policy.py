@@ -1,0 +1,50 @@
+"""A policy of `protect` around the target: retries, image verifiers and blocking, by protect's own code.
+
+What an attack is judged on is then what `protect` would let out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from saferedir.protect import GuardedPipeline, Verifier
+
+
+@dataclass(frozen=True)
+class Policy:
+    """As the arguments of `protect`.
+
+    Attributes:
+        on_unsafe: "redirect", "verify" or "block".
+        verify: a function of N PIL images that gives N bools, or None.
+        retries: how often an unsafe image is generated again under "verify".
+        image_verifiers: whether the guards' image verifiers look at the finished images.
+    """
+
+    on_unsafe: str = "verify"
+    verify: Verifier | None = field(default=None, repr=False)
+    retries: int = 2
+    image_verifiers: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; a verify function by its name or its own description."""
+        verify = None if self.verify is None else getattr(self.verify, "__name__", type(self.verify).__name__)
+        return {
+            "on_unsafe": self.on_unsafe, "verify": verify, "retries": self.retries, "image_verifiers": self.image_verifiers,
+        }  # fmt: skip
+
+
+class PolicyRunner(GuardedPipeline):
+    """A protected pipeline whose runs are those of a `Target`."""
+
+    #: the arguments of a call -> the pipeline's output
+    run_call: Callable[[dict[str, Any]], Any]
+
+    def __init__(self, *settings: Any, run_call: Callable[[dict[str, Any]], Any], **more: Any) -> None:
+        super().__init__(*settings, **more)
+        self.__dict__["run_call"] = run_call
+
+    def _call_pipeline(self, call: dict[str, Any]) -> Any:
+        return self.run_call(call)
