@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from saferedir.cli.attack import attack_app
+from saferedir.cli.audit import audit_app
 from saferedir.cli.bake import bake as bake_command
 from saferedir.cli.bench import bench_app
 from saferedir.cli.common import Commands, console
@@ -25,6 +26,7 @@ from saferedir.cli.judge import judge_app
 from saferedir.cli.methods import list_methods
 from saferedir.cli.negation import negation_app
 from saferedir.cli.pairs import pairs_app
+from saferedir.cli.serve import serve as serve_command
 from saferedir.cli.train import train_app
 from saferedir.cli.world import world_app
 from saferedir.utils.packaged import library_version
@@ -51,6 +53,8 @@ app.add_typer(bench_app)
 app.add_typer(attack_app)
 app.add_typer(judge_app)
 app.add_typer(world_app)
+app.command("serve")(serve_command)
+app.add_typer(audit_app)
 
 
 def _print_version(asked: bool) -> None:

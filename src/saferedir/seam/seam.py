@@ -364,6 +364,10 @@ class Seam:
         """ "<guard>.<gate>" -> gate, of the run under way; a second guard of one method is "<guard>-2"."""
         return {} if self._state.session is None else self._state.session.gates()
 
+    def verdicts_so_far(self) -> list[list[Decision]]:
+        """What each guard has decided by now in the run under way, one list a guard; none between runs."""
+        return [] if self._state.session is None else self._state.session.verdicts_so_far()
+
     def _active(self) -> Session:
         """The run this thread is in; anything else raises."""
         self._state.check_thread()

@@ -262,6 +262,10 @@ class Session:
         """One list of B decisions per guard, in the order of the guards. Only after the last step."""
         if not self.finished or self.failed:
             raise GuardError("the run has not finished, so there are no decisions; run the pipeline again.")
+        return self.verdicts_so_far()
+
+    def verdicts_so_far(self) -> list[list[Decision]]:
+        """As `verdicts`, of a run that may be left before its end: what the guards have decided by now."""
         return [decisions_of(guard, self.run, state) for guard, state in zip(self.guards, self._states, strict=True)]
 
     def gates(self) -> dict[str, Gate]:

@@ -1,0 +1,68 @@
+"""`saferedir serve`: guarded images over HTTP, in the shape of OpenAI's Images API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saferedir.cli.common import console, errors
+from saferedir.utils.extras import require_extra
+
+
+def serve(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="serve.toml: models, policies, keys, limits; default: the embedded model on 127.0.0.1."
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Instead of the file's; others need keys.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Instead of the file's (8000); 0: any that is free.")
+    ] = None,
+    audit: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Audit database instead of the file's: sqlite:///FILE or postgresql://…"),
+    ] = None,
+    new_key: Annotated[
+        str | None,
+        typer.Option("--new-key", metavar="NAME", help="Print a new key and its lines for the file, and stop."),
+    ] = None,
+) -> None:
+    """Serve guarded image generation over HTTP, with an audit record of every image.
+
+    It speaks OpenAI's Images and Moderations APIs: point an `openai` client at http://127.0.0.1:8000/v1. A refused request is
+    an error with code "moderation_blocked". What the file may say: docs/server.md.
+
+    Example:  `saferedir serve`
+
+    Example:  `saferedir serve --config serve.toml --host 0.0.0.0`
+    """
+    require_extra("fastapi", "server", "the service")
+    from saferedir.cli.terminal import quiet
+    from saferedir.server.config import read_settings
+    from saferedir.server.keys import new_key as make_key
+    from saferedir.server.running import serve as run
+
+    if new_key is not None:
+        key, digest = make_key()
+        errors.print("The key is shown once; the file holds its hash only.", highlight=False)
+        typer.echo(f'# {key}\n[[keys]]\nname = "{new_key}"\nsha256 = "{digest}"\nprofile = "default"')
+        return
+    settings = read_settings(config).changed(
+        host=host, port=port, audit=None if audit is None else {"url": audit, "prompts": "hash"}
+    )
+    quiet()
+    names = ", ".join(model.name for model in settings.models)
+
+    def on_ready(address: str) -> None:
+        console.print(
+            f"Serving {names} at {address}/v1, records in {settings.audit.shown_url()}.",
+            soft_wrap=True, highlight=False, markup=False,
+        )  # fmt: skip
+
+    run(settings, on_ready)

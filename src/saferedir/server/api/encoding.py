@@ -1,0 +1,62 @@
+"""Images from and for clients: bytes that may be anything in, PNG, WebP or JPEG out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+
+from PIL import Image
+
+from saferedir.server.api.schemas import OutputFormat
+from saferedir.server.errors import ApiError, bad_request
+from saferedir.utils.images import to_rgb
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def encoded(image: Image.Image, output_format: OutputFormat, compression: int) -> bytes:
+    """The image as a file; `compression` is the quality of JPEG and WebP in per cent."""
+    file = io.BytesIO()
+    if output_format == "png":
+        image.save(file, "PNG")
+    else:
+        image.convert("RGB").save(file, output_format.upper(), quality=compression)
+    return file.getvalue()
+
+
+def decoded(data: bytes, most_pixels: int, param: str) -> Image.Image:
+    """An 8-bit RGB image of a client's bytes; 400 for what is no image, or too large once decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                if image.width * image.height > most_pixels:
+                    raise bad_request(
+                        f"{param} has {image.width} x {image.height} pixels; {most_pixels} are allowed.",
+                        "image_too_large",
+                        param,
+                    )
+                image.load()
+                return to_rgb(image)
+    except ApiError:
+        raise
+    except Exception as error:  # decoders of damaged files raise whatever they like
+        raise bad_request(f"{param} is no whole PNG, JPEG or WebP image.", "invalid_image", param) from error
+
+
+def decoded_url(url: str, most_pixels: int, param: str) -> Image.Image:
+    """The image of a data: URL in base64; no other address is opened."""
+    head, comma, data = url.partition(",")
+    if not head.startswith("data:image/") or not head.endswith(";base64") or not comma:
+        raise bad_request(
+            f"{param} is no data: URL of an image in base64; this service opens no other address.",
+            "invalid_image_url",
+            param,
+        )
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise bad_request(f"{param} is not base64.", "invalid_image_url", param) from error
+    return decoded(raw, most_pixels, param)

@@ -1,0 +1,256 @@
+"""Generations and edits: from a request to images with their audit records, or to one refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+from PIL import Image
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from saferedir.decisions import Decision
+from saferedir.server.api.encoding import decoded, encoded
+from saferedir.server.api.records import digest_of_text, record_of
+from saferedir.server.api.schemas import (
+    EditRequest,
+    ErrorAnswer,
+    GenerationRequest,
+    GuardVerdict,
+    ImageItem,
+    ImageOptions,
+    ImagesAnswer,
+    responses,
+)
+from saferedir.server.api.service import Service, caller_of
+from saferedir.server.config import ModelSettings
+from saferedir.server.engine.rows import CallKey, Outcome, Row
+from saferedir.server.errors import ApiError, bad_request
+from saferedir.server.keys import Caller
+
+_EVENT = {"generate": "image_generation.completed", "edit": "image_edit.completed"}
+#: OpenAI's events hold counts of tokens, which nobody counts here
+_NO_USAGE = {
+    "input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+}  # fmt: skip
+_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **responses(),
+    200: {"model": ImagesAnswer, "content": _EVENTS},
+    409: {"model": ErrorAnswer},
+}
+_FILE = {"type": "string", "format": "binary"}
+
+
+def edit_form() -> dict[str, Any]:
+    """The form of an edit for the OpenAPI schema: the request's fields, and a file."""
+    schema = EditRequest.model_json_schema()
+    properties = {**schema["properties"], "image": _FILE}
+    body = {"type": "object", "required": ["prompt", "image"], "properties": properties, "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}
+
+
+def images_router(service: Service) -> APIRouter:
+    """Both routes."""
+    router = APIRouter(tags=["images"])
+
+    @router.post("/v1/images/generations", response_model=ImagesAnswer, responses=_RESPONSES)
+    async def generate(request: Request, body: GenerationRequest) -> Response:
+        """Generate images of a prompt, under the model's guards and the policy of the key."""
+        return await _answer(service, request, body, "generate", None)
+
+    @router.post("/v1/images/edits", response_model=ImagesAnswer, responses=_RESPONSES, openapi_extra=edit_form())
+    async def edit(request: Request) -> Response:
+        """Change an image towards a prompt, under the same guards and policy."""
+        body, image = await _read_form(service, request)
+        return await _answer(service, request, body, "edit", image)
+
+    return router
+
+
+async def _answer(
+    service: Service, request: Request, body: ImageOptions, kind: str, image: tuple[bytes, Image.Image] | None
+) -> Response:
+    key = request.headers.get("idempotency-key")
+    caller = caller_of(request)
+    if key is None:
+        answer = await _images(service, request, caller, body, kind, image)
+    else:
+        facts = [kind, body.model_dump(mode="json"), None if image is None else hashlib.sha256(image[0]).hexdigest()]
+        digest = digest_of_text(json.dumps(facts, sort_keys=True))
+        made = await service.answers.once(
+            caller.name, key, digest, lambda: _images(service, None, caller, body, kind, image)
+        )
+        assert isinstance(made, ImagesAnswer)
+        answer = made
+    if body.stream:
+        return StreamingResponse(_events(answer, kind), media_type="text/event-stream")
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+async def _images(
+    service: Service,
+    request: Request | None,
+    caller: Caller,
+    body: ImageOptions,
+    kind: str,
+    image: tuple[bytes, Image.Image] | None,
+) -> ImagesAnswer:
+    """Generate, encode, record, and only then answer; ApiError where there is nothing to show."""
+    model = service.model(body.model, caller)
+    policy = service.policy(body.policy, caller)
+    size = _size(model, body.size or "auto")
+    count = body.n or 1
+    if count > caller.profile.images_per_request:
+        raise bad_request(f"n is {count}; your key allows {caller.profile.images_per_request}.", param="n")
+    if body.response_format == "url":
+        raise bad_request(
+            "response_format is url, but this service keeps no images; ask for b64_json.", param="response_format"
+        )
+    key = CallKey("edit" if kind == "edit" else "generate", policy, caller.profile.retries, size)
+    first, deadline = secrets.randbelow(2**32) if body.seed is None else body.seed, service.deadline()
+    prompt = service.prompt(body.prompt)
+    rows = [Row(key, prompt, first + index, deadline, None if image is None else image[1]) for index in range(count)]
+    identifier = body.safety_identifier or body.user
+    try:
+        outcomes = await service.outcomes(request, model.name, rows)
+    except ApiError as error:
+        if error.code == "guard_failed":
+            failed = [record_of(service, caller, model, row, "failed", None, None, identifier) for row in rows]
+            service.audit.append(failed)
+            service.metrics.images.labels(model.name, "failed").inc(count)
+        raise
+    blocked = [outcome for outcome in outcomes if outcome.blocked]
+    files: list[bytes | None] = [None] * count
+    if not blocked:
+        output_format, compression = (
+            body.output_format or "png",
+            100 if body.output_compression is None else body.output_compression,
+        )
+        files = list(
+            await asyncio.to_thread(lambda: [encoded(_shown(item), output_format, compression) for item in outcomes])
+        )
+    records = [
+        record_of(service, caller, model, row, _action(outcome, bool(blocked)), outcome, file, identifier)
+        for row, outcome, file in zip(rows, outcomes, files, strict=True)
+    ]
+    await service.record(records, deadline)
+    for record in records:
+        service.metrics.images.labels(model.name, record["action"]).inc()
+    if blocked:
+        raise _refusal(blocked)
+    shown = _shown(outcomes[0])
+    return ImagesAnswer(
+        created=int(time.time()),
+        data=[
+            _item(record["image_id"], row.seed, outcome, file or b"")
+            for record, row, outcome, file in zip(records, rows, outcomes, files, strict=True)
+        ],
+        output_format=body.output_format or "png",
+        size=f"{shown.width}x{shown.height}",
+        model=model.name,
+        policy=policy,
+    )
+
+
+def _size(model: ModelSettings, size: str) -> tuple[int, int] | None:
+    if size == "auto":
+        size = model.sizes[0] if model.sizes else ""
+    elif size not in model.sizes:
+        raise bad_request(
+            f"size is not one of {', '.join([*model.sizes, 'auto'])}, which this model makes.", param="size"
+        )
+    width, _, height = size.partition("x")
+    return (int(width), int(height)) if size else None
+
+
+def _shown(outcome: Outcome) -> Image.Image:
+    if outcome.blocked or not isinstance(outcome.image, Image.Image):
+        raise ApiError(503, "The model made no image that can be shown.", "guard_failed")
+    return outcome.image
+
+
+def _action(outcome: Outcome, is_refused: bool) -> str:
+    return "blocked" if outcome.blocked else "withheld" if is_refused else "delivered"
+
+
+def _refusal(blocked: Sequence[Outcome]) -> ApiError:
+    deciding = [d for outcome in blocked for d in outcome.decisions if d.fired or d.unresolved]
+    categories = sorted({d.concept for d in deciding or [d for outcome in blocked for d in outcome.decisions]})
+    return ApiError(
+        400,
+        f"The request was refused by the safety policy; categories: {', '.join(categories)}.",
+        "moderation_blocked",
+        categories=categories,
+    )
+
+
+def _item(image_id: str, seed: int, outcome: Outcome, file: bytes) -> ImageItem:
+    return ImageItem(
+        b64_json=base64.b64encode(file).decode(),
+        id=image_id,
+        seed=seed,
+        sha256=hashlib.sha256(file).hexdigest(),
+        guards=[verdict_of(decision) for decision in outcome.decisions],
+    )
+
+
+def verdict_of(decision: Decision) -> GuardVerdict:
+    """A decision as clients get it."""
+    return GuardVerdict(
+        guard=decision.name or decision.guard,
+        concept=decision.concept,
+        outcome=decision.outcome,
+        prompt_score=decision.prompt_score,
+        image_score=decision.image_score,
+    )
+
+
+async def _events(answer: ImagesAnswer, kind: str) -> AsyncIterator[str]:
+    """One event an image, each whole: nothing has checked a partial one."""
+    for item in answer.data:
+        event = {
+            **item.model_dump(), "type": _EVENT[kind], "created_at": answer.created, "background": answer.background,
+            "output_format": answer.output_format, "quality": answer.quality, "size": answer.size, "usage": _NO_USAGE,
+        }  # fmt: skip
+        yield f"event: {_EVENT[kind]}\ndata: {json.dumps(event)}\n\n"
+
+
+async def _read_form(service: Service, request: Request) -> tuple[EditRequest, tuple[bytes, Image.Image]]:
+    """The fields and the one image of a multipart form."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise bad_request("The body of an edit is multipart/form-data.", "invalid_content_type")
+    form = await request.form(max_files=16, max_fields=64, max_part_size=1_000_000)
+    files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
+    if any(name == "mask" for name, _ in files):
+        raise bad_request("mask is not supported; send image and prompt.", "unknown_parameter", "mask")
+    if [name.removesuffix("[]") for name, _ in files] != ["image"]:
+        raise bad_request("Send one file called image, and no other.", param="image")
+    fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+    try:
+        body = EditRequest.model_validate(fields)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_input=False)) from None
+    data = await files[0][1].read()
+    image = await asyncio.to_thread(decoded, data, service.settings.limits.pixels, "image")
+    return body, (data, image)
+
+
+def invalid(errors: Sequence[Any]) -> ApiError:
+    """400 for the first fault of a body, without repeating what was sent."""
+    first = errors[0]
+    where = [str(part) for part in first["loc"] if part not in ("body", "query", "header")]
+    param = ".".join(where)[:100] or None
+    code = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}.get(
+        first["type"], "invalid_value"
+    )
+    reason = first["msg"].removeprefix("Value error, ")
+    return bad_request(f"{param or 'The body'}: {reason[:1].lower()}{reason[1:]}.", code, param)

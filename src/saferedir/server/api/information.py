@@ -1,0 +1,97 @@
+"""What is served, under which rules, and whether it works."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from saferedir.server.api.schemas import (
+    GuardItem,
+    GuardsAnswer,
+    Health,
+    ModelItem,
+    ModelsAnswer,
+    PoliciesAnswer,
+    responses,
+)
+from saferedir.server.api.service import Service, caller_of
+from saferedir.server.config import STRICTNESS, ModelSettings
+from saferedir.server.keys import Caller
+
+_TEXT = {"text/plain": {"schema": {"type": "string"}}}
+
+
+def information_router(service: Service) -> APIRouter:
+    """All routes that only tell."""
+    router = APIRouter(tags=["information"], responses=responses())
+
+    @router.get("/v1/models")
+    async def models(request: Request) -> ModelsAnswer:
+        """The models that the key may use."""
+        items = [
+            ModelItem(id=model.name, loaded=service.host.facts(model.name) is not None, sizes=list(model.sizes))
+            for model in allowed(service, caller_of(request))
+        ]
+        return ModelsAnswer(data=items)
+
+    @router.get("/v1/guards")
+    async def guards(request: Request) -> GuardsAnswer:
+        """The guards that are always on these models."""
+        return GuardsAnswer(
+            data=[item for model in allowed(service, caller_of(request)) for item in guard_items(service, model)]
+        )
+
+    @router.get("/v1/policies")
+    async def policies(request: Request) -> PoliciesAnswer:
+        """The key's policy, and the stricter ones that a request may name."""
+        profile = caller_of(request).profile
+        return PoliciesAnswer(
+            profile=profile.on_unsafe,
+            retries=profile.retries,
+            allowed=list(STRICTNESS[STRICTNESS.index(profile.on_unsafe) :]),
+            requests_per_minute=profile.requests_per_minute,
+            images_per_request=profile.images_per_request,
+        )
+
+    @router.get("/healthz")
+    async def healthz() -> Health:
+        """The process answers."""
+        return Health(status="ok")
+
+    @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
+    async def readyz() -> Response:
+        """Images can be made: threads run, no call hangs, records can be written."""
+        reason = service.host.problem(service.settings.limits.deadline)
+        if reason is None and (service.audit.failed or not service.audit.is_alive()):
+            reason = "audit records cannot be written"
+        health = Health(status="ok" if reason is None else "not ready", reason=reason)
+        return JSONResponse(health.model_dump(), 200 if reason is None else 503)
+
+    @router.get("/metrics", response_class=Response, responses={200: {"content": _TEXT}})
+    async def metrics() -> Response:
+        """Counts for Prometheus."""
+        for name, count in service.host.waiting().items():
+            service.metrics.waiting.labels(name).set(count)
+        return Response(service.metrics.text(), media_type="text/plain")
+
+    return router
+
+
+def allowed(service: Service, caller: Caller) -> list[ModelSettings]:
+    """The models of a caller."""
+    names = caller.profile.models
+    return [model for model in service.settings.models if not names or model.name in names]
+
+
+def guard_items(service: Service, model: ModelSettings) -> list[GuardItem]:
+    """The guards of a model, with what is known of them."""
+    facts = service.host.facts(model.name)
+    if facts is None:
+        return [GuardItem(id=name, model=model.name) for name in model.guards]
+    return [
+        GuardItem(
+            id=guard.name, model=model.name, method=guard.method, concept=guard.concept, fingerprint=guard.fingerprint,
+            reads_prompts=guard.reads_prompts, reads_images=guard.reads_images,
+        )
+        for guard in facts.guards
+    ]  # fmt: skip

@@ -1,0 +1,129 @@
+"""Moderations and checks: what guards and judges say to texts and images of clients, without generating."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import Literal
+
+from fastapi import APIRouter, Request
+
+from saferedir.decisions import Decision
+from saferedir.server.api.encoding import decoded_url
+from saferedir.server.api.images import verdict_of
+from saferedir.server.api.schemas import (
+    CheckAnswer,
+    CheckedGuard,
+    CheckRequest,
+    ModerationAnswer,
+    ModerationRequest,
+    ModerationResult,
+    TextPart,
+    TokenStrength,
+    responses,
+)
+from saferedir.server.api.service import Service, caller_of
+from saferedir.server.engine.rows import CallKey, Outcome, Row
+from saferedir.server.engine.scores import raise_to, share_of
+from saferedir.server.errors import bad_request
+
+FLAGGED = 0.5
+_SEED = 0  # of the noise beside which a prompt is read; the prompt's verdict does not depend on it
+Kind = Literal["text", "image"]
+
+
+def moderation_router(service: Service) -> APIRouter:
+    """Both routes."""
+    router = APIRouter(tags=["moderation"])
+
+    @router.post("/v1/moderations", responses=responses())
+    async def moderate(request: Request, body: ModerationRequest) -> ModerationAnswer:
+        """Scores of texts and images for the concepts of a model's guards and judges."""
+        model = service.model(body.model, caller_of(request))
+        return ModerationAnswer(
+            id=f"modr-{uuid.uuid4().hex}", model=model.name, results=await _results(service, request, model.name, body)
+        )
+
+    @router.post("/v1/checks", responses=responses())
+    async def check(request: Request, body: CheckRequest) -> CheckAnswer:
+        """What the guards would do with a prompt, and where; no image is made."""
+        caller = caller_of(request)
+        model, policy = service.model(body.model, caller), service.policy(body.policy, caller)
+        (outcome,) = await _checked(service, request, model.name, [service.prompt(body.prompt)])
+        acts = any(decision.fired for decision in outcome.decisions)
+        return CheckAnswer(
+            status="passed" if not acts else "blocked" if policy == "block" else "modified",
+            model=model.name,
+            policy=policy,
+            guards=[_checked_guard(decision, outcome.tokens) for decision in outcome.decisions],
+        )
+
+    return router
+
+
+async def _checked(service: Service, request: Request, model: str, prompts: Sequence[str]) -> list[Outcome]:
+    key, deadline = CallKey("check", "redirect", 0), service.deadline()
+    return await service.outcomes(request, model, [Row(key, prompt, _SEED, deadline) for prompt in prompts])
+
+
+def _checked_guard(decision: Decision, tokens: Sequence[str]) -> CheckedGuard:
+    strengths = decision.token_strengths or ()
+    pairs = zip(tokens, strengths, strict=True) if len(tokens) == len(strengths) else ()
+    return CheckedGuard(
+        **verdict_of(decision).model_dump(),
+        threshold=decision.thresholds.get("prompt"),
+        acts=decision.fired,
+        tokens=[TokenStrength(token=token, strength=strength) for token, strength in pairs if token],
+    )
+
+
+async def _results(service: Service, request: Request, model: str, body: ModerationRequest) -> list[ModerationResult]:
+    most, given = service.settings.limits.pixels, body.input
+    if isinstance(given, str):
+        given = [given]
+    texts = [part if isinstance(part, str) else part.text for part in given if isinstance(part, str | TextPart)]
+    urls = [part.image_url.url for part in given if not isinstance(part, str | TextPart)]
+    images = [await asyncio.to_thread(decoded_url, url, most, "input.image_url.url") for url in urls]
+    text_scores = []
+    if texts:
+        checked = await _checked(service, request, model, [service.prompt(text, "input") for text in texts])
+        text_scores = [text_scores_of(outcome.decisions) for outcome in checked]
+    if images:
+        (outcome,) = await service.outcomes(
+            request, model, [Row(CallKey("score", "redirect", 0), "", _SEED, service.deadline(), images=tuple(images))]
+        )
+        image_scores = list(outcome.scores)
+    else:
+        image_scores = []
+    if any(not scores for scores in (*text_scores, *image_scores)):
+        raise bad_request(
+            "No guard or judge of this model reads such an input; ask for another model.", "unsupported_input", "input"
+        )
+    if isinstance(given[0], str):
+        return [_result([("text", scores)]) for scores in text_scores]
+    return [_result([*(("text", scores) for scores in text_scores), *(("image", scores) for scores in image_scores)])]
+
+
+def text_scores_of(decisions: Sequence[Decision]) -> dict[str, float]:
+    """Concept -> score in [0, 1] of the guards that score prompts; 0.5 at the guard's threshold."""
+    scores: dict[str, float] = {}
+    for decision in decisions:
+        if decision.prompt_score is not None and "prompt" in decision.thresholds:
+            raise_to(scores, decision.concept, share_of(decision.prompt_score, decision.thresholds["prompt"]))
+    return scores
+
+
+def _result(parts: Sequence[tuple[Kind, dict[str, float]]]) -> ModerationResult:
+    """All parts as one: the highest score of each category."""
+    scores: dict[str, float] = {}
+    kinds: dict[str, list[Kind]] = {}
+    for kind, part in parts:
+        for name, score in part.items():
+            scores[name] = max(scores.get(name, 0.0), score)
+            if kind not in kinds.setdefault(name, []):
+                kinds[name].append(kind)
+    flags = {name: score >= FLAGGED for name, score in scores.items()}
+    return ModerationResult(
+        flagged=any(flags.values()), categories=flags, category_scores=scores, category_applied_input_types=kinds
+    )

@@ -1,0 +1,68 @@
+"""The audit record of one image."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from typing import Any
+
+from saferedir.server.api.service import Service
+from saferedir.server.audit.store import SCHEMA, now
+from saferedir.server.config import ModelSettings
+from saferedir.server.engine.fingerprints import digest_of
+from saferedir.server.engine.rows import Outcome, Row
+from saferedir.server.keys import Caller
+from saferedir.utils.packaged import library_version
+
+
+def digest_of_text(text: str) -> str:
+    """SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def record_of(
+    service: Service,
+    caller: Caller,
+    model: ModelSettings,
+    row: Row,
+    action: str,
+    outcome: Outcome | None,
+    file: bytes | None,
+    identifier: str | None,
+) -> dict[str, Any]:
+    """Plain data: who asked for what, what made it, what was decided, and the hash of the file that leaves.
+
+    Args:
+        outcome: None where nothing came of it.
+        file: the bytes that the client gets; None where it gets none.
+        identifier: the client's own name of its user, of which the hash is kept.
+    """
+    policy = {
+        "on_unsafe": row.key.policy,
+        "retries": row.key.retries,
+        "verify": list(model.verify),
+        "guards": list(model.guards),
+    }
+    facts = None if outcome is None else outcome.facts
+    return {
+        "schema": SCHEMA,
+        "image_id": f"img_{uuid.uuid4().hex}",
+        "time": now(),
+        "action": action,
+        "kind": row.key.kind,
+        "key": caller.name,
+        "prompt_sha256": digest_of_text(row.prompt),
+        "prompt": row.prompt if service.settings.audit.prompts == "text" else None,
+        "identifier_sha256": None if identifier is None else digest_of_text(identifier),
+        "seed": row.seed,
+        "model": model.name,
+        "model_fingerprint": None if facts is None else facts.fingerprint,
+        "guards": {} if facts is None else {guard.name: guard.fingerprint for guard in facts.guards},
+        "policy": policy,
+        "policy_fingerprint": digest_of(policy),
+        "steps": model.steps,
+        "guidance": model.guidance,
+        "decisions": [] if outcome is None else [{**d.to_dict(), "image": 0} for d in outcome.decisions],
+        "image_sha256": None if file is None else hashlib.sha256(file).hexdigest(),
+        "saferedir": library_version(),
+    }

@@ -1,0 +1,201 @@
+"""Settings of the service, read from a TOML file: models, guards, policies, keys, limits, audit.
+
+Without a file, `default.toml` beside this one is read: the embedded model, guarded, on this machine only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from saferedir.server.errors import ServerError
+
+DEFAULT_FILE = Path(__file__).with_name("default.toml")
+PolicyName = Literal["redirect", "verify", "block"]
+#: from weak to strict; a request may ask for more than its key's profile, never for less
+STRICTNESS: tuple[PolicyName, ...] = ("redirect", "verify", "block")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,100}$")]
+Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(_Table):
+    """A model that is served, with the guards that are always on it.
+
+    Attributes:
+        name: what requests call it.
+        source: "pictoworld", a diffusers folder or a hub id; default: the name.
+        guards: packaged guards, folders or hub ids; at least one.
+        verify: presets of judges (`saferedir judge list`) that check each finished image, beside the guards' own verdicts.
+        steps: sampling steps.
+        guidance: scale of classifier-free guidance.
+        sizes: sizes that a request may ask for, the first of which is the default; none: the pipeline's own size only.
+        strength: of image edits, in (0, 1]: the share of the steps that change the image.
+        device: "auto", "cpu", "cuda", …
+        dtype: "float32", "float16" or "bfloat16".
+    """
+
+    name: Name
+    source: str = ""
+    guards: Annotated[tuple[str, ...], Field(min_length=1)]
+    verify: tuple[str, ...] = ()
+    steps: Annotated[int, Field(ge=1, le=1000)] = 30
+    guidance: Annotated[float, Field(ge=0)] = 4.0
+    sizes: tuple[Size, ...] = ()
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.6
+    device: str = "auto"
+    dtype: str | None = None
+
+
+class Profile(_Table):
+    """What the holder of a key may do.
+
+    Attributes:
+        on_unsafe: the policy of `saferedir.protect`; a request may name a stricter one.
+        retries: how often an unsafe image is generated again under "verify".
+        requests_per_minute: of one key.
+        images_per_request: the largest `n`.
+        models: those that may be used; none named: all.
+    """
+
+    on_unsafe: PolicyName = "verify"
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    requests_per_minute: Annotated[float, Field(gt=0)] = 600.0
+    images_per_request: Annotated[int, Field(ge=1, le=64)] = 10
+    models: tuple[str, ...] = ()
+
+
+class ApiKey(_Table):
+    """A key, of which only the SHA-256 is kept; `saferedir serve --new-key NAME` makes one."""
+
+    name: Name
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    profile: str = "default"
+
+
+class AuditSettings(_Table):
+    """Where records are kept, and whether they hold prompts or only their SHA-256."""
+
+    url: str = "sqlite:///runs/serve/audit.sqlite"
+    prompts: Literal["hash", "text"] = "hash"
+
+    def shown_url(self) -> str:
+        """The URL without a password."""
+        return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", self.url)
+
+
+class Limits(_Table):
+    """Bounds on what clients send and on what waits.
+
+    Attributes:
+        queue: images that may wait for one model; more are answered 429.
+        batch: images in one pipeline call.
+        batch_wait: seconds for which a pipeline call waits for more images of its kind.
+        deadline: seconds after which a request is given up.
+        body_mb: size of a request's body, in 10^6 bytes.
+        pixels: width times height of an image that a client sends.
+        prompt: characters of a prompt.
+        memory_gb: for the weights of all loaded models; the one used least recently goes first. None: no bound.
+        idempotency_s: seconds for which the answer to an Idempotency-Key is kept.
+    """
+
+    queue: Annotated[int, Field(ge=1)] = 256
+    batch: Annotated[int, Field(ge=1)] = 8
+    batch_wait: Annotated[float, Field(ge=0, le=10)] = 0.02
+    deadline: Annotated[float, Field(gt=0)] = 300.0
+    body_mb: Annotated[float, Field(gt=0)] = 20.0
+    pixels: Annotated[int, Field(ge=1)] = 16_000_000
+    prompt: Annotated[int, Field(ge=1)] = 4000
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    idempotency_s: Annotated[float, Field(gt=0)] = 600.0
+
+
+class Settings(_Table):
+    """All of it; the first model is the one that requests without `model` get."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
+    profiles: dict[str, Profile] = Field(default_factory=lambda: {"default": Profile()})
+    keys: tuple[ApiKey, ...] = ()
+    audit: AuditSettings = AuditSettings()
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for what, names in (
+            ("model", [model.name for model in self.models]),
+            ("key", [key.name for key in self.keys]),
+            ("key's sha256", [key.sha256 for key in self.keys]),
+        ):
+            if len(set(names)) < len(names):
+                raise ValueError(f"a {what} is there twice")
+        if "default" not in self.profiles:
+            raise ValueError("there is no [profiles.default]")
+        for key in self.keys:
+            if key.profile not in self.profiles:
+                raise ValueError(f"key {key.name!r} has the profile {key.profile!r}, which is not among [profiles]")
+        known = {model.name for model in self.models}
+        for name, profile in self.profiles.items():
+            if unknown := sorted(set(profile.models) - known):
+                raise ValueError(f"profile {name!r} has the model {unknown[0]!r}, which is not among [[models]]")
+        return self
+
+    def model(self, name: str) -> ModelSettings | None:
+        """The model of that name, or None."""
+        return next((model for model in self.models if model.name == name), None)
+
+    def changed(self, **values: Any) -> Settings:
+        """These settings with some in another value (None: as it is), checked again."""
+        given = {name: value for name, value in values.items() if value is not None}
+        return _validated({**self.model_dump(), **given}, "the options")
+
+    def check_address(self) -> None:
+        """Raise ServerError where strangers could reach a service without keys."""
+        if not self.keys and not is_loopback(self.host):
+            raise ServerError(
+                f"host is {self.host!r} and there are no keys, so that anybody could use this service; bind it to 127.0.0.1, or "
+                "add [[keys]] to the configuration (`saferedir serve --new-key NAME` makes one)."
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_settings(file: Path | None = None) -> Settings:
+    """The settings in a TOML file; None for the default.
+
+    Raises:
+        ServerError: it cannot be read, or a value is not what is expected; the message names both.
+    """
+    path = DEFAULT_FILE if file is None else file
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ServerError(f"{path} cannot be read as TOML ({error}).") from error
+    return _validated(values, str(path))
+
+
+def _validated(values: dict[str, Any], where: str) -> Settings:
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        path = ".".join(str(part) for part in first["loc"]) or "the file"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ServerError(f"{where}: {path}: {reason[:1].lower()}{reason[1:]}; see docs/server.md.") from None

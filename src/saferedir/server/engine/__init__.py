@@ -1,0 +1,1 @@
+"""What generates: a queue and a thread for each model, and the guarded pipeline behind them."""

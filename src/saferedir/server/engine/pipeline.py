@@ -1,0 +1,184 @@
+"""A diffusers pipeline under guards and a policy, as the engine's model.
+
+The guards are put on anew where a call needs another policy, or the image-to-image pipeline of the same weights; calls of one
+kind share the attachment.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from saferedir.guard import Guard
+from saferedir.judges.presets import preset
+from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.pipelines.loading import load_pipeline
+from saferedir.protect import Verifier, protect
+from saferedir.server.config import ModelSettings
+from saferedir.server.engine.facts import GuardFacts, ModelFacts
+from saferedir.server.engine.fingerprints import digest_of, guard_fingerprint
+from saferedir.server.engine.prompt_check import check_prompts
+from saferedir.server.engine.rows import CallKey, Outcome, Row
+from saferedir.server.engine.scores import raise_to, share_of
+from saferedir.server.errors import ServerError
+from saferedir.utils.images import to_rgb
+
+
+class PipelineModel:
+    """A pipeline with its guards and judges; see `model.ImageModel`. One thread uses it."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self._settings = settings
+        self._pipe = load_pipeline(settings.source or settings.name, dtype=settings.dtype, device=device)
+        self._pipe.set_progress_bar_config(disable=True)
+        self._guards: list[Guard[Any]] = [Guard.from_pretrained(name) for name in settings.guards]
+        self._judges = {name: preset(name).load_judge().verifier(name) for name in settings.verify}
+        self._edit_pipe = _image_to_image(self._pipe)
+        self._current: tuple[Any, ...] | None = None
+        self._protected: Any = None
+        self.facts = ModelFacts(
+            fingerprint=digest_of(backbone_fingerprint(self._pipe)),
+            guards=tuple(_facts_of(name, guard) for name, guard in zip(settings.guards, self._guards, strict=True)),
+            bytes=sum(_bytes_of(part) for part in self._pipe.components.values())
+            + sum(_bytes_of(guard.image_verifier) for guard in self._guards)
+            + sum(value.numel() * value.element_size() for guard in self._guards for value in guard.tensors().values()),
+            can_edit=self._edit_pipe is not None,
+        )
+
+    def run(self, key: CallKey, rows: Sequence[Row]) -> list[Outcome]:
+        """One pipeline call for all rows; each has its own noise and its own decisions."""
+        call: dict[str, Any] = {
+            "prompt": [row.prompt for row in rows],
+            "num_inference_steps": self._settings.steps,
+            "guidance_scale": self._settings.guidance,
+            "generator": [torch.Generator().manual_seed(row.seed) for row in rows],
+        }
+        try:
+            if key.kind == "score":
+                return [Outcome(None, False, (), scores=tuple(self._scores(row.images))) for row in rows]
+            if key.kind == "check":
+                self._detach()
+                return check_prompts(self._pipe, self._guards, call)
+            if key.kind == "edit":
+                call |= {"image": [_fitted(row, key.size) for row in rows], "strength": self._settings.strength}
+            elif key.size is not None:
+                call |= {"width": key.size[0], "height": key.size[1]}
+            output = self._under_policy(key)(**call)
+        except Exception:
+            self._detach()  # whatever it left behind
+            raise
+        return self._outcomes(output, rows)
+
+    def _outcomes(self, output: Any, rows: Sequence[Row]) -> list[Outcome]:
+        if not (len(output.images) == len(output.blocked) == len(rows)):
+            raise ServerError(f"{len(rows)} images were asked for and {len(output.images)} came, so none is shown.")
+        return [
+            Outcome(
+                None if is_blocked else image,
+                is_blocked,
+                tuple(decision for decision in output.decisions if decision.image == index),
+            )
+            for index, (image, is_blocked) in enumerate(zip(output.images, output.blocked, strict=True))
+        ]
+
+    def _under_policy(self, key: CallKey) -> Any:
+        """The protected pipeline for such calls."""
+        wanted = (key.kind, key.policy, key.retries)
+        if self._current != wanted:
+            self._detach()
+            pipe = self._edit_pipe if key.kind == "edit" else self._pipe
+            if pipe is None:
+                raise ServerError("there is no image-to-image pipeline for this model.")
+            self._protected = protect(
+                pipe,
+                self._guards,
+                on_unsafe=key.policy,
+                retries=key.retries,
+                verify=self._verify() if key.policy != "redirect" else None,
+            )
+            self._current = wanted
+        return self._protected
+
+    def _verify(self) -> Verifier | None:
+        """All judges as one verifier; None without judges."""
+        judges = list(self._judges.values())
+        if not judges:
+            return None
+
+        def any_finds(images: list[Image.Image]) -> list[bool]:
+            answers = [judge(images) for judge in judges]
+            return [any(flags) for flags in zip(*answers, strict=True)]
+
+        return any_finds
+
+    def _scores(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
+        """By the guards' image verifiers, whose threshold is put at 0.5, and by the judges, who say 1 or 0."""
+        scores: list[dict[str, float]] = [{} for _ in images]
+        for guard in self._guards:
+            if (verifier := guard.image_verifier) is None:
+                continue
+            for entry, image in zip(scores, images, strict=True):
+                pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).float() / 255
+                with torch.no_grad():
+                    logit = float(verifier(pixels[None].to(verifier.head.weight.device)))
+                raise_to(entry, guard.config.concept, share_of(logit, verifier.config.threshold))
+        for name, judge in self._judges.items():
+            for entry, is_flagged in zip(scores, judge(list(images)), strict=True):
+                raise_to(entry, name, float(is_flagged))
+        return scores
+
+    def _detach(self) -> None:
+        protected, self._protected, self._current = self._protected, None, None
+        if protected is not None:
+            protected.detach()
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._detach()
+        del self._pipe, self._edit_pipe, self._guards, self._judges
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _image_to_image(pipe: Any) -> Any:
+    """The image-to-image pipeline of the same weights; None where diffusers has none."""
+    from diffusers import AutoPipelineForImage2Image
+
+    try:
+        edit_pipe = AutoPipelineForImage2Image.from_pipe(pipe)
+    except (ValueError, TypeError):
+        return None
+    edit_pipe.set_progress_bar_config(disable=True)
+    return edit_pipe
+
+
+def _fitted(row: Row, size: tuple[int, int] | None) -> Image.Image:
+    """The image of an edit, scaled and cut to the size; without one, to multiples of 16 pixels."""
+    image = row.image
+    if image is None:
+        raise ServerError("an edit came without an image.")
+    width, height = size or (max(16, image.width // 16 * 16), max(16, image.height // 16 * 16))
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def _bytes_of(part: Any) -> int:
+    parameters: Callable[[], Any] | None = getattr(part, "parameters", None)
+    return 0 if parameters is None else sum(value.numel() * value.element_size() for value in parameters())
+
+
+def _facts_of(name: str, guard: Guard[Any]) -> GuardFacts:
+    return GuardFacts(
+        name=name,
+        method=guard.method,
+        concept=guard.config.concept,
+        fingerprint=guard_fingerprint(guard),
+        reads_prompts=hasattr(guard, "prompt_score"),
+        reads_images=guard.image_verifier is not None,
+    )

