@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.newer_pipelines import EVERY
 from tests.tiny_pipelines import HEIGHT, PIPELINES, WIDTH, PipelineCase, run
 
 PROMPT, OTHER_PROMPT = "a star", "the moon"
+by_every_case = pytest.mark.parametrize("case", EVERY.values(), ids=EVERY)  # newer families have their share in these
 by_case = pytest.mark.parametrize("case", PIPELINES.values(), ids=PIPELINES)
 guided = pytest.mark.parametrize(
     "case", [case for case in PIPELINES.values() if case.guidance], ids=lambda case: case.name
@@ -38,7 +40,7 @@ def test_models_are_in_eval_mode(case: PipelineCase) -> None:
     assert models and not any(model.training for model in models)
 
 
-@by_case
+@by_every_case
 def test_prompt_and_noise_change_the_result(case: PipelineCase) -> None:
     pipe = case.build()
     for mode in (case.guidance, case.unguided):
@@ -61,7 +63,7 @@ def test_guidance_switches(case: PipelineCase) -> None:
     assert distance(run(case, pipe), run(case, pipe, **case.unguided)) > 0.02
 
 
-@by_case
+@by_every_case
 def test_a_batch_equals_single_runs(case: PipelineCase) -> None:
     pipe = case.build()
     singles = [run(case, pipe, prompt, seeds=[seed]) for seed, prompt in enumerate([PROMPT, OTHER_PROMPT])]
@@ -83,7 +85,7 @@ def test_latents_decode(case: PipelineCase) -> None:
     assert picture.isfinite().all()
 
 
-@by_case
+@by_every_case
 def test_denoiser_calls_per_step(case: PipelineCase) -> None:
     pipe = case.build()
     calls: dict[str, int] = {"denoiser": 0, "second": 0}

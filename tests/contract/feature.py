@@ -11,7 +11,8 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from tests.contract.guards import PROMPT, GuardCase, GuardKind, shared_pipeline
-from tests.tiny_pipelines import PIPELINES, PipelineCase, run
+from tests.newer_pipelines import EVERY
+from tests.tiny_pipelines import PipelineCase, run
 from torch import Tensor
 
 import saferedir as sr
@@ -65,7 +66,7 @@ def denoiser_of(case: PipelineCase, pipe: Any) -> Any:
 
 def representative(family: str) -> PipelineCase:
     """The first pipeline of a family, with guidance if there is one with it."""
-    cases = [case for case in PIPELINES.values() if case.family == family]
+    cases = [case for case in EVERY.values() if case.family == family]
     return next((case for case in cases if case.guidance), cases[0])
 
 

@@ -23,7 +23,8 @@ from tests.contract.feature import (
     same,
 )
 from tests.contract.guards import OTHER_PROMPT, PROMPT, ExtraRows, GuardCase, Watcher, X0Editor, shared_pipeline
-from tests.tiny_pipelines import PIPELINES, PipelineCase, run
+from tests.newer_pipelines import EVERY, embeds_arguments
+from tests.tiny_pipelines import PipelineCase, run
 
 import saferedir as sr
 from saferedir.attach import Attached
@@ -128,6 +129,8 @@ def check_guidance_off(case: PipelineCase, guard: GuardCase) -> None:
 def check_negative_prompt(case: PipelineCase, guard: GuardCase) -> None:
     if not case.guidance:
         raise NotApplicable("no classifier-free guidance on this pipeline")
+    if "negative_prompt" not in inspect.signature(type(shared_pipeline(case.name)).__call__).parameters:
+        raise NotApplicable("no negative prompt on this pipeline")
     skip_if_lacking(guard, case)
     changes = {"negative_prompt": "rain"}
     images, _ = guarded(case, guard, **changes)
@@ -139,28 +142,21 @@ def check_negative_prompt(case: PipelineCase, guard: GuardCase) -> None:
 @functools.cache
 def given_embeds(name: str) -> dict[str, Any]:
     """Arguments with which a user hands over prompt embeddings, as this pipeline wants them. Not to be changed."""
-    case, pipe = PIPELINES[name], shared_pipeline(name)
+    case, pipe = EVERY[name], shared_pipeline(name)
     names = inspect.signature(type(pipe).__call__).parameters
     call = {name: case.settings[name] for name in ("max_sequence_length", "system_prompt") if name in case.settings}
-    given: dict[str, Any] = {"negative_prompt": None} if case.guidance else {}  # some have "" there by themselves
+    is_negative = bool(case.guidance) and "negative_prompt" in names
+    given: dict[str, Any] = {"negative_prompt": None} if is_negative else {}  # some have "" there by themselves
     for prefix, text in (("", PROMPT), ("negative_", "b")):
         if prefix and not case.guidance:
             continue
-        parts = encode_prompts(pipe, [text], call)
-        everything = torch.ones(parts.prompt.shape[:2])  # some want a mask although nobody reads it
-        for name, value in (
-            ("prompt_embeds", parts.prompt),
-            ("pooled_prompt_embeds", parts.pooled),
-            ("prompt_attention_mask", everything if parts.mask is None else parts.mask),
-        ):
-            if prefix + name in names and value is not None:
-                given[prefix + name] = value.detach()
+        given |= embeds_arguments(pipe, encode_prompts(pipe, [text], call), prefix)
     return given
 
 
 @functools.cache
 def bare_from_embeds(name: str) -> torch.Tensor:
-    return bare(PIPELINES[name], None, **given_embeds(name))
+    return bare(EVERY[name], None, **given_embeds(name))
 
 
 def check_prompt_embeds(case: PipelineCase, guard: GuardCase) -> None:
@@ -176,7 +172,7 @@ def check_prompt_embeds(case: PipelineCase, guard: GuardCase) -> None:
 @functools.cache
 def in_bfloat16(name: str) -> tuple[Any, torch.Tensor]:
     """The pipeline in bfloat16, and what it makes without guards."""
-    case = PIPELINES[name]
+    case = EVERY[name]
     pipe = case.build().to(torch.bfloat16)
     return pipe, run(case, pipe, PROMPT)
 

@@ -5,12 +5,13 @@ Imports the registries of tests.contract; used by test_contract.py and table.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tests.contract.feature import Feature, NotApplicable, Refused, representative
 from tests.contract.features import FEATURES
 from tests.contract.guards import GUARDS, GuardCase, GuardKind
+from tests.newer_pipelines import EVERY, NEWER
 from tests.tiny_pipelines import PIPELINES, PipelineCase
 
 from saferedir.errors import UnsupportedPipelineError
@@ -53,8 +54,42 @@ EVERY_METHOD = ("disabled", "acts", "detach", "batch", "guidance off", "gradient
 EVERY_SCRIPT = ("acts", "batch", "guidance off")
 
 
-def checks(with_scripts: bool = True) -> Iterator[Check]:
-    """All checks of the tests; or those of the page: no scripted guards in the place of methods, but every family."""
+#: families that the page has a column for
+PAGE_FAMILIES = [family for family in TEXT_FAMILIES if any(case.family == family for case in PIPELINES.values())]
+NEWER_FAMILIES = [family for family in TEXT_FAMILIES if family not in PAGE_FAMILIES]
+#: feature -> guards that the tests see it with on one pipeline of each newer family
+OF_NEWER = {
+    "read-only": ("watcher",),
+    "acts": ("saferedir", "duo", "safe_denoiser", "sld", "negative_prompt", "dual_latent_r1", "dual_latent_r2"),
+    "detach": ("saferedir", "sld"),
+    "batch": ("saferedir", "sld", "negative_prompt", "x0-editor"),
+    "images per prompt": ("saferedir", "sld"),
+    "guidance off": ("saferedir",),
+    "negative prompt": ("saferedir", "sld"),
+    "prompt embeddings": ("saferedir",),
+    "extra rows": ("extra-texts", "extra-embeds"),
+    "gradients": ("saferedir", "safe_denoiser", "sld"),
+    "own rows only": ("saferedir",),
+    "step counts": ("saferedir",),
+}
+#: ... and on the others of its pipelines
+OF_NEWER_RELATIVES = {"read-only": ("watcher",), "acts": ("saferedir", "sld"), "batch": ("saferedir",)}
+
+
+def newer_checks() -> Iterator[Check]:
+    """Those of the tests for families that the page has no column for: each feature with a guard of each kind."""
+    for case in NEWER.values():
+        plan = OF_NEWER if case is representative(case.family) else OF_NEWER_RELATIVES
+        for feature, guards in plan.items():
+            for guard in guards:
+                yield Check(FEATURES[feature], case, GUARDS[guard])
+
+
+def checks(with_scripts: bool = True, families: Sequence[str] = ()) -> Iterator[Check]:
+    """All checks of the tests; or those of the page: no scripted guards in the place of methods, but every family.
+
+    `families`: of newer ones, those to go through all of it as well.
+    """
     scripts = [guard for guard in GUARDS.values() if not guard.is_method]
     for feature in FEATURES.values():
         if feature.about == "guard":
@@ -64,7 +99,7 @@ def checks(with_scripts: bool = True) -> Iterator[Check]:
         else:
             guards = [MODELS[kind] for kind in feature.kinds]
         for guard in guards:
-            for case in cases_of(feature, guard):
+            for case in cases_of(feature, guard, families):
                 if not with_scripts or not feature.tested or case.family in feature.tested:
                     yield Check(feature, case, guard)
 
@@ -75,7 +110,10 @@ def model_of(feature: Feature, guard: str) -> str:
     return MODELS[kind if kind in feature.kinds else "steps"].name
 
 
-def cases_of(feature: Feature, guard: GuardCase) -> list[PipelineCase]:
+def cases_of(feature: Feature, guard: GuardCase, families: Sequence[str] = ()) -> list[PipelineCase]:
     """All pipelines, or one of every family; scripted guards go through the guards' features on one of every family."""
     is_thorough = feature.cases == "all" and (guard.is_method or feature.about == "script")
-    return list(PIPELINES.values()) if is_thorough else [representative(family) for family in TEXT_FAMILIES]
+    chosen = [family for family in TEXT_FAMILIES if family in PAGE_FAMILIES or family in families]
+    if is_thorough:
+        return [case for case in EVERY.values() if case.family in chosen]
+    return [representative(family) for family in chosen]

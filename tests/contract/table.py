@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.contract.features import FEATURES
-from tests.contract.plan import MODELS, checks, model_of
+from tests.contract.plan import MODELS, NEWER_FAMILIES, PAGE_FAMILIES, checks, model_of
 from tests.contract.speed_features import FIGURES
 
 from saferedir.guards.registry import methods
-from saferedir.pipelines.families import FAMILIES, TEXT_FAMILIES
+from saferedir.pipelines.families import FAMILIES
 from saferedir.pipelines.schedules import SCHEDULER_KINDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
@@ -51,7 +51,7 @@ def run_all(only: Sequence[str] = (), guards: Sequence[str] = (), families: Sequ
     found: Outcomes = defaultdict(list)
     plan = [
         check
-        for check in checks(with_scripts=False)
+        for check in checks(with_scripts=False, families=families)
         if (not only or check.feature.name in only)
         and (not guards or check.guard.name in guards)
         and (not families or check.case.family in families)
@@ -160,7 +160,7 @@ def cells_of(found: Outcomes, page: Cells) -> Cells:
     cells: Cells = {}
     for feature in FEATURES:
         was_run = any(name == feature for name, _, _ in found)
-        for family in TEXT_FAMILIES:
+        for family in PAGE_FAMILIES:
             acting = page.get(("acts", family), {})
             if any(name == "acts" for name, _, _ in found):
                 acting = {guard: merged(found["acts", family, guard]) for guard in methods()}
@@ -197,7 +197,7 @@ def read_cells(section: str) -> Cells:
 
 def make_section(cells: Cells, page: str = "") -> str:
     """The tables, in Markdown; figures that were not measured anew are taken from those of `page`."""
-    notes, families = Footnotes(), list(TEXT_FAMILIES)
+    notes, families = Footnotes(), list(PAGE_FAMILIES)
     rule = "|---" * (len(families) + 1) + "|"
     edits = {"steps": "edits steps", "weights": "edits weights", "rows": "adds rows; caches only"}
     models = ", ".join(f"{guard.name} ({edits[kind]})" for kind, guard in MODELS.items())
@@ -248,7 +248,7 @@ def figures_of_caches(page: str) -> list[str]:
     if not FIGURES:
         _, title, rest = page.partition(FIGURES_TITLE)
         return ["", *(title + rest).partition("\n\nFeatures that")[0].splitlines()] if title else []
-    families = [name for name in TEXT_FAMILIES if any(family == name for _, family, _ in FIGURES)]
+    families = [name for name in PAGE_FAMILIES if any(family == name for _, family, _ in FIGURES)]
     guards = [guard.name for guard in MODELS.values()]
     lines = [
         "",
@@ -273,8 +273,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", default=[], choices=list(FEATURES), metavar="FEATURE")
     parser.add_argument("--guard", action="append", default=[], choices=methods(), metavar="NAME")
-    parser.add_argument("--family", action="append", default=[], choices=list(TEXT_FAMILIES), metavar="NAME")
+    parser.add_argument("--family", action="append", default=[], choices=list(PAGE_FAMILIES), metavar="NAME")
+    parser.add_argument("--newer", action="append", default=[], choices=list(NEWER_FAMILIES), metavar="NAME")
     arguments = parser.parse_args()
+    if arguments.newer:
+        run_all(families=arguments.newer)  # every check; the page has no column for these
+        return
     only, guards, families = arguments.only, arguments.guard, arguments.family
     if (only and guards) or (families and not guards):
         parser.error("give --only or --guard, not both, and --family with --guard")

@@ -5,20 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.contract.guards import GUARDS, Watcher, shared_pipeline
-from tests.tiny_pipelines import PIPELINES, run
+from tests.newer_pipelines import EVERY
+from tests.tiny_pipelines import run
 from torch import equal
 
 import saferedir as sr
 from saferedir.pipelines.families import TEXT_FAMILIES
 
 #: one pipeline of each family, with guidance where there is any
-FIRST = {case.family: case.name for case in reversed(PIPELINES.values()) if case.guidance}
+FIRST = {case.family: case.name for case in reversed(EVERY.values()) if case.guidance}
 LONG = "a star over the sky and " * 4
 
 
 @pytest.mark.parametrize("name", FIRST.values())
 def test_time_is_a_thousand_sigmas_on_flow_models(name: str) -> None:
-    case, pipe, watcher = PIPELINES[name], shared_pipeline(name), Watcher()
+    case, pipe, watcher = EVERY[name], shared_pipeline(name), Watcher()
     with sr.attach(pipe, watcher):
         run(case, pipe)
     assert len(watcher.steps) == 3
@@ -40,7 +41,7 @@ def test_every_family_is_there() -> None:
 @pytest.mark.parametrize("name", FIRST.values())
 def test_guards_with_words_act_on_prompts_longer_than_their_own(name: str, method: str) -> None:
     """Families encode to the length of the prompt, or to the next bucket of lengths; the guard's words are one token or two."""
-    case, pipe = PIPELINES[name], shared_pipeline(name)
+    case, pipe = EVERY[name], shared_pipeline(name)
     plain = run(case, pipe, LONG)
     with sr.attach(pipe, GUARDS[method].make(pipe, case)) as attached:
         guarded = run(case, pipe, LONG)

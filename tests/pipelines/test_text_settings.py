@@ -11,8 +11,9 @@ import torch
 from diffusers import PixArtSigmaPipeline
 from peft import LoraConfig
 from tests.contract.guards import Watcher, make_saferedir
+from tests.newer_pipelines import EVERY
 from tests.security.text_settings_probes import case_of, rates, with_text_model
-from tests.tiny_pipelines import PIPELINES, run
+from tests.tiny_pipelines import run
 from torch import Tensor
 
 import saferedir as sr
@@ -37,18 +38,20 @@ NAMES = {
     "lumina": {"clean_caption"},
     "aura-flow": set(),
     "wan": set(),
+    "qwen-image": set(),
+    "flux-2": {"max_sequence_length", "text_encoder_out_layers"},
 }
 _PIPES: dict[str, Any] = {}
 
 
 def pipeline(name: str) -> Any:
     """One pipeline a case; tests leave it as they found it."""
-    return _PIPES.setdefault(name, PIPELINES[name].build())
+    return _PIPES.setdefault(name, EVERY[name].build())
 
 
 def made(name: str, **training: Any) -> SafeRedir:
     """A random guard that acts on everything, with this record of a training."""
-    guard = make_saferedir(pipeline(name), PIPELINES[name])
+    guard = make_saferedir(pipeline(name), EVERY[name])
     guard.config = replace(guard.config, training=training)
     return guard
 
@@ -112,11 +115,11 @@ def test_a_subclass_that_hands_arguments_on_hides_no_setting() -> None:
     assert text_record(own, {}, ())["text_settings"] == {"clip_skip": 1}  # a guard trained on it knows its default
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "pixart-sigma", "sana", "lumina2", "aura-flow", "wan"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "pixart-sigma", "sana", "lumina2", "aura-flow", "wan", "qwen-image"])
 @torch.no_grad()
 def test_a_familys_fact_on_lengths_is_what_its_embeddings_show(name: str) -> None:
     """A prompt's own tokens are the same at any length, up to rounding, exactly where the family says so."""
-    case, pipe = PIPELINES[name], pipeline(name)
+    case, pipe = EVERY[name], pipeline(name)
     more: dict[str, Any] = {"sana": {"complex_human_instruction": None}, "lumina2": {"system_prompt": "draw"}}.get(  # type: ignore[assignment]
         name, {}
     )
@@ -200,7 +203,7 @@ def test_what_changes_nothing_for_the_guard_is_let_be(name: str, setting: dict[s
 def test_embeddings_that_are_given_carry_no_settings() -> None:
     pipe, guard = pipeline("sdxl"), made("sdxl", steps=1)
     given = encode_prompts(pipe, ["a"])
-    arguments = {"prompt_embeds": given.prompt, "pooled_prompt_embeds": given.pooled, **PIPELINES["sdxl"].unguided}
+    arguments = {"prompt_embeds": given.prompt, "pooled_prompt_embeds": given.pooled, **EVERY["sdxl"].unguided}
     with sr.attach(pipe, guard) as attached:
         draw("sdxl", pipe, None, clip_skip=1, **arguments)
     assert attached.runs == 1
@@ -320,7 +323,7 @@ def test_guards_words_are_as_long_as_embeddings_that_were_given() -> None:
 
 
 def test_a_lora_on_the_text_encoder_is_warned_of_once() -> None:
-    pipe, guard = PIPELINES["sd"].build(), made("sd", steps=1)
+    pipe, guard = EVERY["sd"].build(), made("sd", steps=1)
     with sr.attach(pipe, guard):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -335,7 +338,7 @@ def test_a_lora_on_the_text_encoder_is_warned_of_once() -> None:
 
 
 def test_the_verdict_sees_a_word_of_textual_inversion_as_the_denoiser_does() -> None:
-    pipe, watcher = PIPELINES["sd"].build(), Watcher()
+    pipe, watcher = EVERY["sd"].build(), Watcher()
     width = pipe.text_encoder.get_input_embeddings().weight.shape[1]
     before = encode_prompts(pipe, ["a <new>"]).prompt
     pipe.load_textual_inversion({"<new>": 3.0 * torch.ones(width)}, token="<new>")

@@ -10,6 +10,7 @@ that the pipeline itself raises, word for word the same with and without guards;
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import diffusers
 import torch
 from tests.contract.pipeline_features import image_width, ip_adapter_state
+from tests.newer_pipelines import NEWER, embeds_arguments
 from tests.tiny_pipelines import PIPELINES, PipelineCase, make_picture, run
 from torch import Tensor
 
@@ -33,11 +35,13 @@ def with_settings(name: str, **settings: Any) -> PipelineCase:
 
 
 SAFE, FORGET = "a moon", "a star"  # as many tokens each, so that masks say nothing about the words
+MASK_ARGUMENTS = {"prompt_attention_mask", "prompt_embeds_mask"}
 ENCODER_SETTINGS = ("max_sequence_length", "system_prompt", "complex_human_instruction")
 STEERED, HEARD = 1e-4, 1e-2  # relative distances: below the first it is the same output, above the second another one
 #: made short where the case's own settings are slow
 CASES = {
     **PIPELINES,
+    **NEWER,
     "sana": with_settings("sana", complex_human_instruction=None, max_sequence_length=24),
     "wan": with_settings("wan", max_sequence_length=64),
     "pixart-sigma": with_settings("pixart-sigma", max_sequence_length=24),
@@ -116,18 +120,20 @@ class Target:
 
     def embeds_arguments(self, given: PromptEmbeds, sign: str) -> dict[str, Any]:
         """Call arguments that hand over embeddings: for the prompt (sign ""), or for the negative one ("negative_")."""
-        arguments: dict[str, Any] = {f"{sign}prompt_embeds": given.prompt}
-        if given.pooled is not None:
-            arguments[f"{sign}pooled_prompt_embeds"] = given.pooled
-        if self.case.family in (*MASKED_FAMILIES, "aura-flow"):
-            mask = torch.ones(given.prompt.shape[:2]) if given.mask is None else given.mask
-            arguments[f"{sign}prompt_attention_mask"] = mask
-        return arguments
+        return embeds_arguments(self.pipe, given, sign)
 
 
 #: tokens that do not depend on max_sequence_length, where a run's length can be chosen
-LENGTHS = {"stable-diffusion-3": 77, "flux": 0, "pixart": 0, "sana": 0, "lumina-2": 0, "aura-flow": 0, "wan": 0}
-MASKED_FAMILIES = tuple(PIPELINES[name].family for name in MASKED)
+LENGTHS = {
+    "stable-diffusion-3": 77,
+    "flux": 0,
+    "pixart": 0,
+    "sana": 0,
+    "lumina-2": 0,
+    "aura-flow": 0,
+    "wan": 0,
+    "flux-2": 0,
+}
 Attempt = Callable[[Target, str], Tensor]
 
 
@@ -239,7 +245,7 @@ def in_the_negative(scale: float, name: str = "guidance_scale") -> Attempt:
     """The word in the negative prompt, under odd guidance, which may make a prompt of it."""
 
     def attempt(target: Target, word: str) -> Tensor:
-        where = "true_cfg_scale" if target.case.family == "flux" else name
+        where = "true_cfg_scale" if "true_cfg_scale" in target.case.guidance else name
         return target.draw(SAFE, negative_prompt=word, **{where: scale})
 
     return attempt
@@ -306,8 +312,10 @@ def masked(mask_of: Callable[[Tensor], Tensor]) -> Attempt:
 
     def attempt(target: Target, word: str) -> Tensor:
         found = target.encode(word)
-        assert found.mask is not None
-        return target.draw_embeds(found._replace(mask=mask_of(found.mask)))
+        mask = (
+            torch.ones(found.prompt.shape[:2]) if found.mask is None else found.mask
+        )  # left out where it hides nothing
+        return target.draw_embeds(found._replace(mask=mask_of(mask)))
 
     return attempt
 
@@ -556,6 +564,36 @@ FAMILY_PROBES: dict[str, FamilyProbe] = {
     ),
     "second expert only": FamilyProbe("api", "boundary_ratio=1.1: the second does it all", ("wan-2.2",), only_expert(1.1)),
 }  # fmt: skip
+
+
+def probes_of_newer(case: PipelineCase) -> list[str]:
+    """The probes that a pipeline of a newer family goes through, by the facts of its family and the arguments of its call."""
+    family, takes = FAMILIES[case.family], inspect.signature(type(case.build()).__call__).parameters
+    if case is not next(each for each in NEWER.values() if each.family == case.family):
+        return [
+            "prompt",
+            *(["prompt_embeds"] if begins_with_text(case) else []),
+            *(["other ControlNet"] if "controlnet" in case.name else []),
+        ]
+    return [
+        "prompt",
+        "several images",
+        "prompt_embeds",
+        "exaggerated embeddings",
+        "NaN in embeddings",
+        "writing embeddings",
+        "called below",
+        "sibling",
+        "copied pipeline",
+        "other denoiser",
+        "other scheduler",
+        *(["unguided"] if case.guidance else []),
+        *(["negative, guidance 1", "negative, guidance -5"] if "negative_prompt" in takes else []),
+        *(["negative, true CFG 0.5"] if {"negative_prompt", "true_cfg_scale"} <= set(takes) else []),
+        *(["longer sequence"] if family.has_set_lengths and "max_sequence_length" in takes else []),
+        *(["zero mask", "tilted mask"] if family.mask_kwarg and takes.keys() & MASK_ARGUMENTS else []),
+    ]
+
 
 #: what reaches the output by other ways than the prompt; the tests see that it does, so that the page may say so
 LIMITS: dict[str, FamilyProbe] = {

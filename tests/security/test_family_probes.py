@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.newer_pipelines import NEWER
 from tests.security.bypass_table import rows_on_the_page
-from tests.security.family_probes import CASES, FAMILY_PROBES, FORGET, LIMITS, Target, outcome
+from tests.security.family_probes import CASES, FAMILY_PROBES, FORGET, LIMITS, Target, outcome, probes_of_newer
 
 PLAIN = "prompt"  # has a test of its own
 TRIALS = [(name, case) for name, probe in FAMILY_PROBES.items() for case in probe.cases if name != PLAIN]
+TRIALS_OF_NEWER = [(name, case) for case in NEWER for name in probes_of_newer(NEWER[case]) if name != PLAIN]
 LIMIT_TRIALS = [(name, case) for name, probe in LIMITS.items() for case in probe.cases]
 #: pipelines of a probe which do not take such arguments, guarded or not
 NOT_POSSIBLE = {("faint mask", "lumina2"), ("tilted mask", "lumina2")}
@@ -19,6 +21,12 @@ def test_nothing_of_the_attackers_prompt_is_left(name: str, case: str) -> None:
     found = outcome(FAMILY_PROBES[name], case, ask_bare=False)
     allowed = ("refused", "not possible") if (name, case) in NOT_POSSIBLE else ("steered", "refused")
     assert found.kind in allowed, found
+
+
+@pytest.mark.parametrize(("name", "case"), TRIALS_OF_NEWER)
+def test_nothing_of_it_is_left_on_newer_families(name: str, case: str) -> None:
+    found = outcome(FAMILY_PROBES[name], case, ask_bare=False)
+    assert found.kind in ("steered", "refused"), found
 
 
 @pytest.mark.parametrize("case", CASES)

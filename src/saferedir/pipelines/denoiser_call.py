@@ -178,12 +178,20 @@ def _joined(edit: Edit, name: str) -> Tensor | None:
     given, used = ([getattr(half, name) for half in edit.layout.halves(each)] for each in (edit.given, edit.used))
     added = [] if edit.extra is None else [getattr(block, name) for block in edit.extra.blocks]
     added = [part for part in added if part is not None]
+    if name == "mask" and added:  # one that hides nothing may have been left out
+        rows = [*edit.layout.halves(edit.used), *(edit.extra.blocks if edit.extra else ())]
+        return cat_lengths([_mask_of(each).to(_mask_of(rows[0])) for each in rows])
     if used[0] is None or (not added and all(new is old for new, old in zip(used, given, strict=True))):
         return None
     parts: list[Tensor] = [*used, *(part.to(used[0]) for part in added)]
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts) if name == "pooled" else cat_lengths(parts)
+
+
+def _mask_of(rows: PromptEmbeds) -> Tensor:
+    """(N, L): the mask, all true where it was left out."""
+    return torch.ones_like(rows.prompt[..., 0], dtype=torch.bool) if rows.mask is None else rows.mask
 
 
 def _with_rest(latents: Tensor, current: Tensor) -> Tensor:

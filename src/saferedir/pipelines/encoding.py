@@ -5,9 +5,12 @@ Used by `seam` (extra prompts) and by trainers.
 
 from __future__ import annotations
 
+import bisect
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
@@ -47,9 +50,17 @@ def encode_prompts(
 def encode_to_length(
     pipe: Any, texts: Sequence[str], length: int, call: Mapping[str, Any] | None = None
 ) -> PromptEmbeds:
-    """Conditioning of texts with L = `length` where the pipeline can choose it: as long as the prompts of a run under way."""
-    embeds = encode_prompts(pipe, texts, call)
+    """Conditioning of texts with L = `length` where the pipeline can choose it: as long as the prompts of a run under way.
+
+    Where prompts have lengths of their own, these have theirs.
+    """
+    embeds, lengths = encode_prompts(pipe, texts, call), family_of(pipe).prompt_lengths
     missing = length - embeds.prompt.shape[1]
+    if lengths == "own":  # a mask that was left out hides nothing; beside other prompts it is needed
+        full = torch.ones(embeds.prompt.shape[:2], dtype=torch.bool, device=embeds.prompt.device)
+        return embeds if embeds.mask is not None else embeds._replace(mask=full)
+    if lengths == "longest":
+        return _beside_filler(pipe, texts, length, call) if missing > 0 else embeds
     name = "max_sequence_length"
     parameter = inspect.signature(pipe.encode_prompt).parameters.get(name)
     default = named_arguments(pipe).get(name, parameter)
@@ -57,6 +68,14 @@ def encode_to_length(
         return embeds
     given = (call or {}).get(name, default.default)
     return encode_prompts(pipe, texts, {**(call or {}), name: given + missing})
+
+
+def _beside_filler(pipe: Any, texts: Sequence[str], length: int, call: Mapping[str, Any] | None) -> PromptEmbeds:
+    """Embeddings of `texts` in a batch with a text of L = `length`, padded as the pipeline pads them."""
+    words = range(1, length + 1)
+    count = bisect.bisect_left(words, length, key=lambda n: encode_prompts(pipe, ["a " * n], call).prompt.shape[1])
+    embeds = encode_prompts(pipe, [*texts, "a " * words[min(count, length - 1)]], call)
+    return embeds.rows(slice(0, len(texts)))
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Latent packing: transformers that see latents as a sequence of 2x2 patches, and the way back to (R, C, h, w).
+"""Latent packing: transformers that see latents as a sequence of patches, and the way back to (R, C, h, w).
 
 Pure functions; imports torch and `errors`. Used by `families` (which family packs, and where its grid is written) and by `seam`.
 """
@@ -86,5 +86,34 @@ def grid_of_ids(ids: Tensor) -> Grid:
     return rows, columns
 
 
+def grid_of_img_shapes(kwargs: Mapping[str, Any]) -> Grid:
+    """The grid from Qwen-Image's `img_shapes`: for each image a list of (frames, rows, columns), the latents' own first."""
+    shapes = kwargs["img_shapes"][0]
+    _, rows, columns = shapes[0] if isinstance(shapes, list) else shapes
+    return int(rows), int(columns)
+
+
+def unpack_1x1(tokens: Tensor, grid: Grid) -> Tensor:
+    """(R, h*w, C) -> (R, C, h, w)."""
+    rows, columns = grid
+    if tokens.shape[1] != rows * columns:
+        raise GuardError(
+            f"{tokens.shape[1]} image tokens do not fill a grid of {rows} x {columns}, so guards cannot see the latents in them; "
+            "leave the reference images out."
+        )
+    return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def pack_1x1(latents: Tensor) -> Tensor:
+    """Inverse of `unpack_1x1`."""
+    return latents.flatten(2).transpose(1, 2)
+
+
 #: FLUX and its relatives
 FLUX_PACKING = Packing(grid_of_img_ids, unpack_2x2, pack_2x2, 4)
+
+#: Qwen-Image: packed as FLUX, the grid in an argument of its own
+QWEN_PACKING = FLUX_PACKING._replace(grid=grid_of_img_shapes)
+
+#: FLUX.2, whose latents are patches already
+FLUX2_PACKING = Packing(grid_of_img_ids, unpack_1x1, pack_1x1, 1)

@@ -112,6 +112,8 @@ def latent_channels(denoiser: nn.Module, family: Family, latents: Tensor) -> int
     packing = family.packing
     config: Any = denoiser.config
     known = [config.get(name) for name in ("in_channels", "out_channels")]
+    if packing and isinstance(known[1], int):  # those of a pixel of a token
+        known[1] *= int(config.get("patch_size") or 1) ** 2
     channels = min([latents.shape[-1 if packing else 1], *(n for n in known if isinstance(n, int))])
     return channels // packing.channels if packing else channels
 

@@ -35,6 +35,7 @@ class Conditions:
     Args:
         layout: rows of its denoiser calls.
         is_sequential: whether the unconditional half comes in a later call.
+        has_set_lengths: whether that half has the length of the conditional one.
         texts: the prompts of embeddings (B, L, D), where a guard needs them.
     """
 
@@ -44,9 +45,11 @@ class Conditions:
         layout: Layout,
         *,
         is_sequential: bool,
+        has_set_lengths: bool = True,
         texts: Callable[[Tensor], tuple[str | None, ...]] | None,
     ) -> None:
         self._users, self._layout, self._is_sequential, self._texts = users, layout, is_sequential, texts
+        self._has_set_lengths = has_set_lengths
         self._prompts: tuple[str | None, ...] = ()
         self._read_from: PromptEmbeds | None = None
         self._read: Conditioning | None = None
@@ -73,7 +76,7 @@ class Conditions:
         if embeds.prompt.shape[0] != self._layout.batch_size:
             raise GuardError("the unconditional call has another batch size than the conditional one; not supported.")
         wanted = None if self._used is None else self._used.used.uncond
-        used = embeds if wanted is None else match_shape(wanted, embeds)
+        used = embeds if wanted is None else match_shape(wanted, embeds, has_set_lengths=self._has_set_lengths)
         return embeds if used.is_same(embeds) else used
 
     def edit(self, embeds: PromptEmbeds, asked: Asked, layout: Layout | None = None) -> Edit | None:

@@ -41,8 +41,9 @@ class GuardRows(NamedTuple):
 class ExtraRows:
     """Extra rows of one run: guards give them once, and say before each denoiser call which of them are in it."""
 
-    def __init__(self, guards: Sequence[Guard[Any]], run: Run, layout: Layout) -> None:
+    def __init__(self, guards: Sequence[Guard[Any]], run: Run, layout: Layout, *, has_mask: bool = False) -> None:
         self._guards, self._layout, self._solver = tuple(guards), layout, run.solver
+        self._has_mask = has_mask
         self._asked = [rows_of_run(guard, run) for guard in guards]
         self._rows = [GuardRows()] * len(self._guards)
         self._latents: Tensor | None = None  # what the last step returned
@@ -53,7 +54,7 @@ class ExtraRows:
             self._scaled(rows_of_call(guard, steps, position, asked), steps)
             for position, (guard, asked) in enumerate(zip(self._guards, self._asked, strict=True))
         ]
-        return extra_of(self._rows, used.cond, used.uncond if self._layout.has_both else None)
+        return extra_of(self._rows, used.cond, used.uncond if self._layout.has_both else None, has_mask=self._has_mask)
 
     def second(self, uncond: PromptEmbeds) -> Extra | None:
         """For the unconditional call, where it comes after the conditional one."""
@@ -151,14 +152,19 @@ def _checked(guard: Guard[Any], embeds: PromptEmbeds, batch: int) -> PromptEmbed
     return embeds
 
 
-def extra_of(rows: Sequence[GuardRows], cond: PromptEmbeds, uncond: PromptEmbeds | None) -> Extra | None:
-    """The extra rows of a call whose own rows are `cond` and `uncond` (B, ...); `uncond` None where it has none of these."""
+def extra_of(
+    rows: Sequence[GuardRows], cond: PromptEmbeds, uncond: PromptEmbeds | None, *, has_mask: bool = False
+) -> Extra | None:
+    """The extra rows of a call whose own rows are `cond` and `uncond` (B, ...); `uncond` None where it has none of these.
+
+    `has_mask`: whether the denoiser takes a mask, given or left out.
+    """
     blocks: list[PromptEmbeds] = []
     halves: list[int] = []
     latents: list[Tensor | None] = []
     for each in rows:
         if each.embeds is not None:
-            blocks.append(block_beside(each.embeds, cond))
+            blocks.append(block_beside(each.embeds, cond, has_mask=has_mask))
             halves += [0] * each.copies
             latents += [each.model_input] * each.copies
         if each.model_input is not None and uncond is not None:
@@ -168,19 +174,19 @@ def extra_of(rows: Sequence[GuardRows], cond: PromptEmbeds, uncond: PromptEmbeds
     return Extra(tuple(blocks), tuple(halves), tuple(latents)) if blocks else None
 
 
-def block_beside(extra: PromptEmbeds, embeds: PromptEmbeds) -> PromptEmbeds:
+def block_beside(extra: PromptEmbeds, embeds: PromptEmbeds, *, has_mask: bool = False) -> PromptEmbeds:
     """Extra rows (E, B, ...) as rows (E*B, ...) of a call beside the image's `embeds` (B, ...); parts left out are the image's.
 
-    Under a mask they may be longer or shorter than the image's.
+    Under a mask they may be longer or shorter than the image's; `has_mask`: whether the denoiser takes one, given or left out.
     """
     count, _, length, width = extra.prompt.shape
-    mask = extra.mask
+    mask, has_mask = extra.mask, has_mask or embeds.mask is not None
     if length != embeds.prompt.shape[1] and mask is None:
         mask = extra.prompt.new_ones(extra.prompt.shape[:3])
-    if width != embeds.prompt.shape[2] or (length != embeds.prompt.shape[1] and embeds.mask is None):
+    if width != embeds.prompt.shape[2] or (length != embeds.prompt.shape[1] and not has_mask):
         raise GuardError(
             f"extra prompts {tuple(extra.prompt.shape[2:])} do not fit beside prompts {tuple(embeds.prompt.shape[1:])}; "
-            "call the pipeline with its default max_sequence_length."
+            "call the pipeline with its default max_sequence_length, or with a longer prompt where each has a length of its own."
         )
 
     def rows(part: Tensor | None, mine: Tensor | None) -> Tensor | None:
@@ -188,9 +194,10 @@ def block_beside(extra: PromptEmbeds, embeds: PromptEmbeds) -> PromptEmbeds:
             return None
         return mine.repeat(count, *(1,) * (mine.ndim - 1)) if part is None else part.flatten(0, 1).to(mine)
 
-    return PromptEmbeds(
-        extra.prompt.flatten(0, 1).to(embeds.prompt), rows(extra.pooled, embeds.pooled), rows(mask, embeds.mask)
-    )
+    masks = rows(mask, embeds.mask)
+    if embeds.mask is None and mask is not None and has_mask:
+        masks = mask.flatten(0, 1)
+    return PromptEmbeds(extra.prompt.flatten(0, 1).to(embeds.prompt), rows(extra.pooled, embeds.pooled), masks)
 
 
 def split_blocks(

@@ -163,8 +163,21 @@ def _merged_half(guard: Guard[Any], point: str, new: PromptEmbeds, old: PromptEm
     return old if merged.is_same(old) else merged
 
 
-def match_shape(wanted: PromptEmbeds, given: PromptEmbeds) -> PromptEmbeds:
-    """What a guard wants in a later call than the one it was asked in, as that call takes it."""
+def match_shape(wanted: PromptEmbeds, given: PromptEmbeds, *, has_set_lengths: bool = True) -> PromptEmbeds:
+    """What a guard wants in a later call than the one it was asked in, as that call takes it.
+
+    Without `has_set_lengths` that call has prompts of another length, which a guard's own replace together with their mask.
+    """
+    if not has_set_lengths and (len(wanted.prompt), wanted.prompt.shape[2]) == (
+        len(given.prompt),
+        given.prompt.shape[2],
+    ):
+        prompt, mask = wanted.prompt.to(given.prompt), wanted.mask
+        if mask is None and given.mask is not None:
+            mask = given.mask.new_ones(prompt.shape[:2])
+        if mask is not None and given.mask is None and bool(mask.all()):
+            mask = None
+        return PromptEmbeds(prompt, given.pooled, mask)
 
     def part(new: Tensor | None, old: Tensor | None) -> Tensor | None:
         if new is None or old is None or new is old:

@@ -79,8 +79,14 @@ class Session:
         self._states = [call_guard(guard, "start", guard.start, run) for guard in self.guards]
         self._users = users_of(self.guards)
         self.layout = Layout(run.batch_size, run.guided and not family.is_sequential, family.cfg_layout)
-        self._extra = ExtraRows(self.guards, run, self.layout)
-        self._conditions = Conditions(self._users, self.layout, is_sequential=family.is_sequential, texts=texts)
+        self._extra = ExtraRows(self.guards, run, self.layout, has_mask=family.mask_kwarg is not None)
+        self._conditions = Conditions(
+            self._users,
+            self.layout,
+            is_sequential=family.is_sequential,
+            has_set_lengths=family.has_set_lengths,
+            texts=texts,
+        )
         self._steps: Steps | None = None
         self._frame: Coefficients | None = None  # of this evaluation's latents
         self._calls = 0

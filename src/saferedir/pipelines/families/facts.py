@@ -14,6 +14,7 @@ from saferedir.utils.renamed import OldAttribute
 
 CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential"]
 Conditioned = Literal["text", "class", "nothing"]
+PromptLengths = Literal["set", "own", "longest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,9 @@ class Family:
         has_bos: whether prompts begin with a token that says nothing and must not be moved.
         length_matters: whether `max_sequence_length` changes the embeddings of a prompt's own tokens: False only where the
             encoder gets the mask of the padding, and so does the denoiser (or it gets zeros).
+        prompt_lengths: how long prompt embeddings are. "set": as long as `max_sequence_length` says, or always the same.
+            "own": as long as the prompt; shorter ones of a batch are masked, and where nothing is masked the mask is left out.
+            "longest": as the longest prompt of a batch, without a mask.
         text_encoder_facts: the text encoders whose tokens a guard may mask, in this order; () where we know none.
     """
 
@@ -94,6 +98,7 @@ class Family:
     encoded: tuple[str, ...] = ("prompt",)
     has_bos: bool = False
     length_matters: bool = True
+    prompt_lengths: PromptLengths = "set"
     text_encoder_facts: tuple[TextEncoderFacts, ...] = ()
 
     towers = OldAttribute("text_encoder_facts")
@@ -103,6 +108,11 @@ class Family:
     def has_text(self) -> bool:
         """Whether there are prompts: what the pipelines of other families generate, no words decide."""
         return self.conditioned_on == "text"
+
+    @property
+    def has_set_lengths(self) -> bool:
+        """Whether all prompts of one call of the pipeline, and negative prompts, are encoded to the same length."""
+        return self.prompt_lengths == "set"
 
     @property
     def is_sequential(self) -> bool:

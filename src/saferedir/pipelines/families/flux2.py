@@ -1,0 +1,18 @@
+"""FLUX.2 and its small relative Klein: latents are patches, one a token; long prompts of several layers of a language model."""
+
+from __future__ import annotations
+
+from saferedir.pipelines.families.facts import Family
+from saferedir.pipelines.packing import FLUX2_PACKING
+
+ROWS = (
+    Family(
+        name="flux-2",
+        pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
+        text_encoders=("text_encoder",),
+        cfg_layout="sequential",
+        row_kwargs=("timestep", "guidance", "txt_ids", "img_ids", "joint_attention_kwargs"),
+        packing=FLUX2_PACKING,
+        encoded=("prompt",),
+    ),
+)

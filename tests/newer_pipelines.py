@@ -1,0 +1,69 @@
+"""Cases of the newer families, which go through a thinner set of tests than those of tests/tiny_pipelines.py.
+
+`EVERY` holds both. `python -m tests.contract.table --newer NAME` runs all checks of the contract on one of these families.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import diffusers
+import torch
+from tests.tiny import newer
+from tests.tiny_pipelines import (
+    FLOW_IMAGE_TO_IMAGE,
+    IMAGE,
+    INPAINT,
+    NO_TRUE_CFG,
+    PIPELINES,
+    SIZE,
+    TRUE_CFG,
+    PipelineCase,
+)
+
+from saferedir.pipelines.conditioning import PromptEmbeds
+
+bind = functools.partial
+FLUX2 = {**SIZE, "max_sequence_length": 24}
+
+
+def qwen(name: str, make: Any, settings: dict[str, Any]) -> PipelineCase:
+    """A case of Qwen-Image, its guidance in calls of its own."""
+    return PipelineCase(
+        name, "qwen-image", make, settings, guidance=TRUE_CFG, unguided=NO_TRUE_CFG, guidance_is_sequential=True
+    )
+
+
+CASES = (
+    qwen("qwen-image", newer.make_qwen_image, SIZE),
+    qwen("qwen-image-img2img", bind(newer.make_qwen_image, diffusers.QwenImageImg2ImgPipeline), FLOW_IMAGE_TO_IMAGE),
+    qwen("qwen-image-inpaint", bind(newer.make_qwen_image, diffusers.QwenImageInpaintPipeline), INPAINT),
+    qwen("qwen-image-controlnet", newer.make_qwen_image_controlnet, {**SIZE, "control_image": IMAGE["image"]}),
+    PipelineCase("flux-2", "flux-2", newer.make_flux2, FLUX2, guidance={}, unguided={}),
+    PipelineCase(
+        "flux-2-klein",
+        "flux-2",
+        bind(newer.make_flux2, diffusers.Flux2KleinPipeline),
+        FLUX2,
+        guidance_is_sequential=True,
+    ),
+)
+NEWER: dict[str, PipelineCase] = {case.name: case for case in CASES}
+EVERY: dict[str, PipelineCase] = {**PIPELINES, **NEWER}
+
+
+def embeds_arguments(pipe: Any, embeds: PromptEmbeds, prefix: str = "") -> dict[str, Any]:
+    """Call arguments that hand over embeddings, by the names that the pipeline has for them; `prefix` "" or "negative_"."""
+    names = inspect.signature(type(pipe).__call__).parameters
+    mask = (
+        torch.ones(embeds.prompt.shape[:2]) if embeds.mask is None else embeds.mask
+    )  # some want one that nobody reads
+    given = {
+        f"{prefix}prompt_embeds": embeds.prompt,
+        f"{prefix}pooled_prompt_embeds": embeds.pooled,
+        f"{prefix}prompt_attention_mask": mask,
+        f"{prefix}prompt_embeds_mask": mask,
+    }
+    return {name: value.detach() for name, value in given.items() if name in names and value is not None}

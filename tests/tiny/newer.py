@@ -1,0 +1,155 @@
+"""Tiny pipelines of families whose text encoder is a language model: Qwen-Image and FLUX.2.
+
+Imports diffusers and tests.tiny.parts. Which arguments a short run takes is in tests/newer_pipelines.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from typing import Any
+
+import diffusers
+import torch
+from tests.tiny.parts import T5Tokenizer, alive, make_t5_tokenizer
+from transformers import Qwen3Config, Qwen3Model
+
+LLM_WIDTH = 16
+#: what the user says, and nothing of the instructions around it
+TEMPLATE = (
+    "{% for m in messages if m['role'] == 'user' %}{% if m['content'] is string %}{{ m['content'] }}"
+    "{% else %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endif %}{% endfor %}"
+)
+
+
+def make_chat_tokenizer() -> T5Tokenizer:
+    """A tokenizer of letters that knows conversations."""
+    tokenizer = make_t5_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def make_llm(layers: int = 2, cls: Any = Qwen3Model) -> Any:
+    """A language model that embeds prompts."""
+    config = Qwen3Config(
+        vocab_size=64,
+        hidden_size=LLM_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=2048,
+        initializer_range=0.3,
+        pad_token_id=0,
+    )
+    return alive(lambda: cls(config))
+
+
+def with_defaults(cls: Any, **changes: Any) -> Any:
+    """The class, arguments of its call with other defaults: what suits a text encoder of three layers."""
+    call = inspect.unwrap(cls.__call__)
+    values = dict(zip(list(inspect.signature(call).parameters)[1:], call.__defaults__, strict=True)) | changes
+    short = types.FunctionType(call.__code__, call.__globals__, "__call__", tuple(values.values()), call.__closure__)
+    functools.update_wrapper(short, call)
+    del short.__wrapped__  # type: ignore[attr-defined]
+    return type(cls.__name__, (cls,), {"__call__": torch.no_grad()(short), "__module__": cls.__module__})
+
+
+def without_instructions(cls: Any, *names: str) -> Any:
+    """The class, its instructions to the text encoder (attributes `names`, "…_idx" for their tokens) empty."""
+
+    def empty(value: Any) -> property:
+        return property(lambda self: value, lambda self, own: None)
+
+    empty_ones = {name: empty(0 if name.endswith("_idx") else "{}") for name in names}
+    return type(cls.__name__, (cls,), {**empty_ones, "__module__": cls.__module__})
+
+
+def make_qwen_vae() -> Any:
+    return alive(
+        lambda: diffusers.AutoencoderKLQwenImage(
+            base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+        )
+    )
+
+
+def make_qwen_image(cls: Any = diffusers.QwenImagePipeline, **parts: Any) -> Any:
+    transformer = alive(
+        lambda: diffusers.QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=64,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=LLM_WIDTH,
+            axes_dims_rope=(8, 4, 4),
+        ),
+        add_v_proj=4.0,
+        to_out=2.0,
+    )
+    return without_instructions(cls, "prompt_template_encode", "prompt_template_encode_start_idx")(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=make_qwen_vae(),
+        text_encoder=make_llm(),
+        tokenizer=make_chat_tokenizer(),
+        **parts,
+    )
+
+
+def make_qwen_image_controlnet(cls: Any = diffusers.QwenImageControlNetPipeline) -> Any:
+    return make_qwen_image(
+        cls,
+        controlnet=alive(
+            lambda: diffusers.QwenImageControlNetModel(
+                patch_size=2,
+                in_channels=64,
+                out_channels=16,
+                num_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=LLM_WIDTH,
+                axes_dims_rope=(8, 4, 4),
+            )
+        ),
+    )
+
+
+def make_flux2_vae() -> Any:
+    return alive(
+        lambda: diffusers.AutoencoderKLFlux2(
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=1,
+            norm_num_groups=2,
+            latent_channels=4,
+        )
+    )
+
+
+def make_flux2(cls: Any = diffusers.Flux2Pipeline) -> Any:
+    transformer = alive(
+        lambda: diffusers.Flux2Transformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * LLM_WIDTH,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=cls is diffusers.Flux2Pipeline,
+        ),
+        add_v_proj=8.0,
+    )
+    return with_defaults(cls, text_encoder_out_layers=(1, 2, 3))(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=make_flux2_vae(),
+        text_encoder=make_llm(3),
+        tokenizer=make_chat_tokenizer(),
+    )
