@@ -26,7 +26,7 @@ from tests.tiny_pipelines import (
 from saferedir.pipelines.conditioning import PromptEmbeds
 
 bind = functools.partial
-FLUX2 = {**SIZE, "max_sequence_length": 24}
+SHORT = {**SIZE, "max_sequence_length": 24}
 
 
 def qwen(name: str, make: Any, settings: dict[str, Any]) -> PipelineCase:
@@ -41,13 +41,28 @@ CASES = (
     qwen("qwen-image-img2img", bind(newer.make_qwen_image, diffusers.QwenImageImg2ImgPipeline), FLOW_IMAGE_TO_IMAGE),
     qwen("qwen-image-inpaint", bind(newer.make_qwen_image, diffusers.QwenImageInpaintPipeline), INPAINT),
     qwen("qwen-image-controlnet", newer.make_qwen_image_controlnet, {**SIZE, "control_image": IMAGE["image"]}),
-    PipelineCase("flux-2", "flux-2", newer.make_flux2, FLUX2, guidance={}, unguided={}),
+    PipelineCase("flux-2", "flux-2", newer.make_flux2, SHORT, guidance={}, unguided={}),
     PipelineCase(
         "flux-2-klein",
         "flux-2",
         bind(newer.make_flux2, diffusers.Flux2KleinPipeline),
-        FLUX2,
+        SHORT,
         guidance_is_sequential=True,
+    ),
+    PipelineCase("z-image", "z-image", newer.make_z_image, SHORT, unguided={"guidance_scale": 0.0}),
+    PipelineCase(
+        "z-image-img2img",
+        "z-image",
+        bind(newer.make_z_image, diffusers.ZImageImg2ImgPipeline),
+        {**FLOW_IMAGE_TO_IMAGE, **SHORT},
+        unguided={"guidance_scale": 0.0},
+    ),
+    PipelineCase(
+        "z-image-inpaint",
+        "z-image",
+        bind(newer.make_z_image, diffusers.ZImageInpaintPipeline),
+        {**INPAINT, **SHORT},
+        unguided={"guidance_scale": 0.0},
     ),
 )
 NEWER: dict[str, PipelineCase] = {case.name: case for case in CASES}
@@ -57,9 +72,11 @@ EVERY: dict[str, PipelineCase] = {**PIPELINES, **NEWER}
 def embeds_arguments(pipe: Any, embeds: PromptEmbeds, prefix: str = "") -> dict[str, Any]:
     """Call arguments that hand over embeddings, by the names that the pipeline has for them; `prefix` "" or "negative_"."""
     names = inspect.signature(type(pipe).__call__).parameters
-    mask = (
-        torch.ones(embeds.prompt.shape[:2]) if embeds.mask is None else embeds.mask
-    )  # some want one that nobody reads
+    mask = embeds.mask
+    if mask is None:
+        mask = torch.ones(embeds.prompt.shape[:2])  # some want one that nobody reads
+    if family_of(pipe).listed:
+        return {f"{prefix}prompt_embeds": unpadded(embeds.prompt.detach(), mask)}
     given = {
         f"{prefix}prompt_embeds": embeds.prompt,
         f"{prefix}pooled_prompt_embeds": embeds.pooled,

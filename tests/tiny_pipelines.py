@@ -156,5 +156,6 @@ def run(
     many = "num_videos_per_prompt" if case.family == "wan" else "num_images_per_prompt"
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(num_images)]
     arguments.setdefault("generator", generators if num_images > 1 else generators[0])
+    prompt = list(prompt) if isinstance(prompt, list) else prompt  # Z-Image writes into it
     output = pipe(prompt=prompt, num_inference_steps=steps, **{many: num_images_per_prompt}, **arguments)
     return output.frames if case.family == "wan" else output.images

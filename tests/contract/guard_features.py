@@ -203,10 +203,11 @@ def check_gradients(case: PipelineCase, guard: GuardCase) -> None:
     skip_if_lacking(guard, case)
     pipe = shared_pipeline(case.name)
     given = given_embeds(case.name)
-    leaf = given["prompt_embeds"].clone().requires_grad_()
+    is_listed = isinstance(given["prompt_embeds"], list)
+    leaf = (given["prompt_embeds"][0] if is_listed else given["prompt_embeds"]).clone().requires_grad_()
     with torch.enable_grad():
         with sr.attach(pipe, guard.make(pipe, case)):
-            images = run(case, Undecorated(pipe), None, **{**given, "prompt_embeds": leaf})
+            images = run(case, Undecorated(pipe), None, **{**given, "prompt_embeds": [leaf] if is_listed else leaf})
         images.square().sum().backward()
     assert leaf.grad is not None and leaf.grad.isfinite().all() and leaf.grad.abs().sum() > 0
     pipe_parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]

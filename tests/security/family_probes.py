@@ -116,7 +116,11 @@ class Target:
 
     def draw_embeds(self, given: PromptEmbeds, **changes: Any) -> Tensor:
         """A run from embeddings in place of a prompt."""
-        return self.draw(None, **self.embeds_arguments(given, ""), **changes)
+        mine = self.embeds_arguments(given, "")
+        if FAMILIES[self.case.family].listed and self.case.guidance:  # these want both, or none
+            empty = self.encode("")
+            mine |= self.embeds_arguments(empty.cat(*[empty] * (len(given.prompt) - 1)), "negative_")
+        return self.draw(None, **{**mine, **changes})
 
     def embeds_arguments(self, given: PromptEmbeds, sign: str) -> dict[str, Any]:
         """Call arguments that hand over embeddings: for the prompt (sign ""), or for the negative one ("negative_")."""
@@ -398,6 +402,8 @@ def writing(is_below: bool) -> Attempt:
 
         def callback(pipe: Any, index: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
             given = values["prompt_embeds"]
+            if isinstance(given, list):
+                return {"prompt_embeds": [*given[:-1], *embeds]}
             return {"prompt_embeds": torch.cat([given[: len(given) - 1], embeds])}
 
         call = target.pipe if is_below else None
@@ -588,7 +594,8 @@ def probes_of_newer(case: PipelineCase) -> list[str]:
         "other denoiser",
         "other scheduler",
         *(["unguided"] if case.guidance else []),
-        *(["negative, guidance 1", "negative, guidance -5"] if "negative_prompt" in takes else []),
+        *(["negative, guidance -5"] if "negative_prompt" in takes else []),
+        *(["negative, guidance 1"] if "negative_prompt" in takes and not family.guidance_offset else []),
         *(["negative, true CFG 0.5"] if {"negative_prompt", "true_cfg_scale"} <= set(takes) else []),
         *(["longer sequence"] if family.has_set_lengths and "max_sequence_length" in takes else []),
         *(["zero mask", "tilted mask"] if family.mask_kwarg and takes.keys() & MASK_ARGUMENTS else []),

@@ -12,7 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
-from tests.tiny.parts import T5Tokenizer, alive, make_t5_tokenizer
+from tests.tiny.parts import T5Tokenizer, alive, make_flow_vae, make_t5_tokenizer
 from transformers import Qwen3Config, Qwen3Model
 
 LLM_WIDTH = 16
@@ -151,5 +151,33 @@ def make_flux2(cls: Any = diffusers.Flux2Pipeline) -> Any:
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=make_flux2_vae(),
         text_encoder=make_llm(3),
+        tokenizer=make_chat_tokenizer(),
+    )
+
+
+def make_z_image(cls: Any = diffusers.ZImagePipeline) -> Any:
+    transformer = alive(
+        lambda: diffusers.ZImageTransformer2DModel(
+            in_channels=16,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=LLM_WIDTH,
+            axes_dims=[4, 6, 6],
+            axes_lens=[512, 32, 32],
+        ),
+        cap_embedder=6.0,
+        to_v=3.0,
+    )
+    with torch.no_grad():  # left unset by its constructor
+        transformer.x_pad_token.zero_()
+        transformer.cap_pad_token.zero_()
+    return cls(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=make_flow_vae(),
+        text_encoder=make_llm(),
         tokenizer=make_chat_tokenizer(),
     )

@@ -14,6 +14,7 @@ import torch
 
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
+from saferedir.pipelines.listed import padded
 from saferedir.pipelines.text_settings import named_arguments
 from saferedir.utils.renamed import old_name
 
@@ -43,6 +44,9 @@ def encode_prompts(
         answer = pipe.encode_prompt(prompt=list(texts[start : start + batch]), **settings)
         answer = answer if isinstance(answer, tuple) else (answer,)
         values = dict(zip(family.encoded, answer, strict=False))
+        if family.listed:
+            parts += [padded([prompt]) for prompt in values["prompt"]]
+            continue
         parts.append(PromptEmbeds(values["prompt"], values.get("pooled"), values.get("mask")))
     return parts[0].cat(*parts[1:])
 

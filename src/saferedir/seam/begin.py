@@ -64,7 +64,7 @@ def run_of(
         family=family.name,
         prediction_type=prediction_type(scheduler),
         guided=halves == 2,
-        guidance_scale=guidance_scale_of(pipe, settings),
+        guidance_scale=guidance_scale_of(pipe, family, settings),
         device=latents.device,
         dtype=latents.dtype,
         retry_level=tuple(max(levels) for levels in zip(*asked, strict=True)) if asked else (0,) * batch,
@@ -95,7 +95,7 @@ def is_unguided_now(pipe: Any) -> bool:
     return not getattr(pipe, "do_classifier_free_guidance", True)
 
 
-def guidance_scale_of(pipe: Any, settings: Mapping[str, Any]) -> float | None:
+def guidance_scale_of(pipe: Any, family: Family, settings: Mapping[str, Any]) -> float | None:
     """Weight of classifier-free guidance; distilled guidance (FLUX's `guidance_scale`) is another thing."""
     for value in (
         settings.get("true_cfg_scale"),
@@ -103,7 +103,7 @@ def guidance_scale_of(pipe: Any, settings: Mapping[str, Any]) -> float | None:
         settings.get("guidance_scale"),
     ):
         if isinstance(value, int | float):
-            return float(value)
+            return float(value) + family.guidance_offset
     return None
 
 

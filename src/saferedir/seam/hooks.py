@@ -19,6 +19,7 @@ from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import Family, unwrapped
+from saferedir.pipelines.listed import Lists, Rows
 from saferedir.pipelines.schedules import check_scheduler
 from saferedir.seam.feature_hooks import MARK, AttentionHooks, SkipHooks
 from saferedir.seam.given_latents import PREPARE, GivenLatents
@@ -80,10 +81,20 @@ class Hooks:
 
         # Plain functions, because deepcopy copies a bound method's owner, and with it the whole pipeline again;
         # not to be compiled, because they decide anew at every call.
+        lists = Lists(family)
+
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if family.listed:
+                answer = moments.before_denoiser(module, Call(family, (), lists.tensors(args, kwargs)))
+                return None if answer is None else ((), lists.lists(answer[1]))
             return moments.before_denoiser(module, Call(family, args, kwargs))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if family.listed:
+                rows: Rows = output[0] if isinstance(output, tuple) else output.sample
+                answer = moments.after_denoiser(Call(family, args, kwargs), (torch.stack(rows).squeeze(2),))
+                kept = rows if answer is None else rows[: len(answer[0])]
+                return (kept, *output[1:]) if isinstance(output, tuple) else type(output)(sample=kept)
             return moments.after_denoiser(Call(family, args, kwargs), output)
 
         def beside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

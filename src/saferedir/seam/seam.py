@@ -222,7 +222,8 @@ class Seam:
         with self._state.failing_closed():
             check_caller(self.pipe, self.family.denoiser)
             check_all_is_read(call.kwargs)
-            if session.run.guided and is_unguided_now(self.pipe):
+            is_cut = self.family.truncates_guidance and latents.shape[0] == session.run.batch_size
+            if session.run.guided and (is_unguided_now(self.pipe) or is_cut):
                 session.end_guidance()
             edit = choose(session, self._unpacked(latents), call.embeds)
             if not session.is_idle:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from saferedir.pipelines.families import Family
+from saferedir.pipelines.listed import padded
 from saferedir.pipelines.text_settings import named_arguments
 
 #: one answer of encode_prompt: texts, and the conditional embeddings (N, L, D) made from them
@@ -35,12 +36,16 @@ class PromptTexts:
 
     def encode_prompt(self, pipe: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own answer, which is recorded."""
-        answer = original(*args, **kwargs)
         bound = inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()
-        texts = _texts(bound.arguments, named_arguments(pipe))
+        texts = _texts(
+            bound.arguments, named_arguments(pipe)
+        )  # before the call: Z-Image writes into the list of prompts
+        answer = original(*args, **kwargs)
         parts = answer if isinstance(answer, tuple) else (answer,)
         embeds = parts[self._family.encoded.index("prompt")]
+        if self._family.listed:
+            embeds = padded(embeds).prompt
         if texts and len(embeds) % len(texts) == 0:
             copies = len(embeds) // len(texts)  # images per prompt
             self._records.append((tuple(text for text in texts for _ in range(copies)), embeds.detach()))
@@ -51,9 +56,13 @@ def texts_of(rows: Tensor, records: tuple[Record, ...]) -> tuple[str | None, ...
     """The text of each row of embeddings (B, L, D), None where it is unknown."""
     answers: list[str | None] = [None] * len(rows)
     for texts, embeds in records:
-        if embeds.shape[1:] != rows.shape[1:]:
+        length = min(
+            embeds.shape[1], rows.shape[1]
+        )  # prompts of their own lengths are padded with zeros to that of the longest
+        if embeds.shape[2:] != rows.shape[2:] or embeds[:, length:].any():
             continue
-        same = embeds.to(rows)
+        same = embeds.to(rows)[:, :length]
+        same = torch.nn.functional.pad(same, (0, 0, 0, rows.shape[1] - length))
         for index, row in enumerate(rows):
             for text, other in zip(texts, same, strict=True):
                 if torch.equal(row, other):

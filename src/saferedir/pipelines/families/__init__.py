@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from saferedir.errors import UnsupportedPipelineError
-from saferedir.pipelines.families import flux, flux2, qwen_image, stable_diffusion, text_free, transformers, video
+from saferedir.pipelines.families import (
+    flux,
+    flux2,
+    qwen_image,
+    stable_diffusion,
+    text_free,
+    transformers,
+    video,
+    z_image,
+)
 from saferedir.pipelines.families.facts import CfgLayout, Conditioned, Family, TextEncoderFacts
 
 __all__ = [
@@ -22,7 +31,7 @@ __all__ = [
     "unwrapped",
 ]
 
-_GROUPS = (stable_diffusion, flux, transformers, video, qwen_image, flux2, text_free)
+_GROUPS = (stable_diffusion, flux, transformers, video, qwen_image, flux2, z_image, text_free)
 _ROWS = tuple(row for group in _GROUPS for row in group.ROWS)
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ROWS}

@@ -63,6 +63,11 @@ class Family:
             included.
         auxiliary_kwarg: keyword that marks a call beside the prediction proper (SD3's skip-layer guidance).
         steps_both_halves: whether the scheduler is given the rows of both halves, which are copies of one another.
+        guidance_offset: what is added to the pipeline's guidance scale to make the factor of the prompt's prediction less the
+            negative prompt's: 1 where guidance is pos + w (pos - neg).
+        truncates_guidance: whether guidance may end in the middle of a run although the pipeline says that it guides.
+        listed: names of the denoiser's leading arguments where its latents and prompts are lists with one tensor a row, and so is
+            its output; () where they are tensors. Their mask, `mask_kwarg`, is made by us.
         packing: how latents become a sequence; None where the denoiser takes (R, C, h, w).
         sign: denoiser output times `sign` is what the scheduler is given.
         prompt_width: denoiser config entry with the width D of the prompt embeddings.
@@ -92,6 +97,9 @@ class Family:
     pooled_kwarg: tuple[str, ...] = ()
     mask_kwarg: str | None = None
     auxiliary_kwarg: str | None = None
+    guidance_offset: float = 0.0
+    truncates_guidance: bool = False
+    listed: tuple[str, ...] = ()
     packing: Packing | None = None
     sign: float = 1.0
     prompt_width: str = "joint_attention_dim"

@@ -1,0 +1,77 @@
+"""Lists with one tensor a row, which Z-Image's transformer takes and returns, as one tensor for all rows, and the way back.
+
+Used by `seam.hooks`, so that nothing else meets a list, and by `encoding`. Shapes: latents, a list of (C, 1, h, w), are
+(R, C, h, w); prompts, a list of (L_i, D), are (R, L, D) under a mask (R, L).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from saferedir.errors import GuardError
+from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.families.facts import Family
+
+#: rows of a denoiser's output
+Rows = list[Tensor]
+
+
+def padded(prompts: Sequence[Tensor]) -> PromptEmbeds:
+    """Embeddings of prompts (L_i, D), zero beyond their ends."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].device)
+    prompt = pad_sequence(list(prompts), batch_first=True)
+    return PromptEmbeds(prompt, None, torch.arange(prompt.shape[1], device=prompt.device) < lengths[:, None])
+
+
+def unpadded(prompt: Tensor, mask: Tensor) -> Rows:
+    """Inverse of `padded`: the tokens of each row that are not masked."""
+    return [row[own.bool()] for row, own in zip(prompt, mask, strict=True)]
+
+
+class Lists:
+    """The arguments of one family's denoiser; the same prompts are padded once."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._given: list[Tensor] = []
+        self._padded = PromptEmbeds(torch.empty(0, 0, 0))
+
+    def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments by name, lists as tensors."""
+        family = self._family
+        given = {**dict(zip(family.listed, args, strict=False)), **kwargs}
+        latents, prompts = (given.get(name) for _, name in (family.latents_arg, family.prompt_arg))
+        for value in (latents, prompts):
+            if not isinstance(value, list) or not value or not all(isinstance(each, Tensor) for each in value):
+                raise GuardError(
+                    f"the denoiser of {family.name} was called without a list of one tensor a row, so guards cannot read it; "
+                    "reference images beside the latents are not supported."
+                )
+        if any(each.ndim != 4 or each.shape[1] != 1 or each.shape != latents[0].shape for each in latents):
+            raise GuardError(
+                f"the latents of {family.name} must be images of one size; call the pipeline once for each size."
+            )
+        if len(prompts) != len(self._given) or any(
+            new is not old for new, old in zip(prompts, self._given, strict=True)
+        ):
+            self._given, self._padded = list(prompts), padded(prompts)
+        given[family.latents_arg[1]] = torch.stack(latents).squeeze(2)
+        given[family.prompt_arg[1]] = self._padded.prompt
+        if family.mask_kwarg is not None:
+            given[family.mask_kwarg] = self._padded.mask
+        return given
+
+    def lists(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Inverse of `tensors`."""
+        family = self._family
+        assert family.mask_kwarg is not None
+        kwargs = {name: value for name, value in given.items() if name != family.mask_kwarg}
+        (_, latents), (_, prompt) = family.latents_arg, family.prompt_arg
+        kwargs[latents] = list(given[latents].unsqueeze(2).unbind(0))
+        kwargs[prompt] = unpadded(given[prompt], given[family.mask_kwarg])
+        return kwargs
