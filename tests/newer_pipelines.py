@@ -24,6 +24,8 @@ from tests.tiny_pipelines import (
 )
 
 from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.families import family_of
+from saferedir.pipelines.listed import unpadded
 
 bind = functools.partial
 SHORT = {**SIZE, "max_sequence_length": 24}

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
+from tests.newer_pipelines import EVERY
 from tests.tiny import dits
 from tests.tiny_pipelines import (
     FLUX,
-    PIPELINES,
     TRUE_CFG,
     PipelineCase,
     bind,
@@ -65,4 +65,4 @@ _CASES = (
 )
 VARIANTS: dict[str, PipelineCase] = {case.name: case for case in _CASES}
 #: every case there is
-ALL_CASES: dict[str, PipelineCase] = {**PIPELINES, **VARIANTS}
+ALL_CASES: dict[str, PipelineCase] = {**EVERY, **VARIANTS}

@@ -12,13 +12,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-<<<<<<< HEAD
 from tests.tiny_pipelines import PipelineCase, run
 from tests.tiny_variants import ALL_CASES
-=======
-from tests.newer_pipelines import EVERY
-from tests.tiny_pipelines import PipelineCase, run
->>>>>>> b110efb (Qwen-Image and FLUX.2: prompts of their own lengths, packed channels; newer families go through a thinner contract)
 from torch import Tensor
 
 import saferedir as sr
@@ -172,11 +167,7 @@ class Redirect(Guard[GuardConfig]):
 @functools.cache
 def shared_pipeline(name: str) -> Any:
     """The pipeline of a case, built once; for checks that leave it as they found it."""
-<<<<<<< HEAD
     return ALL_CASES[name].build()
-=======
-    return EVERY[name].build()
->>>>>>> b110efb (Qwen-Image and FLUX.2: prompts of their own lengths, packed channels; newer families go through a thinner contract)
 
 
 @functools.cache
@@ -184,11 +175,7 @@ def first_step(name: str) -> Step:
     """A recorded moment of a run of the case: sizes of embeddings and latents can be read off it."""
     watcher = Watcher()
     with sr.attach(shared_pipeline(name), watcher):
-<<<<<<< HEAD
         run(ALL_CASES[name], shared_pipeline(name), PROMPT)
-=======
-        run(EVERY[name], shared_pipeline(name), PROMPT)
->>>>>>> b110efb (Qwen-Image and FLUX.2: prompts of their own lengths, packed channels; newer families go through a thinner contract)
     return watcher.steps[0]
 
 

@@ -21,6 +21,7 @@ from saferedir.guard import Conditioning, Guard, GuardConfig, Step
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import FAMILIES
+from saferedir.pipelines.listed import Lists
 
 
 class Zero(Guard[GuardConfig]):
@@ -47,7 +48,8 @@ def recorded(case: PipelineCase, pipe: Any) -> Iterator[dict[str, list[PromptEmb
             continue
 
         def look(_: Any, args: Any, kwargs: Any, name: str = name) -> None:
-            calls[name].append(Call(family, args, kwargs).embeds)
+            given = Lists(family).tensors(args, kwargs) if family.listed else kwargs
+            calls[name].append(Call(family, args, given).embeds)
 
         handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
     try:
@@ -59,6 +61,8 @@ def recorded(case: PipelineCase, pipe: Any) -> Iterator[dict[str, list[PromptEmb
 
 def without(rows: Tensor, prompt: Tensor) -> tuple[Tensor, int]:
     """Rows (R, ...) with zeros where they are the prompt's (1, ...), and how many these are."""
+    if rows.shape[1:] != prompt.shape[1:]:
+        return rows, 0  # a negative prompt of another length
     is_prompt = (rows == prompt).flatten(1).all(1)
     return torch.where(is_prompt.view(-1, *(1,) * (rows.ndim - 1)), 0.0, rows), int(is_prompt.sum())
 

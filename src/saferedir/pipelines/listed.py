@@ -30,7 +30,7 @@ def padded(prompts: Sequence[Tensor]) -> PromptEmbeds:
 
 def unpadded(prompt: Tensor, mask: Tensor) -> Rows:
     """Inverse of `padded`: the tokens of each row that are not masked."""
-    return [row[own.bool()] for row, own in zip(prompt, mask, strict=True)]
+    return [row[real.bool()] for row, real in zip(prompt, mask, strict=True)]
 
 
 class Lists:

@@ -94,14 +94,14 @@ def grid_of_img_shapes(kwargs: Mapping[str, Any]) -> Grid:
 
 
 def unpack_1x1(tokens: Tensor, grid: Grid) -> Tensor:
-    """(R, h*w, C) -> (R, C, h, w)."""
+    """(R, h*w + M, C) -> (R, C, h, w) of the first h*w tokens; the M behind them are of other images."""
     rows, columns = grid
-    if tokens.shape[1] != rows * columns:
+    if tokens.shape[1] < rows * columns:
         raise GuardError(
             f"{tokens.shape[1]} image tokens do not fill a grid of {rows} x {columns}, so guards cannot see the latents in them; "
-            "leave the reference images out."
+            "this way of calling the transformer is not supported."
         )
-    return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+    return tokens[:, : rows * columns].transpose(1, 2).unflatten(2, (rows, columns))
 
 
 def pack_1x1(latents: Tensor) -> Tensor:
