@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from tests.conftest import make_pipeline
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from saferedir.guard import Guard, GuardConfig, Step
@@ -39,6 +39,8 @@ def make_planted() -> Any:
     pipe = make_pipeline()
     pipe.set_progress_bar_config(disable=True)
     direction, middle, scale = _probe(pipe)
+    # parameters, so that a control with random weights has random patterns
+    pipe.unet.concept, pipe.unet.other = nn.Parameter(CONCEPT.clone()), nn.Parameter(OTHER.clone())
     alphas = pipe.scheduler.alphas_cumprod
     brightness = 0.3 * pipe.vae.config.scaling_factor
 
@@ -48,7 +50,7 @@ def make_planted() -> Any:
         level = alphas[torch.as_tensor(timestep).long().reshape(-1)].reshape(-1, 1, 1, 1).to(sample)
         alpha, sigma = level.sqrt(), (1 - level).sqrt()
         share = torch.sigmoid(scale * (encoder_hidden_states.mean(1) @ direction - middle)).reshape(-1, 1, 1, 1)
-        mu = share * CONCEPT + (1 - share) * OTHER
+        mu = share * pipe.unet.concept + (1 - share) * pipe.unet.other
         x0 = mu + alpha * SPREAD**2 / (level * SPREAD**2 + sigma**2) * (sample - alpha * mu)
         eps = (sample - alpha * x0) / sigma
         return UNet2DConditionOutput(sample=eps) if return_dict else (eps,)

@@ -3,8 +3,9 @@
 Implements the text attack of "MMA-Diffusion" (arXiv:2311.17516): min 1 - cos(pooled(tokens), pooled(prompt)) by the greedy
 coordinate gradient of arXiv:2307.15043; each step takes the gradient by the one-hot vectors, swaps one token at a time for one
 of the best k at its place, and keeps the best text.
-Deviations: a worse text is never taken over; candidates are scored as they are read again from their text, so that what is
-found can be typed; each place uses its own gradient.
+Deviations: a worse text is never taken over, and each place uses its own gradient (`is_faithful` takes the best candidate even
+where it is worse, and its left neighbour's gradient, as released); candidates are scored as they are read again from their text,
+so that what is found can be typed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class GreedyCoordinateConfig(AttackConfig):
         top_k: tokens to choose from at each place.
         candidates: swaps tried a step.
         forbidden: texts that no token may hold; None for the words of the prompt.
+        is_faithful: the released code's slips: worse texts are taken over, and places use their left neighbour's gradient.
         checkpoint: every how many steps the text is judged.
     """
 
@@ -40,12 +42,14 @@ class GreedyCoordinateConfig(AttackConfig):
     top_k: int = 16
     candidates: int = 32
     forbidden: tuple[str, ...] | None = None
+    is_faithful: bool = False
     checkpoint: int = 5
     paper: ClassVar[dict[str, Any]] = {"steps": 1000, "tokens": 20, "top_k": 256, "candidates": 512, "checkpoint": 100}
 
     def __post_init__(self) -> None:
         self.require_whole("steps", at_least=0)
         self.require_whole("tokens", "top_k", "candidates", "checkpoint", at_least=1)
+        self.require_flag("is_faithful")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; forbidden words are counted, not named."""
@@ -78,7 +82,7 @@ class GreedyCoordinate(Attack[GreedyCoordinateConfig]):
             with torch.no_grad():
                 losses = _distance(pooled(encoder, swapped), wanted)
             best = int(losses.argmin())
-            if float(losses[best]) < loss:
+            if config.is_faithful or float(losses[best]) < loss:
                 ids, loss = swapped[best : best + 1], float(losses[best])
 
     def _swapped(
@@ -92,7 +96,8 @@ class GreedyCoordinate(Attack[GreedyCoordinateConfig]):
         spots = encoder.words(ids)[0].nonzero()[:, 0]
         if not len(spots):  # what was written is read as nothing
             return encoder.ids(vocabulary.texts(vocabulary.ids([random_tokens(vocabulary, config.tokens, generator)])))
-        slope = -(embeds.grad[0, spots].float() @ vocabulary.table.T)  # (spots, V), what a swap promises
+        sources = spots - 1 if config.is_faithful else spots
+        slope = -(embeds.grad[0, sources].float() @ vocabulary.table.T)  # (spots, V), what a swap promises
         slope = slope.masked_fill(~vocabulary.allowed, -torch.inf)
         count = min(config.top_k, int(vocabulary.allowed.sum()))
         best = slope.topk(count, dim=1).indices
