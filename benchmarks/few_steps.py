@@ -2,9 +2,8 @@
 
 Run: python benchmarks/few_steps.py --out docs
 Per task, setting (model, scheduler, guidance) and number of steps: how many of n images for prompts that ask for the concept
-show it, and how many of n other prompts' images are the unguarded ones bit for bit. The distilled model is the packaged one
-with the LoRA "pictoworld-few-steps", which is made for few steps; the others run the packaged model faster than it was made
-for, so look at what breaks without a guard first. Each cell is kept in --work as soon as it is measured.
+show it, and how many of n other prompts' images are the unguarded ones bit for bit. The packaged model is run faster than it was
+made for, so look at what breaks without a guard first; a LoRA of `python -m tools.pictoworld few-steps` can be given as --lora. Each cell is kept in --work as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -39,15 +38,16 @@ from saferedir.pictoworld.methods import METHODS, make_guards
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
 from saferedir.utils.files import replacing
+from saferedir.utils.packaged import packaged_lora_path
 
 STEPS = (1, 2, 4, 8)
 DISTILLED = "pictoworld-few-steps"
 HEAD = """# Few steps
 
 Made by `python benchmarks/few_steps.py --out docs`: {n} prompts of test-seen and as many retain prompts a cell, the same noise
-with and without a guard, each rate with its 95 % Wilson interval. `pictoworld-few-steps` is the packaged model with the LoRA
-that was distilled for few steps (`load_pipeline("pictoworld", loras=[("pictoworld-few-steps", 1.0)])`, with diffusers'
-`LCMScheduler`); the other settings run the packaged model in fewer steps than it was made for.
+with and without a guard, each rate with its 95 % Wilson interval. The packaged model in fewer steps than it was made for:
+without a guard it shows what is asked for from two steps on. `pictoworld-few-steps`, where it stands, is the same model with a
+LoRA distilled for few steps.
 
 - **concept**: images that show the concept and are not broken, by the CNN; a method that needs guidance is refused without it
   (no image), which the tables show as "refused".
@@ -189,13 +189,14 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(ORDER), choices=ORDER)
     parser.add_argument("--settings", type=int, nargs="+", default=list(range(len(SETTINGS))), help="their numbers")
-    parser.add_argument("--lora", default=DISTILLED, help="folder of another LoRA for few steps")
+    parser.add_argument("--lora", help="folder of a LoRA for few steps, in place of the packaged one")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/few-steps-results"))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    run = Run(arguments.n, arguments.second, arguments.lora)
-    chosen = [SETTINGS[number] for number in arguments.settings]
+    run = Run(arguments.n, arguments.second, arguments.lora or DISTILLED)
+    has_lora = arguments.lora is not None or packaged_lora_path(DISTILLED) is not None
+    chosen = [SETTINGS[number] for number in arguments.settings if has_lora or SETTINGS[number].model != DISTILLED]
     results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     with Progress() as progress:
         bar = progress.add_task("", total=len(arguments.tasks) * len(chosen) * len(STEPS) * len(arguments.methods))
