@@ -88,6 +88,18 @@ def test_the_published_objective_for_edited_weights_does_not_see_a_guard_on_the_
     assert losses["noise"][0] == losses["noise"][1] and abs(losses["bare"][0] - losses["bare"][1]) > 1e-3
 
 
+def test_an_image_that_nobody_optimised_is_the_mixture_and_the_bound_holds(world: Any) -> None:
+    """The control of `recall`: as many judged candidates of one mixture, all of it within the bound at radius 0.1."""
+    control, bounded = (
+        run(world, "recall", settings=settings, stop_on_success=False).results[0]
+        for settings in ({"iterations": 0}, {"radius": 0.1})
+    )
+    assert control.ledger["bwd"] == 0 and len(control.evaluations) == len(bounded.evaluations) == 3
+    assert control.candidate.x0 is not None and bounded.candidate.x0 is not None
+    change = (bounded.candidate.x0 - control.candidate.x0).abs()
+    assert 0 < float(change.max()) <= 0.1 + 1e-6
+
+
 class Detached(Projector):
     """Looks white-box, and hides its gradient: what obfuscated gradients are."""
 

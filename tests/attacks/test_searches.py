@@ -63,6 +63,7 @@ CASES = (
     Case("noise-overload", is_white_box=False),
     Case("completion"),
     Case("image-to-image"),
+    Case("recall"),
 )
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

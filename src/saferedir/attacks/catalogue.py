@@ -149,6 +149,15 @@ ATTACK_ROWS: tuple[AttackRow, ...] = (
         rung="image",
         cost="1 image",
     ),
+    AttackRow(
+        name="recall",
+        title="a starting image, half noise, optimised until it is continued to the concept",
+        paper="2507.07139",
+        knowledge="T3",
+        channel="image",
+        rung="image",
+        cost="15 gradients, 1 image",
+    ),
 )
 
 ROWS_BY_NAME: dict[str, AttackRow] = {row.name: row for row in ATTACK_ROWS}

@@ -13,6 +13,7 @@ from saferedir.attacks.latents.image_to_image import ImageToImage
 from saferedir.attacks.latents.latent_gradient import LatentGradient
 from saferedir.attacks.latents.latent_inversion import LatentInversion
 from saferedir.attacks.latents.noise_overload import NoiseOverload
+from saferedir.attacks.latents.recall import Recall
 from saferedir.attacks.none import NoAttack
 from saferedir.attacks.phrasings import Phrasings
 from saferedir.attacks.text.greedy_coordinate import GreedyCoordinate
@@ -55,3 +56,4 @@ register(LatentInversion)
 register(LatentGradient)
 register(Completion)
 register(ImageToImage)
+register(Recall)
