@@ -2,8 +2,9 @@
 
 Run: python benchmarks/few_steps.py --out docs
 Per task, setting (model, scheduler, guidance) and number of steps: how many of n images for prompts that ask for the concept
-show it, and how many of n other prompts' images are the unguarded ones bit for bit. The packaged model is run faster than it was
-made for, so look at what breaks without a guard first; a LoRA of `python -m tools.pictoworld few-steps` can be given as --lora. Each cell is kept in --work as soon as it is measured.
+show it, and how many of n other prompts' images are the unguarded ones bit for bit. The packaged model is run faster than it
+was made for, so look at what breaks without a guard first; a LoRA of `python -m tools.pictoworld few-steps` can be given as
+--lora. Each cell is kept in --work as soon as it is measured.
 """
 
 from __future__ import annotations
