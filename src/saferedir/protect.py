@@ -16,10 +16,11 @@ from PIL import Image
 
 from saferedir.attach import Attached, attach
 from saferedir.decisions import Decision
-from saferedir.errors import GuardConfigError, GuardError
+from saferedir.errors import BlockedError, GuardConfigError, GuardError
 from saferedir.guards.base import Guard
 from saferedir.guards.image_verifier import ImageVerifier
 from saferedir.policy.call_arguments import by_name, generators_of, with_signature
+from saferedir.policy.input_images import input_images
 from saferedir.policy.outputs import Result, blocked_error, copied, images_of, same
 
 POLICIES = ("redirect", "verify", "block")
@@ -37,6 +38,7 @@ def protect(
     retries: int = 2,
     on_block: str = "blank",
     image_verifiers: bool = True,
+    check_inputs: bool | Verifier = False,
     force: bool = False,
 ) -> GuardedPipeline:
     """Attach guards and put a policy around the pipeline; call the result as you would call the pipeline.
@@ -55,6 +57,8 @@ def protect(
             `judge.verifier(rule)`); or one of `guards`; default: the guards' own decisions.
         retries: how often an unsafe image is generated again under "verify", >= 0.
         image_verifiers: whether the guards' image verifiers look at the finished images; False to measure a guard without.
+        check_inputs: whether images that a call is given (image-to-image, inpainting, editing, image prompts) are looked at
+            before anything is generated: True for the guards' image verifiers and `verify`, or a function like `verify` for these alone.
         on_block: "blank", or "raise" for a BlockedError that holds the decisions and the images that may be shown.
         force: also accept a guard that was trained for another architecture.
 
@@ -62,7 +66,9 @@ def protect(
         The protected pipeline; its output is the pipeline's own, with `decisions` and `blocked`.
 
     Raises:
-        GuardConfigError: an unknown policy, or "verify" with neither a verifier nor a guard that can call an image unresolved.
+        GuardConfigError: an unknown policy, "verify" with neither a verifier nor a guard that can call an image unresolved, or
+            `check_inputs=True` with nothing to look with.
+        BlockedError: in a call, of an input image that shows the concept, whatever `on_block` says.
         GuardError: as of `attach`, whose other errors it raises, too. A call under "verify" without a verifier raises it where a
             guard's own classifier is weak by the guard's record for that run: at few steps, or at a guidance scale for which
             nobody calibrated it.
@@ -78,7 +84,31 @@ def protect(
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     verifier, of_guards = checked_policy(chosen, on_unsafe, verify, retries, on_block, image_verifiers)
-    return GuardedPipeline(pipe, attach(pipe, chosen, force=force), on_unsafe, verifier, retries, on_block, of_guards)
+    eyes = input_verifiers(chosen, check_inputs, verifier)
+    attached = attach(pipe, chosen, force=force)
+    return GuardedPipeline(pipe, attached, on_unsafe, verifier, retries, on_block, of_guards, eyes)
+
+
+def input_verifiers(
+    guards: Sequence[Guard[Any]], check_inputs: bool | Verifier, verifier: Verifier | None
+) -> tuple[Verifier, ...]:
+    """The functions that look at a call's input images; none where `check_inputs` is False."""
+    if check_inputs is False:
+        return ()
+    if check_inputs is not True:
+        if not callable(check_inputs):
+            raise GuardConfigError(
+                f"check_inputs is {check_inputs!r}; expected True, False or a function of PIL images."
+            )
+        return (check_inputs,)
+    eyes = [guard.image_verifier.sees for guard in guards if guard.image_verifier is not None]
+    found = (*eyes, *(() if verifier is None else (verifier,)))
+    if not found:
+        raise GuardConfigError(
+            "check_inputs=True has nothing to look with: no guard brings an image verifier along, and verify= is not given; give "
+            "check_inputs=, a function of PIL images, or train a verifier (`saferedir train verifier`)."
+        )
+    return found
 
 
 def checked_policy(
@@ -151,6 +181,7 @@ class GuardedPipeline:
     _retries: int
     _on_block: str
     _image_verifiers: tuple[ImageVerifier, ...]
+    _input_verifiers: tuple[Verifier, ...]
     _lock: threading.RLock
     _is_running: bool
     _decisions: list[Decision]
@@ -168,10 +199,11 @@ class GuardedPipeline:
         retries: int,
         on_block: str = "blank",
         image_verifiers: tuple[ImageVerifier, ...] = (),
+        input_verifiers: tuple[Verifier, ...] = (),
     ) -> None:
         self.__dict__.update(  # not by assignment: that goes to the pipeline
             _pipe=pipe, _attached=attached, _on_unsafe=on_unsafe, _verifier=verifier, _retries=retries, _on_block=on_block,
-            _image_verifiers=image_verifiers,
+            _image_verifiers=image_verifiers, _input_verifiers=input_verifiers,
             _lock=threading.RLock(), _is_running=False, _decisions=[],
         )  # fmt: skip
 
@@ -192,7 +224,25 @@ class GuardedPipeline:
                 raise blocked_error(output)
             return output
 
+    def _check_inputs(self, call: dict[str, Any]) -> None:
+        """Raise BlockedError where an image that the call is given shows the concept."""
+        given = input_images(call) if self._input_verifiers else []
+        for verifier in self._input_verifiers if given else ():
+            flags = _flags_of(verifier, [image for _, image in given])
+            if any(flags):
+                name, number = given[flags.index(True)][0], sum(flags)
+                message = f"{number} of {len(given)} input images show what is guarded against (argument {name!r})."
+                decisions = [
+                    Decision(
+                        guard=guard.method, concept=guard.config.concept, image=0, action="blocked", message=message
+                    )
+                    for guard in self.guards
+                ]
+                self._decisions = decisions
+                raise BlockedError(f"Nothing was generated: {message}", decisions)
+
     def _under_policy(self, call: dict[str, Any]) -> tuple[Any, list[Decision]]:
+        self._check_inputs(call)
         looks = self._on_unsafe != "redirect" and bool(self._image_verifiers)
         if (self._verifier is not None or looks) and call.get("output_type") == "latent":
             raise GuardError(
