@@ -58,7 +58,8 @@ def protect(
         retries: how often an unsafe image is generated again under "verify", >= 0.
         image_verifiers: whether the guards' image verifiers look at the finished images; False to measure a guard without.
         check_inputs: whether images that a call is given (image-to-image, inpainting, editing, image prompts) are looked at
-            before anything is generated: True for the guards' image verifiers and `verify`, or a function like `verify` for these alone.
+            before anything is generated: True for the guards' image verifiers and `verify`, or a function like `verify` for
+            these alone.
         on_block: "blank", or "raise" for a BlockedError that holds the decisions and the images that may be shown.
         force: also accept a guard that was trained for another architecture.
 

@@ -1,6 +1,6 @@
-"""Images that a pipeline call is given: found among its arguments, as PIL images for a verifier.
+"""Images that a pipeline call is given: read from its arguments, as PIL images for a verifier.
 
-What cannot be looked at (latents, embeddings of images) is refused, so that nothing passes unseen. Knows no guard; used by `protect`.
+What cannot be looked at (latents, embeddings of images) is refused, so that nothing passes unchecked. Knows no guard.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def input_images(call: Mapping[str, Any]) -> list[tuple[str, Image.Image]]:
     Raises:
         GuardError: an argument holds latents or embeddings of images, or nothing that is known for an image.
     """
-    found: list[tuple[str, Image.Image]] = []
+    given: list[tuple[str, Image.Image]] = []
     for name, value in call.items():
         if value is None or not ("image" in name or name in _VIDEOS):
             continue
@@ -39,8 +39,8 @@ def input_images(call: Mapping[str, Any]) -> list[tuple[str, Image.Image]]:
             raise GuardError(
                 f"{name} cannot be looked at, and check_inputs is on, so nothing is generated; give the image."
             )
-        found += [(name, image) for image in _images(name, value)]
-    return found
+        given += [(name, image) for image in _images(name, value)]
+    return given
 
 
 def _images(name: str, value: Any) -> Iterator[Image.Image]:
