@@ -103,13 +103,13 @@ def input_verifiers(
             )
         return (check_inputs,)
     eyes = [guard.image_verifier.sees for guard in guards if guard.image_verifier is not None]
-    found = (*eyes, *(() if verifier is None else (verifier,)))
-    if not found:
+    verifiers = (*eyes, *(() if verifier is None else (verifier,)))
+    if not verifiers:
         raise GuardConfigError(
             "check_inputs=True has nothing to look with: no guard brings an image verifier along, and verify= is not given; give "
             "check_inputs=, a function of PIL images, or train a verifier (`saferedir train verifier`)."
         )
-    return found
+    return verifiers
 
 
 def checked_policy(
