@@ -40,8 +40,8 @@ $(STAMP): pyproject.toml constraints.txt $(if $(HEALTHY),,always)
 demo: setup  ## see a guard at work: images and a comparison in runs/demo
 	$(VENV)/bin/saferedir demo --out runs/demo
 
-test: setup  ## run the tests, offline and on CPU, one process a core, a file to a process (PYTEST_ARGS="-m 'not slow'" for the quick ones)
-	$(PY) -m pytest -n auto --dist loadfile --durations=15 $(PYTEST_ARGS)
+test: setup  ## run the tests, offline and on CPU, one process a core (PYTEST_ARGS="-m 'not slow'" for the quick ones)
+	$(PY) -m pytest -n auto --dist worksteal --durations=15 $(PYTEST_ARGS)
 
 ACCELERATORS := $(VENV)/accelerators
 test-accelerators: setup  ## guards beside DeepCache, ToMe, torchao and quanto, installed apart from the rest
