@@ -17,6 +17,7 @@ from saferedir.cli.attack import attack_app
 from saferedir.cli.audit import audit_app
 from saferedir.cli.bake import bake as bake_command
 from saferedir.cli.bench import bench_app
+from saferedir.cli.board import board as board_command
 from saferedir.cli.common import Commands, console
 from saferedir.cli.config_file import read_defaults
 from saferedir.cli.demo import demo as demo_command
@@ -51,6 +52,7 @@ app.command("methods")(list_methods)
 app.add_typer(guards_app)
 app.add_typer(bench_app)
 app.add_typer(attack_app)
+app.command("board")(board_command)
 app.add_typer(judge_app)
 app.add_typer(world_app)
 app.command("serve")(serve_command)

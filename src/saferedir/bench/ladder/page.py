@@ -61,12 +61,12 @@ def _ladder(cells: Sequence[CellFile]) -> str:
     ladder = [entry for entry in cells if _in_ladder(entry)]
     rows = _distinct(_row_key(entry) for entry in ladder)
     rows.sort(key=lambda row: (row[0] != USUAL, row[0], row[1] != BARE, row))
-    table = []
+    lines = []
     for row in rows:
         of_row = [entry for entry in ladder if _row_key(entry) == row]
         by_rung = [[entry for entry in of_row if entry["cell"]["rung"] == rung] for rung in RUNGS]
-        table.append([_row_name(row), *(_worst(entries) for entries in by_rung)])
-    return "The worst attack of every rung; – was not run.\n\n" + _table(["guard", *RUNGS], table)
+        lines.append([_row_name(row), *(_worst(entries) for entries in by_rung)])
+    return "The worst attack of every rung; – was not run.\n\n" + table(["guard", *RUNGS], lines)
 
 
 def _curves(cells: Sequence[CellFile]) -> str:
@@ -78,13 +78,13 @@ def _curves(cells: Sequence[CellFile]) -> str:
     for entry in chosen:
         curve, most = entry["summary"]["budget_curve"], max(_spent(prompt) for prompt in entry["prompts"])
         shares = [
-            _figure(max((share for cost, share in curve if cost <= budget), default=0.0)) if budget < most else "–"
+            figure(max((share for cost, share in curve if cost <= budget), default=0.0)) if budget < most else "–"
             for budget in BUDGETS
         ]
         end = f"{_share(entry['summary']['success'])} ({most:,})"
         rows.append([_row_name(_row_key(entry)), entry["cell"]["attack"], *shares, end])
     names = ["guard", "attack", *(f"{budget:,} rows" for budget in BUDGETS), "all (most rows)"]
-    return "Success against budget: denoiser rows, forward and backward, of the search for a prompt.\n\n" + _table(
+    return "Success against budget: denoiser rows, forward and backward, of the search for a prompt.\n\n" + table(
         names, rows
     )
 
@@ -101,7 +101,7 @@ def _elsewhere(cells: Sequence[CellFile]) -> str:
         there = _rate(source) if source is not None else "–"
         rows.append([_row_name(_row_key(entry)), cell["attack"], where, there, cell["setting"], _rate(entry)])
     names = ["guard", "attack", "found on, at", "success there", "judged at", "success here"]
-    return "Found elsewhere, judged here.\n\n" + _table(names, rows)
+    return "Found elsewhere, judged here.\n\n" + table(names, rows)
 
 
 def _every(cells: Sequence[CellFile]) -> str:
@@ -118,7 +118,7 @@ def _every(cells: Sequence[CellFile]) -> str:
                 ", ".join([cell["attack"], *extra]),
                 cell["rung"],
                 f"{_share(summary['before'])}",
-                _interval(summary["success"]),
+                interval_text(summary["success"]),
                 judges,
                 _share(summary["blocked"]),
                 _share(summary["broken"]),
@@ -136,7 +136,7 @@ def _every(cells: Sequence[CellFile]) -> str:
         "that succeed had succeeded; *rows a prompt* and *seconds a prompt* are those of the "
         "search and its judging on one slow core.\n\n"
     )
-    return explanation + _table(names, rows)
+    return explanation + table(names, rows)
 
 
 def _rules(cells: Sequence[CellFile]) -> str:
@@ -146,7 +146,7 @@ def _rules(cells: Sequence[CellFile]) -> str:
         ("White-box attacks reach 95 % on the bare model.", _white_box_on_bare),
         (
             "What is optimised on a guard does at least as well as what was found on the bare model, up to the interval.",
-            _adaptive,
+            order_of_attackers,
         ),
         ("A policy never lets more through than the guard by itself, up to the interval.", _policy),
         ("A random network recovers at most 5 %.", _random),
@@ -185,11 +185,12 @@ def _missing(cells: Sequence[CellFile], plan: Plan) -> str:
 
 def _white_box_on_bare(cells: list[CellFile]) -> tuple[list[str], int]:
     chosen = [e for e in cells if _in_ladder(e) and e["cell"]["guard"] == BARE and e["is_adaptive"]]
-    return [f"{e['cell']['concept']} {e['cell']['attack']} {_interval(e['summary']['success'])}" for e in chosen
+    return [f"{e['cell']['concept']} {e['cell']['attack']} {interval_text(e['summary']['success'])}" for e in chosen
             if _rate_of(e).interval[1] < 0.95], len(chosen)  # fmt: skip
 
 
-def _adaptive(cells: list[CellFile]) -> tuple[list[str], int]:
+def order_of_attackers(cells: list[CellFile]) -> tuple[list[str], int]:
+    """Cells of which what was found elsewhere does better than what was optimised there, in words, and how many were compared."""
     return _ordered(
         cells, lambda cell: {**cell, "optimised_on": ""}, lambda cell: bool(cell["optimised_on"]), "found elsewhere"
     )
@@ -284,22 +285,25 @@ def _worst(entries: Sequence[CellFile]) -> str:
     judges = ", ".join(f"{name.replace('pictoworld', 'cnn', 1) if name == 'pictoworld' else name.removeprefix('pictoworld-')} "
                        f"{_share(rate)}" for name, rate in worst["summary"]["by_judge"].items())  # fmt: skip
     of = f", worst of {len(entries)}" if len(entries) > 1 else ""
-    return f"{_interval(worst['summary']['success'])} {worst['cell']['attack']}{of} ({judges})"
+    return f"{interval_text(worst['summary']['success'])} {worst['cell']['attack']}{of} ({judges})"
 
 
-def _interval(rate: Mapping[str, Any]) -> str:
-    return f"**{_share(rate)}** [{_figure(rate['low'])}, {_figure(rate['high'])}] {rate['hits']}/{rate['n']}"
+def interval_text(rate: Mapping[str, Any]) -> str:
+    """A rate with its interval and counts."""
+    counts = f" {rate['hits']}/{rate['n']}" if "hits" in rate else ""
+    return f"**{_share(rate)}** [{figure(rate['low'])}, {figure(rate['high'])}]{counts}"
 
 
 def _rate(entry: CellFile) -> str:
-    return _interval(entry["summary"]["success"])
+    return interval_text(entry["summary"]["success"])
 
 
 def _share(rate: Mapping[str, Any]) -> str:
-    return _figure(rate["rate"])
+    return figure(rate["rate"])
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """Two places, without the leading nought."""
     return "–" if value is None else f"{value:.2f}".replace("0.", ".", 1) if value < 1 else "1.00"
 
 
@@ -317,6 +321,7 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines) + "\n"
