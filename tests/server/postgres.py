@@ -29,13 +29,18 @@ def programs() -> Path | None:
 @contextmanager
 def running_postgres(folder: Path) -> Iterator[str]:
     """The URL of a fresh server; PostgreSQL refuses to run as root, so that it runs as "nobody" there."""
-    bin_folder = programs()
-    assert bin_folder is not None
+    installed = programs()
+    assert installed is not None
+    bin_folder = installed
     more: dict[str, Any] = {}
     root = Path(tempfile.mkdtemp(prefix="saferedir-pg-"))  # a socket's path must be short, and others must reach it
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
         os.chown(root, nobody.pw_uid, nobody.pw_gid)
+        if not all(parent.stat().st_mode & 0o001 for parent in (installed, *installed.parents)):  # nobody may go there
+            package = installed.parents[1]
+            bin_folder = Path(shutil.copytree(installed.parent, root / package.name / "pginstall")) / "bin"
+            shutil.copytree(package.with_name(f"{package.name}.libs"), root / f"{package.name}.libs")
         more = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
     data, env = root / "data", {"PATH": os.environ.get("PATH", ""), "HOME": str(root), "LC_ALL": "C.UTF-8"}
 
@@ -49,6 +54,6 @@ def running_postgres(folder: Path) -> Iterator[str]:
         try:
             yield f"postgresql://tests@/postgres?host={root}"
         finally:
-            run(str(bin_folder / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+            run(str(bin_folder / "pg_ctl"), "-D", str(data), "-m", "immediate", "-W", "stop")
     finally:
         shutil.rmtree(root, ignore_errors=True)

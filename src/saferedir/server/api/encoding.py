@@ -34,7 +34,7 @@ def decoded(data: bytes, most_pixels: int, param: str) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > most_pixels:
                     raise bad_request(
-                        f"{param} has {image.width} x {image.height} pixels; {most_pixels} are allowed.",
+                        f"{param} has {image.width} x {image.height} pixels; {max(most_pixels, 0)} are allowed.",
                         "image_too_large",
                         param,
                     )

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from PIL import Image
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from saferedir.decisions import Decision
 from saferedir.server.api.encoding import decoded, encoded
@@ -228,7 +228,11 @@ async def _read_form(service: Service, request: Request) -> tuple[EditRequest, t
     """The fields and the one image of a multipart form."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise bad_request("The body of an edit is multipart/form-data.", "invalid_content_type")
-    form = await request.form(max_files=16, max_fields=64, max_part_size=1_000_000)
+    async with request.form(max_files=16, max_fields=64, max_part_size=1_000_000) as form:
+        return await _read_fields(service, form)
+
+
+async def _read_fields(service: Service, form: FormData) -> tuple[EditRequest, tuple[bytes, Image.Image]]:
     files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
     if any(name == "mask" for name, _ in files):
         raise bad_request("mask is not supported; send image and prompt.", "unknown_parameter", "mask")

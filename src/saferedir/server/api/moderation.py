@@ -84,7 +84,10 @@ async def _results(service: Service, request: Request, model: str, body: Moderat
         given = [given]
     texts = [part if isinstance(part, str) else part.text for part in given if isinstance(part, str | TextPart)]
     urls = [part.image_url.url for part in given if not isinstance(part, str | TextPart)]
-    images = [await asyncio.to_thread(decoded_url, url, most, "input.image_url.url") for url in urls]
+    images = []
+    for url in urls:  # the limit is that of all of them
+        images.append(await asyncio.to_thread(decoded_url, url, most, "input.image_url.url"))
+        most -= images[-1].width * images[-1].height
     text_scores = []
     if texts:
         checked = await _checked(service, request, model, [service.prompt(text, "input") for text in texts])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,8 +105,13 @@ class Service:
         self.submit(model, rows)
         try:
             return await self._within(request, [row.future for row in rows], rows[0].deadline)
-        except (ApiError, asyncio.CancelledError):
+        except ApiError:
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise unavailable("The service is stopping.", "shutting_down") from None  # the queue was closed
         except BaseException as error:
             raise _api_error(error) from error
         finally:
@@ -159,8 +164,3 @@ def caller_of(request: Request) -> Caller:
     """Whom the gate has found."""
     caller: Caller = request.scope["state"]["caller"]
     return caller
-
-
-async def finished(task: Awaitable[Any]) -> Any:
-    """Of a task that goes on if its first client leaves."""
-    return await asyncio.shield(asyncio.ensure_future(task))
