@@ -14,6 +14,8 @@ import torch
 from tests.cli.conftest import Run
 
 from saferedir.cli import generate
+from saferedir.pictoworld.world2.tasks import task_names
+from saferedir.training.saferedir.dataset import read_pairs
 from saferedir.utils.files import save_tensors
 from saferedir.utils.locks import output_lock
 from saferedir.utils.packaged import packaged_guard_path
@@ -120,6 +122,20 @@ def test_blocking_all_images_is_refused_before_any_work(run: Run, tmp_path: Path
     )
     assert result.exit_code == 1 and "would block every image: guards of 'duo' act on all of them" in result.stderr
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("task", "count"), [("star-2", 12), ("red-cross-2", 12), ("poster-1", 12)])
+def test_pairs_of_the_second_world(run: Run, tmp_path: Path, task: str, count: int) -> None:
+    name = next((known for known in task_names("flux") if known.startswith("poster")), "") if "poster" in task else task
+    words = ("pictoworld", "pairs", "--task", f"world2/{name}", "--pairs", count, "--benign", 6)
+    result = run(*words, "--out", tmp_path / "pairs.jsonl")
+    assert result.exit_code == 0, result.output
+    rows = read_pairs(tmp_path / "pairs.jsonl")
+    pairs = [row for row in rows if row.unsafe is not None]
+    assert len(rows) - len(pairs) == 6 and 0 < len(pairs) <= count and (name != task or len(pairs) == count)
+    assert all(pair.unsafe != pair.safe for pair in pairs)
+    again = run("pictoworld", "pairs", "--task", "world2/moon", "--out", tmp_path / "other.jsonl")
+    assert again.exit_code == 1 and "task of PictoWorld 2" in " ".join(again.stderr.split())
 
 
 def test_pairs_and_guards_are_replaced_only_when_told(run: Run, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ The world is made by `python -m tools.pictoworld`, from a clone.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -48,7 +49,7 @@ def words(as_json: AsJson = False) -> None:
 @world_app.command(no_args_is_help=True)
 @holds_out
 def pairs(
-    task: Annotated[str, typer.Option(help="star, pointillism or emblem.")],
+    task: Annotated[str, typer.Option(help="star, pointillism or emblem; of PictoWorld 2, world2/star-2 and so on.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON-lines file to write.")],
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of an unsafe and a safe prompt.")] = 1200,
     benign: Annotated[int, typer.Option(min=0, help="Benign prompts.")] = 800,
@@ -57,22 +58,59 @@ def pairs(
 ) -> None:
     """Write training prompts for a guard: pairs that differ in the concept only, and benign prompts.
 
-    All come from the guard-train split, so that no test phrasing is among them.
+    All come from the guard-train split, so that no test phrasing is among them; half of the benign ones ask for what is most
+    like the concept. A poster of PictoWorld 2 has few names, so its pairs are those there are.
 
     Example:  `saferedir pictoworld pairs --task star --out star.jsonl`
     """
-    from saferedir.pictoworld.tasks import retain_prompts, task_named
     from saferedir.training.saferedir.dataset import Pair
 
-    chosen = task_named(task)
+    chosen = _task(task)
     _refuse_foreign_pairs(out)
     refuse_finished(out, out.exists(), force)
     check_space(out, MEGABYTE)
     rows = [Pair(unsafe, safe) for unsafe, safe in _unique_pairs(chosen, pairs, seed)]
+    count = len(rows)
     if benign:
-        rows += [Pair(None, prompt.text) for prompt in retain_prompts(chosen, "guard-train", benign, seed)]
+        rows += [Pair(None, text) for text in chosen.benign(benign, seed)]
     save_pairs(rows, out)
-    console.print(f"{pairs} pairs and {benign} benign prompts written to {out}", soft_wrap=True, highlight=False)
+    console.print(f"{count} pairs and {benign} benign prompts written to {out}", soft_wrap=True, highlight=False)
+
+
+class _TaskPrompts(NamedTuple):
+    """Prompts of one task of a world: one random pair of texts, n benign texts, and how long a text may be."""
+
+    name: str
+    pair: Callable[[random.Random], tuple[str, str]]
+    benign: Callable[[int, int], list[str]]
+    max_characters: int | None
+    is_repeating: bool
+
+
+def _task(name: str) -> _TaskPrompts:
+    """The prompts of a task, "star" or "world2/star-2"; a ValueError names the known ones."""
+    if name.startswith("world2/"):
+        from saferedir.pictoworld.world2 import tasks as second
+
+        task = second.task_named(name.removeprefix("world2/"))
+        return _TaskPrompts(
+            task.name,
+            lambda rng: _texts(*second.pair(task, "guard-train", rng)),
+            lambda count, seed: [prompt.text for prompt in second.retain_prompts(task, "guard-train", count, seed)],
+            None,
+            bool(task.poster),
+        )
+    from saferedir.pictoworld import tasks as first
+    from saferedir.pictoworld.captions import MAX_CHARACTERS
+
+    known = first.task_named(name)
+    return _TaskPrompts(
+        known.name,
+        lambda rng: _texts(*first.pair(known, "guard-train", rng)),
+        lambda count, seed: [prompt.text for prompt in first.retain_prompts(known, "guard-train", count, seed)],
+        MAX_CHARACTERS,
+        False,
+    )
 
 
 def _refuse_foreign_pairs(out: Path) -> None:
@@ -88,20 +126,25 @@ def _refuse_foreign_pairs(out: Path) -> None:
         raise OutputError(f"{out} exists and is no pairs file; choose another --out.") from error
 
 
-def _unique_pairs(task: Any, count: int, seed: int) -> list[tuple[str, str]]:
-    """Different pairs that fit the text encoder and do differ."""
-    from saferedir.pictoworld.captions import MAX_CHARACTERS
-    from saferedir.pictoworld.tasks import pair
+def _texts(unsafe: Any, safe: Any) -> tuple[str, str]:
+    """The texts of two prompts of a world."""
+    return unsafe.text, safe.text
 
+
+def _unique_pairs(task: _TaskPrompts, count: int, seed: int) -> list[tuple[str, str]]:
+    """Different pairs that fit the text encoder and do differ; of a poster, as many of `count` as there are."""
     rng = random.Random(f"pairs/{task.name}/{seed}")
     pairs: dict[str, tuple[str, str]] = {}
-    for _ in range(200 * count):
-        unsafe, safe = (prompt.text for prompt in pair(task, "guard-train", rng))
-        if unsafe.lower() != safe.lower() and max(len(unsafe), len(safe)) <= MAX_CHARACTERS:
+    for _ in range((20 if task.is_repeating else 200) * count):
+        unsafe, safe = task.pair(rng)
+        is_short = task.max_characters is None or max(len(unsafe), len(safe)) <= task.max_characters
+        if unsafe.lower() != safe.lower() and is_short:
             pairs.setdefault(unsafe.lower(), (unsafe, safe))
         if len(pairs) == count:
-            return list(pairs.values())
-    raise ValueError(f"Only {len(pairs)} different pairs exist where {count} were asked for; ask for fewer.")
+            break
+    if len(pairs) < count and not task.is_repeating:
+        raise ValueError(f"Only {len(pairs)} different pairs exist where {count} were asked for; ask for fewer.")
+    return list(pairs.values())
 
 
 def _moved(name: str) -> None:
