@@ -157,5 +157,7 @@ def run(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(num_images)]
     arguments.setdefault("generator", generators if num_images > 1 else generators[0])
     prompt = list(prompt) if isinstance(prompt, list) else prompt  # Z-Image writes into it
-    output = pipe(prompt=prompt, num_inference_steps=steps, **{many: num_images_per_prompt}, **arguments)
+    with torch.random.fork_rng():  # Stable Diffusion 3 encodes the image of its ControlNet with the global generator
+        torch.manual_seed(0)
+        output = pipe(prompt=prompt, num_inference_steps=steps, **{many: num_images_per_prompt}, **arguments)
     return output.frames if case.family == "wan" else output.images

@@ -10,9 +10,14 @@ from typing import Any
 
 import diffusers
 from tests.newer_pipelines import EVERY
-from tests.tiny import dits
+from tests.tiny import dits, unets
 from tests.tiny_pipelines import (
+    EXACT_SIZE,
     FLUX,
+    SD,
+    SD3,
+    SDXL,
+    SIZE,
     TRUE_CFG,
     PipelineCase,
     bind,
@@ -31,8 +36,9 @@ def _flux(name: str, cls: Any, settings: dict[str, Any], **more: Any) -> Pipelin
 
 
 KONTEXT = {"image": make_picture(), "_auto_resize": False, "max_area": 32 * 48}
+UNION = {"control_mode": [0]}
 CONTROL_CHANNELS = {"in_channels": 128, "out_channels": 64}
-_CASES = (
+_CASES: tuple[PipelineCase, ...] = (
     _flux("flux-inpaint", diffusers.FluxInpaintPipeline, {**STRENGTH, **MASK}),
     PipelineCase(
         "flux-kontext",
@@ -62,6 +68,156 @@ _CASES = (
     _flux("flux-controlnet", diffusers.FluxControlNetPipeline, CONTROL),
     _flux("flux-controlnet-img2img", diffusers.FluxControlNetImg2ImgPipeline, {**CONTROL, **STRENGTH}),
     _flux("flux-controlnet-inpaint", diffusers.FluxControlNetInpaintPipeline, {**CONTROL, **STRENGTH, **MASK}),
+)
+
+
+def _sd(name: str, make: Any, settings: dict[str, Any], **more: Any) -> PipelineCase:
+    family = next(family for start, family in _FAMILY.items() if name.startswith(start))
+    return PipelineCase(
+        name, family, make, {name: value for name, value in {**SIZE, **settings}.items() if value is not None}, **more
+    )
+
+
+_FAMILY = {"sdxl": SDXL, "sd3": SD3, "sd": SD, "lcm": SD, "pixart": "pixart", "sana": "sana"}
+IMAGE = {"image": make_picture()}
+CONTROL_IMAGE_TO_IMAGE = {**CONTROL, **STRENGTH}
+UNGUIDED: dict[str, Any] = {"guidance": {}, "unguided": {}}
+PAG = {"pag_scale": 2.0}
+NO_SIZE = {"height": None, "width": None}  # the image's
+_CASES += (
+    _sd(
+        "sd-controlnet-img2img",
+        bind(unets.make_sd_controlnet, diffusers.StableDiffusionControlNetImg2ImgPipeline),
+        CONTROL_IMAGE_TO_IMAGE,
+    ),
+    _sd(
+        "sd-controlnet-inpaint",
+        bind(unets.make_sd_controlnet, diffusers.StableDiffusionControlNetInpaintPipeline),
+        {**CONTROL_IMAGE_TO_IMAGE, **MASK},
+    ),
+    _sd("sd-depth", unets.make_sd_depth, {**STRENGTH, "depth_map": make_mask()[0], **NO_SIZE}),
+    _sd("sd-adapter", unets.make_sd_adapter, IMAGE),
+    _sd(
+        "sd-pix2pix",
+        bind(unets.make_sd, diffusers.StableDiffusionInstructPix2PixPipeline, in_channels=8),
+        {**IMAGE, **NO_SIZE},
+    ),
+    _sd("sd-pag", bind(unets.make_sd, diffusers.StableDiffusionPAGPipeline), PAG),
+    _sd(
+        "sd-pag-img2img",
+        bind(unets.make_sd, diffusers.StableDiffusionPAGImg2ImgPipeline),
+        {**PAG, **STRENGTH, **NO_SIZE},
+    ),
+    _sd(
+        "sd-pag-inpaint", bind(unets.make_sd, diffusers.StableDiffusionPAGInpaintPipeline), {**PAG, **STRENGTH, **MASK}
+    ),
+    _sd(
+        "sd-controlnet-pag",
+        bind(unets.make_sd_controlnet, diffusers.StableDiffusionControlNetPAGPipeline),
+        {**PAG, **IMAGE},
+    ),
+    _sd(
+        "sd-controlnet-pag-inpaint",
+        bind(unets.make_sd_controlnet, diffusers.StableDiffusionControlNetPAGInpaintPipeline),
+        {**PAG, **CONTROL_IMAGE_TO_IMAGE, **MASK},
+    ),
+    _sd("lcm", bind(unets.make_lcm, diffusers.LatentConsistencyModelPipeline), {}, **UNGUIDED),
+    _sd(
+        "lcm-img2img",
+        bind(unets.make_lcm, diffusers.LatentConsistencyModelImg2ImgPipeline),
+        {**STRENGTH, **NO_SIZE},
+        **UNGUIDED,
+    ),
+    _sd(
+        "sdxl-controlnet-img2img",
+        bind(unets.make_sdxl_controlnet, diffusers.StableDiffusionXLControlNetImg2ImgPipeline),
+        CONTROL_IMAGE_TO_IMAGE,
+    ),
+    _sd(
+        "sdxl-controlnet-inpaint",
+        bind(unets.make_sdxl_controlnet, diffusers.StableDiffusionXLControlNetInpaintPipeline),
+        {**CONTROL_IMAGE_TO_IMAGE, **MASK},
+    ),
+    _sd(
+        "sdxl-union",
+        bind(unets.make_sdxl_union, diffusers.StableDiffusionXLControlNetUnionPipeline),
+        {**UNION, **CONTROL},
+    ),
+    _sd(
+        "sdxl-union-img2img",
+        bind(unets.make_sdxl_union, diffusers.StableDiffusionXLControlNetUnionImg2ImgPipeline),
+        {**UNION, **CONTROL_IMAGE_TO_IMAGE},
+    ),
+    _sd(
+        "sdxl-union-inpaint",
+        bind(unets.make_sdxl_union, diffusers.StableDiffusionXLControlNetUnionInpaintPipeline),
+        {**UNION, **CONTROL_IMAGE_TO_IMAGE, **MASK},
+    ),
+    _sd("sdxl-adapter", unets.make_sdxl_adapter, IMAGE),
+    _sd(
+        "sdxl-pix2pix",
+        bind(
+            unets.make_sdxl,
+            diffusers.StableDiffusionXLInstructPix2PixPipeline,
+            unet=unets.make_unet(unets.SDXL_SIZES, 8),
+        ),
+        IMAGE,
+    ),
+    _sd("sdxl-pag", bind(unets.make_sdxl, diffusers.StableDiffusionXLPAGPipeline), PAG),
+    _sd(
+        "sdxl-pag-img2img",
+        bind(unets.make_sdxl, diffusers.StableDiffusionXLPAGImg2ImgPipeline),
+        {**PAG, **STRENGTH, **NO_SIZE},
+    ),
+    _sd(
+        "sdxl-pag-inpaint",
+        bind(unets.make_sdxl, diffusers.StableDiffusionXLPAGInpaintPipeline),
+        {**PAG, **STRENGTH, **MASK},
+    ),
+    _sd(
+        "sdxl-controlnet-pag",
+        bind(unets.make_sdxl_controlnet, diffusers.StableDiffusionXLControlNetPAGPipeline),
+        {**PAG, **IMAGE},
+    ),
+    _sd(
+        "sdxl-controlnet-pag-img2img",
+        bind(unets.make_sdxl_controlnet, diffusers.StableDiffusionXLControlNetPAGImg2ImgPipeline),
+        {**PAG, **CONTROL_IMAGE_TO_IMAGE},
+    ),
+    _sd("sd3-inpaint", bind(dits.make_sd3, diffusers.StableDiffusion3InpaintPipeline), {**STRENGTH, **MASK}),
+    _sd("sd3-controlnet", bind(dits.make_sd3_controlnet, diffusers.StableDiffusion3ControlNetPipeline), CONTROL),
+    _sd(
+        "sd3-controlnet-zeros",
+        bind(dits.make_sd3_controlnet, diffusers.StableDiffusion3ControlNetPipeline, force_zeros=True),
+        CONTROL,
+    ),
+    _sd(
+        "sd3-controlnet-blind",
+        bind(dits.make_sd3_controlnet, diffusers.StableDiffusion3ControlNetPipeline, without_prompt=True),
+        CONTROL,
+    ),
+    _sd(
+        "sd3-controlnet-inpaint",
+        bind(dits.make_sd3_controlnet, diffusers.StableDiffusion3ControlNetInpaintingPipeline, extra_channels=1),
+        {"control_image": make_picture(), "control_mask": make_mask()},
+    ),
+    _sd("sd3-pag", bind(dits.make_sd3, diffusers.StableDiffusion3PAGPipeline, pag_applied_layers="blocks.0"), PAG),
+    _sd(
+        "sd3-pag-img2img",
+        bind(dits.make_sd3, diffusers.StableDiffusion3PAGImg2ImgPipeline, pag_applied_layers="blocks.0"),
+        {**PAG, **STRENGTH},
+    ),
+    _sd(
+        "pixart-sigma-pag",
+        bind(dits.make_pixart, diffusers.PixArtSigmaPAGPipeline, sample_size=8, pag_applied_layers="blocks.1"),
+        {**EXACT_SIZE, **PAG},
+    ),
+    _sd(
+        "sana-pag",
+        bind(dits.make_sana, dits.with_short_instruction(diffusers.SanaPAGPipeline), pag_applied_layers="blocks.0"),
+        {**EXACT_SIZE, "width": 64, **PAG},
+    ),
+    _sd("sana-controlnet", dits.make_sana_controlnet, {**EXACT_SIZE, "width": 64, **CONTROL}),
 )
 VARIANTS: dict[str, PipelineCase] = {case.name: case for case in _CASES}
 #: every case there is

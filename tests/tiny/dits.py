@@ -31,25 +31,24 @@ from tests.tiny.parts import (
 )
 from transformers import CLIPTextModelWithProjection
 
+SD3_SIZES: dict[str, Any] = {
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "caption_projection_dim": 32,
+    "joint_attention_dim": T5_WIDTH,
+    "pooled_projection_dim": 2 * POOLED_WIDTH,
+    "pos_embed_max_size": 16,
+}
 
-def make_sd3(cls: Any = diffusers.StableDiffusion3Pipeline) -> Any:
+
+def make_sd3(cls: Any = diffusers.StableDiffusion3Pipeline, **more: Any) -> Any:
     """Two CLIPs side by side in width (2 x 16, padded to T5's 32), then T5 after them in length."""
-    transformer = alive(
-        lambda: diffusers.SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=16,
-            out_channels=16,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=4,
-            caption_projection_dim=32,
-            joint_attention_dim=T5_WIDTH,
-            pooled_projection_dim=2 * POOLED_WIDTH,
-            pos_embed_max_size=16,
-        ),
-        add_v_proj=4.0,
-    )
+    transformer = alive(lambda: diffusers.SD3Transformer2DModel(**SD3_SIZES), add_v_proj=4.0)
     return cls(
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -60,7 +59,24 @@ def make_sd3(cls: Any = diffusers.StableDiffusion3Pipeline) -> Any:
         tokenizer_2=make_tokenizer(),
         text_encoder_3=make_t5(),
         tokenizer_3=make_t5_tokenizer(),
+        **more,
     )
+
+
+def make_sd3_controlnet(
+    cls: Any, force_zeros: bool = False, without_prompt: bool = False, extra_channels: int = 0
+) -> Any:
+    """SD3 beside a ControlNet that reads prompt and pooled embeddings, or zeros in place of the latter, or no prompt."""
+    sizes = {**SD3_SIZES, "num_layers": 1}
+    if without_prompt:
+        sizes |= {"joint_attention_dim": None, "pos_embed_type": None, "use_pos_embed": False}
+    controlnet = alive(
+        lambda: diffusers.SD3ControlNetModel(
+            force_zeros_for_pooled_projection=force_zeros, extra_conditioning_channels=extra_channels, **sizes
+        ),
+        seed=2,
+    )
+    return make_sd3(cls, controlnet=controlnet)
 
 
 FLUX_SIZES: dict[str, Any] = {
@@ -105,7 +121,7 @@ def make_flux_controlnet(cls: Any = diffusers.FluxControlNetPipeline) -> Any:
     return make_flux(cls, controlnet=controlnet)
 
 
-def make_pixart(cls: Any, sample_size: int) -> Any:
+def make_pixart(cls: Any, sample_size: int, **more: Any) -> Any:
     """PixArt, with the variance channels it predicts. At sample size 128 the transformer also takes the picture's size."""
     transformer = alive(
         lambda: diffusers.PixArtTransformer2DModel(
@@ -126,6 +142,7 @@ def make_pixart(cls: Any, sample_size: int) -> Any:
         vae=make_vae(),
         transformer=transformer,
         scheduler=make_scheduler("dpm++"),
+        **more,
     )
 
 
@@ -148,22 +165,23 @@ def with_short_instruction(cls: Any) -> Any:
     return type(cls.__name__, (cls,), {"__call__": torch.no_grad()(short), "__module__": cls.__module__})
 
 
-def make_sana(cls: Any = None) -> Any:
-    transformer = alive(
-        lambda: diffusers.SanaTransformer2DModel(
-            patch_size=1,
-            in_channels=32,
-            out_channels=32,
-            num_layers=2,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            num_cross_attention_heads=2,
-            cross_attention_head_dim=8,
-            cross_attention_dim=16,
-            caption_channels=GEMMA_WIDTH,
-            sample_size=8,
-        )
-    )
+SANA_SIZES: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 32,
+    "out_channels": 32,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "caption_channels": GEMMA_WIDTH,
+    "sample_size": 8,
+}
+
+
+def make_sana(cls: Any = None, **more: Any) -> Any:
+    transformer = alive(lambda: diffusers.SanaTransformer2DModel(**SANA_SIZES))
     return (cls or with_short_instruction(diffusers.SanaPipeline))(
         tokenizer=make_t5_tokenizer(),
         text_encoder=make_gemma(),
@@ -172,7 +190,13 @@ def make_sana(cls: Any = None) -> Any:
         scheduler=diffusers.DPMSolverMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
+        **more,
     )
+
+
+def make_sana_controlnet() -> Any:
+    controlnet = alive(lambda: diffusers.SanaControlNetModel(**{**SANA_SIZES, "num_layers": 1}), seed=2)
+    return make_sana(with_short_instruction(diffusers.SanaControlNetPipeline), controlnet=controlnet)
 
 
 def make_lumina2() -> Any:

@@ -62,21 +62,54 @@ def make_controlnet(sizes: dict[str, Any]) -> diffusers.ControlNetModel:
 
 def make_sd(cls: Any = diffusers.StableDiffusionPipeline, in_channels: int = 4, **more: Any) -> Any:
     """A pipeline of the Stable Diffusion family with DDIM."""
-    return cls(
-        vae=make_vae(),
-        text_encoder=make_clip(),
-        tokenizer=make_tokenizer(),
-        unet=make_unet(SD_SIZES, in_channels, attn2=3.0),
-        scheduler=make_scheduler("ddim"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        **more,
+    parts = {
+        "vae": make_vae(),
+        "text_encoder": make_clip(),
+        "tokenizer": make_tokenizer(),
+        "unet": make_unet(SD_SIZES, in_channels, attn2=3.0),
+        "scheduler": make_scheduler("ddim"),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    return cls(**{**parts, **more})
+
+
+def make_sd_controlnet(cls: Any = diffusers.StableDiffusionControlNetPipeline, **more: Any) -> Any:
+    return make_sd(cls, controlnet=make_controlnet(SD_SIZES), **more)
+
+
+def make_sd_depth() -> Any:
+    """Depth to image: a depth map in a fifth channel; the map is given, so there is no estimator."""
+    pipe = make_sd(diffusers.StableDiffusionPipeline, in_channels=5)
+    names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    parts = {name: pipe.components[name] for name in names}
+    return diffusers.StableDiffusionDepth2ImgPipeline(**parts, depth_estimator=None, feature_extractor=None)
+
+
+def make_lcm(cls: Any) -> Any:
+    """A latent consistency model: the guidance scale is embedded, and the pipeline returns the last estimate."""
+    unet = make_unet({**SD_SIZES, "time_cond_proj_dim": 8}, attn2=3.0)
+    return make_sd(cls, unet=unet, scheduler=make_scheduler("lcm"))
+
+
+def make_adapter() -> diffusers.T2IAdapter:
+    """A T2I-Adapter, whose features are added in the down blocks of a UNet."""
+    return alive(
+        lambda: diffusers.T2IAdapter(
+            in_channels=3, channels=[8, 16], num_res_blocks=1, downscale_factor=8, adapter_type="full_adapter_xl"
+        ),
+        seed=2,
+        adapter=3.0,
     )
 
 
-def make_sd_controlnet() -> Any:
-    return make_sd(diffusers.StableDiffusionControlNetPipeline, controlnet=make_controlnet(SD_SIZES))
+def make_sd_adapter() -> Any:
+    return make_sd(diffusers.StableDiffusionAdapterPipeline, adapter=make_adapter())
+
+
+def make_sdxl_adapter() -> Any:
+    return make_sdxl(diffusers.StableDiffusionXLAdapterPipeline, adapter=make_adapter())
 
 
 def make_sdxl(cls: Any = diffusers.StableDiffusionXLPipeline, **more: Any) -> Any:
@@ -93,8 +126,25 @@ def make_sdxl(cls: Any = diffusers.StableDiffusionXLPipeline, **more: Any) -> An
     return cls(**{**parts, **more})
 
 
-def make_sdxl_controlnet() -> Any:
-    return make_sdxl(diffusers.StableDiffusionXLControlNetPipeline, controlnet=make_controlnet(SDXL_SIZES))
+def make_sdxl_controlnet(cls: Any = diffusers.StableDiffusionXLControlNetPipeline, **more: Any) -> Any:
+    return make_sdxl(cls, controlnet=make_controlnet(SDXL_SIZES), **more)
+
+
+def make_sdxl_union(cls: Any) -> Any:
+    """SDXL beside a ControlNet for six kinds of conditions."""
+    sizes = {name: value for name, value in SDXL_SIZES.items() if name != "sample_size"}
+    controlnet = alive(
+        lambda: diffusers.ControlNetUnionModel(
+            conditioning_embedding_out_channels=(4, 4, 4),
+            num_trans_channel=8,
+            num_trans_head=2,
+            num_proj_channel=8,
+            **sizes,
+        ),
+        seed=2,
+        controlnet_cond_embedding=4.0,
+    )
+    return make_sdxl(cls, controlnet=controlnet)
 
 
 def make_sdxl_refiner() -> Any:

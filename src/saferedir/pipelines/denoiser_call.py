@@ -14,40 +14,48 @@ from torch import Tensor
 from saferedir.errors import GuardError
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds, cat_lengths, no_prompt
 from saferedir.pipelines.families import Family
+from saferedir.pipelines.families.facts import CONDITIONAL, Part
 
 
 class Layout(NamedTuple):
-    """Rows of one denoiser call.
+    """Rows of one denoiser call: blocks of B rows, one for each of `parts`.
 
     Attributes:
         batch_size: B, images.
-        has_both: whether the call has both halves of classifier-free guidance.
-        order: which half is first, as in `Family.cfg_layout`.
+        parts: what each block is, in the order of the call, as `families.facts.Part` has it.
     """
 
     batch_size: int
-    has_both: bool
-    order: str
+    parts: tuple[Part, ...]
+
+    @property
+    def has_both(self) -> bool:
+        """Whether the call has both halves of classifier-free guidance."""
+        return "uncond" in self.parts
+
+    @property
+    def num_rows(self) -> int:
+        """R, the pipeline's own rows of a call."""
+        return self.batch_size * len(self.parts)
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """(conditional, unconditional) rows (B, ...) of rows (R, ...); without guidance (`rows` itself, None)."""
-        expected = self.batch_size * (2 if self.has_both else 1)
-        if rows.shape[0] != expected:
+        if rows.shape[0] != self.num_rows:
             raise GuardError(
-                f"the denoiser got {rows.shape[0]} rows where {expected} were expected (batch {self.batch_size}, guidance "
+                f"the denoiser got {rows.shape[0]} rows where {self.num_rows} were expected (batch {self.batch_size}, guidance "
                 f"{'on' if self.has_both else 'off'}); this way of calling the pipeline is not supported. A callback that ends "
                 "guidance in the middle of a run must keep a row for every image (diffusers' cutoff callbacks keep one)."
             )
-        if not self.has_both:
+        if len(self.parts) == 1:
             return rows, None
-        first, second = rows[: self.batch_size], rows[self.batch_size :]
-        return (second, first) if self.order == "uncond_cond" else (first, second)
+        return self._block(rows, "cond"), self._block(rows, "uncond") if self.has_both else None
 
-    def join(self, cond: Tensor, uncond: Tensor | None) -> Tensor:
-        """Inverse of `split`."""
-        if uncond is None or not self.has_both:
+    def with_cond(self, rows: Tensor, cond: Tensor) -> Tensor:
+        """Rows (R, ...) with others (B, ...) in the place of the conditional ones."""
+        if len(self.parts) == 1:
             return cond
-        return torch.cat([uncond, cond] if self.order == "uncond_cond" else [cond, uncond])
+        at = self.batch_size * self.parts.index("cond")
+        return torch.cat([part for part in (rows[:at], cond, rows[at + self.batch_size :]) if len(part)])
 
     def read(self, rows: PromptEmbeds) -> Conditioning:
         """The conditioning in embeddings (R, ...) of a call."""
@@ -56,10 +64,13 @@ class Layout(NamedTuple):
         return Conditioning(cond, uncond if self.has_both else None)
 
     def halves(self, given: Conditioning) -> list[PromptEmbeds]:
-        """The halves that a call has, in its order."""
-        if given.uncond is None or not self.has_both:
-            return [given.cond]
-        return [given.uncond, given.cond] if self.order == "uncond_cond" else [given.cond, given.uncond]
+        """The embeddings of each block that a call has, in its order."""
+        by_part = {part: given.cond if part in CONDITIONAL else given.uncond for part in self.parts}
+        return [embeds for embeds in by_part.values() if embeds is not None]
+
+    def _block(self, rows: Tensor, part: Part) -> Tensor:
+        at = self.batch_size * self.parts.index(part)
+        return rows[at : at + self.batch_size]
 
 
 class Extra(NamedTuple):
@@ -122,6 +133,18 @@ class Call(NamedTuple):
     def is_auxiliary(self) -> bool:
         """Whether this call makes no prediction of its own (SD3's skip-layer guidance)."""
         return self.family.auxiliary_kwarg is not None and self.kwargs.get(self.family.auxiliary_kwarg) is not None
+
+    def with_left_out(self, variables: Mapping[str, Any]) -> Call:
+        """This call with the embeddings of the pipeline's `variables` where it is given zeros or nothing in their place."""
+        names = self.family.denoiser_variables
+        if names is None:
+            return self
+        kwargs = dict(self.kwargs)
+        for argument, variable in zip((self.family.prompt_arg[1], *self.family.pooled_kwarg), names, strict=True):
+            value = kwargs.get(argument)
+            if value is None or not bool(value.any()):
+                kwargs[argument] = variables[variable]
+        return self._replace(kwargs=kwargs)
 
     def write(
         self, edit: Edit, packed: Callable[[Tensor], Tensor] = lambda latents: latents

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ def encode_prompts(
     the call's defaults, or the values in `call`.
     """
     family = family_of(pipe)
-    names = inspect.signature(pipe.encode_prompt).parameters
+    encode = prompt_encoder(pipe)
+    names = inspect.signature(encode).parameters
     defaults = named_arguments(pipe)
     empty = inspect.Parameter.empty
     settings: dict[str, Any] = {name: None for name, entry in names.items() if entry.default is empty}
@@ -41,7 +42,7 @@ def encode_prompts(
     settings = {name: value for name, value in settings.items() if name in names and name != "prompt"}
     parts = []
     for start in range(0, len(texts), batch):
-        answer = pipe.encode_prompt(prompt=list(texts[start : start + batch]), **settings)
+        answer = encode(prompt=list(texts[start : start + batch]), **settings)
         answer = answer if isinstance(answer, tuple) else (answer,)
         values = dict(zip(family.encoded, answer, strict=False))
         if family.listed:
@@ -49,6 +50,12 @@ def encode_prompts(
             continue
         parts.append(PromptEmbeds(values["prompt"], values.get("pooled"), values.get("mask")))
     return parts[0].cat(*parts[1:])
+
+
+def prompt_encoder(pipe: Any) -> Callable[..., Any]:
+    """The method that encodes prompts; InstructPix2Pix has the old `_encode_prompt` alone."""
+    method: Callable[..., Any] = getattr(pipe, "encode_prompt", None) or pipe._encode_prompt
+    return method
 
 
 def encode_to_length(
@@ -66,7 +73,7 @@ def encode_to_length(
     if lengths == "longest":
         return _beside_filler(pipe, texts, length, call) if missing > 0 else embeds
     name = "max_sequence_length"
-    parameter = inspect.signature(pipe.encode_prompt).parameters.get(name)
+    parameter = inspect.signature(prompt_encoder(pipe)).parameters.get(name)
     default = named_arguments(pipe).get(name, parameter)
     if not missing or default is None:
         return embeds

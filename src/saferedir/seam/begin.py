@@ -16,6 +16,7 @@ from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.encoding import encode_to_length
 from saferedir.pipelines.families import Family
+from saferedir.pipelines.families.facts import Part
 from saferedir.pipelines.schedules import evaluation_steps, prediction_type, training_time
 from saferedir.pipelines.text_encoders import make_text_encoders
 from saferedir.pipelines.text_settings import encoder_arguments
@@ -29,23 +30,24 @@ def run_of(
     asked: Sequence[tuple[int, ...]],
     begins: float | None,
     with_text_encoders: bool,
-) -> tuple[Run, int]:
-    """(run, index of its first evaluation in the scheduler's timesteps) from its first denoiser call.
+) -> tuple[Run, int, tuple[Part, ...]]:
+    """(run, index of its first evaluation in the scheduler's timesteps, blocks of rows of a call) from its first denoiser call.
 
     `settings`: the variables of the pipeline's own call. `asked`: retry levels, a tuple of images' levels for each
     attachment that has some. `begins`: timestep of the run's first evaluation, if known.
     """
     latents, scheduler = call.latents, pipe.scheduler
-    halves = 2 if is_guided(pipe, family, settings) else 1
-    if halves == 2 and call.kwargs.get("guess_mode"):
+    is_double = is_guided(pipe, family, settings)
+    parts = parts_of(pipe, family, settings, is_guided=is_double)
+    if is_double and call.kwargs.get("guess_mode"):
         raise GuardError("guess_mode hides the negative prompt from the ControlNet; guarded, leave it off.")
     # a pipeline may start late (img2img) or stop early (SDXL's denoising_end); it says so before its first call
     count = getattr(pipe, "_num_timesteps", None)
     offset, timesteps = evaluation_span(scheduler, count, begins)
     rows = latents.shape[0]
-    if not timesteps or rows % halves:
-        raise GuardError(f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, guidance {halves == 2}.")
-    batch, length = rows // halves, call.embeds.prompt.shape[1]
+    if not timesteps or rows % len(parts):
+        raise GuardError(f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, blocks of rows {parts}.")
+    batch, length = rows // len(parts), call.embeds.prompt.shape[1]
     if any(len(levels) != batch for levels in asked):
         raise GuardError(f"retry_level has another length than the run's {batch} images; run the pipeline as before.")
 
@@ -63,7 +65,7 @@ def run_of(
         timesteps=tuple(training_time(scheduler, value) for value in timesteps),
         family=family.name,
         prediction_type=prediction_type(scheduler),
-        guided=halves == 2,
+        guided=is_double,
         guidance_scale=guidance_scale_of(pipe, family, settings),
         device=latents.device,
         dtype=latents.dtype,
@@ -71,7 +73,7 @@ def run_of(
         encode=encode,
         text_encoders=make_text_encoders(pipe, family, length) if with_text_encoders else (),
     )
-    return run, offset
+    return run, offset, parts
 
 
 def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:
@@ -88,6 +90,21 @@ def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:
     raise GuardError(
         f"a {type(pipe).__name__} does not say whether it guides; its row in pipelines/families cannot be right."
     )
+
+
+def parts_of(pipe: Any, family: Family, settings: Mapping[str, Any], *, is_guided: bool) -> tuple[Part, ...]:
+    """Blocks of rows of a denoiser call, in its order; raises GuardError where the negative prompt would shape the image."""
+    parts = family.parts(is_guided=is_guided)
+    if "blank" in parts:
+        text, image = (float(settings.get(name) or 0.0) for name in ("guidance_scale", "image_guidance_scale"))
+        if image > text:
+            raise GuardError(
+                f"image_guidance_scale={image:g} above guidance_scale={text:g} makes the negative prompt shape the image, past "
+                "the guards; use a guidance_scale that is not below it."
+            )
+    if getattr(pipe, "do_perturbed_attention_guidance", False):
+        parts = (*parts, "perturbed")
+    return parts
 
 
 def is_unguided_now(pipe: Any) -> bool:

@@ -16,7 +16,8 @@ from torch import nn
 
 from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
-from saferedir.pipelines.families import CfgLayout, unwrapped
+from saferedir.pipelines.families import unwrapped
+from saferedir.pipelines.families.facts import Part
 
 #: points at which a guard adds rows of its own to the denoiser's calls
 ROW_POINTS = ("extra_prompts", "extra_embeds", "extra_latents")
@@ -125,12 +126,12 @@ class Caches:
                     "disable it, or use another cache."
                 )
 
-    def check_layout(self, layout: CfgLayout, *, is_guided: bool) -> None:
-        """Raise GuardError where a cache would take rows of a call for what they are not. `is_guided`: both halves are in one."""
+    def check_layout(self, parts: tuple[Part, ...]) -> None:
+        """Raise GuardError where a cache would take rows of a call, in blocks of `parts`, for what they are not."""
         for held in self._all():
             if not held.kind.halves_rows or getattr(held.hook, "is_guidance_distilled", True):
                 continue
-            if not is_guided or layout != "uncond_cond":
+            if parts != ("uncond", "cond"):
                 raise GuardError(
                     f"{held.kind.name} expects unconditional and conditional rows in one call, in this order, which this run "
                     "does not have, so it would mix images; disable it, or set is_guidance_distilled=True where there is no "

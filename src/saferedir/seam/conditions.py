@@ -68,8 +68,8 @@ class Conditions:
         if self._used is None:
             self._asked = self._ask(embeds, make_steps)
             return self.edit(embeds, self._asked)
-        has_both = self._layout.has_both and embeds.prompt.shape[0] != self._layout.batch_size
-        return self.edit(embeds, self._used, self._layout._replace(has_both=has_both))
+        is_half = embeds.prompt.shape[0] == self._layout.batch_size
+        return self.edit(embeds, self._used, self._layout._replace(parts=("cond",)) if is_half else self._layout)
 
     def before_unconditional(self, embeds: PromptEmbeds) -> PromptEmbeds:
         """For the unconditional call, where it comes after the conditional one; `embeds` itself where no guard wants others."""

@@ -54,6 +54,14 @@ class ExtraRows:
             self._scaled(rows_of_call(guard, steps, position, asked), steps)
             for position, (guard, asked) in enumerate(zip(self._guards, self._asked, strict=True))
         ]
+        if "perturbed" in self._layout.parts and any(rows.embeds is not None for rows in self._rows):
+            methods = [
+                guard.method for guard, rows in zip(self._guards, self._rows, strict=True) if rows.embeds is not None
+            ]
+            raise GuardError(
+                f"guard {methods[0]!r} adds rows to the denoiser's calls, and perturbed-attention guidance divides these by "
+                "their number, so that it would take other rows than its own; call with pag_scale=0, or use a guard without rows."
+            )
         return extra_of(self._rows, used.cond, used.uncond if self._layout.has_both else None, has_mask=self._has_mask)
 
     def second(self, uncond: PromptEmbeds) -> Extra | None:
@@ -83,7 +91,7 @@ class ExtraRows:
             (rows.model_input is not None) if is_second else rows.copies + (rows.model_input is not None and has_both)
             for rows in self._rows
         ]
-        return split_blocks(values, batch * (2 if has_both else 1), batch, counts)
+        return split_blocks(values, self._layout.num_rows, batch, counts)
 
     def conditional(self, position: int, block: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The rows of a guard that are not the unconditional one at latents of its own."""

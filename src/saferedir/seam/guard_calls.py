@@ -224,7 +224,7 @@ def edited_skip_features(
     new = validated(
         guard, "on_skip_features", call_guard(guard, "on_skip_features", guard.on_skip_features, step, skip), cond
     )
-    return values if new is cond else torch.cat([layout.join(new, uncond), values[image_rows.shape[0] :]])
+    return values if new is cond else torch.cat([layout.with_cond(image_rows, new), values[image_rows.shape[0] :]])
 
 
 def edited_attention(

@@ -140,7 +140,8 @@ class Hooks:
             self._encoding, self.texts = None, None
         elif self.texts is None:
             self.texts = PromptTexts(self._family)
-            self._encoding = WrappedMethods(self._pipe, {"encode_prompt": self.texts.encode_prompt}, self.texts)
+            if hasattr(self._pipe, "encode_prompt"):  # else nobody knows which texts embeddings were made of
+                self._encoding = WrappedMethods(self._pipe, {"encode_prompt": self.texts.encode_prompt}, self.texts)
         if not any(guard.latents_test != "off" for guard in guards) or not hasattr(self._pipe, PREPARE):
             if self._preparing is not None:
                 self._preparing.release()

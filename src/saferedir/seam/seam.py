@@ -201,8 +201,19 @@ class Seam:
         return self._with_conditioning(module, call, Session.before_denoiser)
 
     def before_auxiliary(self, module: nn.Module, call: Call) -> Any:
-        """(args, kwargs) for a call that reads the conditioning and makes no prediction of its own, or None for those given."""
-        return self._with_conditioning(module, call, Session.before_auxiliary)
+        """(args, kwargs) for a call that reads the conditioning and makes no prediction of its own, or None for those given.
+
+        A module that is given zeros or nothing in the place of a part of the conditioning (ControlNets of Stable Diffusion 3)
+        goes on without it; guards are asked with what the denoiser will be given.
+        """
+        if call.is_auxiliary or self.family.denoiser_variables is None:
+            return self._with_conditioning(module, call, Session.before_auxiliary)
+        whole = call.with_left_out(arguments_of_running_call(self.pipe, self.family.denoiser))
+        written = self._with_conditioning(module, whole, Session.before_auxiliary)
+        if written is None:
+            return None
+        left_out = {name: call.kwargs[name] for name, value in whole.kwargs.items() if call.kwargs[name] is not value}
+        return written[0], written[1] | left_out
 
     def _with_conditioning(self, module: nn.Module, call: Call, choose: Callable[..., Edit | None]) -> Any:
         """Enter or continue a run, and let `choose` say what conditioning this call is to have."""
@@ -282,8 +293,9 @@ class Seam:
             if session.finished:
                 self._record(session)
         if edited is not latents:
-            if isinstance(output, tuple):
-                return (self._whole(self._packed(edited), stepped), *output[1:])
+            if isinstance(output, tuple):  # LCM's pipeline takes the second, which is the first at the last step
+                new = self._whole(self._packed(edited), stepped)
+                return tuple(new if part is stepped else part for part in output)
             output["prev_sample"] = self._whole(self._packed(edited), stepped)
         return output
 
@@ -325,7 +337,7 @@ class Seam:
         self.warn_of_adapters(self.guards())
         asked = [attached.retry_level for attached in self.attachments if attached.retry_level]
         begins = None if self._first else call.time
-        run, offset = run_of(
+        run, offset, parts = run_of(
             self.pipe, self.family, call, settings, asked, begins, with_text_encoders=known_texts is not None
         )
         if self.hooks.latents is not None and (notes := self.hooks.latents.take_notes()):
@@ -335,7 +347,7 @@ class Seam:
         self._caches.clear()
         self._caches.check(enabled)
         if enabled:
-            self._caches.check_layout(self.family.cfg_layout, is_guided=run.guided)
+            self._caches.check_layout(parts)
         spoken = (
             settings if "prompt" in settings else arguments_of_call(self.pipe) or {}
         )  # a loop in a method of its own
@@ -348,7 +360,7 @@ class Seam:
             run = replace(run, solver=Solver(scheduler, timesteps, self._packed, self._unpacked))
         texts = None if known_texts is None else partial(texts_of, records=known_texts.known())
         channels = latent_channels(denoiser, self.family, call.latents)
-        return Session(run, self.family, enabled, scheduler, channels, offset, texts, self._first)
+        return Session(run, self.family, enabled, scheduler, channels, offset, texts, self._first, parts)
 
     @contextmanager
     def part_from(self, first: int) -> Iterator[None]:

@@ -25,6 +25,7 @@ from saferedir.guards.gates import Gate
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.denoiser_call import Edit, Layout
 from saferedir.pipelines.families import Family
+from saferedir.pipelines.families.facts import Part
 from saferedir.pipelines.schedules import Coefficients, coefficients, evaluation_steps, scaled_for_model
 from saferedir.seam.conditions import Conditions
 from saferedir.seam.extra_rows import ExtraRows
@@ -52,7 +53,7 @@ class Session:
 
     `channels`: latent channels C of the sampler; a denoiser may take more (masks) or return more (variances).
     `offset`: index of the run's first evaluation in the scheduler's timesteps. `texts`: the prompts of embeddings (B, L, D),
-    where a guard needs them.
+    where a guard needs them. `parts`: blocks of rows of its denoiser calls, where they are not those of the family.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Session:
         offset: int = 0,
         texts: Callable[[Tensor], tuple[str | None, ...]] | None = None,
         first: int = 0,
+        parts: tuple[Part, ...] | None = None,
     ) -> None:
         self.run, self.family, self.guards = run, family, tuple(guards)
         self.failed = False
@@ -78,7 +80,7 @@ class Session:
         self._indices = evaluation_steps(scheduler, self._timesteps)
         self._states = [call_guard(guard, "start", guard.start, run) for guard in self.guards]
         self._users = users_of(self.guards)
-        self.layout = Layout(run.batch_size, run.guided and not family.is_sequential, family.cfg_layout)
+        self.layout = Layout(run.batch_size, parts or family.parts(is_guided=run.guided))
         self._extra = ExtraRows(self.guards, run, self.layout, has_mask=family.mask_kwarg is not None)
         self._conditions = Conditions(
             self._users,
@@ -105,8 +107,12 @@ class Session:
         """The pipeline goes on without guidance: its calls, and what guards are given, have conditional rows only from now on."""
         if self._calls or self.family.is_sequential:
             return
+        if len(self.layout.parts) > 2:
+            raise GuardError(
+                "guidance with three parts ended in the middle of the run; guarded, leave it on to the end."
+            )
         self.run = replace(self.run, guided=False)
-        self.layout = self.layout._replace(has_both=False)
+        self.layout = self.layout._replace(parts=("cond",))
         self._extra.change_layout(self.layout)
         self._conditions.change_layout(self.layout)
 

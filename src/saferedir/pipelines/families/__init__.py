@@ -5,6 +5,7 @@ A new family is one row in the file of its relatives; a new file is one entry in
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from saferedir.errors import UnsupportedPipelineError
@@ -49,10 +50,11 @@ def unwrapped(module: Any) -> Any:
 
 def family_of(pipe: Any) -> Family:
     """The row of a pipeline; raises UnsupportedPipelineError naming what is supported."""
-    names = {base.__name__ for base in type(pipe).__mro__}
+    names = [base.__name__ for base in type(pipe).__mro__]
     for family in FAMILIES.values():
-        if names.intersection(family.pipelines):
-            return family
+        if not set(names).isdisjoint(family.pipelines):
+            name = next(name for name in names if name in family.pipelines)
+            return replace(family, **family.differences[name]) if name in family.differences else family
     supported = ", ".join(name for family in FAMILIES.values() for name in family.pipelines)
     raise UnsupportedPipelineError(
         f"{type(pipe).__name__} is not supported; supported pipelines: {supported}. "

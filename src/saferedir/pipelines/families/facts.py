@@ -6,13 +6,19 @@ t/1000, Z-Image 1000 - t).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from saferedir.pipelines.packing import Packing
 from saferedir.utils.renamed import OldAttribute
 
-CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential"]
+CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential", "cond_uncond_blank"]
+#: a block of rows of one denoiser call. "cond": under the prompts; "uncond": under the negative prompts; "perturbed": under the
+#: prompts, with perturbed attention; "blank": under the negative prompts, without the input image
+Part = Literal["cond", "uncond", "perturbed", "blank"]
+#: parts that are given the prompts' embeddings
+CONDITIONAL: tuple[Part, ...] = ("cond", "perturbed")
 Conditioned = Literal["text", "class", "nothing"]
 PromptLengths = Literal["set", "own", "longest"]
 
@@ -50,10 +56,14 @@ class Family:
         denoiser: attribute of the pipeline holding the UNet or transformer.
         more_denoisers: attributes of further ones that take over in the middle of a run; may be None.
         conditioned_modules: attributes of modules that read the same conditioning before the denoiser does (ControlNet).
+        denoiser_variables: variables of the pipeline's call with the prompt embeddings and the pooled ones that the denoiser
+            will be given, where a conditioned module may be given zeros or nothing in the place of one of them.
         text_encoders: attributes holding the text encoders.
         conditioned_on: "text"; "class", a label an image; or "nothing". Only with text is there a prompt that a guard can read.
         cfg_layout: rows of classifier-free guidance: halves of one denoiser call in the named order, or
-            "sequential": one call for the conditional rows, then one for the unconditional rows.
+            "sequential": one call for the conditional rows, then one for the unconditional rows. "cond_uncond_blank": a third
+            block under the negative prompts has no input image (InstructPix2Pix). Rows of perturbed-attention guidance are
+            no fact of the family: the pipeline says whether there are some, and they are the last.
         latents_arg, prompt_arg: (position, keyword) of the denoiser's latents and prompt embeddings.
         time_arg: the same of the scheduler's own timestep, where the denoiser is given it unchanged.
         row_kwargs: other keyword arguments with one entry per row (tensors, also in lists and dicts), to
@@ -79,6 +89,7 @@ class Family:
             "own": as long as the prompt; shorter ones of a batch are masked, and where nothing is masked the mask is left out.
             "longest": as the longest prompt of a batch, without a mask.
         text_encoder_facts: the text encoders whose tokens a guard may mask, in this order; () where we know none.
+        differences: class name -> facts of that pipeline which differ from the row's; `family_of` knows them.
     """
 
     name: str
@@ -87,6 +98,7 @@ class Family:
     denoiser: str = "transformer"
     more_denoisers: tuple[str, ...] = ()
     conditioned_modules: tuple[str, ...] = ()
+    denoiser_variables: tuple[str, str] | None = None
     conditioned_on: Conditioned = "text"
     cfg_layout: CfgLayout = "uncond_cond"
     steps_both_halves: bool = False
@@ -108,6 +120,7 @@ class Family:
     length_matters: bool = True
     prompt_lengths: PromptLengths = "set"
     text_encoder_facts: tuple[TextEncoderFacts, ...] = ()
+    differences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 
     towers = OldAttribute("text_encoder_facts")
     companions = OldAttribute("conditioned_modules")
@@ -126,3 +139,15 @@ class Family:
     def is_sequential(self) -> bool:
         """Whether conditional and unconditional rows come in calls of their own."""
         return self.cfg_layout == "sequential"
+
+    def parts(self, *, is_guided: bool) -> tuple[Part, ...]:
+        """Blocks of rows of a call, in its order, with and without classifier-free guidance in it."""
+        return _PARTS[self.cfg_layout] if is_guided else ("cond",)
+
+
+_PARTS: Mapping[CfgLayout, tuple[Part, ...]] = {
+    "uncond_cond": ("uncond", "cond"),
+    "cond_uncond": ("cond", "uncond"),
+    "sequential": ("cond",),
+    "cond_uncond_blank": ("cond", "uncond", "blank"),
+}

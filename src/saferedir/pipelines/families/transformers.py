@@ -7,7 +7,7 @@ from saferedir.pipelines.families.facts import Family, TextEncoderFacts
 ROWS = (
     Family(
         name="pixart",
-        pipelines=("PixArtSigmaPipeline", "PixArtAlphaPipeline"),
+        pipelines=("PixArtSigmaPipeline", "PixArtAlphaPipeline", "PixArtSigmaPAGPipeline"),
         text_encoders=("text_encoder",),
         row_kwargs=("timestep", "added_cond_kwargs"),
         mask_kwarg="encoder_attention_mask",
@@ -18,8 +18,10 @@ ROWS = (
     ),
     Family(
         name="sana",
-        pipelines=("SanaPipeline",),
+        pipelines=("SanaPipeline", "SanaControlNetPipeline", "SanaPAGPipeline"),
         text_encoders=("text_encoder",),
+        conditioned_modules=("controlnet",),
+        row_kwargs=("timestep", "guidance", "controlnet_block_samples"),
         mask_kwarg="encoder_attention_mask",
         prompt_width="caption_channels",
         encoded=("prompt", "mask"),
