@@ -220,7 +220,7 @@ class Session:
             return values
         self.has_edited = True
         followers = {position for position, _ in self._users["on_attention"]}
-        rows = [self.layout.join(edited, uncond)]
+        rows = [self.layout.with_cond(image_rows, edited)]
         for position, block in enumerate(blocks):
             rows += [edited] * len(block) if position in followers else block
         return torch.cat(rows)
