@@ -77,6 +77,8 @@ def test_pieces_equal_the_whole():
     assert torch.equal(model.prompt_logits(**text), out.prompt_logits)
     assert torch.equal(model.image_logits(**image), out.image_logits)
     assert torch.equal(model.joint_logits(**image, **text), out.joint_logits)
+    both = model.image_and_joint_logits(**image, **text)
+    assert torch.equal(both[0], out.image_logits) and torch.equal(both[1], out.joint_logits)
     alone = model.redirection(**text)
     assert all(torch.equal(value, getattr(out.redirection, name)) for name, value in vars(alone).items())
 

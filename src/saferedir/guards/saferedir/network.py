@@ -132,6 +132,18 @@ class Redirector(nn.Module):
         text = self._text(prompt_embeds, prompt_mask, pooled)
         return self._joint_logits(self.joint_feature(latent, timestep), *text)
 
+    def image_and_joint_logits(
+        self,
+        latent: Tensor,
+        timestep: Tensor | float,
+        prompt_embeds: Tensor,
+        prompt_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`image_logits` and `joint_logits`, the latent encoded once."""
+        joint = self.joint_feature(latent, timestep)
+        return self._image_logits(joint), self._joint_logits(joint, *self._text(prompt_embeds, prompt_mask, pooled))
+
     def redirection(
         self,
         prompt_embeds: Tensor,

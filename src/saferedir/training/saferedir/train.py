@@ -380,10 +380,11 @@ def fit_redirector(
             given, shown = words.given, views.prompts
             model.train()
             terms = redirection_terms(network, *words, teacher_forcing=step < config.steps // 3)
+            image, joint = network.image_and_joint_logits(views.frames, views.t, shown.prompt, shown.mask, shown.pooled)
             terms["classification"] = classification_term(
                 (network.prompt_logits(given.prompt, given.mask, given.pooled), words.label),
-                (network.image_logits(views.frames, views.t), views.label),
-                (network.joint_logits(views.frames, views.t, shown.prompt, shown.mask, shown.pooled), views.label),
+                (image, views.label),
+                (joint, views.label),
             )
             loss = total(terms, config.loss)
             if not torch.isfinite(loss):
