@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,21 @@ def test_adaptive_does_at_least_as_well_as_transfer_and_transfer_as_static(world
     static = run(world, "obfuscation", guard, settings={"transforms": ("typos",)})
     assert bare.success.value == adaptive.success.value == 1 > transfer.success.value >= static.success.value
     assert transfer.facts["is_transfer"] and all(result.ledger["nfe"] == 0 for result in transfer.results)
+
+
+def test_a_search_that_begins_with_what_transfers_does_at_least_as_well(world: Any) -> None:
+    """The candidates are judged first, and the search goes on only where they fail."""
+    guard = Projector(ProjectorConfig(concept="star", threshold=0.8))
+    bare = run(world, "best-of-n", settings={"n": 1})
+    settings = {"start": "tree", "steps": 2, "samples": 1}
+    weak = [replace(result.candidate, prompt="strar") for result in bare.results]
+    transfer, adaptive, search = (
+        run(world, "soft-embedding", guard, settings=settings, **more)
+        for more in ({"candidates": weak}, {"candidates": weak, "search_on": True}, {})
+    )
+    assert adaptive.success.value >= max(transfer.success.value, search.success.value)
+    assert transfer.facts["is_transfer"] and not adaptive.facts["is_transfer"]
+    assert all(r.ledger["nfe"] > 0 for r in adaptive.results if not r.evaluations[0].is_success)
 
 
 def test_a_network_with_random_weights_recovers_nothing_where_latents_keep_to_the_prior(world: Any) -> None:

@@ -16,23 +16,25 @@ from saferedir.target import SoftPrompt, Target
 
 
 class Replay(Attack[AttackConfig]):
-    """Proposes one candidate as it was found, and searches nothing."""
+    """Proposes one candidate as it was found, and searches nothing, or goes on with a search where that failed."""
 
     name: ClassVar[str] = "replay"
     keeps_best: ClassVar[bool] = False
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, search: Attack[Any] | None = None) -> None:
         super().__init__()
-        self.candidate = candidate
+        self.candidate, self.search = candidate, search
 
     def propose(self, target: Target, item: PromptItem, generator: torch.Generator) -> Proposals:
-        """The candidate. AttackError where it begins amid a run, which another schedule does not have."""
+        """The candidate, then those of the search. AttackError where it begins beyond this schedule."""
         steps = len(target.moments)
         if self.candidate.start >= steps:
             raise AttackError(
                 f"a candidate begins at evaluation {self.candidate.start}, and this run has {steps}; give the call its own steps."
             )
         yield replace(self.candidate, is_checkpoint=True, loss=float("nan"))
+        if self.search is not None:
+            yield from self.search.propose(target, item, generator)
 
 
 def save_candidates(candidates: Sequence[Candidate], file: Path) -> None:

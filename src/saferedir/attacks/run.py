@@ -57,6 +57,7 @@ def attack(
     policy: Policy | None = None,
     see_verifier: bool = False,
     candidates: Sequence[Candidate] | None = None,
+    search_on: bool = False,
     progress: Progress = SILENT,
 ) -> AttackRecord:
     """Attack a guarded pipeline with prompts that ask for the concept, and have the outcome judged.
@@ -85,6 +86,8 @@ def attack(
         see_verifier: whether a white-box attack looks through the guards' image verifiers, too; part of its threat model.
         candidates: one a prompt, found by this attack on another guard or under other settings; each is judged here once, and
             nothing is searched.
+        search_on: whether the search goes on where such a candidate failed, so that an adaptive attack does at least as well as
+            its transfer.
         progress: whoever wants to know how far it is.
 
     Returns:
@@ -138,7 +141,7 @@ def attack(
             _prepare(target)
         with random_network(target, seed) if control == "random-network" else nullcontext():
             for index, item in enumerate(items):
-                search = made if candidates is None else Replay(candidates[index])
+                search = made if candidates is None else Replay(candidates[index], made if search_on else None)
                 run = _Run(target, search, caps, verdicts, stops, images)
                 results.append(run.on(item, index, seed))
                 advance(1)
@@ -163,7 +166,7 @@ def attack(
         "policy": "attach" if policy is None else policy.on_unsafe,
         "policy_settings": None if policy is None else policy.to_dict(),
         "see_verifier": see_verifier,
-        "is_transfer": candidates is not None,
+        "is_transfer": candidates is not None and not search_on,
         "setup": setup.to_dict(),
         "versions": {"saferedir": library_version(), "torch": torch.__version__, "diffusers": diffusers.__version__},
     }
