@@ -38,6 +38,11 @@ def qwen(name: str, make: Any, settings: dict[str, Any]) -> PipelineCase:
     )
 
 
+def sequential(name: str, family: str, make: Any, settings: dict[str, Any]) -> PipelineCase:
+    """A case with guidance in calls of its own."""
+    return PipelineCase(name, family, make, settings, guidance_is_sequential=True)
+
+
 CASES = (
     qwen("qwen-image", newer.make_qwen_image, SIZE),
     qwen("qwen-image-img2img", bind(newer.make_qwen_image, diffusers.QwenImageImg2ImgPipeline), FLOW_IMAGE_TO_IMAGE),
@@ -66,6 +71,21 @@ CASES = (
         {**INPAINT, **SHORT},
         unguided={"guidance_scale": 0.0},
     ),
+    sequential("cogview-4", "cogview-4", newer.make_cogview4, SIZE),
+    sequential(
+        "cogview-4-control",
+        "cogview-4",
+        bind(newer.make_cogview4, diffusers.CogView4ControlPipeline),
+        {**SIZE, "control_image": IMAGE["image"]},
+    ),
+    sequential("chroma", "chroma", newer.make_chroma, SHORT),
+    sequential(
+        "chroma-img2img",
+        "chroma",
+        bind(newer.make_chroma, diffusers.ChromaImg2ImgPipeline),
+        {**SHORT, **FLOW_IMAGE_TO_IMAGE},
+    ),
+    sequential("ovis-image", "ovis-image", newer.make_ovis, SHORT),
 )
 NEWER: dict[str, PipelineCase] = {case.name: case for case in CASES}
 EVERY: dict[str, PipelineCase] = {**PIPELINES, **NEWER}

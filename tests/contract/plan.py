@@ -72,6 +72,8 @@ OF_NEWER = {
     "own rows only": ("saferedir",),
     "step counts": ("saferedir",),
 }
+#: no safe words are as short as a prompt that is as long as its words, and has no mask
+REFUSED_OF_NEWER = {("acts", "cogview-4", "dual_latent_r1"), ("acts", "cogview-4", "dual_latent_r2")}
 #: ... and on the others of its pipelines
 OF_NEWER_RELATIVES = {"read-only": ("watcher",), "acts": ("saferedir", "sld"), "batch": ("saferedir",)}
 

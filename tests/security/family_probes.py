@@ -137,6 +137,8 @@ LENGTHS = {
     "aura-flow": 0,
     "wan": 0,
     "flux-2": 0,
+    "chroma": 0,
+    "ovis-image": 0,
 }
 Attempt = Callable[[Target, str], Tensor]
 

@@ -1,4 +1,4 @@
-"""Tiny pipelines of families whose text encoder is a language model: Qwen-Image and FLUX.2.
+"""Tiny pipelines of the newer families: Qwen-Image, FLUX.2, Z-Image, CogView4, Chroma and Ovis-Image.
 
 Imports diffusers and tests.tiny.parts. Which arguments a short run takes is in tests/newer_pipelines.py.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
-from tests.tiny.parts import T5Tokenizer, alive, make_flow_vae, make_t5_tokenizer
+from tests.tiny.parts import T5_WIDTH, T5Tokenizer, alive, make_flow_vae, make_t5, make_t5_tokenizer, make_vae
 from transformers import Qwen3Config, Qwen3Model
 
 LLM_WIDTH = 16
@@ -63,7 +63,7 @@ def without_instructions(cls: Any, *names: str) -> Any:
     def empty(value: Any) -> property:
         return property(lambda self: value, lambda self, own: None)
 
-    empty_ones = {name: empty(0 if name.endswith("_idx") else "{}") for name in names}
+    empty_ones = {name: empty(0 if "_id" in name else "" if name == "system_prompt" else "{}") for name in names}
     return type(cls.__name__, (cls,), {**empty_ones, "__module__": cls.__module__})
 
 
@@ -175,6 +175,96 @@ def make_z_image(cls: Any = diffusers.ZImagePipeline) -> Any:
         transformer.x_pad_token.zero_()
         transformer.cap_pad_token.zero_()
     return cls(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=make_flow_vae(),
+        text_encoder=make_llm(),
+        tokenizer=make_chat_tokenizer(),
+    )
+
+
+def encodes_the_mean(vae: Any) -> Any:
+    """The VAE, its samples the mean: CogView4's control image is sampled without the call's generator."""
+    encode = vae.encode
+
+    def encoded(image: Any) -> Any:
+        mean = encode(image).latent_dist.mode()
+        return types.SimpleNamespace(latent_dist=types.SimpleNamespace(sample=lambda *_: mean))
+
+    vae.encode = encoded
+    return vae
+
+
+def make_cogview4(cls: Any = diffusers.CogView4Pipeline) -> Any:
+    channels = 4
+    transformer = alive(
+        lambda: diffusers.CogView4Transformer2DModel(
+            patch_size=2,
+            in_channels=2 * channels if cls is diffusers.CogView4ControlPipeline else channels,
+            out_channels=channels,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=LLM_WIDTH,
+            time_embed_dim=8,
+            condition_dim=4,
+            rope_axes_dim=(32, 32),
+        ),
+        text_proj=6.0,
+        to_v=3.0,
+    )
+    tokenizer = make_chat_tokenizer()
+    tokenizer.padding_side = "left"
+    return cls(
+        tokenizer=tokenizer,
+        text_encoder=make_llm(),
+        vae=encodes_the_mean(make_vae(channels)),
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, time_shift_type="linear"
+        ),
+    )
+
+
+FLUX_LIKE = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "axes_dims_rope": (4, 4, 8),
+}
+
+
+def make_chroma(cls: Any = diffusers.ChromaPipeline) -> Any:
+    transformer = alive(
+        lambda: diffusers.ChromaTransformer2DModel(
+            **FLUX_LIKE,
+            joint_attention_dim=T5_WIDTH,
+            approximator_num_channels=8,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        ),
+        add_v_proj=4.0,
+        to_v=4.0,
+    )
+    return cls(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=make_flow_vae(),
+        text_encoder=make_t5(),
+        tokenizer=make_t5_tokenizer(),
+    )
+
+
+def make_ovis() -> Any:
+    transformer = alive(
+        lambda: diffusers.OvisImageTransformer2DModel(**FLUX_LIKE, joint_attention_dim=LLM_WIDTH),
+        add_v_proj=10.0,
+        to_v=4.0,
+    )
+    return without_instructions(diffusers.OvisImagePipeline, "user_prompt_begin_id", "system_prompt")(
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=make_flow_vae(),

@@ -17,7 +17,7 @@ from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.encoding import encode_to_length
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.families.facts import Part
-from saferedir.pipelines.schedules import evaluation_steps, prediction_type, training_time
+from saferedir.pipelines.schedules import evaluation_steps, prediction_type, scheduler_kind, training_time
 from saferedir.pipelines.text_encoders import make_text_encoders
 from saferedir.pipelines.text_settings import encoder_arguments
 
@@ -62,7 +62,7 @@ def run_of(
         batch_size=batch,
         num_steps=evaluation_steps(scheduler, timesteps)[-1] + 1,
         num_evaluations=len(timesteps),
-        timesteps=tuple(training_time(scheduler, value) for value in timesteps),
+        timesteps=times_of(scheduler, family, offset, timesteps),
         family=family.name,
         prediction_type=prediction_type(scheduler),
         guided=is_double,
@@ -74,6 +74,13 @@ def run_of(
         text_encoders=make_text_encoders(pipe, family, length) if with_text_encoders else (),
     )
     return run, offset, parts
+
+
+def times_of(scheduler: Any, family: Family, offset: int, timesteps: tuple[float, ...]) -> tuple[float, ...]:
+    """Time of each evaluation on the training scale."""
+    if family.time_from_sigma and scheduler_kind(scheduler) == "flow":
+        return tuple((1000.0 * scheduler.sigmas[offset : offset + len(timesteps)].float()).tolist())
+    return tuple(training_time(scheduler, value) for value in timesteps)
 
 
 def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:

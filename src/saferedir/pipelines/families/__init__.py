@@ -10,8 +10,10 @@ from typing import Any
 
 from saferedir.errors import UnsupportedPipelineError
 from saferedir.pipelines.families import (
+    cogview4,
     flux,
     flux2,
+    flux_like,
     qwen_image,
     stable_diffusion,
     text_free,
@@ -32,7 +34,7 @@ __all__ = [
     "unwrapped",
 ]
 
-_GROUPS = (stable_diffusion, flux, transformers, video, qwen_image, flux2, z_image, text_free)
+_GROUPS = (stable_diffusion, flux, transformers, video, qwen_image, flux2, z_image, cogview4, flux_like, text_free)
 _ROWS = tuple(row for group in _GROUPS for row in group.ROWS)
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ROWS}

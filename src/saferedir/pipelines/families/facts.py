@@ -75,6 +75,7 @@ class Family:
         steps_both_halves: whether the scheduler is given the rows of both halves, which are copies of one another.
         guidance_offset: what is added to the pipeline's guidance scale to make the factor of the prompt's prediction less the
             negative prompt's: 1 where guidance is pos + w (pos - neg).
+        time_from_sigma: whether the scheduler is given timesteps other than 1000 sigma; `Step.t` is 1000 sigma none the less.
         truncates_guidance: whether guidance may end in the middle of a run although the pipeline says that it guides.
         listed: names of the denoiser's leading arguments where its latents and prompts are lists with one tensor a row, and so is
             its output; () where they are tensors. Their mask, `mask_kwarg`, is made by us.
@@ -111,6 +112,7 @@ class Family:
     auxiliary_kwarg: str | None = None
     guidance_offset: float = 0.0
     truncates_guidance: bool = False
+    time_from_sigma: bool = False
     listed: tuple[str, ...] = ()
     packing: Packing | None = None
     sign: float = 1.0

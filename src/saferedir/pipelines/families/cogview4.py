@@ -1,0 +1,19 @@
+"""CogView4: prompts as long as the longest of their batch, without a mask; timesteps that are not those of the noise."""
+
+from __future__ import annotations
+
+from saferedir.pipelines.families.facts import Family
+
+ROWS = (
+    Family(
+        name="cogview-4",
+        pipelines=("CogView4Pipeline", "CogView4ControlPipeline"),
+        text_encoders=("text_encoder",),
+        cfg_layout="sequential",
+        row_kwargs=("timestep", "original_size", "target_size", "crop_coords"),
+        time_from_sigma=True,
+        prompt_width="text_embed_dim",
+        encoded=("prompt",),
+        prompt_lengths="longest",
+    ),
+)
