@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import diffusers
 import torch
+from diffusers.utils.pil_utils import pt_to_pil
 from tests.tiny import newer
 from tests.tiny_pipelines import (
     FLOW_IMAGE_TO_IMAGE,
@@ -21,6 +23,7 @@ from tests.tiny_pipelines import (
     SIZE,
     TRUE_CFG,
     PipelineCase,
+    make_picture,
 )
 
 from saferedir.pipelines.conditioning import PromptEmbeds
@@ -28,6 +31,8 @@ from saferedir.pipelines.families import family_of
 from saferedir.pipelines.listed import unpadded
 
 bind = functools.partial
+#: not a tensor: these pipelines ask for its size
+PICTURE = {**SIZE, "image": pt_to_pil(2 * make_picture() - 1)[0]}
 SHORT = {**SIZE, "max_sequence_length": 24}
 
 
@@ -36,6 +41,11 @@ def qwen(name: str, make: Any, settings: dict[str, Any]) -> PipelineCase:
     return PipelineCase(
         name, "qwen-image", make, settings, guidance=TRUE_CFG, unguided=NO_TRUE_CFG, guidance_is_sequential=True
     )
+
+
+def edit(name: str, cls: Any, settings: dict[str, Any]) -> PipelineCase:
+    """A case of Qwen-Image's editor."""
+    return replace(qwen(name, bind(newer.make_qwen_image_edit, cls), settings), family="qwen-image-edit")
 
 
 def sequential(name: str, family: str, make: Any, settings: dict[str, Any]) -> PipelineCase:
@@ -48,6 +58,13 @@ CASES = (
     qwen("qwen-image-img2img", bind(newer.make_qwen_image, diffusers.QwenImageImg2ImgPipeline), FLOW_IMAGE_TO_IMAGE),
     qwen("qwen-image-inpaint", bind(newer.make_qwen_image, diffusers.QwenImageInpaintPipeline), INPAINT),
     qwen("qwen-image-controlnet", newer.make_qwen_image_controlnet, {**SIZE, "control_image": IMAGE["image"]}),
+    edit("qwen-image-edit", diffusers.QwenImageEditPipeline, PICTURE),
+    edit("qwen-image-edit-plus", diffusers.QwenImageEditPlusPipeline, PICTURE),
+    edit(
+        "qwen-image-edit-inpaint",
+        diffusers.QwenImageEditInpaintPipeline,
+        {**PICTURE, "mask_image": INPAINT["mask_image"]},
+    ),
     PipelineCase("flux-2", "flux-2", newer.make_flux2, SHORT, guidance={}, unguided={}),
     PipelineCase(
         "flux-2-klein",

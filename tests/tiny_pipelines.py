@@ -151,7 +151,7 @@ def run(
     # A ControlNet pipeline repeats its condition for the images of one prompt by itself; others differ, SD3 cannot.
     num_pictures = num_prompts if hasattr(pipe, "controlnet") else num_images
     for name in {"image", "mask_image"} & arguments.keys():
-        if len(arguments[name]) == 1:
+        if isinstance(arguments[name], Tensor) and len(arguments[name]) == 1:
             arguments[name] = arguments[name].repeat(num_pictures, 1, 1, 1)
     many = "num_videos_per_prompt" if case.family == "wan" else "num_images_per_prompt"
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(num_images)]

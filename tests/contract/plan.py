@@ -15,7 +15,7 @@ from tests.newer_pipelines import EVERY, NEWER
 from tests.tiny_pipelines import PIPELINES, PipelineCase
 
 from saferedir.errors import UnsupportedPipelineError
-from saferedir.pipelines.families import TEXT_FAMILIES
+from saferedir.pipelines.families import FAMILIES, TEXT_FAMILIES
 
 
 class Check(NamedTuple):
@@ -72,8 +72,22 @@ OF_NEWER = {
     "own rows only": ("saferedir",),
     "step counts": ("saferedir",),
 }
+#: ... where the text encoder reads an image, so that guards with words of their own are refused
+OF_READERS = {
+    "read-only": ("watcher",),
+    "acts": ("saferedir", "duo", "safe_denoiser", "sld", "dual_latent_r1"),
+    "batch": ("saferedir", "x0-editor"),
+    "guidance off": ("saferedir",),
+    "gradients": ("saferedir",),
+    "own rows only": ("saferedir",),
+}
 #: no safe words are as short as a prompt that is as long as its words, and has no mask
-REFUSED_OF_NEWER = {("acts", "cogview-4", "dual_latent_r1"), ("acts", "cogview-4", "dual_latent_r2")}
+REFUSED_OF_NEWER = {
+    ("acts", "cogview-4", "dual_latent_r1"): "cannot be mixed",
+    ("acts", "cogview-4", "dual_latent_r2"): "cannot be mixed",
+    ("acts", "qwen-image-edit", "sld"): "reads the input image",
+    ("acts", "qwen-image-edit", "dual_latent_r1"): "reads the input image",
+}
 #: ... and on the others of its pipelines
 OF_NEWER_RELATIVES = {"read-only": ("watcher",), "acts": ("saferedir", "sld"), "batch": ("saferedir",)}
 
@@ -81,7 +95,10 @@ OF_NEWER_RELATIVES = {"read-only": ("watcher",), "acts": ("saferedir", "sld"), "
 def newer_checks() -> Iterator[Check]:
     """Those of the tests for families that the page has no column for: each feature with a guard of each kind."""
     for case in NEWER.values():
-        plan = OF_NEWER if case is representative(case.family) else OF_NEWER_RELATIVES
+        is_reader = FAMILIES[case.family].encoder_reads_image
+        plan = OF_READERS if is_reader else OF_NEWER
+        if case is not representative(case.family):
+            plan = {} if is_reader else OF_NEWER_RELATIVES  # see tests/pipelines/test_coverage.py
         for feature, guards in plan.items():
             for guard in guards:
                 yield Check(FEATURES[feature], case, GUARDS[guard])

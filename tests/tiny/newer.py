@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import types
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from tests.tiny.parts import T5_WIDTH, T5Tokenizer, alive, make_flow_vae, make_t5, make_t5_tokenizer, make_vae
 from transformers import Qwen3Config, Qwen3Model
@@ -94,10 +96,52 @@ def make_qwen_image(cls: Any = diffusers.QwenImagePipeline, **parts: Any) -> Any
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=make_qwen_vae(),
-        text_encoder=make_llm(),
         tokenizer=make_chat_tokenizer(),
-        **parts,
+        **{"text_encoder": make_llm(), **parts},
     )
+
+
+class SeeingModel(Qwen3Model):
+    """A language model that adds the mean of an image to every token."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.see = torch.nn.Linear(3, config.hidden_size)
+
+    def forward(
+        self, input_ids: Any = None, pixel_values: Any = None, image_grid_thw: Any = None, **kwargs: Any
+    ) -> Any:
+        embeds = self.embed_tokens(input_ids)
+        if pixel_values is not None:
+            embeds = embeds + self.see(pixel_values.mean((2, 3)).mean(0, keepdim=True))[:, None]
+        return super().forward(inputs_embeds=embeds, **kwargs)
+
+
+class Processor:
+    """Tokens of texts and pixels of images."""
+
+    def __init__(self) -> None:
+        self.tokenizer = make_chat_tokenizer()
+
+    def __call__(self, text: Any, images: Any = None, **kwargs: Any) -> Any:
+        found = self.tokenizer(text, **kwargs)
+        if images is not None:
+            pictures = images if isinstance(images, list) else [images]
+            found["pixel_values"] = torch.stack([to_tensor(each) for each in pictures])
+        return found
+
+
+def to_tensor(image: Any) -> torch.Tensor:
+    """(3, h, w) in [0, 1] of a PIL image."""
+    return torch.from_numpy(np.asarray(image.convert("RGB").resize((8, 8)), dtype=np.float32)).permute(2, 0, 1) / 255
+
+
+def make_qwen_image_edit(cls: Any = diffusers.QwenImageEditPipeline) -> Any:
+    """Its images are as small as ours: it makes a megapixel of them by itself."""
+    module: Any = sys.modules[cls.__module__]
+    many = cls is diffusers.QwenImageEditPlusPipeline
+    module.calculate_dimensions = lambda area, ratio: (48, 32) if many else (48, 32, None)
+    return make_qwen_image(cls, processor=Processor(), text_encoder=make_llm(cls=SeeingModel))
 
 
 def make_qwen_image_controlnet(cls: Any = diffusers.QwenImageControlNetPipeline) -> Any:

@@ -184,6 +184,8 @@ class Call(NamedTuple):
         def extend(value: Any) -> Any:
             if isinstance(value, Tensor) and value.ndim and value.shape[0] == rows:
                 return torch.cat([value, *copies(value)])
+            if isinstance(value, list) and len(value) == rows and all(isinstance(each, list) for each in value):
+                return value * (1 + len(extra.halves))  # sizes of each row's images, the same for all rows of an image
             if isinstance(value, list | tuple):
                 return type(value)(map(extend, value))
             return {name: extend(part) for name, part in value.items()} if isinstance(value, dict) else value

@@ -23,7 +23,7 @@ LENGTH = "max_sequence_length"
 #: arguments of `encode_prompt` that are no settings: which rows it makes, and where
 _ROWS = {"self", "device", "dtype", "num_images_per_prompt", "num_videos_per_prompt", "do_classifier_free_guidance"}
 _TEXT = re.compile(r"prompt(_\d+)?")
-_GIVEN = re.compile(r"negative.*|.*_(embeds|mask|image|images)")
+_GIVEN = re.compile(r"negative.*|.*_(embeds|mask)|(.*_)?(image|images)")
 _LONGEST = 80  # characters of a value that is recorded as it is
 
 

@@ -56,6 +56,8 @@ def run_of(
     def encode(texts: Sequence[str]) -> PromptEmbeds:
         if not family.has_text:
             raise GuardError(f"a {type(pipe).__name__} reads no text, so there is nothing to encode words with.")
+        if family.encoder_reads_image:
+            raise GuardError(words_need_no_image(pipe))
         return encode_to_length(pipe, texts, length, spoken)
 
     run = Run(
@@ -74,6 +76,14 @@ def run_of(
         text_encoders=make_text_encoders(pipe, family, length) if with_text_encoders else (),
     )
     return run, offset, parts
+
+
+def words_need_no_image(pipe: Any) -> str:
+    """Why a guard's own words cannot be encoded on a pipeline whose text encoder reads the input image, too."""
+    return (
+        f"the text encoder of a {type(pipe).__name__} reads the input image beside the prompt, so a guard's own words cannot be "
+        "encoded there; use a guard without words of its own (saferedir, duo, safe_denoiser)."
+    )
 
 
 def times_of(scheduler: Any, family: Family, offset: int, timesteps: tuple[float, ...]) -> tuple[float, ...]:

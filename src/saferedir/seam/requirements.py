@@ -14,6 +14,7 @@ import torch
 from saferedir.errors import GuardError, UnsupportedPipelineError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.families import Family, unwrapped
+from saferedir.seam.begin import words_need_no_image
 from saferedir.seam.given_latents import check_latents_are_known
 from saferedir.seam.guard_calls import EARLY_POINTS
 
@@ -25,6 +26,8 @@ def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) 
             check_works_without_text(pipe, guard)
         if guard.enabled and guard.uses("unload"):
             check_one_denoiser(pipe, family, guard.method)
+        if guard.enabled and guard.needs_text_encoder and family.encoder_reads_image:
+            raise UnsupportedPipelineError(f"guard {guard.method!r}: {words_need_no_image(pipe)}")
         if guard.enabled and (guard.needs_text_encoder or guard.needs_text):
             check_text_encoders(pipe, family, guard.method)
         if guard.enabled and guard.latents_test != "off":

@@ -89,6 +89,8 @@ class Family:
         prompt_lengths: how long prompt embeddings are. "set": as long as `max_sequence_length` says, or always the same.
             "own": as long as the prompt; shorter ones of a batch are masked, and where nothing is masked the mask is left out.
             "longest": as the longest prompt of a batch, without a mask.
+        encoder_reads_image: whether the text encoder reads an image beside the prompt. Guards judge what came of both; those with
+            words of their own are refused, for there are no embeddings without an image.
         text_encoder_facts: the text encoders whose tokens a guard may mask, in this order; () where we know none.
         differences: class name -> facts of that pipeline which differ from the row's; `family_of` knows them.
     """
@@ -121,6 +123,7 @@ class Family:
     has_bos: bool = False
     length_matters: bool = True
     prompt_lengths: PromptLengths = "set"
+    encoder_reads_image: bool = False
     text_encoder_facts: tuple[TextEncoderFacts, ...] = ()
     differences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 
