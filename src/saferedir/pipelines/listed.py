@@ -45,13 +45,7 @@ class Lists:
         """All arguments by name, lists as tensors."""
         family = self._family
         given = {**dict(zip(family.listed, args, strict=False)), **kwargs}
-        latents, prompts = (given.get(name) for _, name in (family.latents_arg, family.prompt_arg))
-        for value in (latents, prompts):
-            if not isinstance(value, list) or not value or not all(isinstance(each, Tensor) for each in value):
-                raise GuardError(
-                    f"the denoiser of {family.name} was called without a list of one tensor a row, so guards cannot read it; "
-                    "reference images beside the latents are not supported."
-                )
+        latents, prompts = (self._rows(given.get(name)) for _, name in (family.latents_arg, family.prompt_arg))
         if any(each.ndim != 4 or each.shape[1] != 1 or each.shape != latents[0].shape for each in latents):
             raise GuardError(
                 f"the latents of {family.name} must be images of one size; call the pipeline once for each size."
@@ -65,6 +59,14 @@ class Lists:
         if family.mask_kwarg is not None:
             given[family.mask_kwarg] = self._padded.mask
         return given
+
+    def _rows(self, value: Any) -> Rows:
+        if not isinstance(value, list) or not value or not all(isinstance(each, Tensor) for each in value):
+            raise GuardError(
+                f"the denoiser of {self._family.name} was called without a list of one tensor a row, so guards cannot read it; "
+                "reference images beside the latents are not supported."
+            )
+        return value
 
     def lists(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Inverse of `tensors`."""

@@ -101,7 +101,7 @@ def unpack_1x1(tokens: Tensor, grid: Grid) -> Tensor:
             f"{tokens.shape[1]} image tokens do not fill a grid of {rows} x {columns}, so guards cannot see the latents in them; "
             "this way of calling the transformer is not supported."
         )
-    return tokens[:, : rows * columns].transpose(1, 2).unflatten(2, (rows, columns))
+    return tokens[:, : rows * columns].transpose(1, 2).reshape(tokens.shape[0], -1, rows, columns)
 
 
 def pack_1x1(latents: Tensor) -> Tensor:
