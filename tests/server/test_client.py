@@ -127,7 +127,9 @@ def test_bodies_that_are_no_requests(service: Served) -> None:
     for content in (b"", b"{", b'{"prompt": "\\ud800"}', b"\xff", b"[1]"):
         response = service.post("/v1/images/generations", content=content, headers={"content-type": "application/json"})
         assert response.status_code == 400 and response.json()["error"]["type"] == "invalid_request_error"
-    assert service.post("/v1/images/edits", json={}).status_code == 400
+    for kind in ("application/json", "multipart/form-data", "multipart/form-data; boundary=a"):
+        response = service.post("/v1/images/edits", content=b"--b", headers={"content-type": kind})
+        assert response.status_code == 400, response.text
     assert service.post("/v1/nothing").json()["error"]["message"] == "There is no such address."
 
 

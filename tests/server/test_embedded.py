@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tests.documentation.pages import ROOT, blocks
 from tests.server.served import Served, served
 
@@ -61,7 +64,9 @@ def test_curl_of_the_page(service: Served, tmp_path: Path) -> None:
 def test_a_record_names_what_made_the_image(service: Served) -> None:
     answers = [service.generate("a red star", seed=3).json()["data"][0] for _ in range(2)]
     first, second = service.records()[-2:]
-    assert answers[0]["sha256"] == answers[1]["sha256"] == first["image_sha256"] == second["image_sha256"]
+    pixels = [Image.open(io.BytesIO(base64.b64decode(answer["b64_json"]))).tobytes() for answer in answers]
+    assert pixels[0] == pixels[1] and first["seed"] == second["seed"] == 3
+    assert [answer["sha256"] for answer in answers] == [first["image_sha256"], second["image_sha256"]]
     facts = service.service.host.facts("pictoworld")
     assert facts is not None and facts.can_edit and facts.bytes > 1_000_000
     assert first["model_fingerprint"] == facts.fingerprint and len(first["guards"]) == 3

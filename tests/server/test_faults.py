@@ -103,8 +103,9 @@ def test_a_service_that_stops_answers_those_who_wait(tmp_path: Path) -> None:
     with served(tmp_path, limits={"batch": 1}) as service:
         results: list[httpx2.Response] = []
         threads = [threading.Thread(target=lambda: results.append(service.generate("wait"))) for _ in range(2)]
-        for thread in threads:
-            thread.start()
+        threads[0].start()
+        wait_for(lambda: service.model.calls)
+        threads[1].start()
         wait_for(lambda: service.service.host.waiting()["scripted"] == 1)
         service.service.host.workers["scripted"].queue.close()
         wait_for(lambda: results)

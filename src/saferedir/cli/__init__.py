@@ -23,6 +23,7 @@ from saferedir.cli.config_file import read_defaults
 from saferedir.cli.demo import demo as demo_command
 from saferedir.cli.generate import generate as generate_command
 from saferedir.cli.guards import guards_app
+from saferedir.cli.inspect import inspect as inspect_command
 from saferedir.cli.judge import judge_app
 from saferedir.cli.methods import list_methods
 from saferedir.cli.negation import negation_app
@@ -57,6 +58,7 @@ app.add_typer(judge_app)
 app.add_typer(world_app)
 app.command("serve")(serve_command)
 app.add_typer(audit_app)
+app.command("inspect", no_args_is_help=True)(inspect_command)
 
 
 def _print_version(asked: bool) -> None:

@@ -28,7 +28,8 @@ DEFAULT = "sqlite:///runs/serve/audit.sqlite"
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[AuditStore]:
+def opened_audit(url: str) -> Iterator[AuditStore]:
+    """The store at a URL that must be there."""
     require_extra("sqlalchemy", "server", "the audit")
     from saferedir.server.audit.store import AuditStore
     from saferedir.server.audit.tables import check_exists
@@ -56,7 +57,7 @@ def verify(
 
     Example:  `saferedir audit verify --audit sqlite:///runs/serve/audit.sqlite`
     """
-    with _opened(audit) as store:
+    with opened_audit(audit) as store:
         result = store.verify(expect)
     if as_json:
         print_json(
@@ -89,7 +90,7 @@ def export(
         raise typer.BadParameter(f"{out.name} ends neither in .jsonl nor in .parquet.", param_hint="--out")
     check_file(out, force)
     make_parents(out)
-    with _opened(audit) as store:
+    with opened_audit(audit) as store:
         from saferedir.server.audit.export import export_json_lines, export_parquet
 
         count = (export_parquet if out.suffix == ".parquet" else export_json_lines)(store, out)
@@ -105,6 +106,6 @@ def prune(
 
     Example:  `saferedir audit prune --days 180`
     """
-    with _opened(audit) as store:
+    with opened_audit(audit) as store:
         count = store.prune(datetime.now(UTC) - timedelta(days=days))
     console.print(f"{count} records deleted.", highlight=False)

@@ -44,18 +44,19 @@ def serve(
     """
     require_extra("fastapi", "server", "the service")
     from saferedir.cli.terminal import quiet
-    from saferedir.server.config import read_settings
+    from saferedir.server.config import ApiKey, read_settings
     from saferedir.server.keys import new_key as make_key
     from saferedir.server.running import serve as run
 
     if new_key is not None:
         key, digest = make_key()
+        ApiKey(name=new_key, sha256=digest)  # ValueError for a name that the file could not hold
         errors.print("The key is shown once; the file holds its hash only.", highlight=False)
         typer.echo(f'# {key}\n[[keys]]\nname = "{new_key}"\nsha256 = "{digest}"\nprofile = "default"')
         return
-    settings = read_settings(config).changed(
-        host=host, port=port, audit=None if audit is None else {"url": audit, "prompts": "hash"}
-    )
+    settings = read_settings(config).changed(host=host, port=port)
+    if audit is not None:
+        settings = settings.changed(audit={**settings.audit.model_dump(), "url": audit})
     quiet()
     names = ", ".join(model.name for model in settings.models)
 

@@ -6,21 +6,24 @@ import base64
 import binascii
 import io
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from saferedir.server.api.schemas import OutputFormat
 from saferedir.server.errors import ApiError, bad_request
+from saferedir.server.provenance import png_text
 from saferedir.utils.images import to_rgb
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
-def encoded(image: Image.Image, output_format: OutputFormat, compression: int) -> bytes:
-    """The image as a file; `compression` is the quality of JPEG and WebP in per cent."""
+def encoded(image: Image.Image, output_format: OutputFormat, compression: int, facts: Mapping[str, Any]) -> bytes:
+    """The image as a file; `compression` is the quality of JPEG and WebP in per cent, `facts` go into a PNG's text."""
     file = io.BytesIO()
     if output_format == "png":
-        image.save(file, "PNG")
+        image.save(file, "PNG", pnginfo=png_text(facts))
     else:
         image.convert("RGB").save(file, output_format.upper(), quality=compression)
     return file.getvalue()
@@ -44,6 +47,12 @@ def decoded(data: bytes, most_pixels: int, param: str) -> Image.Image:
         raise
     except Exception as error:  # decoders of damaged files raise whatever they like
         raise bad_request(f"{param} is no whole PNG, JPEG or WebP image.", "invalid_image", param) from error
+
+
+def fitted(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """An image scaled and cut to a size; without one, to multiples of 16 pixels."""
+    width, height = size or (max(16, image.width // 16 * 16), max(16, image.height // 16 * 16))
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
 def decoded_url(url: str, most_pixels: int, param: str) -> Image.Image:

@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from saferedir.decisions import Decision
-from saferedir.server.api.encoding import decoded, encoded
-from saferedir.server.api.records import digest_of_text, record_of
+from saferedir.server.api.encoding import decoded, encoded, fitted
+from saferedir.server.api.records import digest_of_text, new_id, record_of
 from saferedir.server.api.schemas import (
     EditRequest,
     ErrorAnswer,
@@ -35,7 +35,9 @@ from saferedir.server.config import ModelSettings
 from saferedir.server.engine.rows import CallKey, Outcome, Row
 from saferedir.server.errors import ApiError, bad_request
 from saferedir.server.keys import Caller
+from saferedir.server.provenance import facts_of
 
+Kind = Literal["generate", "edit"]
 _EVENT = {"generate": "image_generation.completed", "edit": "image_edit.completed"}
 #: OpenAI's events hold counts of tokens, which nobody counts here
 _NO_USAGE = {
@@ -77,7 +79,7 @@ def images_router(service: Service) -> APIRouter:
 
 
 async def _answer(
-    service: Service, request: Request, body: ImageOptions, kind: str, image: tuple[bytes, Image.Image] | None
+    service: Service, request: Request, body: ImageOptions, kind: Kind, image: tuple[bytes, Image.Image] | None
 ) -> Response:
     key = request.headers.get("idempotency-key")
     caller = caller_of(request)
@@ -101,7 +103,7 @@ async def _images(
     request: Request | None,
     caller: Caller,
     body: ImageOptions,
-    kind: str,
+    kind: Kind,
     image: tuple[bytes, Image.Image] | None,
 ) -> ImagesAnswer:
     """Generate, encode, record, and only then answer; ApiError where there is nothing to show."""
@@ -109,40 +111,27 @@ async def _images(
     policy = service.policy(body.policy, caller)
     size = _size(model, body.size or "auto")
     count = body.n or 1
-    if count > caller.profile.images_per_request:
-        raise bad_request(f"n is {count}; your key allows {caller.profile.images_per_request}.", param="n")
-    if body.response_format == "url":
-        raise bad_request(
-            "response_format is url, but this service keeps no images; ask for b64_json.", param="response_format"
-        )
-    key = CallKey("edit" if kind == "edit" else "generate", policy, caller.profile.retries, size)
-    first, deadline = secrets.randbelow(2**32) if body.seed is None else body.seed, service.deadline()
-    prompt = service.prompt(body.prompt)
-    rows = [Row(key, prompt, first + index, deadline, None if image is None else image[1]) for index in range(count)]
+    rows = await _rows(service, caller, body, CallKey(kind, policy, caller.profile.retries, size), count, image)
     identifier = body.safety_identifier or body.user
     try:
         outcomes = await service.outcomes(request, model.name, rows)
     except ApiError as error:
         if error.code == "guard_failed":
-            failed = [record_of(service, caller, model, row, "failed", None, None, identifier) for row in rows]
-            service.audit.append(failed)
+            service.audit.append(
+                [record_of(service, caller, model, row, new_id(), "failed", None, None, identifier) for row in rows]
+            )
             service.metrics.images.labels(model.name, "failed").inc(count)
         raise
     blocked = [outcome for outcome in outcomes if outcome.blocked]
-    files: list[bytes | None] = [None] * count
+    ids = [new_id() for _ in outcomes]
+    files: Sequence[bytes | None] = [None] * count
     if not blocked:
-        output_format, compression = (
-            body.output_format or "png",
-            100 if body.output_compression is None else body.output_compression,
-        )
-        files = list(
-            await asyncio.to_thread(lambda: [encoded(_shown(item), output_format, compression) for item in outcomes])
-        )
+        files = await asyncio.to_thread(_files, body, model.name, [_shown(outcome) for outcome in outcomes], ids)
     records = [
-        record_of(service, caller, model, row, _action(outcome, bool(blocked)), outcome, file, identifier)
-        for row, outcome, file in zip(rows, outcomes, files, strict=True)
+        record_of(service, caller, model, row, name, _action(outcome, bool(blocked)), outcome, file, identifier)
+        for row, name, outcome, file in zip(rows, ids, outcomes, files, strict=True)
     ]
-    await service.record(records, deadline)
+    await service.record(records, rows[0].deadline)
     for record in records:
         service.metrics.images.labels(model.name, record["action"]).inc()
     if blocked:
@@ -151,14 +140,44 @@ async def _images(
     return ImagesAnswer(
         created=int(time.time()),
         data=[
-            _item(record["image_id"], row.seed, outcome, file or b"")
-            for record, row, outcome, file in zip(records, rows, outcomes, files, strict=True)
+            _item(name, row.seed, outcome, file or b"")
+            for name, row, outcome, file in zip(ids, rows, outcomes, files, strict=True)
         ],
         output_format=body.output_format or "png",
         size=f"{shown.width}x{shown.height}",
         model=model.name,
         policy=policy,
     )
+
+
+async def _rows(
+    service: Service,
+    caller: Caller,
+    body: ImageOptions,
+    key: CallKey,
+    count: int,
+    image: tuple[bytes, Image.Image] | None,
+) -> list[Row]:
+    """The images that are asked for, each with a seed of its own."""
+    if count > caller.profile.images_per_request:
+        raise bad_request(f"n is {count}; your key allows {caller.profile.images_per_request}.", param="n")
+    if body.response_format == "url":
+        raise bad_request(
+            "response_format is url, but this service keeps no images; ask for b64_json.", param="response_format"
+        )
+    prompt, deadline = service.prompt(body.prompt), service.deadline()
+    first = secrets.randbelow(2**32) if body.seed is None else body.seed
+    start = None if image is None else await asyncio.to_thread(fitted, image[1], key.size)
+    return [Row(key, prompt, first + index, deadline, start) for index in range(count)]
+
+
+def _files(body: ImageOptions, model: str, images: Sequence[Image.Image], ids: Sequence[str]) -> list[bytes]:
+    """The images as files, a PNG with the name of its record in it."""
+    compression = 100 if body.output_compression is None else body.output_compression
+    return [
+        encoded(image, body.output_format or "png", compression, facts_of(name, model))
+        for image, name in zip(images, ids, strict=True)
+    ]
 
 
 def _size(model: ModelSettings, size: str) -> tuple[int, int] | None:
@@ -214,7 +233,7 @@ def verdict_of(decision: Decision) -> GuardVerdict:
     )
 
 
-async def _events(answer: ImagesAnswer, kind: str) -> AsyncIterator[str]:
+async def _events(answer: ImagesAnswer, kind: Kind) -> AsyncIterator[str]:
     """One event an image, each whole: nothing has checked a partial one."""
     for item in answer.data:
         event = {

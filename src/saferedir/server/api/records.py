@@ -20,11 +20,17 @@ def digest_of_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def new_id() -> str:
+    """Of an image and its record."""
+    return f"img_{uuid.uuid4().hex}"
+
+
 def record_of(
     service: Service,
     caller: Caller,
     model: ModelSettings,
     row: Row,
+    image_id: str,
     action: str,
     outcome: Outcome | None,
     file: bytes | None,
@@ -46,7 +52,7 @@ def record_of(
     facts = None if outcome is None else outcome.facts
     return {
         "schema": SCHEMA,
-        "image_id": f"img_{uuid.uuid4().hex}",
+        "image_id": image_id,
         "time": now(),
         "action": action,
         "kind": row.key.kind,

@@ -15,6 +15,7 @@ from fastapi import Request
 from saferedir.errors import SaferedirError
 from saferedir.server.api.idempotency import Answers
 from saferedir.server.api.metrics import Metrics
+from saferedir.server.api.schemas import ImagesAnswer
 from saferedir.server.audit.writer import AuditWriter
 from saferedir.server.config import STRICTNESS, ModelSettings, PolicyName, Settings
 from saferedir.server.engine.host import ModelHost
@@ -41,7 +42,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.callers = Callers(self.settings)
-        self.answers = Answers(self.settings.limits.idempotency_s)
+        self.answers = Answers(self.settings.limits.idempotency_s, _size_of)
 
     def model(self, name: str | None, caller: Caller) -> ModelSettings:
         """The model that a request asks for; 404 if there is none, or not for this caller."""
@@ -158,6 +159,11 @@ def _api_error(error: BaseException) -> ApiError:
 def _reason(error: BaseException) -> str:
     """For the log: the library's own sentences name no prompt, those of others may."""
     return f"{type(error).__name__}: {error}" if isinstance(error, SaferedirError) else type(error).__name__
+
+
+def _size_of(answer: object) -> int:
+    """Bytes of an answer's images, near enough."""
+    return sum(len(item.b64_json) for item in answer.data) if isinstance(answer, ImagesAnswer) else 0
 
 
 def caller_of(request: Request) -> Caller:

@@ -73,6 +73,8 @@ class ModelHost:
         for name, worker in self.workers.items():
             if not worker.is_alive():
                 return f"model {name}: its thread has ended"
+            if worker.load_error is not None:
+                return f"model {name}: it cannot be loaded"
             if (since := worker.busy_since) is not None and time.monotonic() - since > seconds:
                 return f"model {name}: a call does not end"
         return None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from saferedir.guard import Guard
 from saferedir.judges.presets import preset
@@ -66,7 +66,7 @@ class PipelineModel:
                 self._detach()
                 return check_prompts(self._pipe, self._guards, call)
             if key.kind == "edit":
-                call |= {"image": [_fitted(row, key.size) for row in rows], "strength": self._settings.strength}
+                call |= {"image": [row.image for row in rows], "strength": self._settings.strength}
             elif key.size is not None:
                 call |= {"width": key.size[0], "height": key.size[1]}
             output = self._under_policy(key)(**call)
@@ -157,15 +157,6 @@ def _image_to_image(pipe: Any) -> Any:
         return None
     edit_pipe.set_progress_bar_config(disable=True)
     return edit_pipe
-
-
-def _fitted(row: Row, size: tuple[int, int] | None) -> Image.Image:
-    """The image of an edit, scaled and cut to the size; without one, to multiples of 16 pixels."""
-    image = row.image
-    if image is None:
-        raise ServerError("an edit came without an image.")
-    width, height = size or (max(16, image.width // 16 * 16), max(16, image.height // 16 * 16))
-    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
 def _bytes_of(part: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from saferedir.server.engine.model import ImageModel, Loader
 from saferedir.server.engine.rows import Outcome, Row, RowQueue
 from saferedir.server.errors import ServerError
 
+logger = logging.getLogger("saferedir.server")
 #: seconds after which an idle thread looks whether it is to do something else
 IDLE = 0.2
 
@@ -28,6 +30,7 @@ class Worker(threading.Thread):
         model: None while it is not loaded.
         used: when it last worked, in seconds of `time.monotonic`.
         busy_since: when the call under way began; None between calls.
+        load_error: kind of the error for which the model could not be loaded; None where it can.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Worker(threading.Thread):
         self.model: ImageModel | None = None
         self.used = time.monotonic()
         self.busy_since: float | None = None
+        self.load_error: str | None = None
         self.is_unloaded = threading.Event()
         self.is_unloaded.set()
         self._load, self._limits, self._make_room, self._on_batch = load, limits, make_room, on_batch
@@ -78,21 +82,30 @@ class Worker(threading.Thread):
     def _preload(self) -> None:
         try:
             self._loaded()
-        except Exception:  # the next request gets the error
+        except Exception:  # it is in the log, and the next request tries again
             return
 
     def _loaded(self) -> ImageModel:
         if self.model is None:
-            model = self._load(self.settings)
-            self.is_unloaded.clear()
             try:
-                self._make_room(self, model.facts.bytes)
-            except ServerError:
-                model.close()
-                self.is_unloaded.set()
+                self.model = self._load_within_room()
+            except Exception as error:
+                self.load_error = type(error).__name__
+                logger.error("model %s cannot be loaded: %s: %s", self.settings.name, type(error).__name__, error)
                 raise
-            self.model = model
+            self.load_error = None
         return self.model
+
+    def _load_within_room(self) -> ImageModel:
+        model = self._load(self.settings)
+        self.is_unloaded.clear()
+        try:
+            self._make_room(self, model.facts.bytes)
+        except ServerError:
+            model.close()
+            self.is_unloaded.set()
+            raise
+        return model
 
     def _unload(self) -> None:
         self._must_unload.clear()
