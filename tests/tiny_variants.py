@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-from tests.newer_pipelines import EVERY
-from tests.tiny import dits, unets
+from tests.newer_pipelines import EVERY, qwen
+from tests.tiny import dits, newer, unets
 from tests.tiny_pipelines import (
     EXACT_SIZE,
     FLUX,
@@ -218,6 +218,13 @@ _CASES += (
         {**EXACT_SIZE, "width": 64, **PAG},
     ),
     _sd("sana-controlnet", dits.make_sana_controlnet, {**EXACT_SIZE, "width": 64, **CONTROL}),
+)
+_CASES += (
+    qwen(
+        "qwen-image-controlnet-inpaint",
+        bind(newer.make_qwen_image_controlnet, diffusers.QwenImageControlNetInpaintPipeline, extra_channels=4),
+        {**SIZE, **CONTROL, "control_mask": make_mask()},
+    ),
 )
 VARIANTS: dict[str, PipelineCase] = {case.name: case for case in _CASES}
 #: every case there is

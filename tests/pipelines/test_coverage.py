@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines import auto_pipeline
 from tests.contract.feature import guarded, is_apart, same
 from tests.contract.guard_features import check_acts, check_extra_rows, check_read_only
 from tests.contract.guards import CONFIG, GUARDS, PROMPT, Watcher, shared_pipeline
@@ -20,7 +21,7 @@ import saferedir as sr
 from saferedir.guard import Conditioning, Guard, GuardConfig, Step
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.denoiser_call import Call
-from saferedir.pipelines.families import family_of
+from saferedir.pipelines.families import FAMILIES, REFUSED, TEXT_FAMILIES, family_of, refusal_of
 from saferedir.pipelines.listed import Lists
 
 
@@ -101,6 +102,42 @@ def test_zeros_in_place_of_the_prompt_reach_every_call_and_change_the_image(name
                 )
             count += met or not given.prompt.numel()
         assert count >= (len(calls) / 2 if case.guidance_is_sequential else len(calls))
+
+
+ACCEPTED = {name for family in FAMILIES.values() for name in family.pipelines}
+#: task -> (diffusers' own table, how many of it are to be guarded)
+TASKS = {
+    "text to image": (auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING, 34),
+    "image to image": (auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, 21),
+    "inpainting": (auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING, 16),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_classes_of_diffusers_are_guarded_or_refused_with_a_reason(
+    task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tables are those of AutoPipelineForText2Image, AutoPipelineForImage2Image and AutoPipelineForInpainting."""
+    table, least = TASKS[task]
+    names = [cls.__name__ for cls in table.values()]
+    guarded_names = [name for name in names if name in ACCEPTED]
+    with capsys.disabled():
+        print(f"\n{task}: {len(guarded_names)} of {len(names)} classes guarded")
+    assert len(guarded_names) >= least
+    assert [name for name in names if name not in ACCEPTED and name not in REFUSED] == []
+    assert ACCEPTED & set(REFUSED) == set()
+
+
+def test_every_accepted_class_has_a_tiny_pipeline_that_the_checks_above_run() -> None:
+    built = {base.__name__ for name in ALL_CASES for base in type(shared_pipeline(name)).__mro__}
+    assert {name for family in TEXT_FAMILIES.values() for name in family.pipelines} - built == set()
+
+
+def test_a_refused_class_hears_why_and_which_one_is_near() -> None:
+    known = refusal_of(["StableUnCLIPPipeline", "DiffusionPipeline"])
+    assert "read by a prior" in known and "nearest class that is guarded is Stable" in known
+    unknown = refusal_of(["Nowhere"])
+    assert "in no row" in unknown and "docs/pipelines.md lists" in unknown
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -144,7 +144,8 @@ def make_qwen_image_edit(cls: Any = diffusers.QwenImageEditPipeline) -> Any:
     return make_qwen_image(cls, processor=Processor(), text_encoder=make_llm(cls=SeeingModel))
 
 
-def make_qwen_image_controlnet(cls: Any = diffusers.QwenImageControlNetPipeline) -> Any:
+def make_qwen_image_controlnet(cls: Any = diffusers.QwenImageControlNetPipeline, extra_channels: int = 0) -> Any:
+    """Qwen-Image beside a ControlNet; that for inpainting reads a mask in `extra_channels` token channels."""
     return make_qwen_image(
         cls,
         controlnet=alive(
@@ -157,6 +158,7 @@ def make_qwen_image_controlnet(cls: Any = diffusers.QwenImageControlNetPipeline)
                 num_attention_heads=2,
                 joint_attention_dim=LLM_WIDTH,
                 axes_dims_rope=(8, 4, 4),
+                extra_condition_channels=extra_channels,
             )
         ),
     )

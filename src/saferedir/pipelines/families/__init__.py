@@ -5,7 +5,9 @@ A new family is one row in the file of its relatives; a new file is one entry in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 from saferedir.errors import UnsupportedPipelineError
@@ -22,15 +24,18 @@ from saferedir.pipelines.families import (
     z_image,
 )
 from saferedir.pipelines.families.facts import CfgLayout, Conditioned, Family, TextEncoderFacts
+from saferedir.pipelines.families.refused import REFUSED
 
 __all__ = [
     "FAMILIES",
+    "REFUSED",
     "TEXT_FAMILIES",
     "CfgLayout",
     "Conditioned",
     "Family",
     "TextEncoderFacts",
     "family_of",
+    "refusal_of",
     "unwrapped",
 ]
 
@@ -51,14 +56,21 @@ def unwrapped(module: Any) -> Any:
 
 
 def family_of(pipe: Any) -> Family:
-    """The row of a pipeline; raises UnsupportedPipelineError naming what is supported."""
+    """The row of a pipeline, with what differs in its class; raises UnsupportedPipelineError that says why there is none."""
     names = [base.__name__ for base in type(pipe).__mro__]
     for family in FAMILIES.values():
         if not set(names).isdisjoint(family.pipelines):
             name = next(name for name in names if name in family.pipelines)
             return replace(family, **family.differences[name]) if name in family.differences else family
-    supported = ", ".join(name for family in FAMILIES.values() for name in family.pipelines)
-    raise UnsupportedPipelineError(
-        f"{type(pipe).__name__} is not supported; supported pipelines: {supported}. "
-        "Another family needs one row in saferedir/pipelines/families; docs/pipelines.md says how to add it."
+    raise UnsupportedPipelineError(refusal_of(names))
+
+
+def refusal_of(names: Sequence[str]) -> str:
+    """Why a pipeline is refused. `names`: of its class and its base classes, in this order."""
+    why = next((REFUSED[name] for name in names if name in REFUSED), "it is in no row of saferedir/pipelines/families")
+    supported = [name for family in FAMILIES.values() for name in family.pipelines]
+    nearest = get_close_matches(names[0], supported, n=1)
+    advice = (
+        f"the nearest class that is guarded is {nearest[0]}" if nearest else "docs/pipelines.md lists what is guarded"
     )
+    return f"{names[0]} is not supported, because {why}; {advice}. docs/pipelines.md says how to add a family."

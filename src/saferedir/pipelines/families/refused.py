@@ -1,0 +1,99 @@
+"""REFUSED: pipeline classes of diffusers that guards are not attached to, and why; used in the error that refuses them.
+
+A class that is neither here nor in a family is one that nobody has looked at. Imports nothing.
+"""
+
+from __future__ import annotations
+
+_TWO_STAGES = (
+    "the prompt is read by a prior, in a pipeline of its own, and the decoder that makes the image is given image embeddings "
+    "instead, which no guard reads"
+)
+_LEARNED = (
+    "its denoiser works on pixels in stages and predicts the variance, which the known schedules have no place for"
+)
+_TWO_PROMPTS = (
+    "its denoiser is given the prompt twice, by two text encoders in two arguments, and guards would edit one of them"
+)
+_KEPT_KEYS = "its denoiser keeps keys and values of the first step for the later ones, which an edit would not reach"_FRAMES = "the prompt is repeated for every frame, in more rows than there are latents, which no layout of rows here describes"
+_KOLORS = "it needs sentencepiece and ChatGLM, which the tests do not have, so nothing about it was checked"
+_SCM = (
+    "it turns the denoiser's output into another prediction before SCMScheduler, whose schedule is not known here, so guards "
+    "would be given wrong estimates"
+)
+_LOOP = "it calls the denoiser several times a step, with schedulers of its own, so that its steps cannot be followed"
+_NO_PROMPT_ARGUMENT = (
+    "the prompt enters its denoiser as token ids, not as embeddings that a guard could read or replace"
+)
+_UNWRITTEN = (
+    "nobody has written down where its denoiser takes prompt and latents, and no test has shown that guards reach them"
+)
+
+#: class name -> why, as the end of a sentence
+REFUSED: dict[str, str] = {
+    # text to image, image to image, inpainting
+    **dict.fromkeys(("IFPipeline", "IFImg2ImgPipeline", "IFInpaintingPipeline"), _LEARNED),
+    **dict.fromkeys(("HunyuanDiTPipeline", "HunyuanDiTPAGPipeline", "HunyuanDiTControlNetPipeline"), _TWO_PROMPTS),
+    **dict.fromkeys(("HiDreamImagePipeline", "HunyuanImagePipeline", "HunyuanImageRefinerPipeline"), _TWO_PROMPTS),
+    **dict.fromkeys(
+        (
+            "KandinskyCombinedPipeline",
+            "KandinskyImg2ImgCombinedPipeline",
+            "KandinskyInpaintCombinedPipeline",
+            "KandinskyV22CombinedPipeline",
+            "KandinskyV22Img2ImgCombinedPipeline",
+            "KandinskyV22InpaintCombinedPipeline",
+            "WuerstchenCombinedPipeline",
+            "StableCascadeCombinedPipeline",
+            "StableUnCLIPPipeline",
+        ),
+        _TWO_STAGES,
+    ),
+    **dict.fromkeys(("KolorsPipeline", "KolorsImg2ImgPipeline", "KolorsPAGPipeline"), _KOLORS),
+    **dict.fromkeys(("Flux2KleinKVPipeline", "QwenImage21Pipeline"), _KEPT_KEYS),
+    **dict.fromkeys(
+        (
+            "Kandinsky3Pipeline",
+            "Kandinsky3Img2ImgPipeline",
+            "Krea2Pipeline",
+            "NucleusMoEImagePipeline",
+            "PRXPipeline",
+        ),
+        _UNWRITTEN,
+    ),
+    "CogView3PlusPipeline": "its schedulers are CogVideoX's own, whose schedule is not known here",
+    "GlmImagePipeline": "a language model makes image tokens of the prompt first, which its denoiser reads beside the prompt",
+    "HeliosPipeline": "it generates videos in chunks, each of which is denoised after the last one within one call",
+    "HeliosPyramidPipeline": "it generates videos in chunks, each of which is denoised at several sizes within one call",
+    "Ideogram4Pipeline": "the negative prompt is read by a second transformer, and prompt and latents share one sequence",
+    "ZImageControlNetPipeline": "its ControlNet reads the prompt as a list, which no test has shown to be guarded",
+    "ZImageControlNetInpaintPipeline": "its ControlNet reads the prompt as a list, which no test has shown to be guarded",
+    "ZImageOmniPipeline": "its prompts hold the features of input images, which no guard reads",
+    "QwenImageLayeredPipeline": "its latents are the layers of one image, an axis that guards do not know",
+    "OmniGenPipeline": _NO_PROMPT_ARGUMENT,
+    # relatives
+    **dict.fromkeys(
+        ("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"),
+        _SCM,
+    ),
+    **dict.fromkeys(
+        (
+            "AnimateDiffPipeline",
+            "AnimateDiffSDXLPipeline",
+            "AnimateDiffControlNetPipeline",
+            "AnimateDiffSparseControlNetPipeline",
+            "AnimateDiffVideoToVideoPipeline",
+            "AnimateDiffVideoToVideoControlNetPipeline",
+            "AnimateDiffPAGPipeline",
+        ),
+        _FRAMES,
+    ),
+    **dict.fromkeys(("StableDiffusionSAGPipeline", "StableDiffusionPanoramaPipeline"), _LOOP),
+    **dict.fromkeys(
+        ("StableDiffusionUpscalePipeline", "StableDiffusionLatentUpscalePipeline"),
+        "it enlarges an image that is there, and guards have not been tried on it; guard the pipeline that makes that image",
+    ),
+    "StableDiffusionGLIGENPipeline": "phrases for regions enter past the prompt, which no guard reads",
+    "WanImageToVideoPipeline": "its transformer also attends to the input image, and no test has shown what guards do there",
+    "WanVideoToVideoPipeline": "it begins late and does not say where, so the steps of a run cannot be numbered",
+}
