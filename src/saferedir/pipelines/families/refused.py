@@ -15,7 +15,8 @@ _LEARNED = (
 _TWO_PROMPTS = (
     "its denoiser is given the prompt twice, by two text encoders in two arguments, and guards would edit one of them"
 )
-_KEPT_KEYS = "its denoiser keeps keys and values of the first step for the later ones, which an edit would not reach"_FRAMES = "the prompt is repeated for every frame, in more rows than there are latents, which no layout of rows here describes"
+_KEPT_KEYS = "its denoiser keeps keys and values of the first step for the later ones, which an edit would not reach"
+_FRAMES = "the prompt is repeated for every frame, in more rows than there are latents, which no layout of rows here describes"
 _KOLORS = "it needs sentencepiece and ChatGLM, which the tests do not have, so nothing about it was checked"
 _SCM = (
     "it turns the denoiser's output into another prediction before SCMScheduler, whose schedule is not known here, so guards "
