@@ -201,7 +201,7 @@ def make_flux2(cls: Any = diffusers.Flux2Pipeline) -> Any:
     )
 
 
-def make_z_image(cls: Any = diffusers.ZImagePipeline) -> Any:
+def make_z_image(cls: Any = diffusers.ZImagePipeline, **parts: Any) -> Any:
     transformer = alive(
         lambda: diffusers.ZImageTransformer2DModel(
             in_channels=16,
@@ -226,7 +226,24 @@ def make_z_image(cls: Any = diffusers.ZImagePipeline) -> Any:
         vae=make_flow_vae(),
         text_encoder=make_llm(),
         tokenizer=make_chat_tokenizer(),
+        **parts,
     )
+
+
+def make_z_image_controlnet(cls: Any = diffusers.ZImageControlNetPipeline, channels: int = 16) -> Any:
+    """`channels`: of the control image, with the mask and the masked image where it inpaints."""
+    controlnet = alive(
+        lambda: diffusers.ZImageControlNetModel(
+            control_layers_places=[0],
+            control_refiner_layers_places=[0],
+            control_in_dim=channels,
+            dim=32,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+        )
+    )
+    return make_z_image(cls, controlnet=controlnet)
 
 
 def encodes_the_mean(vae: Any) -> Any:

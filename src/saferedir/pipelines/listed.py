@@ -68,12 +68,14 @@ class Lists:
             )
         return value
 
-    def lists(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Inverse of `tensors`."""
+    def lists(self, given: Mapping[str, Any], args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Inverse of `tensors`: (args, kwargs), further positional arguments as in `args`."""
         family = self._family
         assert family.mask_kwarg is not None
         kwargs = {name: value for name, value in given.items() if name != family.mask_kwarg}
         (_, latents), (_, prompt) = family.latents_arg, family.prompt_arg
         kwargs[latents] = list(given[latents].unsqueeze(2).unbind(0))
         kwargs[prompt] = unpadded(given[prompt], given[family.mask_kwarg])
-        return kwargs
+        more = args[len(family.listed) :]
+        first = tuple(kwargs.pop(name) for name in family.listed) if more else ()
+        return (*first, *more), kwargs

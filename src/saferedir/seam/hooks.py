@@ -86,7 +86,7 @@ class Hooks:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if family.listed:
                 answer = moments.before_denoiser(module, Call(family, (), lists.tensors(args, kwargs)))
-                return None if answer is None else ((), lists.lists(answer[1]))
+                return None if answer is None else lists.lists(answer[1], args)
             return moments.before_denoiser(module, Call(family, args, kwargs))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -98,6 +98,9 @@ class Hooks:
             return moments.after_denoiser(Call(family, args, kwargs), output)
 
         def beside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if family.listed:
+                answer = moments.before_auxiliary(module, Call(family, (), lists.tensors(args, kwargs)))
+                return None if answer is None else lists.lists(answer[1], args)
             return moments.before_auxiliary(module, Call(family, args, kwargs))
 
         hooks = []

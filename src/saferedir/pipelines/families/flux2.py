@@ -8,7 +8,7 @@ from saferedir.pipelines.packing import FLUX2_PACKING
 ROWS = (
     Family(
         name="flux-2",
-        pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
+        pipelines=("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
         text_encoders=("text_encoder",),
         cfg_layout="sequential",
         row_kwargs=("timestep", "guidance", "txt_ids", "img_ids", "joint_attention_kwargs"),
