@@ -89,7 +89,7 @@ def make_qwen_image(cls: Any = diffusers.QwenImagePipeline, **parts: Any) -> Any
             joint_attention_dim=LLM_WIDTH,
             axes_dims_rope=(8, 4, 4),
         ),
-        add_v_proj=4.0,
+        add_v_proj=8.0,
         to_out=2.0,
     )
     return without_instructions(cls, "prompt_template_encode", "prompt_template_encode_start_idx")(
@@ -191,6 +191,8 @@ def make_flux2(cls: Any = diffusers.Flux2Pipeline) -> Any:
             guidance_embeds=cls is diffusers.Flux2Pipeline,
         ),
         add_v_proj=8.0,
+        to_out=4.0,
+        to_v=3.0,
     )
     return with_defaults(cls, text_encoder_out_layers=(1, 2, 3))(
         transformer=transformer,
