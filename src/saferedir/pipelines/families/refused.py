@@ -62,7 +62,7 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(
         ("Kandinsky3Pipeline", "Kandinsky3Img2ImgPipeline"),
-        "the mask of its empty negative prompt leaves no token, which cannot be told from a prompt that was hidden from guards",
+        "the mask of its empty negative prompt leaves no token, as if a prompt were hidden from guards",
     ),
     **dict.fromkeys(
         ("Kandinsky5T2IPipeline", "Kandinsky5I2IPipeline", "Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline"),
