@@ -150,6 +150,7 @@ def run(
     num_images = num_prompts * num_images_per_prompt
     # A ControlNet pipeline repeats its condition for the images of one prompt by itself; others differ, SD3 cannot.
     num_pictures = num_prompts if hasattr(pipe, "controlnet") else num_images
+    num_pictures = 1 if case.family == "wan" else num_pictures  # one for all
     for name in {"image", "mask_image"} & arguments.keys():
         if isinstance(arguments[name], Tensor) and len(arguments[name]) == 1:
             arguments[name] = arguments[name].repeat(num_pictures, 1, 1, 1)

@@ -226,6 +226,31 @@ _CASES += (
         {**SIZE, **CONTROL, "control_mask": make_mask()},
     ),
 )
+
+
+def _wan(name: str, make: Any, settings: dict[str, Any]) -> PipelineCase:
+    return PipelineCase(name, "wan", make, {**SIZE, "max_sequence_length": 64, **settings}, guidance_is_sequential=True)
+
+
+FIRST_IMAGE = {"image": make_picture(), "num_frames": 5}
+_CASES += (
+    _wan(
+        "wan-image",
+        bind(dits.make_wan, diffusers.WanImageToVideoPipeline, in_channels=36, boundary_ratio=0.9),
+        FIRST_IMAGE,
+    ),
+    _wan("wan-image-features", dits.make_wan_with_image, FIRST_IMAGE),
+    _wan(
+        "wan-image-expanded",
+        bind(dits.make_wan, diffusers.WanImageToVideoPipeline, expand_timesteps=True),
+        FIRST_IMAGE,
+    ),
+    _wan(
+        "wan-video",
+        bind(dits.make_wan, diffusers.WanVideoToVideoPipeline),
+        {"video": make_picture().repeat(5, 1, 1, 1)[None], "strength": 0.7},
+    ),
+)
 VARIANTS: dict[str, PipelineCase] = {case.name: case for case in _CASES}
 #: every case there is
 ALL_CASES: dict[str, PipelineCase] = {**EVERY, **VARIANTS}

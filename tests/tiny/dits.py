@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import types
 from typing import Any
 
@@ -29,7 +30,7 @@ from tests.tiny.parts import (
     make_vae,
     make_video_vae,
 )
-from transformers import CLIPTextModelWithProjection
+from transformers import CLIPImageProcessor, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModel
 
 SD3_SIZES: dict[str, Any] = {
     "sample_size": 8,
@@ -285,15 +286,26 @@ def make_aura_flow() -> Any:
     )
 
 
-def make_wan(boundary_ratio: float | None = None) -> Any:
-    """Wan 2.1, or with a boundary Wan 2.2: a second transformer takes over below that share of the noise."""
+def make_wan(
+    cls: Any = diffusers.WanPipeline,
+    boundary_ratio: float | None = None,
+    in_channels: int = 16,
+    image_width: int | None = None,
+    **more: Any,
+) -> Any:
+    """Wan 2.1, or with a boundary Wan 2.2: a second transformer takes over below that share of the noise.
+
+    Image to video has 36 channels; with an `image_width` the transformer attends to the features of the first image, too.
+    """
 
     def make_transformer(seed: int) -> diffusers.WanTransformer3DModel:
         return alive(
             lambda: diffusers.WanTransformer3DModel(
                 patch_size=(1, 2, 2),
-                in_channels=16,
+                in_channels=in_channels,
                 out_channels=16,
+                image_dim=image_width,
+                added_kv_proj_dim=None if image_width is None else 24,
                 num_attention_heads=2,
                 attention_head_dim=12,
                 ffn_dim=32,
@@ -308,7 +320,14 @@ def make_wan(boundary_ratio: float | None = None) -> Any:
             proj_out=2.0,
         )
 
-    return diffusers.WanPipeline(
+    # diffusers cleans prompts of these two with ftfy, installed or not
+    vars(sys.modules[cls.__module__]).setdefault("ftfy", types.SimpleNamespace(fix_text=lambda text: text))
+    if cls is not diffusers.WanVideoToVideoPipeline:
+        more |= {
+            "transformer_2": make_transformer(seed=1) if boundary_ratio is not None else None,
+            "boundary_ratio": boundary_ratio,
+        }
+    return cls(
         tokenizer=make_t5_tokenizer(),
         text_encoder=make_umt5(),
         vae=make_video_vae(),
@@ -316,6 +335,19 @@ def make_wan(boundary_ratio: float | None = None) -> Any:
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
         transformer=make_transformer(seed=0),
-        transformer_2=make_transformer(seed=1) if boundary_ratio is not None else None,
-        boundary_ratio=boundary_ratio,
+        **more,
+    )
+
+
+def make_wan_with_image() -> Any:
+    """Wan 2.1 from an image, whose features the transformer attends to."""
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    return make_wan(
+        diffusers.WanImageToVideoPipeline,
+        in_channels=36,
+        image_width=8,
+        image_encoder=alive(lambda: CLIPVisionModel(vision)),
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
     )

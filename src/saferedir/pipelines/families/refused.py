@@ -104,6 +104,4 @@ REFUSED: dict[str, str] = {
         "it enlarges an image that is there, and guards have not been tried on it; guard the pipeline that makes that image",
     ),
     "StableDiffusionGLIGENPipeline": "phrases for regions enter past the prompt, which no guard reads",
-    "WanImageToVideoPipeline": "its transformer also attends to the input image, and no test has shown what guards do there",
-    "WanVideoToVideoPipeline": "it begins late and does not say where, so the steps of a run cannot be numbered",
 }
