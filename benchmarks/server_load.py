@@ -2,9 +2,10 @@
 
     python benchmarks/server_load.py --clients 64 --requests 1000 --out runs/server_load.json
 
-It starts `saferedir serve` as a process of its own, and says: errors by status, throughput beside a bare loop of guarded batches
-in this process (measured before, alone), p50 and p95 of a request as ratios of one image alone, and whether every image that
-came is in a whole chain, with its hash, and shows none of the guarded concepts to a judge that the service does not ask.
+It starts `saferedir serve` as a process of its own, and says: errors by status; throughput beside a bare loop of guarded batches
+in this process, measured before, alone (and the same in CPU seconds, which other work on the machine hardly changes); p50 and
+p95 of a request as ratios of one image alone; whether every image that came is in a whole chain, with its hash, and shows none
+of the guarded concepts to a judge that the service does not ask.
 Exit code 1 where an image has no record, a judge finds a concept, or an answer is neither 200 nor 429.
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -60,8 +62,8 @@ def settings_file(folder: Path, steps: int, batch: int, queue: int) -> Path:
     return file
 
 
-def bare_loop(model: ModelSettings, batch: int, batches: int) -> tuple[float, float]:
-    """(seconds an image in batches, seconds of one image alone) of the same guarded pipeline, without a service."""
+def bare_loop(model: ModelSettings, batch: int, batches: int) -> tuple[float, float, float]:
+    """Of the same guarded pipeline, without a service: (seconds an image in batches, CPU seconds, seconds of one image alone)."""
     pipeline, key = PipelineModel(model), CallKey("generate", "verify", 2, (64, 64))
 
     def seconds(size: int, offset: int) -> float:
@@ -72,9 +74,24 @@ def bare_loop(model: ModelSettings, batch: int, batches: int) -> tuple[float, fl
 
     seconds(1, 0)  # the first call attaches
     alone = float(np.median([seconds(1, n) for n in range(5)]))
+    began = time.process_time()
     together = sum(seconds(batch, n * batch) for n in range(batches)) / (batch * batches)
+    busy = (time.process_time() - began) / (batch * batches)
     pipeline.close()
-    return together, alone
+    return together, busy, alone
+
+
+def cpu_seconds(process: int) -> float:
+    """Of all threads of a process, until now."""
+    times = psutil.Process(process).cpu_times()
+    return float(times.user + times.system)
+
+
+def rows_a_call(metrics: str) -> float:
+    """Images in a pipeline call, in the mean."""
+    numbers = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line.startswith("saferedir_batch_rows_"))
+    name = 'saferedir_batch_rows_{}{{model="pictoworld"}}'
+    return float(numbers[name.format("sum")]) / float(numbers[name.format("count")])
 
 
 class Load:
@@ -152,7 +169,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     model = read_settings().models[0].model_copy(update={"steps": options.steps})
-    together, alone = bare_loop(model, options.batch, options.bare_batches)
+    together, busy, alone = bare_loop(model, options.batch, options.bare_batches)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = settings_file(folder, options.steps, options.batch, options.queue)
@@ -168,12 +185,13 @@ def main() -> int:
             )  # the model is loaded
             load = Load(url, options.requests)
             threads = [threading.Thread(target=load.client) for _ in range(options.clients)]
-            began = time.perf_counter()
+            began, service_began = time.perf_counter(), cpu_seconds(process.pid)
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-            seconds = time.perf_counter() - began
+            seconds, service_busy = time.perf_counter() - began, cpu_seconds(process.pid) - service_began
+            batches = rows_a_call(httpx2.get(f"{url}/metrics").text)
         finally:
             process.terminate()
             process.wait(60)
@@ -184,6 +202,7 @@ def main() -> int:
         "statuses": dict(load.statuses), **facts,
         "seconds": round(seconds, 2), "images_a_second": round(options.requests / seconds, 3),
         "throughput_of_bare_loop": round(together * options.requests / seconds, 3),
+        "cpu_of_bare_loop": round(service_busy / (busy * options.requests), 3), "rows_a_call": round(batches, 2),
         "one_image_alone_s": round(alone, 3), "p50_of_one": round(p50 / alone, 2), "p95_of_one": round(p95 / alone, 2),
     }  # fmt: skip
     text = json.dumps(result, indent=2)

@@ -165,6 +165,9 @@ def test_lists(service: Served) -> None:
     import httpx2
 
     assert [model.id for model in service.client().models.list()] == ["scripted"]
+    assert service.client().models.retrieve("scripted").id == "scripted"
+    with pytest.raises(openai.NotFoundError):
+        service.client().models.retrieve("other")
     (guard,) = httpx2.get(f"{service.url}/v1/guards").json()["data"]
     assert (guard["id"], guard["concept"], guard["fingerprint"]) == ("plain/star", "star", "1" * 64)
     assert httpx2.get(f"{service.url}/v1/policies").json()["allowed"] == ["verify", "block"]

@@ -28,11 +28,12 @@ def information_router(service: Service) -> APIRouter:
     @router.get("/v1/models")
     async def models(request: Request) -> ModelsAnswer:
         """The models that the key may use."""
-        items = [
-            ModelItem(id=model.name, loaded=service.host.facts(model.name) is not None, sizes=list(model.sizes))
-            for model in allowed(service, caller_of(request))
-        ]
-        return ModelsAnswer(data=items)
+        return ModelsAnswer(data=[model_item(service, model) for model in allowed(service, caller_of(request))])
+
+    @router.get("/v1/models/{model:path}")
+    async def one_model(request: Request, model: str) -> ModelItem:
+        """One of them."""
+        return model_item(service, service.model(model, caller_of(request)))
 
     @router.get("/v1/guards")
     async def guards(request: Request) -> GuardsAnswer:
@@ -81,6 +82,11 @@ def allowed(service: Service, caller: Caller) -> list[ModelSettings]:
     """The models of a caller."""
     names = caller.profile.models
     return [model for model in service.settings.models if not names or model.name in names]
+
+
+def model_item(service: Service, model: ModelSettings) -> ModelItem:
+    """A model as clients get it."""
+    return ModelItem(id=model.name, loaded=service.host.facts(model.name) is not None, sizes=list(model.sizes))
 
 
 def guard_items(service: Service, model: ModelSettings) -> list[GuardItem]:

@@ -25,7 +25,7 @@ from saferedir.server.errors import ApiError, bad_request, too_many, unavailable
 from saferedir.server.keys import Caller, Callers, RateLimit
 
 logger = logging.getLogger("saferedir.server")
-_POLL = 0.25  # seconds between two looks whether the client is still there
+_POLL = 1.0  # seconds between two looks whether the client is still there
 
 
 @dataclass
