@@ -10,7 +10,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 from PIL import Image
 
@@ -20,7 +20,7 @@ from saferedir.errors import BlockedError, GuardConfigError, GuardError
 from saferedir.guards.base import Guard
 from saferedir.guards.image_verifier import ImageVerifier
 from saferedir.policy.call_arguments import by_name, generators_of, with_signature
-from saferedir.policy.input_images import input_images
+from saferedir.policy.input_images import with_input_images
 from saferedir.policy.outputs import Result, blocked_error, copied, images_of, same
 
 POLICIES = ("redirect", "verify", "block")
@@ -85,31 +85,55 @@ def protect(
     """
     chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     verifier, of_guards = checked_policy(chosen, on_unsafe, verify, retries, on_block, image_verifiers)
-    eyes = input_verifiers(chosen, check_inputs, verifier)
+    of_inputs = input_verifiers(chosen, check_inputs, verifier)
     attached = attach(pipe, chosen, force=force)
-    return GuardedPipeline(pipe, attached, on_unsafe, verifier, retries, on_block, of_guards, eyes)
+    return GuardedPipeline(pipe, attached, on_unsafe, verifier, retries, on_block, of_guards, of_inputs)
+
+
+class InputVerifier(NamedTuple):
+    """Who looks at input images: a verifier, and the guard and concept it speaks for in decisions."""
+
+    guard: str
+    concept: str
+    verifier: Verifier
 
 
 def input_verifiers(
     guards: Sequence[Guard[Any]], check_inputs: bool | Verifier, verifier: Verifier | None
-) -> tuple[Verifier, ...]:
-    """The functions that look at a call's input images; none where `check_inputs` is False."""
+) -> tuple[InputVerifier, ...]:
+    """Who looks at a call's input images; nobody where `check_inputs` is False."""
     if check_inputs is False:
         return ()
     if check_inputs is not True:
+        refuse_judge("check_inputs", check_inputs)
         if not callable(check_inputs):
             raise GuardConfigError(
                 f"check_inputs is {check_inputs!r}; expected True, False or a function of PIL images."
             )
-        return (check_inputs,)
-    eyes = [guard.image_verifier.sees for guard in guards if guard.image_verifier is not None]
-    verifiers = (*eyes, *(() if verifier is None else (verifier,)))
+        return (InputVerifier("check_inputs", "", check_inputs),)
+    verifiers = [
+        InputVerifier(guard.method, guard.config.concept, guard.image_verifier.sees)
+        for guard in guards
+        if guard.image_verifier is not None
+    ]
+    if verifier is not None:
+        verifiers.append(InputVerifier("verify", "", verifier))
     if not verifiers:
         raise GuardConfigError(
             "check_inputs=True has nothing to look with: no guard brings an image verifier along, and verify= is not given; give "
             "check_inputs=, a function of PIL images, or train a verifier (`saferedir train verifier`)."
         )
-    return verifiers
+    return tuple(verifiers)
+
+
+def refuse_judge(argument: str, value: Any) -> None:
+    """Raise where a judge is given in the place of its verifier."""
+    if callable(getattr(value, "verifier", None)):
+        raise GuardConfigError(
+            f"{argument} is a judge ({getattr(value, 'name', '') or type(value).__name__}), which gives scores, not a verdict; "
+            f"use {argument}=judge.verifier(rule), the rule being a preset's name such as 'star' or a rule of your own "
+            "(docs/judges.md)."
+        )
 
 
 def checked_policy(
@@ -132,12 +156,8 @@ def checked_policy(
     if isinstance(verify, Guard):
         if not any(verify is guard for guard in guards):
             raise GuardConfigError("verify is a guard that is not among `guards`; add it there, or give a function.")
-    elif callable(getattr(verify, "verifier", None)):
-        raise GuardConfigError(
-            f"verify is a judge ({getattr(verify, 'name', '') or type(verify).__name__}), which gives scores, not a verdict; use "
-            "verify=judge.verifier(rule), the rule being a preset's name such as 'star' or a rule of your own (docs/judges.md)."
-        )
-    elif verify is not None and not callable(verify):
+    refuse_judge("verify", verify)
+    if verify is not None and not isinstance(verify, Guard) and not callable(verify):
         raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
     verifier = None if verify is None or isinstance(verify, Guard) else verify
     of_guards = tuple(guard.image_verifier for guard in guards if guard.image_verifier is not None and image_verifiers)
@@ -182,7 +202,7 @@ class GuardedPipeline:
     _retries: int
     _on_block: str
     _image_verifiers: tuple[ImageVerifier, ...]
-    _input_verifiers: tuple[Verifier, ...]
+    _input_verifiers: tuple[InputVerifier, ...]
     _lock: threading.RLock
     _is_running: bool
     _decisions: list[Decision]
@@ -200,7 +220,7 @@ class GuardedPipeline:
         retries: int,
         on_block: str = "blank",
         image_verifiers: tuple[ImageVerifier, ...] = (),
-        input_verifiers: tuple[Verifier, ...] = (),
+        input_verifiers: tuple[InputVerifier, ...] = (),
     ) -> None:
         self.__dict__.update(  # not by assignment: that goes to the pipeline
             _pipe=pipe, _attached=attached, _on_unsafe=on_unsafe, _verifier=verifier, _retries=retries, _on_block=on_block,
@@ -225,25 +245,27 @@ class GuardedPipeline:
                 raise blocked_error(output)
             return output
 
-    def _check_inputs(self, call: dict[str, Any]) -> None:
-        """Raise BlockedError where an image that the call is given shows the concept."""
-        given = input_images(call) if self._input_verifiers else []
-        for verifier in self._input_verifiers if given else ():
-            flags = _flags_of(verifier, [image for _, image in given])
-            if any(flags):
-                name, number = given[flags.index(True)][0], sum(flags)
-                message = f"{number} of {len(given)} input images show what is guarded against (argument {name!r})."
-                decisions = [
-                    Decision(
-                        guard=guard.method, concept=guard.config.concept, image=0, action="blocked", message=message
-                    )
-                    for guard in self.guards
+    def _with_checked_inputs(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The call, its images those that were looked at; BlockedError where one of them shows what is guarded against."""
+        if not self._input_verifiers:
+            return call
+        are_latents_tested = any(guard.latents_test != "off" for guard in self.guards)
+        call, given = with_input_images(call, are_latents_tested=are_latents_tested)
+        for guard, concept, verifier in self._input_verifiers if given else ():
+            flags = _flags_of(verifier, [item.image for item in given])
+            flagged = [item for item, flag in zip(given, flags, strict=True) if flag]
+            if flagged:
+                places = ", ".join(f"{item.argument}[{item.index}]" for item in flagged)
+                message = f"{len(flagged)} of {len(given)} input images show what is guarded against: {places}."
+                self._decisions = [
+                    Decision(guard=guard, concept=concept, image=item.index, action="blocked", message=message)
+                    for item in flagged
                 ]
-                self._decisions = decisions
-                raise BlockedError(f"Nothing was generated: {message}", decisions)
+                raise BlockedError(f"Nothing was generated: {message}", self._decisions)
+        return call
 
     def _under_policy(self, call: dict[str, Any]) -> tuple[Any, list[Decision]]:
-        self._check_inputs(call)
+        call = self._with_checked_inputs(call)
         looks = self._on_unsafe != "redirect" and bool(self._image_verifiers)
         if (self._verifier is not None or looks) and call.get("output_type") == "latent":
             raise GuardError(
