@@ -10,6 +10,7 @@ was made for, so look at what breaks without a guard first; a LoRA of `python -m
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,9 +40,11 @@ from saferedir.pictoworld.methods import METHODS, make_guards
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
 from saferedir.utils.files import replacing
-from saferedir.utils.packaged import packaged_lora_path
+from saferedir.utils.packaged import LORA_FILE, packaged_lora_path
 
 STEPS = (1, 2, 4, 8)
+#: how a method that acts through guidance begins its refusal of a call without it
+NEEDS_GUIDANCE = "works through classifier-free guidance"
 DISTILLED = "pictoworld-few-steps"
 HEAD = """# Few steps
 
@@ -137,6 +140,8 @@ class Run:
             shown = self.images(setting, [prompt.text for prompt in forget], guards, steps)
             others = self.images(setting, [prompt.text for prompt in retain], guards, steps)
         except GuardError as error:
+            if NEEDS_GUIDANCE not in str(error):
+                raise
             return {"refused": str(error)}
         judged, judged_others = self.judge.judge(shown), self.judge.judge(others)
         key = (task.name, setting, steps)
@@ -154,6 +159,15 @@ class Run:
             "kept": images_kept(judged_others, self.judge.judge(bare), retain, task).to_dict(),
             "others broken": rate_of(judged_others.is_broken).to_dict(),
         }
+
+
+def digest_of(task: str, lora: str | None, second: int) -> str:
+    """What a kept cell belongs to, beside what its name says: the packaged guards, a LoRA of the user's, the second judge's n."""
+    parts = [lora and hashlib.sha256((Path(lora) / LORA_FILE).read_bytes()).hexdigest()[:12], str(second)]
+    for name in (task, f"{task}-duo"):
+        folder = find_guard(f"pictoworld/{name}")
+        parts.append(guard_digest(folder, Guard.from_pretrained(folder).config.to_dict()))
+    return "-".join(part for part in parts if part)
 
 
 def table(rows: dict[str, dict[str, dict[str, Any]]], measure: str) -> Iterator[str]:
@@ -202,8 +216,7 @@ def main() -> None:
     with Progress() as progress:
         bar = progress.add_task("", total=len(arguments.tasks) * len(chosen) * len(STEPS) * len(arguments.methods))
         for name in arguments.tasks:
-            folder = find_guard(f"pictoworld/{name}")
-            digest = guard_digest(folder, Guard.from_pretrained(folder).config.to_dict())
+            digest = digest_of(name, arguments.lora, arguments.second)
             for setting in chosen:
                 for steps in STEPS:
                     for method in arguments.methods:

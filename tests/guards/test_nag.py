@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
+from tests.newer_pipelines import EVERY
 from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor
 
@@ -65,12 +67,50 @@ def test_it_acts_without_guidance_in_one_step(name: str) -> None:
         assert not torch.equal(run(case, pipe, steps=1, **case.unguided), bare)
 
 
-@pytest.mark.parametrize("name", ["lumina", "lumina2"])
-def test_where_the_prompt_takes_another_way_no_image_comes_out(name: str) -> None:
-    case = PIPELINES[name]
+@pytest.mark.parametrize("name", ["lumina", "lumina2", "z-image", "flux-2", "qwen-image"])
+def test_where_the_prompt_takes_another_way_it_is_refused_when_attached(name: str) -> None:
+    with pytest.raises(UnsupportedPipelineError, match="past what such a guard can edit"):
+        sr.attach(EVERY[name].build(), nag())
+
+
+def test_the_phrases_row_keeps_the_image_of_the_prompts_row() -> None:
+    """Over all families it is said to work on, the two rows' predictions agree although their prompts differ."""
+
+    class Rows(NAG):
+        def on_prediction(self, step: Step) -> Tensor:
+            assert step.pred_cond is not None
+            away = (step.pred_extra[0] - step.pred_cond).abs().max() / step.pred_cond.abs().max()
+            differences.append(float(away))
+            return super().on_prediction(step)
+
+    for name in GUIDABLE:
+        differences: list[float] = []
+        case = PIPELINES[name]
+        pipe = case.build()
+        with sr.attach(pipe, Rows(NAGConfig(concept="the moon"))):
+            run(case, pipe)
+        assert differences and max(differences) < 1e-4, name
+
+
+def test_it_goes_on_where_adapters_replace_layers() -> None:
+    case = PIPELINES["sd"]
     pipe = case.build()
-    with sr.attach(pipe, nag()), pytest.raises(UnsupportedPipelineError, match="past this denoiser's attention"):
-        run(case, pipe)
+    with sr.attach(pipe, nag()):
+        guided = run(case, pipe)
+    lora = LoraConfig(r=2, target_modules=["attn2.to_out.0"], init_lora_weights=True)
+    pipe.unet.add_adapter(lora, "user")
+    with sr.attach(pipe, nag()):
+        torch.testing.assert_close(run(case, pipe), guided, rtol=1e-4, atol=1e-4)
+        pipe.unet.delete_adapters("user")
+        unwrap(pipe.unet)
+        torch.testing.assert_close(run(case, pipe), guided, rtol=1e-4, atol=1e-4)
+
+
+def unwrap(unet: Any) -> None:
+    """Put the base layers back in place of peft's, as unloading a LoRA does."""
+    for path, layer in [(path, part) for path, part in unet.named_modules() if hasattr(part, "get_base_layer")]:
+        parent, _, attribute = path.rpartition(".")
+        setattr(unet.get_submodule(parent), attribute, layer.get_base_layer())
 
 
 class Second(Guard[GuardConfig]):

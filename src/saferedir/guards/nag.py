@@ -8,8 +8,7 @@ Shapes: attention to the prompt, before the output projection, z (B, N, D); p pr
   (3) z'' = min(r, tau) / r z';         (4) z = a z'' + (1 - a) z_p
 
 The phrases ride as one extra row for each image, whose image tokens are those of the image's own row: the seam gives both rows
-the answer in every layer. A denoiser in which the prompt reaches the image some other way lets the two rows part; then no
-image is returned.
+the answer in every layer. Families in which the prompt reaches the image some other way are refused when it is attached.
 
 Deviations: pooled embeddings of the extra row are those of the image's own prompt; in runs with classifier-free guidance only
 the prompts' rows are guided; images with a `retry_level` are guided with a = 1.
@@ -24,14 +23,10 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
-from saferedir.errors import UnsupportedPipelineError
 from saferedir.guards.base import AttentionFeatures, Guard, GuardConfig, Run, Step
 from saferedir.guards.guidance import Tally, encode_phrases
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.utils.broadcast import per_sample
-
-#: relative difference of the two rows' predictions from which the prompt reached the image past attention
-PARTED = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,23 +107,11 @@ class NAG(Guard[NAGConfig]):
         return guided_features(attention.cond, attention.extra[0], config.scale, config.tau, step.state.alpha)
 
     def on_prediction(self, step: Step) -> Tensor:
-        assert step.pred is not None and step.pred_cond is not None
+        assert step.pred is not None
         state: NAGState = step.state
-        if step.evaluation == 0:
-            _check_alike(step.pred_cond, step.pred_extra[0])
         state.tally.count(torch.ones_like(state.tally.calls, dtype=torch.bool), step)
         return step.pred
 
     def verdict(self, run: Run, state: NAGState) -> list[Decision]:
         message = "Attention was guided away from the guard's phrases."
         return state.tally.decisions(self.method, self.config, "edited", message, {"scale": self.config.scale})
-
-
-def _check_alike(cond: Tensor, extra: Tensor) -> None:
-    """Raise unless the extra row's image stayed that of the image's own row."""
-    size = cond.detach().float().abs().mean()
-    if bool((cond.detach().float() - extra.detach().float()).abs().mean() > PARTED * size):
-        raise UnsupportedPipelineError(
-            "the prompt reaches the image past this denoiser's attention layers, so guard 'nag' cannot guide it and no image is "
-            "returned; use another guard for this pipeline."
-        )

@@ -5,7 +5,7 @@ Each class holds the modules that it hooked: a deep copy of a denoiser brings th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -71,10 +71,8 @@ class AttentionHooks:
         self._reads_prompt: dict[nn.Module, bool] = {}
         self._count = 0  # image tokens N, as the layers before showed it
         self.modules: list[nn.Module] = []
-        for denoiser in denoisers:
-            for name, module in denoiser.named_modules():
-                if hasattr(module, "processor") and hasattr(module, "to_q"):
-                    self._hook(module, is_single=_SINGLE_STREAM in name)
+        for name, module in _attention_modules(denoisers):
+            self._hook(module, is_single=_SINGLE_STREAM in name)
 
     def _hook(self, module: nn.Module, *, is_single: bool) -> None:
         def before(hooked: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -115,11 +113,30 @@ class AttentionHooks:
         edited = self._edit(tail)
         return values if edited is tail else torch.cat([values[:, :length], edited], dim=1)
 
+    def are_on(self, denoisers: Sequence[nn.Module]) -> bool:
+        """Whether all that a fresh set of hooks would be on is what these are on."""
+        wanted = [part for _, module in _attention_modules(denoisers) for part in _hooked_parts(module)]
+        return len(wanted) == len(self.modules) and all(a is b for a, b in zip(wanted, self.modules, strict=True))
+
     def release(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
         self._reads_prompt.clear()
+
+
+def _attention_modules(denoisers: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of every attention layer."""
+    for denoiser in denoisers:
+        for name, module in denoiser.named_modules():
+            if hasattr(module, "processor") and hasattr(module, "to_q"):
+                yield name, module
+
+
+def _hooked_parts(module: nn.Module) -> tuple[nn.Module, ...]:
+    """What hooks are put on for one attention layer, in this order."""
+    output = _output_projection(module)
+    return (module,) if output is None else (module, output)
 
 
 def _output_projection(module: nn.Module) -> nn.Module | None:

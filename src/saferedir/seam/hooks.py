@@ -164,10 +164,18 @@ class Hooks:
             if self._attention is not None:
                 self._attention.release()
             self._attention = None
-        elif self._attention is None:
-            held = self.held_now()
-            denoisers = [module for name, module in held.items() if name not in self._family.conditioned_modules]
-            self._attention = AttentionHooks([unwrapped(module) for module in denoisers], moments.attention)
+        else:
+            self.renew_attention(moments)
+
+    def renew_attention(self, moments: Moments) -> None:
+        """Put hooks of attention on the layers that the denoisers have now, unless they are there: adapters replace layers."""
+        held = self.held_now()
+        denoisers = [unwrapped(held[name]) for name in held if name not in self._family.conditioned_modules]
+        if self._attention is not None:
+            if self._attention.are_on(denoisers):
+                return
+            self._attention.release()
+        self._attention = AttentionHooks(denoisers, moments.attention)
 
     def wrap_scheduler(self, moments: Moments) -> None:
         """Wrap the methods of the scheduler that the pipeline has now, and let go of another one."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from saferedir.decisions import Decision
-from saferedir.errors import GuardError
+from saferedir.errors import GuardError, UnsupportedPipelineError
 from saferedir.guards.base import Guard
 from saferedir.guards.gates import Gate
 from saferedir.pipelines.denoiser_call import Call, Edit
@@ -84,6 +84,11 @@ class Seam:
         """Take an attachment in; the first one puts the hooks on."""
         if self.family.denoiser != "unet" and (users := [g for g in attached.guards if g.uses("on_skip_features")]):
             raise GuardError(f"guard {users[0].method!r} edits a UNet's skip features; {self.family.name} has no UNet.")
+        if not self.family.prompt_in_attention and (users := [g for g in attached.guards if g.uses("on_attention")]):
+            raise UnsupportedPipelineError(
+                f"guard {users[0].method!r} edits attention to the prompt, and on {self.family.name} the prompt reaches the "
+                "image past what such a guard can edit; use another guard."
+            )
         if both := [g for g in attached.guards if g.uses("on_attention") and g.uses("extra_latents")]:
             raise GuardError(
                 f"guard {both[0].method!r} edits attention, and has latents of its own: its rows cannot follow."
@@ -334,6 +339,8 @@ class Seam:
         denoiser, scheduler, known_texts = self.hooks.denoiser, self.hooks.scheduler, self.hooks.texts
         for guard in self.guards():  # whatever the user did to the adapters, or to `enabled`, since
             (guard.load if guard.enabled else guard.unload)(denoiser)
+        if any(guard.uses("on_attention") for guard in self.guards()):
+            self.hooks.renew_attention(self)
         self.warn_of_adapters(self.guards())
         asked = [attached.retry_level for attached in self.attachments if attached.retry_level]
         begins = None if self._first else call.time

@@ -91,6 +91,8 @@ class Family:
             "longest": as the longest prompt of a batch, without a mask.
         encoder_reads_image: whether the text encoder reads an image beside the prompt. Guards judge what came of both; those with
             words of their own are refused, for there are no embeddings without an image.
+        prompt_in_attention: whether image tokens meet the prompt's tokens in attention layers alone, where `on_attention` can
+            show what they bring: as `encoder_hidden_states`, or in `single_transformer_blocks` with the prompt in front.
         text_encoder_facts: the text encoders whose tokens a guard may mask, in this order; () where we know none.
         differences: class name -> facts of that pipeline which differ from the row's; `family_of` knows them.
     """
@@ -124,6 +126,7 @@ class Family:
     length_matters: bool = True
     prompt_lengths: PromptLengths = "set"
     encoder_reads_image: bool = False
+    prompt_in_attention: bool = False
     text_encoder_facts: tuple[TextEncoderFacts, ...] = ()
     differences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 

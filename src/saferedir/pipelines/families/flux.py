@@ -22,6 +22,7 @@ ROWS = (
             "FluxControlNetImg2ImgPipeline",
             "FluxControlNetInpaintPipeline",
         ),
+        prompt_in_attention=True,
         text_encoders=("text_encoder", "text_encoder_2"),
         conditioned_modules=("controlnet",),
         cfg_layout="sequential",

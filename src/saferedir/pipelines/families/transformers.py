@@ -8,6 +8,7 @@ ROWS = (
     Family(
         name="pixart",
         pipelines=("PixArtSigmaPipeline", "PixArtAlphaPipeline", "PixArtSigmaPAGPipeline"),
+        prompt_in_attention=True,
         text_encoders=("text_encoder",),
         row_kwargs=("timestep", "added_cond_kwargs"),
         mask_kwarg="encoder_attention_mask",
@@ -19,6 +20,7 @@ ROWS = (
     Family(
         name="sana",
         pipelines=("SanaPipeline", "SanaControlNetPipeline", "SanaPAGPipeline"),
+        prompt_in_attention=True,
         text_encoders=("text_encoder",),
         conditioned_modules=("controlnet",),
         row_kwargs=("timestep", "guidance", "controlnet_block_samples"),
@@ -54,6 +56,7 @@ ROWS = (
     Family(
         name="aura-flow",
         pipelines=("AuraFlowPipeline",),
+        prompt_in_attention=True,
         text_encoders=("text_encoder",),
         encoded=("prompt",),
         length_matters=False,

@@ -8,6 +8,7 @@ ROWS = (
     Family(
         name="wan",
         pipelines=("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline"),
+        prompt_in_attention=True,
         text_encoders=("text_encoder",),
         more_denoisers=("transformer_2",),
         cfg_layout="sequential",
