@@ -96,10 +96,10 @@ def test_every_argument_of_every_guarded_pipeline_is_known() -> None:
     }
     kinds = {name: kind_of_argument(name) for name in names}
     assert {name for name, kind in kinds.items() if kind == "image"} <= {
-        "image", "control_image", "image_reference", "ip_adapter_image", "video", "reference_image",
+        "image", "control_image", "image_reference", "ip_adapter_image", "video", "reference_image", "last_image",
     }  # fmt: skip
     assert {name for name, kind in kinds.items() if kind == "hidden"} <= {
-        "latents", "masked_image_latents", "ip_adapter_image_embeds", "padding_mask_crop", "image_latents",
+        "latents", "masked_image_latents", "ip_adapter_image_embeds", "padding_mask_crop", "image_latents", "image_embeds",
     }  # fmt: skip
     words = ("image", "video", "mask", "frame", "picture", "pose", "reference", "latents", "style")
     assert {name for name, kind in kinds.items() if kind == "other" and any(word in name for word in words)} <= {
