@@ -251,6 +251,17 @@ _CASES += (
         {"video": make_picture().repeat(5, 1, 1, 1)[None], "strength": 0.7},
     ),
 )
+SPRINT = {**EXACT_SIZE, "width": 64, "intermediate_timesteps": None}
+_CASES += (
+    PipelineCase("sana-sprint", "sana", bind(dits.make_sana_sprint, diffusers.SanaSprintPipeline), SPRINT, **UNGUIDED),
+    PipelineCase(
+        "sana-sprint-img2img",
+        "sana",
+        bind(dits.make_sana_sprint, diffusers.SanaSprintImg2ImgPipeline),
+        {**SPRINT, **STRENGTH},
+        **UNGUIDED,
+    ),
+)
 VARIANTS: dict[str, PipelineCase] = {case.name: case for case in _CASES}
 #: every case there is
 ALL_CASES: dict[str, PipelineCase] = {**EVERY, **VARIANTS}

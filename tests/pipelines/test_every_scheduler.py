@@ -451,7 +451,7 @@ def test_the_classes_of_diffusers_are_seen() -> None:
     assert len(EXPORTED) > 40
     assert set(SCHEDULER_KINDS) <= EXPORTED
     assert {entry.name for entry in KarrasDiffusionSchedulers} <= set(SCHEDULER_KINDS)
-    assert {case.cls for case in CASES} == set(SCHEDULER_KINDS)
+    assert {case.cls for case in CASES} | {"SCMScheduler"} == set(SCHEDULER_KINDS)  # test_sana_sprint.py
 
 
 @pytest.mark.parametrize("name", sorted(EXPORTED - set(SCHEDULER_KINDS)))

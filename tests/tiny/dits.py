@@ -183,15 +183,23 @@ SANA_SIZES: dict[str, Any] = {
 
 def make_sana(cls: Any = None, **more: Any) -> Any:
     transformer = alive(lambda: diffusers.SanaTransformer2DModel(**SANA_SIZES))
-    return (cls or with_short_instruction(diffusers.SanaPipeline))(
-        tokenizer=make_t5_tokenizer(),
-        text_encoder=make_gemma(),
-        vae=make_deep_vae(),
-        transformer=transformer,
-        scheduler=diffusers.DPMSolverMultistepScheduler(
+    parts = {
+        "tokenizer": make_t5_tokenizer(),
+        "text_encoder": make_gemma(),
+        "vae": make_deep_vae(),
+        "transformer": transformer,
+        "scheduler": diffusers.DPMSolverMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
-        **more,
+    }
+    return (cls or with_short_instruction(diffusers.SanaPipeline))(**{**parts, **more})
+
+
+def make_sana_sprint(cls: Any) -> Any:
+    """Sana-Sprint: guidance is embedded, and two steps of TrigFlow around a denoiser of flow matching."""
+    transformer = alive(lambda: diffusers.SanaTransformer2DModel(guidance_embeds=True, **SANA_SIZES))
+    return make_sana(
+        with_short_instruction(cls), transformer=transformer, scheduler=diffusers.SCMScheduler(sigma_data=0.5)
     )
 
 

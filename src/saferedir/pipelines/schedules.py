@@ -12,14 +12,16 @@ variance exploding (ve)   1, sigma                          Euler, Heun, LMS, KD
 log-SNR solvers (solver)  `_sigma_to_alpha_sigma_t(sigma)`  DPM++, DEIS, UniPC, SA      x
 flow matching (flow)      1 - s, s                          FlowMatch Euler, Heun, LCM  x
 EDM (edm)                 1, sigma                          EDM Euler, EDM DPM++        x / sqrt(d^2 + sigma^2)
+TrigFlow (trig)           cos t, d sin t                    SCM                         x / (d (cos t + sin t))
 ========================  ================================  ==========================  =======================
 
 where d = `sigma_data`, the deviation of clean latents. With n = sqrt(alpha^2 + sigma^2), a model output m means:
 epsilon x0 = (x - sigma m) / alpha; sample x0 = m; flow x0 = x - sigma m;
 v x0 = (alpha/n)(x/n) - (sigma/n) m; EDM, with n = sqrt(d^2 + sigma^2) (arXiv:2206.00364, Table 1):
-x0 = (d/n)^2 x +- (sigma d/n) m, plus for "edm_epsilon:d", minus for "edm_v_prediction:d".
+x0 = (d/n)^2 x +- (sigma d/n) m, plus for "edm_epsilon:d", minus for "edm_v_prediction:d"; TrigFlow, "trigflow:d"
+(arXiv:2410.11081, Sec. 4; arXiv:2503.09641): x0 = alpha x - (sigma/d) m.
 
-Refused: inverse and discrete-token schedulers, and those of other families (CogVideoX, LTX, Sana-Sprint, ...).
+Refused: inverse and discrete-token schedulers, and those of other families (CogVideoX, LTX, ...).
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ SCHEDULER_KINDS: dict[str, str] = {
     "FlowMatchLCMScheduler": "flow",
     "EDMEulerScheduler": "edm",
     "EDMDPMSolverMultistepScheduler": "edm",
+    "SCMScheduler": "trig",
 }
 
 #: two-stage schedulers whose second evaluation has a timestep of its own
@@ -95,7 +98,7 @@ class Coefficients(NamedTuple):
 
 
 def scheduler_kind(scheduler: Any) -> str:
-    """ "vp", "ve", "solver", "flow" or "edm"; raises UnsupportedPipelineError for anything else."""
+    """ "vp", "ve", "solver", "flow", "edm" or "trig"; raises UnsupportedPipelineError for anything else."""
     name = _known_name(scheduler)
     if name is None:
         raise UnsupportedPipelineError(
@@ -120,6 +123,8 @@ def prediction_type(scheduler: Any) -> str:
     if kind == "flow":
         return "flow"
     name = scheduler.config.get("prediction_type", "epsilon")
+    if kind == "trig":
+        return f"trigflow:{float(scheduler.config.sigma_data)!r}"
     expected = ("epsilon", "v_prediction") if kind == "edm" else tuple(PREDICTION_TYPES)
     if name not in expected:
         raise UnsupportedPipelineError(
@@ -166,6 +171,9 @@ def coefficients(scheduler: Any, timestep: Tensor | float) -> Coefficients:
         alphas_cumprod: Tensor = scheduler.alphas_cumprod
         abar = alphas_cumprod[int(timestep)].cpu().double()
         return Coefficients(abar.sqrt(), (1 - abar).sqrt())
+    if kind == "trig":
+        angle = torch.as_tensor(timestep).flatten()[0].cpu().double()
+        return Coefficients(angle.cos(), float(scheduler.config.sigma_data) * angle.sin())
     sigma = _current_sigma(scheduler, timestep).cpu().double()
     if kind in ("ve", "edm"):
         return Coefficients(torch.ones_like(sigma), sigma)
@@ -187,6 +195,10 @@ def scaled_for_model(scheduler: Any, frame: Coefficients) -> Coefficients:
         return frame.normalised()
     if kind == "edm":
         return frame.normalised(float(scheduler.config.sigma_data))
+    if kind == "trig":
+        data = float(scheduler.config.sigma_data)
+        size = data * frame.alpha + frame.sigma
+        return Coefficients(frame.alpha / size, frame.sigma / size)
     return frame
 
 
@@ -213,6 +225,8 @@ def training_time(scheduler: Any, timestep: Tensor | float) -> float:
     ratio of noise to data: 1000 sigma / (sigma + sigma_data).
     """
     config = scheduler.config
+    if scheduler_kind(scheduler) == "trig":  # that of the flow with the same ratio of noise to data of deviation 1
+        return 1000.0 * math.sin(timestep) / (math.sin(timestep) + math.cos(timestep))
     is_continuous_v = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
     if is_continuous_v or scheduler_kind(scheduler) == "edm":
         sigma = math.exp(4.0 * float(timestep))
@@ -234,6 +248,8 @@ def to_x0(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) 
     if kind.startswith(("edm_epsilon:", "edm_v_prediction:")):
         c_skip, c_out = _edm_preconditioning(kind, sigma)
         return c_skip * x_t + c_out * output
+    if kind.startswith("trigflow:"):
+        return alpha * x_t - sigma / _data(kind) * output
     raise UnsupportedPipelineError(f"prediction type {kind!r} is not supported; see schedules.PREDICTION_TYPES.")
 
 
@@ -251,7 +267,25 @@ def from_x0(kind: str, x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) ->
     if kind.startswith(("edm_epsilon:", "edm_v_prediction:")):
         c_skip, c_out = _edm_preconditioning(kind, sigma)
         return (x0 - c_skip * x_t) / c_out
+    if kind.startswith("trigflow:"):
+        return (alpha * x_t - x0) * (_data(kind) / sigma)
     raise UnsupportedPipelineError(f"prediction type {kind!r} is not supported; see schedules.PREDICTION_TYPES.")
+
+
+def trigflow_output(kind: str, output: Tensor, model_input: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What Sana-Sprint hands to its scheduler, from its denoiser's output (B, ...) at its scaled `model_input`.
+
+    The denoiser is one of flow matching at s = sin t / (sin t + cos t); alpha and sigma are the latents' (`coefficients`).
+    """
+    d = _data(kind)
+    s = sigma / (sigma + d * alpha)
+    turned = (1 - 2 * s) * model_input + (1 - 2 * s + 2 * s**2) * output
+    return d * turned / (s**2 + (1 - s) ** 2).sqrt()
+
+
+def _data(kind: str) -> float:
+    """sigma_data, as `prediction_type` writes it."""
+    return float(kind.partition(":")[2])
 
 
 def _edm_preconditioning(kind: str, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ def times_of(scheduler: Any, family: Family, offset: int, timesteps: tuple[float
 
 def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:
     """Whether this denoiser call has the rows of both halves of guidance."""
-    if family.is_sequential:
+    if family.is_sequential or family.cfg_layout == "none":
         return False
     name = "do_classifier_free_guidance"
     if hasattr(type(pipe), name):

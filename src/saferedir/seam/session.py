@@ -26,7 +26,13 @@ from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.denoiser_call import Edit, Layout
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.families.facts import Part
-from saferedir.pipelines.schedules import Coefficients, coefficients, evaluation_steps, scaled_for_model
+from saferedir.pipelines.schedules import (
+    Coefficients,
+    coefficients,
+    evaluation_steps,
+    scaled_for_model,
+    trigflow_output,
+)
 from saferedir.seam.conditions import Conditions
 from saferedir.seam.extra_rows import ExtraRows
 from saferedir.seam.guard_calls import (
@@ -228,17 +234,21 @@ class Session:
     def _signed(self, rows: Tensor) -> Tensor:
         """Rows of the denoiser's output as the scheduler will understand them."""
         rows = first_channels(rows, self._channels)
+        if self.run.prediction_type.startswith("trigflow:"):
+            time = self._scheduler.timesteps[self._offset + self.evaluation]
+            frame = coefficients(self._scheduler, time).like(rows)
+            return trigflow_output(self.run.prediction_type, rows.float(), self._current().facts["model_input"], *frame)
         return rows if self.family.sign == 1.0 else rows * self.family.sign
 
     def before_step(self, pred: Tensor, timestep: Tensor | float, x_t: Tensor) -> Tensor:
         """Model output to hand to the scheduler. pred, x_t (B, C, h, w) in the sampler's own frame."""
         steps = self._current()
-        expected = self._timesteps[self.evaluation]
+        expected, given = self._timesteps[self.evaluation], float(torch.as_tensor(timestep).flatten()[0])
         if not self._calls:
             raise GuardError("the scheduler stepped without a guarded denoiser call before it; attach the guards anew.")
-        if float(timestep) != expected:
+        if given != expected:
             raise GuardError(
-                f"the scheduler stepped at t={float(timestep)} where t={expected} was due; was the "
+                f"the scheduler stepped at t={given} where t={expected} was due; was the "
                 f"scheduler changed "
                 "in the middle of a run? Change it between pipeline calls."
             )

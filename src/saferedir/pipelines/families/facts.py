@@ -13,7 +13,7 @@ from typing import Any, Literal
 from saferedir.pipelines.packing import Packing
 from saferedir.utils.renamed import OldAttribute
 
-CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential", "cond_uncond_blank"]
+CfgLayout = Literal["uncond_cond", "cond_uncond", "sequential", "cond_uncond_blank", "none"]
 #: a block of rows of one denoiser call. "cond": under the prompts; "uncond": under the negative prompts; "perturbed": under the
 #: prompts, with perturbed attention; "blank": under the negative prompts, without the input image
 Part = Literal["cond", "uncond", "perturbed", "blank"]
@@ -62,7 +62,8 @@ class Family:
         conditioned_on: "text"; "class", a label an image; or "nothing". Only with text is there a prompt that a guard can read.
         cfg_layout: rows of classifier-free guidance: halves of one denoiser call in the named order, or
             "sequential": one call for the conditional rows, then one for the unconditional rows. "cond_uncond_blank": a third
-            block under the negative prompts has no input image (InstructPix2Pix). Rows of perturbed-attention guidance are
+            block under the negative prompts has no input image (InstructPix2Pix).
+            "none": guidance is distilled, and there are no unconditional rows. Rows of perturbed-attention guidance are
             no fact of the family: the pipeline says whether there are some, and they are the last.
         latents_arg, prompt_arg: (position, keyword) of the denoiser's latents and prompt embeddings.
         time_arg: the same of the scheduler's own timestep, where the denoiser is given it unchanged.
@@ -157,5 +158,6 @@ _PARTS: Mapping[CfgLayout, tuple[Part, ...]] = {
     "uncond_cond": ("uncond", "cond"),
     "cond_uncond": ("cond", "uncond"),
     "sequential": ("cond",),
+    "none": ("cond",),
     "cond_uncond_blank": ("cond", "uncond", "blank"),
 }

@@ -18,10 +18,6 @@ _TWO_PROMPTS = (
 _KEPT_KEYS = "its denoiser keeps keys and values of the first step for the later ones, which an edit would not reach"
 _FRAMES = "the prompt is repeated for every frame, in more rows than there are latents, which no layout of rows here describes"
 _KOLORS = "it needs sentencepiece and ChatGLM, which the tests do not have, so nothing about it was checked"
-_SCM = (
-    "it turns the denoiser's output into another prediction before SCMScheduler, whose schedule is not known here, so guards "
-    "would be given wrong estimates"
-)
 _LOOP = "it calls the denoiser several times a step, with schedulers of its own, so that its steps cannot be followed"
 _NO_PROMPT_ARGUMENT = (
     "the prompt enters its denoiser as token ids, not as embeddings that a guard could read or replace"
@@ -82,10 +78,6 @@ REFUSED: dict[str, str] = {
     "QwenImageLayeredPipeline": "its latents are the layers of one image, an axis that guards do not know",
     "OmniGenPipeline": _NO_PROMPT_ARGUMENT,
     # relatives
-    **dict.fromkeys(
-        ("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"),
-        _SCM,
-    ),
     **dict.fromkeys(
         (
             "AnimateDiffPipeline",

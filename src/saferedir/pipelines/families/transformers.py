@@ -19,7 +19,13 @@ ROWS = (
     ),
     Family(
         name="sana",
-        pipelines=("SanaPipeline", "SanaControlNetPipeline", "SanaPAGPipeline"),
+        pipelines=(
+            "SanaPipeline",
+            "SanaControlNetPipeline",
+            "SanaPAGPipeline",
+            "SanaSprintPipeline",
+            "SanaSprintImg2ImgPipeline",
+        ),
         prompt_in_attention=True,
         text_encoders=("text_encoder",),
         conditioned_modules=("controlnet",),
@@ -29,6 +35,7 @@ ROWS = (
         encoded=("prompt", "mask"),
         has_bos=True,
         length_matters=False,
+        differences={name: {"cfg_layout": "none"} for name in ("SanaSprintPipeline", "SanaSprintImg2ImgPipeline")},
     ),
     Family(
         name="lumina-2",
