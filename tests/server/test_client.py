@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -65,6 +66,12 @@ def test_edits(service: Served) -> None:
         service.client().images.edit(image=("a.png", png()), mask=("b.png", png()), prompt="a circle")
     with pytest.raises(openai.BadRequestError, match="no whole PNG, JPEG or WebP"):
         service.client().images.edit(image=("a.png", b"nothing"), prompt="a circle")
+
+
+def test_a_model_without_image_to_image_says_so(service: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.model, "facts", replace(service.model.facts, can_edit=False))
+    with pytest.raises(openai.BadRequestError, match="cannot edit images"):
+        service.client().images.edit(image=("a.png", png()), prompt="a circle")
 
 
 def test_streams_end_with_whole_images(service: Served) -> None:

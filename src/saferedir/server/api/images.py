@@ -111,11 +111,13 @@ async def _images(
     policy = service.policy(body.policy, caller)
     size = _size(model, body.size or "auto")
     count = body.n or 1
+    _check_can_edit(service, model, kind)
     rows = await _rows(service, caller, body, CallKey(kind, policy, caller.profile.retries, size), count, image)
     identifier = body.safety_identifier or body.user
     try:
         outcomes = await service.outcomes(request, model.name, rows)
     except ApiError as error:
+        _check_can_edit(service, model, kind)  # it is known once the model is loaded
         if error.code == "guard_failed":
             service.audit.append(
                 [record_of(service, caller, model, row, new_id(), "failed", None, None, identifier) for row in rows]
@@ -148,6 +150,14 @@ async def _images(
         model=model.name,
         policy=policy,
     )
+
+
+def _check_can_edit(service: Service, model: ModelSettings, kind: Kind) -> None:
+    facts = service.host.facts(model.name)
+    if kind == "edit" and facts is not None and not facts.can_edit:
+        raise bad_request(
+            "This model cannot edit images; diffusers has no image-to-image for it.", "unsupported_model", "model"
+        )
 
 
 async def _rows(

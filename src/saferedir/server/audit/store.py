@@ -189,7 +189,8 @@ class AuditStore:
                 break
             if not count:
                 first, start, previous, seq = row.seq, row.previous, row.previous, row.seq - 1
-            problems += _problems_of(row, seq, previous)
+            if len(problems) < _MOST_PROBLEMS:
+                problems += _problems_of(row, seq, previous)
             count, seq, previous = count + 1, row.seq, row.hash
             is_expected = is_expected or expected in (row.hash, row.previous)
             if row.action == "checkpoint":
