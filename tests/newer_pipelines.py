@@ -128,6 +128,7 @@ CASES = (
         bind(newer.make_chroma, diffusers.ChromaImg2ImgPipeline),
         {**SHORT, **FLOW_IMAGE_TO_IMAGE},
     ),
+    sequential("nucleus-image", "nucleus-image", newer.make_nucleus_image, SIZE),
     sequential("ovis-image", "ovis-image", newer.make_ovis, SHORT),
 )
 NEWER: dict[str, PipelineCase] = {case.name: case for case in CASES}

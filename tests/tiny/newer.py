@@ -130,6 +130,9 @@ class Processor:
             found["pixel_values"] = torch.stack([to_tensor(each) for each in pictures])
         return found
 
+    def apply_chat_template(self, messages: Any, **kwargs: Any) -> Any:
+        return self.tokenizer.apply_chat_template(messages, **kwargs)
+
 
 def to_tensor(image: Any) -> torch.Tensor:
     """(3, h, w) in [0, 1] of a PIL image."""
@@ -335,4 +338,31 @@ def make_ovis() -> Any:
         vae=make_flow_vae(),
         text_encoder=make_llm(),
         tokenizer=make_chat_tokenizer(),
+    )
+
+
+def make_nucleus_image() -> Any:
+    """Its prompt embeddings are the states of the eighth layer from the end."""
+    transformer = alive(
+        lambda: diffusers.NucleusMoEImageTransformer2DModel(
+            patch_size=2,
+            in_channels=64,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=LLM_WIDTH,
+            axes_dims_rope=(8, 4, 4),
+            moe_enabled=False,
+            mlp_ratio=12.0,
+        ),
+        encoder_proj=8.0,
+        add_v_proj=8.0,
+    )
+    return diffusers.NucleusMoEImagePipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=make_qwen_vae(),
+        text_encoder=make_llm(8),
+        processor=Processor(),
     )

@@ -1,4 +1,4 @@
-"""Qwen-Image and its editor: packed latents, true guidance in calls of its own, prompts as long as their words."""
+"""Qwen-Image, its editor and Nucleus-Image: packed latents, true guidance in calls of its own, prompts as long as their words."""
 
 from __future__ import annotations
 
@@ -34,5 +34,12 @@ ROWS = (
         pipelines=("QwenImageEditPipeline", "QwenImageEditPlusPipeline", "QwenImageEditInpaintPipeline"),
         conditioned_modules=(),
         encoder_reads_image=True,
+    ),
+    replace(
+        _QWEN_IMAGE,
+        name="nucleus-image",
+        pipelines=("NucleusMoEImagePipeline",),
+        conditioned_modules=(),
+        sign=-1.0,
     ),
 )

@@ -51,7 +51,6 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         (
             "Krea2Pipeline",
-            "NucleusMoEImagePipeline",
             "PRXPipeline",
         ),
         _UNWRITTEN,
