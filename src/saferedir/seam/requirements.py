@@ -78,6 +78,8 @@ def missing_text_encoders(pipe: Any, family: Family) -> list[str]:
         if width == unwrapped(getattr(pipe, family.denoiser)).config.get(family.prompt_width):
             missing = []
     held = [name for name in family.text_encoders if getattr(pipe, name, None) is not None]
+    if getattr(pipe, "processor", None) is not None:  # which is given the texts, and tokenizes them
+        return missing
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in held]
     return missing + [name for name in tokenizers if getattr(pipe, name, None) is None]
 
