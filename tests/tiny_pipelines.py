@@ -154,11 +154,11 @@ def run(
     for name in {"image", "mask_image"} & arguments.keys():
         if isinstance(arguments[name], Tensor) and len(arguments[name]) == 1:
             arguments[name] = arguments[name].repeat(num_pictures, 1, 1, 1)
-    many = "num_videos_per_prompt" if case.family == "wan" else "num_images_per_prompt"
+    many = "num_videos_per_prompt" if "num_frames" in arguments or case.family == "wan" else "num_images_per_prompt"
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(num_images)]
     arguments.setdefault("generator", generators if num_images > 1 else generators[0])
     prompt = list(prompt) if isinstance(prompt, list) else prompt  # Z-Image writes into it
     with torch.random.fork_rng():  # Stable Diffusion 3 encodes the image of its ControlNet with the global generator
         torch.manual_seed(0)
         output = pipe(prompt=prompt, num_inference_steps=steps, **{many: num_images_per_prompt}, **arguments)
-    return output.frames if case.family == "wan" else output.images
+    return output.frames if "frames" in output else output.images

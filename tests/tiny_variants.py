@@ -251,6 +251,13 @@ _CASES += (
         {"video": make_picture().repeat(5, 1, 1, 1)[None], "strength": 0.7},
     ),
 )
+VIDEO_OF_FRAMES = {"num_frames": 3}
+_CASES += (
+    _sd("sd-animatediff", bind(unets.make_animatediff, diffusers.AnimateDiffPipeline), VIDEO_OF_FRAMES),
+    _sd(
+        "sd-animatediff-pag", bind(unets.make_animatediff, diffusers.AnimateDiffPAGPipeline), {**VIDEO_OF_FRAMES, **PAG}
+    ),
+)
 SPRINT = {**EXACT_SIZE, "width": 64, "intermediate_timesteps": None}
 _CASES += (
     PipelineCase("sana-sprint", "sana", bind(dits.make_sana_sprint, diffusers.SanaSprintPipeline), SPRINT, **UNGUIDED),

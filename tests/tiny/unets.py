@@ -93,6 +93,35 @@ def make_lcm(cls: Any) -> Any:
     return make_sd(cls, unet=unet, scheduler=make_scheduler("lcm"))
 
 
+def make_animatediff(cls: Any, **more: Any) -> Any:
+    """AnimateDiff: a UNet of Stable Diffusion with motion modules, which reads the prompt once for each frame."""
+    unet = alive(
+        lambda: diffusers.UNetMotionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlockMotion", "CrossAttnDownBlockMotion"),
+            up_block_types=("CrossAttnUpBlockMotion", "UpBlockMotion"),
+            cross_attention_dim=CLIP_WIDTH,
+            num_attention_heads=2,
+            motion_num_attention_heads=2,
+            motion_max_seq_length=8,
+            norm_num_groups=2,
+        ),
+        seed=1,
+        attn2=3.0,
+    )
+    return cls(
+        vae=make_vae(),
+        text_encoder=make_clip(),
+        tokenizer=make_tokenizer(),
+        unet=unet,
+        motion_adapter=None,
+        scheduler=make_scheduler("ddim"),
+        **more,
+    )
+
+
 def make_adapter() -> diffusers.T2IAdapter:
     """A T2I-Adapter, whose features are added in the down blocks of a UNet."""
     return alive(

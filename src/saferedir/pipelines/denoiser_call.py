@@ -115,10 +115,22 @@ class Call(NamedTuple):
             return no_prompt(self.latents)
         path, mask = self.family.pooled_kwarg, self.family.mask_kwarg
         return PromptEmbeds(
-            prompt=_get(self.family.prompt_arg, self.args, self.kwargs),
+            prompt=self._prompt(),
             pooled=_get_nested(self.kwargs, path) if path else None,
             mask=self.kwargs.get(mask) if mask else None,
         )
+
+    def _prompt(self) -> Tensor:
+        """(R, L, D); where the denoiser is given them for each frame, those of the first one, if all are the same."""
+        prompt = _get(self.family.prompt_arg, self.args, self.kwargs)
+        if not self.family.is_prompt_per_frame:
+            return prompt
+        frames = prompt.unflatten(0, (self.latents.shape[0], -1))
+        if not torch.equal(frames, frames[:, :1].expand_as(frames)):
+            raise GuardError(
+                "prompts that change from frame to frame cannot be guarded; give one prompt for the video."
+            )
+        return frames[:, 0]
 
     @property
     def time(self) -> float | None:
@@ -159,6 +171,8 @@ class Call(NamedTuple):
             self._write_rows(args, kwargs, extra, edit.layout, packed)
         prompt, pooled, mask = (_joined(edit, name) for name in PromptEmbeds._fields)
         if prompt is not None and family.has_text:
+            if family.is_prompt_per_frame:
+                prompt = prompt.repeat_interleave(self.latents.shape[2], dim=0)
             _put(family.prompt_arg, args, kwargs, prompt)
         if pooled is not None:
             kwargs = _with_nested(kwargs, family.pooled_kwarg, pooled)

@@ -94,6 +94,7 @@ class Family:
             words of their own are refused, for there are no embeddings without an image.
         prompt_in_attention: whether image tokens meet the prompt's tokens in attention layers alone, where `on_attention` can
             show what they bring: as `encoder_hidden_states`, or in `single_transformer_blocks` with the prompt in front.
+        is_prompt_per_frame: whether the denoiser is given a prompt's embeddings once for each frame of its video (AnimateDiff).
         text_encoder_facts: the text encoders whose tokens a guard may mask, in this order; () where we know none.
         differences: class name -> facts of that pipeline which differ from the row's; `family_of` knows them.
     """
@@ -128,6 +129,7 @@ class Family:
     prompt_lengths: PromptLengths = "set"
     encoder_reads_image: bool = False
     prompt_in_attention: bool = False
+    is_prompt_per_frame: bool = False
     text_encoder_facts: tuple[TextEncoderFacts, ...] = ()
     differences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 

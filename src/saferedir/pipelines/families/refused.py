@@ -79,13 +79,11 @@ REFUSED: dict[str, str] = {
     # relatives
     **dict.fromkeys(
         (
-            "AnimateDiffPipeline",
             "AnimateDiffSDXLPipeline",
             "AnimateDiffControlNetPipeline",
             "AnimateDiffSparseControlNetPipeline",
             "AnimateDiffVideoToVideoPipeline",
             "AnimateDiffVideoToVideoControlNetPipeline",
-            "AnimateDiffPAGPipeline",
         ),
         _FRAMES,
     ),

@@ -37,6 +37,8 @@ ROWS = (
             "StableDiffusionControlNetPAGInpaintPipeline",
             "LatentConsistencyModelPipeline",
             "LatentConsistencyModelImg2ImgPipeline",
+            "AnimateDiffPipeline",
+            "AnimateDiffPAGPipeline",
         ),
         prompt_in_attention=True,
         text_encoders=("text_encoder",),
@@ -49,7 +51,11 @@ ROWS = (
         prompt_width="cross_attention_dim",
         has_bos=True,
         text_encoder_facts=(TextEncoderFacts(kind="clip"),),
-        differences={"StableDiffusionInstructPix2PixPipeline": {"cfg_layout": "cond_uncond_blank"}},
+        differences={
+            "StableDiffusionInstructPix2PixPipeline": {"cfg_layout": "cond_uncond_blank"},
+            "AnimateDiffPipeline": {"is_prompt_per_frame": True},
+            "AnimateDiffPAGPipeline": {"is_prompt_per_frame": True},
+        },
     ),
     Family(
         name="stable-diffusion-xl",
