@@ -255,10 +255,10 @@ class GuardedPipeline:
             flags = _flags_of(verifier, [item.image for item in given])
             flagged = [item for item, flag in zip(given, flags, strict=True) if flag]
             if flagged:
-                places = ", ".join(f"{item.argument}[{item.index}]" for item in flagged)
+                places = ", ".join(f"{item.argument}[{item.number}]" for item in flagged)
                 message = f"{len(flagged)} of {len(given)} input images show what is guarded against: {places}."
                 self._decisions = [
-                    Decision(guard=guard, concept=concept, image=item.index, action="blocked", message=message)
+                    Decision(guard=guard, concept=concept, image=item.number, action="blocked", message=message)
                     for item in flagged
                 ]
                 raise BlockedError(f"Nothing was generated: {message}", self._decisions)

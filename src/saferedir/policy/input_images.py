@@ -29,10 +29,10 @@ _HIDDEN_ENDS = ("_embeds", "_latents", "_embeddings")
 
 
 class InputImage(NamedTuple):
-    """One input image: the argument that brought it, its place among that argument's images, and itself in RGB."""
+    """One input image: the argument that brought it, its 0-based number among that argument's images, and itself in RGB."""
 
     argument: str
-    index: int
+    number: int
     image: Image.Image
 
 

@@ -67,7 +67,8 @@ class AttentionHooks:
     """
 
     def __init__(self, denoisers: Sequence[nn.Module], edit: Callable[[Tensor], Tensor]) -> None:
-        self._edit, self._handles = edit, []
+        self._edit = edit
+        self._handles: list[Any] = []
         self._reads_prompt: dict[nn.Module, bool] = {}
         self._count = 0  # image tokens N, as the layers before showed it
         self.modules: list[nn.Module] = []

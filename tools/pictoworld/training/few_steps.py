@@ -84,14 +84,16 @@ def train_few_steps(
         a = alphas[t].view(-1, 1, 1, 1)
         x0 = (x_t - (1 - a).sqrt() * unet(x_t, t, embeds).sample) / a.sqrt()
         c_skip, c_out = scheduler.get_scalings_for_boundary_condition_discrete(t)
-        return c_skip.view(-1, 1, 1, 1) * x_t + c_out.view(-1, 1, 1, 1) * x0
+        consistent: Tensor = c_skip.view(-1, 1, 1, 1) * x_t + c_out.view(-1, 1, 1, 1) * x0
+        return consistent
 
     def teacher(x_t: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
         """The guided prediction of the bare UNet, (B, C, h, w)."""
         unet.disable_adapters()
         uncond, cond = unet(torch.cat([x_t, x_t]), torch.cat([t, t]), embeds).sample.chunk(2)
         unet.enable_adapters()
-        return uncond + GUIDANCE_SCALE * (cond - uncond)
+        guided: Tensor = uncond + GUIDANCE_SCALE * (cond - uncond)
+        return guided
 
     def loss_fn(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(scenes), (batch,), generator=generator)
