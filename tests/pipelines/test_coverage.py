@@ -104,6 +104,16 @@ def test_zeros_in_place_of_the_prompt_reach_every_call_and_change_the_image(name
         assert count >= (len(calls) / 2 if case.guidance_is_sequential else len(calls))
 
 
+def test_prompts_that_change_from_frame_to_frame_are_refused() -> None:
+    family = family_of(shared_pipeline("sd-animatediff"))
+    prompt = torch.ones(6, 7, 8)  # two videos of three frames
+    call = Call(family, (torch.zeros(2, 4, 3, 8, 8), 1), {"encoder_hidden_states": prompt})
+    assert call.embeds.prompt.shape == (2, 7, 8)
+    prompt[4] = 0.0
+    with pytest.raises(sr.GuardError, match="change from frame to frame"):
+        _ = call.embeds
+
+
 ACCEPTED = {name for family in FAMILIES.values() for name in family.pipelines}
 #: task -> (diffusers' own table, how many of it are to be guarded)
 TASKS = {

@@ -130,7 +130,8 @@ class Call(NamedTuple):
             raise GuardError(
                 "prompts that change from frame to frame cannot be guarded; give one prompt for the video."
             )
-        return frames[:, 0]
+        first: Tensor = frames[:, 0]
+        return first
 
     @property
     def time(self) -> float | None:
