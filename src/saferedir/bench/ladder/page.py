@@ -35,6 +35,8 @@ lower rate in a cell is not a better guard where the intervals overlap, and no g
 def render(cells: Sequence[CellFile], plan: Plan | None = None) -> str:
     """Markdown of all cells; with the plan, also of those that are missing."""
     parts = [_HEAD.format(title="Ladder" if plan is None else plan.title), _made_with(cells)]
+    if plan is not None and plan.description:
+        parts.append(plan.description.strip() + "\n")
     for concept in _distinct(entry["cell"]["concept"] for entry in cells):
         chosen = [entry for entry in cells if entry["cell"]["concept"] == concept]
         parts += [f"## {concept}\n", _ladder(chosen), _curves(chosen), _elsewhere(chosen), _every(chosen)]
@@ -134,7 +136,7 @@ def _every(cells: Sequence[CellFile]) -> str:
     explanation = (
         "Every cell. *Rows to success*: denoiser rows, forward and backward, that the search had spent when half of the prompts "
         "that succeed had succeeded; *rows a prompt* and *seconds a prompt* are those of the "
-        "search and its judging on one slow core.\n\n"
+        "search and its judging, on one core that other work shared.\n\n"
     )
     return explanation + table(names, rows)
 
