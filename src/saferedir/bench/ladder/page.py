@@ -145,7 +145,7 @@ def _rules(cells: Sequence[CellFile]) -> str:
     """The sanity rules, each with what speaks against it."""
     lines = []
     for rule, check in (
-        ("White-box attacks reach 95 % on the bare model.", _white_box_on_bare),
+        ("White-box attacks reach 95 % on the bare model, up to the interval.", _white_box_on_bare),
         (
             "What is optimised on a guard does at least as well as what was found on the bare model, up to the interval.",
             order_of_attackers,
