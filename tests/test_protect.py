@@ -614,3 +614,28 @@ def test_threads_take_turns_and_each_gets_its_own_image(pipe: Any) -> None:
         thread.join(timeout=60)
     assert all(torch.equal(found[seed].images, alone[seed]) for seed in seeds)
     assert all([d.attempts for d in found[seed].decisions] == [2] for seed in seeds)
+
+
+def test_block_is_never_weaker_than_verify(pipe: Any) -> None:
+    """An image of which a guard cannot tell leaves under neither; a verifier of the finished images may let it through."""
+
+    class Unsure(Guard[GuardConfig]):
+        may_be_unresolved = True
+
+        def verdict(self, run: Any, state: Any) -> list[sr.Decision]:
+            return [
+                sr.Decision(guard="unsure", concept="star", image=row, unverified=row == 1)
+                for row in range(run.batch_size)
+            ]
+
+    prompts = ["a star", "a circle"]
+    guard = Unsure(GuardConfig(concept="star"))
+    with (
+        sr.protect(pipe, guard, on_unsafe="verify") as safe,
+        pytest.raises(sr.GuardError, match="nothing to verify with"),
+    ):
+        safe(prompts, num_inference_steps=2)
+    with sr.protect(pipe, guard, on_unsafe="block") as safe:
+        assert safe(prompts, num_inference_steps=2).blocked == [False, True]
+    with sr.protect(pipe, guard, on_unsafe="block", verify=lambda images: [False] * len(images)) as safe:
+        assert safe(prompts, num_inference_steps=2).blocked == [False, False]

@@ -52,7 +52,7 @@ def protect(
         guards: one guard, or several that act in this order.
         on_unsafe: the policy. "redirect" steers, and returns what came out. "verify" steers, checks every image, generates unsafe
             ones again from the same noise more strongly, and blocks those that stay unsafe. "block" blocks an image at once on
-            which a guard acted, or which is unsafe.
+            which a guard acted, which is unsafe, or of which a guard's classifier cannot tell and no `verify` is given.
         verify: a function of N finished PIL images that gives N bools, true where the concept is there (of a judge:
             `judge.verifier(rule)`); or one of `guards`; default: the guards' own decisions.
         retries: how often an unsafe image is generated again under "verify", >= 0.
@@ -329,7 +329,10 @@ class GuardedPipeline:
     def _unsafe(self, result: Result, rows: Iterable[int]) -> list[int]:
         """Those of `rows` that may not be shown as they are."""
         rows = list(rows)
-        unsafe_rows = {d.image for d in result.decisions if d.unresolved or (self._on_unsafe == "block" and d.fired)}
+        blocks = self._on_unsafe == "block"  # never weaker than "verify", which refuses such a run
+        unsafe_rows = {d.image for d in result.decisions if d.unresolved or (blocks and d.fired)}
+        if blocks and self._verifier is None:
+            unsafe_rows |= {d.image for d in result.decisions if d.unverified}
         verifiers: list[Verifier] = [verifier.sees for verifier in self._image_verifiers]
         verifiers += [] if self._verifier is None else [self._verifier]
         shown = [(row, image) for row in rows for image in images_of(result.images[row])] if verifiers else []

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
@@ -179,3 +179,23 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert json.loads(call("verify", "--json", code=1))["problems"]
     missing = CliRunner().invoke(app, ["audit", "verify", "--audit", "sqlite:///nothing.sqlite"])
     assert missing.exit_code == 1 and not Path("nothing.sqlite").exists()
+
+
+def test_a_database_that_is_down_is_asked_once_for_all_that_wait() -> None:
+    """One transaction may take its whole time limit; each request alone after it would take hours."""
+
+    class Down:
+        tries: ClassVar[list[int]] = []
+
+        def append(self, records: Any) -> None:
+            self.tries.append(len(records))
+            raise sa.exc.OperationalError("insert", {}, Exception("locked"))
+
+    writer = AuditWriter(Down())  # type: ignore[arg-type]
+    futures = [writer.append([{"kind": "generate"}]) for _ in range(5)]
+    writer.start()
+    for future in futures:
+        with pytest.raises(sa.exc.OperationalError):
+            future.result(5)
+    writer.close()
+    assert Down.tries == [5] and writer.failed

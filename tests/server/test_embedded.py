@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from tests.documentation.pages import ROOT, blocks
 from tests.server.served import Served, served
 
 from saferedir import Decision
+from saferedir.pictoworld.renderer import render
+from saferedir.pictoworld.scene import random_scene
+from saferedir.pictoworld.tasks import TASKS
 from saferedir.server.config import read_settings
 from saferedir.server.engine.host import load_model
 
@@ -59,6 +63,19 @@ def test_curl_of_the_page(service: Served, tmp_path: Path) -> None:
         and '"flagged":true' in answer.stdout
     )
     assert "b64_json" in (tmp_path / "image.json").read_text()
+
+
+def test_an_input_image_that_shows_the_concept_is_refused(service: Served) -> None:
+    task, file = TASKS["star"], io.BytesIO()
+    scene = random_scene(random.Random(0), **dict(task.forget))
+    pixels = (render([scene])[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    Image.fromarray(pixels).save(file, "PNG")
+    response = service.post(
+        "/v1/images/edits", files={"image": ("a.png", file.getvalue())}, data={"prompt": "a blue circle"}
+    )
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "moderation_blocked") and "star" in error["message"]
+    assert service.records()[-1]["action"] == "blocked"
 
 
 def test_a_record_names_what_made_the_image(service: Served) -> None:

@@ -138,9 +138,22 @@ def test_sizes(tmp_path: Path) -> None:
             assert response.status_code == 400 and response.json()["error"]["code"] in (code, "invalid_image")
         huge = {"image": ("a.png", io.BytesIO(b"x" * 60_000))}
         assert service.post("/v1/images/edits", files=huge, data={"prompt": "a circle"}).status_code == 413
-        for headers, status in (({"Origin": "http://example.org"}, 403), ({"Host": "example.org"}, 403), ({}, 200)):
+        for headers, status in (
+            ({"Origin": "http://example.org"}, 403),
+            ({"Host": "example.org"}, 403),
+            ({"X-Forwarded-For": "10.0.0.1"}, 403),
+            ({}, 200),
+        ):
             assert service.generate(headers=headers).status_code == status
         assert {service.generate().status_code for _ in range(6)} == {200, 429}
+
+
+def test_a_body_without_images_is_small(tmp_path: Path) -> None:
+    with served(tmp_path) as service:
+        unknown = ", ".join(f'"x{number}": 0' for number in range(30_000))
+        for route in ("/v1/images/generations", "/v1/checks"):
+            response = service.post(route, content=f"{{{unknown}}}", headers={"content-type": "application/json"})
+            assert response.status_code == 413
 
 
 # --- waiting

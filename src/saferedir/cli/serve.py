@@ -51,8 +51,8 @@ def serve(
     if new_key is not None:
         key, digest = make_key()
         ApiKey(name=new_key, sha256=digest)  # ValueError for a name that the file could not hold
-        errors.print("The key is shown once; the file holds its hash only.", highlight=False)
-        typer.echo(f'# {key}\n[[keys]]\nname = "{new_key}"\nsha256 = "{digest}"\nprofile = "default"')
+        errors.print(f"The key, shown once; the file holds its hash only: {key}", highlight=False, soft_wrap=True)
+        typer.echo(f'[[keys]]\nname = "{new_key}"\nsha256 = "{digest}"\nprofile = "default"')
         return
     settings = read_settings(config).changed(host=host, port=port)
     if audit is not None:

@@ -20,8 +20,15 @@ from saferedir.server.errors import ApiError
 logger = logging.getLogger("saferedir.server")
 
 
+#: bytes of a body that brings no image; a million unknown fields in it would each be an error to write down
+TEXT_BODY = 262_144
+TEXT_ROUTES = frozenset({"/v1/images/generations", "/v1/checks"})
+#: what a proxy adds: requests of others then seem to come from this machine
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+
+
 class BodyTooLarge(ApiError):
-    """413."""
+    """A body is larger than may be sent: 413."""
 
     def __init__(self, most: int) -> None:
         super().__init__(413, f"The body has more than {most} bytes.", "request_too_large")
@@ -35,19 +42,21 @@ class Gate:
         self._most = int(service.settings.limits.body_mb * 1e6)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        if scope["type"] != "http":
+            raise RuntimeError(f"{scope['type']} connections are not served.")
         began, route, request_id = time.monotonic(), route_label(scope["path"]), f"req_{uuid.uuid4().hex}"
         metrics = self._service.metrics
-        read, has_begun = 0, False
+        read, has_begun, most = 0, False, self._most_of(scope)
 
         async def limited() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._most:
-                raise BodyTooLarge(self._most)
+            if read > most:
+                raise BodyTooLarge(most)
             return message
 
         async def noted(message: Message) -> None:
@@ -73,21 +82,27 @@ class Gate:
                 failure = ApiError(503, "The request failed, and no image is shown.", "internal_error")
                 await JSONResponse(failure.body(), failure.status)(scope, receive, noted)
 
+    def _most_of(self, scope: Scope) -> int:
+        """Bytes that the body of this request may have."""
+        return min(TEXT_BODY, self._most) if scope["path"] in TEXT_ROUTES else self._most
+
     def _check(self, scope: Scope) -> None:
         service, headers = self._service, Headers(scope=scope)
         if not service.settings.keys:
             _check_origin(headers)
         caller = service.callers.of(headers.get("authorization"))
         scope["state"]["caller"] = caller
-        length = headers.get("content-length", "0")
-        if not length.isascii() or not length.isdigit() or int(length[:20]) > self._most:
-            raise BodyTooLarge(self._most)
+        length, most = headers.get("content-length", "0"), self._most_of(scope)
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > most:
+            raise BodyTooLarge(most)
         if scope["method"] == "POST":
             service.rates.spend(caller)
 
 
 def _check_origin(headers: Headers) -> None:
-    """Without keys, only programs of this machine are served: no page of another site, under whatever name it reaches us."""
+    """Without keys, only programs of this machine are served: no page of another site, and nothing through a proxy."""
+    if name := next((name for name in FORWARDED if name in headers), ""):
+        raise ApiError(403, f"A request with {name} came through a proxy, and there are no keys.", "not_local")
     for name, value in (("Host", f"//{headers.get('host', 'localhost')}"), ("Origin", headers.get("origin", ""))):
         if value and not is_loopback(_host_of(value)):
             raise ApiError(403, f"{name} is not this machine, and there are no keys.", "not_local")

@@ -51,6 +51,15 @@ class Head(Base):
     hash: Mapped[str] = mapped_column(sa.String(64))
 
 
+#: for how long a database that is locked or hangs is waited for
+_SECONDS = 10
+_POSTGRES = {
+    "connect_timeout": _SECONDS,
+    "options": f"-c statement_timeout={1000 * _SECONDS} -c lock_timeout={1000 * _SECONDS}",
+    "keepalives_idle": 30,
+}
+
+
 def check_exists(url: str) -> None:
     """Raise ServerError for an SQLite file that is not there, for whoever only reads."""
     name = url.removeprefix("sqlite:///")
@@ -75,7 +84,7 @@ def open_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "postgresql":
         try:
             return sa.create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args={"connect_timeout": 10}
+                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=_POSTGRES
             )
         except ImportError as error:
             raise ServerError('PostgreSQL needs the package psycopg: pip install "saferedir[postgres]".') from error
@@ -89,7 +98,7 @@ def _sqlite(url: URL) -> Engine:
         Path(url.database).absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServerError(f"the audit cannot be written to {url.database} ({error.strerror}).") from error
-    engine = sa.create_engine(url, connect_args={"timeout": 30})
+    engine = sa.create_engine(url, connect_args={"timeout": _SECONDS})
 
     @event.listens_for(engine, "connect")
     def settle(connection: Any, record: Any) -> None:

@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import sqlalchemy as sa
+
 from saferedir.server.audit.store import AuditStore
 
 _MOST = 256  # requests in one transaction
+#: what a record can be at fault for; any other error is the database's, and each try may take its whole time limit
+FAULTS_OF_ONE = (sa.exc.IntegrityError, sa.exc.DataError, TypeError, ValueError)
 
 
 class AuditWriter(threading.Thread):
@@ -53,12 +57,13 @@ class AuditWriter(threading.Thread):
         try:
             self.store.append([record for records, _ in items for record in records])
         except Exception as error:
-            if len(items) > 1:  # the fault of one is not that of the others
+            if len(items) > 1 and isinstance(error, FAULTS_OF_ONE):  # is not that of the others
                 for item in items:
                     self._write([item])
                 return
             self.failed = True
-            items[0][1].set_exception(error)
+            for _, future in items:
+                future.set_exception(error)
             return
         self.failed = False
         for _, future in items:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from saferedir.decisions import Decision
+from saferedir.errors import BlockedError
 from saferedir.guard import Guard
 from saferedir.judges.presets import preset
 from saferedir.pipelines.fingerprint import backbone_fingerprint
@@ -70,6 +72,10 @@ class PipelineModel:
             elif key.size is not None:
                 call |= {"width": key.size[0], "height": key.size[1]}
             output = self._under_policy(key)(**call)
+        except BlockedError as error:  # of an input image; the rows of a call are asked for again one by one
+            if len(rows) > 1:
+                raise
+            return [Outcome(None, True, self._decisions_of_input(error))]
         except Exception:
             self._detach()  # whatever it left behind
             raise
@@ -87,6 +93,22 @@ class PipelineModel:
             for index, (image, is_blocked) in enumerate(zip(output.images, output.blocked, strict=True))
         ]
 
+    def _decisions_of_input(self, error: BlockedError) -> tuple[Decision, ...]:
+        """One decision a guard, `unresolved` of those whose concept was found in the input image."""
+        flagged = {decision.concept for decision in error.decisions}
+        return tuple(
+            Decision(
+                guard=guard.method,
+                name=guard.name,
+                concept=guard.config.concept,
+                image=0,
+                action="blocked",
+                unresolved=guard.config.concept in flagged,
+                message=str(error),
+            )
+            for guard in self._guards
+        )
+
     def _under_policy(self, key: CallKey) -> Any:
         """The protected pipeline for such calls."""
         wanted = (key.kind, key.policy, key.retries)
@@ -101,9 +123,18 @@ class PipelineModel:
                 on_unsafe=key.policy,
                 retries=key.retries,
                 verify=self._verify() if key.policy != "redirect" else None,
+                check_inputs=self._input_verifier(key),
             )
             self._current = wanted
         return self._protected
+
+    def _input_verifier(self, key: CallKey) -> bool | Verifier:
+        """What looks at the images of an edit before anything is generated, under every policy."""
+        if key.kind != "edit":
+            return False
+        if any(guard.image_verifier is not None for guard in self._guards):
+            return True
+        return self._verify() or False
 
     def _verify(self) -> Verifier | None:
         """All judges as one verifier; None without judges."""
