@@ -67,12 +67,26 @@ def encodes_videos(vae: Any) -> bool:
     return "CausalConv3d" in type(getattr(vae.encoder, "conv_in", None)).__name__ or "Wan" in type(vae).__name__
 
 
+def is_patched(vae: Any) -> bool:
+    """Whether the sampler's latents are 2x2 patches of what the VAE encodes to, normalised channel by channel (FLUX.2)."""
+    return hasattr(vae, "bn")
+
+
+def _refuse_patched(vae: Any) -> None:
+    if is_patched(vae):
+        raise UnsupportedPipelineError(
+            f"a {type(vae).__name__}'s latents are normalised patches, into which images cannot be put here; use a guard that "
+            "works on prompts, or an image verifier."
+        )
+
+
 @torch.no_grad()
 def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
     """Latents (N, C, h, w) float32 on the CPU from pixels (N, 3, H, W) in [-1, 1]; the mode of the posterior, in float32.
 
     A VAE that is kept in half precision is lent to float32 for the call, as diffusers' own upcasting does.
     """
+    _refuse_patched(vae)
     parameter = next(vae.parameters())
     dtype, device = parameter.dtype, parameter.device
     values = pixels.to(device, torch.float32)
@@ -103,6 +117,7 @@ def decode_latents(pipe: Any, latents: Tensor) -> Tensor:
     Raises UnsupportedPipelineError for a VAE of videos.
     """
     vae = vae_of(pipe)
+    _refuse_patched(vae)
     if isinstance(vae, PixelSpace):
         return (latents / 2 + 0.5).clamp(0, 1)
     if encodes_videos(vae):
@@ -162,8 +177,9 @@ def latent_shape(pipe: Any, call: Mapping[str, Any] | None = None) -> tuple[int,
     if not hasattr(pipe, "vae"):
         return int(pipe.unet.config.in_channels), 1, int(height), int(width)
     config = pipe.vae.config
-    channels = config.get("latent_channels") or config.get("z_dim") or 16
-    return int(channels), (int(frames) - 1) // temporal + 1, int(height) // factor, int(width) // factor
+    channels, patch = int(config.get("latent_channels") or config.get("z_dim") or 16), 2 if is_patched(pipe.vae) else 1
+    factor *= patch
+    return channels * patch**2, (int(frames) - 1) // temporal + 1, int(height) // factor, int(width) // factor
 
 
 def _pixels_per_latent(pipe: Any) -> int | None:

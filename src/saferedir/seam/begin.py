@@ -131,21 +131,20 @@ def is_unguided_now(pipe: Any) -> bool:
 
 def guidance_scale_of(pipe: Any, family: Family, settings: Mapping[str, Any]) -> float | None:
     """Weight of classifier-free guidance; distilled guidance (FLUX's `guidance_scale`) is another thing."""
-    for value in (
-        settings.get("true_cfg_scale"),
-        getattr(pipe, "guidance_scale", None),
-        settings.get("guidance_scale"),
-    ):
-        if isinstance(value, int | float):
-            return float(value) + family.guidance_offset
-    return None
+    values = [settings.get("true_cfg_scale")]
+    values += (
+        [1.0] if family.distilled_guidance else [getattr(pipe, "guidance_scale", None), settings.get("guidance_scale")]
+    )
+    known = [float(value) for value in values if isinstance(value, int | float)]
+    return known[0] + family.guidance_offset if known else None
 
 
 def latent_channels(denoiser: nn.Module, family: Family, latents: Tensor) -> int:
     """Channels of the sampler's latents: what the denoiser both takes and returns."""
     packing = family.packing
     config: Any = denoiser.config
-    known = [config.get(name) for name in ("in_channels", "out_channels")]
+    # a control LoRA widens what the denoiser takes, in its config, too; what it returns stays in its attribute
+    known = [config.get("in_channels"), config.get("out_channels") or getattr(denoiser, "out_channels", None)]
     if packing and isinstance(known[1], int):  # those of a pixel of a token
         known[1] *= int(config.get("patch_size") or 1) ** 2
     channels = min([latents.shape[-1 if packing else 1], *(n for n in known if isinstance(n, int))])

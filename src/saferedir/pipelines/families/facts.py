@@ -76,6 +76,8 @@ class Family:
         steps_both_halves: whether the scheduler is given the rows of both halves, which are copies of one another.
         guidance_offset: what is added to the pipeline's guidance scale to make the factor of the prompt's prediction less the
             negative prompt's: 1 where guidance is pos + w (pos - neg).
+        distilled_guidance: whether the pipeline's `guidance_scale` is an input of the network and no weight of two predictions;
+            classifier-free guidance then has `true_cfg_scale`, or there is none.
         time_from_sigma: whether the scheduler is given timesteps other than 1000 sigma; `Step.t` is 1000 sigma none the less.
         truncates_guidance: whether guidance may end in the middle of a run although the pipeline says that it guides.
         listed: names of the denoiser's leading arguments where its latents and prompts are lists with one tensor a row, and so is
@@ -118,6 +120,7 @@ class Family:
     auxiliary_kwarg: str | None = None
     guidance_offset: float = 0.0
     truncates_guidance: bool = False
+    distilled_guidance: bool = False
     time_from_sigma: bool = False
     listed: tuple[str, ...] = ()
     packing: Packing | None = None

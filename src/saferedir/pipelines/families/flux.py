@@ -23,6 +23,7 @@ ROWS = (
             "FluxControlNetInpaintPipeline",
         ),
         prompt_in_attention=True,
+        distilled_guidance=True,
         text_encoders=("text_encoder", "text_encoder_2"),
         conditioned_modules=("controlnet",),
         cfg_layout="sequential",

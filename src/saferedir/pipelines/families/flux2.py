@@ -12,7 +12,12 @@ ROWS = (
         text_encoders=("text_encoder",),
         cfg_layout="sequential",
         row_kwargs=("timestep", "guidance", "txt_ids", "img_ids", "joint_attention_kwargs"),
+        distilled_guidance=True,
         packing=FLUX2_PACKING,
         encoded=("prompt",),
+        differences={  # these guide by two predictions
+            "Flux2KleinPipeline": {"distilled_guidance": False},
+            "Flux2KleinInpaintPipeline": {"distilled_guidance": False},
+        },
     ),
 )
