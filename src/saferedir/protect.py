@@ -52,7 +52,8 @@ def protect(
         guards: one guard, or several that act in this order.
         on_unsafe: the policy. "redirect" steers, and returns what came out. "verify" steers, checks every image, generates unsafe
             ones again from the same noise more strongly, and blocks those that stay unsafe. "block" blocks an image at once on
-            which a guard acted, which is unsafe, or of which a guard's classifier cannot tell and no `verify` is given.
+            which a guard acted, which is unsafe, or of which a guard's classifier cannot tell and nothing else looks for its
+            concept.
         verify: a function of N finished PIL images that gives N bools, true where the concept is there (of a judge:
             `judge.verifier(rule)`); or one of `guards`; default: the guards' own decisions.
         retries: how often an unsafe image is generated again under "verify", >= 0.
@@ -329,10 +330,13 @@ class GuardedPipeline:
     def _unsafe(self, result: Result, rows: Iterable[int]) -> list[int]:
         """Those of `rows` that may not be shown as they are."""
         rows = list(rows)
-        blocks = self._on_unsafe == "block"  # never weaker than "verify", which refuses such a run
+        blocks = self._on_unsafe == "block"
         unsafe_rows = {d.image for d in result.decisions if d.unresolved or (blocks and d.fired)}
-        if blocks and self._verifier is None:
-            unsafe_rows |= {d.image for d in result.decisions if d.unverified}
+        if blocks and self._verifier is None:  # "verify" refuses a run of which a guard cannot tell
+            own = set(map(id, self._image_verifiers))
+            looks = [id(guard.image_verifier) in own for guard in self.guards for _ in range(result.count)]
+            decided = zip(result.decisions, looks, strict=True)
+            unsafe_rows |= {d.image for d, is_looked_at in decided if d.unverified and not is_looked_at}
         verifiers: list[Verifier] = [verifier.sees for verifier in self._image_verifiers]
         verifiers += [] if self._verifier is None else [self._verifier]
         shown = [(row, image) for row in rows for image in images_of(result.images[row])] if verifiers else []
