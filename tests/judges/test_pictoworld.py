@@ -47,6 +47,8 @@ def test_the_rule_agrees_with_the_cnn_s_own_judgement(images: Tensor) -> None:
 
 def test_the_rule_agrees_with_the_template_judge_s(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_judge, "_SHIFTS", (0.0,))  # fewer templates: quicker, and no matter for agreement
+    fresh = template_judge._templates.__wrapped__  # those of the process are for all other tests
+    monkeypatch.setattr(template_judge, "_templates", fresh)
     few, judge = torch.cat([images[2:3], images[-1:]]), PictoWorldTemplateJudge()
     own, scores = judge.templates.judge(few), judge(few)
     assert judge.facts()["weights"] == "none"
