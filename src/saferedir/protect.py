@@ -333,8 +333,8 @@ class GuardedPipeline:
         blocks = self._on_unsafe == "block"
         unsafe_rows = {d.image for d in result.decisions if d.unresolved or (blocks and d.fired)}
         if blocks and self._verifier is None:  # "verify" refuses a run of which a guard cannot tell
-            own = set(map(id, self._image_verifiers))
-            looks = [id(guard.image_verifier) in own for guard in self.guards for _ in range(result.count)]
+            asked = set(map(id, self._image_verifiers))
+            looks = [id(guard.image_verifier) in asked for guard in self.guards for _ in range(result.count)]
             decided = zip(result.decisions, looks, strict=True)
             unsafe_rows |= {d.image for d, is_looked_at in decided if d.unverified and not is_looked_at}
         verifiers: list[Verifier] = [verifier.sees for verifier in self._image_verifiers]
