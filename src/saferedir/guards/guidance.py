@@ -26,28 +26,40 @@ WITHOUT_GUIDANCE = ("raise", "ignore")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhrasesConfig(GuardConfig):
-    """Settings of a guard that steers away from words by means of classifier-free guidance.
+class WordsConfig(GuardConfig):
+    """Settings of a guard that steers away from words.
 
     Attributes:
         phrases: what to steer away from, joined by commas; () stands for (concept,), and ("",) for nothing at all.
-        without_guidance: what happens in a call without classifier-free guidance (scale 1, distilled models), where such
-            a guard can do nothing: "raise" (no image), or "ignore" (the image comes out as if unguarded; its decision
-            says so).
     """
 
     phrases: tuple[str, ...] = ()
-    without_guidance: str = "raise"
 
     def validate(self) -> None:
         is_texts = isinstance(self.phrases, tuple) and all(isinstance(phrase, str) for phrase in self.phrases)
         self.require(is_texts, "phrases", "a list of texts")
-        self.require_choice("without_guidance", WITHOUT_GUIDANCE)
 
     @property
     def text(self) -> str:
         """All phrases, as they are encoded."""
         return ", ".join(self.phrases or (self.concept,)).strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhrasesConfig(WordsConfig):
+    """Settings of a guard that steers away from words by means of classifier-free guidance.
+
+    Attributes:
+        without_guidance: what happens in a call without classifier-free guidance (scale 1, distilled models), where such
+            a guard can do nothing: "raise" (no image), or "ignore" (the image comes out as if unguarded; its decision
+            says so).
+    """
+
+    without_guidance: str = "raise"
+
+    def validate(self) -> None:
+        super().validate()
+        self.require_choice("without_guidance", WITHOUT_GUIDANCE)
 
 
 def may_be_guided(step: Step) -> bool:

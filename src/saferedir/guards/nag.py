@@ -24,38 +24,30 @@ from torch import Tensor
 
 from saferedir.decisions import Decision
 from saferedir.guards.base import AttentionFeatures, Guard, GuardConfig, Run, Step
-from saferedir.guards.guidance import Tally, encode_phrases
+from saferedir.guards.guidance import Tally, WordsConfig, encode_phrases
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.utils.broadcast import per_sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class NAGConfig(GuardConfig):
+class NAGConfig(WordsConfig):
     """Settings of normalised attention guidance.
 
     Attributes:
-        phrases: what to steer away from, joined by commas; () stands for (concept,).
         scale: s >= 1; 1 changes nothing.
         tau: largest growth of a token's L1 norm, >= 1.
         alpha: a in [0, 1], share of the guided features.
     """
 
-    phrases: tuple[str, ...] = ()
     scale: float = 5.0
     tau: float = 2.5
     alpha: float = 0.5
 
     def validate(self) -> None:
-        is_texts = isinstance(self.phrases, tuple) and all(isinstance(phrase, str) for phrase in self.phrases)
-        self.require(is_texts, "phrases", "a list of texts")
+        super().validate()
         self.require(bool(self.text), "phrases", "some words to steer away from")
         self.require_number("scale", "tau", at_least=1)
         self.require_number("alpha", at_least=0, at_most=1)
-
-    @property
-    def text(self) -> str:
-        """All phrases, as they are encoded."""
-        return ", ".join(self.phrases or (self.concept,)).strip()
 
 
 @dataclass
