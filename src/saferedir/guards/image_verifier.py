@@ -124,16 +124,19 @@ class ImageVerifier(nn.Module):
         return images if images.shape[-2:] == size else interpolate(images, size=size, mode="bilinear", antialias=True)
 
     @torch.no_grad()
-    def sees(self, images: Sequence[Image.Image]) -> list[bool]:
-        """For each image, of any size and mode, whether it shows the concept; a logit that is not finite counts as yes."""
+    def logits(self, images: Sequence[Image.Image]) -> Tensor:
+        """(N,) logits of images of any size and mode, on the CPU."""
         device = self.head.weight.device
         pixels = [torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).float() / 255 for image in images]
         small = [self._resized(part[None]) for part in pixels]
-        flags: list[bool] = []
-        for start in range(0, len(small), _BATCH):
-            logits = self(torch.cat(small[start : start + _BATCH]).to(device))
-            flags += (~(logits < self.config.threshold)).tolist()
-        return flags
+        parts = [
+            self(torch.cat(small[start : start + _BATCH]).to(device)).cpu() for start in range(0, len(small), _BATCH)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def sees(self, images: Sequence[Image.Image]) -> list[bool]:
+        """For each image, of any size and mode, whether it shows the concept; a logit that is not finite counts as yes."""
+        return (~(self.logits(images) < self.config.threshold)).tolist()
 
     def save(self, folder: Path) -> None:
         """Write both files into a guard's folder, the weights in half precision."""

@@ -10,7 +10,6 @@ import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -28,7 +27,6 @@ from saferedir.server.engine.prompt_check import check_prompts
 from saferedir.server.engine.rows import CallKey, Outcome, Row
 from saferedir.server.engine.scores import raise_to, share_of
 from saferedir.server.errors import ServerError
-from saferedir.utils.images import to_rgb
 
 
 class PipelineModel:
@@ -154,10 +152,7 @@ class PipelineModel:
         for guard in self._guards:
             if (verifier := guard.image_verifier) is None:
                 continue
-            for entry, image in zip(scores, images, strict=True):
-                pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).float() / 255
-                with torch.no_grad():
-                    logit = float(verifier(pixels[None].to(verifier.head.weight.device)))
+            for entry, logit in zip(scores, verifier.logits(images).tolist(), strict=True):
                 raise_to(entry, guard.config.concept, share_of(logit, verifier.config.threshold))
         for name, judge in self._judges.items():
             for entry, is_flagged in zip(scores, judge(list(images)), strict=True):
