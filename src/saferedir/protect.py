@@ -58,7 +58,7 @@ def protect(
             `judge.verifier(rule)`); or one of `guards`; default: the guards' own decisions.
         retries: how often an unsafe image is generated again under "verify", >= 0.
         image_verifiers: whether the guards' image verifiers look at the finished images; False to measure a guard without.
-        check_inputs: whether images that a call is given (image-to-image, inpainting, editing, image prompts) are looked at
+        check_inputs: whether images that a call is given (image-to-image, inpainting, editing, image prompts) are checked
             before anything is generated: True for the guards' image verifiers and `verify`, or a function like `verify` for
             these alone.
         on_block: "blank", or "raise" for a BlockedError that holds the decisions and the images that may be shown.
@@ -92,7 +92,7 @@ def protect(
 
 
 class InputVerifier(NamedTuple):
-    """Who looks at input images: a verifier, and the guard and concept it speaks for in decisions."""
+    """Who checks input images: a verifier, and the guard and concept it speaks for in decisions."""
 
     guard: str
     concept: str
@@ -102,7 +102,7 @@ class InputVerifier(NamedTuple):
 def input_verifiers(
     guards: Sequence[Guard[Any]], check_inputs: bool | Verifier, verifier: Verifier | None
 ) -> tuple[InputVerifier, ...]:
-    """Who looks at a call's input images; nobody where `check_inputs` is False."""
+    """Who checks a call's input images; nobody where `check_inputs` is False."""
     if check_inputs is False:
         return ()
     if check_inputs is not True:
@@ -247,7 +247,7 @@ class GuardedPipeline:
             return output
 
     def _with_checked_inputs(self, call: dict[str, Any]) -> dict[str, Any]:
-        """The call, its images those that were looked at; BlockedError where one of them shows what is guarded against."""
+        """The call, its images those that were checked; BlockedError where one of them shows what is guarded against."""
         if not self._input_verifiers:
             return call
         are_latents_tested = any(guard.latents_test != "off" for guard in self.guards)
@@ -336,7 +336,7 @@ class GuardedPipeline:
             asked = set(map(id, self._image_verifiers))
             looks = [id(guard.image_verifier) in asked for guard in self.guards for _ in range(result.count)]
             decided = zip(result.decisions, looks, strict=True)
-            unsafe_rows |= {d.image for d, is_looked_at in decided if d.unverified and not is_looked_at}
+            unsafe_rows |= {d.image for d, is_checked in decided if d.unverified and not is_checked}
         verifiers: list[Verifier] = [verifier.sees for verifier in self._image_verifiers]
         verifiers += [] if self._verifier is None else [self._verifier]
         shown = [(row, image) for row in rows for image in images_of(result.images[row])] if verifiers else []

@@ -1,4 +1,4 @@
-"""Input images of a call: the pipeline gets what was looked at, what cannot be looked at is refused, `protect` asks first."""
+"""Input images of a call: the pipeline gets what was checked, what cannot be checked is refused, `protect` asks first."""
 
 from __future__ import annotations
 

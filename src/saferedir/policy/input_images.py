@@ -1,6 +1,6 @@
 """Images that a pipeline call is given, read from its arguments as a verifier takes them. Knows no guard.
 
-The call goes on with the very images that were looked at: upright RGB without transparency. What cannot be looked at (latents,
+The call goes on with the very images that were checked: upright RGB without transparency. What cannot be checked (latents,
 embeddings of images, tensors within other arguments, a crop that the pipeline enlarges) is refused.
 """
 
@@ -37,7 +37,7 @@ class InputImage(NamedTuple):
 
 
 def kind_of_argument(name: str) -> Kind:
-    """Whether an argument of a pipeline's call brings images, something of images that cannot be looked at, or neither."""
+    """Whether an argument of a pipeline's call brings images, something of images that cannot be checked, or neither."""
     if name in _HIDDEN or ("image" in name and name.endswith(_HIDDEN_ENDS) and not name.startswith("negative_")):
         return "hidden"
     if name.startswith("negative_") or name in _MASKS or name.endswith(_NUMBERS):
@@ -55,7 +55,7 @@ def with_input_images(
         are_latents_tested: whether a guard tests `latents` of the caller by itself, so that they may be given.
 
     Raises:
-        GuardError: an argument brings what cannot be looked at, or nothing that is known for an image.
+        GuardError: an argument brings what cannot be checked, or nothing that is known for an image.
     """
     changed, images = dict(call), list[InputImage]()
     for name, value in call.items():
@@ -64,7 +64,7 @@ def with_input_images(
             continue
         if kind == "hidden" or (name.endswith("_kwargs") and _has_tensor(value)):
             raise GuardError(
-                f"{name} cannot be looked at, and check_inputs is on, so nothing is generated; leave it out, and give images as "
+                f"{name} cannot be checked, and check_inputs is on, so nothing is generated; leave it out, and give images as "
                 "such."
             )
         if kind == "image":
@@ -124,7 +124,7 @@ def _channels_first(name: str, value: Any) -> Tensor:
         values = values.movedim(-1, -3) if values.ndim >= 3 else values
     else:
         raise GuardError(
-            f"{name} is {type(value).__name__}, which cannot be looked at, and check_inputs is on, so nothing is generated; give "
+            f"{name} is {type(value).__name__}, which cannot be checked, and check_inputs is on, so nothing is generated; give "
             "a PIL image, an array or a tensor."
         )
     is_image = values.is_floating_point() and values.ndim >= 3 and values.shape[-3] in (1, 3)

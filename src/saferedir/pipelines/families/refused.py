@@ -1,6 +1,6 @@
 """REFUSED: pipeline classes of diffusers that guards are not attached to, and why; used in the error that refuses them.
 
-A class that is neither here nor in a family is one that nobody has looked at. Imports nothing.
+A class that is neither here nor in a family is one whose calls nobody has read. Imports nothing.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class PipelineModel:
         return self._protected
 
     def _input_verifier(self, key: CallKey) -> bool | Verifier:
-        """What looks at the images of an edit before anything is generated, under every policy."""
+        """What checks the images of an edit before anything is generated, under every policy."""
         if key.kind != "edit":
             return False
         if any(guard.image_verifier is not None for guard in self._guards):
