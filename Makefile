@@ -12,7 +12,7 @@ MAKEFLAGS += --no-builtin-rules
 # A stamp is worth nothing if the interpreter is gone or the checkout has moved since: install again then.
 HEALTHY := $(if $(wildcard $(STAMP)),$(shell $(PY) -I -c "import os, pip, importlib.util as u; s = u.find_spec('saferedir'); print('yes' * os.path.realpath(s.origin).startswith(os.path.realpath('src') + os.sep))" 2>/dev/null))
 
-.PHONY: help setup demo test test-accelerators contract rehearsal test-oldest lint format docs check clean always
+.PHONY: help setup demo test browser test-accelerators contract rehearsal test-oldest lint format docs check clean always
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt $(if $(HEALTHY),,always)
 	$(PY) -I -c 'import pip' >/dev/null 2>&1 || $(PY) -m ensurepip; \
 	echo "==> installing saferedir and its tools into $(VENV), versions from constraints.txt (the first time takes minutes)"; \
 	for attempt in 1 2 3; do \
-		if $(PIP_INSTALL) --quiet -c constraints.txt -e '.[dev,plots,bench,index,nudenet,vlm,ray,server,postgres,eval-unlearn]'; then touch $(STAMP); break; fi; \
+		if $(PIP_INSTALL) --quiet -c constraints.txt -e '.[dev,plots,bench,index,nudenet,vlm,ray,server,postgres,playground,eval-unlearn]'; then touch $(STAMP); break; fi; \
 		if [ $$attempt = 3 ]; then echo "pip failed three times: its last message above says why" >&2; exit 1; fi; \
 		echo "==> pip failed, trying again ($$attempt of 2)"; sleep $$((attempt * 5)); \
 	done; \
@@ -42,6 +42,9 @@ demo: setup  ## see a guard at work: images and a comparison in runs/demo
 
 test: setup  ## run the tests, offline and on CPU, one process a core (PYTEST_ARGS="-m 'not slow'" for the quick ones)
 	$(PY) -m pytest -n auto --dist worksteal --durations=15 $(PYTEST_ARGS)
+
+browser:  ## install Chromium for the tests of pages, where Debian's packages can be installed; without it they are skipped
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 
 ACCELERATORS := $(VENV)/accelerators
 test-accelerators: setup  ## guards beside DeepCache, ToMe, torchao and quanto, installed apart from the rest

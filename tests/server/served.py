@@ -47,7 +47,7 @@ class ScriptedModel:
 
     def _outcome(self, key: CallKey, row: Row) -> Outcome:
         is_star = "star" in row.prompt
-        is_blocked = "forbidden" in row.prompt or (is_star and key.policy == "block")
+        is_blocked = key.kind != "bare" and ("forbidden" in row.prompt or (is_star and key.policy == "block"))
         decision = Decision(
             guard="scripted", concept="star", image=0, fired=is_star or is_blocked, prompt_score=4.0 if is_star else -4.0,
             thresholds={"prompt": 0.0}, action="blocked" if is_blocked else "redirected" if is_star else "none",

@@ -28,6 +28,9 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="Audit database instead of the file's: sqlite:///FILE or postgresql://…"),
     ] = None,
+    playground: Annotated[
+        bool | None, typer.Option("--playground/--no-playground", help="A page for people at / (extra playground).")
+    ] = None,
     new_key: Annotated[
         str | None,
         typer.Option("--new-key", metavar="NAME", help="Print a new key and its lines for the file, and stop."),
@@ -39,6 +42,8 @@ def serve(
     an error with code "moderation_blocked". What the file may say: docs/server.md.
 
     Example:  `saferedir serve`
+
+    Example:  `saferedir serve --playground`
 
     Example:  `saferedir serve --config serve.toml --host 0.0.0.0`
     """
@@ -57,12 +62,17 @@ def serve(
     settings = read_settings(config).changed(host=host, port=port)
     if audit is not None:
         settings = settings.changed(audit={**settings.audit.model_dump(), "url": audit})
+    if playground is not None:
+        settings = settings.changed(playground={**settings.playground.model_dump(), "enabled": playground})
+    if settings.playground.enabled:
+        require_extra("gradio", "playground", "the playground")
     quiet()
     names = ", ".join(model.name for model in settings.models)
 
     def on_ready(address: str) -> None:
+        page = f" The playground is at {address}/" if settings.playground.enabled else ""
         console.print(
-            f"Serving {names} at {address}/v1, records in {settings.audit.shown_url()}.",
+            f"Serving {names} at {address}/v1, records in {settings.audit.shown_url()}.{page}",
             soft_wrap=True, highlight=False, markup=False,
         )  # fmt: skip
 

@@ -41,6 +41,7 @@ class ModelSettings(_Table):
         strength: of image edits, in (0, 1]: the share of the steps that change the image.
         device: "auto", "cpu", "cuda", …
         dtype: "float32", "float16" or "bfloat16".
+        unguarded: whether the playground may also show the bare model's image; None: the embedded model's, on loopback only.
     """
 
     name: Name
@@ -53,6 +54,7 @@ class ModelSettings(_Table):
     strength: Annotated[float, Field(gt=0, le=1)] = 0.6
     device: str = "auto"
     dtype: str | None = None
+    unguarded: bool | None = None
 
 
 class Profile(_Table):
@@ -92,6 +94,20 @@ class AuditSettings(_Table):
         return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", self.url)
 
 
+class PlaygroundSettings(_Table):
+    """The page at `/`, for people.
+
+    Attributes:
+        enabled: whether there is one; `saferedir serve --playground` says yes.
+        bench: the newest report.html in this folder, or in one of its folders, is shown.
+        gallery: how many of a visitor's latest images the page keeps, in memory.
+    """
+
+    enabled: bool = False
+    bench: str = "runs"
+    gallery: Annotated[int, Field(ge=0, le=100)] = 12
+
+
 class Limits(_Table):
     """Bounds on what clients send and on what waits.
 
@@ -128,6 +144,7 @@ class Settings(_Table):
     keys: tuple[ApiKey, ...] = ()
     audit: AuditSettings = AuditSettings()
     limits: Limits = Limits()
+    playground: PlaygroundSettings = PlaygroundSettings()
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -157,6 +174,12 @@ class Settings(_Table):
         """These settings with some in another value (None: as it is), checked again."""
         given = {name: value for name, value in values.items() if value is not None}
         return _validated({**self.model_dump(), **given}, "the options")
+
+    def allows_unguarded(self, model: ModelSettings) -> bool:
+        """Whether the playground may show this model's image without guards, too."""
+        if model.unguarded is not None:
+            return model.unguarded
+        return (model.source or model.name) == "pictoworld" and is_loopback(self.host)
 
     def check_address(self) -> None:
         """Raise ServerError where strangers could reach a service without keys."""

@@ -27,6 +27,7 @@ class ApiError(ServerError):
         param: the field of the request that is at fault, or None.
         categories: the concepts for which a request was refused.
         headers: to send along, such as Retry-After.
+        image_ids: of the audit records of the images that are not shown.
     """
 
     def __init__(
@@ -38,17 +39,23 @@ class ApiError(ServerError):
         param: str | None = None,
         categories: Sequence[str] = (),
         headers: Mapping[str, str] | None = None,
+        image_ids: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.param = status, code, param
         self.categories, self.headers = tuple(categories), dict(headers or {})
+        self.image_ids = tuple(image_ids)
 
     def body(self) -> dict[str, Any]:
         """The JSON that the client gets."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         error: dict[str, Any] = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         if self.code == "moderation_blocked":
-            error |= {"type": "image_generation_user_error", "categories": list(self.categories)}
+            error |= {
+                "type": "image_generation_user_error",
+                "categories": list(self.categories),
+                "image_ids": list(self.image_ids),
+            }
         return {"error": error}
 
 

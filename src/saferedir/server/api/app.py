@@ -61,6 +61,10 @@ def create_app(settings: Settings, load: Loader = load_model) -> FastAPI:
     app.state.service = service
     for router in (images_router(service), moderation_router(service), information_router(service)):
         app.include_router(router)
+    if settings.playground.enabled:
+        from saferedir.server.playground.mounting import mount_playground
+
+        mount_playground(app, service)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)

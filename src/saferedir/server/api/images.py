@@ -84,12 +84,12 @@ async def _answer(
     key = request.headers.get("idempotency-key")
     caller = caller_of(request)
     if key is None:
-        answer = await _images(service, request, caller, body, kind, image)
+        answer = await make_images(service, request, caller, body, kind, image)
     else:
         facts = [kind, body.model_dump(mode="json"), None if image is None else hashlib.sha256(image[0]).hexdigest()]
         digest = digest_of_text(json.dumps(facts, sort_keys=True))
         made = await service.answers.once(
-            caller.name, key, digest, lambda: _images(service, None, caller, body, kind, image)
+            caller.name, key, digest, lambda: make_images(service, None, caller, body, kind, image)
         )
         assert isinstance(made, ImagesAnswer)
         answer = made
@@ -98,7 +98,7 @@ async def _answer(
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-async def _images(
+async def make_images(
     service: Service,
     request: Request | None,
     caller: Caller,
@@ -137,7 +137,7 @@ async def _images(
     for record in records:
         service.metrics.images.labels(model.name, record["action"]).inc()
     if blocked:
-        raise _refusal(blocked)
+        raise _refusal(blocked, ids)
     shown = _shown(outcomes[0])
     return ImagesAnswer(
         created=int(time.time()),
@@ -211,7 +211,7 @@ def _action(outcome: Outcome, is_refused: bool) -> str:
     return "blocked" if outcome.blocked else "withheld" if is_refused else "delivered"
 
 
-def _refusal(blocked: Sequence[Outcome]) -> ApiError:
+def _refusal(blocked: Sequence[Outcome], ids: Sequence[str]) -> ApiError:
     deciding = [d for outcome in blocked for d in outcome.decisions if d.fired or d.unresolved]
     categories = sorted({d.concept for d in deciding or [d for outcome in blocked for d in outcome.decisions]})
     return ApiError(
@@ -219,6 +219,7 @@ def _refusal(blocked: Sequence[Outcome]) -> ApiError:
         f"The request was refused by the safety policy; categories: {', '.join(categories)}.",
         "moderation_blocked",
         categories=categories,
+        image_ids=ids,
     )
 
 

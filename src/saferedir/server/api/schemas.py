@@ -262,13 +262,14 @@ class Health(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """OpenAI's error; `categories` only where code is "moderation_blocked"."""
+    """OpenAI's error; `categories` and `image_ids` (of audit records) only where code is "moderation_blocked"."""
 
     message: str
     type: str
     param: str | None = None
     code: str | None = None
     categories: list[str] | None = None
+    image_ids: list[str] | None = None
 
 
 class ErrorAnswer(BaseModel):

@@ -20,13 +20,14 @@ class CallKey(NamedTuple):
     """Rows with equal keys may share one call.
 
     Attributes:
-        kind: "generate" from noise, "edit" an image, "check" a prompt (the guards' verdicts), or "score" images.
+        kind: "generate" from noise, "edit" an image, "check" a prompt (the guards' verdicts), "score" images, or "bare": an image
+            without guards, for the playground where the configuration allows it.
         policy: of `saferedir.protect`.
         retries: under "verify".
         size: (width, height), or None for the pipeline's own.
     """
 
-    kind: Literal["generate", "edit", "check", "score"]
+    kind: Literal["generate", "edit", "check", "score", "bare"]
     policy: str
     retries: int
     size: tuple[int, int] | None = None

@@ -138,7 +138,7 @@ class Worker(threading.Thread):
         outcomes = model.run(rows[0].key, rows)
         if len(outcomes) != len(rows):
             raise ServerError(f"{len(outcomes)} outcomes came for {len(rows)} rows, so none is shown.")
-        for outcome in outcomes if rows[0].key.kind != "score" else ():
+        for outcome in outcomes if rows[0].key.kind not in ("score", "bare") else ():
             check_decisions(outcome, model.facts)
         return [replace(outcome, facts=model.facts) for outcome in outcomes]
 

@@ -1,0 +1,141 @@
+"""The page in a real browser, at desktop and phone width; what it may show, and which of Gradio's addresses are closed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.server.served import Served, served, settings_of
+
+from saferedir import Decision
+from saferedir.server.config import Settings
+from saferedir.server.playground.bench_report import latest_report
+from saferedir.server.playground.timeline import timeline
+
+gradio = pytest.importorskip("gradio", reason="the extra `playground` is not installed")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def models(**more: Any) -> list[dict[str, Any]]:
+    return [{"name": "scripted", "guards": ["plain/star"], "sizes": ["16x16"], **more}]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("playground")
+    with served(folder, models=models(unguarded=True), playground={"enabled": True, "bench": str(folder)}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if BROWSER is None:
+        pytest.skip("there is no Chromium on this machine; `make browser` installs it")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def opened(browser: Any, url: str, width: int, height: int) -> tuple[Any, list[str]]:
+    """A page at that size, and what goes wrong on it from now on."""
+    page, faults = browser.new_page(viewport={"width": width, "height": height}), []
+    page.on("console", lambda message: message.type == "error" and faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("response", lambda answer: answer.status >= 400 and faults.append(f"{answer.status} {answer.url}"))
+    page.on(
+        "request", lambda sent: sent.url.startswith(("http://127.0.0.1", "data:", "blob:")) or faults.append(sent.url)
+    )
+    page.goto(f"{url}/")
+    page.locator("#prompt textarea, #prompt input").first.wait_for(timeout=60_000)
+    return page, faults
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_a_prompt_shows_both_images_and_the_token_strip(service: Served, browser: Any, width: int, height: int) -> None:
+    page, faults = opened(browser, service.url, width, height)
+    page.locator("#prompt textarea, #prompt input").first.fill("a red <b>star</b>")
+    page.keyboard.press("Enter")
+    page.locator("#images img").nth(1).wait_for(timeout=30_000)
+    assert page.locator("#images figcaption").all_inner_texts() == ["Without guards", "With guards (verify)"]
+    assert page.locator("#tokens li").all_inner_texts() == ["red\n0.00", "star\n0.50"]
+    assert "Redirected" in page.locator("#status").inner_text() and page.locator("#images b").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator("#gallery img").first.wait_for()
+    page.close()
+    assert faults == []
+    kinds = [(record["kind"], record["action"]) for record in service.records()[-2:]]
+    assert kinds == [("generate", "delivered"), ("bare", "unguarded")]
+    assert service.records()[-1]["guards"] == {}
+
+
+@pytest.mark.slow
+def test_a_refusal_shows_no_image_and_says_why(service: Served, browser: Any) -> None:
+    page, faults = opened(browser, service.url, 1280, 900)
+    page.get_by_label("Prompt").first.fill("a forbidden star")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # the button has the focus
+    page.locator("#images .sr-empty").wait_for(timeout=30_000)
+    assert "Refused" in page.locator("#status").inner_text() and page.locator("#images img").count() == 1
+    page.close()
+    assert faults == []
+
+
+def test_what_the_page_does_not_need_is_closed(service: Served) -> None:
+    for path in (
+        "upload",
+        "file=/etc/passwd",
+        "proxy=http://127.0.0.1/",
+        "component_server",
+        "run/predict",
+        "info",
+        "call/x",
+    ):
+        for prefix in ("/gradio_api/", "/"):
+            assert service.post(f"{prefix}{path}").status_code == 404, path
+
+
+def test_unguarded_images_only_where_they_are_allowed(tmp_path: Path) -> None:
+    default = Settings.model_validate({"models": [{"name": "pictoworld", "guards": ["pictoworld/star"]}]})
+    assert default.allows_unguarded(default.models[0]) and not default.playground.enabled
+    public = {"host": "0.0.0.0", "keys": [{"name": "a", "sha256": "0" * 64}]}
+    elsewhere = default.changed(**public)
+    assert not elsewhere.allows_unguarded(elsewhere.models[0])
+    for more, expected in (({}, False), ({"unguarded": True}, True), ({"unguarded": False}, False)):
+        settings = settings_of(tmp_path, models=models(**more))
+        assert settings.allows_unguarded(settings.models[0]) is expected
+
+
+def test_the_timeline_is_above_zero_where_a_guard_acts() -> None:
+    decision = Decision(
+        guard="g",
+        concept="star",
+        image=0,
+        prompt_scores=(4.0, 4.0),
+        image_scores=(1.0, 3.0),
+        thresholds={"prompt": 3.0, "image": 2.0},
+    )
+    assert timeline([decision]) == [
+        (0, 1.0, "star, prompt"),
+        (1, 1.0, "star, prompt"),
+        (0, -1.0, "star, image"),
+        (1, 1.0, "star, image"),
+    ]
+    assert timeline([decision], "another") == []
+
+
+def test_the_newest_report_is_the_one(tmp_path: Path) -> None:
+    assert latest_report(tmp_path) is None
+    for name, age in (("old", 10), ("new", 20)):
+        page = tmp_path / name / "report.html"
+        page.parent.mkdir()
+        page.touch()
+        os.utime(page, (age, age))
+    assert latest_report(tmp_path) == tmp_path / "new" / "report.html"
