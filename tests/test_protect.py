@@ -251,7 +251,7 @@ def test_parts_of_an_output_that_have_no_rows_are_blanked_with_a_blocked_image()
     sheet = Image.new("RGB", (4, 2), "red")
     output = Odd(images=torch.ones(2, 3, 2, 2), sheet=sheet, nsfw_content_detected=[False, True])
     result = Result(output, [sr.Decision(guard="g", concept="c", image=row) for row in range(2)])
-    final, _ = result.finished([1], "why")
+    final, _ = result.finished({1: "why"})
     assert final.nsfw_content_detected == [False, True] and not np.asarray(final.sheet).any()
     assert final.images[0].all() and not final.images[1].any() and output.images is final.images
 

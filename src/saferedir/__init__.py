@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from saferedir.guards.base import Guard
     from saferedir.pipelines.loading import load_pipeline
+    from saferedir.policy.rules import Policy
     from saferedir.protect import GuardedPipeline, protect
     from saferedir.training.duo.train import train_duo
     from saferedir.training.esd.train import train_esd
@@ -50,6 +51,7 @@ __all__ = [
     "Attached",
     "protect",
     "GuardedPipeline",
+    "Policy",
     "Guard",
     "Decision",
     "train_saferedir",
@@ -78,6 +80,7 @@ _HOMES = {
     "Attached": "attach",
     "protect": "protect",
     "GuardedPipeline": "protect",
+    "Policy": "policy.rules",
     "Guard": "guards.base",
     "Decision": "decisions",
     "train_saferedir": "training.saferedir.train",

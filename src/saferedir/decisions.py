@@ -5,7 +5,8 @@ Guards write decisions (`Guard.verdict`), `protect` acts on them, a service may 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 #: what can have happened to one image; "blocked" is set by policies (protect.py), never by a guard alone
@@ -41,6 +42,8 @@ class Decision:
         attempts: runs it took to get this image; more than 1 only under a policy that generates again (protect.py).
         message: one sentence for a person.
         name: the guard's own name (`guard.name`), which separates two guards of one method; "" for none.
+        category: what a policy files the concept under (`saferedir.Policy`); "" for none.
+        grade: the policy's name for how high the higher score is; "" for none.
 
     Example:
         >>> from saferedir import Decision
@@ -73,6 +76,8 @@ class Decision:
     attempts: int = 1
     message: str = ""
     name: str = ""
+    category: str = ""
+    grade: str = ""
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -90,6 +95,11 @@ class Decision:
         if self.unresolved:
             return "unresolved"
         return "untouched" if self.action == "none" else self.action
+
+    def under(self, category: str, grade_of: Callable[[float | None], str]) -> Decision:
+        """This decision under a policy: with a category, and the grade of the higher of its scores."""
+        scores = [score for score in (self.prompt_score, self.image_score) if score is not None]
+        return replace(self, category=category, grade=grade_of(max(scores, default=None)))
 
     def scores(self) -> str:
         """Each score beside the threshold that it was held against: "prompt 21.19 > 3.01, image -8.36 ≤ 10.61"; "" for none."""

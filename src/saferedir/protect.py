@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
 
+import torch
 from PIL import Image
 
 from saferedir.attach import Attached, attach
@@ -21,7 +23,9 @@ from saferedir.guards.base import Guard
 from saferedir.guards.image_verifier import ImageVerifier
 from saferedir.policy.call_arguments import by_name, generators_of, with_signature
 from saferedir.policy.input_images import with_input_images
+from saferedir.policy.observing import observing
 from saferedir.policy.outputs import Result, blocked_error, copied, images_of, same
+from saferedir.policy.rules import ConceptRule, Policy, strictest
 
 POLICIES = ("redirect", "verify", "block")
 ON_BLOCK = ("blank", "raise")
@@ -31,8 +35,10 @@ Verifier = Callable[[list[Image.Image]], Sequence[bool]]
 
 def protect(
     pipe: Any,
-    guards: Guard[Any] | Sequence[Guard[Any]],
+    guards: Guard[Any] | Sequence[Guard[Any]] | None = None,
     *,
+    policy: Policy | str | Path | None = None,
+    profile: str | None = None,
     on_unsafe: str = "redirect",
     verify: Verifier | Guard[Any] | None = None,
     retries: int = 2,
@@ -49,11 +55,14 @@ def protect(
 
     Args:
         pipe: a diffusers pipeline of a supported family (docs/pipelines.md).
-        guards: one guard, or several that act in this order.
-        on_unsafe: the policy. "redirect" steers, and returns what came out. "verify" steers, checks every image, generates unsafe
-            ones again from the same noise more strongly, and blocks those that stay unsafe. "block" blocks an image at once on
-            which a guard acted, which is unsafe, or of which a guard's classifier cannot tell and nothing else looks for its
-            concept.
+        guards: one guard, or several that act in this order; left out where a `policy` names them.
+        policy: concepts with their guards and actions (`saferedir.Policy`, or the path of its TOML or JSON file), in place of
+            `guards` and `on_unsafe`; decisions then have the concept's category and grade.
+        profile: one of the policy's profiles, which is stricter.
+        on_unsafe: what happens with an unsafe image, for all guards. "redirect" steers, and returns what came out. "verify"
+            steers, checks every image, generates unsafe ones again from the same noise more strongly, and blocks those that stay
+            unsafe. "block" blocks an image at once on which a guard acted, which is unsafe, or of which a guard's classifier
+            cannot tell and nothing else looks for its concept.
         verify: a function of N finished PIL images that gives N bools, true where the concept is there (of a judge:
             `judge.verifier(rule)`); or one of `guards`; default: the guards' own decisions.
         retries: how often an unsafe image is generated again under "verify", >= 0.
@@ -84,11 +93,53 @@ def protect(
         [True, False]
         >>> safe.detach()
     """
-    chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
+    rules: tuple[ConceptRule, ...] = ()
+    if policy is not None:
+        if guards is not None or on_unsafe != "redirect":
+            raise GuardConfigError("a policy names the guards and what they do; leave out guards and on_unsafe.")
+        chosen, rules = guards_of(policy, profile, force=force)
+        on_unsafe = strictest("redirect", *(rule.action for rule in rules))
+        require_verifiers(chosen, rules, verify)
+    elif profile is not None or guards is None:
+        raise GuardConfigError("give guards, or a policy (saferedir.Policy); a profile is one of a policy's.")
+    else:
+        chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     verifier, of_guards = checked_policy(chosen, on_unsafe, verify, retries, on_block, image_verifiers)
     of_inputs = input_verifiers(chosen, check_inputs, verifier)
     attached = attach(pipe, chosen, force=force)
-    return GuardedPipeline(pipe, attached, on_unsafe, verifier, retries, on_block, of_guards, of_inputs)
+    return GuardedPipeline(pipe, attached, on_unsafe, verifier, retries, on_block, of_guards, of_inputs, rules)
+
+
+def guards_of(
+    policy: Policy | str | Path, profile: str | None, *, force: bool = False
+) -> tuple[tuple[Guard[Any], ...], tuple[ConceptRule, ...]]:
+    """The guards that a policy names, loaded, those it logs only observing; and its rules, in the same order."""
+    policy = policy if isinstance(policy, Policy) else Policy.from_file(policy)
+    rules = (policy if profile is None else policy.for_profile(profile)).concepts
+    guards = []
+    for rule in rules:
+        guard: Guard[Any] = Guard.from_pretrained(rule.guard, force=force)
+        guard.name = rule.concept
+        guards.append(observing(guard) if rule.action == "log" else guard)
+    return tuple(guards), rules
+
+
+def require_verifiers(guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule], verify: Any) -> None:
+    """GuardConfigError where a rule wants a concept verified, and nothing can tell whether an image shows it."""
+    for guard, rule in zip(guards, rules, strict=True):
+        if rule.action == "verify" and not (verify or guard.may_be_unresolved or guard.image_verifier):
+            raise GuardConfigError(
+                f"the policy verifies {rule.concept!r}, but its guard ({rule.guard}) cannot tell whether an image shows it, and "
+                "has no image verifier; train one (`saferedir train verifier`), give verify=, or use redirect or block."
+            )
+
+
+def prompt_decisions(pipe: Any, guard: Guard[Any], prompts: Sequence[str]) -> list[Decision]:
+    """What a guard decides on prompts in one step of the pipeline, which has nothing attached; one decision each."""
+    generators = [torch.Generator().manual_seed(0) for _ in prompts]
+    with attach(pipe, guard) as attached, torch.no_grad():
+        pipe(list(prompts), generator=generators, num_inference_steps=1, output_type="latent")
+        return attached.decisions
 
 
 class InputVerifier(NamedTuple):
@@ -204,6 +255,7 @@ class GuardedPipeline:
     _on_block: str
     _image_verifiers: tuple[ImageVerifier, ...]
     _input_verifiers: tuple[InputVerifier, ...]
+    _rules: tuple[ConceptRule, ...]
     _lock: threading.RLock
     _is_running: bool
     _decisions: list[Decision]
@@ -222,10 +274,11 @@ class GuardedPipeline:
         on_block: str = "blank",
         image_verifiers: tuple[ImageVerifier, ...] = (),
         input_verifiers: tuple[InputVerifier, ...] = (),
+        rules: tuple[ConceptRule, ...] = (),
     ) -> None:
         self.__dict__.update(  # not by assignment: that goes to the pipeline
             _pipe=pipe, _attached=attached, _on_unsafe=on_unsafe, _verifier=verifier, _retries=retries, _on_block=on_block,
-            _image_verifiers=image_verifiers, _input_verifiers=input_verifiers,
+            _image_verifiers=image_verifiers, _input_verifiers=input_verifiers, _rules=rules,
             _lock=threading.RLock(), _is_running=False, _decisions=[],
         )  # fmt: skip
 
@@ -267,7 +320,7 @@ class GuardedPipeline:
 
     def _under_policy(self, call: dict[str, Any]) -> tuple[Any, list[Decision]]:
         call = self._with_checked_inputs(call)
-        looks = self._on_unsafe != "redirect" and bool(self._image_verifiers)
+        looks = any(self._image_verifiers_of(action) for action in ("verify", "block"))
         if (self._verifier is not None or looks) and call.get("output_type") == "latent":
             raise GuardError(
                 'output_type="latent" leaves the verifier nothing to read; ask for "pil", "np" or "pt", or protect '
@@ -276,23 +329,24 @@ class GuardedPipeline:
         generators = generators_of(call)
         before = [generator.get_state() for generator in generators]
         result = self._run(call, ())
-        unsafe = [] if self._on_unsafe == "redirect" else self._unsafe(result, range(result.count))
-        if not unsafe or self._on_unsafe == "block":
-            return result.finished(unsafe, _WHY.get(self._on_unsafe, ""))
+        blocked = set(self._unsafe(result, range(result.count), "block"))
+        unsafe = [row for row in self._unsafe(result, range(result.count), "verify") if row not in blocked]
         after = [generator.get_state() for generator in generators]
         try:
-            for attempt in range(1, self._retries + 1):
+            for attempt in range(1, self._retries + 1 if unsafe else 1):
                 for generator, state in zip(generators, before, strict=True):
                     generator.set_state(state)
                 levels = tuple(attempt if row in unsafe else 0 for row in range(result.count))
                 result.take(self._run(call, levels), unsafe, attempts=attempt + 1)
-                unsafe = self._unsafe(result, unsafe)
+                blocked |= set(self._unsafe(result, unsafe, "block"))
+                unsafe = [row for row in self._unsafe(result, unsafe, "verify") if row not in blocked]
                 if not unsafe:
                     break
         finally:
             for generator, state in zip(generators, after, strict=True):
                 generator.set_state(state)
-        return result.finished(unsafe, _WHY[self._on_unsafe])
+        reasons = dict.fromkeys(sorted(blocked), _WHY["block"]) | dict.fromkeys(unsafe, _WHY["verify"])
+        return result.finished(reasons)
 
     def _run(self, call: dict[str, Any], levels: tuple[int, ...]) -> Result:
         """One run of the pipeline, of which every step was guarded, or a GuardError."""
@@ -319,26 +373,55 @@ class GuardedPipeline:
                 "and protect the pipeline again if its parts were replaced."
             )
         result.check_finite()
-        if self._on_unsafe == "verify" and self._verifier is None:
-            _refuse_unverified(result.decisions)
+        result.decisions = self._graded(result.decisions, result.count)
+        if self._verifier is None:
+            owners = [action for action in self._actions for _ in range(result.count)]
+            _refuse_unverified([d for d, action in zip(result.decisions, owners, strict=True) if action == "verify"])
         return result
 
     def _call_pipeline(self, call: dict[str, Any]) -> Any:
         """The pipeline's output; `Target` generates parts of a run here."""
         return self._pipe(**call)
 
-    def _unsafe(self, result: Result, rows: Iterable[int]) -> list[int]:
-        """Those of `rows` that may not be shown as they are."""
-        rows = list(rows)
-        blocks = self._on_unsafe == "block"
-        unsafe_rows = {d.image for d in result.decisions if d.unresolved or (blocks and d.fired)}
+    @property
+    def _actions(self) -> tuple[str, ...]:
+        """What happens with an unsafe image, guard by guard."""
+        return tuple(rule.action for rule in self._rules) or (self._on_unsafe,) * len(self.guards)
+
+    def _image_verifiers_of(self, action: str) -> list[ImageVerifier]:
+        """The image verifiers, of those that are asked, of the guards with this action."""
+        asked = set(map(id, self._image_verifiers))
+        verifiers = [guard.image_verifier for guard, of in zip(self.guards, self._actions, strict=True) if of == action]
+        return [verifier for verifier in verifiers if verifier is not None and id(verifier) in asked]
+
+    def _graded(self, decisions: list[Decision], count: int) -> list[Decision]:
+        """The decisions with the category and the grade of their concept's rule."""
+        if not self._rules:
+            return decisions
+        rules = [rule for rule in self._rules for _ in range(count)]
+        return [decision.under(rule.category, rule.grade) for decision, rule in zip(decisions, rules, strict=True)]
+
+    def _unsafe(self, result: Result, rows: Iterable[int], action: str) -> list[int]:
+        """Those of `rows` that may not be shown as they are, for the guards with this action ("verify" or "block")."""
+        rows, blocks = list(rows), action == "block"
+        actions = [of for of in self._actions for _ in range(result.count)]
+        decisions = [d for d, of in zip(result.decisions, actions, strict=True) if of == action]
+        unsafe_rows = {d.image for d in decisions if d.unresolved or (blocks and d.fired)}
+        image_verifiers = self._image_verifiers_of(action)
+        if blocks:
+            rules = [rule for rule in self._rules for _ in range(result.count)]
+            graded = zip(result.decisions, rules, strict=False)
+            unsafe_rows |= {d.image for d, rule in graded if d.fired and rule.blocks(d.grade)}
         if blocks and self._verifier is None:  # "verify" refuses a run of which a guard cannot tell
-            asked = set(map(id, self._image_verifiers))
+            asked = set(map(id, image_verifiers))
             looks = [id(guard.image_verifier) in asked for guard in self.guards for _ in range(result.count)]
-            decided = zip(result.decisions, looks, strict=True)
-            unsafe_rows |= {d.image for d, is_checked in decided if d.unverified and not is_checked}
-        verifiers: list[Verifier] = [verifier.sees for verifier in self._image_verifiers]
-        verifiers += [] if self._verifier is None else [self._verifier]
+            decided = zip(result.decisions, looks, actions, strict=True)
+            unsafe_rows |= {
+                d.image for d, is_checked, of in decided if of == action and d.unverified and not is_checked
+            }
+        verifiers: list[Verifier] = [verifier.sees for verifier in image_verifiers]
+        is_users = "verify" if "verify" in self._actions else "block"  # who acts on what the caller's own verifier says
+        verifiers += [self._verifier] if self._verifier is not None and action == is_users else []
         shown = [(row, image) for row in rows for image in images_of(result.images[row])] if verifiers else []
         for verifier in verifiers:
             flags = _flags_of(verifier, [image for _, image in shown])

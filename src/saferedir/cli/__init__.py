@@ -28,6 +28,7 @@ from saferedir.cli.judge import judge_app
 from saferedir.cli.methods import list_methods
 from saferedir.cli.negation import negation_app
 from saferedir.cli.pairs import pairs_app
+from saferedir.cli.policy import policy_app
 from saferedir.cli.serve import serve as serve_command
 from saferedir.cli.train import train_app
 from saferedir.cli.world import world_app
@@ -51,6 +52,7 @@ app.add_typer(train_app)
 app.command("bake", no_args_is_help=True)(bake_command)
 app.command("methods")(list_methods)
 app.add_typer(guards_app)
+app.add_typer(policy_app)
 app.add_typer(bench_app)
 app.add_typer(attack_app)
 app.command("board")(board_command)

@@ -1,1 +1,1 @@
-"""The inside of `protect`: the images of a pipeline's output, and the arguments of its call."""
+"""The inside of `protect`: policy files, the images of a pipeline's output, the arguments of its call."""

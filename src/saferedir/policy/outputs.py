@@ -67,21 +67,20 @@ class Result:
             for old, new in zip(self.decisions, other.decisions, strict=True)
         ]
 
-    def finished(self, blocked: Sequence[int], why: str) -> tuple[Any, list[Decision]]:
-        """The output to hand out, blanks in place of the `blocked` rows, and its decisions.
+    def finished(self, blocked: Mapping[int, str]) -> tuple[Any, list[Decision]]:
+        """The output to hand out, blanks in place of the blocked rows (row -> why), and its decisions.
 
         What the pipeline's own safety checker flagged is blocked too: it is black already, and nobody may take it for an
         image that the guards let through.
         """
-        reasons = dict.fromkeys(blocked, why)
+        reasons = dict(blocked)
         for row in self._flagged():
             reason = f"{NAME} flagged it (nsfw_content_detected)"
             reasons[row] = f"{reasons[row]}, and {reason}" if row in reasons else reason
-        blocked = sorted(reasons)
-        if blocked:
+        if reasons:
             self._blank_the_rest()
         for part in self._rows().values():
-            for row in blocked:
+            for row in reasons:
                 part[row] = _blank(part[row])
         decisions = [_blocked(d, reasons[d.image]) if d.image in reasons else d for d in self.decisions]
         if isinstance(self.output, tuple):
@@ -91,7 +90,7 @@ class Result:
             output.__class__ = guarded_class(type(output))
             for key, part in self.parts.items():
                 output[key] = part
-        output.decisions, output.blocked = list(decisions), [row in blocked for row in range(self.count)]
+        output.decisions, output.blocked = list(decisions), [row in reasons for row in range(self.count)]
         return output, decisions
 
 

@@ -1,0 +1,105 @@
+"""`saferedir policy`: explain a policy file, and say what another version of it changes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saferedir.cli.common import console, errors, escape, load_model, new_table, print_json, quiet
+from saferedir.cli.options import AsJson, Device
+
+if TYPE_CHECKING:
+    from saferedir.policy.rules import ConceptRule, Policy
+
+policy_app = typer.Typer(
+    name="policy", no_args_is_help=True, help="Policy files: concepts, guards and actions. Check one, compare two."
+)
+PolicyFile = Annotated[Path, typer.Argument(metavar="FILE", help="A policy, TOML or JSON.")]
+
+
+@policy_app.command("check", no_args_is_help=True)
+def check(
+    file: PolicyFile,
+    model: Annotated[
+        str | None, typer.Option(metavar="ID", help="A model; also look for anchors on which another guard acts.")
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Explain a policy in a table; exit code 1 if a guard is missing, cannot do its action, or redirects into another concept.
+
+    Example:  `saferedir policy check shop.toml --model pictoworld`
+    """
+    quiet()
+    from saferedir.policy.conflicts import anchor_conflicts, anchor_of
+    from saferedir.policy.rules import Policy
+    from saferedir.protect import guards_of, prompt_decisions, require_verifiers
+
+    policy = Policy.from_file(file)
+    guards, rules = guards_of(policy, None)
+    require_verifiers(guards, rules, None)
+    for profile in policy.profiles:
+        require_verifiers(guards, policy.for_profile(profile).concepts, None)
+    conflicts = []
+    if model:
+        conflicts = anchor_conflicts(partial(prompt_decisions, load_model(model, device=device)), guards, rules)
+    if as_json:
+        rows = [conflict._asdict() for conflict in conflicts]
+        print_json({**policy.to_dict(), "fingerprint": policy.fingerprint, "conflicts": rows})
+    else:
+        table = new_table("", "concept", "category", "guard", "anchor", "action", *policy.profiles, "grades")
+        for guard, rule in zip(guards, rules, strict=True):
+            of_profiles = [_action_in(policy, profile, rule.concept) for profile in policy.profiles]
+            table.add_row(
+                *map(escape, (rule.concept, rule.category, f"{rule.guard} ({guard.method})", anchor_of(guard), rule.action)),
+                *of_profiles, _grades(rule),
+            )  # fmt: skip
+        console.print(table)
+        console.print(f"{policy.name}, version {policy.version}, {policy.fingerprint[:16]}", highlight=False)
+    for conflict in conflicts:
+        errors.print(
+            f"{conflict.concept} redirects to {conflict.anchor!r}, on which the guard of {conflict.other} acts; "
+            "train it with another anchor.", soft_wrap=True, highlight=False, markup=False,
+        )  # fmt: skip
+    if conflicts:
+        raise typer.Exit(1)
+
+
+@policy_app.command("diff", no_args_is_help=True)
+def diff(
+    before: PolicyFile,
+    after: Annotated[Path, typer.Argument(metavar="OTHER", help="The policy to compare it with.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what another version changes; exit code 1 if it lets more through somewhere.
+
+    Example:  `saferedir policy diff shop.toml shop-2.toml`
+    """
+    from saferedir.policy.rules import Policy
+
+    changes = Policy.from_file(before).changes(Policy.from_file(after))
+    if as_json:
+        print_json([change._asdict() for change in changes])
+    elif not changes:
+        console.print("The policies say the same.")
+    else:
+        table = new_table("", "what", before.name, after.name, "")
+        for change in changes:
+            table.add_row(*map(escape, change[:3]), "weaker" if change.is_weaker else "")
+        console.print(table)
+    if any(change.is_weaker for change in changes):
+        raise typer.Exit(1)
+
+
+def _action_in(policy: Policy, profile: str, concept: str) -> str:
+    return next(rule.action for rule in policy.for_profile(profile).concepts if rule.concept == concept)
+
+
+def _grades(rule: ConceptRule) -> str:
+    parts: list[Any] = [
+        f"{name} ≥ {limit:g}{' (blocked)' if rule.blocks(name) else ''}" for name, limit in rule.grades.items()
+    ]
+    return ", ".join(parts)
