@@ -18,14 +18,16 @@ from torch import Tensor
 
 from saferedir import Guard, GuardConfigError, GuardError, attach
 from saferedir.guards.saferedir import SafeRedir
-from saferedir.guards.saferedir.hardening import at_once, by_evidence, by_streak, checks_left
+from saferedir.guards.saferedir.hardening import at_once, by_evidence, by_streak, checks_left, renoised
 from saferedir.guards.saferedir.manifold import PromptManifold, fit_manifold
 from saferedir.training.saferedir.manifold import measure_manifold, random_sequences
 
 from tests.conftest import PROMPT_WIDTH, make_pipeline  # isort: skip
 
 ANCHOR = torch.linspace(-1, 1, 77 * PROMPT_WIDTH).view(77, PROMPT_WIDTH)
-OFF = {"recheck": "next_step", "escalation": "streak", "latents_test": "off", "embeds_test": "off"}
+OFF = {
+    "recheck": "next_step", "escalation": "streak", "answer": "redirect", "latents_test": "off", "embeds_test": "off",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -74,6 +76,9 @@ def test_everything_is_off_by_default_and_packaged_guards_say_so() -> None:
         {"mode": "faithful", "recheck": "same_step"},
         {"mode": "faithful", "escalation": "evidence"},
         {"mode": "faithful", "embeds_test": "refuse"},
+        {"answer": "x"},
+        {"mode": "faithful", "answer": "renoise"},
+        {"answer": "renoise", "use_image": False},
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
@@ -374,3 +379,56 @@ def test_other_text_encoders_are_refused() -> None:
 
 
 assert NETWORK["prompt_dim"] == PROMPT_WIDTH
+
+
+# ------------------------------------------------------------------ fresh noise
+
+
+@pytest.mark.parametrize("frame", ["variance preserving", "flow", "last step"])
+def test_fresh_noise_lies_at_the_level_of_the_step(frame: str) -> None:
+    """The oracle: a deterministic step goes to p x0 + q eps, so the answer is p mean(x0) + q noise."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps, noise = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(3))
+    alpha, p = {"variance preserving": (0.6, 0.8), "flow": (0.3, 0.45), "last step": (0.98, 1.0)}[frame]
+    sigma, q = (1 - alpha, 1 - p) if frame == "flow" else ((1 - alpha**2) ** 0.5, (1 - p**2) ** 0.5)
+    sides = [torch.full((2, 1, 1, 1), value) for value in (alpha, sigma)]
+    out = renoised(p * x0 + q * eps, alpha * x0 + sigma * eps, x0, *sides, noise)
+    mean = x0.mean(dim=(2, 3), keepdim=True)
+    size = eps.flatten(1).square().mean(dim=1).sqrt().view(2, 1, 1, 1)
+    torch.testing.assert_close(out, p * mean + q * size * noise, atol=1e-4, rtol=1e-4)
+
+
+def test_fresh_noise_comes_where_the_level_rises_and_a_high_last_estimate_becomes_flat(pipe: Any) -> None:
+    settings = {"answer": "renoise", "escalation": "evidence", "patience": 2}
+    bare = call(pipe, ["a"], steps=8)
+    silent, decision = images_by_step(pipe, guard_of(**settings), 8)
+    assert torch.equal(silent[-1], bare) and "Fresh noise" not in decision.message
+    high, decision = images_by_step(pipe, guard_of(script(5.0), **settings), 8)
+    assert "Fresh noise" in decision.message and decision.unresolved
+    assert float(high[-1].flatten(2).std(dim=2).max()) < 0.02  # one value a channel, but for the last level's noise
+    once, decision = images_by_step(pipe, guard_of(script(5.0, 5.0, -5.0), **settings), 8)
+    assert "after 1 of the steps" in decision.message and not torch.allclose(once[1], high[0], atol=1e-3)
+    assert float(once[-1].flatten(2).std(dim=2).min()) > 0.1
+
+
+def test_fresh_noise_of_a_batch_is_that_of_single_runs(pipe: Any) -> None:
+    def image(x0: Tensor, t: Any) -> list[float]:
+        return [5.0 if float(row[0, 0, 0]) > 0 else -5.0 for row in x0]
+
+    def outputs(prompts: list[str], noise: Tensor) -> Tensor:
+        with attach(pipe, guard_of(image, answer="renoise", escalation="evidence")):
+            return call(pipe, prompts, latents=noise)
+
+    noise = latents(3)
+    whole = outputs(["a", "b", "c"], noise)
+    parts = torch.cat([outputs([name], noise[i : i + 1]) for i, name in enumerate("abc")])
+    torch.testing.assert_close(whole, parts, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "wan"])
+def test_fresh_noise_on_other_layouts(name: str) -> None:
+    network, pipe, case = redirector(name), pipeline(name), PIPELINES[name]
+    changes = {"prompt_threshold": 1e6, "image_threshold": -1e6, "use_image": True, "answer": "renoise"}
+    with attach(pipe, always(network, escalation="evidence", **changes)) as attached:
+        out = run(case, pipe, steps=2)
+    assert bool(torch.isfinite(out).all()) and "Fresh noise" in attached.decisions[0].message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from tests.conftest import make_pipeline
 
 from saferedir import Guard, GuardError, attach
-from saferedir.guards.saferedir import SafeRedir
+from saferedir.guards.saferedir import SafeRedir, SafeRedirConfig
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.training.saferedir import train as training_module
 from saferedir.training.saferedir.dataset import (
@@ -165,3 +166,29 @@ def test_too_few_pairs_are_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(GuardError, match="at least 10"):
         train_saferedir(make_pipeline(), PAIRS[:12], tmp_path / "guard", concept="x", config=QUICK)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_hardened_training_begins_with_a_guard_and_leaves_out_what_a_judge_contradicts(tmp_path: Path) -> None:
+    pipe = make_pipeline()
+    start = train_saferedir(pipe, PAIRS, tmp_path / "start", concept="x", config=QUICK)
+    changes = {"image_moves": 0.1, "prompt_moves": 0.3, "move_steps": 1, "final_frames": 0.5, "short_rollouts": 4}
+    config = dataclasses.replace(QUICK, steps=6, learning_rate=1e-6, **changes)
+    asked: list[int] = []
+
+    def shows(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return torch.arange(len(images)) < len(images) // 2 + 1  # one more than labelled
+
+    guard = train_saferedir(pipe, PAIRS, tmp_path / "hard", concept="x", config=config, start=start, shows=shows)
+    assert guard.config.training["mislabelled"] == 1 and asked[0] == 8
+    assert guard.config.training["started_from_a_guard"] and guard.config.training["image_moves"] == 0.1
+    for name, tensor in start.tensors().items():
+        if name != "anchor_prompt_embeds":
+            torch.testing.assert_close(guard.tensors()[name].float(), tensor.float(), atol=1e-3, rtol=1e-3)
+
+
+def test_a_guard_of_other_sizes_is_no_start(tmp_path: Path) -> None:
+    pipe = make_pipeline()
+    start = SafeRedir(SafeRedirConfig(concept="x", network={"prompt_dim": 32, "latent_channels": 4}))
+    with pytest.raises(GuardError, match="other sizes"):
+        train_saferedir(pipe, PAIRS, tmp_path / "guard", concept="x", config=QUICK, start=start)

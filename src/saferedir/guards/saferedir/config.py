@@ -11,6 +11,7 @@ MODES = ("default", "faithful")
 GATES = ("hard", "soft", "straight_through")
 RECHECKS = ("next_step", "same_step")
 ESCALATIONS = ("streak", "evidence")
+ANSWERS = ("redirect", "renoise")
 LATENTS_TESTS = ("off", "refuse", "refresh")
 EMBEDS_TESTS = ("off", "refuse")
 
@@ -44,6 +45,8 @@ class SafeRedirConfig(GuardConfig):
             step takes the place of the one that fired, for one more denoiser row an image until all are redirected.
         escalation: "streak": `patience` high checks in a row. "evidence": high checks and their margins add up, and the anchor
             comes at once where too few steps are left (`hardening.by_evidence`).
+        answer: "redirect": the image verdict changes the prompt's embeddings alone. "renoise": where that does not help, the
+            latents, too: fresh noise on a flat image at the same level (`hardening.needs_noise`).
         latents_test: what becomes of `latents` of the caller that do not look like noise: "off", "refuse" or "refresh".
         latents_false_positives: share of honest noise that may fail that test, in (0, 1).
         embeds_test: what becomes of `prompt_embeds` of the caller that no text encoder makes: "off" or "refuse"; needs a guard
@@ -71,6 +74,7 @@ class SafeRedirConfig(GuardConfig):
     carry_countdown: bool = False
     recheck: str = "next_step"
     escalation: str = "streak"
+    answer: str = "redirect"
     latents_test: str = "off"
     latents_false_positives: float = 1e-3
     embeds_test: str = "off"
@@ -83,6 +87,7 @@ class SafeRedirConfig(GuardConfig):
         self.require_choice("gate", GATES)
         self.require_choice("recheck", RECHECKS)
         self.require_choice("escalation", ESCALATIONS)
+        self.require_choice("answer", ANSWERS)
         self.require_choice("latents_test", LATENTS_TESTS)
         self.require_choice("embeds_test", EMBEDS_TESTS)
         self.require_number("latents_false_positives", above=0, below=1)
@@ -90,7 +95,9 @@ class SafeRedirConfig(GuardConfig):
             self.require(self.recheck == "next_step", "recheck", "next_step in faithful mode")
             self.require(self.escalation == "streak", "escalation", "streak in faithful mode")
             self.require(self.embeds_test == "off", "embeds_test", "off in faithful mode")
+            self.require(self.answer == "redirect", "answer", "redirect in faithful mode")
         self.require(self.use_image or self.recheck == "next_step", "recheck", "next_step where use_image is false")
+        self.require(self.use_image or self.answer == "redirect", "answer", "redirect where use_image is false")
         self.require_number("prompt_threshold", "image_threshold")
         self.require_number("last_threshold", or_none=True)
         self.require_number("scale", "hysteresis", at_least=0)

@@ -32,19 +32,29 @@ from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
 from saferedir.guards.saferedir.fit import require_anchors_fit, require_fit
 from saferedir.guards.saferedir.frames import highest_over_frames
-from saferedir.guards.saferedir.hardening import at_once, by_evidence, by_streak, checks_left, taken_again
+from saferedir.guards.saferedir.hardening import (
+    at_once,
+    by_evidence,
+    by_streak,
+    checks_left,
+    needs_noise,
+    renoised,
+    taken_again,
+)
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.manifold import PromptManifold
 from saferedir.guards.saferedir.network import Redirection, Redirector, RedirectorConfig, redirect, redirect_pooled
 from saferedir.guards.saferedir.redirect import match_length
 from saferedir.guards.saferedir.reference import load_reference_redirector
-from saferedir.guards.saferedir.state import RedirState, decisions, relative_shift, same_conditioning
+from saferedir.guards.saferedir.state import RedirState, decisions, relative_shift, row_seeds, same_conditioning
 from saferedir.guards.saferedir.trained_text import require_trained_text
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import FAMILIES
 
 logger = logging.getLogger(__name__)
 
+#: of the noise that `answer="renoise"` puts on, with the latents of each image
+NOISE_SEED = 0
 ANCHOR = "anchor_prompt_embeds"
 ANCHOR_POOLED = "anchor_pooled_embeds"
 
@@ -107,6 +117,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
     def uses(self, point: str) -> bool:
         if point in ("extra_embeds", "on_prediction") and self.config.recheck == "next_step":
             return False
+        if point == "on_step_end" and self.config.answer == "redirect":
+            return False
         return super().uses(point)
 
     # ------------------------------------------------------------------ one run
@@ -145,6 +157,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             redirected=torch.zeros(rows, dtype=torch.long, device=device),
             first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
             is_high=torch.zeros(rows, dtype=torch.bool, device=device),
+            renoised=torch.zeros(rows, dtype=torch.long, device=device),
             num_steps=run.num_steps,
             run_warning=run_warning,
             weak_end=weak_at(self.config, run.num_steps),
@@ -155,6 +168,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
             return self.faithful.embeds(step)
         state: RedirState = step.state
         state.standing, state.fired_now, state.candidate_level = step.conditioning, None, None
+        state.renoised_now = None
+        if self.config.answer == "renoise" and not state.row_seeds:
+            state.row_seeds = row_seeds(step.x_t)
         self._check_prompt(step, state)
         weight = torch.maximum(state.prompt_weight, state.image_weight)
         if self.config.gate == "hard" and not bool((weight > 0).any()):
@@ -233,13 +249,35 @@ class SafeRedir(Guard[SafeRedirConfig]):
             margin = score.detach() - self.config.image_threshold
             left = self._checks_left(step)
             outcome = by_evidence(state.unsafe_streak, state.level, margin, was_redirected, self.config.patience, left)
+        before = state.level
         state.unsafe_streak, state.level = outcome
+        if self.config.answer == "renoise":
+            rows = state.is_high if is_last else needs_noise(high, before, state.level)
+            threshold = self._last_threshold if is_last else self.config.image_threshold
+            state.renoised_now = self._gate(score, threshold) * rows
+            state.renoised = state.renoised + rows
         return x0
+
+    def on_step_end(self, step: Step, latents: Tensor) -> Tensor:
+        """Fresh noise where another prompt does not help; `answer="renoise"` only."""
+        state: RedirState = step.state
+        weight = state.renoised_now
+        if weight is None or not bool((weight > 0).any()):
+            return latents
+        assert step.x0 is not None
+        rows = weight.view(-1, *(1,) * (latents.ndim - 1))
+        noise = state.fresh_noise(step.x_t, NOISE_SEED, step.evaluation)
+        fresh = renoised(latents, step.x_t, step.x0, step.alpha, step.sigma, noise)
+        mixed = (rows * fresh.float() + (1 - rows) * latents.float()).to(latents.dtype)
+        return torch.where(rows > 0, mixed, latents)
 
     def _is_unresolved(self, last_score: Tensor) -> Tensor:
         """(B,) bool, whether the last estimate of a run still shows the concept."""
-        threshold = self.config.last_threshold
-        return last_score >= (self.config.image_threshold if threshold is None else threshold)
+        return last_score >= self._last_threshold
+
+    @property
+    def _last_threshold(self) -> float:
+        return self.config.image_threshold if self.config.last_threshold is None else self.config.last_threshold
 
     def gates(self, state: RedirState | FaithfulState) -> dict[str, Gate]:
         """ "prompt" and "image", whichever verdict has been given; none in faithful mode."""

@@ -86,3 +86,39 @@ def taken_again(pred: Tensor, shift: Tensor, weight: Tensor, *, is_hard: bool) -
     rows = weight.view(-1, *(1,) * (pred.ndim - 1))
     moved = (pred.float() + rows * shift).to(pred.dtype)
     return torch.where(rows > 0, moved, pred) if is_hard else moved
+
+
+def needs_noise(high: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """(B,) bool: images that fresh noise is put on, since another prompt did not help, or comes too late.
+
+    Args:
+        high: (B,) bool, whether the image score is at or above its threshold.
+        before, after: (B,) whole numbers, the level of escalation before and after this check.
+    """
+    return high & ((after > before) | (after >= ANCHOR_LEVEL))
+
+
+def renoised(latents: Tensor, x_t: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Latents at the level of `latents`, of a flat image with fresh noise.
+
+    A sampler's step leads to p x0 + q eps, eps = (x_t - alpha x0) / sigma, nearly or exactly; p is read off by least squares, and
+    what is left is noise of variance r. The result is p mean(x0) + sqrt(r) noise, the mean over all but channels. After the
+    last step p = 1 and r = 0: a flat image.
+
+    Args:
+        latents: (B, C, ..., h, w) after the step.
+        x_t: (B, C, ..., h, w) before it.
+        x0: (B, C, ..., h, w) the denoised estimate of the step.
+        alpha, sigma: (B, 1, ...) of x_t.
+        noise: (B, C, ..., h, w) of unit variance.
+    """
+    with torch.no_grad():
+        clean, after = x0.double(), latents.double()
+        eps = (x_t.double() - alpha.double() * clean) / sigma.double().clamp(min=1e-6)
+        basis = torch.stack([clean.flatten(1), eps.flatten(1)], dim=2)
+        share = torch.linalg.lstsq(basis, after.flatten(1)[..., None]).solution[:, 0, 0]
+        share = share.view(-1, *(1,) * (latents.ndim - 1))
+        left = (after - share * clean).flatten(1).square().mean(dim=1).sqrt().view_as(share)
+    mean = x0.float().flatten(2).mean(dim=2).view(*x0.shape[:2], *(1,) * (x0.ndim - 2))
+    flat: Tensor = share.float() * mean + left.float() * noise.float()
+    return flat.to(latents.dtype)

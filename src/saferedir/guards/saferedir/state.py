@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +34,9 @@ class RedirState:
     first_fired: Tensor  # (B,) int, -1 while nothing happened
     is_high: Tensor  # (B,) bool, whether the last image check was at or above the threshold
     is_retried: Tensor  # (B,) bool, redirected from step 0 whatever the verdicts say
+    renoised: Tensor  # (B,) int, steps after which fresh noise was put on
+    renoised_now: Tensor | None = None  # (B,) gate in [0, 1], whose latents get fresh noise after this step
+    row_seeds: tuple[int, ...] = ()
     fired_now: Tensor | None = None  # (B,) bool, whose prediction of this step was taken again
     score_before: Tensor | None = None  # (B,) image score of the predictions that were not
     candidate_level: Tensor | None = None  # (B,) int, level of the embeddings in the extra rows of this step
@@ -49,6 +53,17 @@ class RedirState:
     weak_end: str | None = None  # why its last image verdict says little
     prompt_scores: list[Tensor] = field(default_factory=list)
     image_scores: list[Tensor] = field(default_factory=list)
+
+    def fresh_noise(self, like: Tensor, seed: int, evaluation: int) -> Tensor:
+        """Noise like `like`, each row's from the row's own seed: a batch equals single runs."""
+        seeds = [(seed + row) * 1_000_003 + evaluation for row in self.row_seeds]
+        rows = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(each)) for each in seeds]
+        return torch.stack(rows).to(like.device)
+
+
+def row_seeds(latents: Tensor) -> tuple[int, ...]:
+    """A seed for each row of the latents that a run begins with."""
+    return tuple(zlib.crc32(row.detach().float().cpu().numpy().tobytes()) for row in latents)
 
 
 def same_conditioning(first: PromptEmbeds, second: PromptEmbeds) -> bool:
@@ -88,6 +103,8 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
             message = f"{message} That was after the layout of the image had settled; block this image."
         if bool(state.is_high[row]):
             message = f"{message} The image score was still above its threshold at the end; block this image."
+        if int(state.renoised[row]):
+            message = f"{message} Fresh noise was put on its latents after {int(state.renoised[row])} of the steps."
         message = " ".join(part for part in (message.strip(), state.run_warning, state.weak_end) if part)
         records.append(
             Decision(

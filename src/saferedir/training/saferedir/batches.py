@@ -61,6 +61,18 @@ def encode_text(
     return TextData(unsafe, safe, benign)
 
 
+def correctly_labelled(data: ImageData, is_shown: Tensor) -> ImageData:
+    """The images whose label agrees with what they show, is_shown (N,) bool: a model generates concepts unasked, and fails to."""
+    kept = (data.label.bool() == is_shown).nonzero()[:, 0]
+    return ImageData(
+        data.frames[kept],
+        data.prompts.rows(kept),
+        data.label[kept],
+        data.t,
+        None if data.scale is None else data.scale[kept],
+    )
+
+
 class TextBatch(NamedTuple):
     """Prompts, what they should become, and label (B,): 1 asks for the concept."""
 
@@ -100,11 +112,18 @@ class ImageBatch(NamedTuple):
         return ImageBatch(self.frames.to(device), self.t.to(device), prompts, self.label.to(device))
 
 
-def image_batch(data: ImageData, count: int, generator: torch.Generator) -> ImageBatch:
-    """Random frames of random steps, shifted by at most one latent cell and slightly disturbed."""
+def image_batch(data: ImageData, count: int, generator: torch.Generator, final_share: float = 0.0) -> ImageBatch:
+    """Random frames of random steps, shifted by at most one latent cell and slightly disturbed.
+
+    `final_share` of them are the last frames of their runs, at the times of others: what a run looks like that begins with a
+    finished image (inverted latents, image to image).
+    """
     rows = torch.randint(len(data.frames), (count,), generator=generator)
     steps = torch.randint(len(data.t), (count,), generator=generator)
-    frames = chosen_frames(data.frames[rows, steps], generator).float().clamp(-LATENT_CLAMP, LATENT_CLAMP)
+    shown = steps
+    if final_share:
+        shown = torch.where(torch.rand(count, generator=generator) < final_share, len(data.t) - 1, steps)
+    frames = chosen_frames(data.frames[rows, shown], generator).float().clamp(-LATENT_CLAMP, LATENT_CLAMP)
     shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
     frames = torch.roll(frames, shifts=tuple(shift), dims=(-2, -1))
     frames = frames + 0.05 * torch.randn(frames.shape, generator=generator)

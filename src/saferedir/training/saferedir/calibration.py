@@ -6,7 +6,7 @@ Thresholds: docs/methods/saferedir.md (14).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,11 +16,14 @@ from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.network import Redirector
 from saferedir.metrics import Rate, auroc
 from saferedir.pipelines.conditioning import PromptEmbeds
-from saferedir.training.saferedir.batches import ImageData, TextData
+from saferedir.pipelines.latents import decode_latents
+from saferedir.training.saferedir.batches import ImageData, TextData, correctly_labelled
 from saferedir.training.saferedir.losses import redirection_terms
 from saferedir.training.saferedir.thresholds import CONTAMINATION, choose_threshold
 
 ROWS_AT_ONCE = 64
+#: images (N, 3, H, W) in [0, 1] -> (N,) bool
+Shows = Callable[[Tensor], Tensor]
 #: positions of the thresholds in the gap between benign and unsafe scores, see `choose_threshold`. The image verdict comes after
 #: the prompt's and acts on every image, so a false alarm counts for more than a miss; the last one only starts a retry.
 PROMPT_SHARE, IMAGE_SHARE, LAST_SHARE = 0.5, 2 / 3, 0.5
@@ -76,6 +79,17 @@ def joint_scores(network: Redirector, images: ImageData) -> Tensor:
             steps.append(highest_over_frames(both, frames, t.expand(len(frames))).cpu())
         parts.append(torch.stack(steps, dim=1))
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def checked_labels(pipe: Any, data: ImageData, shows: Shows) -> ImageData:
+    """The roll-outs of which the last estimate, decoded, shows what their prompt's label says."""
+    device = pipe.device
+    flags = [
+        shows(decode_latents(pipe, data.frames[chunk, -1].to(device).float()).cpu()).cpu()
+        for chunk in chunks(len(data.frames))
+    ]
+    return correctly_labelled(data, torch.cat(flags))
 
 
 def chunks(count: int) -> list[slice]:

@@ -58,15 +58,21 @@ def mask_term(predicted: Tensor, target: Tensor, real: Tensor | None) -> Tensor:
 
 
 def redirection_terms(
-    network: Redirector, given: PromptEmbeds, wanted: PromptEmbeds, label: Tensor, teacher_forcing: bool
+    network: Redirector,
+    given: PromptEmbeds,
+    wanted: PromptEmbeds,
+    label: Tensor,
+    teacher_forcing: bool,
+    mask_target: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms about the redirection, each a scalar; in benign rows (label 0) `wanted` is `given`, so no token moves.
 
     Under masks only the real tokens of `given` count, for an image keeps the mask of its own prompt: a shorter safe prompt
-    is wanted with its last token repeated, of a longer one the beginning.
+    is wanted with its last token repeated, of a longer one the beginning. `mask_target`: (B, L) in place of the tokens in which
+    `given` and `wanted` differ, where `given` was moved by an attack.
     """
     e, e_safe, real = given.prompt, without_padding(wanted), given.mask
-    mask_target = moved_tokens(e, e_safe, real)
+    mask_target = moved_tokens(e, e_safe, real) if mask_target is None else mask_target
     predicted = network.redirection(e, real, given.pooled)
     config = network.config
     used = replace(predicted, mask=mask_target[:, None].expand_as(predicted.mask)) if teacher_forcing else predicted

@@ -19,7 +19,7 @@ from saferedir.guards.saferedir.trained_text import require_trained_text, text_l
 from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.pipelines.text_settings import text_settings
 from saferedir.training.saferedir.batches import encode_text
-from saferedir.training.saferedir.calibration import calibrate
+from saferedir.training.saferedir.calibration import Shows, calibrate, checked_labels
 from saferedir.training.saferedir.dataset import Pair, check_call, hash_pairs
 from saferedir.training.saferedir.rollouts import (
     SHORT_IMAGES,
@@ -87,6 +87,7 @@ def calibrate_guard(
     progress: Progress = SILENT,
     note: Mapping[str, Any] | None = None,
     is_paired: bool = True,
+    shows: Shows | None = None,
 ) -> SafeRedir:
     """A new guard with the weights of `guard`, and thresholds, fingerprint and record of this pipeline as it stands.
 
@@ -97,6 +98,8 @@ def calibrate_guard(
         work: folder for finished roll-outs, so that an interrupted calibration goes on.
         note: more plain data for the record, such as where the prompts came from.
         is_paired: whether the two prompts of a pair say the same but for the concept; if not, no distance is measured.
+        shows: images (N, 3, H, W) in [0, 1] -> (N,) bool, whether they show the concept: a judge. Roll-outs that disagree with
+            their prompt's label are left out, and counted in the record.
 
     Raises:
         GuardConfigError: for a guard of another kind, or fewer than 20 prompts on a side.
@@ -135,6 +138,13 @@ def calibrate_guard(
                     on_progress=advance,
                 )
             )  # fmt: skip
+    left_out: dict[str, Any] = {}
+    if shows is not None:
+        kept_images = [checked_labels(pipe, data, shows) for data in images]
+        for label, side in ((0, "benign"), (1, "unsafe")):
+            counts = [sum(int((data.label == label).sum()) for data in some) for some in (images, kept_images)]
+            left_out[side] = counts[0] - counts[1]
+        images = kept_images
     previous = guard.config
     text = encode_text(
         pipe, pairs, config.call, text_lengths(pipe, config.call, previous.training.get("text_lengths", ()))
@@ -165,6 +175,7 @@ def calibrate_guard(
             **calibration.record,
             "prompts": hash_pairs(pairs),
             "verdicts": list(config.verdicts),
+            **({"mislabelled": left_out} if left_out else {}),
             **(note or {}),
         },
     )

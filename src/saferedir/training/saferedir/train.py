@@ -6,6 +6,7 @@ renamed to `out`; a run that was killed goes on from there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from saferedir.errors import GuardConfigError
 from saferedir.guards.saferedir.assessment import verdict
@@ -25,14 +27,23 @@ from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 from saferedir.guards.saferedir.trained_text import text_lengths, text_record
 from saferedir.pipelines.families import family_of
 from saferedir.pipelines.fingerprint import backbone_fingerprint
-from saferedir.training.saferedir.batches import ImageData, TextData, encode_text, image_batch, text_batch
-from saferedir.training.saferedir.calibration import calibrate, evaluate
+from saferedir.training.saferedir.adversarial import moved_frames, moved_prompts
+from saferedir.training.saferedir.batches import (
+    ImageData,
+    TextBatch,
+    TextData,
+    encode_text,
+    image_batch,
+    text_batch,
+)
+from saferedir.training.saferedir.calibration import Shows, calibrate, checked_labels, evaluate
 from saferedir.training.saferedir.dataset import (
     VIEWS,
     Pair,
     check_call,
     encode_on_cpu,
     hash_pairs,
+    moved_tokens,
     read_pairs,
     split_pairs,
     without_padding,
@@ -53,6 +64,10 @@ from saferedir.utils.locks import output_lock
 from saferedir.utils.progress import SILENT, Progress
 
 MIN_PAIRS = 10
+#: steps of the roll-outs that `TrainConfig.short_rollouts` counts
+BRIEF_STEPS = (2, 4, 6)
+#: one batch in this many is from each of them
+BRIEF_EVERY = 9
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,11 @@ class TrainConfig(Checked):
         anchor: a prompt whose embedding is the last resort of the escalation; None: the first safe prompt.
         network: overrides of `RedirectorConfig` fields.
         loss: weights of the terms of the loss.
+        image_moves: largest root mean square of adversarial moves of unsafe frames, in the latents' units; 0 for none.
+        prompt_moves: largest length of adversarial moves of the tokens of unsafe prompts, relative to the token's; 0 for none.
+        move_steps: gradient steps of each such move.
+        final_frames: share of the frames that are the last ones of their run at the times of others, in [0, 1].
+        short_rollouts: images generated for training in each of the runs of 2, 4 and 6 steps; 0 for none.
 
     Example:
         >>> from saferedir.training.saferedir.train import TrainConfig
@@ -109,6 +129,11 @@ class TrainConfig(Checked):
     anchor: str | None = None
     network: dict[str, Any] = field(default_factory=dict)
     loss: LossWeights = field(default_factory=LossWeights)
+    image_moves: float = 0.0
+    prompt_moves: float = 0.0
+    move_steps: int = 3
+    final_frames: float = 0.0
+    short_rollouts: int = 0
 
     def __post_init__(self) -> None:
         self.require(self.image_input in VIEWS, "image_input", ", ".join(VIEWS))
@@ -117,7 +142,10 @@ class TrainConfig(Checked):
         self.require_whole("evaluate_every", at_least=1)
         self.require_whole("seed", at_least=0)
         self.require_number("learning_rate", above=0)
-        self.require_number("guidance_scale", at_least=0)
+        self.require_number("guidance_scale", "image_moves", "prompt_moves", at_least=0)
+        self.require_number("final_frames", at_least=0, at_most=1)
+        self.require_whole("move_steps", at_least=1)
+        self.require_whole("short_rollouts", at_least=0)
         self.require_number("held_out", "false_positive_rate", at_least=0, below=1)
         self.require(are_shares(self.contamination), "contamination", "two shares from 0 to below 0.5")
         if self.calibration_scales is not None:
@@ -140,6 +168,8 @@ def train_saferedir(
     progress: Progress = SILENT,
     log: Callable[[dict[str, Any]], None] | None = None,
     overwrite: bool = False,
+    start: SafeRedir | None = None,
+    shows: Shows | None = None,
 ) -> SafeRedir:
     """Train a SafeRedir guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists.
 
@@ -152,6 +182,9 @@ def train_saferedir(
         progress: shows how far it is; default: nothing is shown.
         log: called with the scores of every evaluation.
         overwrite: whether a guard that stands at `out` may be replaced.
+        start: a guard whose weights the training begins with; None for random ones.
+        shows: images (N, 3, H, W) in [0, 1] -> (N,) bool, whether they show the concept: a judge. Roll-outs that disagree with
+            their prompt's label are then left out of training and calibration. Not the judge that the guard is measured with.
 
     Returns:
         The guard, with thresholds and the verdict of its calibration (`guard.config.calibration`).
@@ -168,7 +201,7 @@ def train_saferedir(
     pairs = Path(pairs).expanduser() if isinstance(pairs, str) else pairs
     with output_lock(Path(out), nested=True) as folder:
         check_guard_folder(folder, overwrite, "pass overwrite=True")
-        return _train(pipe, pairs, folder, concept, config or TrainConfig(), progress, log)
+        return _train(pipe, pairs, folder, concept, config or TrainConfig(), progress, log, start, shows)
 
 
 def _train(
@@ -179,6 +212,8 @@ def _train(
     config: TrainConfig,
     progress: Progress,
     log: Callable[[dict[str, Any]], None] | None,
+    start: SafeRedir | None,
+    shows: Shows | None,
 ) -> SafeRedir:
     rows = read_pairs(pairs) if isinstance(pairs, Path) else list(pairs)
     training, held_out = split_pairs(rows, config.held_out, config.seed)
@@ -191,7 +226,7 @@ def _train(
             )
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    _claim(work / "plan.json", config, rows, concept, pipe)
+    _claim(work / "plan.json", config, rows, concept, pipe, start)
     clock = WorkClock(work / "seconds.json")
 
     def logged(scores: dict[str, Any]) -> None:
@@ -204,7 +239,18 @@ def _train(
     images = generate_images(
         pipe, training, config.rollouts, config, work, progress, "generating training images", tick=clock.tick
     )
+    brief = [
+        generate_images(
+            pipe, training, config.short_rollouts, config, work, progress, f"generating training images in {steps} steps",
+            steps=steps, tick=clock.tick,
+        )
+        for steps in (BRIEF_STEPS if config.short_rollouts else ())
+    ]  # fmt: skip
     held_images, short = held_out_images(pipe, held_out, config, work, progress, clock.tick)
+    made = (len(images.label), len(held_images.label))
+    if shows is not None:
+        images, *brief = (checked_labels(pipe, data, shows) for data in (images, *brief))
+        held_images, *short = (checked_labels(pipe, data, shows) for data in (held_images, *short))
     pooled = text.unsafe.pooled
     sizes = {
         "prompt_dim": text.unsafe.prompt.shape[-1],
@@ -216,9 +262,12 @@ def _train(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         network = Redirector(RedirectorConfig.from_dict({**sizes, **config.network}))
+    if start is not None:
+        network.load_state_dict(_weights_of(start, network))
     best = fit_redirector(
-        network, text, images, held_text, held_images, config, work, progress, logged, on_cpu=pipe.device.type == "cpu"
-    )
+        network, text, images, held_text, held_images, config, work, progress, logged,
+        on_cpu=pipe.device.type == "cpu", is_warm=start is not None, brief=brief,
+    )  # fmt: skip
     network.load_state_dict(best["network"])
     calibration = calibrate(
         network.eval(), held_text, held_images, config.false_positive_rate,
@@ -237,10 +286,10 @@ def _train(
             **{k: v for k, v in asdict(config).items() if k not in ("network", "loss", "calibration_scales")},
             "loss": config.loss.to_dict(),
             **text_record(pipe, config.call, lengths),
-            "rollouts": len(
-                images.label
-            ),  # that many were made, where the pairs did not do for as many as were asked for
-            "held_out_rollouts": len(held_images.label),
+            "rollouts": made[0],  # that many were made, where the pairs did not do for as many as were asked for
+            "held_out_rollouts": made[1],
+            "mislabelled": made[0] - len(images.label) if shows is not None else None,
+            "started_from_a_guard": start is not None,
             "pairs": sum(p.unsafe is not None for p in rows),
             "benign_prompts": sum(p.unsafe is None for p in rows),
             "best_step": best["step"],
@@ -261,9 +310,34 @@ def _train(
     return guard
 
 
-def _claim(path: Path, config: TrainConfig, rows: Sequence[Pair], concept: str, pipe: Any) -> None:
+def _weights_of(guard: SafeRedir, network: Redirector) -> dict[str, Tensor]:
+    """The weights to begin with; GuardConfigError where the guard's network has other sizes."""
+    weights, wanted = guard.network.state_dict(), network.state_dict()
+    if guard.config.mode != "default" or {k: v.shape for k, v in weights.items()} != {
+        k: v.shape for k, v in wanted.items()
+    }:
+        raise GuardConfigError(
+            f"the guard for {guard.config.concept!r} has a network of other sizes, so it is no start for this training; "
+            "give `network` the sizes in its guard_config.json, or no start."
+        )
+    return {name: value.detach().cpu().float() for name, value in weights.items()}
+
+
+def _digest(guard: SafeRedir | None) -> str | None:
+    if guard is None:
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(guard.network.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _claim(
+    path: Path, config: TrainConfig, rows: Sequence[Pair], concept: str, pipe: Any, start: SafeRedir | None
+) -> None:
     """Refuse to mix two plans, or two models, in one work folder."""
     plan = {
+        **({} if start is None else {"start": _digest(start)}),
         "config": asdict(config),
         "concept": concept,
         "pairs": hash_pairs(rows),
@@ -357,8 +431,15 @@ def fit_redirector(
     log: Callable[[dict[str, Any]], None] | None,
     *,
     on_cpu: bool = False,
+    is_warm: bool = False,
+    brief: Sequence[ImageData] = (),
 ) -> dict[str, Any]:
-    """Optimise; returns the checkpoint with the best held-out score: mean AUROC of the two verdicts - distance left."""
+    """Optimise; returns the checkpoint with the best held-out score: mean AUROC of the two verdicts - distance left.
+
+    `is_warm`: whether the network begins as that of a guard, so that no masks are forced. `brief`: roll-outs of fewer steps, each
+    of which one batch in `BRIEF_EVERY` is from. Held-out data are not moved, so under adversarial moves the last checkpoint is
+    kept in place of the best one.
+    """
     accelerator = Accelerator(cpu=on_cpu)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps, config.learning_rate * 0.02)
@@ -376,11 +457,19 @@ def fit_redirector(
         for step in range(start, config.steps):
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             words = text_batch(text.lengths[step % len(text.lengths)], config.batch, generator).to(device)
-            views = image_batch(images, config.batch, generator).to(device)
-            given, shown = words.given, views.prompts
+            chosen = step % BRIEF_EVERY
+            data = brief[chosen] if chosen < len(brief) else images
+            views = image_batch(data, config.batch, generator, config.final_frames).to(device)
             model.train()
-            terms = redirection_terms(network, *words, teacher_forcing=step < config.steps // 3)
-            image, joint = network.image_and_joint_logits(views.frames, views.t, shown.prompt, shown.mask, shown.pooled)
+            words, mask_target = _attacked_words(network, words, config, generator)
+            frames = views.frames
+            if config.image_moves:
+                how = (config.image_moves, config.move_steps, generator)
+                frames = moved_frames(network, frames, views.t, views.label, *how)
+            given, shown = words.given, views.prompts
+            teacher_forcing = step < config.steps // 3 and not is_warm
+            terms = redirection_terms(network, *words, teacher_forcing=teacher_forcing, mask_target=mask_target)
+            image, joint = network.image_and_joint_logits(frames, views.t, shown.prompt, shown.mask, shown.pooled)
             terms["classification"] = classification_term(
                 (network.prompt_logits(given.prompt, given.mask, given.pooled), words.label),
                 (image, views.label),
@@ -405,7 +494,7 @@ def fit_redirector(
                     )
                 left = [scores[name] for name in ("distance", "pooled_distance") if name in scores]
                 mean = (scores["prompt_auroc"] + scores["image_auroc"]) / 2 - sum(left) / len(left)
-                if mean > best["score"]:
+                if mean > best["score"] or config.image_moves or config.prompt_moves:
                     weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
                     best = {"step": step + 1, "score": mean, "network": weights}
                 if log is not None:
@@ -420,3 +509,27 @@ def fit_redirector(
                 with replacing(checkpoint) as temporary:
                     torch.save(state, temporary)
     return best
+
+
+def _attacked_words(
+    network: Redirector, words: TextBatch, config: TrainConfig, generator: torch.Generator
+) -> tuple[TextBatch, Tensor | None]:
+    """The prompts, moved by an attack in every second row of each side, and the mask target of those that were not moved."""
+    if not config.prompt_moves:
+        return words, None
+    given = words.given
+    target = moved_tokens(given.prompt, without_padding(words.wanted), given.mask)
+    chosen = torch.arange(0, len(words.label), 2, device=words.label.device)
+    moved = moved_prompts(
+        network,
+        given.rows(chosen),
+        target[chosen],
+        words.label[chosen],
+        config.prompt_moves,
+        config.move_steps,
+        generator,
+    )
+    prompt = given.prompt.index_put((chosen,), moved.prompt)
+    benign = (words.label == 0).view(-1, 1, 1)
+    wanted = words.wanted._replace(prompt=torch.where(benign, prompt, words.wanted.prompt))
+    return TextBatch(given._replace(prompt=prompt), wanted, words.label), target

@@ -1,0 +1,196 @@
+"""Trains hardened SafeRedir guards for PictoWorld, each idea alone and all together, from the packaged ones.
+
+Run: python benchmarks/harden_guards.py --tasks star --variants image prompt both --out runs/hardened
+Prompts are those of guard-train: 700 pairs as the packaged guards had them, 500 whose attributes are phrased at levels of their
+own, and 300 in which other words, too, are misspelt; 500 benign prompts and 200 misspelt ones. Roll-outs: 240 of 20 steps, and 60
+each of 2, 4 and 6. Thresholds come from 416 roll-outs of guard-validation prompts, those left out of which the CNN judge says
+otherwise than the prompt. Roll-outs are shared by the variants; a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+from benchmarks.calibrate_guards import prompts as validation_prompts
+from torch import Tensor
+
+import saferedir as sr
+from saferedir.cli.common import progress_bar
+from saferedir.guards.saferedir import SafeRedir
+from saferedir.guards.storage import find_guard
+from saferedir.pictoworld.captions import MAX_CHARACTERS, sentence
+from saferedir.pictoworld.evaluation import load_judge
+from saferedir.pictoworld.phrases import LEVELS, choose_phrase, misspell, noise_part
+from saferedir.pictoworld.tasks import TASKS, Task, pair, retain_prompts
+from saferedir.training.saferedir.dataset import Pair
+from saferedir.training.saferedir.recalibrate import CalibrationConfig, calibrate_guard
+from saferedir.training.saferedir.train import TrainConfig, train_saferedir
+
+SPLIT = "guard-train"
+BASE: dict[str, Any] = {
+    "steps": 180,
+    "batch": 32,
+    "learning_rate": 3e-4,
+    "held_out": 0.1,
+    "evaluate_every": 180,
+    "calibration_scales": (4.0,),
+}
+IMAGE = {"image_moves": 0.15, "final_frames": 0.3, "short_rollouts": 60}
+PROMPT = {"prompt_moves": 0.5}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "image": IMAGE, "prompt": PROMPT, "both": {**IMAGE, **PROMPT}, "data": {"short_rollouts": 60},
+}  # fmt: skip
+
+
+def recombined(task: Task, rng: random.Random) -> Pair | None:
+    """A pair whose attributes are phrased at levels of their own."""
+    unsafe, safe = pair(task, SPLIT, rng)
+    phrases, anchored = dict(unsafe.phrases), dict(safe.phrases)
+    for attribute, value in task.forget.items():
+        phrase = choose_phrase(attribute, value, rng.choice(LEVELS), rng, "train")
+        phrases[attribute] = phrase
+        if attribute not in task.anchor:
+            anchored[attribute] = phrase
+    order = rng.randrange(2**31)
+    return _short(sentence(phrases, random.Random(order)), sentence(anchored, random.Random(order)))
+
+
+def misspelt(text: str, count: int, rng: random.Random) -> str:
+    """`count` words of at least four letters with typing errors that belong to training."""
+    words = text.split()
+    long = [index for index, word in enumerate(words) if sum(map(str.isalpha, word)) > 3]
+    for index in rng.sample(long, min(count, len(long))):
+        for _ in range(20):
+            other = misspell(words[index], rng)
+            if noise_part(other) == "train":
+                words[index] = other
+                break
+    return " ".join(words)
+
+
+def _short(unsafe: str, safe: str) -> Pair | None:
+    is_pair = unsafe.lower() != safe.lower() and max(len(unsafe), len(safe)) <= MAX_CHARACTERS
+    return Pair(unsafe, safe) if is_pair else None
+
+
+def _misspelt_pair(task: Task, rng: random.Random) -> Pair | None:
+    unsafe, safe = (prompt.text for prompt in pair(task, SPLIT, rng))
+    return _short(misspelt(unsafe, rng.choice((1, 2, 3)), rng), safe)
+
+
+def _usual_pair(task: Task, rng: random.Random) -> Pair | None:
+    return _short(*(prompt.text for prompt in pair(task, SPLIT, rng)))
+
+
+def hardened_pairs(task: Task) -> list[Pair]:
+    """Prompts of the training split."""
+    rng, found = random.Random(f"harden/{task.name}"), {}
+    for make, count in ((_usual_pair, 700), (recombined, 1200), (_misspelt_pair, 1500)):
+        while len(found) < count:
+            row = make(task, rng)
+            if row is not None:
+                found.setdefault(str(row.unsafe).lower(), row)
+    benign = [prompt.text for prompt in retain_prompts(task, SPLIT, 700, 1)]
+    benign[500:] = [misspelt(text, rng.choice((1, 2)), rng) for text in benign[500:]]
+    return [*found.values(), *(Pair(None, text) for text in benign)]
+
+
+def judge_of(task: Task) -> Any:
+    """Whether images show the task's concept, by the CNN judge, broken or not."""
+    judge = load_judge()
+
+    def shows(images: Tensor) -> Tensor:
+        return judge.judge(images.clamp(0, 1)).is_labelled(dict(task.forget))
+
+    return shows
+
+
+def main() -> None:
+    """Train and calibrate what is missing in --out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["star"], choices=list(TASKS))
+    parser.add_argument("--variants", nargs="+", default=["both"], choices=[*VARIANTS, "calibrated"])
+    parser.add_argument("--out", type=Path, default=Path("runs/hardened"))
+    parser.add_argument(
+        "--calibration", type=Path, default=Path("runs/calibrated"), help="of calibrate_guards.py, its roll-outs"
+    )
+    parser.add_argument("--rollouts", type=int, default=240, help="of 20 steps, for training")
+    parser.add_argument("--validation", type=int, default=416, help="roll-outs for the thresholds")
+    options = parser.parse_args()
+    pipe = sr.load_pipeline("pictoworld")
+    with progress_bar() as bar:
+        for name in options.tasks:
+            task, shows = TASKS[name], judge_of(TASKS[name])
+            packaged = SafeRedir.from_pretrained(find_guard(f"pictoworld/{name}"))
+            for variant in options.variants:
+                out = options.out / f"{name}-{variant}"
+                if out.exists():
+                    continue
+                guard = packaged
+                if variant != "calibrated":
+                    raw = options.out / f"{name}-{variant}.raw"
+                    if not raw.exists():
+                        _share(options.out / f"{name}.rollouts", work := raw.with_name(raw.name + ".work"))
+                        _train(pipe, task, raw, variant, packaged, shows, bar, work, options)
+                    guard = SafeRedir.from_pretrained(raw)
+                calibration = CalibrationConfig(rollouts=options.validation, verdicts=VERDICTS)
+                _share(options.calibration / f"{name}.work", shared := options.out / f"{name}.calibration")
+                made = calibrate_guard(
+                    pipe, guard, validation_prompts(task, options.validation // 2), config=calibration, shows=shows,
+                    work=shared, progress=bar, note={"split": "pictoworld guard-validation"},
+                )  # fmt: skip
+                made.save_pretrained(out)
+                print(name, variant, _summary(made), flush=True)
+
+
+VERDICTS = ("prompt", "image")
+
+
+def _train(
+    pipe: Any, task: Task, raw: Path, variant: str, packaged: SafeRedir, shows: Any, bar: Any, work: Path, options: Any
+) -> None:
+    anchor = packaged.config.training["anchor"]
+    counts = {"rollouts": options.rollouts, "held_out_rollouts": options.rollouts // 6}
+    config = TrainConfig(**{**BASE, **counts, **VARIANTS[variant], "anchor": anchor})
+    shared = options.out / f"{task.name}.rollouts"
+
+    def keep(scores: dict[str, Any]) -> None:
+        shared.mkdir(parents=True, exist_ok=True)
+        for path in work.glob("rollout-*.safetensors"):
+            if not (shared / path.name).exists():
+                shutil.copy(path, shared / path.name)
+        print(task.name, variant, {name: round(value, 4) for name, value in scores.items()}, flush=True)
+
+    train_saferedir(
+        pipe,
+        hardened_pairs(task),
+        raw,
+        concept=task.name,
+        config=config,
+        progress=bar,
+        log=keep,
+        start=packaged,
+        shows=shows,
+    )
+
+
+def _share(source: Path, work: Path) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("rollout-*.safetensors"):
+        if not (work / path.name).exists():
+            shutil.copy(path, work / path.name)
+
+
+def _summary(guard: SafeRedir) -> str:
+    record = guard.config.calibration
+    thresholds = {key: getattr(guard.config, f"{key}_threshold") for key in ("prompt", "image", "last")}
+    return json.dumps({key: {"threshold": round(value, 3), **record[key]} for key, value in thresholds.items()})
+
+
+if __name__ == "__main__":
+    main()
