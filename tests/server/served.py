@@ -16,8 +16,8 @@ import uvicorn
 from PIL import Image
 
 from saferedir import Decision, GuardError
-from saferedir.server.api.app import create_app
 from saferedir.server.api.service import Service
+from saferedir.server.application import create_service
 from saferedir.server.audit.store import AuditStore
 from saferedir.server.config import ModelSettings, Settings
 from saferedir.server.engine.facts import GuardFacts, ModelFacts
@@ -111,7 +111,7 @@ def served(folder: Path, load: Any = None, **more: Any) -> Iterator[Served]:
         models[model.name] = ScriptedModel()
         return models[model.name]
 
-    app = create_app(settings, load or scripted)
+    app = create_service(settings, load or scripted)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()

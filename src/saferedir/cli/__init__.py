@@ -29,6 +29,7 @@ from saferedir.cli.methods import list_methods
 from saferedir.cli.negation import negation_app
 from saferedir.cli.pairs import pairs_app
 from saferedir.cli.policy import policy_app
+from saferedir.cli.reports import reports_app
 from saferedir.cli.serve import serve as serve_command
 from saferedir.cli.train import train_app
 from saferedir.cli.world import world_app
@@ -60,6 +61,7 @@ app.add_typer(judge_app)
 app.add_typer(world_app)
 app.command("serve")(serve_command)
 app.add_typer(audit_app)
+app.add_typer(reports_app)
 app.command("inspect", no_args_is_help=True)(inspect_command)
 
 

@@ -66,6 +66,7 @@ class Profile(_Table):
         requests_per_minute: of one key.
         images_per_request: the largest `n`.
         models: those that may be used; none named: all.
+        may_review: whether reports of others may be read and decided, and guards be trained by them; without keys everybody may.
     """
 
     on_unsafe: PolicyName = "verify"
@@ -73,6 +74,7 @@ class Profile(_Table):
     requests_per_minute: Annotated[float, Field(gt=0)] = 600.0
     images_per_request: Annotated[int, Field(ge=1, le=64)] = 10
     models: tuple[str, ...] = ()
+    may_review: bool = False
 
 
 class ApiKey(_Table):
@@ -106,6 +108,22 @@ class PlaygroundSettings(_Table):
     enabled: bool = False
     bench: str = "runs"
     gallery: Annotated[int, Field(ge=0, le=100)] = 12
+
+
+class ReportSettings(_Table):
+    """What becomes of reports.
+
+    Attributes:
+        folder: for the guards that are trained by them.
+        pairs: concept -> file of the prompt pairs that its guard was made from; the embedded world's are known.
+        training: fields of SafeRedir's `TrainConfig` that are not the default.
+        n: prompts in each bench cell before and after.
+    """
+
+    folder: str = "runs/serve/reports"
+    pairs: dict[str, str] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    n: Annotated[int, Field(ge=1)] = 50
 
 
 class Limits(_Table):
@@ -145,6 +163,7 @@ class Settings(_Table):
     audit: AuditSettings = AuditSettings()
     limits: Limits = Limits()
     playground: PlaygroundSettings = PlaygroundSettings()
+    reports: ReportSettings = ReportSettings()
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

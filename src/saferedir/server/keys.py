@@ -24,6 +24,11 @@ class Caller:
     name: str
     profile: Profile
 
+    @property
+    def may_review(self) -> bool:
+        """Whether reports of others may be read and decided."""
+        return self.profile.may_review or self.name == LOCAL
+
 
 def new_key() -> tuple[str, str]:
     """A random key, and the SHA-256 to write into the configuration."""

@@ -21,7 +21,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None] = lambda address: 
     require_extra("uvicorn", "server", "the service")
     import uvicorn
 
-    from saferedir.server.api.app import create_app
+    from saferedir.server.application import create_service
 
     class Server(uvicorn.Server):
         """Says when it is bound, and to what."""
@@ -33,7 +33,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None] = lambda address: 
                 host = f"[{settings.host}]" if ":" in settings.host else settings.host
                 on_ready(f"http://{host}:{port}")
 
-    app = create_app(settings)
+    app = create_service(settings)
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, access_log=False, log_level="warning", server_header=False,
         timeout_graceful_shutdown=30,

@@ -18,6 +18,7 @@ from saferedir.server.api.images import images_router, invalid
 from saferedir.server.api.information import information_router
 from saferedir.server.api.metrics import Metrics
 from saferedir.server.api.moderation import moderation_router
+from saferedir.server.api.reports import reports_router
 from saferedir.server.api.service import Service
 from saferedir.server.audit.store import AuditStore
 from saferedir.server.audit.writer import AuditWriter
@@ -59,12 +60,8 @@ def create_app(settings: Settings, load: Loader = load_model) -> FastAPI:
         summary="Guarded image generation in the shape of OpenAI's Images API.",
     )  # fmt: skip
     app.state.service = service
-    for router in (images_router(service), moderation_router(service), information_router(service)):
-        app.include_router(router)
-    if settings.playground.enabled:
-        from saferedir.server.playground.mounting import mount_playground
-
-        mount_playground(app, service)
+    for make_router in (images_router, moderation_router, reports_router, information_router):
+        app.include_router(make_router(service))
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)

@@ -22,7 +22,7 @@ logger = logging.getLogger("saferedir.server")
 
 #: bytes of a body that brings no image; a million unknown fields in it would each be an error to write down
 TEXT_BODY = 262_144
-TEXT_ROUTES = frozenset({"/v1/images/generations", "/v1/checks"})
+TEXT_ROUTES = frozenset({"/v1/images/generations", "/v1/checks", "/v1/reports"})
 #: what a proxy adds: requests of others then seem to come from this machine
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 #: routes that have a label of their own; anything else that clients invent is "other"
 ROUTES = (
     "/v1/images/generations", "/v1/images/edits", "/v1/moderations", "/v1/checks", "/v1/models", "/v1/guards", "/v1/policies",
-    "/healthz", "/readyz", "/metrics",
+    "/v1/reports", "/healthz", "/readyz", "/metrics",
 )  # fmt: skip
 
 

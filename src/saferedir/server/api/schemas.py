@@ -207,6 +207,32 @@ class CheckAnswer(BaseModel):
     guards: list[CheckedGuard]
 
 
+class ReportRequest(_Request):
+    """POST /v1/reports: what is wrong with an image.
+
+    Attributes:
+        image_id: `id` of an image, or one of the `image_ids` of a refusal.
+        problem: the concept is there ("missed"), it was refused or changed without reason ("false_alarm"), or another.
+        concept: default: the one guard's that the image has.
+        prompt: where the audit keeps hashes only, a reviewer cannot learn it elsewhere; it must be the image's.
+    """
+
+    image_id: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_check_text)]
+    problem: Literal["missed", "false_alarm", "other"]
+    concept: Annotated[str, Field(max_length=200), AfterValidator(_check_text)] | None = None
+    note: Annotated[str, Field(max_length=4000), AfterValidator(_check_text)] = ""
+    prompt: Prompt | None = None
+
+
+class ReportAnswer(BaseModel):
+    """A report that waits for a reviewer."""
+
+    id: str
+    status: Literal["open", "accepted", "rejected"]
+    image_id: str
+    concept: str
+
+
 class ModelItem(BaseModel):
     """A model, as OpenAI lists them."""
 
