@@ -33,6 +33,8 @@ from saferedir.pipelines.listed import unpadded
 bind = functools.partial
 #: not a tensor: these pipelines ask for its size
 PICTURE = {**SIZE, "image": pt_to_pil(2 * make_picture() - 1)[0]}
+#: Kandinsky 3 rounds up to 64
+LARGE = {"height": 64, "width": 128}
 SHORT = {**SIZE, "max_sequence_length": 24}
 
 
@@ -128,6 +130,22 @@ CASES = (
         bind(newer.make_chroma, diffusers.ChromaImg2ImgPipeline),
         {**SHORT, **FLOW_IMAGE_TO_IMAGE},
     ),
+    PipelineCase("cogview-3-plus", "cogview-3-plus", newer.make_cogview3, SHORT),
+    PipelineCase("kandinsky-3", "kandinsky-3", newer.make_kandinsky3, LARGE),
+    PipelineCase(
+        "kandinsky-3-img2img",
+        "kandinsky-3",
+        bind(newer.make_kandinsky3, diffusers.Kandinsky3Img2ImgPipeline),
+        {"image": make_picture(), "strength": 0.7},
+    ),
+    PipelineCase(
+        "krea-2",
+        "krea-2",
+        newer.make_krea2,
+        SHORT,
+        unguided={"guidance_scale": 0.0},
+        guidance_is_sequential=True,
+    ),
     sequential("nucleus-image", "nucleus-image", newer.make_nucleus_image, SIZE),
     sequential("ovis-image", "ovis-image", newer.make_ovis, SHORT),
 )
@@ -141,6 +159,8 @@ def embeds_arguments(pipe: Any, embeds: PromptEmbeds, prefix: str = "") -> dict[
     mask = embeds.mask
     if mask is None:
         mask = torch.ones(embeds.prompt.shape[:2])  # some want one that nobody reads
+    if family_of(pipe).prompt_layers:
+        embeds = embeds._replace(prompt=embeds.prompt.unflatten(2, (len(pipe.text_encoder_select_layers), -1)))
     if family_of(pipe).listed:
         return {f"{prefix}prompt_embeds": unpadded(embeds.prompt.detach(), mask)}
     given = {
@@ -148,5 +168,6 @@ def embeds_arguments(pipe: Any, embeds: PromptEmbeds, prefix: str = "") -> dict[
         f"{prefix}pooled_prompt_embeds": embeds.pooled,
         f"{prefix}prompt_attention_mask": mask,
         f"{prefix}prompt_embeds_mask": mask,
+        f"{prefix}attention_mask": mask,
     }
     return {name: value.detach() for name, value in given.items() if name in names and value is not None}

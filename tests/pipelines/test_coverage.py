@@ -117,8 +117,8 @@ def test_prompts_that_change_from_frame_to_frame_are_refused() -> None:
 ACCEPTED = {name for family in FAMILIES.values() for name in family.pipelines}
 #: task -> (diffusers' own table, how many of it are to be guarded)
 TASKS = {
-    "text to image": (auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING, 37),
-    "image to image": (auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, 21),
+    "text to image": (auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING, 40),
+    "image to image": (auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, 22),
     "inpainting": (auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING, 16),
 }
 

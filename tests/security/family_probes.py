@@ -35,7 +35,7 @@ def with_settings(name: str, **settings: Any) -> PipelineCase:
 
 
 SAFE, FORGET = "a moon", "a star"  # as many tokens each, so that masks say nothing about the words
-MASK_ARGUMENTS = {"prompt_attention_mask", "prompt_embeds_mask"}
+MASK_ARGUMENTS = {"prompt_attention_mask", "prompt_embeds_mask", "attention_mask"}
 ENCODER_SETTINGS = ("max_sequence_length", "system_prompt", "complex_human_instruction")
 STEERED, HEARD = 1e-4, 1e-2  # relative distances: below the first it is the same output, above the second another one
 #: made short where the case's own settings are slow
@@ -137,6 +137,8 @@ LENGTHS = {
     "aura-flow": 0,
     "wan": 0,
     "flux-2": 0,
+    "cogview-3-plus": 0,
+    "krea-2": 0,
     "chroma": 0,
     "ovis-image": 0,
 }
@@ -406,7 +408,7 @@ def writing(is_below: bool) -> Attempt:
             given = values["prompt_embeds"]
             if isinstance(given, list):
                 return {"prompt_embeds": [*given[:-1], *embeds]}
-            return {"prompt_embeds": torch.cat([given[: len(given) - 1], embeds])}
+            return {"prompt_embeds": torch.cat([given[: len(given) - 1], embeds.view(-1, *given.shape[1:])])}
 
         call = target.pipe if is_below else None
         inputs = ["latents", "prompt_embeds"]

@@ -294,6 +294,119 @@ def make_cogview4(cls: Any = diffusers.CogView4Pipeline) -> Any:
     )
 
 
+def make_cogview3() -> Any:
+    transformer = alive(
+        lambda: diffusers.CogView3PlusTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=T5_WIDTH,
+            time_embed_dim=8,
+            condition_dim=4,
+            pos_embed_max_size=16,
+            sample_size=8,
+        ),
+        text_proj=6.0,
+        to_v=3.0,
+    )
+    return diffusers.CogView3PlusPipeline(
+        tokenizer=make_t5_tokenizer(),
+        text_encoder=make_t5(),
+        vae=make_vae(),
+        transformer=transformer,
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
+        ),
+    )
+
+
+def make_kandinsky3(cls: Any = diffusers.Kandinsky3Pipeline) -> Any:
+    """Its latents are a 64th of the image's sides, made larger by 8."""
+    unet = alive(
+        lambda: diffusers.Kandinsky3UNet(
+            time_embedding_dim=16,
+            groups=2,
+            attention_head_dim=4,
+            layers_per_block=2,
+            block_out_channels=(16, 32),
+            cross_attention_dim=8,
+            encoder_hid_dim=T5_WIDTH,
+        ),
+        projection_linear=4.0,
+        to_v=4.0,
+        to_out=2.0,
+    )
+    movq = alive(
+        lambda: diffusers.VQModel(
+            latent_channels=4,
+            block_out_channels=(8,) * 4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            norm_num_groups=2,
+            num_vq_embeddings=12,
+            scaling_factor=1.0,
+        )
+    )
+    return cls(
+        tokenizer=make_t5_tokenizer(),
+        text_encoder=make_t5(),
+        unet=unet,
+        scheduler=diffusers.DDPMScheduler(clip_sample=False),
+        movq=movq,
+    )
+
+
+class ThreeAxes(Qwen3Model):
+    """A language model that is given a token's place on three axes, which are one."""
+
+    def forward(self, *args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        return super().forward(*args, position_ids=position_ids[0], **kwargs)
+
+
+def make_krea2() -> Any:
+    transformer = alive(
+        lambda: diffusers.Krea2Transformer2DModel(
+            in_channels=64,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=32,
+            timestep_embed_dim=16,
+            text_hidden_dim=LLM_WIDTH,
+            num_text_layers=3,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=1,
+            text_intermediate_size=32,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(8, 4, 4),
+        ),
+        txt_in=3.0,
+        to_v=3.0,
+    )
+
+    class Short(diffusers.Krea2Pipeline):
+        """No instructions: one token behind a prompt and its padding, the end of an empty text."""
+
+        prompt_template_encode_prefix = property(lambda self: "", lambda self, value: None)
+        prompt_template_encode_suffix = property(lambda self: "", lambda self, value: None)
+        prompt_template_encode_start_idx = property(lambda self: 0, lambda self, value: None)
+        prompt_template_encode_num_suffix_tokens = property(lambda self: 1, lambda self, value: None)
+
+    return type("Krea2Pipeline", (Short,), {"__module__": diffusers.Krea2Pipeline.__module__})(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=make_qwen_vae(),
+        text_encoder=make_llm(3, ThreeAxes),
+        tokenizer=make_chat_tokenizer(),
+        text_encoder_select_layers=(1, 2, 3),
+    )
+
+
 FLUX_LIKE = {
     "patch_size": 1,
     "in_channels": 64,

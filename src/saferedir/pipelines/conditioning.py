@@ -106,6 +106,11 @@ def cat_lengths(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([padded(part) for part in parts])
 
 
+def flat_layers(prompt: Tensor) -> Tensor:
+    """(N, L, K * D) of embeddings (N, L, K, D), K states a token; embeddings (N, L, D) themselves."""
+    return prompt.flatten(2) if prompt.ndim == 4 else prompt
+
+
 def no_prompt(rows: Tensor) -> PromptEmbeds:
     """The embeddings of prompts without a token, (N, 0, 1), one for each row of `rows`: families that read no text."""
     return PromptEmbeds(rows.new_zeros(rows.shape[0], 0, 1))

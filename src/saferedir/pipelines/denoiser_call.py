@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import GuardError
-from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds, cat_lengths, no_prompt
+from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds, cat_lengths, flat_layers, no_prompt
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.families.facts import CONDITIONAL, Part
 
@@ -123,6 +123,8 @@ class Call(NamedTuple):
     def _prompt(self) -> Tensor:
         """(R, L, D); where the denoiser is given them for each frame, those of the first one, if all are the same."""
         prompt = _get(self.family.prompt_arg, self.args, self.kwargs)
+        if self.family.prompt_layers:
+            return flat_layers(prompt)
         if not self.family.is_prompt_per_frame:
             return prompt
         frames = prompt.unflatten(0, (self.latents.shape[0], -1))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.conditioning import PromptEmbeds, flat_layers
 from saferedir.pipelines.families import family_of
 from saferedir.pipelines.listed import padded
 from saferedir.pipelines.text_settings import named_arguments
@@ -36,7 +36,7 @@ def encode_prompts(
     for name in names.keys() & defaults.keys():
         if defaults[name].default not in (empty, None):
             settings[name] = defaults[name].default
-    settings |= dict(call or {})
+    settings |= {**family.encoder_settings, **(call or {})}
     settings |= {"num_images_per_prompt": 1, "num_videos_per_prompt": 1, "do_classifier_free_guidance": False}
     settings |= {"device": pipe._execution_device}
     settings = {name: value for name, value in settings.items() if name in names and name != "prompt"}
@@ -48,7 +48,7 @@ def encode_prompts(
         if family.listed:
             parts += [padded([prompt]) for prompt in values["prompt"]]
             continue
-        parts.append(PromptEmbeds(values["prompt"], values.get("pooled"), values.get("mask")))
+        parts.append(PromptEmbeds(flat_layers(values["prompt"]), values.get("pooled"), values.get("mask")))
     return parts[0].cat(*parts[1:])
 
 

@@ -44,7 +44,7 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
         "architecture": {
             "family": family.name,
             "denoiser": type(denoiser).__name__,
-            "prompt_width": denoiser.config.get(family.prompt_width),
+            "prompt_width": family.prompt_width_in(denoiser.config),
             "latent_channels": denoiser.config.get("in_channels"),
             "prediction_type": prediction_type(pipe.scheduler),
             "shapes": _shapes_hash(denoiser),

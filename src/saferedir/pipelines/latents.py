@@ -49,7 +49,8 @@ class PixelSpace(nn.Module):
 
 def vae_of(pipe: Any) -> Any:
     """The autoencoder of a pipeline, or `PixelSpace` where its kind has none (`DDPMPipeline`)."""
-    return pipe.vae if hasattr(pipe, "vae") else PixelSpace()
+    name = next((name for name in ("vae", "movq") if hasattr(pipe, name)), None)
+    return PixelSpace() if name is None else getattr(pipe, name)
 
 
 def latent_constants(vae: Any) -> LatentConstants:
@@ -118,6 +119,8 @@ def decode_latents(pipe: Any, latents: Tensor) -> Tensor:
     """
     vae = vae_of(pipe)
     _refuse_patched(vae)
+    if hasattr(vae, "quantize"):
+        raise UnsupportedPipelineError(f"a {type(vae).__name__} is decoded by its pipeline only.")
     if isinstance(vae, PixelSpace):
         return (latents / 2 + 0.5).clamp(0, 1)
     if encodes_videos(vae):
@@ -174,19 +177,21 @@ def latent_shape(pipe: Any, call: Mapping[str, Any] | None = None) -> tuple[int,
     factor = int(_pixels_per_latent(pipe) or getattr(pipe, "vae_scale_factor_spatial", None) or 8)
     frames = asked.get("num_frames") or _call_default(pipe, "num_frames") or 1
     temporal = int(getattr(pipe, "vae_scale_factor_temporal", None) or 1)
-    if not hasattr(pipe, "vae"):
+    vae = vae_of(pipe)
+    if isinstance(vae, PixelSpace):
         return int(pipe.unet.config.in_channels), 1, int(height), int(width)
-    config = pipe.vae.config
-    channels, patch = int(config.get("latent_channels") or config.get("z_dim") or 16), 2 if is_patched(pipe.vae) else 1
+    config = vae.config
+    channels, patch = int(config.get("latent_channels") or config.get("z_dim") or 16), 2 if is_patched(vae) else 1
     factor *= patch
     return channels * patch**2, (int(frames) - 1) // temporal + 1, int(height) // factor, int(width) // factor
 
 
 def _pixels_per_latent(pipe: Any) -> int | None:
     """How many pixels, each way, a latent stands for, where the pipeline or its autoencoder says it; 1 without autoencoder."""
-    if not hasattr(pipe, "vae"):
+    vae = vae_of(pipe)
+    if isinstance(vae, PixelSpace):
         return 1
-    levels = getattr(getattr(pipe.vae, "config", None), "block_out_channels", None)
+    levels = getattr(getattr(vae, "config", None), "block_out_channels", None)
     if not hasattr(pipe, "vae_scale_factor") and levels:
         return int(2 ** (len(levels) - 1))
     factor: int | None = getattr(pipe, "vae_scale_factor", None)

@@ -1,7 +1,8 @@
-"""Lists with one tensor a row, which Z-Image's transformer takes and returns, as one tensor for all rows, and the way back.
+"""Arguments of a denoiser in another form than tensors (R, L, D), and the way back: lists and layers.
 
-Used by `seam.hooks`, so that nothing else meets a list, and by `encoding`. Shapes: latents, a list of (C, 1, h, w), are
-(R, C, h, w); prompts, a list of (L_i, D), are (R, L, D) under a mask (R, L).
+Z-Image's transformer takes and returns lists with one tensor a row: latents, a list of (C, 1, h, w), are (R, C, h, w); prompts, a
+list of (L_i, D), are (R, L, D) under a mask (R, L). Krea 2's takes K states a token: prompts (R, L, K, D) are (R, L, K * D).
+Used by `seam.hooks`, so that nothing else meets them, and by `encoding`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,38 @@ def padded(prompts: Sequence[Tensor]) -> PromptEmbeds:
 def unpadded(prompt: Tensor, mask: Tensor) -> Rows:
     """Inverse of `padded`: the tokens of each row that are not masked."""
     return [row[real.bool()] for row, real in zip(prompt, mask, strict=True)]
+
+
+class Layers:
+    """The prompts of one family's denoiser; the same prompts are flattened once, so that guards know them again."""
+
+    def __init__(self, family: Family) -> None:
+        self._name = family.prompt_arg[1] if family.prompt_layers else ""
+        self._known: list[
+            tuple[Tensor, Tensor]
+        ] = []  # (R, L, K, D), (R, L, K * D): of the prompts, and of the negative ones
+        self._layers = 1
+
+    def flat(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Keyword arguments with prompts (R, L, K * D); `kwargs` themselves in families without layers."""
+        prompt = kwargs.get(self._name) if self._name else None
+        if not isinstance(prompt, Tensor) or prompt.ndim != 4:
+            return kwargs
+        self._layers = prompt.shape[2]
+        flat = next((flat for given, flat in self._known if given is prompt), None)
+        if flat is None:
+            flat = prompt.flatten(2)
+            self._known = [*self._known[-1:], (prompt, flat)]
+        return {**kwargs, self._name: flat}
+
+    def apart(
+        self, answer: tuple[tuple[Any, ...], dict[str, Any]] | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Inverse of `flat` for what is to be written into a call."""
+        if answer is None or not self._name:
+            return answer
+        args, kwargs = answer
+        return args, {**kwargs, self._name: kwargs[self._name].unflatten(2, (self._layers, -1))}
 
 
 class Lists:

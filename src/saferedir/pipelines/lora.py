@@ -122,6 +122,8 @@ def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
         )
     before = {path: list(layer.active_adapters) for path, layer in lora_layers(denoiser)}
     trainable = {path: value.requires_grad for path, value in denoiser.named_parameters() if ".lora_" in path}
+    # peft freezes the rest, by which matrix products may round otherwise even where no gradient is asked for
+    thawed = [value for path, value in denoiser.named_parameters() if value.requires_grad and ".lora_" not in path]
     dtype = getattr(denoiser, "dtype", torch.float32)  # what it computes in, where weights are stored in 8 bits
     state = {f"guard.{key}": value.to(dtype) for key, value in tensors.items()}
     try:
@@ -131,7 +133,9 @@ def _inject(denoiser: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
                 denoiser.load_lora_adapter(state, prefix="guard", adapter_name=name, low_cpu_mem_usage=True)
             else:  # PixArt, Lumina
                 _inject_by_peft(denoiser, name, {key.removeprefix("guard."): value for key, value in state.items()})
-    finally:  # both change with every adapter that comes or goes
+    finally:  # all three change with every adapter that comes or goes
+        for value in thawed:
+            value.requires_grad_(True)
         for module_path, layer in lora_layers(denoiser):
             layer._active_adapter = before.get(module_path, [])
         for module_path, value in denoiser.named_parameters():

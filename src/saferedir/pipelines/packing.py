@@ -93,6 +93,11 @@ def grid_of_img_shapes(kwargs: Mapping[str, Any]) -> Grid:
     return int(rows), int(columns)
 
 
+def grid_of_position_ids(kwargs: Mapping[str, Any]) -> Grid:
+    """The grid from Krea 2's `position_ids` (L + h*w, 3): those of the prompt's L tokens come first."""
+    return grid_of_ids(kwargs["position_ids"][kwargs["encoder_hidden_states"].shape[1] :])
+
+
 def unpack_1x1(tokens: Tensor, grid: Grid) -> Tensor:
     """(R, h*w + M, C) -> (R, C, h, w) of the first h*w tokens; the M behind them are of other images."""
     rows, columns = grid
@@ -114,6 +119,9 @@ FLUX_PACKING = Packing(grid_of_img_ids, unpack_2x2, pack_2x2, 4)
 
 #: Qwen-Image: packed as FLUX, the grid in an argument of its own
 QWEN_PACKING = FLUX_PACKING._replace(grid=grid_of_img_shapes)
+
+#: Krea 2: packed as FLUX, one set of ids for prompt and latents
+KREA_PACKING = FLUX_PACKING._replace(grid=grid_of_position_ids)
 
 #: FLUX.2, whose latents are patches already
 FLUX2_PACKING = Packing(grid_of_img_ids, unpack_1x1, pack_1x1, 1)

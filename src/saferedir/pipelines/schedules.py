@@ -21,7 +21,7 @@ v x0 = (alpha/n)(x/n) - (sigma/n) m; EDM, with n = sqrt(d^2 + sigma^2) (arXiv:22
 x0 = (d/n)^2 x +- (sigma d/n) m, plus for "edm_epsilon:d", minus for "edm_v_prediction:d"; TrigFlow, "trigflow:d"
 (arXiv:2410.11081, Sec. 4; arXiv:2503.09641): x0 = alpha x - (sigma/d) m.
 
-Refused: inverse and discrete-token schedulers, and those of other families (CogVideoX, LTX, ...).
+Refused: inverse and discrete-token schedulers, CogVideoX DPM++ (another `step`), and those of other families.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ SCHEDULER_KINDS: dict[str, str] = {
     "PNDMScheduler": "vp",
     "LCMScheduler": "vp",
     "TCDScheduler": "vp",
+    "CogVideoXDDIMScheduler": "vp",
     "LMSDiscreteScheduler": "ve",
     "EulerDiscreteScheduler": "ve",
     "EulerAncestralDiscreteScheduler": "ve",

@@ -26,6 +26,7 @@ HISTORIES: dict[str, tuple[str, ...]] = {
     "DDPMParallelScheduler": (),
     "LCMScheduler": (),
     "TCDScheduler": (),
+    "CogVideoXDDIMScheduler": (),
     "LMSDiscreteScheduler": ("derivatives",),
     "EulerDiscreteScheduler": (),
     "EulerAncestralDiscreteScheduler": (),

@@ -41,9 +41,17 @@ class GuardRows(NamedTuple):
 class ExtraRows:
     """Extra rows of one run: guards give them once, and say before each denoiser call which of them are in it."""
 
-    def __init__(self, guards: Sequence[Guard[Any]], run: Run, layout: Layout, *, has_mask: bool = False) -> None:
+    def __init__(
+        self,
+        guards: Sequence[Guard[Any]],
+        run: Run,
+        layout: Layout,
+        *,
+        has_mask: bool = False,
+        may_lengthen: bool = True,
+    ) -> None:
         self._guards, self._layout, self._solver = tuple(guards), layout, run.solver
-        self._has_mask = has_mask
+        self._has_mask, self._may_lengthen = has_mask, may_lengthen
         self._asked = [rows_of_run(guard, run) for guard in guards]
         self._rows = [GuardRows()] * len(self._guards)
         self._latents: Tensor | None = None  # what the last step returned
@@ -62,7 +70,15 @@ class ExtraRows:
                 f"guard {methods[0]!r} adds rows to the denoiser's calls, and perturbed-attention guidance divides these by "
                 "their number, so that it would take other rows than its own; call with pag_scale=0, or use a guard without rows."
             )
-        return extra_of(self._rows, used.cond, used.uncond if self._layout.has_both else None, has_mask=self._has_mask)
+        extra = extra_of(self._rows, used.cond, used.uncond if self._layout.has_both else None, has_mask=self._has_mask)
+        length = used.cond.prompt.shape[1]
+        if extra and not self._may_lengthen and any(block.prompt.shape[1] > length for block in extra.blocks):
+            raise GuardError(
+                f"a guard's words are longer than the prompt's {length} tokens, and this denoiser takes the mean of all tokens, "
+                "padding included, so that the image would change; call it with a longer prompt, or use a guard without "
+                "words of its own (saferedir, duo, safe_denoiser)."
+            )
+        return extra
 
     def second(self, uncond: PromptEmbeds) -> Extra | None:
         """For the unconditional call, where it comes after the conditional one."""

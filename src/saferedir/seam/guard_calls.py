@@ -191,15 +191,16 @@ def match_shape(wanted: PromptEmbeds, given: PromptEmbeds, *, has_set_lengths: b
     return PromptEmbeds(*map(part, wanted, given))  # type: ignore[arg-type]
 
 
-def check_mask(mask: Tensor) -> None:
+def check_mask(mask: Tensor, is_nothing: Tensor | None = None) -> None:
     """Raise GuardError unless a prompt mask (R, L) holds 0 and 1 only, and a 1 in every row.
 
     Denoisers turn a mask into a bias on attention: of other numbers, or of zeros alone, they make something else than a
-    guard reads.
+    guard reads. `is_nothing`: (R,) rows of negative prompts whose embeddings are zeros; they hide nothing, and need no token.
     """
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise GuardError("a prompt mask holds other values than 0 and 1; pass the mask that encode_prompt returns.")
-    if not bool((mask != 0).any(dim=1).all()):
+    has_token = (mask != 0).any(dim=1)
+    if not bool((has_token if is_nothing is None else has_token | is_nothing).all()):
         raise GuardError("a prompt's mask leaves no token, so no guard can read it; pass the mask of the prompt.")
 
 

@@ -19,7 +19,7 @@ from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import Family, unwrapped
-from saferedir.pipelines.listed import Lists, Rows
+from saferedir.pipelines.listed import Layers, Lists, Rows
 from saferedir.pipelines.schedules import check_scheduler
 from saferedir.seam.feature_hooks import MARK, AttentionHooks, SkipHooks
 from saferedir.seam.given_latents import PREPARE, GivenLatents
@@ -81,13 +81,13 @@ class Hooks:
 
         # Plain functions, because deepcopy copies a bound method's owner, and with it the whole pipeline again;
         # not to be compiled, because they decide anew at every call.
-        lists = Lists(family)
+        lists, layers = Lists(family), Layers(family)
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if family.listed:
                 answer = moments.before_denoiser(module, Call(family, (), lists.tensors(args, kwargs)))
                 return None if answer is None else lists.lists(answer[1], args)
-            return moments.before_denoiser(module, Call(family, args, kwargs))
+            return layers.apart(moments.before_denoiser(module, Call(family, args, layers.flat(kwargs))))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if family.listed:

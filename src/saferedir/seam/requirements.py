@@ -75,7 +75,7 @@ def missing_text_encoders(pipe: Any, family: Family) -> list[str]:
     side_by_side = [name for name, position in positions.items() if position in ("first", "channels")]
     if missing and set(missing) < set(side_by_side):
         width = sum(int(getattr(pipe, name).config.hidden_size) for name in side_by_side if name not in missing)
-        if width == unwrapped(getattr(pipe, family.denoiser)).config.get(family.prompt_width):
+        if width == family.prompt_width_in(unwrapped(getattr(pipe, family.denoiser)).config):
             missing = []
     held = [name for name in family.text_encoders if getattr(pipe, name, None) is not None]
     if getattr(pipe, "processor", None) is not None:  # which is given the texts, and tokenizes them

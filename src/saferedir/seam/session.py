@@ -87,7 +87,13 @@ class Session:
         self._states = [call_guard(guard, "start", guard.start, run) for guard in self.guards]
         self._users = users_of(self.guards)
         self.layout = Layout(run.batch_size, parts or family.parts(is_guided=run.guided))
-        self._extra = ExtraRows(self.guards, run, self.layout, has_mask=family.mask_kwarg is not None)
+        self._extra = ExtraRows(
+            self.guards,
+            run,
+            self.layout,
+            has_mask=family.mask_kwarg is not None,
+            may_lengthen=not family.padding_is_read,
+        )
         self._conditions = Conditions(
             self._users,
             self.layout,
@@ -309,7 +315,7 @@ class Session:
         """This moment, before the denoiser call with model input `latents` (R, C, h, w) and `mask` (R, L)."""
         self._check_evaluation()
         if mask is not None:
-            check_mask(mask)
+            check_mask(mask, self._is_nothing(given))
         model_input = first_channels(self.layout.split(latents)[0], self._channels)
         time = self.run.timesteps[self.evaluation]
         steps = Steps(
@@ -331,6 +337,14 @@ class Session:
             scaled = scaled_for_model(self._scheduler, self._frame).like(model_input)
             steps.update(x_t=model_input, alpha=scaled.alpha, sigma=scaled.sigma)
         return steps
+
+    def _is_nothing(self, given: Conditioning) -> Tensor:
+        """(R,) bool: rows of negative prompts of zeros, as they are where a pipeline has none (Kandinsky 3)."""
+        rows = []
+        for part, half in zip(self.layout.parts, self.layout.halves(given), strict=False):
+            is_zero = ~half.prompt.flatten(1).any(dim=1)
+            rows.append(is_zero if part in ("uncond", "blank") else torch.zeros_like(is_zero))
+        return torch.cat(rows)
 
     def _current(self) -> Steps:
         if self._steps is None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saferedir.pipelines.conditioning import flat_layers
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.listed import padded
 from saferedir.pipelines.text_settings import named_arguments
@@ -46,6 +47,7 @@ class PromptTexts:
         embeds = parts[self._family.encoded.index("prompt")]
         if self._family.listed:
             embeds = padded(embeds).prompt
+        embeds = flat_layers(embeds)
         if texts and len(embeds) % len(texts) == 0:
             copies = len(embeds) // len(texts)  # images per prompt
             self._records.append((tuple(text for text in texts for _ in range(copies)), embeds.detach()))

@@ -16,6 +16,8 @@ from saferedir.pipelines.families import (
     flux,
     flux2,
     flux_like,
+    kandinsky3,
+    krea2,
     qwen_image,
     stable_diffusion,
     text_free,
@@ -39,7 +41,11 @@ __all__ = [
     "unwrapped",
 ]
 
-_GROUPS = (stable_diffusion, flux, transformers, video, qwen_image, flux2, z_image, cogview4, flux_like, text_free)
+_GROUPS = (
+    *(stable_diffusion, flux, transformers, video),
+    *(qwen_image, flux2, z_image, cogview4, flux_like, kandinsky3, krea2),
+    text_free,
+)
 _ROWS = tuple(row for group in _GROUPS for row in group.ROWS)
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ROWS}

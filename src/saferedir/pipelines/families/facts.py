@@ -85,6 +85,9 @@ class Family:
         packing: how latents become a sequence; None where the denoiser takes (R, C, h, w).
         sign: denoiser output times `sign` is what the scheduler is given.
         prompt_width: denoiser config entry with the width D of the prompt embeddings.
+        prompt_layers: denoiser config entry with the number K of states of each token that it is given one beside the other,
+            (R, L, K, D); guards are given (R, L, K * D). None where it is given (R, L, D).
+        encoder_settings: arguments with which the pipeline calls its own `encode_prompt`, which are no arguments of its call.
         encoded: what `encode_prompt` returns, by position; "prompt", "pooled" and "mask" are read.
         has_bos: whether prompts begin with a token that says nothing and must not be moved.
         length_matters: whether `max_sequence_length` changes the embeddings of a prompt's own tokens: False only where the
@@ -92,6 +95,7 @@ class Family:
         prompt_lengths: how long prompt embeddings are. "set": as long as `max_sequence_length` says, or always the same.
             "own": as long as the prompt; shorter ones of a batch are masked, and where nothing is masked the mask is left out.
             "longest": as the longest prompt of a batch, without a mask.
+        padding_is_read: whether masked padding shapes the image none the less, so that a guard must not make prompts longer.
         encoder_reads_image: whether the text encoder reads an image beside the prompt. Guards judge what came of both; those with
             words of their own are refused, for there are no embeddings without an image.
         prompt_in_attention: whether image tokens meet the prompt's tokens in attention layers alone, where `on_attention` can
@@ -126,10 +130,13 @@ class Family:
     packing: Packing | None = None
     sign: float = 1.0
     prompt_width: str = "joint_attention_dim"
+    prompt_layers: str | None = None
+    encoder_settings: Mapping[str, Any] = field(default_factory=dict)
     encoded: tuple[str, ...] = ("prompt",)
     has_bos: bool = False
     length_matters: bool = True
     prompt_lengths: PromptLengths = "set"
+    padding_is_read: bool = False
     encoder_reads_image: bool = False
     prompt_in_attention: bool = False
     is_prompt_per_frame: bool = False
@@ -153,6 +160,12 @@ class Family:
     def is_sequential(self) -> bool:
         """Whether conditional and unconditional rows come in calls of their own."""
         return self.cfg_layout == "sequential"
+
+    def prompt_width_in(self, config: Mapping[str, Any]) -> int | None:
+        """Width of the prompt embeddings as guards are given them, by the denoiser's config; None where it does not say it."""
+        width = config.get(self.prompt_width)
+        layers = config.get(self.prompt_layers) if self.prompt_layers else 1
+        return width * layers if isinstance(width, int) and isinstance(layers, int) else width
 
     def parts(self, *, is_guided: bool) -> tuple[Part, ...]:
         """Blocks of rows of a call, in its order, with and without classifier-free guidance in it."""

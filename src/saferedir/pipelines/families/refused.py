@@ -48,17 +48,7 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(("KolorsPipeline", "KolorsImg2ImgPipeline", "KolorsPAGPipeline"), _KOLORS),
     **dict.fromkeys(("Flux2KleinKVPipeline", "QwenImage21Pipeline"), _KEPT_KEYS),
-    **dict.fromkeys(
-        (
-            "Krea2Pipeline",
-            "PRXPipeline",
-        ),
-        _UNWRITTEN,
-    ),
-    **dict.fromkeys(
-        ("Kandinsky3Pipeline", "Kandinsky3Img2ImgPipeline"),
-        "the mask of its empty negative prompt leaves no token, as if a prompt were hidden from guards",
-    ),
+    "PRXPipeline": _UNWRITTEN,
     **dict.fromkeys(
         ("Kandinsky5T2IPipeline", "Kandinsky5I2IPipeline", "Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline"),
         "its latents have their channels last, where guards expect them second",
@@ -68,7 +58,6 @@ REFUSED: dict[str, str] = {
         "its latents have frames before channels, and schedulers of their own",
     ),
     "ChromaInpaintPipeline": "it does not run in diffusers 0.42: it asks its denoiser's config for guidance_embeds",
-    "CogView3PlusPipeline": "its schedulers are CogVideoX's own, whose schedule is not known here",
     "GlmImagePipeline": "a language model makes image tokens of the prompt first, which its denoiser reads beside the prompt",
     "HeliosPipeline": "it generates videos in chunks, each of which is denoised after the last one within one call",
     "HeliosPyramidPipeline": "it generates videos in chunks, each of which is denoised at several sizes within one call",
