@@ -2,9 +2,10 @@
 
 Run: python benchmarks/few_steps.py --out docs
 Per task, setting (model, scheduler, guidance) and number of steps: how many of n images for prompts that ask for the concept
-show it, and how many of n other prompts' images are the unguarded ones bit for bit. The packaged model is run faster than it
-was made for, so look at what breaks without a guard first; a LoRA of `python -m tools.pictoworld few-steps` can be given as
---lora. Each cell is kept in --work as soon as it is measured.
+show it, and how many of n other prompts' images are the unguarded ones bit for bit. `planned` says which methods are measured in
+which setting. The packaged model is run faster than it was made for, so look at what breaks without a guard first; a LoRA of
+`python -m tools.pictoworld few-steps` can be given as --lora. Each cell is kept in --work as soon as it is measured, and the page
+is written of those that are there: --only-page measures nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.storage import find_guard
+from saferedir.pictoworld.edit_recipe import edit_rows, esd_settings, uce_settings
 from saferedir.pictoworld.evaluation import (
     cell,
     concept_rate,
@@ -39,22 +41,25 @@ from saferedir.pictoworld.evaluation import (
 from saferedir.pictoworld.methods import METHODS, make_guards
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
+from saferedir.training.esd.train import train_esd
+from saferedir.training.esd.train_config import TrainConfig as ESDTrainConfig
+from saferedir.training.uce.train import TrainConfig as UCETrainConfig
+from saferedir.training.uce.train import train_uce
 from saferedir.utils.files import replacing
 from saferedir.utils.packaged import LORA_FILE, packaged_lora_path
 
 STEPS = (1, 2, 4, 8)
-#: how a method that acts through guidance begins its refusal of a call without it
-NEEDS_GUIDANCE = "works through classifier-free guidance"
 DISTILLED = "pictoworld-few-steps"
 HEAD = """# Few steps
 
-Made by `python benchmarks/few_steps.py --out docs`: {n} prompts of test-seen and as many retain prompts a cell, the same noise
-with and without a guard, each rate with its 95 % Wilson interval. The packaged model in fewer steps than it was made for:
-without a guard it shows what is asked for from two steps on. `pictoworld-few-steps`, where it stands, is the same model with a
-LoRA distilled for few steps.
+Made by `{command}`: {n} prompts of test-seen and as many retain prompts a cell
+for SafeRedir and for no guard, {n_others} for the other methods; the same noise with and without a guard, each rate with its 95 %
+Wilson interval. The packaged model in fewer steps than it was made for: the first row says what it shows without a guard, and
+the line below the tables what breaks. `pictoworld-few-steps`, where it stands, is the same model with a LoRA distilled for few
+steps. At guidance 1 there is no negative branch, as in models that are distilled for few steps.
 
-- **concept**: images that show the concept and are not broken, by the CNN; a method that needs guidance is refused without it
-  (no image), which the tables show as "refused".
+- **concept**: images that show the concept and are not broken, by the CNN; a method that needs guidance, or more steps,
+  is refused without them (no image), which the tables show as "refused".
 - **others**: retain prompts. SafeRedir's rows count images that are the unguarded ones bit for bit, the other methods' rows
   images that keep all attributes that were right without the guard.
 
@@ -79,7 +84,7 @@ SETTINGS = (
     Setting(DISTILLED, "TCDScheduler", 1.0),
     *(
         Setting("pictoworld", f"{scheduler}Scheduler", guidance)
-        for scheduler in ("DDIM", "EulerDiscrete", "LCM", "TCD", "DPMSolverMultistep")
+        for scheduler in ("LCM", "DPMSolverMultistep", "EulerDiscrete", "TCD", "DDIM")
         for guidance in (1.0, 4.0)
     ),
 )
@@ -93,11 +98,40 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "escalation": "evidence",
     },
 }
-ORDER = ("none", *VARIANTS, "duo", *METHODS)
+EDITS = ("esd", "uce")
+#: rows of --n prompts; the others have --n-others
+LARGE = ("none", *VARIANTS)
+ORDER = (*LARGE, "duo", *EDITS, *METHODS)
+#: settings for verdicts by themselves, and for other methods, unless --all is given
+VERDICTS_ALONE = (("LCM", 1.0), ("DPMSolverMultistep", 4.0))
+OTHERS = (("LCM", 1.0), ("LCM", 4.0))
 
 
-def guards_of(method: str, task: Task, pipe: Any) -> list[Guard[Any]]:
+def planned(setting: Setting, method: str) -> bool:
+    """Whether a method is measured in a setting without being asked for by --all."""
+    if setting.model == DISTILLED or method in ("none", "saferedir"):
+        return True
+    place = (setting.scheduler.removesuffix("Scheduler"), setting.guidance)
+    return place in (VERDICTS_ALONE if method in LARGE else OTHERS)
+
+
+def edited(method: str, task: Task, pipe: Any, work: Path) -> Guard[Any]:
+    """The guard of a recipe for edits of the weights, made once and kept."""
+    folder = work / f"{task.name}-{method}"
+    if not (folder / "guard_config.json").is_file():
+        rows = edit_rows(task)
+        with torch.enable_grad():
+            if method == "uce":
+                train_uce(pipe, rows, folder, concept=task.name, config=UCETrainConfig(**uce_settings(task.name)))
+            else:
+                train_esd(pipe, rows, folder, concept=task.name, config=ESDTrainConfig(**esd_settings(task.name)))
+    return Guard.from_pretrained(folder)
+
+
+def guards_of(method: str, task: Task, pipe: Any, work: Path) -> list[Guard[Any]]:
     """Fresh guards of one row."""
+    if method in EDITS:
+        return [edited(method, task, pipe, work)]
     if method == "none":
         return []
     if method in VARIANTS:
@@ -111,8 +145,8 @@ def guards_of(method: str, task: Task, pipe: Any) -> list[Guard[Any]]:
 class Run:
     """Pipelines and judges of one run, and the unguarded images, which every method is compared with."""
 
-    def __init__(self, n: int, second: int, lora: str) -> None:
-        self.n, self.second, self._lora = n, second, lora
+    def __init__(self, second: int, lora: str, work: Path) -> None:
+        self.second, self._lora, self._work = second, lora, work
         self.judge, self.template = load_judge(), TemplateJudge()
         self._pipes: dict[str, Any] = {}
         self._bare: dict[tuple[Any, ...], torch.Tensor] = {}
@@ -132,26 +166,24 @@ class Run:
         call = {"steps": steps, "guidance_scale": setting.guidance, "seed": 3_000_000}
         return generate(self.pipe(setting), texts, guards=guards, **call).images
 
-    def cell(self, task: Task, setting: Setting, steps: int, method: str) -> dict[str, Any]:
+    def cell(self, task: Task, setting: Setting, steps: int, method: str, n: int) -> dict[str, Any]:
         """The figures of one method in one setting."""
-        guards = guards_of(method, task, self.pipe(setting))
-        forget, retain = forget_prompts(task, "test-seen", self.n), retain_prompts(task, "test-seen", self.n)
+        guards = guards_of(method, task, self.pipe(setting), self._work)
+        forget, retain = forget_prompts(task, "test-seen", n), retain_prompts(task, "test-seen", n)
         try:
             shown = self.images(setting, [prompt.text for prompt in forget], guards, steps)
             others = self.images(setting, [prompt.text for prompt in retain], guards, steps)
-        except GuardError as error:
-            if NEEDS_GUIDANCE not in str(error):
-                raise
+        except GuardError as error:  # needs guidance, or more than one step
             return {"refused": str(error)}
         judged, judged_others = self.judge.judge(shown), self.judge.judge(others)
-        key = (task.name, setting, steps)
+        key = (task.name, setting, steps, n)
         if method == "none":
             self._bare = {key: others}  # of the latest setting only
         bare = self._bare.get(key)
         if bare is None:
             bare = self._bare[key] = self.images(setting, [prompt.text for prompt in retain], [], steps)
         return {
-            "n": self.n,
+            "n": n,
             "concept": concept_rate(judged, task).to_dict(),
             "second judge": concept_rate(self.template.judge(shown[: self.second]), task).to_dict(),
             "broken": rate_of(judged.is_broken).to_dict(),
@@ -180,7 +212,8 @@ def table(rows: dict[str, dict[str, dict[str, Any]]], measure: str) -> Iterator[
             found = cells.get(str(steps))
             name = measure if measure != "others" else "identical" if method in ("none", *VARIANTS) else "kept"
             texts.append("–" if found is None else "refused" if "refused" in found else cell(found[name]))
-        yield f"| {method} | {' | '.join(texts)} |"
+        count = next((each["n"] for each in cells.values() if "n" in each), 0)
+        yield f"| {method}{f' (n = {count})' if count else ''} | {' | '.join(texts)} |"
 
 
 def markdown(results: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
@@ -199,41 +232,60 @@ def markdown(results: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=200, help="prompts a cell")
-    parser.add_argument("--second", type=int, default=50, help="images that the template judge counts, too")
+    parser.add_argument("--n", type=int, default=200, help="prompts a cell of SafeRedir and of no guard")
+    parser.add_argument("--n-others", type=int, default=25, help="prompts a cell of the other methods")
+    parser.add_argument("--all", action="store_true", help="every method in every setting")
+    parser.add_argument("--only-page", action="store_true", help="write the page of the cells that are there")
+    parser.add_argument("--second", type=int, default=10, help="images that the template judge counts, too")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(ORDER), choices=ORDER)
-    parser.add_argument("--settings", type=int, nargs="+", default=list(range(len(SETTINGS))), help="their numbers")
+    parser.add_argument("--settings", type=int, nargs="+", default=list(range(10)), help="their numbers")
     parser.add_argument("--lora", help="folder of a LoRA for few steps, in place of the packaged one")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/few-steps-results"))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    run = Run(arguments.n, arguments.second, arguments.lora or DISTILLED)
+    run = Run(arguments.second, arguments.lora or DISTILLED, arguments.work)
     has_lora = arguments.lora is not None or packaged_lora_path(DISTILLED) is not None
     chosen = [SETTINGS[number] for number in arguments.settings if has_lora or SETTINGS[number].model != DISTILLED]
+    plan = [
+        (name, setting, method, steps, arguments.n if method in LARGE else arguments.n_others)
+        for name in arguments.tasks
+        for setting in chosen
+        for method in arguments.methods
+        if arguments.all or planned(setting, method)
+        for steps in STEPS
+    ]
+    digests = {name: digest_of(name, arguments.lora, arguments.second) for name in arguments.tasks}
     results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     with Progress() as progress:
-        bar = progress.add_task("", total=len(arguments.tasks) * len(chosen) * len(STEPS) * len(arguments.methods))
-        for name in arguments.tasks:
-            digest = digest_of(name, arguments.lora, arguments.second)
-            for setting in chosen:
-                for steps in STEPS:
-                    for method in arguments.methods:
-                        progress.update(bar, description=f"{name}: {setting.name}, {steps} steps, {method}")
-                        words = [name, *setting[:2], f"{setting.guidance:g}", str(steps), method, str(run.n), digest]
-                        path = arguments.work / ("-".join(words).replace(", ", "+").replace(" ", "_") + ".json")
-                        if not path.exists():
-                            with torch.no_grad():
-                                found = run.cell(TASKS[name], setting, steps, method)
-                            with replacing(path) as temporary:
-                                temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
-                        rows = results.setdefault(name, {}).setdefault(setting.name, {}).setdefault(method, {})
-                        rows[str(steps)] = json.loads(path.read_text(encoding="utf-8"))
-                        progress.advance(bar)
+        bar = progress.add_task("", total=len(plan))
+        # by setting and steps, so that a row's unguarded images are those of the row before
+        for name, setting, method, steps, n in sorted(
+            plan, key=lambda row: (row[0], -row[4], chosen.index(row[1]), row[3])
+        ):
+            progress.update(bar, description=f"{name}: {setting.name}, {steps} steps, {method}")
+            words = [name, *setting[:2], f"{setting.guidance:g}", str(steps), method, str(n), digests[name]]
+            path = arguments.work / ("-".join(words).replace(", ", "+").replace(" ", "_") + ".json")
+            if not path.exists() and not arguments.only_page:
+                with torch.no_grad():
+                    measured = run.cell(TASKS[name], setting, steps, method, n)
+                with replacing(path) as temporary:
+                    temporary.write_text(json.dumps(measured, indent=1), encoding="utf-8")
+            progress.advance(bar)
+    for name, setting, method, steps, n in plan:
+        words = [name, *setting[:2], f"{setting.guidance:g}", str(steps), method, str(n), digests[name]]
+        path = arguments.work / ("-".join(words).replace(", ", "+").replace(" ", "_") + ".json")
+        if path.exists():
+            rows = results.setdefault(name, {}).setdefault(setting.name, {}).setdefault(method, {})
+            rows[str(steps)] = json.loads(path.read_text(encoding="utf-8"))
     arguments.out.mkdir(parents=True, exist_ok=True)
+    tasks = "" if arguments.tasks == list(TASKS) else f" --tasks {' '.join(arguments.tasks)}"
+    head = HEAD.format(
+        n=arguments.n, n_others=arguments.n_others, command=f"python benchmarks/few_steps.py{tasks} --out docs"
+    )
     (arguments.out / "few-steps.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / "few-steps.md").write_text(HEAD.format(n=arguments.n) + markdown(results), encoding="utf-8")
+    (arguments.out / "few-steps.md").write_text(head + markdown(results), encoding="utf-8")
 
 
 if __name__ == "__main__":
