@@ -22,12 +22,12 @@ from torch import Tensor
 import saferedir as sr
 from saferedir.cli.common import progress_bar
 from saferedir.guards.saferedir import SafeRedir
-from saferedir.guards.storage import find_guard
 from saferedir.pictoworld.captions import MAX_CHARACTERS, sentence
 from saferedir.pictoworld.evaluation import load_judge
 from saferedir.pictoworld.phrases import LEVELS, choose_phrase, misspell, noise_part
 from saferedir.pictoworld.tasks import TASKS, Task, pair, retain_prompts
 from saferedir.training.saferedir.dataset import Pair
+from saferedir.training.saferedir.losses import LossWeights
 from saferedir.training.saferedir.recalibrate import CalibrationConfig, calibrate_guard
 from saferedir.training.saferedir.train import TrainConfig, train_saferedir
 
@@ -40,10 +40,13 @@ BASE: dict[str, Any] = {
     "evaluate_every": 180,
     "calibration_scales": (4.0,),
 }
+VERDICTS_ONLY = LossWeights(mse=0, cosine=0, mask=0, pooled=0, align=0, minimal=0)
 IMAGE = {"image_moves": 0.15, "final_frames": 0.3, "short_rollouts": 60}
 PROMPT = {"prompt_moves": 0.5}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "image": IMAGE, "prompt": PROMPT, "both": {**IMAGE, **PROMPT}, "data": {"short_rollouts": 60},
+    "image": {**IMAGE, "image_moves": 0.06, "loss": VERDICTS_ONLY, "steps": 300, "batch": 64, "learning_rate": 5e-4},
+    "wide": {**IMAGE, "loss": VERDICTS_ONLY, "steps": 300, "batch": 64, "learning_rate": 5e-4},
+     "prompt": PROMPT, "both": {**IMAGE, **PROMPT}, "data": {"short_rollouts": 60},
 }  # fmt: skip
 
 
@@ -119,6 +122,8 @@ def main() -> None:
     parser.add_argument(
         "--calibration", type=Path, default=Path("runs/calibrated"), help="of calibrate_guards.py, its roll-outs"
     )
+    parser.add_argument("--start", default="pictoworld/{task}", help="guard that the training begins with")
+    parser.add_argument("--name", default="{variant}", help="of the guard's folder, after the task's name")
     parser.add_argument("--rollouts", type=int, default=240, help="of 20 steps, for training")
     parser.add_argument("--validation", type=int, default=416, help="roll-outs for the thresholds")
     options = parser.parse_args()
@@ -126,14 +131,15 @@ def main() -> None:
     with progress_bar() as bar:
         for name in options.tasks:
             task, shows = TASKS[name], judge_of(TASKS[name])
-            packaged = SafeRedir.from_pretrained(find_guard(f"pictoworld/{name}"))
+            packaged = SafeRedir.from_pretrained(options.start.format(task=name))
             for variant in options.variants:
-                out = options.out / f"{name}-{variant}"
+                label = options.name.format(variant=variant)
+                out = options.out / f"{name}-{label}"
                 if out.exists():
                     continue
                 guard = packaged
                 if variant != "calibrated":
-                    raw = options.out / f"{name}-{variant}.raw"
+                    raw = options.out / f"{name}-{label}.raw"
                     if not raw.exists():
                         _share(options.out / f"{name}.rollouts", work := raw.with_name(raw.name + ".work"))
                         _train(pipe, task, raw, variant, packaged, shows, bar, work, options)

@@ -37,14 +37,15 @@ from saferedir.attacks.latents.steps_back import steps_back
 from saferedir.errors import GuardError
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.metrics import Rate
-from saferedir.pictoworld.evaluation import load_judge
+from saferedir.pictoworld.evaluation import cell, load_judge
 from saferedir.pictoworld.phrases import misspell, noise_part
-from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts
+from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
 from saferedir.pipelines.encoding import encode_prompts
 from saferedir.target import Policy, Target
-from saferedir.training.saferedir.calibration import prompt_scores
-from saferedir.training.saferedir.dataset import encode_on_cpu
+from saferedir.training.saferedir.batches import ImageData
+from saferedir.training.saferedir.calibration import image_scores, prompt_scores
+from saferedir.training.saferedir.dataset import encode_on_cpu, roll_out
 
 GUIDANCE = 4.0
 REFERENCE_STEPS = 10
@@ -401,6 +402,25 @@ def load(name: str, task: str) -> SafeRedir | None:
     return guard.with_settings(**INPUTS) if "inputs" in more else guard
 
 
+def benign(bench: Bench, guard: SafeRedir, count: int, work: Path) -> dict[str, Any]:
+    """Retain prompts on which the guard would act, and whose last estimate is taken for the concept, on the bare model's runs.
+
+    A guard that never fires leaves an image bit-identical, so the roll-outs of the bare model say what it does to them.
+    """
+    texts = [prompt.text for prompt in retain_prompts(bench.task, "test-seen", count, 41)]
+    work.mkdir(parents=True, exist_ok=True)
+    runs = roll_out(bench.pipe, texts, steps=20, guidance_scale=GUIDANCE, seed=SEED, batch=25, cache=work)
+    encoded = encode_on_cpu(bench.pipe, texts)
+    data = ImageData(runs.frames, encoded, torch.zeros(len(texts)), runs.t)
+    scores, config = image_scores(guard.network, data), guard.config
+    last = scores[:, -1] >= (config.image_threshold if config.last_threshold is None else config.last_threshold)
+    fires = (prompt_scores(guard.network, encoded) >= config.prompt_threshold) | (scores >= config.image_threshold).any(
+        dim=1
+    )
+    acted = fires | (last & (config.answer == "renoise"))
+    return {"acted on": Rate.of(acted).to_dict(), "unresolved": Rate.of(last).to_dict()}
+
+
 def row(name: str, record: dict[str, Any]) -> str:
     """One line of the table."""
     rates = " | ".join(
@@ -418,6 +438,7 @@ def main() -> None:
     parser.add_argument("--guards", nargs="+", default=["packaged"], help="{task} stands for the task's name")
     parser.add_argument("--attacks", nargs="+", default=[], help="beginnings of names; default: all")
     parser.add_argument("--n", type=int, default=16)
+    parser.add_argument("--benign", type=int, default=0, help="measure so many retain prompts, and no attack")
     parser.add_argument("--out", type=Path, default=Path("runs/panel"))
     options = parser.parse_args()
     for task in options.tasks:
@@ -425,6 +446,11 @@ def main() -> None:
         for given in options.guards:
             name = given.replace("{task}", task)
             guard = load(name, task)
+            if options.benign and guard is not None:
+                rates = benign(bench, guard, options.benign, options.out / "benign" / task)
+                said = [f"{what}: {cell(rate)}" for what, rate in rates.items()]
+                print(task, name, *said, f"n = {options.benign}", flush=True)
+                continue
             print(
                 f"\n{task}, {name}\n\n| attack | attach | verify | with verifier | refused | broken |\n|---|---|---|---|---|---|"
             )

@@ -103,7 +103,7 @@ def saferedir(
         typer.Option(metavar="NAME=VALUE", help="More arguments of the pipeline's call, such as height=1024."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace the guard at --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the guard at --out; write one that is weak.")] = False,
     anchor_prompt: Annotated[
         str | None, typer.Option(metavar="PROMPT", help="Last resort when redirection fails; default: a safe prompt.")
     ] = None,
@@ -160,7 +160,9 @@ def saferedir(
         errors.print(f"An earlier run left {work}; going on from there.", soft_wrap=True, highlight=False)
     on_stop(GOES_ON)
     with progress_bar() as bar:
-        guard = train_saferedir(pipe, rows, out, concept=concept, config=config, progress=bar, overwrite=force)
+        guard = train_saferedir(
+            pipe, rows, out, concept=concept, config=config, progress=bar, overwrite=force, keep_weak=force
+        )
     if pairs is None:
         save_pairs(rows, out / PAIRS)
         console.print(f"Pairs written to {out / PAIRS}", soft_wrap=True, highlight=False)

@@ -13,7 +13,7 @@ from tests.conftest import make_pipeline
 
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir, SafeRedirConfig
-from saferedir.guards.saferedir.assessment import verdict, warning_text, weak_at
+from saferedir.guards.saferedir.assessment import blind_image_side, verdict, warning_text, weak_at
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 from saferedir.metrics import Rate
 from saferedir.training.saferedir.dataset import Pair
@@ -50,6 +50,26 @@ def test_the_verdict_is_good_or_weak_and_says_why() -> None:
     found = verdict(config(measured={**MEASURED, "image_recall": 0.31, "prompt_false_positive_rate": 0.2}))
     assert not found["good"]
     assert "image verdict misses 69% of the images" in found["why"] and "prompt verdict takes 20% of" in found["why"]
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "alarms", "is_blind"),
+    [
+        (65, 208, 0, True),
+        (190, 208, 0, False),
+        (183, 208, 0, False),
+        (3, 10, 0, False),
+        (208, 208, 20, True),
+        (208, 208, 9, False),
+    ],
+)
+def test_an_image_side_is_blind_where_the_whole_interval_says_so(
+    hits: int, n: int, alarms: int, is_blind: bool
+) -> None:
+    rates = {"recall": Rate(hits, n).to_dict(), "false_positives": Rate(alarms, 208).to_dict()}
+    chosen = config(calibration={**RECORD, "image": rates})
+    assert (blind_image_side(chosen) is not None) == is_blind
+    assert blind_image_side(replace(chosen, use_image=False)) is None
 
 
 def test_a_weak_guard_is_said_at_attach_and_one_that_is_not_used_is_not() -> None:

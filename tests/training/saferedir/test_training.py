@@ -192,3 +192,15 @@ def test_a_guard_of_other_sizes_is_no_start(tmp_path: Path) -> None:
     start = SafeRedir(SafeRedirConfig(concept="x", network={"prompt_dim": 32, "latent_channels": 4}))
     with pytest.raises(GuardError, match="other sizes"):
         train_saferedir(pipe, PAIRS, tmp_path / "guard", concept="x", config=QUICK, start=start)
+
+
+def test_a_guard_whose_image_side_cannot_tell_is_written_only_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, out = make_pipeline(), tmp_path / "guard"
+    monkeypatch.setattr(training_module, "blind_image_side", lambda config: "the image verdict finds nothing")
+    with pytest.raises(GuardError, match=r"no guard was written: .* finds nothing; .*--force"):
+        train_saferedir(pipe, PAIRS, out, concept="x", config=QUICK, keep_weak=False)
+    assert not out.exists() and (tmp_path / "guard.work").exists()
+    train_saferedir(pipe, PAIRS, out, concept="x", config=QUICK)
+    assert out.exists() and not (tmp_path / "guard.work").exists()

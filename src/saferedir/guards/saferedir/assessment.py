@@ -19,6 +19,8 @@ LEAST_LAST_RECALL = 0.95
 LEAST_STEPS = 4
 #: a side that disturbs more of the benign ones than this is weak
 MOST_FALSE_POSITIVES = 0.03
+#: held-out images of a side below which a weak image side is no reason to keep a guard back
+LEAST_IMAGES = 20
 RECALIBRATE = "`saferedir guards calibrate`"
 _WHAT = {"prompt": ("prompts that ask for it", "others"), "image": ("images that show it", "others")}
 
@@ -35,6 +37,22 @@ def weaknesses(config: SafeRedirConfig) -> list[str]:
         if _is_share(alarms) and alarms > MOST_FALSE_POSITIVES:
             sentences.append(f"the {side} verdict takes {alarms:.0%} of the {benign} for the concept")
     return sentences
+
+
+def blind_image_side(config: SafeRedirConfig) -> str | None:
+    """A clause where the image verdict surely cannot tell the concept from the rest; None where it can, or too little is known.
+
+    Sure is what the whole 95 % interval says, of at least `LEAST_IMAGES` held-out images of a side.
+    """
+    if not config.use_image or config.mode != "default":
+        return None
+    rates = config.calibration.get("image", {})
+    recall, alarms = rates.get("recall"), rates.get("false_positives")
+    if recall and recall["n"] >= LEAST_IMAGES and recall["high"] < LEAST_RECALL:
+        return f"the image verdict finds {_percent(recall)} of the images that show it"
+    if alarms and alarms["n"] >= LEAST_IMAGES and alarms["low"] > MOST_FALSE_POSITIVES:
+        return f"the image verdict takes {_percent(alarms)} of the others for the concept"
+    return None
 
 
 def verdict(config: SafeRedirConfig) -> dict[str, Any]:

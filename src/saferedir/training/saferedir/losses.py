@@ -35,6 +35,11 @@ class LossWeights:
         """Plain data."""
         return asdict(self)
 
+    @property
+    def moves_prompts(self) -> bool:
+        """Whether any term about the redirection counts; without one only the verdicts are trained."""
+        return any(value for name, value in self.to_dict().items() if name != "classification")
+
 
 def relative_square(value: Tensor, target: Tensor, start: Tensor | None = None) -> Tensor:
     """|value - target|² / |target|² over the last axis, (B, L); over |start|² where the target is zero (Wan's padding)."""

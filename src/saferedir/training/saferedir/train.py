@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from saferedir.errors import GuardConfigError
-from saferedir.guards.saferedir.assessment import verdict
+from saferedir.guards.saferedir.assessment import blind_image_side, verdict
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
@@ -170,6 +170,7 @@ def train_saferedir(
     overwrite: bool = False,
     start: SafeRedir | None = None,
     shows: Shows | None = None,
+    keep_weak: bool = True,
 ) -> SafeRedir:
     """Train a SafeRedir guard for `pipe` and save it in the folder `out`; resumes from `<out>.work` when that exists.
 
@@ -185,13 +186,15 @@ def train_saferedir(
         start: a guard whose weights the training begins with; None for random ones.
         shows: images (N, 3, H, W) in [0, 1] -> (N,) bool, whether they show the concept: a judge. Roll-outs that disagree with
             their prompt's label are then left out of training and calibration. Not the judge that the guard is measured with.
+        keep_weak: whether a guard is written whose image side cannot tell the concept from the rest on held-out images.
 
     Returns:
         The guard, with thresholds and the verdict of its calibration (`guard.config.calibration`).
 
     Raises:
         OutputError: another run is writing to `out`, or a guard stands there and may not be replaced.
-        GuardConfigError: too few pairs, or `<out>.work` belongs to other settings.
+        GuardConfigError: too few pairs, `<out>.work` belongs to other settings, or the guard is weak and not kept; then
+            `<out>.work` stays, so that the same call with keep_weak=True writes it at once.
 
     Example:
         >>> import saferedir as sr  # skipped: minutes of computing
@@ -201,7 +204,7 @@ def train_saferedir(
     pairs = Path(pairs).expanduser() if isinstance(pairs, str) else pairs
     with output_lock(Path(out), nested=True) as folder:
         check_guard_folder(folder, overwrite, "pass overwrite=True")
-        return _train(pipe, pairs, folder, concept, config or TrainConfig(), progress, log, start, shows)
+        return _train(pipe, pairs, folder, concept, config or TrainConfig(), progress, log, start, shows, keep_weak)
 
 
 def _train(
@@ -214,6 +217,7 @@ def _train(
     log: Callable[[dict[str, Any]], None] | None,
     start: SafeRedir | None,
     shows: Shows | None,
+    keep_weak: bool,
 ) -> SafeRedir:
     rows = read_pairs(pairs) if isinstance(pairs, Path) else list(pairs)
     training, held_out = split_pairs(rows, config.held_out, config.seed)
@@ -299,6 +303,12 @@ def _train(
         measured=calibration.measured,
         calibration=calibration.record,
     )
+    blind = blind_image_side(settings)
+    if blind is not None and not keep_weak:
+        raise GuardConfigError(
+            f"no guard was written: on held-out images {blind}; give more pairs, more roll-outs or more steps, or write it "
+            f"all the same with --force (keep_weak=True), which goes on from {work.name}."
+        )
     guard = SafeRedir(
         replace(settings, calibration={**settings.calibration, "verdict": verdict(settings)}),
         network,
@@ -468,7 +478,9 @@ def fit_redirector(
                 frames = moved_frames(network, frames, views.t, views.label, *how)
             given, shown = words.given, views.prompts
             teacher_forcing = step < config.steps // 3 and not is_warm
-            terms = redirection_terms(network, *words, teacher_forcing=teacher_forcing, mask_target=mask_target)
+            terms: dict[str, Tensor] = {}
+            if config.loss.moves_prompts:
+                terms = redirection_terms(network, *words, teacher_forcing=teacher_forcing, mask_target=mask_target)
             image, joint = network.image_and_joint_logits(frames, views.t, shown.prompt, shown.mask, shown.pooled)
             terms["classification"] = classification_term(
                 (network.prompt_logits(given.prompt, given.mask, given.pooled), words.label),
