@@ -15,6 +15,7 @@ from saferedir import Decision
 from saferedir.server.config import Settings
 from saferedir.server.playground.bench_report import latest_report
 from saferedir.server.playground.timeline import timeline
+from saferedir.server.reports.store import ReportStore
 
 gradio = pytest.importorskip("gradio", reason="the extra `playground` is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -66,6 +67,21 @@ def test_a_prompt_shows_both_images_and_the_token_strip(service: Served, browser
     assert page.locator("#images figcaption").all_inner_texts() == ["Without guards", "With guards (verify)"]
     assert page.locator("#tokens li").all_inner_texts() == ["red\n0.00", "star\n0.50"]
     assert "Redirected" in page.locator("#status").inner_text() and page.locator("#images b").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    before = len(ReportStore(service.service.audit.store).reports())
+    page.get_by_text("Something is wrong with this image").click()
+    page.get_by_label("Note").fill("a <i>star</i>")
+    page.locator("#send-report").click()
+    page.get_by_text("waits for a reviewer").wait_for(timeout=30_000)
+    page.get_by_role("tab", name="Review").click()
+    page.locator("#queue td").first.wait_for(timeout=30_000)
+    assert page.locator("#queue tbody tr").count() == 1 and "a <i>star</i>" in page.locator("#queue").inner_text()
+    page.locator("#safe textarea, #safe input").first.fill("a red circle")
+    page.locator("#accept").click()
+    page.get_by_text("is accepted").wait_for(timeout=30_000)
+    page.get_by_text("Nothing waits for a review").wait_for(timeout=30_000)
+    (row,) = ReportStore(service.service.audit.store).reports(status="accepted")[before:]
+    assert (row.unsafe, row.safe, row.problem) == ("a red <b>star</b>", "a red circle", "missed")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.get_by_role("tab", name="Gallery").click()
     page.locator("#gallery img").first.wait_for()

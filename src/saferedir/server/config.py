@@ -110,6 +110,23 @@ class PlaygroundSettings(_Table):
     gallery: Annotated[int, Field(ge=0, le=100)] = 12
 
 
+class ProvenanceSettings(_Table):
+    """What is put into images beside a PNG's text, after the policy has passed them.
+
+    Attributes:
+        certificate: file of the chain that signs content credentials (C2PA, extra `c2pa`), in PEM, the signer's first; "test" for
+            one that proves nothing, made when the service starts; "" for none.
+        private_key: its key's file, in PEM.
+        algorithm: of the key.
+        watermark: name of a plug-in (`server/watermark.py`); "" for none.
+    """
+
+    certificate: str = ""
+    private_key: str = ""
+    algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = "es256"
+    watermark: str = ""
+
+
 class ReportSettings(_Table):
     """What becomes of reports.
 
@@ -164,6 +181,7 @@ class Settings(_Table):
     limits: Limits = Limits()
     playground: PlaygroundSettings = PlaygroundSettings()
     reports: ReportSettings = ReportSettings()
+    provenance: ProvenanceSettings = ProvenanceSettings()
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

@@ -28,6 +28,7 @@ from saferedir.server.api.schemas import (
     ImageItem,
     ImageOptions,
     ImagesAnswer,
+    OutputFormat,
     responses,
 )
 from saferedir.server.api.service import Service, caller_of
@@ -35,6 +36,7 @@ from saferedir.server.config import ModelSettings
 from saferedir.server.engine.rows import CallKey, Outcome, Row
 from saferedir.server.errors import ApiError, bad_request
 from saferedir.server.keys import Caller
+from saferedir.server.marking import Marker
 from saferedir.server.provenance import facts_of
 
 Kind = Literal["generate", "edit"]
@@ -128,7 +130,9 @@ async def make_images(
     ids = [new_id() for _ in outcomes]
     files: Sequence[bytes | None] = [None] * count
     if not blocked:
-        files = await asyncio.to_thread(_files, body, model.name, [_shown(outcome) for outcome in outcomes], ids)
+        files = await asyncio.to_thread(
+            _files, service.marker, body, model.name, [_shown(outcome) for outcome in outcomes], ids
+        )
     records = [
         record_of(service, caller, model, row, name, _action(outcome, bool(blocked)), outcome, file, identifier)
         for row, name, outcome, file in zip(rows, ids, outcomes, files, strict=True)
@@ -181,13 +185,23 @@ async def _rows(
     return [Row(key, prompt, first + index, deadline, start) for index in range(count)]
 
 
-def _files(body: ImageOptions, model: str, images: Sequence[Image.Image], ids: Sequence[str]) -> list[bytes]:
-    """The images as files, a PNG with the name of its record in it."""
+def _files(
+    marker: Marker, body: ImageOptions, model: str, images: Sequence[Image.Image], ids: Sequence[str]
+) -> list[bytes]:
+    """The images as marked files, a PNG with the name of its record in it."""
     compression = 100 if body.output_compression is None else body.output_compression
     return [
-        encoded(image, body.output_format or "png", compression, facts_of(name, model))
+        marked_file(marker, image, body.output_format or "png", compression, facts_of(name, model))
         for image, name in zip(images, ids, strict=True)
     ]
+
+
+def marked_file(
+    marker: Marker, image: Image.Image, output_format: OutputFormat, compression: int, facts: dict[str, Any]
+) -> bytes:
+    """An image as a file with all marks that the configuration asks for; `facts` are those of `facts_of`."""
+    marked = marker.watermarked(image, facts["image_id"])
+    return marker.signed(encoded(marked, output_format, compression, facts), output_format, facts)
 
 
 def _size(model: ModelSettings, size: str) -> tuple[int, int] | None:

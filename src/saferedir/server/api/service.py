@@ -23,6 +23,7 @@ from saferedir.server.engine.rows import Outcome, QueueFull, Row
 from saferedir.server.engine.worker import DeadlinePassed
 from saferedir.server.errors import ApiError, bad_request, too_many, unavailable
 from saferedir.server.keys import Caller, Callers, RateLimit
+from saferedir.server.marking import Marker
 
 logger = logging.getLogger("saferedir.server")
 _POLL = 1.0  # seconds between two looks whether the client is still there
@@ -39,9 +40,11 @@ class Service:
     callers: Callers = field(init=False)
     rates: RateLimit = field(default_factory=RateLimit)
     answers: Answers = field(init=False)
+    marker: Marker = field(init=False)
 
     def __post_init__(self) -> None:
         self.callers = Callers(self.settings)
+        self.marker = Marker(self.settings.provenance)
         self.answers = Answers(self.settings.limits.idempotency_s, _size_of)
 
     def model(self, name: str | None, caller: Caller) -> ModelSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from saferedir.decisions import Decision, score_text
 from saferedir.server.playground.trial import Trial
+from saferedir.server.reports.store import ReportRow
 from saferedir.utils.extras import require_extra
 
 
@@ -45,12 +46,20 @@ def _macros() -> Any:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["score"] = _score
+    environment.globals |= {"score": _score, "rate": _rate}
     return environment.get_template("fragments.html.j2").module
 
 
 def _score(score: float | None, threshold: float | None) -> str:
     return "–" if score is None else score_text(score, threshold)
+
+
+def _rate(rate: Mapping[str, Any] | None) -> str:
+    """In per cent, with its interval and n."""
+    if not rate or not rate.get("n") or "rate" not in rate:
+        return "–"
+    share, low, high = (100 * rate[name] for name in ("rate", "low", "high"))
+    return f"{share:.0f} % ({low:.0f}–{high:.0f}), n = {rate['n']}"
 
 
 def pair_html(trial: Trial) -> str:
@@ -91,3 +100,13 @@ def decision_of(decisions: Sequence[Decision], guard: str) -> Decision | None:
 def gallery_html(items: Sequence[GalleryItem]) -> str:
     """The latest images."""
     return str(_macros().gallery(items))
+
+
+def reports_html(rows: Sequence[ReportRow]) -> str:
+    """The review queue."""
+    return str(_macros().reports(rows))
+
+
+def versions_html(versions: Sequence[Mapping[str, Any]]) -> str:
+    """What came of reports, the newest first."""
+    return str(_macros().versions(versions))

@@ -26,6 +26,7 @@ from saferedir.server.playground.fragments import (
     strip_html,
     verdicts_html,
 )
+from saferedir.server.playground.review import add_report_form, add_review_tab
 from saferedir.server.playground.timeline import COLUMNS, as_frame, timeline
 from saferedir.server.playground.trial import Trial, try_prompt
 
@@ -88,6 +89,8 @@ def build_page(service: Service) -> gr.Blocks:
                 )  # fmt: skip
                 with gr.Accordion("Everything that was decided (the audit record)", open=False):
                     record = gr.Code("{}", language="json", label="Record", elem_id="record", interactive=False)
+                add_report_form(service, trial, caller_of)
+            add_review_tab(service, page, caller_of)
             with gr.Tab("Gallery", id="gallery"):
                 shown = gr.HTML(gallery_html([]), elem_id="gallery")
             with gr.Tab("Bench", id="bench"):
