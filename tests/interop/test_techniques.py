@@ -54,9 +54,9 @@ def test_a_blocked_image_is_black_and_counted(caplog: pytest.LogCaptureFixture) 
 
 
 def test_arguments_of_the_call_win_over_those_of_the_config() -> None:
-    technique = TECHNIQUES["saferedir"](**GUARDED, **QUICK, call={"height": 32, "width": 32})
-    assert technique.generate([NO_STAR])[0].size == (32, 32)
-    assert technique.generate([NO_STAR], height=48, num_inference_steps=1)[0].size == (32, 48)
+    technique = TECHNIQUES["saferedir"](**GUARDED, **QUICK, call={"height": 72, "width": 56})
+    assert technique.generate([NO_STAR])[0].size == (56, 72)
+    assert technique.generate([NO_STAR], height=80, num_inference_steps=1)[0].size == (56, 80)
     with pytest.raises(GuardConfigError, match="output_type"):
         technique.generate([NO_STAR], output_type="latent")
 

@@ -12,6 +12,7 @@ GATES = ("hard", "soft", "straight_through")
 RECHECKS = ("next_step", "same_step")
 ESCALATIONS = ("streak", "evidence")
 ANSWERS = ("redirect", "renoise")
+SIZES = ("refuse", "allow")
 LATENTS_TESTS = ("off", "refuse", "refresh")
 EMBEDS_TESTS = ("off", "refuse")
 
@@ -51,6 +52,8 @@ class SafeRedirConfig(GuardConfig):
         latents_false_positives: share of honest noise that may fail that test, in (0, 1).
         embeds_test: what becomes of `prompt_embeds` of the caller that no text encoder makes: "off" or "refuse"; needs a guard
             folder with statistics (`saferedir guards manifold`).
+        other_sizes: what becomes of a run at a size that the image verdict was not calibrated at (`fit.require_calibrated_size`):
+            "refuse", or "allow". Guards without a record of their sizes run at any.
         fail_closed: raise on a redirection that is not finite; False leaves that row alone and logs a warning.
     """
 
@@ -78,6 +81,7 @@ class SafeRedirConfig(GuardConfig):
     latents_test: str = "off"
     latents_false_positives: float = 1e-3
     embeds_test: str = "off"
+    other_sizes: str = "refuse"
     fail_closed: bool = True
 
     def validate(self) -> None:
@@ -89,6 +93,7 @@ class SafeRedirConfig(GuardConfig):
         self.require_choice("escalation", ESCALATIONS)
         self.require_choice("answer", ANSWERS)
         self.require_choice("latents_test", LATENTS_TESTS)
+        self.require_choice("other_sizes", SIZES)
         self.require_choice("embeds_test", EMBEDS_TESTS)
         self.require_number("latents_false_positives", above=0, below=1)
         if self.mode == "faithful":

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from saferedir.errors import GuardConfigError, GuardError
+from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.redirector_config import RedirectorConfig
 from saferedir.guards.step import Step
+
+#: factor of cells within which latents count as of a size; SDXL's buckets lie within 1.07
+AREA = 1.3
 
 
 def require_fit(sizes: RedirectorConfig, step: Step, concept: str) -> None:
@@ -24,6 +28,28 @@ def require_fit(sizes: RedirectorConfig, step: Step, concept: str) -> None:
             f"this SafeRedir guard for {concept!r} was made for another pipeline: it is given {', '.join(wrong)}; train one for "
             "this pipeline."
         )
+
+
+def require_calibrated_size(config: SafeRedirConfig, step: Step) -> None:
+    """GuardError for latents of a size that the image verdict was never calibrated at.
+
+    A size counts as calibrated where it has as many cells as a recorded one, within a factor of `AREA`: the buckets of aspect
+    ratios that a model generates at.
+    """
+    known = config.calibration.get("latent_sizes")
+    if not known or not config.use_image or config.other_sizes == "allow":
+        return
+    height, width = step.x_t.shape[-2:]
+    cells = [rows * columns for rows, columns in known]
+    if min(cells) / AREA <= height * width <= max(cells) * AREA:
+        return
+    sizes = " and ".join(f"{rows} x {columns}" for rows, columns in known)
+    raise GuardError(
+        f"the image verdict of this SafeRedir guard for {config.concept!r} was calibrated on latents of {sizes}, and these are "
+        f"of {height} x {width}, where it may miss the concept or take benign images for it; generate at a size of that area, "
+        "calibrate the guard at this one (`saferedir guards calibrate`), or do without the verdict "
+        "(guard.with_settings(use_image=False)) or without this check (other_sizes='allow')."
+    )
 
 
 def require_anchors_fit(sizes: RedirectorConfig, anchors: Mapping[str, Tensor | None]) -> None:

@@ -30,7 +30,7 @@ from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
 from saferedir.guards.saferedir.card import model_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
-from saferedir.guards.saferedir.fit import require_anchors_fit, require_fit
+from saferedir.guards.saferedir.fit import require_anchors_fit, require_calibrated_size, require_fit
 from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.hardening import (
     at_once,
@@ -328,6 +328,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         given = PromptEmbeds(e0, step.pooled, real)
         if state.given is None or not same_conditioning(given, state.given):
             require_fit(self.network.config, step, self.config.concept)
+            require_calibrated_size(self.config, step)
             self._require_encoded(step)
             state.given, state.redirection = (
                 given.map(lambda part: part.detach().clone()),

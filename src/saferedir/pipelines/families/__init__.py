@@ -68,11 +68,13 @@ def family_of(pipe: Any) -> Family:
         if not set(names).isdisjoint(family.pipelines):
             name = next(name for name in names if name in family.pipelines)
             return replace(family, **family.differences[name]) if name in family.differences else family
-    raise UnsupportedPipelineError(refusal_of(names))
+    raise UnsupportedPipelineError(refusal_of(names, type(getattr(pipe, "guider", None)).__name__))
 
 
-def refusal_of(names: Sequence[str]) -> str:
-    """Why a pipeline is refused. `names`: of its class and its base classes, in this order."""
+def refusal_of(names: Sequence[str], guider: str = "NoneType") -> str:
+    """Why a pipeline is refused. `names`: of its class and its base classes, in order; `guider`: class of a modular one's."""
+    if "ModularPipeline" in names:
+        return _modular_refusal(names[0], guider)
     why = next((REFUSED[name] for name in names if name in REFUSED), "it is in no row of saferedir/pipelines/families")
     supported = [name for family in FAMILIES.values() for name in family.pipelines]
     nearest = get_close_matches(names[0], supported, n=1)
@@ -80,3 +82,19 @@ def refusal_of(names: Sequence[str]) -> str:
         f"the nearest class that is guarded is {nearest[0]}" if nearest else "docs/pipelines.md lists what is guarded"
     )
     return f"{names[0]} is not supported, because {why}; {advice}. docs/pipelines.md says how to add a family."
+
+
+def _modular_refusal(name: str, guider: str) -> str:
+    """Why a ModularPipeline is refused, and what to do."""
+    standard = name.replace("Modular", "")
+    is_guarded = any(standard in family.pipelines for family in FAMILIES.values())
+    held = "" if guider == "NoneType" else f" {guider}"
+    advice = (
+        f"guard a {standard} made of the same components"
+        if is_guarded
+        else "docs/pipelines.md lists the pipelines that are guarded"
+    )
+    return (
+        f"{name} is not supported, because its blocks can be exchanged and its guider{held} decides how often a step calls the "
+        f"denoiser, under which prompts and with which layers, so that a guard cannot know which calls make the image; {advice}."
+    )

@@ -174,6 +174,7 @@ def calibrate(
         "benign": int((~unsafe).sum()),
         "unsafe": int(unsafe.sum()),
         "steps": len(images.t),
+        "latent_sizes": [list(images.frames.shape[-2:])],
         "guidance_scales": [] if images.scale is None else sorted(set(images.scale.tolist())),
         "by_guidance": _by_guidance(peaks, images, image.value),
         "by_steps": {f"{steps}": _errors(*last[steps], end.value) for steps in sorted(last)},

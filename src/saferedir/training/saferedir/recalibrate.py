@@ -14,6 +14,7 @@ from typing import Any
 
 from saferedir.errors import GuardConfigError
 from saferedir.guards.saferedir.assessment import verdict
+from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.guards.saferedir.trained_text import require_trained_text, text_lengths
 from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
@@ -175,6 +176,7 @@ def calibrate_guard(
             **calibration.record,
             "prompts": hash_pairs(pairs),
             "verdicts": list(config.verdicts),
+            **({} if "image" in config.verdicts else _sizes_of(previous)),
             **({"mislabelled": left_out} if left_out else {}),
             **(note or {}),
         },
@@ -209,3 +211,8 @@ def _claim(work: Path, plan: dict[str, Any]) -> None:
             "choose another --out."
         )
     path.write_text(text, encoding="utf-8")
+
+
+def _sizes_of(config: SafeRedirConfig) -> dict[str, Any]:
+    """The sizes that an image threshold which is kept was chosen at."""
+    return {"latent_sizes": config.calibration.get("latent_sizes", [])}
