@@ -26,6 +26,7 @@ from saferedir.guards.saferedir.layers import (
 from saferedir.guards.saferedir.redirect import Redirection, redirect, redirect_pooled
 from saferedir.guards.saferedir.redirector_config import RedirectorConfig
 from saferedir.guards.saferedir.reference import batch_timestep, sinusoid
+from saferedir.guards.saferedir.rows import ConceptRows
 
 __all__ = [
     "Redirection",
@@ -41,11 +42,11 @@ POOL_QUERIES = 4
 
 @dataclass(frozen=True)
 class RedirectorPrediction:
-    """All a redirector says; logits are (B, K), independent per concept, > 0 leans to unsafe."""
+    """All a redirector says; logits are (B, K), independent per concept, > 0 leans to unsafe; joint None where it has none."""
 
     prompt_logits: Tensor
     image_logits: Tensor
-    joint_logits: Tensor
+    joint_logits: Tensor | None
     redirection: Redirection
 
 
@@ -84,7 +85,7 @@ class ConceptHead(nn.Module):
 
 
 class Redirector(nn.Module):
-    """Shared trunk and one `ConceptHead` per concept. Every piece can be asked for by itself."""
+    """Shared trunk, and a `ConceptHead` or a row of `ConceptRows` per concept. Every piece can be asked for by itself."""
 
     def __init__(self, config: RedirectorConfig) -> None:
         super().__init__()
@@ -101,14 +102,19 @@ class Redirector(nn.Module):
         self.t_encoder = nn.Sequential(nn.Linear(2 * config.t_dim, config.t_dim), nn.SiLU(), nn.LayerNorm(config.t_dim))
         self.image_trunk = _mlp(joint, hidden)
 
-        self.cross_attention = CrossAttention(joint, dim, width, config.heads)
-        self.joint_trunk = _mlp(joint + width + dim + pooled, hidden)
+        has_context = config.has_joint or config.latent_aware_delta
+        self.cross_attention = CrossAttention(joint, dim, width, config.heads) if has_context else None
+        self.joint_trunk = _mlp(joint + width + dim + pooled, hidden) if config.has_joint else None
 
         extra = joint + width if config.latent_aware_delta else 0
         self.token_in = nn.Linear(dim + extra, width)
         self.token_mixer = TransformerLayer(width, config.heads)
         self.token_out = nn.LayerNorm(width)
-        self.heads = nn.ModuleList(ConceptHead(config, dim + width, width) for _ in config.concepts)
+        self.heads: ConceptRows | nn.ModuleList = (
+            ConceptRows(config, dim + width, width)
+            if config.row_heads
+            else nn.ModuleList(ConceptHead(config, dim + width, width) for _ in config.concepts)
+        )
 
     def prompt_logits(
         self, prompt_embeds: Tensor, prompt_mask: Tensor | None = None, pooled: Tensor | None = None
@@ -151,14 +157,22 @@ class Redirector(nn.Module):
         pooled: Tensor | None = None,
         latent: Tensor | None = None,
         timestep: Tensor | float | None = None,
+        chosen: Tensor | None = None,
     ) -> Redirection:
-        """Directions, masks and scales; latent and timestep are read only with `latent_aware_delta`."""
+        """Directions, masks and scales; latent and timestep are read only with `latent_aware_delta`.
+
+        `chosen`: indices (B, M) of the concepts wanted of each image, with `row_heads` only; None for all K.
+        """
+        if chosen is not None and not self.config.row_heads:
+            raise ValueError(
+                "This redirector has a head for each concept, so chosen must be None; build it with row_heads."
+            )
         joint = None
         if self.config.latent_aware_delta:
             if latent is None or timestep is None:
                 raise ValueError("This redirector has latent_aware_delta=True: redirection needs latent and timestep.")
             joint = self.joint_feature(latent, timestep)
-        return self._redirection(joint, *self._text(prompt_embeds, prompt_mask, pooled))
+        return self._redirection(joint, *self._text(prompt_embeds, prompt_mask, pooled), chosen)
 
     def forward(
         self,
@@ -174,7 +188,7 @@ class Redirector(nn.Module):
         return RedirectorPrediction(
             prompt_logits=self._prompt_logits(*text),
             image_logits=self._image_logits(joint),
-            joint_logits=self._joint_logits(joint, *text),
+            joint_logits=self._joint_logits(joint, *text) if self.config.has_joint else None,
             redirection=self._redirection(joint, *text),
         )
 
@@ -213,6 +227,9 @@ class Redirector(nn.Module):
         return tokens, mask, [self.pooled_norm(pooled.to(dtype))]
 
     def _scores(self, name: str, features: Tensor) -> Tensor:
+        if isinstance(self.heads, ConceptRows):
+            scores: Tensor = getattr(self.heads, name)(features)
+            return scores
         return torch.cat([getattr(head, name)(features) for head in self.heads], dim=-1)
 
     def _prompt_logits(self, tokens: Tensor, mask: Tensor | None, pooled: list[Tensor]) -> Tensor:
@@ -223,16 +240,23 @@ class Redirector(nn.Module):
         return self._scores("image_score", self.image_trunk(joint))
 
     def _joint_logits(self, joint: Tensor, tokens: Tensor, mask: Tensor | None, pooled: list[Tensor]) -> Tensor:
+        if self.cross_attention is None or self.joint_trunk is None:
+            raise ValueError("This redirector has no joint verdict: it was built with has_joint=False.")
         context = self.cross_attention(joint, tokens, mask)
         features = torch.cat([joint, context, masked_mean(tokens, mask), *pooled], dim=-1)
         return self._scores("joint_score", self.joint_trunk(features))
 
     def _redirection(
-        self, joint: Tensor | None, tokens: Tensor, mask: Tensor | None, pooled: list[Tensor]
+        self,
+        joint: Tensor | None,
+        tokens: Tensor,
+        mask: Tensor | None,
+        pooled: list[Tensor],
+        chosen: Tensor | None = None,
     ) -> Redirection:
         length = tokens.shape[1]
         inputs = tokens
-        if self.config.latent_aware_delta and joint is not None:
+        if self.config.latent_aware_delta and joint is not None and self.cross_attention is not None:
             context = torch.cat([joint, self.cross_attention(joint, tokens, mask)], dim=-1)
             inputs = torch.cat([tokens, context[:, None].expand(-1, length, -1)], dim=-1)
         work = torch.promote_types(tokens.dtype, torch.float32)
@@ -243,14 +267,19 @@ class Redirector(nn.Module):
         both = torch.cat([tokens, mixed], dim=-1)  # a direction depends on its e_i and on what the layer made of it
         if not self.config.token_specific:
             both = masked_mean(both, mask)[:, None]
-        parts = [head.token_parts(both, mixed) for head in self._concept_heads()]
-        delta, token_mask, alpha = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
+        if isinstance(self.heads, ConceptRows):
+            delta, token_mask, alpha = self.heads.token_parts(both, mixed, chosen)
+        else:
+            parts = [head.token_parts(both, mixed) for head in self._concept_heads()]
+            delta, token_mask, alpha = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
         delta = delta.expand(-1, -1, length, -1)
         if mask is not None:
             token_mask = token_mask * mask[:, None]
         if not pooled:
             return Redirection(delta, token_mask, alpha)
         summary = torch.cat([masked_mean(mixed, mask), *pooled], dim=-1)
+        if isinstance(self.heads, ConceptRows):
+            return Redirection(delta, token_mask, alpha, *self.heads.pooled_parts(summary, chosen))
         pooled_parts = [head.pooled_parts(summary) for head in self._concept_heads()]
         pooled_delta, pooled_alpha = (torch.stack(part, dim=1) for part in zip(*pooled_parts, strict=True))
         return Redirection(delta, token_mask, alpha, pooled_delta, pooled_alpha)

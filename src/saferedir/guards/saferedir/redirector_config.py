@@ -28,6 +28,8 @@ class RedirectorConfig:
     token_specific: bool = True  # False: one direction for all tokens, as in the reference
     exempt_bos: bool = True  # the first real token never moves; False for encoders without BOS (T5)
     latent_aware_delta: bool = False  # ablation: directions also see latent and time
+    row_heads: bool = False  # each concept a row of one matrix (rows.py), for many concepts; False: a head each
+    has_joint: bool = True  # whether there is a joint verdict, which no guard reads
 
     def __post_init__(self) -> None:
         for name in ("prompt_dim", "latent_channels", "hidden", "width", "heads", "rank", "t_dim"):
@@ -56,7 +58,7 @@ class RedirectorConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise ValueError(f"{name} is {value!r}, expected a positive number.")
-        for name in ("token_specific", "exempt_bos", "latent_aware_delta"):
+        for name in ("token_specific", "exempt_bos", "latent_aware_delta", "row_heads", "has_joint"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected true or false.")
 
