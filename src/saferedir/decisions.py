@@ -42,6 +42,8 @@ class Decision:
         attempts: runs it took to get this image; more than 1 only under a policy that generates again (protect.py).
         message: one sentence for a person.
         name: the guard's own name (`guard.name`), which separates two guards of one method; "" for none.
+        concepts: names of the concepts that it acted on, of a guard of many; `concept` is then the one with the highest score
+            above its threshold.
         category: what a policy files the concept under (`saferedir.Policy`); "" for none.
         grade: the policy's name for how high the higher score is; "" for none.
 
@@ -76,13 +78,14 @@ class Decision:
     attempts: int = 1
     message: str = ""
     name: str = ""
+    concepts: tuple[str, ...] = ()
     category: str = ""
     grade: str = ""
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
             raise ValueError(f"Decision.action is {self.action!r}; expected one of {', '.join(ACTIONS)}.")
-        for name in ("token_strengths", "tokens", "prompt_scores", "image_scores"):
+        for name in ("token_strengths", "tokens", "prompt_scores", "image_scores", "concepts"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(value))

@@ -23,6 +23,7 @@ from saferedir.guards.registry import guard_class
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
+from saferedir.guards.saferedir_many import SafeRedirMany, SafeRedirManyConfig
 from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import FAMILIES
 from saferedir.pipelines.fingerprint import backbone_fingerprint
@@ -184,8 +185,8 @@ def fingerprint(name: str) -> dict[str, Any]:
     return backbone_fingerprint(shared_pipeline(name))
 
 
-def make_saferedir(pipe: Any, case: PipelineCase) -> SafeRedir:
-    """A random redirector of the pipeline's sizes, with thresholds below every score."""
+def tiny_network(case: PipelineCase, **more: Any) -> Redirector:
+    """A random redirector of the pipeline's sizes."""
     step = first_step(case.name)
     config = RedirectorConfig(
         prompt_dim=step.prompt_embeds.shape[-1],
@@ -197,13 +198,33 @@ def make_saferedir(pipe: Any, case: PipelineCase) -> SafeRedir:
         width=16,
         rank=16,
         t_dim=8,
+        **more,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = Redirector(config)
+        return Redirector(config)
+
+
+def make_saferedir(pipe: Any, case: PipelineCase) -> SafeRedir:
+    """A random redirector, with thresholds below every score."""
+    network = tiny_network(case)
     settings = {"prompt_threshold": -1e3, "image_threshold": -1e3, "patience": 100}
     return SafeRedir(
-        SafeRedirConfig(concept="star", network=config.to_dict(), backbone=fingerprint(case.name), **settings), network
+        SafeRedirConfig(concept="star", network=network.config.to_dict(), backbone=fingerprint(case.name), **settings),
+        network,
+    )
+
+
+def make_saferedir_many(pipe: Any, case: PipelineCase) -> SafeRedirMany:
+    """Rows of two random concepts, with thresholds below every score."""
+    network = tiny_network(case, concepts=("star", "ring"), row_heads=True, has_joint=False)
+    low = (-1e3, -1e3)
+    settings = {"prompt_thresholds": low, "image_thresholds": low, "last_thresholds": (1e3, 1e3), "patience": 100}
+    return SafeRedirMany(
+        SafeRedirManyConfig(
+            concept="star, ring", network=network.config.to_dict(), backbone=fingerprint(case.name), **settings
+        ),
+        network,
     )
 
 
@@ -254,6 +275,7 @@ def by_lora(method: str, targets: tuple[str, ...]) -> Callable[[Any, PipelineCas
 
 _METHODS = (
     GuardCase("saferedir", make_saferedir),
+    GuardCase("saferedir_many", make_saferedir_many),
     GuardCase("duo", by_lora("duo", ("to_q", "to_k", "to_v")), kind="weights"),
     GuardCase("uce", by_lora("uce", ("to_k", "to_v")), kind="weights"),
     GuardCase("esd", by_lora("esd", ("to_q", "to_v")), kind="weights"),

@@ -46,6 +46,7 @@ from saferedir.cli.pairs import (
 from saferedir.cli.stopping import GOES_ON, on_stop
 from saferedir.cli.train_duo import duo
 from saferedir.cli.train_edits import esd, uce
+from saferedir.cli.train_many import saferedir_many
 from saferedir.cli.train_verifier import verifier
 from saferedir.utils.packaged import library_version
 
@@ -58,6 +59,7 @@ PAIRS = "pairs.jsonl"  # in the folder of a guard, where the command made them
 train_app = typer.Typer(name="train", help="Train a guard.", no_args_is_help=True, rich_markup_mode="markdown")
 for _command in (duo, uce, esd, verifier):
     train_app.command(no_args_is_help=True)(_command)
+train_app.command("saferedir-many", no_args_is_help=True)(saferedir_many)
 
 
 @train_app.callback()

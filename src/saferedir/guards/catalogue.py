@@ -42,6 +42,15 @@ METHODS: tuple[Method, ...] = (
         command="saferedir train saferedir",
     ),
     Method(
+        name="saferedir_many",
+        target="saferedir.guards.saferedir_many:SafeRedirMany",
+        title="SafeRedir for many concepts in one guard: one trunk, a row each",
+        paper="2601.08623",
+        needs="prompt pairs of each concept; training",
+        cost="1.0x",
+        command="saferedir train saferedir-many",
+    ),
+    Method(
         name="duo",
         target="saferedir.guards.duo.guard:DUO",
         title="a LoRA unlearned from image pairs, taken on and off like any guard",

@@ -14,9 +14,12 @@ def still_frames(latents: Tensor) -> Tensor:
     return latents if latents.ndim == 4 else latents.transpose(1, 2).flatten(0, 1)
 
 
-def highest_over_frames(verdict: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor) -> Tensor:
+def highest_over_frames(
+    verdict: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, *, each: bool = False
+) -> Tensor:
     """(B,) highest of the logits (rows, K) that `verdict` gives each clamped still frame of x0 at its time; t is (B,).
 
+    `each`: (B, K), the highest over frames of each concept.
     Of videos it is given `ROWS_AT_ONCE` frames at a time at most (one of each, if B is more): prompts repeated for every frame
     of 64 videos would fill 11 GB.
     """
@@ -25,8 +28,10 @@ def highest_over_frames(verdict: Callable[[Tensor, Tensor], Tensor], x0: Tensor,
     for some in groups:
         frames = still_frames(some).clamp(-LATENT_CLAMP, LATENT_CLAMP)
         logits = verdict(frames, t.repeat_interleave(len(frames) // len(x0)))
-        parts.append(logits.amax(dim=1).view(len(x0), -1).amax(dim=1))
-    return parts[0] if len(parts) == 1 else torch.stack(parts).amax(dim=0)
+        logits = logits if each else logits.amax(dim=1, keepdim=True)
+        parts.append(logits.view(len(x0), -1, logits.shape[1]).amax(dim=1))
+    highest = parts[0] if len(parts) == 1 else torch.stack(parts).amax(dim=0)
+    return highest if each else highest[:, 0]
 
 
 def chosen_frames(latents: Tensor, generator: torch.Generator) -> Tensor:

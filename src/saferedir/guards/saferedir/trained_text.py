@@ -40,9 +40,18 @@ def require_trained_text(config: SafeRedirConfig, text: TextSettings) -> None:
     A guard without a record of them was trained with the arguments of its `call` and the defaults for the rest. One without a
     record of any training was put together by hand: then only the encoder's layer (`clip_skip`) is known, which is the default.
     """
-    known, record = text, config.training
+    require_trained_settings(
+        config.training, text, f"this SafeRedir guard for {config.concept!r}", by_hand=config.mode == "default"
+    )
+
+
+def require_trained_settings(
+    record: Mapping[str, Any], text: TextSettings, title: str, *, by_hand: bool = True
+) -> None:
+    """As `require_trained_text`, of a guard's `training` record; `by_hand`: whether one without a record was put together so."""
+    known = text
     trained = record.get("text_settings") or dict(record.get("call") or {})
-    if not record and config.mode == "default":
+    if not record and by_hand:
         kept = {name: value for name, value in text.values.items() if name == "clip_skip"}
         known = TextSettings(kept, text.defaults, text.other_texts)
-    known.require(trained, record.get("text_lengths") or (), f"this SafeRedir guard for {config.concept!r}")
+    known.require(trained, record.get("text_lengths") or (), title)

@@ -1,0 +1,305 @@
+"""SafeRedir for many concepts in one guard: one trunk, a row each, one pass a step whatever their number.
+
+The method is SafeRedir's (arXiv:2601.08623), `guards/saferedir`, of which this is the case K > 1: every concept has its scores,
+thresholds and verdicts; the directions of those that act are added up and bounded per token, docs/methods/saferedir.md (4).
+
+Deviations from the guard of one concept: at most `most` concepts act on an image at once, those furthest above their
+thresholds; the prompt verdict stands for as long as the embeddings do; there is no anchor: escalation ends with a longer shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from saferedir.decisions import Decision
+from saferedir.errors import GuardConfigError, GuardError
+from saferedir.guards.base import Conditioned, Guard, GuardConfig, Run, Step
+from saferedir.guards.saferedir.fit import require_fit
+from saferedir.guards.saferedir.frames import highest_over_frames
+from saferedir.guards.saferedir.layers import real_tokens
+from saferedir.guards.saferedir.network import Redirector, RedirectorConfig, redirect, redirect_pooled
+from saferedir.guards.saferedir.rows import strongest
+from saferedir.guards.saferedir.trained_text import require_trained_settings
+from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.text_settings import TextSettings
+from saferedir.utils.checks import is_number
+
+METHOD = "saferedir_many"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafeRedirManyConfig(GuardConfig):
+    """Settings of a SafeRedir guard of many concepts.
+
+    Attributes:
+        network: sizes of the redirector, `RedirectorConfig.to_dict()`, with `row_heads` and the concepts' names.
+        prompt_thresholds: one a concept, in the network's order: the prompt is redirected at score (logit) >= this value.
+        image_thresholds: the same for the verdict on the denoised estimate.
+        last_thresholds: from this score of the last denoised estimate on the image is `unresolved`; () for `image_thresholds`.
+        off: concepts that are switched off; the others' decisions do not change by a bit.
+        most: concepts that may act on one image at once, >= 1.
+        scale: s, multiplier of the shift, >= 0.
+        patience: image checks in a row at or above the threshold, while redirected, before the shift is lengthened.
+        escalation_scale: factor on `scale` then, >= 1.
+        calibration: concept -> how its thresholds were chosen and what they do.
+    """
+
+    network: dict[str, Any] = field(default_factory=dict)
+    prompt_thresholds: tuple[float, ...] = ()
+    image_thresholds: tuple[float, ...] = ()
+    last_thresholds: tuple[float, ...] = ()
+    off: tuple[str, ...] = ()
+    most: int = 4
+    scale: float = 1.0
+    patience: int = 3
+    escalation_scale: float = 1.5
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    def validate(self) -> None:
+        self.require(
+            isinstance(self.network, dict) and bool(self.network.get("row_heads")), "network", "one with row_heads"
+        )
+        count = len(self.concepts)
+        for name in ("prompt_thresholds", "image_thresholds", "last_thresholds"):
+            values = getattr(self, name)
+            fits = len(values) == count or (name == "last_thresholds" and not values)
+            self.require(fits and all(map(is_number, values)), name, f"{count} numbers, one a concept")
+        unknown = [name for name in self.off if name not in self.concepts]
+        self.require(not unknown, "off", f"some of {', '.join(self.concepts)}")
+        self.require_whole("most", "patience", at_least=1)
+        self.require_number("scale", at_least=0)
+        self.require_number("escalation_scale", at_least=1)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """Names of the concepts, in the order of the rows."""
+        return tuple(self.network.get("concepts", ()))
+
+
+@dataclass
+class ManyState:
+    """What the guard remembers during one pipeline call; B images, K concepts."""
+
+    limits: Tensor  # (3, K), thresholds of prompt, image and last score; infinity for concepts that are off
+    image_acts: Tensor  # (B, K) bool, whose image verdict has fired; it stays
+    streak: Tensor  # (B, K) int, high image checks in a row while redirected
+    level: Tensor  # (B,) int, 1 where the shift is lengthened
+    redirected: Tensor  # (B,) int, denoiser calls with another embedding
+    first_fired: Tensor  # (B, K) int, the step each concept acted in first, -1 for never
+    is_high: Tensor  # (B, K) bool, whether the last image check was at or above the threshold
+    is_retried: Tensor  # (B,) bool, redirected from step 0
+    prompt: Tensor  # (B, K) prompt scores of the embeddings of the run
+    image_peak: Tensor  # (B, K) highest image score
+    given: PromptEmbeds | None = None  # the embeddings that `prompt` belongs to
+    strengths: Tensor | None = None  # (B, L)
+
+
+class SafeRedirMany(Guard[SafeRedirManyConfig]):
+    """Scores every image for many concepts at once and redirects from those that it asks for or shows.
+
+    Example:
+        >>> from saferedir.guards.saferedir_many import SafeRedirMany
+        >>> SafeRedirMany.method
+        'saferedir_many'
+    """
+
+    method: ClassVar[str] = METHOD
+    config_class: ClassVar[type[GuardConfig]] = SafeRedirManyConfig
+    may_be_unresolved = True
+
+    def __init__(self, config: SafeRedirManyConfig, network: Redirector | None = None) -> None:
+        super().__init__(config)
+        self._has_weights = network is not None
+        network = network or Redirector(RedirectorConfig.from_dict(config.network))
+        self.network = network.eval().requires_grad_(False)
+
+    def without(self, *concepts: str) -> Self:
+        """This guard with some concepts switched off; the weights are shared. GuardConfigError for an unknown name."""
+        other = type(self)(replace(self.config, off=tuple(sorted({*self.config.off, *concepts}))), self.network)
+        other.name, other.enabled, other.image_verifier = self.name, self.enabled, self.image_verifier
+        other._has_weights = self._has_weights
+        return other
+
+    def check_text(self, text: TextSettings) -> None:
+        require_trained_settings(self.config.training, text, self._title)
+
+    @property
+    def _title(self) -> str:
+        return f"this SafeRedir guard of {len(self.config.concepts)} concepts"
+
+    # --- one run
+
+    def start(self, run: Run) -> ManyState:
+        if not self._has_weights:
+            raise GuardError("This SafeRedir guard has no weights; use Guard.from_pretrained or pass a network.")
+        self.network.to(run.device)
+        rows, count, device = run.batch_size, len(self.config.concepts), run.device
+        config = self.config
+        limits = torch.tensor(
+            [config.prompt_thresholds, config.image_thresholds, config.last_thresholds or config.image_thresholds],
+            device=device,
+        )
+        is_off = torch.tensor([name in config.off for name in config.concepts], device=device)
+        retried = torch.tensor(run.retry_level or (0,) * rows, device=device)
+
+        def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        return ManyState(
+            limits=limits.masked_fill(is_off, torch.inf),
+            image_acts=zeros(torch.bool, rows, count),
+            streak=zeros(torch.long, rows, count),
+            level=(retried > 0).long(),
+            redirected=zeros(torch.long, rows),
+            first_fired=zeros(torch.long, rows, count) - 1,
+            is_high=zeros(torch.bool, rows, count),
+            is_retried=retried > 0,
+            prompt=zeros(torch.float32, rows, count),
+            image_peak=zeros(torch.float32, rows, count) - torch.inf,
+        )
+
+    def on_step_start(self, step: Step) -> Conditioned:
+        state: ManyState = step.state
+        self._score_prompt(step, state)
+        acts, margin = self._acting(state)
+        chosen, weight = strongest(acts.float(), margin, self.config.most)
+        is_redirected = weight[:, 0] > 0
+        state.redirected = state.redirected + is_redirected
+        state.first_fired = torch.where(acts & (state.first_fired < 0), step.index, state.first_fired)
+        e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
+        network = self.network.config
+        with torch.autocast(e0.device.type, enabled=False):
+            redirection = self.network.redirection(e0, real, step.pooled, chosen=chosen)
+        lost = ~redirection.finite & is_redirected
+        if bool(lost.any()):
+            raise GuardError(f"{self._title} made a redirection that is not finite, so no image is returned.")
+        scale = self.config.scale * torch.where(state.level > 0, self.config.escalation_scale, 1.0)
+        common = (redirection, weight, scale, network.max_shift)
+        prompt = redirect(e0, *common, prompt_mask=real, exempt_bos=network.exempt_bos)
+        strength = (prompt.detach() - e0.detach()).float().norm(dim=-1) / e0.detach().float().norm(dim=-1).clamp(
+            min=1e-6
+        )
+        state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
+        if not bool(is_redirected.any()):
+            return step.conditioning
+        pooled = step.pooled
+        if pooled is not None and redirection.pooled_delta is not None:
+            pooled = redirect_pooled(pooled, *common)
+        return step.conditioning.with_cond(prompt=prompt, pooled=pooled)
+
+    def _acting(self, state: ManyState) -> tuple[Tensor, Tensor]:
+        """Which concepts act on each image, (B, K) bool, and how far each is above its thresholds, (B, K)."""
+        prompt, image = state.prompt - state.limits[0], state.image_peak - state.limits[1]
+        margin = torch.maximum(prompt, image)
+        acts = (prompt >= 0) | state.image_acts
+        nearest = torch.zeros_like(acts).scatter(1, margin.argmax(dim=1, keepdim=True), True) & margin.isfinite()
+        return acts | (nearest & state.is_retried[:, None]), margin
+
+    def _score_prompt(self, step: Step, state: ManyState) -> None:
+        e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
+        given = PromptEmbeds(e0, step.pooled, real)
+        if state.given is not None and _same(given, state.given):
+            return
+        require_fit(self.network.config, step, self.config.concept)
+        state.given = given.map(lambda part: part.detach().clone())  # callers may write in place
+        with torch.autocast(e0.device.type, enabled=False):
+            state.prompt = self._finite(self.network.prompt_logits(e0, real, step.pooled), "prompt")
+
+    def on_denoised(self, step: Step, x0: Tensor) -> Tensor:
+        state: ManyState = step.state
+        score = self.image_scores(x0, step.t)
+        is_last = step.evaluation + 1 >= step.run.num_evaluations
+        was_acting = self._acting(state)[0]
+        high = score.detach() >= state.limits[1]
+        state.image_peak = torch.maximum(state.image_peak, score.detach())
+        state.streak = torch.where(high & was_acting, state.streak + 1, 0)
+        state.level = torch.where((state.streak >= self.config.patience).any(dim=1), 1, state.level)
+        state.image_acts = state.image_acts | high
+        state.is_high = score.detach() >= state.limits[2] if is_last else high
+        return x0
+
+    def image_scores(self, x0: Tensor, t: Tensor) -> Tensor:
+        """(B, K) logits that the denoised estimate shows each concept; of a video, in any frame."""
+        with torch.autocast(x0.device.type, enabled=False):
+            return self._finite(highest_over_frames(self.network.image_logits, x0, t, each=True), "image")
+
+    def _finite(self, score: Tensor, name: str) -> Tensor:
+        if not bool(torch.isfinite(score.detach()).all()):
+            raise GuardError(f"a {name} score of {self._title} is not finite, so no image is returned.")
+        return score
+
+    # --- records and weights
+
+    def verdict(self, run: Run, state: ManyState) -> list[Decision]:
+        """One record an image: of the concept furthest above its threshold, and the names of all that acted."""
+        _, margin = self._acting(state)
+        decisions = []
+        for row in range(run.batch_size):
+            fired = [
+                name
+                for name, step in zip(self.config.concepts, state.first_fired[row].tolist(), strict=True)
+                if step >= 0
+            ]
+            high = [name for name, flag in zip(self.config.concepts, state.is_high[row].tolist(), strict=True) if flag]
+            top = int(margin[row].argmax())
+            first = [step for step in state.first_fired[row].tolist() if step >= 0]
+            message = f"Redirected from {', '.join(fired)}." if fired else ""
+            if high:
+                message = f"{message} At the end it still seemed to show {', '.join(high)}; block this image.".strip()
+            image = float(state.image_peak[row, top])
+            decisions.append(
+                Decision(
+                    guard=METHOD,
+                    concept=self.config.concepts[top],
+                    concepts=tuple(fired),
+                    image=row,
+                    fired=bool(fired),
+                    action="escalated" if fired and int(state.level[row]) else "redirected" if fired else "none",
+                    prompt_score=float(state.prompt[row, top]),
+                    image_score=image if image > -torch.inf else None,
+                    thresholds={
+                        "prompt": self.config.prompt_thresholds[top],
+                        "image": self.config.image_thresholds[top],
+                    },
+                    first_fired_step=min(first) if first else None,
+                    steps_redirected=int(state.redirected[row]),
+                    unresolved=bool(high),
+                    token_strengths=tuple(state.strengths[row].tolist())
+                    if fired and state.strengths is not None
+                    else None,
+                    message=message,
+                )
+            )
+        return decisions
+
+    def warning_text(self) -> str | None:
+        return f"{', '.join(self.config.off)} switched off in {self._title}." if self.config.off else None
+
+    def card(self) -> str:
+        names = "\n".join(f"- {name}" for name in self.config.concepts)
+        return f"# SafeRedir guard of {len(self.config.concepts)} concepts\n\n{names}\n\nMade with saferedir; arXiv:2601.08623.\n"
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {n: t.half() if t.is_floating_point() else t for n, t in self.network.state_dict().items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        current = self.network.state_dict()
+        wrong = sorted(set(current) ^ set(tensors)) or [n for n in current if current[n].shape != tensors[n].shape]
+        if wrong:
+            raise GuardConfigError(
+                f"model.safetensors does not fit the network in guard_config.json: {', '.join(wrong[:5])}; train the guard again."
+            )
+        if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
+            raise GuardConfigError("model.safetensors holds values that are not finite; train the guard again.")
+        self.network.load_state_dict({n: t.to(current[n].dtype) for n, t in tensors.items()})
+        self._has_weights = True
+
+
+def _same(first: PromptEmbeds, second: PromptEmbeds) -> bool:
+    parts = zip(first, second, strict=True)
+    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in parts)

@@ -1,0 +1,364 @@
+"""Trains a SafeRedir guard of many concepts, or adds concepts to one: a shared trunk, a row a concept.
+
+The terms of the loss are those of the guard of one concept (docs/methods/saferedir.md (9) to (14)), concept by concept. Benign
+roll-outs are made once for all concepts. Concepts that are added learn their rows on the frozen trunk, so that nothing that was
+there changes by a bit. Everything lands in `<out>.work/` until the guard is renamed to `out`; a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saferedir.errors import GuardConfigError
+from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
+from saferedir.guards.saferedir.rows import with_concept
+from saferedir.guards.saferedir.trained_text import text_lengths, text_record
+from saferedir.guards.saferedir_many import SafeRedirMany, SafeRedirManyConfig
+from saferedir.pipelines.families import family_of
+from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.training.saferedir.batches import ImageBatch, ImageData, TextData, encode_text, image_batch, text_batch
+from saferedir.training.saferedir.calibration import calibrate
+from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs, split_pairs
+from saferedir.training.saferedir.losses import classification_term, redirection_terms, total
+from saferedir.training.saferedir.one_concept import OneConcept
+from saferedir.training.saferedir.rollouts import (
+    SHORT_IMAGES,
+    SHORT_STEPS,
+    Prompts,
+    calibration_scales,
+    generate_rollouts,
+    rollout_prompts,
+)
+from saferedir.training.saferedir.train import MIN_PAIRS, TrainConfig
+from saferedir.utils.files import check_guard_folder, replacing, write_json
+from saferedir.utils.locks import output_lock
+from saferedir.utils.progress import SILENT, Progress
+
+RANK = 32  # of a concept's direction
+AT_ONCE = 4  # concepts of one optimiser step
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side of the split holds of a concept: texts, and images that show it; benign images are shared."""
+
+    text: TextData
+    images: ImageData
+    short: tuple[ImageData, ...] = ()
+
+
+def train_saferedir_many(
+    pipe: Any,
+    pairs: Mapping[str, str | Path | Sequence[Pair]],
+    out: str | Path,
+    *,
+    start: SafeRedirMany | None = None,
+    config: TrainConfig | None = None,
+    progress: Progress = SILENT,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    overwrite: bool = False,
+) -> SafeRedirMany:
+    """Train one guard for many concepts and save it in the folder `out`; resumes from `<out>.work` when that exists.
+
+    Args:
+        pipe: a supported pipeline without guards; it comes back as it was.
+        pairs: concept -> prompt pairs, or a file of them, as of `train_saferedir`.
+        out: folder for the guard.
+        start: a guard to which the concepts are added; the trunk and its concepts stay as they are, bit for bit.
+        config: the settings; `rollouts` are counted a concept, the benign half of them once for all. Default: `TrainConfig()`.
+        progress: shows how far it is; default: nothing is shown.
+        log: called with the loss now and then.
+        overwrite: whether a guard that stands at `out` may be replaced.
+
+    Returns:
+        The guard, with thresholds calibrated concept by concept.
+
+    Raises:
+        OutputError: another run is writing to `out`, or a guard stands there and may not be replaced.
+        GuardConfigError: no concept, too few pairs of one, a name that `start` has, or `<out>.work` belongs to other settings.
+    """
+    config = config or TrainConfig()
+    rows = {
+        concept: read_pairs(Path(given).expanduser()) if isinstance(given, str | Path) else list(given)
+        for concept, given in pairs.items()
+    }
+    known = () if start is None else start.config.concepts
+    twice = [concept for concept in rows if concept in known]
+    if not rows or twice:
+        raise GuardConfigError(
+            f"the guard has {twice[0]!r} already; give the concept another name."
+            if twice
+            else "give pairs of a concept."
+        )
+    with output_lock(Path(out), nested=True) as folder:
+        check_guard_folder(folder, overwrite, "pass overwrite=True")
+        work = folder.with_name(folder.name + ".work")
+        work.mkdir(parents=True, exist_ok=True)
+        _claim(work / "plan.json", config, rows, known, pipe)
+        return _train(pipe, rows, folder, work, start, config, progress, log)
+
+
+def _claim(
+    path: Path, config: TrainConfig, rows: Mapping[str, Sequence[Pair]], known: Sequence[str], pipe: Any
+) -> None:
+    """Refuse to mix two plans, or two models, in one work folder."""
+    digests = {concept: hash_pairs(of) for concept, of in rows.items()}
+    plan = {"config": asdict(config), "pairs": digests, "known": list(known), "backbone": backbone_fingerprint(pipe)}
+    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(plan)):
+        raise GuardConfigError(
+            f"{path.parent} holds an unfinished training with another model, other concepts, settings or pairs; delete it, or "
+            "choose another out."
+        )
+    write_json(path, plan)
+
+
+def _train(
+    pipe: Any,
+    rows: Mapping[str, Sequence[Pair]],
+    out: Path,
+    work: Path,
+    start: SafeRedirMany | None,
+    config: TrainConfig,
+    progress: Progress,
+    log: Callable[[dict[str, Any]], None] | None,
+) -> SafeRedirMany:
+    lengths = text_lengths(pipe, config.call, config.text_lengths)
+    split = {concept: split_pairs(of, config.held_out, config.seed) for concept, of in rows.items()}
+    for concept, sides in split.items():
+        if min(sum(pair.unsafe is not None for pair in side) for side in sides) < MIN_PAIRS:
+            raise GuardConfigError(f"{concept!r} has too few pairs; a side of the split needs at least {MIN_PAIRS}.")
+    sides = []
+    benign = []
+    for number in (0, 1):  # training, held out
+        of_side = {concept: both[number] for concept, both in split.items()}
+        with progress.task(("training", "held-out")[number] + " images", _count(of_side, config, number)) as advance:
+            everything = [pair for of in of_side.values() for pair in of]
+            benign.append(_benign(pipe, everything, config, work, number, advance))
+            sides.append(
+                {concept: _side(pipe, of, lengths, config, work, number, advance) for concept, of in of_side.items()}
+            )
+    network = _network(pipe, sides[0], benign[0][0], start, config)
+    fit_rows(network, sides[0], benign[0][0], config, work, progress, log, added=None if start is None else len(rows))
+    results = {}
+    for concept, side in sides[1].items():
+        images, *short = (
+            joined(unsafe, safe) for unsafe, safe in zip((side.images, *side.short), benign[1], strict=True)
+        )
+        view: Any = OneConcept(network, concept)
+        results[concept] = calibrate(
+            view.eval(), side.text, images, config.false_positive_rate, contamination=config.contamination, short=short
+        )
+    guard = SafeRedirMany(_settings(pipe, network, results, start, config, rows, lengths), network)
+    guard.save_pretrained(out)
+    shutil.rmtree(work)
+    return guard
+
+
+def _count(sides: Mapping[str, Sequence[Pair]], config: TrainConfig, number: int) -> int:
+    """Images of one side, about."""
+    count = config.held_out_rollouts if number else config.rollouts
+    return (len(sides) + 1) * (count // 2)
+
+
+def _rolled(
+    pipe: Any, prompts: Prompts, config: TrainConfig, work: Path, number: int, advance: Callable[[int], None],
+    steps: int | None = None,
+) -> ImageData:  # fmt: skip
+    scales = config.calibration_scales or calibration_scales(config.guidance_scale)
+    return generate_rollouts(
+        pipe, prompts, steps=steps or config.rollout_steps, guidance_scales=scales if number else (config.guidance_scale,),
+        seed=config.seed * 1_000_000 + 500_000 * number + (250_000 if prompts.benign else 0), batch=config.rollout_batch,
+        call=config.call, view=config.image_input, cache=work, on_progress=advance,
+    )  # fmt: skip
+
+
+def _short_steps(config: TrainConfig, number: int) -> list[int]:
+    return [steps for steps in SHORT_STEPS if steps < config.rollout_steps] if number else []
+
+
+def _benign(
+    pipe: Any, pairs: Sequence[Pair], config: TrainConfig, work: Path, number: int, advance: Callable[[int], None]
+) -> list[ImageData]:
+    """Benign roll-outs of all concepts' prompts together: the long ones, and of the held-out side short ones."""
+    count = config.held_out_rollouts if number else config.rollouts
+    prompts = Prompts([], rollout_prompts(pairs, 2 * count, config.seed).benign[: count // 2])
+    some = Prompts([], prompts.benign[: SHORT_IMAGES // 2])
+    short = [_rolled(pipe, some, config, work, number, lambda _: None, steps) for steps in _short_steps(config, number)]
+    return [_rolled(pipe, prompts, config, work, number, advance), *short]
+
+
+def _side(
+    pipe: Any, pairs: Sequence[Pair], lengths: Sequence[int], config: TrainConfig, work: Path, number: int,
+    advance: Callable[[int], None],
+) -> Side:  # fmt: skip
+    count = config.held_out_rollouts if number else config.rollouts
+    prompts = Prompts(rollout_prompts(pairs, count, config.seed).unsafe, [])
+    some = Prompts(prompts.unsafe[: SHORT_IMAGES // 2], [])
+    short = [_rolled(pipe, some, config, work, number, lambda _: None, steps) for steps in _short_steps(config, number)]
+    images = _rolled(pipe, prompts, config, work, number, advance)
+    return Side(encode_text(pipe, pairs, config.call, lengths), images, tuple(short))
+
+
+def joined(first: ImageData, second: ImageData) -> ImageData:
+    """The images of both, of the same steps."""
+    scale = None if first.scale is None or second.scale is None else torch.cat([first.scale, second.scale])
+    return ImageData(
+        torch.cat([first.frames, second.frames]), first.prompts.cat(second.prompts),
+        torch.cat([first.label, second.label]), first.t, scale,
+    )  # fmt: skip
+
+
+def _network(
+    pipe: Any, sides: Mapping[str, Side], benign: ImageData, start: SafeRedirMany | None, config: TrainConfig
+) -> Redirector:
+    """An untrained network of the pipeline's sizes, or that of `start` with rows for the new concepts."""
+    first = next(iter(sides.values())).text.unsafe
+    if start is None:
+        sizes = {
+            "prompt_dim": first.prompt.shape[-1],
+            "latent_channels": benign.frames.shape[2],
+            "pooled_dim": 0 if first.pooled is None else first.pooled.shape[-1],
+            "exempt_bos": family_of(pipe).has_bos,
+            "concepts": tuple(sides),
+            "row_heads": True,
+            "rank": RANK,
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            return Redirector(RedirectorConfig.from_dict({**sizes, **config.network}))
+    known, state = start.network.config, dict(start.network.state_dict())
+    for number, _ in enumerate(sides):
+        state = with_concept(state, len(known.concepts) + number, config.seed + number)
+    network = Redirector(replace(known, concepts=(*known.concepts, *sides)))
+    network.load_state_dict(state)
+    return network
+
+
+def fit_rows(
+    network: Redirector,
+    sides: Mapping[str, Side],
+    benign: ImageData,
+    config: TrainConfig,
+    work: Path,
+    progress: Progress,
+    log: Callable[[dict[str, Any]], None] | None,
+    *,
+    added: int | None = None,
+) -> None:
+    """Optimise the network on its concepts' data, `AT_ONCE` concepts a step, in turn.
+
+    `added`: only the rows of the last so many concepts learn; None: everything does.
+    """
+    device = next(network.parameters()).device
+    trained = list(network.parameters() if added is None else network.heads.parameters())
+    fixed = 0 if added is None else len(network.config.concepts) - added
+    optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0 if added else 1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps, config.learning_rate * 0.02)
+    views: dict[str, Any] = {concept: OneConcept(network, concept) for concept in sides}
+    checkpoint, first = work / "checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        first = state["step"]
+    names = list(sides)
+    share = max(4, config.batch // min(AT_ONCE, len(names)))
+    network.train()
+    with progress.task("training", config.steps, first) as advance:
+        for step in range(first, config.steps):
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            losses = []
+            for turn in range(min(AT_ONCE, len(names))):
+                name = names[(step * AT_ONCE + turn) % len(names)]
+                losses.append(_loss(views[name], sides[name], benign, share, step, config, generator, device))
+            loss = torch.stack(losses).mean()
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"The loss is not finite at step {step}; lower the learning rate.")
+            loss.backward()
+            if added is not None:
+                for parameter in trained:
+                    if parameter.grad is not None:
+                        parameter.grad[:fixed] = 0
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad()
+            network.zero_grad()
+            advance(1, f"training loss {loss.item():.3f}")
+            if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+                if log is not None:
+                    log({"step": step + 1, "loss": loss.item()})
+                state = {
+                    "network": network.state_dict(), "optimiser": optimiser.state_dict(),
+                    "schedule": schedule.state_dict(), "step": step + 1,
+                }  # fmt: skip
+                with replacing(checkpoint) as temporary:
+                    torch.save(state, temporary)
+    network.eval()
+
+
+def _loss(
+    view: Any, side: Side, benign: ImageData, rows: int, step: int, config: TrainConfig, generator: torch.Generator,
+    device: torch.device,
+) -> torch.Tensor:  # fmt: skip
+    """The loss of one concept on `rows` prompts and images, half of each benign."""
+    words = text_batch(side.text.lengths[step % len(side.text.lengths)], rows, generator).to(device)
+    halves = (image_batch(side.images, rows // 2, generator), image_batch(benign, rows - rows // 2, generator))
+    shown = ImageBatch(
+        torch.cat([half.frames for half in halves]), torch.cat([half.t for half in halves]),
+        halves[0].prompts.cat(halves[1].prompts), torch.cat([half.label for half in halves]),
+    ).to(device)  # fmt: skip
+    terms = redirection_terms(view, *words, teacher_forcing=step < config.steps // 3)
+    given, prompts = words.given, shown.prompts
+    image, joint = view.image_and_joint_logits(shown.frames, shown.t, prompts.prompt, prompts.mask, prompts.pooled)
+    terms["classification"] = classification_term(
+        (view.prompt_logits(given.prompt, given.mask, given.pooled), words.label),
+        (image, shown.label),
+        (joint, shown.label),
+    )
+    return total(terms, config.loss)
+
+
+def _settings(
+    pipe: Any, network: Redirector, results: Mapping[str, Any], start: SafeRedirMany | None, config: TrainConfig,
+    rows: Mapping[str, Sequence[Pair]], lengths: Sequence[int],
+) -> SafeRedirManyConfig:  # fmt: skip
+    """The guard's config: thresholds of the concepts that were there, then of the new ones."""
+    old = None if start is None else start.config
+
+    def thresholds(name: str) -> tuple[float, ...]:
+        before = (
+            ()
+            if old is None
+            else getattr(old, f"{name}_thresholds") or (old.image_thresholds if name == "last" else ())
+        )
+        return (*before, *(result.thresholds[name] for result in results.values()))
+
+    record = {
+        key: value for key, value in asdict(config).items() if key not in ("network", "loss", "calibration_scales")
+    }
+    added = {concept: sum(pair.unsafe is not None for pair in of) for concept, of in rows.items()}
+    return SafeRedirManyConfig(
+        concept=", ".join(network.config.concepts),
+        backbone=backbone_fingerprint(pipe),
+        network=network.config.to_dict(),
+        prompt_thresholds=thresholds("prompt"),
+        image_thresholds=thresholds("image"),
+        last_thresholds=thresholds("last"),
+        calibration={
+            **({} if old is None else old.calibration),
+            **{concept: {**result.record, "measured": result.measured} for concept, result in results.items()},
+        },
+        training={
+            **record, "loss": config.loss.to_dict(), **text_record(pipe, config.call, lengths),
+            "pairs": {**({} if old is None else old.training.get("pairs", {})), **added},
+        },
+    )  # fmt: skip

@@ -1,0 +1,132 @@
+"""A guard of many concepts: what acts, what is named, that one switched off changes nothing for the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import make_pipeline
+
+import saferedir as sr
+from saferedir.errors import GuardConfigError, GuardError
+from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
+from saferedir.guards.saferedir_many import SafeRedirMany, SafeRedirManyConfig
+from saferedir.pipelines.encoding import encode_prompts
+
+CONCEPTS = ("star", "ring", "fox")
+PROMPTS = ["a x", "b o", "c k"]
+CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def network(pipe: Any) -> Redirector:
+    config = RedirectorConfig(
+        prompt_dim=pipe.unet.config.cross_attention_dim, width=16, heads=2, hidden=16, latent_widths=(8, 8),
+        latent_strides=(1, 2), rank=8, t_dim=8, concepts=CONCEPTS, row_heads=True, has_joint=False,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Redirector(config).eval().requires_grad_(False)
+    heads: Any = network.heads
+    heads.prompt_score.weight.mul_(20)
+    return network
+
+
+def guard(
+    network: Redirector, prompt: tuple[float, ...], image: tuple[float, ...] = (1e3,) * 3, **more: Any
+) -> SafeRedirMany:
+    settings = {"prompt_thresholds": prompt, "image_thresholds": image, **more}
+    return SafeRedirMany(SafeRedirManyConfig(concept="many", network=network.config.to_dict(), **settings), network)
+
+
+def run(pipe: Any, *guards: SafeRedirMany) -> tuple[torch.Tensor, list[Any]]:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    if not guards:
+        return pipe(PROMPTS, generator=generators, **CALL).images, []
+    with sr.attach(pipe, guards) as attached:
+        return pipe(PROMPTS, generator=generators, **CALL).images, attached.decisions
+
+
+def scores(pipe: Any, network: Redirector) -> torch.Tensor:
+    with torch.no_grad():
+        return network.prompt_logits(encode_prompts(pipe, PROMPTS).prompt)
+
+
+def test_each_concept_is_held_against_its_own_threshold(pipe: Any, network: Redirector) -> None:
+    logits = scores(pipe, network)
+    limits = logits.sort(dim=0).values[1:].mean(dim=0)  # of each concept the highest of three images fires
+    images, decisions = run(pipe, guard(network, tuple(limits.tolist())))
+    bare, _ = run(pipe)
+    for row, decision in enumerate(decisions):
+        fired = tuple(name for k, name in enumerate(CONCEPTS) if logits[row, k] >= limits[k])
+        assert decision.concepts == fired and decision.fired == bool(fired)
+        assert torch.equal(images[row], bare[row]) == (not fired)
+        top = int((logits[row] - limits).argmax())
+        assert decision.concept == CONCEPTS[top] and decision.prompt_score == pytest.approx(
+            float(logits[row, top]), abs=1e-4
+        )
+
+
+def test_a_concept_that_is_off_changes_nothing_for_the_others(pipe: Any, network: Redirector) -> None:
+    logits = scores(pipe, network)
+    everything = guard(network, tuple((logits.amax(dim=0) - 1e-3).tolist()), most=3)
+    _, before = run(pipe, everything)
+    off = everything.without("ring")
+    images, after = run(pipe, off)
+    bare, _ = run(pipe)
+    for row in range(3):
+        assert after[row].concepts == tuple(name for name in before[row].concepts if name != "ring")
+        assert torch.equal(images[row], bare[row]) == (not after[row].concepts)
+    assert off.warning_text() == "ring switched off in this SafeRedir guard of 3 concepts."
+    with pytest.raises(GuardConfigError, match="off"):
+        everything.without("cat")
+
+
+def test_the_image_verdict_acts_from_the_next_step_and_is_named_at_the_end(pipe: Any, network: Redirector) -> None:
+    silent = (1e3,) * 3
+    images, decisions = run(pipe, guard(network, silent, image=(1e3, -1e3, 1e3)))
+    bare, _ = run(pipe)
+    assert all(d.concepts == ("ring",) and d.first_fired_step == 1 and d.unresolved for d in decisions)
+    assert "seemed to show ring" in decisions[0].message and not torch.equal(images, bare)
+    _, decisions = run(pipe, guard(network, silent, image=(1e3, -1e3, 1e3), last_thresholds=silent))
+    assert not any(d.unresolved for d in decisions)
+
+
+def test_alone_a_concept_does_what_it_does_among_others_that_are_silent(pipe: Any, network: Redirector) -> None:
+    among, _ = run(pipe, guard(network, (1e3, -1e3, 1e3)))
+    alone, _ = run(pipe, guard(network, (1e3, -1e3, 1e3), most=1))
+    torch.testing.assert_close(among, alone)
+
+
+def test_a_retry_acts_on_the_nearest_concept_from_the_first_step(pipe: Any, network: Redirector) -> None:
+    silent = guard(network, (1e3, 1e3, 1e3), image=(1e3, -1e3, 1e3))
+    with sr.protect(pipe, silent, on_unsafe="verify", retries=1) as safe:
+        output = safe(PROMPTS, **{**CALL, "output_type": "pt"})
+    assert output.blocked == [True] * 3 and all(d.attempts == 2 and d.first_fired_step == 0 for d in output.decisions)
+
+
+def test_it_is_saved_and_loaded_with_its_rows(tmp_path: Path, pipe: Any, network: Redirector) -> None:
+    many = guard(network, (0.0, 1.0, 2.0), off=("fox",))
+    again = sr.Guard.from_pretrained(many.save_pretrained(tmp_path / "many"))
+    assert isinstance(again, SafeRedirMany) and again.config == many.config
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(again.network.state_dict()[name], value, atol=1e-2, rtol=1e-2)
+    with pytest.raises(GuardError, match="no weights"):
+        run(pipe, SafeRedirMany(many.config))
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [({"prompt_thresholds": (0.0,)}, "3 numbers"), ({"off": ("cat",)}, "off"), ({"most": 0}, "most")],
+)
+def test_settings_that_do_not_fit_are_refused(network: Redirector, more: dict[str, Any], sentence: str) -> None:
+    settings = {"prompt_thresholds": (0.0,) * 3, "image_thresholds": (0.0,) * 3, **more}
+    with pytest.raises(GuardConfigError, match=sentence):
+        SafeRedirManyConfig(concept="many", network=network.config.to_dict(), **settings)

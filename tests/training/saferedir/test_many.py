@@ -1,0 +1,99 @@
+"""One guard for many concepts, trained and grown on a tiny random pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import make_pipeline
+from typer.testing import CliRunner
+
+import saferedir as sr
+from saferedir.cli import app
+from saferedir.errors import GuardConfigError
+from saferedir.guards.saferedir_many import SafeRedirMany
+from saferedir.training.saferedir import many as many_module
+from saferedir.training.saferedir.dataset import Pair, write_pairs
+from saferedir.training.saferedir.many import train_saferedir_many
+from saferedir.training.saferedir.train import TrainConfig
+
+WORDS = [f"{a}{b}" for a in "abcdefgh" for b in "klmnop"]
+QUICK = TrainConfig(
+    steps=8, rollouts=8, held_out_rollouts=8, rollout_steps=3, held_out=0.4, evaluate_every=4,
+    network={"width": 32, "heads": 2, "hidden": 32, "latent_widths": [8, 16], "latent_strides": [1, 2], "rank": 8},
+)  # fmt: skip
+
+
+def pairs(letter: str) -> list[Pair]:
+    return [Pair(f"{w} {letter}", f"{w} o") for w in WORDS] + [Pair(None, f"{w} b") for w in WORDS]
+
+
+def test_concepts_are_trained_together_and_added_without_touching_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe: Any = make_pipeline()
+    guard = train_saferedir_many(pipe, {"x": pairs("x"), "y": pairs("y")}, tmp_path / "two", config=QUICK)
+    assert guard.config.concepts == ("x", "y") and set(guard.config.calibration) == {"x", "y"}
+    assert not (tmp_path / "two.work").exists()
+    loaded = sr.Guard.from_pretrained(tmp_path / "two")
+    assert isinstance(loaded, SafeRedirMany)
+
+    fit = many_module.fit_rows
+
+    def killed(*given: Any, **more: Any) -> None:
+        fit(*given, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(many_module, "fit_rows", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_saferedir_many(pipe, {"z": pairs("z")}, tmp_path / "three", start=loaded, config=QUICK)
+    monkeypatch.undo()
+    grown = train_saferedir_many(pipe, {"z": pairs("z")}, tmp_path / "three", start=loaded, config=QUICK)
+    assert grown.config.concepts == ("x", "y", "z")
+    assert grown.config.prompt_thresholds[:2] == loaded.config.prompt_thresholds
+    before, after = loaded.network.state_dict(), grown.network.state_dict()
+    for name, value in before.items():
+        rows = (
+            after[name][: len(value)] if not name.endswith((".weight", ".bias")) or "heads" not in name else after[name]
+        )
+        same = rows[:2] if name.startswith("heads.") else rows
+        assert torch.equal(same, value[:2] if name.startswith("heads.") else value), name
+    assert not torch.equal(after["heads.prompt_score.weight"][2], before["heads.prompt_score.weight"][2])
+
+    def decisions(which: SafeRedirMany) -> list[Any]:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+        with sr.attach(pipe, which.without("z") if "z" in which.config.concepts else which) as attached:
+            pipe(["ak x", "bl y", "cm o"], generator=generators, num_inference_steps=3, output_type="latent")
+            return [(d.concepts, d.fired, d.first_fired_step, d.unresolved) for d in attached.decisions]
+
+    assert decisions(loaded) == decisions(grown)
+    with pytest.raises(GuardConfigError, match="has 'x' already"):
+        train_saferedir_many(pipe, {"x": pairs("x")}, tmp_path / "again", start=loaded, config=QUICK)
+
+
+def test_a_concept_with_too_few_pairs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GuardConfigError, match="'y' has too few pairs"):
+        train_saferedir_many(make_pipeline(), {"x": pairs("x"), "y": pairs("y")[:8]}, tmp_path / "two", config=QUICK)
+
+
+def test_the_command_line_trains_and_adds(tmp_path: Path) -> None:
+    def call(*words: object) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["train", "saferedir-many", *map(str, words)])
+        return result.exit_code, " ".join(result.output.split())
+
+    make_pipeline().save_pretrained(tmp_path / "model")
+    for letter in "xyz":
+        write_pairs(pairs(letter), tmp_path / f"{letter}.jsonl")
+    files = {letter: f"{letter}={tmp_path / letter}.jsonl" for letter in "xyz"}
+    common = ("--model", tmp_path / "model", "--steps", 2, "--rollouts", 4, "--held-out-rollouts", 8)
+    code, output = call("--pairs", files["x"], "--pairs", files["y"], *common, "--out", tmp_path / "two")
+    assert code == 0, output
+    assert "2 concepts, held out" in output and (tmp_path / "two" / "summary.json").is_file()
+    code, output = call("--start", tmp_path / "two", "--pairs", files["z"], *common, "--out", tmp_path / "three")
+    assert code == 0, output
+    assert sr.Guard.from_pretrained(tmp_path / "three").config.concepts == ("x", "y", "z")  # type: ignore[attr-defined]
+    assert call("--pairs", "x", *common, "--out", tmp_path / "no")[0] == 2
+    code, output = call("--start", "pictoworld/star", "--pairs", files["z"], *common, "--out", tmp_path / "no")
+    assert code == 2 and "not one of many concepts" in output and not (tmp_path / "no").exists()
