@@ -251,9 +251,10 @@ def test_parts_of_an_output_that_have_no_rows_are_blanked_with_a_blocked_image()
     sheet = Image.new("RGB", (4, 2), "red")
     output = Odd(images=torch.ones(2, 3, 2, 2), sheet=sheet, nsfw_content_detected=[False, True])
     result = Result(output, [sr.Decision(guard="g", concept="c", image=row) for row in range(2)])
-    final, _ = result.finished({1: "why"})
+    final, _ = result.finished({1: "why"}, {1: ("c",)})
     assert final.nsfw_content_detected == [False, True] and not np.asarray(final.sheet).any()
     assert final.images[0].all() and not final.images[1].any() and output.images is final.images
+    assert final.blocked_by == [(), ("c", "diffusers' own safety checker")]
 
 
 # ---------------------------------------------------------------------- it fails closed
@@ -639,3 +640,22 @@ def test_block_is_never_weaker_than_verify(pipe: Any) -> None:
         assert safe(prompts, num_inference_steps=2).blocked == [False, True]
     with sr.protect(pipe, guard, on_unsafe="block", verify=lambda images: [False] * len(images)) as safe:
         assert safe(prompts, num_inference_steps=2).blocked == [False, False]
+
+
+def test_an_output_says_who_blocked(pipe: Any) -> None:
+    """By name: a guard's concept, a verifier of several; never one that found nothing."""
+    verifiers: Any = {
+        "a": lambda images: [True, False],
+        "b": lambda images: [False] * 2,
+        "c": lambda images: [True] * 2,
+    }
+    with sr.protect(pipe, Scripted(fires=(1,)), on_unsafe="block", verify=verifiers) as safe:
+        output = safe(PROMPTS[:2], num_inference_steps=2)
+    assert output.blocked == [True, True] and output.blocked_by == [("a", "c"), ("star", "c")]
+    with sr.protect(
+        pipe, Scripted(fires=(0, 1)), on_unsafe="verify", verify=lambda images: [False, True][-len(images) :]
+    ) as safe:
+        assert safe(PROMPTS[:2], num_inference_steps=2).blocked_by == [(), ("verify",)]
+    for wrong in ({}, {"a": 1}):
+        with pytest.raises(sr.GuardConfigError, match="mapping of names"):
+            sr.protect(pipe, Scripted(), on_unsafe="block", verify=wrong)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
@@ -40,7 +40,7 @@ def protect(
     policy: Policy | str | Path | None = None,
     profile: str | None = None,
     on_unsafe: str = "redirect",
-    verify: Verifier | Guard[Any] | None = None,
+    verify: Verifier | Mapping[str, Verifier] | Guard[Any] | None = None,
     retries: int = 2,
     on_block: str = "blank",
     image_verifiers: bool = True,
@@ -64,7 +64,8 @@ def protect(
             unsafe. "block" blocks an image at once on which a guard acted, which is unsafe, or of which a guard's classifier
             cannot tell and nothing else looks for its concept.
         verify: a function of N finished PIL images that gives N bools, true where the concept is there (of a judge:
-            `judge.verifier(rule)`); or one of `guards`; default: the guards' own decisions.
+            `judge.verifier(rule)`), or several by the name of what each looks for; or one of `guards`; default: the guards' own
+            decisions.
         retries: how often an unsafe image is generated again under "verify", >= 0.
         image_verifiers: whether the guards' image verifiers look at the finished images; False to measure a guard without.
         check_inputs: whether images that a call is given (image-to-image, inpainting, editing, image prompts) are checked
@@ -74,7 +75,8 @@ def protect(
         force: also accept a guard that was trained for another architecture.
 
     Returns:
-        The protected pipeline; its output is the pipeline's own, with `decisions` and `blocked`.
+        The protected pipeline; its output is the pipeline's own, with `decisions`, `blocked` and `blocked_by` (for each image
+        the concepts of the guards and the names of the verifiers that blocked it).
 
     Raises:
         GuardConfigError: an unknown policy, "verify" with neither a verifier nor a guard that can call an image unresolved, or
@@ -162,20 +164,38 @@ def input_verifiers(
             raise GuardConfigError(
                 f"check_inputs is {check_inputs!r}; expected True, False or a function of PIL images."
             )
-        return (InputVerifier("check_inputs", "", check_inputs),)
+        return tuple(InputVerifier("check_inputs", name, part) for name, part in _by_name(check_inputs, "").items())
     verifiers = [
         InputVerifier(guard.method, guard.config.concept, guard.image_verifier.sees)
         for guard in guards
         if guard.image_verifier is not None
     ]
-    if verifier is not None:
-        verifiers.append(InputVerifier("verify", "", verifier))
+    verifiers += [InputVerifier("verify", name, part) for name, part in _by_name(verifier, "").items()]
     if not verifiers:
         raise GuardConfigError(
             "check_inputs=True has nothing to look with: no guard brings an image verifier along, and verify= is not given; give "
             "check_inputs=, a function of PIL images, or train a verifier (`saferedir train verifier`)."
         )
     return tuple(verifiers)
+
+
+class NamedVerifiers:
+    """Several verifiers as one: the concept is there where one of them says so."""
+
+    def __init__(self, by_name: Mapping[str, Verifier]) -> None:
+        self.by_name = dict(by_name)
+
+    def __call__(self, images: list[Image.Image]) -> list[bool]:
+        """One bool an image."""
+        answers = [_flags_of(verifier, images) for verifier in self.by_name.values()]
+        return [any(flags) for flags in zip(*answers, strict=True)]
+
+
+def _by_name(verifier: Verifier | None, name: str) -> dict[str, Verifier]:
+    """The parts of a verifier by their names; one without parts under the given name."""
+    if verifier is None:
+        return {}
+    return verifier.by_name if isinstance(verifier, NamedVerifiers) else {name: verifier}
 
 
 def refuse_judge(argument: str, value: Any) -> None:
@@ -191,7 +211,7 @@ def refuse_judge(argument: str, value: Any) -> None:
 def checked_policy(
     guards: Sequence[Guard[Any]],
     on_unsafe: str,
-    verify: Verifier | Guard[Any] | None,
+    verify: Verifier | Mapping[str, Verifier] | Guard[Any] | None,
     retries: int,
     on_block: str = "blank",
     image_verifiers: bool = True,
@@ -208,6 +228,14 @@ def checked_policy(
     if isinstance(verify, Guard):
         if not any(verify is guard for guard in guards):
             raise GuardConfigError("verify is a guard that is not among `guards`; add it there, or give a function.")
+    if isinstance(verify, Mapping):
+        for name, function in verify.items():
+            refuse_judge(f"verify[{name!r}]", function)
+        if not verify or not all(map(callable, verify.values())):
+            raise GuardConfigError(
+                "verify is a mapping of names to functions of PIL images, and it names none, or no function."
+            )
+        verify = NamedVerifiers(verify)
     refuse_judge("verify", verify)
     if verify is not None and not isinstance(verify, Guard) and not callable(verify):
         raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
@@ -229,7 +257,9 @@ _WHY = {"verify": "it was still found unsafe", "block": "a guard acted on it, or
 
 
 class GuardedPipeline:
-    """A pipeline under a policy; its output is the pipeline's own, with `decisions` and `blocked` (one bool per image).
+    """A pipeline under a policy; its output is the pipeline's own, with `decisions`, `blocked` and `blocked_by`.
+
+    `blocked` has one bool an image, `blocked_by` the names of those that blocked it: concepts of guards, and of verifiers.
 
     `protect` makes it. Threads take turns. Everything else (`scheduler`, `unet`, `set_progress_bar_config`, …) is the
     pipeline's. Calling the pipeline itself stays guarded by the seam, but without a policy. Its `__call__` has the signature of
@@ -305,17 +335,19 @@ class GuardedPipeline:
             return call
         are_latents_tested = any(guard.latents_test != "off" for guard in self.guards)
         call, given = with_input_images(call, are_latents_tested=are_latents_tested)
+        flagged_by: list[tuple[str, str, int]] = []
         for guard, concept, verifier in self._input_verifiers if given else ():
             flags = _flags_of(verifier, [item.image for item in given])
-            flagged = [item for item, flag in zip(given, flags, strict=True) if flag]
-            if flagged:
-                places = ", ".join(f"{item.argument}[{item.number}]" for item in flagged)
-                message = f"{len(flagged)} of {len(given)} input images show what is guarded against: {places}."
-                self._decisions = [
-                    Decision(guard=guard, concept=concept, image=item.number, action="blocked", message=message)
-                    for item in flagged
-                ]
-                raise BlockedError(f"Nothing was generated: {message}", self._decisions)
+            flagged_by += [(guard, concept, index) for index, flag in enumerate(flags) if flag]
+        if flagged_by:
+            flagged = [given[index] for index in sorted({index for _, _, index in flagged_by})]
+            places = ", ".join(f"{item.argument}[{item.number}]" for item in flagged)
+            message = f"{len(flagged)} of {len(given)} input images show what is guarded against: {places}."
+            self._decisions = [
+                Decision(guard=guard, concept=concept, image=given[index].number, action="blocked", message=message)
+                for guard, concept, index in flagged_by
+            ]
+            raise BlockedError(f"Nothing was generated: {message}", self._decisions)
         return call
 
     def _under_policy(self, call: dict[str, Any]) -> tuple[Any, list[Decision]]:
@@ -329,24 +361,27 @@ class GuardedPipeline:
         generators = generators_of(call)
         before = [generator.get_state() for generator in generators]
         result = self._run(call, ())
-        blocked = set(self._unsafe(result, range(result.count), "block"))
-        unsafe = [row for row in self._unsafe(result, range(result.count), "verify") if row not in blocked]
+        blocked = self._unsafe(result, range(result.count), "block")
+        verified = self._unsafe(result, range(result.count), "verify")
+        blocked = {row: tuple(dict.fromkeys((*by, *verified.get(row, ())))) for row, by in blocked.items()}
+        unsafe = {row: by for row, by in verified.items() if row not in blocked}
         after = [generator.get_state() for generator in generators]
         try:
             for attempt in range(1, self._retries + 1 if unsafe else 1):
                 for generator, state in zip(generators, before, strict=True):
                     generator.set_state(state)
                 levels = tuple(attempt if row in unsafe else 0 for row in range(result.count))
-                result.take(self._run(call, levels), unsafe, attempts=attempt + 1)
-                blocked |= set(self._unsafe(result, unsafe, "block"))
-                unsafe = [row for row in self._unsafe(result, unsafe, "verify") if row not in blocked]
+                result.take(self._run(call, levels), tuple(unsafe), attempts=attempt + 1)
+                blocked |= self._unsafe(result, unsafe, "block")
+                verified = self._unsafe(result, unsafe, "verify")
+                unsafe = {row: by for row, by in verified.items() if row not in blocked}
                 if not unsafe:
                     break
         finally:
             for generator, state in zip(generators, after, strict=True):
                 generator.set_state(state)
         reasons = dict.fromkeys(sorted(blocked), _WHY["block"]) | dict.fromkeys(unsafe, _WHY["verify"])
-        return result.finished(reasons)
+        return result.finished(reasons, {**blocked, **unsafe})
 
     def _run(self, call: dict[str, Any], levels: tuple[int, ...]) -> Result:
         """One run of the pipeline, of which every step was guarded, or a GuardError."""
@@ -401,32 +436,37 @@ class GuardedPipeline:
         rules = [rule for rule in self._rules for _ in range(count)]
         return [decision.under(rule.category, rule.grade) for decision, rule in zip(decisions, rules, strict=True)]
 
-    def _unsafe(self, result: Result, rows: Iterable[int], action: str) -> list[int]:
-        """Those of `rows` that may not be shown as they are, for the guards with this action ("verify" or "block")."""
+    def _unsafe(self, result: Result, rows: Iterable[int], action: str) -> dict[int, tuple[str, ...]]:
+        """Those of `rows` that may not be shown, for the guards with this action ("verify" or "block"), by name."""
         rows, blocks = list(rows), action == "block"
         actions = [of for of in self._actions for _ in range(result.count)]
         decisions = [d for d, of in zip(result.decisions, actions, strict=True) if of == action]
-        unsafe_rows = {d.image for d in decisions if d.unresolved or (blocks and d.fired)}
+        unsafe = [(d.image, d.concept) for d in decisions if d.unresolved or (blocks and d.fired)]
         image_verifiers = self._image_verifiers_of(action)
         if blocks:
             rules = [rule for rule in self._rules for _ in range(result.count)]
             graded = zip(result.decisions, rules, strict=False)
-            unsafe_rows |= {d.image for d, rule in graded if d.fired and rule.blocks(d.grade)}
+            unsafe += [(d.image, d.concept) for d, rule in graded if d.fired and rule.blocks(d.grade)]
         if blocks and self._verifier is None:  # "verify" refuses a run of which a guard cannot tell
             asked = set(map(id, image_verifiers))
             looks = [id(guard.image_verifier) in asked for guard in self.guards for _ in range(result.count)]
             decided = zip(result.decisions, looks, actions, strict=True)
-            unsafe_rows |= {
-                d.image for d, is_checked, of in decided if of == action and d.unverified and not is_checked
-            }
-        verifiers: list[Verifier] = [verifier.sees for verifier in image_verifiers]
+            unsafe += [
+                (d.image, d.concept)
+                for d, is_checked, of in decided
+                if of == action and d.unverified and not is_checked
+            ]
+        verifiers: list[tuple[str, Verifier]] = [
+            (verifier.config.concept, verifier.sees) for verifier in image_verifiers
+        ]
         is_users = "verify" if "verify" in self._actions else "block"  # who acts on what the caller's own verifier says
-        verifiers += [self._verifier] if self._verifier is not None and action == is_users else []
+        verifiers += _by_name(self._verifier, "verify").items() if action == is_users else []
         shown = [(row, image) for row in rows for image in images_of(result.images[row])] if verifiers else []
-        for verifier in verifiers:
+        for name, verifier in verifiers:
             flags = _flags_of(verifier, [image for _, image in shown])
-            unsafe_rows |= {row for (row, _), flag in zip(shown, flags, strict=True) if flag}
-        return [row for row in rows if row in unsafe_rows]
+            unsafe += [(row, name) for (row, _), flag in zip(shown, flags, strict=True) if flag]
+        names = {row: tuple(dict.fromkeys(name for image, name in unsafe if image == row)) for row in rows}
+        return {row: by for row, by in names.items() if by}
 
     # --- callbacks
     # ----------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,31 @@ def programs() -> Path | None:
     return next((folder for folder in (*packaged, *installed, *on_path) if (folder / "initdb").exists()), None)
 
 
+@dataclass
+class Postgres:
+    """A server of one's own; `start` and `stop` as often as wanted."""
+
+    url: str
+    control: Callable[..., None]
+
+    def start(self) -> None:
+        self.control("-w", "start")
+
+    def stop(self) -> None:
+        """As a machine that loses its power does."""
+        self.control("-m", "immediate", "-w", "stop")
+
+
 @contextmanager
 def running_postgres(folder: Path) -> Iterator[str]:
-    """The URL of a fresh server; PostgreSQL refuses to run as root, so that it runs as "nobody" there."""
+    """The URL of a fresh server."""
+    with postgres_server() as server:
+        yield server.url
+
+
+@contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    """A fresh server, started; PostgreSQL refuses to run as root, so that it runs as "nobody" there."""
     installed = programs()
     assert installed is not None
     bin_folder = installed
@@ -50,10 +73,16 @@ def running_postgres(folder: Path) -> Iterator[str]:
     try:
         run(str(bin_folder / "initdb"), "-D", str(data), "-U", "tests", "--auth=trust", "--no-sync", "-E", "UTF8")
         options = f"-c listen_addresses= -c unix_socket_directories={root} -c fsync=off"
-        run(str(bin_folder / "pg_ctl"), "-D", str(data), "-w", "-l", str(root / "log"), "-o", options, "start")
+
+        def control(*words: str) -> None:
+            run(str(bin_folder / "pg_ctl"), "-D", str(data), "-l", str(root / "log"), "-o", options, *words)
+
+        server = Postgres(f"postgresql://tests@/postgres?host={root}", control)
+        server.start()
         try:
-            yield f"postgresql://tests@/postgres?host={root}"
+            yield server
         finally:
-            run(str(bin_folder / "pg_ctl"), "-D", str(data), "-m", "immediate", "-W", "stop")
+            with suppress(subprocess.CalledProcessError):  # it may be stopped already
+                control("-m", "immediate", "-W", "stop")
     finally:
         shutil.rmtree(root, ignore_errors=True)

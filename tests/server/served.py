@@ -38,7 +38,7 @@ class ScriptedModel:
     def run(self, key: CallKey, rows: Sequence[Row]) -> list[Outcome]:
         self.calls.append((key, [row.prompt for row in rows]))
         if key.kind == "score":
-            return [Outcome(None, False, (), scores=tuple({"star": 0.25} for _ in row.images)) for row in rows]
+            return [Outcome(None, False, (), scores={"star": 0.25}) for row in rows]
         if any("raise" in row.prompt for row in rows):
             raise GuardError("the guard raised.")
         if any("wait" in row.prompt for row in rows):
@@ -56,7 +56,8 @@ class ScriptedModel:
         if key.kind == "check":
             return Outcome(None, False, (decision,), ("red", "star"))
         image = None if is_blocked else Image.new("RGB", key.size or (16, 16), (row.seed % 256, 10, 20))
-        return Outcome(image, is_blocked, () if "undecided" in row.prompt else (decision,))
+        decisions = () if "undecided" in row.prompt else (decision,)
+        return Outcome(image, is_blocked, decisions, blocked_by=("star",) if is_blocked else ())
 
     def close(self) -> None:
         self.is_closed = True
@@ -75,10 +76,10 @@ class Served:
         return next(iter(self.models.values()))
 
     def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
 
     def post(self, path: str, **more: Any) -> httpx2.Response:
-        return httpx2.post(f"{self.url}{path}", timeout=30, **more)
+        return httpx2.post(f"{self.url}{path}", timeout=120, **more)
 
     def generate(self, prompt: str = "a circle", headers: dict[str, str] | None = None, **more: Any) -> httpx2.Response:
         return self.post("/v1/images/generations", json={"prompt": prompt, **more}, headers=headers)
@@ -103,7 +104,7 @@ def settings_of(folder: Path, **more: Any) -> Settings:
 
 
 @contextmanager
-def served(folder: Path, load: Any = None, **more: Any) -> Iterator[Served]:
+def served(folder: Path, load: Any = None, lanes: int = 1, **more: Any) -> Iterator[Served]:
     """A service with settings of its own."""
     settings, models = settings_of(folder, **more), {}
 
@@ -111,7 +112,7 @@ def served(folder: Path, load: Any = None, **more: Any) -> Iterator[Served]:
         models[model.name] = ScriptedModel()
         return models[model.name]
 
-    app = create_service(settings, load or scripted)
+    app = create_service(settings, load or scripted, lanes)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -129,8 +130,8 @@ def served(folder: Path, load: Any = None, **more: Any) -> Iterator[Served]:
         thread.join(30)
 
 
-def wait_for(condition: Any) -> None:
-    end = time.monotonic() + 20
+def wait_for(condition: Any, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

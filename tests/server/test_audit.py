@@ -15,7 +15,7 @@ from tests.server.postgres import programs, running_postgres
 from typer.testing import CliRunner
 
 from saferedir.cli import app
-from saferedir.server.audit.store import AuditStore, canonical, now
+from saferedir.server.audit.store import AuditStore, canonical, count_old, now
 from saferedir.server.audit.writer import AuditWriter
 from saferedir.server.errors import ServerError
 
@@ -28,6 +28,12 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+def drop_tables(engine: sa.Engine) -> None:
+    tables = sa.MetaData()
+    tables.reflect(engine)
+    tables.drop_all(engine)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AuditStore]:
     if request.param == "sqlite":
@@ -35,8 +41,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AuditStore
     else:
         url = request.getfixturevalue("postgres")
         engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-        with engine.begin() as connection:
-            connection.exec_driver_sql("DROP TABLE IF EXISTS audit_records, audit_head, audit_version")
+        drop_tables(engine)
         engine.dispose()
     opened = AuditStore(url)
     yield opened
@@ -96,20 +101,72 @@ def test_tampering_is_found(store: AuditStore, statement: str) -> None:
     assert not store.verify().is_whole
 
 
+def ago(days: float) -> str:
+    return (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="microseconds")
+
+
 def test_pruning_leaves_a_chain_that_can_be_verified(store: AuditStore) -> None:
-    old = (datetime.now(UTC) - timedelta(days=9)).isoformat(timespec="microseconds")
-    store.append([record(number, time=old) for number in range(4)])
-    store.append([record(5), record(6, time=old)])
-    assert store.prune(datetime.now(UTC) - timedelta(days=5)) == 4
+    store.append([record(number, time=ago(9 - number)) for number in range(4)])  # 9, 8, 7 and 6 days old,
+    store.append([record(4, time=ago(4)), record(5, time=ago(2)), record(6)])
+    assert store.prune(timedelta(days=5)) == (4, 0)
     result = store.verify()
-    assert (result.is_whole, result.records, result.first) == (True, 3, 5)
-    assert store.prune(datetime.now(UTC) - timedelta(days=5)) == 0
-    assert store.prune(datetime.now(UTC) + timedelta(seconds=5)) == 3
+    assert (result.is_whole, result.records, result.first) == (True, 4, 5)
+    assert store.prune(timedelta(days=5)) == (0, 0)
+    assert store.prune(timedelta(days=3)) == (0, 1)  # two days passed at once, which is more than half of three
+    assert store.prune(timedelta(days=3), trust_clock=True) == (1, 0)
+    assert store.prune(timedelta(0)) == (4, 0)
     (left,) = store.records()
-    assert left["action"] == "checkpoint" and left["removed"] == 3 and store.verify().is_whole
+    assert left["action"] == "checkpoint" and left["removed"] == 4 and store.verify().is_whole
     with store.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM audit_records")
     assert not store.verify().is_whole
+
+
+@pytest.mark.parametrize(
+    "jumps", [(3650.0,), (-3650.0,), (3650.0, -3650.0), (3650.0, -3650.0, 3650.0, -3650.0), (400.0, 800.0)]
+)
+@pytest.mark.parametrize("after", [0.0, 3650.0, -3650.0], ids=["steady", "ahead", "behind"])
+def test_a_clock_that_jumps_makes_no_record_old(jumps: tuple[float, ...], after: float) -> None:
+    """Whatever the clock does, what was written within the age stays, and what is older goes as far as that is sure."""
+    clock, times, age = datetime(2026, 1, 1, tzinfo=UTC), [], timedelta(days=180)
+    for jump in (0.0, *jumps):
+        clock += timedelta(days=jump)
+        for _ in range(10):
+            clock += timedelta(days=1)
+            times.append(clock)
+    _, beyond_doubt = count_old(times, clock + timedelta(days=after), age)
+    assert beyond_doubt == 0
+    times = [times[0] - timedelta(days=days) for days in range(300, 0, -1)] + times
+    by_clock, beyond_doubt = count_old(times, times[-1], age)
+    assert beyond_doubt <= by_clock and beyond_doubt <= 300 - 180 + 10 * (1 + len(jumps))
+
+
+def test_a_reader_changes_nothing(store: AuditStore, tmp_path: Path) -> None:
+    filled(store)
+    url = store.engine.url.render_as_string(hide_password=False)
+    is_file = url.startswith("sqlite")
+    if is_file:
+        store.close()
+    files = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in tmp_path.iterdir()}
+    reader = AuditStore(url, is_read_only=True)
+    assert reader.verify().is_whole and len(list(reader.records())) == 6 and reader.record("img_3") is not None
+    for change in (lambda: reader.append([record(9)]), lambda: reader.prune(timedelta(0))):
+        with pytest.raises(sa.exc.DBAPIError):
+            change()
+    assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in tmp_path.iterdir()} == files
+    if is_file:  # beside a writer, too, whose latest records are not in the main file yet
+        writer = AuditStore(url)
+        writer.append([record(9)])
+        assert reader.verify().records == 7 and (tmp_path / "audit.sqlite-wal").exists()
+        writer.close()
+    reader.close()
+
+
+def test_a_reader_makes_no_tables(store: AuditStore) -> None:
+    drop_tables(store.engine.execution_options(writes=True))
+    with pytest.raises(ServerError, match="there is no audit"):
+        AuditStore(store.engine.url.render_as_string(hide_password=False), is_read_only=True)
+    assert not sa.inspect(store.engine).get_table_names()
 
 
 def test_writers_take_turns(store: AuditStore) -> None:

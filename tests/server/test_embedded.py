@@ -23,6 +23,7 @@ from saferedir.pictoworld.scene import random_scene
 from saferedir.pictoworld.tasks import TASKS
 from saferedir.server.config import read_settings
 from saferedir.server.engine.host import load_model
+from saferedir.server.engine.rows import CallKey, Row
 
 PAGE = ROOT / "docs" / "server.md"
 ADDRESS = "http://127.0.0.1:8000"
@@ -76,6 +77,56 @@ def test_an_input_image_that_shows_the_concept_is_refused(service: Served) -> No
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "moderation_blocked") and "star" in error["message"]
     assert service.records()[-1]["action"] == "blocked"
+
+
+def test_a_refusal_names_what_blocked_and_nothing_else(tmp_path: Path) -> None:
+    """Guards that acted, and judges that found nothing, are no reason; a judge without a guard is one."""
+    model = {**read_settings().models[0].model_dump(), "steps": 2, "verify": ["star", "emblem"]}
+
+    def load(settings: Any) -> Any:
+        loaded: Any = load_model(settings)
+        loaded._judges = {
+            "emblem": lambda images: [True] * len(images), "star": lambda images: [False] * len(images),
+        }  # fmt: skip
+        for guard in loaded._guards:
+            guard.image_verifier = None
+        return loaded
+
+    with served(tmp_path, load, models=[model]) as service:
+        for name, make in (
+            ("generations", {"json": {"prompt": "a red star"}}),
+            ("edits", {"files": {"image": ("a.png", _png())}, "data": {"prompt": "a red star"}}),
+        ):
+            error = service.post(f"/v1/images/{name}", **make).json()["error"]
+            record = service.records()[-1]
+            unresolved = {decision["concept"] for decision in record["decisions"] if decision["unresolved"]}
+            assert set(error["categories"]) == set(record["blocked_by"]) == {"emblem"} | unresolved, name
+            assert {
+                decision["concept"] for decision in record["decisions"] if decision["fired"]
+            } - unresolved or name == "edits"
+        checked = service.generate("a red star", policy="block").json()["error"]["categories"]
+        assert set(checked) >= {"emblem", "star"}  # the guard acted, and that alone blocks there
+
+
+def test_input_images_of_several_clients_are_refused_one_by_one(service: Served) -> None:
+    """A flagged input takes no other row of the call along, and costs no call of the pipeline."""
+    engine: Any = service.service.host.workers["pictoworld"].model
+    star = render([random_scene(random.Random(0), **dict(TASKS["star"].forget))])[0]
+    flagged = Image.fromarray((star.permute(1, 2, 0) * 255).round().byte().numpy())
+    plain = Image.new("RGB", (64, 64), "blue")
+    key = CallKey("edit", "verify", 2, (64, 64))
+    images = [plain, flagged, plain, flagged]
+    outcomes = engine.run(key, [Row(key, "a blue circle", n, 0.0, image) for n, image in enumerate(images)])
+    assert [outcome.blocked for outcome in outcomes] == [False, True, False, True]
+    assert outcomes[1].blocked_by == outcomes[3].blocked_by and "star" in outcomes[1].blocked_by
+    (alone,) = engine.run(key, [Row(key, "a blue circle", 2, 0.0, plain)])
+    assert alone.image.tobytes() == outcomes[2].image.tobytes()
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "blue").save(file, "PNG")
+    return file.getvalue()
 
 
 def test_a_record_names_what_made_the_image(service: Served) -> None:

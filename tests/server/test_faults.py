@@ -69,6 +69,70 @@ def test_a_kill_loses_no_record_of_a_delivered_image(tmp_path: Path, killed_serv
     assert len(delivered) >= 40 and set(delivered) <= recorded
 
 
+STOPPED = """
+import sys
+from functools import partial
+from pathlib import Path
+import saferedir.server.application as app
+from saferedir.server.running import serve
+from tests.server.served import ScriptedModel, settings_of
+
+class Slow(ScriptedModel):
+    def run(self, key, rows):
+        self.gate.wait(1.5 if rows[0].prompt == "wait" else 60 if rows[0].prompt == "hang" else 0)
+        return super().run(key, [row for row in rows if not setattr(row, "prompt", "a circle")])
+
+app.create_service = partial(app.create_service, load=lambda model: Slow())
+settings = settings_of(Path(sys.argv[1]), port=0, limits={"shutdown": float(sys.argv[2]), "batch": 1})
+serve(settings, lambda address: print(address, flush=True))
+"""
+
+
+@pytest.mark.parametrize(("prompt", "status", "seconds"), [("wait", 200, 20.0), ("hang", 503, 1.0)])
+def test_a_service_that_is_told_to_stop_finishes_what_runs(
+    tmp_path: Path, prompt: str, status: int, seconds: float
+) -> None:
+    """SIGTERM: nobody's connection is dropped; what is asked for from then on is answered 503."""
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(tmp_path), str(seconds)], stdout=subprocess.PIPE, text=True, env=env
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        wait_for(lambda: httpx2.get(f"{url}/readyz").status_code == 200)
+        answers: list[httpx2.Response] = []
+
+        def ask() -> None:
+            answers.append(httpx2.post(f"{url}/v1/images/generations", json={"prompt": prompt}, timeout=30))
+
+        with httpx2.Client() as early:  # a connection that is kept open
+            early.get(f"{url}/healthz")
+            threads = [threading.Thread(target=ask) for _ in range(2)]  # one runs, and one waits
+            for thread in threads:
+                thread.start()
+            wait_for(lambda: 'waiting{model="scripted"} 1.0' in httpx2.get(f"{url}/metrics").text)
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: early.get(f"{url}/readyz").status_code == 503)
+            for client in (early, httpx2):
+                late = client.post(f"{url}/v1/images/generations", json={"prompt": "a circle"})
+                assert late.status_code == 503 and late.json()["error"]["code"] == "shutting_down"
+        for thread in threads:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [status] * 2
+        if status == 503:
+            assert {answer.json()["error"]["code"] for answer in answers} == {"shutting_down"}
+        assert process.wait(20) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()
+    store = AuditStore(f"sqlite:///{tmp_path / 'audit.sqlite'}", is_read_only=True)
+    assert store.verify().is_whole and [record["action"] for record in store.records()] == ["delivered"] * (
+        4 - len(answers) if status == 200 else 0
+    )
+    store.close()
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     with served(tmp_path) as service:
         engine = service.service.audit.store.engine

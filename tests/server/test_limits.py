@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
 import io
 import logging
 import struct
@@ -13,8 +16,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 from tests.server.served import Served, served, settings_of, wait_for
 
+from saferedir.server.api.idempotency import Answers
 from saferedir.server.config import read_settings
 from saferedir.server.errors import ApiError, ServerError
 from saferedir.server.keys import Caller, RateLimit, new_key
@@ -180,9 +185,7 @@ def test_a_full_queue_a_client_that_leaves_and_a_batch_of_several_clients(tmp_pa
         assert [found[0].status_code for found in (results, *(r for _, r in others))] == [200, 200, 200, 503]
         prompts = [prompts for _, prompts in service.model.calls]
         assert sorted(prompts[1]) == ["a a", "b b", "raise raise"]  # one call for three clients,
-        assert sorted(prompt for batch in prompts[2:] for prompt in batch) == sorted(
-            prompts[1]
-        )  # and one each where it failed
+        assert {prompt for batch in prompts[2:] for prompt in batch} == set(prompts[1])  # and fewer where it failed
         assert not any("left" in prompt for batch in prompts for prompt in batch)
 
 
@@ -194,6 +197,124 @@ def test_a_deadline_and_a_call_that_hangs(tmp_path: Path) -> None:
         service.model.gate.set()
         wait_for(lambda: httpx2.get(f"{service.url}/readyz").status_code == 200)
         assert service.generate().status_code == 200
+
+
+def test_no_request_may_ask_for_more_than_can_wait(tmp_path: Path) -> None:
+    """A 429 would let the client try again for ever."""
+    with served(tmp_path, limits={"queue": 3}) as service:
+        assert service.generate(n=3).status_code == 200
+        many = service.generate(n=4)
+        assert many.status_code == 400 and many.json()["error"]["code"] == "too_many_images"
+        texts = service.post("/v1/moderations", json={"input": ["a circle"] * 4})
+        assert texts.status_code == 400
+
+
+def test_one_key_cannot_take_the_queue_from_another(tmp_path: Path) -> None:
+    with served(tmp_path, **WITH_KEYS | {"limits": {"queue": 4, "batch": 1, "batch_wait": 0.0}}) as service:
+        model = {"model": "scripted"}
+        service.generate(headers=bearer("usual"), **model)
+        first = in_thread(lambda: service.generate("wait", bearer("usual"), **model))
+        worker = service.service.host.workers["scripted"]
+        wait_for(lambda: worker.busy_since is not None and not len(worker.queue))
+        greedy = [in_thread(lambda: service.generate(headers=bearer("usual"), n=2, **model))]
+        wait_for(lambda: len(worker.queue) == 2)
+        full = service.generate(headers=bearer("usual"), **model)
+        assert (
+            full.status_code == 429 and "of your key" in full.json()["error"]["message"] and full.headers["Retry-After"]
+        )
+        other = in_thread(lambda: service.generate(headers=bearer("strict"), **model))
+        wait_for(lambda: len(worker.queue) == 3)
+        service.models["scripted"].gate.set()
+        for thread, _ in [first, *greedy, other]:
+            thread.join()
+        assert [results[0].status_code for _, results in [first, *greedy, other]] == [200] * 3
+
+
+def png(side: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_images_of_all_clients_together_are_bounded(tmp_path: Path) -> None:
+    with served(
+        tmp_path, limits={"pixels": 10_000, "pixels_waiting": 15_000, "batch": 8, "batch_wait": 0.0}
+    ) as service:
+        url = f"data:image/png;base64,{base64.b64encode(png(50)).decode()}"
+        parts = [{"type": "image_url", "image_url": {"url": url}}] * 4
+        edit = {"files": {"image": ("a.png", png(100))}, "data": {"prompt": "wait"}}
+        thread, results = in_thread(lambda: service.post("/v1/images/edits", **edit))
+        wait_for(lambda: service.model.calls)
+        for path, body in (("/v1/images/edits", edit), ("/v1/moderations", {"json": {"input": parts}})):
+            response = service.post(path, **body)
+            assert response.status_code == 429 and response.headers["Retry-After"]
+        service.model.gate.set()
+        thread.join()
+        assert results[0].status_code == 200 and service.service.pixels.used == 0
+        assert service.post("/v1/moderations", json={"input": parts}).status_code == 200
+        assert len(service.model.calls[-1][1]) == 4  # each image has a place in the queue
+        more = service.post("/v1/moderations", json={"input": [*parts, parts[0]]})
+        assert more.status_code == 400 and more.json()["error"]["code"] == "image_too_large"
+        assert service.post("/v1/images/edits", **edit | {"data": {"prompt": "raise"}}).status_code == 503
+        assert service.service.pixels.used == 0
+
+
+def test_records_of_edits_name_the_file_that_they_start_from(tmp_path: Path) -> None:
+    with served(tmp_path) as service:
+        file = png(20)
+        for prompt in ("a circle", "forbidden", "raise"):
+            service.post("/v1/images/edits", files={"image": ("a.png", file)}, data={"prompt": prompt})
+        service.generate()
+        wait_for(lambda: len(service.records()) == 4)
+        records = {record["action"]: record for record in service.records() if record["kind"] == "edit"}
+        assert set(records) == {"delivered", "blocked", "failed"}
+        assert {record["input_sha256"] for record in records.values()} == {hashlib.sha256(file).hexdigest()}
+        assert records["blocked"]["blocked_by"] == ["star"] and records["delivered"]["blocked_by"] == []
+        assert service.records()[-1]["input_sha256"] is None
+
+
+def test_answers_of_one_caller_do_not_push_out_those_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saferedir.server.api.idempotency.MOST", 3)
+    monkeypatch.setattr("saferedir.server.api.idempotency.MOST_BYTES", 100)
+    monkeypatch.setattr("saferedir.server.api.idempotency.MOST_BYTES_OF_ALL", 150)
+    made: list[str] = []
+
+    async def ask(answers: Answers, caller: str, key: str, size: int = 10) -> object:
+        async def work() -> object:
+            made.append(f"{caller}{key}")
+            return size
+
+        return await answers.once(caller, key, "digest", work)
+
+    async def run() -> None:
+        answers = Answers(60, lambda answer: answer if isinstance(answer, int) else 0)
+        await ask(answers, "modest", "0")
+        for number in range(10):
+            await ask(answers, "greedy", str(number))
+        await ask(answers, "modest", "0")
+        assert made.count("modest0") == 1
+        await ask(answers, "greedy", "9")
+        assert made.count("greedy9") == 1 and len(answers._kept) == 4
+        await ask(answers, "greedy", "large", 95)
+        assert {key for key, _ in answers._kept} == {"greedy", "modest"} and answers._bytes_of("greedy") == 95
+        await ask(answers, "third", "0", 90)
+        assert answers._bytes_of(None) <= 150 and answers._bytes_of("modest") == 10  # the one with the most gave way
+        gate = asyncio.Event()
+
+        async def slow() -> object:
+            await gate.wait()
+            return 1
+
+        tasks = [asyncio.ensure_future(answers.once("slow", str(number), "digest", slow)) for number in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="under way") as caught:
+            await ask(answers, "slow", "3")
+        assert caught.value.status == 429
+        gate.set()
+        await asyncio.gather(*tasks)
+        await ask(answers, "slow", "3")
+
+    asyncio.run(run())
 
 
 def test_idempotency(tmp_path: Path) -> None:

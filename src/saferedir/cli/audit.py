@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,14 +28,14 @@ DEFAULT = "sqlite:///runs/serve/audit.sqlite"
 
 
 @contextmanager
-def opened_audit(url: str) -> Iterator[AuditStore]:
-    """The store at a URL that must be there."""
+def opened_audit(url: str, is_read_only: bool = True) -> Iterator[AuditStore]:
+    """The store at a URL that must be there; read-only, nothing in it is changed, not even to a later form."""
     require_extra("sqlalchemy", "server", "the audit")
     from saferedir.server.audit.store import AuditStore
     from saferedir.server.audit.tables import check_exists
 
     check_exists(url)
-    store = AuditStore(url)
+    store = AuditStore(url, is_read_only)
     try:
         yield store
     finally:
@@ -101,11 +101,22 @@ def export(
 def prune(
     days: Annotated[float, typer.Option(min=0, help="Records older than so many days are deleted.")],
     audit: Audit = DEFAULT,
+    trust_clock: Annotated[
+        bool, typer.Option("--trust-clock", help="Count gaps of more than half of --days between records, too.")
+    ] = False,
 ) -> None:
     """Delete old records, and leave a checkpoint by which the rest can still be verified.
 
+    A clock that jumped makes no record old: a gap of more than half of --days from one record to the next does not count.
+
     Example:  `saferedir audit prune --days 180`
     """
-    with opened_audit(audit) as store:
-        count = store.prune(datetime.now(UTC) - timedelta(days=days))
-    console.print(f"{count} records deleted.", highlight=False)
+    with opened_audit(audit, is_read_only=False) as store:
+        removed, doubtful = store.prune(timedelta(days=days), trust_clock)
+    console.print(f"{removed} records deleted.", highlight=False)
+    if doubtful:
+        errors.print(
+            f"[bold yellow]warning:[/] {doubtful} more are that old by the clock alone, which moved ahead by more than "
+            f"{days / 2:g} days at once; if nothing was recorded in that time, --trust-clock deletes them.",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip

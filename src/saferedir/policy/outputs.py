@@ -67,14 +67,20 @@ class Result:
             for old, new in zip(self.decisions, other.decisions, strict=True)
         ]
 
-    def finished(self, blocked: Mapping[int, str]) -> tuple[Any, list[Decision]]:
+    def finished(
+        self, blocked: Mapping[int, str], blocked_by: Mapping[int, Sequence[str]] | None = None
+    ) -> tuple[Any, list[Decision]]:
         """The output to hand out, blanks in place of the blocked rows (row -> why), and its decisions.
+
+        Args:
+            blocked_by: row -> the names of those that blocked it.
 
         What the pipeline's own safety checker flagged is blocked too: it is black already, and nobody may take it for an
         image that the guards let through.
         """
-        reasons = dict(blocked)
+        reasons, names = dict(blocked), {row: tuple(by) for row, by in (blocked_by or {}).items()}
         for row in self._flagged():
+            names[row] = (*names.get(row, ()), NAME)
             reason = f"{NAME} flagged it (nsfw_content_detected)"
             reasons[row] = f"{reasons[row]}, and {reason}" if row in reasons else reason
         if reasons:
@@ -91,6 +97,7 @@ class Result:
             for key, part in self.parts.items():
                 output[key] = part
         output.decisions, output.blocked = list(decisions), [row in reasons for row in range(self.count)]
+        output.blocked_by = [names.get(row, ()) for row in range(self.count)]
         return output, decisions
 
 

@@ -51,10 +51,12 @@ class GuardedOutput:
     Attributes:
         decisions: one for each image and guard, guard by guard.
         blocked: one bool an image.
+        blocked_by: names of those that blocked an image: concepts of guards, names of verifiers; () where it was not blocked.
     """
 
     decisions: list[Decision]
     blocked: list[bool]
+    blocked_by: list[tuple[str, ...]]
 
     def __reduce__(self) -> tuple[Any, ...]:  # the class is made here, so that nothing finds it by its name
         if isinstance(self, tuple):

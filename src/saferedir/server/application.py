@@ -10,9 +10,9 @@ from saferedir.server.engine.host import load_model
 from saferedir.server.engine.model import Loader
 
 
-def create_service(settings: Settings, load: Loader = load_model) -> FastAPI:
+def create_service(settings: Settings, load: Loader = load_model, lanes: int = 1) -> FastAPI:
     """As `create_app`, with the playground."""
-    app = create_app(settings, load)
+    app = create_app(settings, load, lanes)
     if settings.playground.enabled:
         from saferedir.server.playground.mounting import mount_playground
 

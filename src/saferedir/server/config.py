@@ -143,27 +143,59 @@ class ReportSettings(_Table):
     n: Annotated[int, Field(ge=1)] = 50
 
 
+class RaySettings(_Table):
+    """Of `saferedir serve --engine ray`: how many replicas each model has, and what each takes.
+
+    Attributes:
+        address: a cluster to join ("auto", "host:port"); default: one on this machine, ended with the service.
+        min_replicas, max_replicas: of each model; between them Ray Serve decides by the calls that wait.
+        cpus, gpus: that a replica reserves; a GPU may be shared (0.5).
+        calls_per_replica: calls under way or waiting, of a replica, from which on another one is started.
+        downscale_delay: seconds for which a replica has nothing to do before it may end.
+    """
+
+    address: str = ""
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: Annotated[int, Field(ge=1, le=256)] = 2
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    calls_per_replica: Annotated[float, Field(gt=0)] = 1.0
+    downscale_delay: Annotated[float, Field(ge=0)] = 300.0
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is more than max_replicas")
+        return self
+
+
 class Limits(_Table):
     """Bounds on what clients send and on what waits.
 
     Attributes:
         queue: images that may wait for one model; more are answered 429.
+        queue_share: of them, those that one key may have; default: half where there are several keys, else all.
         batch: images in one pipeline call.
         batch_wait: seconds for which a pipeline call waits for more images of its kind.
         deadline: seconds after which a request is given up.
+        shutdown: seconds for which a service that is to stop finishes what runs.
         body_mb: size of a request's body, in 10^6 bytes.
         pixels: width times height of an image that a client sends.
+        pixels_waiting: of the images that all clients have sent and that are not answered yet; more are answered 429.
         prompt: characters of a prompt.
         memory_gb: for the weights of all loaded models; the one used least recently goes first. None: no bound.
         idempotency_s: seconds for which the answer to an Idempotency-Key is kept.
     """
 
     queue: Annotated[int, Field(ge=1)] = 256
+    queue_share: Annotated[int, Field(ge=1)] | None = None
     batch: Annotated[int, Field(ge=1)] = 8
     batch_wait: Annotated[float, Field(ge=0, le=10)] = 0.02
     deadline: Annotated[float, Field(gt=0)] = 300.0
+    shutdown: Annotated[float, Field(gt=0)] = 30.0
     body_mb: Annotated[float, Field(gt=0)] = 20.0
     pixels: Annotated[int, Field(ge=1)] = 16_000_000
+    pixels_waiting: Annotated[int, Field(ge=1)] = 256_000_000
     prompt: Annotated[int, Field(ge=1)] = 4000
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     idempotency_s: Annotated[float, Field(gt=0)] = 600.0
@@ -178,6 +210,7 @@ class Settings(_Table):
     profiles: dict[str, Profile] = Field(default_factory=lambda: {"default": Profile()})
     keys: tuple[ApiKey, ...] = ()
     audit: AuditSettings = AuditSettings()
+    ray: RaySettings = RaySettings()
     limits: Limits = Limits()
     playground: PlaygroundSettings = PlaygroundSettings()
     reports: ReportSettings = ReportSettings()
@@ -192,6 +225,10 @@ class Settings(_Table):
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"a {what} is there twice")
+        if self.limits.pixels > self.limits.pixels_waiting:
+            raise ValueError(
+                "limits.pixels is more than limits.pixels_waiting, so that no image of that size could be taken"
+            )
         if "default" not in self.profiles:
             raise ValueError("there is no [profiles.default]")
         for key in self.keys:
@@ -202,6 +239,13 @@ class Settings(_Table):
             if unknown := sorted(set(profile.models) - known):
                 raise ValueError(f"profile {name!r} has the model {unknown[0]!r}, which is not among [[models]]")
         return self
+
+    @property
+    def queue_share(self) -> int:
+        """How many images of one key may wait for a model."""
+        limits = self.limits
+        share = limits.queue_share if limits.queue_share is not None else -(-limits.queue // (1 + (len(self.keys) > 1)))
+        return min(share, limits.queue)
 
     def model(self, name: str) -> ModelSettings | None:
         """The model of that name, or None."""

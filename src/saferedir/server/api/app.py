@@ -29,18 +29,19 @@ from saferedir.server.errors import ApiError
 from saferedir.utils.packaged import library_version
 
 
-def create_app(settings: Settings, load: Loader = load_model) -> FastAPI:
+def create_app(settings: Settings, load: Loader = load_model, lanes: int = 1) -> FastAPI:
     """The service as an ASGI application; models and audit are opened when it starts, and closed when it ends.
 
     Args:
         load: makes a model of its settings.
+        lanes: calls of one model at a time; more than 1 where `load` gives models that are elsewhere.
 
     Raises:
         ServerError: strangers could use it without a key, or the audit's database cannot be opened.
     """
     settings.check_address()
     metrics = Metrics()
-    host = ModelHost(settings, load, metrics.on_batch)
+    host = ModelHost(settings, load, metrics.on_batch, lanes=lanes)
     audit = AuditWriter(AuditStore(settings.audit.url))
     service = Service(settings, host, audit, metrics)
 

@@ -6,7 +6,8 @@ import base64
 import binascii
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -29,8 +30,22 @@ def encoded(image: Image.Image, output_format: OutputFormat, compression: int, f
     return file.getvalue()
 
 
+def pixels_of(data: bytes, most_pixels: int, param: str) -> int:
+    """Width times height of a client's image, read from its head; 400 as of `decoded`."""
+    with _opened(data, most_pixels, param) as image:
+        return image.width * image.height
+
+
 def decoded(data: bytes, most_pixels: int, param: str) -> Image.Image:
     """An 8-bit RGB image of a client's bytes; 400 for what is no image, or too large once decoded."""
+    with _opened(data, most_pixels, param) as image:
+        image.load()
+        return to_rgb(image)
+
+
+@contextmanager
+def _opened(data: bytes, most_pixels: int, param: str) -> Iterator[Image.Image]:
+    """The image of a client's bytes, not yet decoded; what its decoder raises within becomes a 400."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -41,8 +56,7 @@ def decoded(data: bytes, most_pixels: int, param: str) -> Image.Image:
                         "image_too_large",
                         param,
                     )
-                image.load()
-                return to_rgb(image)
+                yield image
     except ApiError:
         raise
     except Exception as error:  # decoders of damaged files raise whatever they like
@@ -55,8 +69,8 @@ def fitted(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
-def decoded_url(url: str, most_pixels: int, param: str) -> Image.Image:
-    """The image of a data: URL in base64; no other address is opened."""
+def bytes_of_url(url: str, param: str) -> bytes:
+    """The file in a data: URL in base64; no other address is opened."""
     head, comma, data = url.partition(",")
     if not head.startswith("data:image/") or not head.endswith(";base64") or not comma:
         raise bad_request(
@@ -65,7 +79,6 @@ def decoded_url(url: str, most_pixels: int, param: str) -> Image.Image:
             param,
         )
     try:
-        raw = base64.b64decode(data, validate=True)
+        return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise bad_request(f"{param} is not base64.", "invalid_image_url", param) from error
-    return decoded(raw, most_pixels, param)

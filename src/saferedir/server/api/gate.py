@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saferedir.server.api.metrics import route_label
-from saferedir.server.api.service import Service
+from saferedir.server.api.service import Service, stopping
 from saferedir.server.config import is_loopback
 from saferedir.server.errors import ApiError
 
@@ -63,7 +63,10 @@ class Gate:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if self._service.is_stopping:
+                    headers["connection"] = "close"
                 metrics.requests.labels(route, str(message["status"])).inc()
                 metrics.seconds.labels(route).observe(time.monotonic() - began)
             await send(message)
@@ -74,6 +77,7 @@ class Gate:
         except ApiError as error:
             await JSONResponse(error.body(), error.status, error.headers)(scope, receive, noted)
             return
+        self._service.running += 1
         try:
             await self._app(scope, limited, noted)
         except Exception as error:  # its message may repeat what was sent, and a traceback would log it
@@ -81,6 +85,8 @@ class Gate:
             if not has_begun:
                 failure = ApiError(503, "The request failed, and no image is shown.", "internal_error")
                 await JSONResponse(failure.body(), failure.status)(scope, receive, noted)
+        finally:
+            self._service.running -= 1
 
     def _most_of(self, scope: Scope) -> int:
         """Bytes that the body of this request may have."""
@@ -95,6 +101,8 @@ class Gate:
         length, most = headers.get("content-length", "0"), self._most_of(scope)
         if not length.isascii() or not length.isdigit() or int(length[:20]) > most:
             raise BodyTooLarge(most)
+        if scope["method"] == "POST" and service.is_stopping:
+            raise stopping()
         if scope["method"] == "POST":
             service.rates.spend(caller)
 

@@ -7,11 +7,14 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from saferedir.server.errors import ApiError, bad_request
+from saferedir.server.errors import ApiError, bad_request, too_many
 
-MOST = 1024
-#: of all kept answers together, as their bodies count them
-MOST_BYTES = 256_000_000
+#: answers of one caller
+MOST = 256
+#: of one caller's kept answers together, as their bodies count them
+MOST_BYTES = 64_000_000
+#: of those of all callers
+MOST_BYTES_OF_ALL = 512_000_000
 _LONGEST = 255
 
 
@@ -24,7 +27,10 @@ class _Kept:
 
 
 class Answers:
-    """Kept in this process's memory, the oldest goes first; an answer of 429 or 5xx is not kept.
+    """Kept in this process's memory; an answer of 429 or 5xx is not kept.
+
+    Each caller has a share of its own, of which the oldest answer goes first; where all together are too many bytes, the oldest
+    of the caller with the most goes. What is still being made is never dropped.
 
     Args:
         seconds: for which an answer is kept.
@@ -45,9 +51,11 @@ class Answers:
             raise bad_request(
                 f"Idempotency-Key is not 1 to {_LONGEST} printable ASCII characters.", param="Idempotency-Key"
             )
-        self._forget_old()
         kept = self._kept.get((caller, key))
+        if kept is not None and kept.until < time.monotonic() and kept.task.done():
+            kept = None
         if kept is None:
+            self._make_room(caller)
             task = asyncio.ensure_future(work())
             kept = self._kept[caller, key] = _Kept(digest, task, time.monotonic() + self._seconds)
             task.add_done_callback(lambda done: self._settle(caller, key, done))
@@ -66,12 +74,26 @@ class Answers:
         kept = self._kept.get((caller, key))
         if kept is not None and kept.task is task and error is None:
             kept.size = self._size_of(task.result())
-        while sum(entry.size for entry in self._kept.values()) > MOST_BYTES:
-            self._kept.pop(next(name for name, entry in self._kept.items() if entry.size))
+        while self._bytes_of(caller) > MOST_BYTES:
+            self._drop_oldest(caller)
+        while self._bytes_of(None) > MOST_BYTES_OF_ALL:
+            self._drop_oldest(max({name for name, _ in self._kept}, key=self._bytes_of))
 
-    def _forget_old(self) -> None:
+    def _bytes_of(self, caller: str | None) -> int:
+        """Of one caller's answers; None: of all."""
+        return sum(kept.size for (name, _), kept in self._kept.items() if caller in (None, name))
+
+    def _drop_oldest(self, caller: str) -> bool:
+        """Drop the caller's oldest answer that is there; False where none is."""
+        oldest = next((key for key, kept in self._kept.items() if key[0] == caller and kept.task.done()), None)
+        if oldest is not None:
+            del self._kept[oldest]
+        return oldest is not None
+
+    def _make_room(self, caller: str) -> None:
+        """Forget what is too old, and the caller's oldest answer where there are too many; ApiError 429 where none is done."""
         now = time.monotonic()
         for key in [key for key, kept in self._kept.items() if kept.until < now and kept.task.done()]:
             del self._kept[key]
-        while len(self._kept) >= MOST:
-            self._kept.pop(next(iter(self._kept)))
+        if sum(name == caller for name, _ in self._kept) >= MOST and not self._drop_oldest(caller):
+            raise too_many("Too many requests with an Idempotency-Key are under way for this key.", "queue_full", 1.0)

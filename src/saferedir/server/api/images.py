@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from saferedir.decisions import Decision
-from saferedir.server.api.encoding import decoded, encoded, fitted
-from saferedir.server.api.records import digest_of_text, new_id, record_of
+from saferedir.server.api.encoding import decoded, encoded, fitted, pixels_of
+from saferedir.server.api.records import Asked, digest_of_text, new_id, record_of
 from saferedir.server.api.schemas import (
     EditRequest,
     ErrorAnswer,
@@ -54,6 +54,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 _FILE = {"type": "string", "format": "binary"}
 
 
+class Upload(NamedTuple):
+    """An image that a client sent: decoded, and the SHA-256 of its file."""
+
+    image: Image.Image
+    sha256: str
+
+
 def edit_form() -> dict[str, Any]:
     """The form of an edit for the OpenAPI schema: the request's fields, and a file."""
     schema = EditRequest.model_json_schema()
@@ -74,21 +81,22 @@ def images_router(service: Service) -> APIRouter:
     @router.post("/v1/images/edits", response_model=ImagesAnswer, responses=_RESPONSES, openapi_extra=edit_form())
     async def edit(request: Request) -> Response:
         """Change an image towards a prompt, under the same guards and policy."""
-        body, image = await _read_form(service, request)
-        return await _answer(service, request, body, "edit", image)
+        body, data = await _read_form(service, request)
+        most = service.settings.limits.pixels
+        with service.pixels.reserved(await asyncio.to_thread(pixels_of, data, most, "image")):
+            image = await asyncio.to_thread(decoded, data, most, "image")
+            return await _answer(service, request, body, "edit", Upload(image, hashlib.sha256(data).hexdigest()))
 
     return router
 
 
-async def _answer(
-    service: Service, request: Request, body: ImageOptions, kind: Kind, image: tuple[bytes, Image.Image] | None
-) -> Response:
+async def _answer(service: Service, request: Request, body: ImageOptions, kind: Kind, image: Upload | None) -> Response:
     key = request.headers.get("idempotency-key")
     caller = caller_of(request)
     if key is None:
         answer = await make_images(service, request, caller, body, kind, image)
     else:
-        facts = [kind, body.model_dump(mode="json"), None if image is None else hashlib.sha256(image[0]).hexdigest()]
+        facts = [kind, body.model_dump(mode="json"), None if image is None else image.sha256]
         digest = digest_of_text(json.dumps(facts, sort_keys=True))
         made = await service.answers.once(
             caller.name, key, digest, lambda: make_images(service, None, caller, body, kind, image)
@@ -106,7 +114,7 @@ async def make_images(
     caller: Caller,
     body: ImageOptions,
     kind: Kind,
-    image: tuple[bytes, Image.Image] | None,
+    image: Upload | None,
 ) -> ImagesAnswer:
     """Generate, encode, record, and only then answer; ApiError where there is nothing to show."""
     model = service.model(body.model, caller)
@@ -115,14 +123,14 @@ async def make_images(
     count = body.n or 1
     _check_can_edit(service, model, kind)
     rows = await _rows(service, caller, body, CallKey(kind, policy, caller.profile.retries, size), count, image)
-    identifier = body.safety_identifier or body.user
+    asked = Asked(caller.name, body.safety_identifier or body.user, None if image is None else image.sha256)
     try:
         outcomes = await service.outcomes(request, model.name, rows)
     except ApiError as error:
         _check_can_edit(service, model, kind)  # it is known once the model is loaded
         if error.code == "guard_failed":
             service.audit.append(
-                [record_of(service, caller, model, row, new_id(), "failed", None, None, identifier) for row in rows]
+                [record_of(service, asked, model, row, new_id(), "failed", None, None) for row in rows]
             )
             service.metrics.images.labels(model.name, "failed").inc(count)
         raise
@@ -134,7 +142,7 @@ async def make_images(
             _files, service.marker, body, model.name, [_shown(outcome) for outcome in outcomes], ids
         )
     records = [
-        record_of(service, caller, model, row, name, _action(outcome, bool(blocked)), outcome, file, identifier)
+        record_of(service, asked, model, row, name, _action(outcome, bool(blocked)), outcome, file)
         for row, name, outcome, file in zip(rows, ids, outcomes, files, strict=True)
     ]
     await service.record(records, rows[0].deadline)
@@ -170,7 +178,7 @@ async def _rows(
     body: ImageOptions,
     key: CallKey,
     count: int,
-    image: tuple[bytes, Image.Image] | None,
+    image: Upload | None,
 ) -> list[Row]:
     """The images that are asked for, each with a seed of its own."""
     if count > caller.profile.images_per_request:
@@ -181,8 +189,8 @@ async def _rows(
         )
     prompt, deadline = service.prompt(body.prompt), service.deadline()
     first = secrets.randbelow(2**32) if body.seed is None else body.seed
-    start = None if image is None else await asyncio.to_thread(fitted, image[1], key.size)
-    return [Row(key, prompt, first + index, deadline, start) for index in range(count)]
+    start = None if image is None else await asyncio.to_thread(fitted, image.image, key.size)
+    return [Row(key, prompt, first + index, deadline, start, caller.name) for index in range(count)]
 
 
 def _files(
@@ -226,11 +234,10 @@ def _action(outcome: Outcome, is_refused: bool) -> str:
 
 
 def _refusal(blocked: Sequence[Outcome], ids: Sequence[str]) -> ApiError:
-    deciding = [d for outcome in blocked for d in outcome.decisions if d.fired or d.unresolved]
-    categories = sorted({d.concept for d in deciding or [d for outcome in blocked for d in outcome.decisions]})
+    categories = sorted({name for outcome in blocked for name in outcome.blocked_by})
     return ApiError(
         400,
-        f"The request was refused by the safety policy; categories: {', '.join(categories)}.",
+        f"The request was refused by the safety policy; categories: {', '.join(categories) or 'unknown'}.",
         "moderation_blocked",
         categories=categories,
         image_ids=ids,
@@ -268,15 +275,15 @@ async def _events(answer: ImagesAnswer, kind: Kind) -> AsyncIterator[str]:
         yield f"event: {_EVENT[kind]}\ndata: {json.dumps(event)}\n\n"
 
 
-async def _read_form(service: Service, request: Request) -> tuple[EditRequest, tuple[bytes, Image.Image]]:
-    """The fields and the one image of a multipart form."""
+async def _read_form(service: Service, request: Request) -> tuple[EditRequest, bytes]:
+    """The fields and the one file of a multipart form."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise bad_request("The body of an edit is multipart/form-data.", "invalid_content_type")
     async with request.form(max_files=16, max_fields=64, max_part_size=1_000_000) as form:
         return await _read_fields(service, form)
 
 
-async def _read_fields(service: Service, form: FormData) -> tuple[EditRequest, tuple[bytes, Image.Image]]:
+async def _read_fields(service: Service, form: FormData) -> tuple[EditRequest, bytes]:
     files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
     if any(name == "mask" for name, _ in files):
         raise bad_request("mask is not supported; send image and prompt.", "unknown_parameter", "mask")
@@ -287,9 +294,7 @@ async def _read_fields(service: Service, form: FormData) -> tuple[EditRequest, t
         body = EditRequest.model_validate(fields)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_input=False)) from None
-    data = await files[0][1].read()
-    image = await asyncio.to_thread(decoded, data, service.settings.limits.pixels, "image")
-    return body, (data, image)
+    return body, await files[0][1].read()
 
 
 def invalid(errors: Sequence[Any]) -> ApiError:

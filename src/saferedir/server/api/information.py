@@ -61,8 +61,10 @@ def information_router(service: Service) -> APIRouter:
 
     @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
     async def readyz() -> Response:
-        """Images can be made: threads run, no call hangs, records can be written."""
+        """Images can be made: the first model is loaded, threads run, no call hangs, records can be written."""
         reason = service.host.problem(service.settings.limits.deadline)
+        if service.is_stopping:
+            reason = "the service is stopping"
         if reason is None and (service.audit.failed or not service.audit.is_alive()):
             reason = "audit records cannot be written"
         health = Health(status="ok" if reason is None else "not ready", reason=reason)

@@ -10,7 +10,7 @@ from typing import Literal
 from fastapi import APIRouter, Request
 
 from saferedir.decisions import Decision
-from saferedir.server.api.encoding import decoded_url
+from saferedir.server.api.encoding import bytes_of_url, decoded, pixels_of
 from saferedir.server.api.images import verdict_of
 from saferedir.server.api.schemas import (
     CheckAnswer,
@@ -64,7 +64,9 @@ def moderation_router(service: Service) -> APIRouter:
 
 async def _checked(service: Service, request: Request, model: str, prompts: Sequence[str]) -> list[Outcome]:
     key, deadline = CallKey("check", "redirect", 0), service.deadline()
-    return await service.outcomes(request, model, [Row(key, prompt, _SEED, deadline) for prompt in prompts])
+    return await service.outcomes(
+        request, model, [Row(key, prompt, _SEED, deadline, caller=caller_of(request).name) for prompt in prompts]
+    )
 
 
 def _checked_guard(decision: Decision, tokens: Sequence[str]) -> CheckedGuard:
@@ -79,26 +81,16 @@ def _checked_guard(decision: Decision, tokens: Sequence[str]) -> CheckedGuard:
 
 
 async def _results(service: Service, request: Request, model: str, body: ModerationRequest) -> list[ModerationResult]:
-    most, given = service.settings.limits.pixels, body.input
+    given = body.input
     if isinstance(given, str):
         given = [given]
     texts = [part if isinstance(part, str) else part.text for part in given if isinstance(part, str | TextPart)]
     urls = [part.image_url.url for part in given if not isinstance(part, str | TextPart)]
-    images = []
-    for url in urls:  # the limit is that of all of them
-        images.append(await asyncio.to_thread(decoded_url, url, most, "input.image_url.url"))
-        most -= images[-1].width * images[-1].height
     text_scores = []
     if texts:
         checked = await _checked(service, request, model, [service.prompt(text, "input") for text in texts])
         text_scores = [text_scores_of(outcome.decisions) for outcome in checked]
-    if images:
-        (outcome,) = await service.outcomes(
-            request, model, [Row(CallKey("score", "redirect", 0), "", _SEED, service.deadline(), images=tuple(images))]
-        )
-        image_scores = list(outcome.scores)
-    else:
-        image_scores = []
+    image_scores = await _image_scores(service, request, model, urls) if urls else []
     if any(not scores for scores in (*text_scores, *image_scores)):
         raise bad_request(
             "No guard or judge of this model reads such an input; ask for another model.", "unsupported_input", "input"
@@ -106,6 +98,20 @@ async def _results(service: Service, request: Request, model: str, body: Moderat
     if isinstance(given[0], str):
         return [_result([("text", scores)]) for scores in text_scores]
     return [_result([*(("text", scores) for scores in text_scores), *(("image", scores) for scores in image_scores)])]
+
+
+async def _image_scores(service: Service, request: Request, model: str, urls: Sequence[str]) -> list[dict[str, float]]:
+    """Concept -> score of each image; `limits.pixels` bounds all images of a request together."""
+    most, param = service.settings.limits.pixels, "input.image_url.url"
+    files = [bytes_of_url(url, param) for url in urls]
+    pixels = 0
+    for file in files:
+        pixels += pixels_of(file, most - pixels, param)
+    with service.pixels.reserved(pixels):
+        images = [await asyncio.to_thread(decoded, file, most, param) for file in files]
+        key, deadline, caller = CallKey("score", "redirect", 0), service.deadline(), caller_of(request).name
+        rows = [Row(key, "", _SEED, deadline, image, caller) for image in images]
+        return [outcome.scores for outcome in await service.outcomes(request, model, rows)]
 
 
 def text_scores_of(decisions: Sequence[Decision]) -> dict[str, float]:

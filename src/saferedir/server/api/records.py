@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 from saferedir.server.api.service import Service
 from saferedir.server.audit.store import SCHEMA, now
 from saferedir.server.config import ModelSettings
 from saferedir.server.engine.fingerprints import digest_of
 from saferedir.server.engine.rows import Outcome, Row
-from saferedir.server.keys import Caller
 from saferedir.utils.packaged import library_version
 
 
@@ -25,23 +24,35 @@ def new_id() -> str:
     return f"img_{uuid.uuid4().hex}"
 
 
+class Asked(NamedTuple):
+    """Of the request, what its records repeat.
+
+    Attributes:
+        caller: name of the key.
+        identifier: the client's own name of its user, of which the hash is kept.
+        input_sha256: of the file that an edit starts from, as the client sent it; None without one.
+    """
+
+    caller: str
+    identifier: str | None
+    input_sha256: str | None
+
+
 def record_of(
     service: Service,
-    caller: Caller,
+    asked: Asked,
     model: ModelSettings,
     row: Row,
     image_id: str,
     action: str,
     outcome: Outcome | None,
     file: bytes | None,
-    identifier: str | None,
 ) -> dict[str, Any]:
     """Plain data: who asked for what, what made it, what was decided, and the hash of the file that leaves.
 
     Args:
         outcome: None where nothing came of it.
         file: the bytes that the client gets; None where it gets none.
-        identifier: the client's own name of its user, of which the hash is kept.
     """
     policy = {
         "on_unsafe": row.key.policy,
@@ -56,10 +67,11 @@ def record_of(
         "time": now(),
         "action": action,
         "kind": row.key.kind,
-        "key": caller.name,
+        "key": asked.caller,
         "prompt_sha256": digest_of_text(row.prompt),
         "prompt": row.prompt if service.settings.audit.prompts == "text" else None,
-        "identifier_sha256": None if identifier is None else digest_of_text(identifier),
+        "identifier_sha256": None if asked.identifier is None else digest_of_text(asked.identifier),
+        "input_sha256": asked.input_sha256,
         "seed": row.seed,
         "model": model.name,
         "model_fingerprint": None if facts is None else facts.fingerprint,
@@ -69,6 +81,7 @@ def record_of(
         "steps": model.steps,
         "guidance": model.guidance,
         "decisions": [] if outcome is None else [{**d.to_dict(), "image": 0} for d in outcome.decisions],
+        "blocked_by": [] if outcome is None else list(outcome.blocked_by),
         "image_sha256": None if file is None else hashlib.sha256(file).hexdigest(),
         "saferedir": library_version(),
     }

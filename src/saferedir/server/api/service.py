@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from fastapi import Request
 from saferedir.errors import SaferedirError
 from saferedir.server.api.idempotency import Answers
 from saferedir.server.api.metrics import Metrics
+from saferedir.server.api.pixels import PixelBudget
 from saferedir.server.api.schemas import ImagesAnswer
 from saferedir.server.audit.writer import AuditWriter
 from saferedir.server.config import STRICTNESS, ModelSettings, PolicyName, Settings
@@ -41,11 +43,15 @@ class Service:
     rates: RateLimit = field(default_factory=RateLimit)
     answers: Answers = field(init=False)
     marker: Marker = field(init=False)
+    pixels: PixelBudget = field(init=False)
+    stops_at: float = math.inf  # seconds of `time.monotonic`; what is not done then is answered 503
+    running: int = 0  # requests under way
 
     def __post_init__(self) -> None:
         self.callers = Callers(self.settings)
         self.marker = Marker(self.settings.provenance)
         self.answers = Answers(self.settings.limits.idempotency_s, _size_of)
+        self.pixels = PixelBudget(self.settings.limits.pixels_waiting)
 
     def model(self, name: str | None, caller: Caller) -> ModelSettings:
         """The model that a request asks for; 404 if there is none, or not for this caller."""
@@ -82,6 +88,10 @@ class Service:
             )
         return text
 
+    @property
+    def is_stopping(self) -> bool:
+        return self.stops_at < math.inf
+
     def deadline(self) -> float:
         """When a request of now is given up, in seconds of `time.monotonic`."""
         return time.monotonic() + self.settings.limits.deadline
@@ -90,11 +100,19 @@ class Service:
 
     def submit(self, model: str, rows: Sequence[Row]) -> None:
         """Let rows wait for the model, or 429."""
+        if len(rows) > self.settings.queue_share:
+            raise bad_request(
+                f"{len(rows)} images are more than may wait at once, which is {self.settings.queue_share}; ask for fewer.",
+                "too_many_images",
+            )
         try:
             self.host.submit(model, rows)
-        except QueueFull:
+        except QueueFull as error:
+            whose = "of your key" if error.is_callers else ""
             raise too_many(
-                "Too many images wait for this model; try again.", "queue_full", self._seconds_of_queue(model)
+                f"Too many images {whose} wait for this model; try again.".replace("  ", " "),
+                "queue_full",
+                self._seconds_of_queue(model),
             ) from None
 
     def _seconds_of_queue(self, model: str) -> float:
@@ -115,7 +133,7 @@ class Service:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise unavailable("The service is stopping.", "shutting_down") from None  # the queue was closed
+            raise stopping() from None  # the queue was closed
         except BaseException as error:
             raise _api_error(error) from error
         finally:
@@ -126,11 +144,12 @@ class Service:
         self, request: Request | None, futures: Sequence[Future[Outcome]], deadline: float
     ) -> list[Outcome]:
         pending = asyncio.gather(*map(asyncio.wrap_future, futures))
+        pending.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else may ask for it
         while not pending.done():
-            left = deadline - time.monotonic()
+            left = min(deadline, self.stops_at) - time.monotonic()
             if left <= 0:
                 pending.cancel()
-                raise DeadlinePassed
+                raise stopping() if self.stops_at < deadline else DeadlinePassed()
             await asyncio.wait({pending}, timeout=min(_POLL, left))
             if request is not None and not pending.done() and await request.is_disconnected():
                 pending.cancel()
@@ -147,6 +166,11 @@ class Service:
             raise unavailable(
                 "The audit record cannot be written, so no image is shown; try again later.", "audit_unavailable"
             ) from error
+
+
+def stopping() -> ApiError:
+    """503: the process ends; another one may answer."""
+    return unavailable("The service is stopping.", "shutting_down")
 
 
 def _api_error(error: BaseException) -> ApiError:

@@ -8,8 +8,8 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -68,22 +68,49 @@ class Verification:
         return not self.problems
 
 
+class Pruned(NamedTuple):
+    """How many records were deleted, and how many more are old only if a clock that moved far ahead at once was right."""
+
+    removed: int
+    doubtful: int
+
+
+def count_old(times: Sequence[datetime], now: datetime, age: timedelta) -> tuple[int, int]:
+    """How many of the first records are older than `age`: (by the clock, without the clock's jumps).
+
+    Args:
+        times: of the records, in their order.
+    """
+    nothing = timedelta(0)
+    most = age / 2 or timedelta.max
+    by_clock = next((index for index, time in enumerate(times) if now - time <= age), len(times))
+    elapsed, beyond_doubt = nothing, 0
+    for index in reversed(range(len(times))):
+        step = (times[index + 1] if index + 1 < len(times) else now) - times[index]
+        elapsed += step if nothing < step <= most else nothing
+        if elapsed > age:
+            beyond_doubt = index + 1
+            break
+    return by_clock, min(by_clock, beyond_doubt)
+
+
 class AuditStore:
-    """The records in one database; tables are made or migrated when it is opened.
+    """The records in one database; tables are made or migrated when it is opened for writing.
 
     Args:
         url: sqlite:///FILE, or PostgreSQL's.
+        is_read_only: nothing in the database is made, migrated or changed; it must be there.
 
     Raises:
         ServerError: the database cannot be opened, or belongs to a newer saferedir.
     """
 
-    def __init__(self, url: str) -> None:
-        from saferedir.server.audit.migrate import upgrade
+    def __init__(self, url: str, is_read_only: bool = False) -> None:
+        from saferedir.server.audit.migrate import check_form, upgrade
 
-        self.engine: Engine = open_engine(url)
+        self.engine: Engine = open_engine(url, is_read_only)
         try:
-            upgrade(self.engine)
+            (check_form if is_read_only else upgrade)(self.engine)
         except sa.exc.DBAPIError as error:
             raise ServerError(f"the audit's database cannot be opened ({type(error.orig).__name__}).") from error
 
@@ -122,30 +149,34 @@ class AuditStore:
             connection.execute(sa.insert(Record), rows)
             connection.execute(sa.update(Head).where(Head.id == 1).values(seq=seq, hash=previous))
 
-    def prune(self, before: datetime) -> int:
-        """Delete the oldest records, as far as all are older than `before`; how many.
+    def prune(self, age: timedelta, trust_clock: bool = False) -> Pruned:
+        """Delete the oldest records, as far as all are older than `age`.
 
         A checkpoint record in the same transaction says how many went, and holds the hash of the last of them, so that the
-        rest of the chain can still be verified.
+        rest of the chain can still be verified. A clock that jumps makes no record old: where it moves ahead by more than half of
+        `age` from one record to the next, or from the last one to now, that time does not count.
+
+        Args:
+            trust_clock: count it nevertheless, for a service that really rested for so long.
         """
-        limit = before.astimezone(UTC).isoformat(timespec="microseconds")
         with self._writing() as connection:
             connection.execute(sa.select(Head.seq).where(Head.id == 1).with_for_update())
-            kept = connection.execute(sa.select(sa.func.min(Record.seq)).where(Record.time >= limit)).scalar()
-            old = sa.true() if kept is None else Record.seq < kept
-            last = connection.execute(
-                sa.select(Record.seq, Record.hash).where(old).order_by(Record.seq.desc()).limit(1)
-            ).first()
-            if last is None:
-                return 0
-            count: int = connection.execute(sa.select(sa.func.count()).where(Record.seq <= last.seq)).scalar() or 0
-            checkpoint = {
-                "schema": SCHEMA, "image_id": f"checkpoint-{uuid.uuid4().hex}", "time": now(), "action": "checkpoint",
-                "through_seq": last.seq, "through_hash": last.hash, "removed": count, "saferedir": library_version(),
-            }  # fmt: skip
-            self._append(connection, [checkpoint])
-            connection.execute(sa.delete(Record).where(Record.seq <= last.seq))
-            return count
+            times = [
+                (seq, datetime.fromisoformat(time))
+                for seq, time in connection.execute(sa.select(Record.seq, Record.time).order_by(Record.seq))
+            ]
+            by_clock, beyond_doubt = count_old([time for _, time in times], datetime.now(UTC), age)
+            count = by_clock if trust_clock else beyond_doubt
+            if count:
+                query = sa.select(Record.seq, Record.hash).where(Record.seq == times[count - 1][0])
+                (last,) = connection.execute(query).all()
+                checkpoint = {
+                    "schema": SCHEMA, "image_id": f"checkpoint-{uuid.uuid4().hex}", "time": now(), "action": "checkpoint",
+                    "through_seq": last.seq, "through_hash": last.hash, "removed": count, "saferedir": library_version(),
+                }  # fmt: skip
+                self._append(connection, [checkpoint])
+                connection.execute(sa.delete(Record).where(Record.seq <= last.seq))
+            return Pruned(count, by_clock - count)
 
     # --- reading
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,14 @@ class Head(Base):
 
 #: for how long a database that is locked or hangs is waited for
 _SECONDS = 10
-_POSTGRES = {
+_POSTGRES: dict[str, Any] = {
     "connect_timeout": _SECONDS,
     "options": f"-c statement_timeout={1000 * _SECONDS} -c lock_timeout={1000 * _SECONDS}",
     "keepalives_idle": 30,
 }
+
+
+_READ_ONLY = "-c default_transaction_read_only=on"
 
 
 def check_exists(url: str) -> None:
@@ -67,8 +71,11 @@ def check_exists(url: str) -> None:
         raise ServerError(f"there is no audit at {name}; give --audit URL.")
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, is_read_only: bool = False) -> Engine:
     """An engine for SQLite (made if it is not there, in WAL mode, every commit on the disk) or PostgreSQL.
+
+    Args:
+        is_read_only: the database refuses every change by this engine.
 
     Raises:
         ServerError: another kind of database.
@@ -80,24 +87,43 @@ def open_engine(url: str) -> Engine:
             "the audit's url cannot be read; expected sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
         ) from None
     if parsed.get_backend_name() == "sqlite":
-        return _sqlite(parsed)
+        return _read_only_sqlite(parsed) if is_read_only else _sqlite(parsed)
     if parsed.get_backend_name() == "postgresql":
+        arguments = _POSTGRES | {"options": f"{_POSTGRES['options']} {_READ_ONLY if is_read_only else ''}"}
         try:
             return sa.create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=_POSTGRES
+                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=arguments
             )
         except ImportError as error:
             raise ServerError('PostgreSQL needs the package psycopg: pip install "saferedir[postgres]".') from error
     raise ServerError(f"the audit's database is {parsed.get_backend_name()!r}; expected sqlite or postgresql.")
 
 
-def _sqlite(url: URL) -> Engine:
+def _file_of(url: URL) -> Path:
     if not url.database or url.database == ":memory:":
         raise ServerError("the audit's url names no file, and records in memory are none; give sqlite:///FILE.")
+    return Path(url.database)
+
+
+def _read_only_sqlite(url: URL) -> Engine:
+    """Without a writer's `-wal` file nothing is written beside the database either: `immutable` makes no `-shm`."""
+    file = _file_of(url).absolute()
+    check_exists(f"sqlite:///{file}")
+
+    def connect() -> sqlite3.Connection:
+        is_at_rest = not file.with_name(f"{file.name}-wal").exists()
+        mode = "mode=ro&immutable=1" if is_at_rest else "mode=ro"
+        return sqlite3.connect(f"{file.as_uri()}?{mode}", uri=True, timeout=_SECONDS, check_same_thread=False)
+
+    return sa.create_engine("sqlite://", creator=connect, poolclass=sa.pool.NullPool)
+
+
+def _sqlite(url: URL) -> Engine:
+    file = _file_of(url)
     try:
-        Path(url.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ServerError(f"the audit cannot be written to {url.database} ({error.strerror}).") from error
+        raise ServerError(f"the audit cannot be written to {file} ({error.strerror}).") from error
     engine = sa.create_engine(url, connect_args={"timeout": _SECONDS})
 
     @event.listens_for(engine, "connect")

@@ -7,7 +7,7 @@ kind share the attachment.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from saferedir.guard import Guard
 from saferedir.judges.presets import preset
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.loading import load_pipeline
-from saferedir.protect import Verifier, protect
+from saferedir.protect import NamedVerifiers, Verifier, protect
 from saferedir.server.config import ModelSettings
 from saferedir.server.engine.facts import GuardFacts, ModelFacts
 from saferedir.server.engine.fingerprints import digest_of, guard_fingerprint
@@ -61,7 +61,8 @@ class PipelineModel:
         }
         try:
             if key.kind == "score":
-                return [Outcome(None, False, (), scores=tuple(self._scores(row.images))) for row in rows]
+                images = [row.image for row in rows if row.image is not None]
+                return [Outcome(None, False, (), scores=scores) for scores in self._scores(images)]
             if key.kind == "check":
                 self._detach()
                 return check_prompts(self._pipe, self._guards, call)
@@ -72,10 +73,8 @@ class PipelineModel:
             if key.kind == "bare":
                 return self._without_guards(call)
             output = self._under_policy(key)(**call)
-        except BlockedError as error:  # of an input image; the rows of a call are asked for again one by one
-            if len(rows) > 1:
-                raise
-            return [Outcome(None, True, self._decisions_of_input(error))]
+        except BlockedError as error:  # of input images, before anything was generated
+            return self._without_blocked(key, rows, error)
         except Exception:
             self._detach()  # whatever it left behind
             raise
@@ -95,13 +94,33 @@ class PipelineModel:
                 None if is_blocked else image,
                 is_blocked,
                 tuple(decision for decision in output.decisions if decision.image == index),
+                blocked_by=blocked_by,
             )
-            for index, (image, is_blocked) in enumerate(zip(output.images, output.blocked, strict=True))
+            for index, (image, is_blocked, blocked_by) in enumerate(
+                zip(output.images, output.blocked, output.blocked_by, strict=True)
+            )
         ]
 
-    def _decisions_of_input(self, error: BlockedError) -> tuple[Decision, ...]:
+    def _without_blocked(self, key: CallKey, rows: Sequence[Row], error: BlockedError) -> list[Outcome]:
+        """The outcomes where the input images of some rows are blocked; the others are generated in a call of their own."""
+        flagged: dict[int, dict[str, None]] = {}
+        for decision in error.decisions:
+            flagged.setdefault(decision.image, {})[decision.concept] = None
+        if not flagged or not set(flagged) <= set(range(len(rows))):
+            raise ServerError("input images were blocked, and it is not known which, so nothing is shown.") from error
+        outcomes = {
+            index: Outcome(
+                None, True, self._decisions_of_input(concepts, str(error)), blocked_by=tuple(filter(None, concepts))
+            )
+            for index, concepts in flagged.items()
+        }
+        others = [index for index in range(len(rows)) if index not in flagged]
+        made = self.run(key, [rows[index] for index in others]) if others else []
+        outcomes |= dict(zip(others, made, strict=True))
+        return [outcomes[index] for index in range(len(rows))]
+
+    def _decisions_of_input(self, flagged: Collection[str], message: str) -> tuple[Decision, ...]:
         """One decision a guard, `unresolved` of those whose concept was found in the input image."""
-        flagged = {decision.concept for decision in error.decisions}
         return tuple(
             Decision(
                 guard=guard.method,
@@ -110,7 +129,7 @@ class PipelineModel:
                 image=0,
                 action="blocked",
                 unresolved=guard.config.concept in flagged,
-                message=str(error),
+                message=message,
             )
             for guard in self._guards
         )
@@ -128,7 +147,7 @@ class PipelineModel:
                 self._guards,
                 on_unsafe=key.policy,
                 retries=key.retries,
-                verify=self._verify() if key.policy != "redirect" else None,
+                verify=(self._judges or None) if key.policy != "redirect" else None,
                 check_inputs=self._input_verifier(key),
             )
             self._current = wanted
@@ -140,19 +159,7 @@ class PipelineModel:
             return False
         if any(guard.image_verifier is not None for guard in self._guards):
             return True
-        return self._verify() or False
-
-    def _verify(self) -> Verifier | None:
-        """All judges as one verifier; None without judges."""
-        judges = list(self._judges.values())
-        if not judges:
-            return None
-
-        def any_finds(images: list[Image.Image]) -> list[bool]:
-            answers = [judge(images) for judge in judges]
-            return [any(flags) for flags in zip(*answers, strict=True)]
-
-        return any_finds
+        return NamedVerifiers(self._judges) if self._judges else False
 
     def _scores(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
         """By the guards' image verifiers, whose threshold is put at 0.5, and by the judges, who say 1 or 0."""

@@ -1,4 +1,4 @@
-"""Images that wait to be generated, of all clients of one model, and which of them may share a pipeline call."""
+"""Images that wait to be generated, of all clients of one model: whose turn it is, and which may share a pipeline call."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 from PIL import Image
@@ -39,8 +40,8 @@ class Row:
 
     Attributes:
         deadline: in seconds of `time.monotonic`; it is not begun afterwards.
-        image: what an edit starts from.
-        images: that are to be scored.
+        image: what an edit starts from, or what is to be scored.
+        caller: name of the key that it is for.
         future: gets the `Outcome`.
     """
 
@@ -49,7 +50,7 @@ class Row:
     seed: int
     deadline: float
     image: Image.Image | None = None
-    images: tuple[Image.Image, ...] = ()
+    caller: str = ""
     future: Future[Outcome] = field(default_factory=Future)
 
 
@@ -62,7 +63,8 @@ class Outcome:
         blocked: whether the policy withholds it.
         decisions: one of each guard.
         facts: of the model that made it.
-        scores: of each image to be scored, concept -> score in [0, 1], flagged from 0.5 on; {} where nothing reads images.
+        scores: of an image to be scored, concept -> score in [0, 1], flagged from 0.5 on; {} where nothing reads images.
+        blocked_by: what blocked it: concepts of guards, and presets of judges.
         tokens: of a check: the prompt's tokens as the pipeline's tokenizer cuts it; "" for marks, () where that is not known.
     """
 
@@ -71,19 +73,35 @@ class Outcome:
     decisions: tuple[Decision, ...]
     tokens: tuple[str, ...] = ()
     facts: ModelFacts | None = None
-    scores: tuple[dict[str, float], ...] = ()
+    scores: dict[str, float] = field(default_factory=dict)
+    blocked_by: tuple[str, ...] = ()
 
 
 class QueueFull(Exception):
-    """More rows wait than may."""
+    """More rows wait than may.
+
+    Attributes:
+        is_callers: whether it is the caller's share that is full, and others may still put rows.
+    """
+
+    def __init__(self, is_callers: bool = False) -> None:
+        super().__init__()
+        self.is_callers = is_callers
 
 
 class RowQueue:
-    """First come, first served; rows of the same key overtake to ride in a call that begins anyway."""
+    """Callers take turns; of one caller: first come, first served. Rows of the same key fill up a call that begins anyway.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    Args:
+        limit: rows that may wait.
+        share: of them, those that one caller may have.
+    """
+
+    def __init__(self, limit: int, share: int | None = None) -> None:
+        self._limit, self._share = limit, limit if share is None else share
         self._rows: deque[Row] = deque()
+        self._last: dict[str, int] = {}  # number of the latest call that began with a row of a caller's
+        self._calls = 0
         self._changed = threading.Condition()
         self._is_closed = False
 
@@ -91,11 +109,13 @@ class RowQueue:
         return len(self._rows)
 
     def put(self, rows: Sequence[Row]) -> None:
-        """Append all of them or, with `QueueFull`, none."""
+        """Append all of them, which are of one caller, or, with `QueueFull`, none."""
         with self._changed:
             self._rows = deque(row for row in self._rows if not row.future.cancelled())
             if self._is_closed or len(self._rows) + len(rows) > self._limit:
                 raise QueueFull
+            if sum(row.caller == rows[0].caller for row in self._rows) + len(rows) > self._share:
+                raise QueueFull(is_callers=True)
             self._rows.extend(rows)
             self._changed.notify_all()
 
@@ -108,13 +128,19 @@ class RowQueue:
         with self._changed:
             if not self._changed.wait_for(lambda: self._rows or self._is_closed, idle) or self._is_closed:
                 return []
-            key, end = self._rows[0].key, time.monotonic() + wait
-            while self._count(key) < most and (left := end - time.monotonic()) > 0 and not self._is_closed:
+            first, end = self._next(), time.monotonic() + wait
+            while self._count(first.key) < most and (left := end - time.monotonic()) > 0 and not self._is_closed:
                 self._changed.wait(left)
-            taken = [row for row in self._rows if row.key == key][:most]
+            taken = _in_turn([row for row in self._rows if row.key == first.key], first.caller)[:most]
             chosen = set(map(id, taken))
             self._rows = deque(row for row in self._rows if id(row) not in chosen)
+            self._calls += 1
+            self._last[first.caller] = self._calls
             return taken
+
+    def _next(self) -> Row:
+        """The first row of the caller whose turn was longest ago."""
+        return min(self._rows, key=lambda row: self._last.get(row.caller, 0))  # of equals the one that came first
 
     def _count(self, key: CallKey) -> int:
         return sum(row.key == key for row in self._rows)
@@ -127,3 +153,12 @@ class RowQueue:
                 row.future.cancel()
             self._rows.clear()
             self._changed.notify_all()
+
+
+def _in_turn(rows: Sequence[Row], first: str) -> list[Row]:
+    """The rows with callers taking turns, beginning with `first`."""
+    by_caller: dict[str, list[Row]] = {first: []}
+    for row in rows:
+        by_caller.setdefault(row.caller, []).append(row)
+    rounds = zip_longest(*by_caller.values())
+    return [row for turn in rounds for row in turn if row is not None]

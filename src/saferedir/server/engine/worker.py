@@ -24,13 +24,14 @@ class DeadlinePassed(Exception):
 
 
 class Worker(threading.Thread):
-    """Owns a model; nobody else calls it. Everything else goes through `queue`.
+    """Owns a model; nobody else calls it. Everything else goes through `queue`, which several workers may share.
 
     Attributes:
         model: None while it is not loaded.
         used: when it last worked, in seconds of `time.monotonic`.
         busy_since: when the call under way began; None between calls.
         load_error: kind of the error for which the model could not be loaded; None where it can.
+        was_loaded: whether it ever was.
     """
 
     def __init__(
@@ -40,16 +41,18 @@ class Worker(threading.Thread):
         limits: Limits,
         make_room: Callable[[Worker, int], None],
         on_batch: Callable[[str, int, float], None] = lambda name, count, seconds: None,
+        on_unload: Callable[[Worker], None] = lambda worker: None,
+        queue: RowQueue | None = None,
     ) -> None:
         super().__init__(name=f"saferedir-{settings.name}", daemon=True)
-        self.settings, self.queue = settings, RowQueue(limits.queue)
+        self.settings, self.queue = settings, RowQueue(limits.queue) if queue is None else queue
         self.model: ImageModel | None = None
         self.used = time.monotonic()
         self.busy_since: float | None = None
         self.load_error: str | None = None
-        self.is_unloaded = threading.Event()
-        self.is_unloaded.set()
+        self.was_loaded = False
         self._load, self._limits, self._make_room, self._on_batch = load, limits, make_room, on_batch
+        self._on_unload = on_unload
         self._must_unload, self._is_closed, self._wants_load = threading.Event(), threading.Event(), threading.Event()
 
     def run(self) -> None:
@@ -74,6 +77,10 @@ class Worker(threading.Thread):
         """Let go of the model once the call under way is done; it is loaded again when it is asked for."""
         self._must_unload.set()
 
+    def keep(self) -> None:
+        """Take an `unload` back that has not been done yet."""
+        self._must_unload.clear()
+
     def close(self) -> None:
         """End the thread once the call under way is done; rows that wait are cancelled."""
         self._is_closed.set()
@@ -93,17 +100,15 @@ class Worker(threading.Thread):
                 self.load_error = type(error).__name__
                 logger.error("model %s cannot be loaded: %s: %s", self.settings.name, type(error).__name__, error)
                 raise
-            self.load_error = None
+            self.load_error, self.was_loaded = None, True
         return self.model
 
     def _load_within_room(self) -> ImageModel:
         model = self._load(self.settings)
-        self.is_unloaded.clear()
         try:
             self._make_room(self, model.facts.bytes)
         except ServerError:
             model.close()
-            self.is_unloaded.set()
             raise
         return model
 
@@ -112,7 +117,7 @@ class Worker(threading.Thread):
         model, self.model = self.model, None
         if model is not None:
             model.close()
-        self.is_unloaded.set()
+            self._on_unload(self)
 
     def _serve(self, rows: Sequence[Row]) -> None:
         try:
@@ -120,19 +125,35 @@ class Worker(threading.Thread):
         except Exception as error:
             _fail(rows, error)
             return
+        self._isolate(model, rows, 2 * (len(rows) - 1).bit_length())
+
+    def _isolate(self, model: ImageModel, rows: Sequence[Row], calls: int) -> int:
+        """Run the rows; where the call raises, each half by itself, for the fault of one is not that of its neighbours.
+
+        Args:
+            calls: how many more calls may be made for the halves; one row at fault of n takes 2 log2(n). The rest then fails.
+
+        Returns:
+            How many of `calls` are left.
+        """
         began = time.monotonic()
         try:
             outcomes = self._outcomes(model, rows)
         except Exception as error:
             if len(rows) == 1:
                 _fail(rows, error)
-            else:  # the fault of one is not that of its neighbours
-                for row in rows:
-                    self._serve([row])
-            return
+                return calls
+            middle = len(rows) // 2
+            for half in (rows[:middle], rows[middle:]):
+                if calls:
+                    calls = self._isolate(model, half, calls - 1)
+                else:
+                    _fail(half, error)
+            return calls
         self._on_batch(self.settings.name, len(rows), time.monotonic() - began)
         for row, outcome in zip(rows, outcomes, strict=True):
             row.future.set_result(outcome)
+        return calls
 
     def _outcomes(self, model: ImageModel, rows: Sequence[Row]) -> list[Outcome]:
         outcomes = model.run(rows[0].key, rows)

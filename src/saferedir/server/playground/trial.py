@@ -9,7 +9,7 @@ from typing import Any
 
 from saferedir.decisions import Decision
 from saferedir.server.api.images import make_images, marked_file
-from saferedir.server.api.records import new_id, record_of
+from saferedir.server.api.records import Asked, new_id, record_of
 from saferedir.server.api.schemas import GenerationRequest
 from saferedir.server.api.service import Service
 from saferedir.server.config import ModelSettings, PolicyName
@@ -73,7 +73,7 @@ async def try_prompt(
     chosen = service.policy(body.policy, caller)
     if bare and not service.settings.allows_unguarded(settings):
         raise bad_request("The configuration does not allow images without guards.", "unguarded_not_allowed")
-    check = Row(CallKey("check", "redirect", 0), service.prompt(prompt), seed, service.deadline())
+    check = Row(CallKey("check", "redirect", 0), service.prompt(prompt), seed, service.deadline(), caller=caller.name)
     (checked,) = await service.outcomes(None, settings.name, [check])
     guarded, refusal, image_id = None, "", ""
     try:
@@ -96,13 +96,13 @@ async def _without_guards(
     """The bare model's image as a file, and its record, which says that it is one; None where the model shows none."""
     width, _, height = (model.sizes[0] if model.sizes else "").partition("x")
     size = (int(width), int(height)) if height else None
-    row = Row(CallKey("bare", "none", 0, size), prompt, seed, service.deadline())
+    row = Row(CallKey("bare", "none", 0, size), prompt, seed, service.deadline(), caller=caller.name)
     (outcome,) = await service.outcomes(None, model.name, [row])
     if outcome.image is None:
         return None
     name = new_id()
     file = await asyncio.to_thread(marked_file, service.marker, outcome.image, "png", 100, facts_of(name, model.name))
-    record = record_of(service, caller, model, row, name, "unguarded", outcome, file, None)
+    record = record_of(service, Asked(caller.name, None, None), model, row, name, "unguarded", outcome, file)
     policy = {"on_unsafe": "none", "retries": 0, "verify": [], "guards": []}
     record |= {"guards": {}, "policy": policy, "policy_fingerprint": digest_of(policy)}
     await service.record([record], row.deadline)
