@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt $(if $(HEALTHY),,always)
 	$(PY) -I -c 'import pip' >/dev/null 2>&1 || $(PY) -m ensurepip; \
 	echo "==> installing saferedir and its tools into $(VENV), versions from constraints.txt (the first time takes minutes)"; \
 	for attempt in 1 2 3; do \
-		if $(PIP_INSTALL) --quiet -c constraints.txt -e '.[dev,plots,bench,index,nudenet,vlm,ray,server,postgres,playground,c2pa,eval-unlearn]'; then touch $(STAMP); break; fi; \
+		if $(PIP_INSTALL) --quiet -c constraints.txt -e '.[dev,plots,bench,index,nudenet,vlm,ray,litserve,server,postgres,playground,c2pa,eval-unlearn]'; then touch $(STAMP); break; fi; \
 		if [ $$attempt = 3 ]; then echo "pip failed three times: its last message above says why" >&2; exit 1; fi; \
 		echo "==> pip failed, trying again ($$attempt of 2)"; sleep $$((attempt * 5)); \
 	done; \
@@ -77,6 +77,10 @@ lint: setup  ## ruff (rules and layout), codespell, import-linter, and mypy (str
 	$(PY) -m codespell_lib
 	$(VENV)/bin/lint-imports --no-cache
 	$(PY) -m mypy
+
+security: setup  ## bandit on src, pip-audit on the installed packages (which needs the network, and says so)
+	$(PY) -m bandit -q -r src/saferedir -c pyproject.toml
+	$(PY) -m pip_audit --progress-spinner off --skip-editable
 
 format: setup  ## lay the code out, and mend what ruff can mend by itself
 	$(PY) -m ruff check --fix --exit-zero .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,13 @@ import typer
 
 from saferedir.cli.common import console, errors
 from saferedir.utils.extras import require_extra
+
+
+class Engine(enum.StrEnum):
+    """Where models run."""
+
+    local = "local"
+    ray = "ray"
 
 
 def serve(
@@ -31,6 +39,12 @@ def serve(
     playground: Annotated[
         bool | None, typer.Option("--playground/--no-playground", help="A page for people at / (extra playground).")
     ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="local: models in this process; ray: in replicas by Ray Serve (extra ray, [ray] in the file)."
+        ),
+    ] = Engine.local,
     new_key: Annotated[
         str | None,
         typer.Option("--new-key", metavar="NAME", help="Print a new key and its lines for the file, and stop."),
@@ -76,4 +90,4 @@ def serve(
             soft_wrap=True, highlight=False, markup=False,
         )  # fmt: skip
 
-    run(settings, on_ready)
+    run(settings, on_ready, engine.value)

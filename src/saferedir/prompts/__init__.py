@@ -39,7 +39,7 @@ if not TYPE_CHECKING:  # else a type checker would take any name
             "register": "formats",
             "overlap_warnings": "prompt_warnings",
             "subset_warnings": "prompt_warnings",
-            "token_warnings": "prompt_warnings",
+            "token_warnings": "prompt_warnings",  # nosec B105
             "read_prompts": "reading",
             "text_checksums": "reading",
             "ConceptPrompts": "sets",

@@ -9,12 +9,10 @@ A cluster of unlike processors or GPUs is not refused, but its images are then o
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Self
@@ -27,20 +25,12 @@ from saferedir.bench.generation.generate import GeneratedShard, GenerationSpec, 
 from saferedir.bench.generation.resources import Resources, device_of
 from saferedir.errors import BenchError
 from saferedir.utils.extras import require_extra
+from saferedir.utils.ray_cluster import LOCAL_ENVIRONMENT, LOOPBACK, connect, environment, last_line
 
 #: a shard whose worker died so many times is given up for this run
 DEATHS = 3
 #: seconds to wait for the first worker; a busy cluster may have no room at once
 START_SECONDS = 600.0
-_LOOPBACK = "127.0.0.1"
-#: of a cluster of our own: Ray's processes listen on the loopback interface only, and tell nobody that they run
-_LOCAL_ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_worker_niceness": "0",  # or workers would starve beside anything else that runs
-}
 
 
 class _GeneratingActor:
@@ -103,12 +93,12 @@ class RayExecutor:
         self._failed_starts = 0
 
     def __enter__(self) -> Self:
-        with _environment({} if self.address else _LOCAL_ENVIRONMENT):
+        with environment({} if self.address else LOCAL_ENVIRONMENT):
             self._ray = ray = require_extra("ray", "ray", "the Ray executor")
             if not ray.is_initialized():  # or it is the caller's, and stays
-                _connect(ray, self.address)
+                connect(ray, self.address, BenchError)
                 self._connected = True
-        if not self.address and self._connected and ray.util.get_node_ip_address() != _LOOPBACK:
+        if not self.address and self._connected and ray.util.get_node_ip_address() != LOOPBACK:
             self.__exit__()
             raise BenchError(
                 "Ray was imported before the bench, so its processes would listen on the network; set "
@@ -181,13 +171,13 @@ class RayExecutor:
             if job is not None and isinstance(
                 error, errors.RayTaskError
             ):  # it lives: only its answer could not be sent
-                return Outcome(job, None, f"{label}: {_last_line(error)}", label)
+                return Outcome(job, None, f"{label}: {last_line(error)}", label)
             self._dismiss(worker)
             if job is None:
                 self._failed_starts += 1
                 if self._failed_starts >= DEATHS:
                     raise BenchError(
-                        f"Ray workers do not start ({_last_line(error)}); each machine needs this saferedir[bench,ray]."
+                        f"Ray workers do not start ({last_line(error)}); each machine needs this saferedir[bench,ray]."
                     ) from error
                 return None
             deaths[job.shard] += 1
@@ -238,41 +228,3 @@ class RayExecutor:
         if self._ray is None:
             raise BenchError("RayExecutor is not open; use it in a `with` block.")
         return self._ray
-
-
-def _connect(ray: ModuleType, address: str | None) -> None:
-    """Join a cluster, or start one: no dashboard, quiet, as many cores as this process may use."""
-    quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
-    new_cluster = {"address": "local", "include_dashboard": False, "num_cpus": _cores()}
-    try:
-        ray.init(**({"address": address} if address else new_cluster), **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-        what = f"no Ray cluster can be joined at {address!r}" if address else "Ray cannot be started here"
-        advice = "start one with `ray start --head`, or leave --address out" if address else "see the logs in /tmp/ray"
-        raise BenchError(f"{what} ({_last_line(error)}); {advice}.") from error
-
-
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while; Ray's processes inherit them."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
-
-
-def _last_line(error: BaseException) -> str:
-    """What went wrong, without the traceback that Ray puts before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".")[:300] if lines else type(error).__name__

@@ -230,7 +230,7 @@ def conditional_half(prompt_embeds: Tensor, batch: int) -> Tensor:
 
 def widen_token_proj(reference: ReferenceRedirector) -> ReferenceRedirector:
     """A copy whose token_proj also reads e_i and pos_i through zero columns: same outputs, to fine-tune."""
-    sizes = ReferenceSizes(**{**vars(reference.sizes), "token_specific": True})
+    sizes = ReferenceSizes(**{**vars(reference.sizes), "token_specific": True})  # nosec B105
     state = dict(reference.state_dict())
     weight = state["token_proj.0.weight"]
     extra = weight.new_zeros(weight.shape[0], sizes.joint_dim + 3 * sizes.prompt_dim - weight.shape[1])

@@ -43,7 +43,7 @@ def _environment() -> Any:
     jinja2 = require_extra("jinja2", "bench", "the report")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=False,
+        autoescape=False,  # sentences; the templates of pages escape  # nosec B701
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: _spaced(str(value)),
         trim_blocks=True,
