@@ -83,7 +83,7 @@ class GuardedImages(_litserve.LitAPI):  # type: ignore[misc]
         pipe = load_pipeline(self._model, device=device)
         pipe.set_progress_bar_config(disable=True)
         judges = {name: preset(name).load_judge().verifier(name) for name in self._verify}
-        guards = [Guard.from_pretrained(name) for name in self._guards]
+        guards: list[Guard[Any]] = [Guard.from_pretrained(name) for name in self._guards]
         self._safe = protect(pipe, guards, verify=judges or None, **self._policy)
 
     def decode_request(self, request: Any) -> Ask:

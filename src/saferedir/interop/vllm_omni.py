@@ -77,6 +77,8 @@ def guarded_adapter(adapter: type[Any], output_class: type[Any]) -> type[Any]:
     class GuardedPipeline(adapter):  # type: ignore[misc]
         """vLLM-Omni's adapter for pipelines of diffusers, under a policy of `saferedir.protect`."""
 
+        _pipeline: Any
+
         def __init__(self, *, od_config: Any, device: Any = None, prefix: str = "") -> None:
             import torch
 
