@@ -116,7 +116,8 @@ def test_litserve_answers_each_of_a_batch_by_itself() -> None:
     from saferedir.interop.litserve import GuardedImages
 
     api = GuardedImages("pictoworld", ["pictoworld/star"], max_batch_size=4, batch_timeout=0.05)
-    api._safe = pipe = _Pipe()
+    pipe: Any = _Pipe()
+    api._safe = pipe
 
     def answers(*requests: Any) -> list[Any]:
         asks = [api.decode_request(request) for request in requests]
