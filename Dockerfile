@@ -17,7 +17,7 @@ RUN python -m pip install ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -c 
     && useradd --create-home --uid 10001 saferedir \
     && install -d -o saferedir /data
 
-USER saferedir
+USER 10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000

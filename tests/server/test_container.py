@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
+import pytest
 from tests.documentation.pages import ROOT
 
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -33,3 +38,11 @@ def test_it_serves_as_a_user_and_with_a_configuration() -> None:
     assert words.index("USER") < words.index("ENTRYPOINT") and "USER root" not in TEXT
     command = json.loads(next(line for line in LINES if line.startswith("CMD")).removeprefix("CMD "))
     assert command[:2] == ["serve", "--config"]  # and so with keys: another address than loopback needs them
+
+
+def test_hadolint_finds_nothing() -> None:
+    program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if program is None:
+        pytest.skip("hadolint is not installed; it is in the extra `dev` on Linux")
+    answer = subprocess.run([program, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout

@@ -21,6 +21,7 @@ from saferedir.cli.board import board as board_command
 from saferedir.cli.common import Commands, console
 from saferedir.cli.config_file import read_defaults
 from saferedir.cli.demo import demo as demo_command
+from saferedir.cli.evidence import evidence as evidence_command
 from saferedir.cli.generate import generate as generate_command
 from saferedir.cli.guards import guards_app
 from saferedir.cli.inspect import inspect as inspect_command
@@ -62,6 +63,7 @@ app.add_typer(world_app)
 app.command("serve")(serve_command)
 app.add_typer(audit_app)
 app.add_typer(reports_app)
+app.command("evidence", no_args_is_help=True)(evidence_command)
 app.command("inspect", no_args_is_help=True)(inspect_command)
 
 

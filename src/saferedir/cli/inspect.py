@@ -22,8 +22,8 @@ def inspect(
 ) -> None:
     """Say what an image's text and content credentials tell and, with --audit, whether the file is as it left the service.
 
-    The text can be taken out or forged by anybody, and credentials be taken out; the hash in the audit record cannot, as long as the chain is whole. The exit
-    code is 1 where the audit was asked and has no such file, or is not whole.
+    The text can be taken out or forged by anybody, and credentials be taken out; the hash in the audit record cannot, as long as
+    the chain is whole. The exit code is 1 where the audit was asked and has no such file, or is not whole.
 
     Example:  `saferedir inspect image.png --audit sqlite:///runs/serve/audit.sqlite`
     """

@@ -1,0 +1,157 @@
+"""Results of the bench and of the attack ladder, held against a service: of exactly this one, or of something else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from saferedir.bench.ladder.cells import SCHEMA
+from saferedir.bench.records import CellRecord
+from saferedir.errors import SaferedirError
+
+
+class EvidenceError(SaferedirError):
+    """Evidence cannot be put together as asked, or would claim what was not measured."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What results are held against: a model as it is served under one profile.
+
+    Attributes:
+        backbone: fingerprint of the pipeline, as attacks record it.
+        bench_model: its checksum, as the bench records it.
+        guards: checksums of the guards in their order, as attacks record them.
+        bench_guards: checksum of all guards together, as the bench records it.
+        bench_parts: guard's name -> its checksum alone, as the bench records it.
+        on_unsafe, retries: of the profile.
+        steps, guidance: of the model's calls.
+    """
+
+    model: str
+    profile: str
+    backbone: Mapping[str, Any]
+    bench_model: str
+    guards: tuple[str, ...]
+    bench_guards: str
+    bench_parts: Mapping[str, str]
+    on_unsafe: str
+    retries: int
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One result.
+
+    Attributes:
+        kind: "bench" or "attack".
+        what: the attack or the prompts, in words.
+        rate: {"rate", "hits", "n", "low", "high"}: how often the concept appeared.
+        file: where it comes from.
+        differences: what was another than in the service, a sentence each; none: it is of exactly this service.
+    """
+
+    kind: str
+    concept: str
+    what: str
+    rate: Mapping[str, Any]
+    judges: tuple[str, ...]
+    file: Path
+    differences: tuple[str, ...]
+
+    @property
+    def is_exact(self) -> bool:
+        return not self.differences
+
+    @property
+    def name(self) -> str:
+        """Of its file in the folder of evidence."""
+        return f"cells/{hashlib.sha256(self.file.read_bytes()).hexdigest()[:8]}-{self.file.name}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; the file by its name in the folder of evidence."""
+        return {**asdict(self), "file": self.name}
+
+
+def matching_cells(subject: Subject, results: Sequence[Path], benches: Sequence[Path]) -> list[Cell]:
+    """Cells with this model and at least one of its guards, those of exactly this service first."""
+    cells = [*_of_attacks(subject, results), *_of_benches(subject, benches)]
+    return sorted(cells, key=lambda cell: (not cell.is_exact, cell.concept, cell.kind, cell.what))
+
+
+def _of_attacks(subject: Subject, folders: Sequence[Path]) -> Iterator[Cell]:
+    for folder in folders:
+        for file in sorted(folder.rglob("*.json")):
+            entry = _read(file)
+            digests = tuple(guard["digest"] for guard in entry["guards"])
+            if entry["control"] != "none" or entry["backbone"] != subject.backbone or not digests:
+                continue
+            if set(digests) <= set(subject.guards):
+                differences = tuple(_attack_differences(subject, entry, digests))
+                yield Cell(
+                    "attack", entry["cell"]["concept"], f"{entry['attack']} ({entry['cell']['rung']})",
+                    entry["summary"]["success"], tuple(entry["judges"]), file, differences,
+                )  # fmt: skip
+
+
+def _read(file: Path) -> dict[str, Any]:
+    entry = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(entry, dict) or entry.get("schema") != SCHEMA or "cell" not in entry:
+        raise EvidenceError(f"{file} is no attack cell of schema {SCHEMA}; give the folder of the cells alone.")
+    return entry
+
+
+def _attack_differences(subject: Subject, entry: Mapping[str, Any], digests: tuple[str, ...]) -> Iterator[str]:
+    if digests != subject.guards:
+        yield f"{len(digests)} of {len(subject.guards)} guards"
+    policy = {"attach": "redirect"}.get(entry["policy"], entry["policy"])
+    if policy != subject.on_unsafe:
+        yield f"policy {policy} instead of {subject.on_unsafe}"
+    elif policy == "verify" and (entry.get("policy_settings") or {}).get("retries", subject.retries) != subject.retries:
+        yield "another number of retries"
+    yield from _call_differences(subject, entry["call"])
+    if (entry["cell"].get("scheduler")) is not None:
+        yield f"scheduler {entry['cell']['scheduler']}"
+
+
+def _call_differences(subject: Subject, call: Mapping[str, Any]) -> Iterator[str]:
+    steps, guidance = call.get("num_inference_steps"), call.get("guidance_scale")
+    if steps != subject.steps:
+        yield f"{steps} steps instead of {subject.steps}"
+    if guidance != subject.guidance:
+        yield f"guidance {guidance} instead of {subject.guidance:g}"
+
+
+def _of_benches(subject: Subject, folders: Sequence[Path]) -> Iterator[Cell]:
+    parts = {digest: name for name, digest in subject.bench_parts.items()}
+    for folder in folders:
+        for file in sorted((folder / "cells").glob("*.json")):
+            record = CellRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
+            digest, rate = record.guard.get("digest"), record.measured.get("concept")
+            is_ours = digest == subject.bench_guards or digest in parts
+            if record.error or rate is None or record.protocol.model != subject.bench_model or not is_ours:
+                continue
+            differences = [] if digest == subject.bench_guards else [f"1 of {len(subject.guards)} guards"]
+            if subject.on_unsafe != "redirect":
+                differences.append(f"policy redirect instead of {subject.on_unsafe}")
+            differences += _call_differences(subject, record.protocol.call)
+            what = f"{record.name.role}, {record.name.prompts}, attack {record.name.attack}"
+            yield Cell("bench", record.name.concept, what, rate, (record.protocol.judge,), file, tuple(differences))
+
+
+def check_measured(entry: Mapping[str, Any], folder: Path) -> None:
+    """Raise EvidenceError unless an entry under "measured" is one: of exactly this service, with n, interval and its file."""
+    rate, file = entry.get("rate") or {}, folder / str(entry.get("file", ""))
+    if entry.get("differences"):
+        raise EvidenceError(f"{entry.get('what')} was measured with {entry['differences'][0]}, not of this service.")
+    is_rate = all(isinstance(rate.get(name), int | float) for name in ("rate", "n", "low", "high"))
+    if not is_rate or not rate["n"] or not rate["low"] <= rate["rate"] <= rate["high"]:
+        raise EvidenceError(f"{entry.get('what')} has no number of cases, or no interval, so it is not measured.")
+    if not entry.get("file") or not file.is_file():
+        raise EvidenceError(f"{entry.get('what')} has no file that it comes from, so it is not measured.")

@@ -1,0 +1,183 @@
+"""Puts the facts of a service together: loads its models and guards, checks its audit, and looks for results of exactly that."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from saferedir.attacks.run import guard_facts
+from saferedir.bench.generation.checksums import model_digest
+from saferedir.bench.generation.resources import guards_digest
+from saferedir.guard import Guard
+from saferedir.judges.presets import preset
+from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.pipelines.loading import load_pipeline
+from saferedir.server.audit.store import AuditStore, now
+from saferedir.server.audit.tables import check_exists
+from saferedir.server.config import ModelSettings, Settings
+from saferedir.server.engine.fingerprints import digest_of, guard_fingerprint
+from saferedir.server.errors import ServerError
+from saferedir.server.evidence.cells import Cell, Subject, matching_cells
+
+SCHEMA = 1
+_PACKAGES = (
+    "saferedir", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow", "fastapi",
+    "uvicorn", "pydantic", "sqlalchemy", "alembic", "c2pa-python", "gradio",
+)  # fmt: skip
+LIMITS = (
+    "A guard lowers how often a concept appears; none is shown to make it impossible. An interval says what its n can say.",
+    "Results hold for the model, guards, policy, steps and guidance of their measurement, and for its prompts and judges.",
+    "Judges are wrong at times; where a judge is not calibrated below, nobody has measured how often.",
+    "Who can change weights or configuration of the service can do without the guards; who can write the audit's database can "
+    "write a whole new chain, which only a head noted elsewhere shows.",
+    "A text or content credentials can be taken out of an image. An image without them may still be the service's.",
+    "This is a collection of technical facts. It is no legal advice and no proof of compliance with any law or standard.",
+)
+
+
+def collect(
+    settings: Settings,
+    results: Sequence[Path],
+    benches: Sequence[Path],
+    calibrations: Sequence[Path],
+    expected: str | None = None,
+) -> tuple[dict[str, Any], list[Cell]]:
+    """(the evidence as plain data, the cells whose files belong to it).
+
+    Args:
+        results: folders of attack cells.
+        benches: bench folders; their calibrations of judges are read, too.
+        calibrations: files of `saferedir judge calibrate`.
+        expected: a head of the audit that was noted earlier.
+    """
+    files = [*calibrations, *(file for folder in benches for file in sorted((folder / "calibrations").glob("*.json")))]
+    calibrated = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    models, cells = [], []
+    for model in settings.models:
+        facts, subjects = _model(settings, model)
+        profiles = []
+        for subject in subjects:
+            matches = matching_cells(subject, results, benches)
+            cells += matches
+            profiles.append(_profile(subject, model, matches))
+        models.append({**facts, "judges": [_judge(name, calibrated) for name in model.verify], "profiles": profiles})
+    evidence = {
+        "schema": SCHEMA,
+        "made": now(),
+        "models": models,
+        "audit": _audit(settings, expected),
+        "provenance": {
+            "credentials": {"": "none", "test": "a test certificate, which proves nothing"}.get(
+                settings.provenance.certificate, "an own certificate"
+            ),
+            "watermark": settings.provenance.watermark or "none",
+        },
+        "prompts_in_audit": settings.audit.prompts,
+        "limits": list(LIMITS),
+        "versions": _versions(),
+    }
+    return evidence, list({cell.file: cell for cell in cells}.values())
+
+
+def _model(settings: Settings, model: ModelSettings) -> tuple[dict[str, Any], list[Subject]]:
+    pipe = load_pipeline(model.source or model.name, dtype=model.dtype)
+    guards: list[Guard[Any]] = [Guard.from_pretrained(name) for name in model.guards]
+    backbone = backbone_fingerprint(pipe)
+    digests = tuple(guard_facts(guard)["digest"] for guard in guards)
+    parts = {name: guards_digest([guard]) for name, guard in zip(model.guards, guards, strict=True)}
+    names = [name for name, profile in settings.profiles.items() if not profile.models or model.name in profile.models]
+    subjects = [
+        Subject(
+            model=model.name, profile=name, backbone=json.loads(json.dumps(backbone)), bench_model=model_digest(pipe),
+            guards=digests, bench_guards=guards_digest(guards), bench_parts=parts,
+            on_unsafe=settings.profiles[name].on_unsafe, retries=settings.profiles[name].retries, steps=model.steps,
+            guidance=model.guidance,
+        )
+        for name in names
+    ]  # fmt: skip
+    facts = {
+        "name": model.name,
+        "source": model.source or model.name,
+        "fingerprint": digest_of(backbone),
+        "steps": model.steps,
+        "guidance": model.guidance,
+        "guards": [_guard(name, guard) for name, guard in zip(model.guards, guards, strict=True)],
+    }
+    return facts, subjects
+
+
+def _guard(name: str, guard: Guard[Any]) -> dict[str, Any]:
+    """What a guard is, and what its own training says of it, which is no measurement of the service."""
+    verdict = (getattr(guard.config, "calibration", None) or {}).get("verdict") or {}
+    return {
+        "name": name,
+        "method": guard.method,
+        "concept": guard.config.concept,
+        "fingerprint": guard_fingerprint(guard),
+        "image_verifier": guard.image_verifier is not None,
+        "verdict_of_training": verdict.get("why", "none"),
+    }
+
+
+def _profile(subject: Subject, model: ModelSettings, cells: Sequence[Cell]) -> dict[str, Any]:
+    policy = {
+        "on_unsafe": subject.on_unsafe,
+        "retries": subject.retries,
+        "verify": list(model.verify),
+        "guards": list(model.guards),
+    }
+    exact = [cell for cell in cells if cell.is_exact]
+    return {
+        "name": subject.profile,
+        "policy": policy,
+        "policy_fingerprint": digest_of(policy),
+        "is_measured": bool(exact),
+        "measured": [cell.to_dict() for cell in exact],
+        "of_something_else": [cell.to_dict() for cell in cells if not cell.is_exact],
+    }
+
+
+def _judge(name: str, calibrations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A preset with the calibrations of its judges; none: it is not calibrated, as far as anybody knows here."""
+    matches = [entry for entry in calibrations if entry.get("preset") == name]
+    return {
+        "preset": name,
+        "judges": list(preset(name).judges),
+        "is_calibrated": bool(matches),
+        "calibrations": matches,
+    }
+
+
+def _audit(settings: Settings, expected: str | None) -> dict[str, Any]:
+    url = settings.audit.url
+    try:
+        check_exists(url)
+        store = AuditStore(url)
+    except ServerError as error:
+        return {"url": settings.audit.shown_url(), "is_verified": False, "problems": [str(error)]}
+    try:
+        result = store.verify(expected)
+    finally:
+        store.close()
+    return {
+        "url": settings.audit.shown_url(),
+        "is_verified": result.is_whole,
+        "records": result.records,
+        "head": result.head,
+        "expected_head": expected,
+        "problems": list(result.problems),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
