@@ -382,3 +382,20 @@ def test_an_encode_prompt_put_on_the_pipeline_counts() -> None:
     assert {"strength_of_words", "clip_skip", "device"} <= found.keys()
     pipe.encode_prompt = lambda prompt, device: original(prompt, device, 1, False)
     assert list(named_arguments(pipe, "encode_prompt")) == ["prompt", "device"]
+
+
+def test_a_template_around_the_prompt_is_a_setting() -> None:
+    case, pipe = EVERY["qwen-image"], EVERY["qwen-image"].build()
+    record = text_record(pipe, {}, ())
+    name = "prompt_template_encode"
+    assert f"pipe.{name}" not in record["text_settings"]  # the tiny pipeline's class has it fixed
+    vars(pipe)[name] = "{}"
+    assert text_record(pipe, {}, ())["text_settings"][f"pipe.{name}"] == "{}"
+    vars(pipe)[name] = "words {}"
+    found = text_settings(pipe, {"prompt": "a"})
+    found.require({}, (), "a guard without a record")
+    with pytest.raises(
+        sr.GuardError, match=r"pipe.prompt_template_encode='words \{\}'.*give pipe.prompt_template_encode its"
+    ):
+        found.require({f"pipe.{name}": "{}"}, (), "this guard")
+    assert case.family == "qwen-image"

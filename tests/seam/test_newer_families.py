@@ -26,6 +26,16 @@ def test_guidance_that_stops_amid_a_run_is_steered_before_and_after(ratio: float
     assert not torch.equal(plain, run(case, shared_pipeline(case.name), SAFE))
 
 
+@pytest.mark.parametrize("prompts", ["a star", ["a star", "the moon"]])
+def test_guidance_that_ends_before_the_first_step_is_none(prompts: str | list[str]) -> None:
+    """Image to image begins late, where a truncation at 0 leaves no guided step."""
+    case, pipe, watcher = NEWER["z-image-img2img"], shared_pipeline("z-image-img2img"), Watcher()
+    plain = run(case, pipe, prompts, cfg_truncation=0.0)
+    with sr.attach(pipe, watcher):
+        assert torch.equal(run(case, pipe, prompts, cfg_truncation=0.0), plain)
+    assert not watcher.runs[0].guided and watcher.runs[0].batch_size == len(plain)
+
+
 @pytest.mark.parametrize("name", ["qwen-image", "z-image"])
 def test_words_of_a_guard_beside_prompts_of_several_lengths(name: str) -> None:
     """A batch has a mask where a single prompt has none, and a guard's words have a third length."""

@@ -24,6 +24,10 @@ LENGTH = "max_sequence_length"
 _ROWS = {"self", "device", "dtype", "num_images_per_prompt", "num_videos_per_prompt", "do_classifier_free_guidance"}
 _TEXT = re.compile(r"prompt(_\d+)?")
 _GIVEN = re.compile(r"negative.*|.*_(embeds|mask)|(.*_)?(image|images)")
+#: attributes of a pipeline with what it writes around a prompt (Qwen-Image, FLUX.2, Lumina 2, Krea 2), not those for rewriting it
+_TEMPLATE = re.compile(r"(prompt_template|system_(message|prompt))(?!.*upsampling)\w*")
+#: how such an attribute is named among the settings
+_OF_PIPE = "pipe."
 _LONGEST = 80  # characters of a value that is recorded as it is
 
 
@@ -66,6 +70,11 @@ class TextSettings:
             if value == known:
                 continue
             remedy = f"leave {name} out" if self.defaults[name] == known else f"call with {name}={known!r}"
+            if name.startswith(_OF_PIPE):
+                raise GuardError(
+                    f"this call encodes its prompts with {name}={value!r}, but {who} judges embeddings and was trained with "
+                    f"{name}={known}; give {name} its value of that training back, or train a guard on this pipeline."
+                )
             if name == LENGTH and lengths:
                 remedy = f"give a length from {known}"
             raise GuardError(
@@ -85,9 +94,10 @@ def text_settings(pipe: Any, arguments: Mapping[str, Any]) -> TextSettings:
     known = named_arguments(pipe, "__call__", is_first=True)
     prompt = _listed(arguments.get("prompt"))
     others = [name for name in _parameters(pipe) if _TEXT.fullmatch(name) and name != "prompt" and arguments.get(name)]
+    written = {f"{_OF_PIPE}{name}": plain(value) for name, value in templates(pipe).items()}
     return TextSettings(
-        values={name: _normal(name, arguments.get(name, value)) for name, value in settings.items()},
-        defaults={name: _normal(name, known[name].default) for name in settings},
+        values={name: _normal(name, arguments.get(name, value)) for name, value in settings.items()} | written,
+        defaults={name: _normal(name, known[name].default) for name in settings} | written,
         other_texts=tuple(name for name in others if _listed(arguments[name]) != prompt),
     )
 
@@ -102,6 +112,15 @@ def default_settings(pipe: Any, family: Family) -> dict[str, Any]:
         name: call[name].default
         for name in _parameters(pipe)
         if name in call and not _TEXT.fullmatch(name) and (name != LENGTH or family.length_matters)
+    }
+
+
+def templates(pipe: Any) -> dict[str, Any]:
+    """Attributes of the pipeline with what it writes around each prompt before it encodes it."""
+    return {
+        name: value
+        for name, value in getattr(pipe, "__dict__", {}).items()
+        if _TEMPLATE.fullmatch(name) and isinstance(value, str | int)
     }
 
 

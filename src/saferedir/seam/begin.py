@@ -97,6 +97,8 @@ def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:
     """Whether this denoiser call has the rows of both halves of guidance."""
     if family.is_sequential or family.cfg_layout == "none":
         return False
+    if family.truncates_guidance and settings.get("apply_cfg") is False:
+        return False  # it has ended before the first step (Z-Image's cfg_truncation=0 on image to image), and does not come back
     name = "do_classifier_free_guidance"
     if hasattr(type(pipe), name):
         return bool(getattr(pipe, name))
