@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from saferedir.bench.evaluation.cells import evaluate_cell, failed_cell
 from saferedir.bench.evaluation.costs import measure_costs
+from saferedir.bench.evaluation.counted import Counted
 from saferedir.bench.evaluation.rescore import Unscored
 from saferedir.bench.planning.cell_spec import CellSpec
 from saferedir.bench.records import CellRecord
@@ -27,7 +28,7 @@ def write_cells(
     broken: Mapping[str, str] | None = None,
     unscored: Unscored | None = None,
 ) -> list[CellRecord]:
-    """Count every cell and keep the records, in the plan's order.
+    """Count every cell that is not kept from an earlier count of the same, and keep the records, in the plan's order.
 
     Args:
         store: takes the records.
@@ -39,6 +40,7 @@ def write_cells(
     source, broken, unscored = source or store, broken or {}, unscored or {}
     read: dict[tuple[str, str], GeneratedSet] = {}
     vectors = EmbeddingReader(source, planned.shards)
+    earlier = Counted(store, source, planned)
 
     def generated(keys: tuple[str, ...], judge: str) -> GeneratedSet:
         for key in keys:
@@ -53,6 +55,11 @@ def write_cells(
         facts = planned.prompts[cell.prompts]
         counted, notes = _scored_parts(cell, unscored)
         why = next((broken[key] for key in cell.needs if key in broken), "") or _judge_failed(cell, unscored)
+        key = earlier.key(cell, why, notes)
+        if (kept := earlier.record(cell, key)) is not None:
+            records.append(kept)
+            timed.append(cell)
+            continue
         if why:
             record = failed_cell(cell, facts, why)
         else:
@@ -62,12 +69,13 @@ def write_cells(
                     dataclasses.replace(counted, encoders=cell.encoders), facts, guarded, bare, vectors.of(counted)
                 )
                 record = dataclasses.replace(record, warnings=(*record.warnings, *notes))
-                timed.append((cell, guarded, bare))
+                timed.append(cell)
             except SaferedirError as error:  # one cell that cannot be counted must not take the others with it
                 record = failed_cell(cell, facts, str(error))
-        store.write_cell(record)
+        earlier.write(record, key)
         records.append(record)
-    write_json(store.root / "costs.json", [dataclasses.asdict(cost) for cost in measure_costs(timed)])
+    write_json(store.root / "costs.json", [dataclasses.asdict(cost) for cost in measure_costs(timed, earlier)])
+    earlier.save()
     return records
 
 

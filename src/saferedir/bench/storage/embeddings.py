@@ -73,7 +73,7 @@ def store_embeddings(
     pa = require_extra("pyarrow", "bench", "the bench")
     for name, encoder in encoders.items():
         for digest, prompts in texts.items() if encoder.spec.reads_texts else ():
-            path = _texts_path(store, digest, encoder.spec.key)
+            path = store.texts_path(digest, encoder.spec.key)
             if not path.is_file():
                 on_step(f"{name}: {len(prompts)} prompts")
                 with errors_of(name):
@@ -81,7 +81,7 @@ def store_embeddings(
                 columns = {"features": embedding_column(read), "is_truncated": pa.array(is_cut.tolist(), pa.bool_())}
                 write_parquet(path, columns, _facts(digest, encoder.spec))
         if encoder.reference is not None:
-            path = _reference_path(store, encoder.reference.checksum, encoder.spec.key)
+            path = store.reference_path(encoder.reference.checksum, encoder.spec.key)
             if not path.is_file():
                 on_step(f"{name}: {len(encoder.reference.files)} reference images")
                 with errors_of(name):
@@ -114,14 +114,6 @@ def _encode_files(encoder: Encoder, files: Sequence[Path]) -> Tensor:
     return torch.cat([*rows, encoder.encode(torch.stack(chunk))])
 
 
-def _texts_path(store: Store, digest: str, encoder: str) -> Path:
-    return store.root / "texts" / f"{digest}.{encoder}.parquet"
-
-
-def _reference_path(store: Store, checksum: str, encoder: str) -> Path:
-    return store.root / "references" / f"{checksum}.{encoder}.parquet"
-
-
 class EmbeddingReader:
     """Reads what encoders left in a folder, as cells need it. Keeps vectors of texts and references in memory."""
 
@@ -150,8 +142,8 @@ class EmbeddingReader:
         return torch.full((sum(map(len, shards)), 1), torch.nan) if vectors is None else vectors
 
     def _read_texts(self, digest: str, encoder: str) -> TextEmbeddings:
-        table, _ = read_parquet(_texts_path(self.store, digest, encoder), digest)
+        table, _ = read_parquet(self.store.texts_path(digest, encoder), digest)
         return TextEmbeddings(column_embeddings(table["features"]), torch.tensor(table["is_truncated"].to_pylist()))
 
     def _read_reference(self, checksum: str, encoder: str) -> Tensor:
-        return column_embeddings(read_parquet(_reference_path(self.store, checksum, encoder), checksum)[0]["features"])
+        return column_embeddings(read_parquet(self.store.reference_path(checksum, encoder), checksum)[0]["features"])

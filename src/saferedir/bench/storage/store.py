@@ -5,13 +5,14 @@
     images/<key>/<shard>.<judge>.parquet    one row an image: raw scores and features of that judge or encoder
     texts/  references/                     embeddings of prompts and of reference images, see embeddings.py
     cells/<slug>.json                       one record a cell
-    costs.json  report.html  report.md
+    costs.json  counted.json  report.html  report.md
 
 `drawings/` in place of `images/`, and other names of columns and keys, are those of schema 1: ../schema.py reads them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -38,7 +39,9 @@ from saferedir.utils.files import reason, replacing
 from saferedir.utils.locks import output_lock
 
 _FORMAT = 2
-_ROOT_FILES = r"(matrix|plan|costs)\.json|report\.(html|md)"  # what the bench writes at the top, see the list above
+_ROOT_FILES = (
+    r"(matrix|plan|costs|counted)\.json|report\.(html|md)"  # what the bench writes at the top, see the list above
+)
 _SCORE = "score/"  # prefix of score columns, for no label is to meet "features"
 
 
@@ -114,11 +117,11 @@ class Store:
 
     def has(self, shard: Shard) -> bool:
         """Whether the shard was generated."""
-        return self._path(shard).is_file()
+        return self.path(shard).is_file()
 
     def lacks(self, scorers: Sequence[Scorer], shard: Shard) -> list[Scorer]:
         """Which of the judges and encoders have not scored a shard."""
-        return [scorer for scorer in scorers if not self._path(shard, scorer.key).is_file()]
+        return [scorer for scorer in scorers if not self.path(shard, scorer.key).is_file()]
 
     def has_images(self, shard: Shard) -> bool:
         """Whether a generated shard's images were kept, as far as they were made at all."""
@@ -127,10 +130,11 @@ class Store:
 
     def _columns(self, shard: Shard) -> list[str]:
         pq = require_extra("pyarrow.parquet", "bench", "the bench")
-        names: list[str] = pq.read_schema(self._path(shard)).names
+        names: list[str] = pq.read_schema(self.path(shard)).names
         return names
 
-    def _path(self, shard: Shard, scorer: str = "") -> Path:
+    def path(self, shard: Shard, scorer: str = "") -> Path:
+        """Where a shard lies, or what a judge or an encoder said of it."""
         mark = f".{scorer}" if scorer else ""
         return self.images_folder / shard.key / f"{shard.start:06d}-{shard.stop:06d}{mark}.parquet"
 
@@ -156,7 +160,7 @@ class Store:
         if spec.keep_images:
             columns["png"] = pa.array(generated.images, pa.binary())
         cost = {name: getattr(generated, name) for name in ("seconds", "peak_bytes", "device", "precision")}
-        write_parquet(self._path(shard), columns, {"key": shard.key, "versions": dict(spec.versions), **cost})
+        write_parquet(self.path(shard), columns, {"key": shard.key, "versions": dict(spec.versions), **cost})
 
     def write_scores(self, shard: Shard, scorer: Scorer, output: ScorerOutput) -> None:
         """Keep the output of one judge or encoder for a shard."""
@@ -167,7 +171,7 @@ class Store:
         if output.features is not None:
             columns["features"] = embedding_column(output.features)
         facts = {"key": shard.key, "name": scorer.name, "options": dict(scorer.options), "digest": scorer.digest}
-        write_parquet(self._path(shard, scorer.key), columns, facts)
+        write_parquet(self.path(shard, scorer.key), columns, facts)
 
     def read(self, shards: Sequence[Shard], judges: Sequence[JudgeSpec], features_of: str) -> GeneratedSet:
         """All shards of a set of images, by some of its judges; BenchError if one is missing or damaged."""
@@ -219,11 +223,34 @@ class Store:
         return images
 
     def _table(self, shard: Shard, scorer: str = "", without: str | None = None) -> tuple[Any, dict[str, Any]]:
-        path = self._path(shard, scorer)
+        path = self.path(shard, scorer)
         table, facts = read_parquet(path, shard.key, without)
         if len(table) != len(shard):
             raise BenchError(f"{path} does not belong to its place; delete it and run the bench again.")
         return table, facts
+
+    def texts_path(self, digest: str, encoder: str) -> Path:
+        """Where an encoder's vectors of a prompt set lie."""
+        return self.root / "texts" / f"{digest}.{encoder}.parquet"
+
+    def reference_path(self, checksum: str, encoder: str) -> Path:
+        """Where an encoder's vectors of reference images lie."""
+        return self.root / "references" / f"{checksum}.{encoder}.parquet"
+
+    def facts(self, shard: Shard) -> dict[str, Any]:
+        """What is known of a shard beside its rows: "seconds", "peak_bytes", "device"."""
+        return _layout(self.path(shard))[1]
+
+    def checksum(self, path: Path) -> str:
+        """Of a table's rows and facts, without the images themselves; BenchError where it is damaged."""
+        pa = require_extra("pyarrow", "bench", "the bench")
+        table, facts = read_parquet(path, _layout(path)[1]["key"], without="png")
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table.combine_chunks())
+        digest = hashlib.sha256(sink.getvalue())
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+        return digest.hexdigest()[:32]
 
     def write_cell(self, record: CellRecord) -> None:
         """Keep a cell's record."""
@@ -252,15 +279,24 @@ def write_parquet(path: Path, columns: dict[str, Any], facts: dict[str, Any]) ->
 def read_parquet(path: Path, key: str, without: str | None = None) -> tuple[Any, dict[str, Any]]:
     """A table and its facts, without one of its columns; BenchError where it is missing, damaged, or of another key."""
     pq = require_extra("pyarrow.parquet", "bench", "the bench")
+    layout, facts = _layout(path)
     try:
-        layout = pq.read_schema(path)
-        facts = json.loads(layout.metadata[b"saferedir"])
         table = pq.read_table(path, columns=[name for name in layout.names if name != without])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise BenchError(f"{path} is missing or damaged ({error}); delete it and run the bench again.") from error
     if facts.get("format") not in (1, _FORMAT) or facts.get("key") != key:
         raise BenchError(f"{path} does not belong to its place; delete it and run the bench again.")
     return table.rename_columns([schema.column(name) for name in table.column_names]), facts
+
+
+def _layout(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The schema of a table, and its facts; BenchError where it is missing or damaged."""
+    pq = require_extra("pyarrow.parquet", "bench", "the bench")
+    try:
+        layout = pq.read_schema(path)
+        return layout, dict(json.loads(layout.metadata[b"saferedir"]))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise BenchError(f"{path} is missing or damaged ({error}); delete it and run the bench again.") from error
 
 
 def embedding_column(rows: Tensor) -> Any:
