@@ -21,6 +21,7 @@ from saferedir.guards.base import GuardConfig, Run, Step
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import FAMILIES
 from saferedir.utils.broadcast import per_sample
+from saferedir.utils.device import refuse, to_host
 
 WITHOUT_GUIDANCE = ("raise", "ignore")
 
@@ -83,10 +84,16 @@ class Tally:
         self.first = torch.where(rows & (self.first < 0), step.index, self.first)
         self.calls = self.calls + rows
 
+    def read(self, *others: Tensor) -> list[Tensor]:
+        """Bring the counts to the CPU, at the end of a run; `others` come in the same copy."""
+        self.calls, self.first, *rest = to_host(self.calls, self.first, *others)
+        return rest
+
     def decisions(
         self, method: str, config: GuardConfig, action: str, message: str, thresholds: Mapping[str, float] | None = None
     ) -> list[Decision]:
         """One record per image; `message` of those that were edited."""
+        all_calls, all_first = to_host(self.calls, self.first)
         return [
             Decision(
                 guard=method,
@@ -99,7 +106,7 @@ class Tally:
                 thresholds=dict(thresholds or {}),
                 message=message if calls else self.idle_message,
             )
-            for image, (calls, first) in enumerate(zip(self.calls.tolist(), self.first.tolist(), strict=True))
+            for image, (calls, first) in enumerate(zip(all_calls.tolist(), all_first.tolist(), strict=True))
         ]
 
 
@@ -149,11 +156,13 @@ def guidance_weight(step: Step) -> Tensor:
         error = torch.linalg.vector_norm(m - u - declared[:, None] * d, dim=1)
         scale = torch.linalg.vector_norm(u, dim=1) + declared.abs() * torch.linalg.vector_norm(d, dim=1)
         explains = error <= 8 * eps * scale
-    if bool((is_lost & ~explains).any()):
-        raise GuardError(
+    refuse(
+        is_lost & ~explains,
+        lambda: GuardError(
             "the weight of classifier-free guidance cannot be computed, because prompt and negative prompt give the same "
             "prediction, so no image is returned; use another negative prompt."
-        )
+        ),
+    )
     return per_sample(torch.where(explains, declared, measured), pred)
 
 

@@ -86,8 +86,7 @@ class NAG(Guard[NAGConfig]):
     needs_text_encoder = True
 
     def start(self, run: Run) -> NAGState:
-        retry_level = torch.tensor(run.retry_level or (0,) * run.batch_size, device=run.device)
-        alpha = torch.where(retry_level > 0, 1.0, self.config.alpha)
+        alpha = torch.where(run.retry_levels > 0, 1.0, self.config.alpha)
         return NAGState(Tally(run), encode_phrases(run, self.config.text, self.method), alpha)
 
     def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds:

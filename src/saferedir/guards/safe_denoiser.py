@@ -324,7 +324,7 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
     def _attend(self, step: Step, query: Query, negation: NegationSet) -> Attention:
         """Over all references, or over the candidates of an index; at alpha = 0 no reference is nearer than another."""
         path = self.config.index
-        if path is None or not bool((step.alpha > 0).all()):
+        if path is None or step.numbers[0] <= 0:
             return attend(query, negation.references, with_ess=step.state.is_logging)
         index = self.cached("index", lambda: CandidateIndex.open(path, negation.references))
         return attend_near(query, (step.x_t.float() / step.alpha).flatten(1), index, self.config.candidates)

@@ -86,10 +86,13 @@ class SLDConfig(PhrasesConfig):
 
 @dataclass
 class SLDState:
-    """State of one run. concept: S's conditioning (B, ...), None if nothing can be edited; warmup (B,); threshold (B,)."""
+    """State of one run. concept: S's conditioning (B, ...), None if nothing can be edited; warmup (B,), begins: the least of
+    it; threshold (B,).
+    """
 
     tally: Tally
     warmup: Tensor
+    begins: int
     threshold: Tensor
     concept: PromptEmbeds | None
     velocity: Tensor | None = None  # v in epsilon, (B, C, h, w) float32
@@ -112,17 +115,18 @@ class SLD(Guard[SLDConfig]):
 
     def start(self, run: Run) -> SLDState:
         config = self.config
-        retry_level = torch.tensor(run.retry_level or (0,) * run.batch_size, device=run.device)
+        retry_level = run.retry_levels
         calls = round(config.warmup * run.num_evaluations) if config.warmup_steps is None else config.warmup_steps
         warmup = torch.where(retry_level > 0, 0, calls)
         threshold = torch.where(retry_level > 1, max(config.threshold, PRESETS["max"]["threshold"]), config.threshold)
-        is_idle = config.strength == 0 or not bool((warmup < run.num_evaluations).any())
+        begins = 0 if any(run.retry_level) else calls
+        is_idle = config.strength == 0 or begins >= run.num_evaluations
         concept = None if is_idle else encode_phrases(run, config.text, self.method)
-        return SLDState(Tally(run), warmup, threshold, concept)
+        return SLDState(Tally(run), warmup, begins, threshold, concept)
 
     def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         state: SLDState = step.state
-        is_needed = self.config.momentum > 0 or bool((state.warmup <= step.evaluation).any())
+        is_needed = self.config.momentum > 0 or state.begins <= step.evaluation
         if state.concept is None or not is_needed or not may_be_guided(step):
             return None
         return state.concept.map(lambda part: part[None])
@@ -144,9 +148,9 @@ class SLD(Guard[SLDConfig]):
         velocity = torch.zeros_like(delta) if state.velocity is None else state.velocity
         gamma = mu * f * (concept - uncond) + config.momentum * velocity
         state.velocity = config.momentum_decay * velocity + (1 - config.momentum_decay) * gamma
-        is_active = state.warmup <= step.evaluation
-        if not bool(is_active.any()):
+        if state.begins > step.evaluation:
             return step.pred
+        is_active = state.warmup <= step.evaluation
         gamma_m = torch.where(f == 0, 0.0, gamma / torch.where(f == 0, 1.0, f))
         edit = torch.where(per_sample(is_active, delta), guidance_weight(step) * gamma_m, 0.0)
         state.tally.count((edit != 0).flatten(1).any(dim=1), step)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saferedir.errors import GuardError
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
+from saferedir.pipelines.schedules import Coefficients
 from saferedir.pipelines.solver import Solver
 from saferedir.pipelines.text_encoders import TextEncoder
 from saferedir.utils.renamed import old_name
@@ -75,6 +76,13 @@ class Run:
     solver: Solver | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
+    def retry_levels(self) -> Tensor:
+        """(B,) int64 on `device`: `retry_level`, zeros where that is ()."""
+        if not any(self.retry_level):
+            return torch.zeros(self.batch_size, dtype=torch.long, device=self.device)
+        return torch.tensor(self.retry_level, device=self.device)
+
+    @property
     def towers(self) -> tuple[TextEncoder, ...]:
         """Old name of `text_encoders`."""
         warnings.warn("Run.towers is an old name; read Run.text_encoders.", DeprecationWarning, stacklevel=2)
@@ -123,6 +131,7 @@ class Step:
         x0: (B, C, h, w) float32, the denoised estimate of `pred`.
         x0_uncond: (B, C, h, w) float32, the denoised estimate of `pred_uncond`.
         x0_previous: (B, C, h, w) float32, `x0` of the evaluation before.
+        frame: `alpha` and `sigma` of all images, on the CPU; there in every step that the seam makes.
         prompts: (B,) texts of the images, None where the caller gave embeddings; filled only if a guard has `needs_text`.
 
     Example:
@@ -156,6 +165,14 @@ class Step:
     x0_uncond: Tensor | None = None
     x0_previous: Tensor | None = None
     prompts: tuple[str | None, ...] = dataclasses.field(default=(), repr=False)
+    frame: Coefficients | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """alpha and sigma as numbers, the same for all images; read from `frame`, so that nothing waits for the device."""
+        if self.frame is not None:
+            return self.frame.numbers
+        return float(self.alpha.flatten()[0]), float(self.sigma.flatten()[0])
 
     @property
     def prompt_embeds(self) -> Tensor:

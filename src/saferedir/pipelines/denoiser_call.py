@@ -15,6 +15,7 @@ from saferedir.errors import GuardError
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds, cat_lengths, flat_layers, no_prompt
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.families.facts import CONDITIONAL, Part
+from saferedir.utils.device import refuse
 
 
 class Layout(NamedTuple):
@@ -128,21 +129,23 @@ class Call(NamedTuple):
         if not self.family.is_prompt_per_frame:
             return prompt
         frames = prompt.unflatten(0, (self.latents.shape[0], -1))
-        if not torch.equal(frames, frames[:, :1].expand_as(frames)):
-            raise GuardError(
+        refuse(
+            frames != frames[:, :1],
+            lambda: GuardError(
                 "prompts that change from frame to frame cannot be guarded; give one prompt for the video."
-            )
+            ),
+        )
         first: Tensor = frames[:, 0]
         return first
 
     @property
-    def time(self) -> float | None:
+    def time(self) -> Tensor | float | None:
         """The scheduler's timestep, where this family's denoiser is given it."""
         if self.family.time_arg is None:
             return None
         position, name = self.family.time_arg
         value = self.kwargs.get(name, self.args[position] if position < len(self.args) else None)
-        return float(torch.as_tensor(value).flatten()[0])
+        return value.flatten()[0] if isinstance(value, Tensor) else float(value)
 
     @property
     def is_auxiliary(self) -> bool:

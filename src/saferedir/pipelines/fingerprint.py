@@ -6,7 +6,7 @@ Used by `attach` (to check) and by trainers (to write).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.latents import PixelSpace, latent_constants, vae_of
 from saferedir.pipelines.own_adapters import ADAPTERS, own_adapters
 from saferedir.pipelines.schedules import prediction_type
+from saferedir.utils.device import read_together
 
 #: parts of the names of parameters that adapters and `fuse_qkv_projections` bring along
 _ADDED = ("lora_", ".processor.", "encoder_hid_proj.", ".to_qkv.", ".to_kv.", ".to_added_qkv.")
@@ -38,8 +39,12 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
     denoiser = unwrapped(getattr(pipe, family.denoiser))
     encoders = [getattr(pipe, name, None) for name in family.text_encoders]
     modules = {family.denoiser: denoiser, **dict(zip(family.text_encoders, encoders, strict=True))}
-    weights = {name: _weights_hash(module) for name, module in modules.items() if module is not None}
     vae = vae_of(pipe)
+    parts = {name: module for name, module in modules.items() if module is not None}
+    encoder = [] if vae is None or isinstance(vae, PixelSpace) else _vae_parts(vae)
+    hashes = _weights_hashes([*parts.values(), *encoder])
+    weights = dict(zip(parts, hashes, strict=False))
+    vae_hash = None if vae is None else _vae_hash(vae, hashes[len(parts) :])
     return {
         "architecture": {
             "family": family.name,
@@ -49,7 +54,7 @@ def backbone_fingerprint(pipe: Any) -> dict[str, Any]:
             "prediction_type": prediction_type(pipe.scheduler),
             "shapes": _shapes_hash(denoiser),
         },
-        "weights": weights if vae is None else {**weights, "vae": vae_fingerprint(vae)},
+        "weights": weights if vae is None else {**weights, "vae": vae_hash},
         **({ADAPTERS: adapters} if (adapters := own_adapters(pipe)) else {}),
     }
 
@@ -61,10 +66,17 @@ def vae_fingerprint(vae: Any) -> str | None:
 
     The decoder does not count: latents mean the same to a VAE of which only the decoder was fine-tuned.
     """
+    return _vae_hash(vae, [] if isinstance(vae, PixelSpace) else _weights_hashes(_vae_parts(vae)))
+
+
+def _vae_parts(vae: Any) -> list[nn.Module]:
+    parts = [getattr(unwrapped(vae), name, None) for name in ("encoder", "quant_conv")]
+    return [part for part in parts if part is not None and any(True for _ in part.parameters())]
+
+
+def _vae_hash(vae: Any, hashes: list[str | None]) -> str | None:
     if isinstance(vae, PixelSpace):
         return "pixels"
-    parts = [getattr(unwrapped(vae), name, None) for name in ("encoder", "quant_conv")]
-    hashes = [_weights_hash(part) for part in parts if part is not None and any(True for _ in part.parameters())]
     if not hashes or None in hashes:
         return None
     return _short_hash(repr((hashes, latent_constants(unwrapped(vae)))).encode())
@@ -119,23 +131,50 @@ def _shapes_hash(module: nn.Module) -> str | None:
     return _short_hash("".join(f"{name}{tuple(value.shape)}" for name, value in parameters.items()).encode())
 
 
-def _weights_hash(module: nn.Module, per_tensor: int = 8) -> str | None:
-    """Short hash over `per_tensor` evenly spaced values of every parameter."""
-    module = unwrapped(module)
+def _weights_hashes(modules: Sequence[nn.Module], per_tensor: int = 8) -> list[str | None]:
+    """Short hash of each module over `per_tensor` evenly spaced values of every parameter.
+
+    Values of all modules on one device are read in one copy: at 1,000 parameters a copy for each would take most of `attach`.
+    """
+    readable = [_readable_parameters(unwrapped(module)) for module in modules]
+    samples = iter(_sampled([value for parameters in readable for value in parameters], per_tensor))
+    hashes: list[str | None] = []
+    for parameters in readable:
+        values = [next(samples) for _ in parameters]
+        hashes.append(_values_hash(torch.cat(values)) if values else None)
+    return hashes
+
+
+def _readable_parameters(module: nn.Module) -> list[Tensor]:
+    """The parameters whose values are sampled; [] where some cannot be read."""
     if _is_on_disk(module):
-        return None
-    samples = []
-    for value in _own_parameters(module).values():
-        if not _is_readable(value):
-            return None
-        flat = value.detach().reshape(-1)
-        where = _sample_places(flat.numel(), per_tensor).to(flat.device)
-        samples.append(flat[where].to(torch.float16).to(torch.bfloat16).float().cpu())
-    if not samples:
-        return None
-    values = torch.cat(samples)
+        return []
+    parameters = list(_own_parameters(module).values())
+    return [value.detach().reshape(-1) for value in parameters] if all(map(_is_readable, parameters)) else []
+
+
+def _values_hash(values: Tensor) -> str:
     values = torch.where(values.abs() < 1e-4, torch.zeros_like(values), values)  # float16 subnormals are unreliable
     return _short_hash(values.numpy().astype("<f4").tobytes())
+
+
+def _sampled(parameters: Sequence[Tensor], count: int) -> list[Tensor]:
+    """(n,) float32 on the CPU: up to `count` values of each flat parameter, one copy to and from each device."""
+    places = [_sample_places(value.numel(), count) for value in parameters]
+    samples = list(places)
+    for device in {value.device for value in parameters}:
+        chosen = [index for index, value in enumerate(parameters) if value.device == device]
+        where = (
+            torch.cat([places[index] for index in chosen]).to(device).split([len(places[index]) for index in chosen])
+        )
+        values = [
+            parameters[index][each].to(torch.float16).to(torch.bfloat16).float()
+            for index, each in zip(chosen, where, strict=True)
+        ]
+        (copied,) = read_together(torch.cat(values))
+        for index, value in zip(chosen, copied.split([len(value) for value in values]), strict=True):
+            samples[index] = value
+    return samples
 
 
 def _sample_places(size: int, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.lora import PREFIX, lora_layers
+from saferedir.utils.device import read_together
 
 #: key of a fingerprint; absent where no LoRA acts, and from folders written before there was one
 ADAPTERS = "adapters"
@@ -102,6 +103,6 @@ def _hash(layers: list[Any], name: str) -> str | None:
     ]
     if any(value.is_meta for value in parameters):
         return None
-    values = [value.reshape(-1)[:4].to(torch.float16).to(torch.bfloat16).float().cpu() for value in parameters]
-    data = b"" if not values else torch.cat(values).numpy().astype("<f4").tobytes()
+    values = [value.reshape(-1)[:4].to(torch.float16).to(torch.bfloat16).float() for value in parameters]
+    data = b"" if not values else torch.cat(read_together(*values)).numpy().astype("<f4").tobytes()
     return hashlib.sha256(data).hexdigest()[:16]

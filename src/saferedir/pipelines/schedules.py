@@ -31,8 +31,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from saferedir.errors import UnsupportedPipelineError
+from saferedir.utils.device import read_together
 
 #: scheduler class name -> kind; subclasses inherit the row of the first base class listed here
 SCHEDULER_KINDS: dict[str, str] = {
@@ -80,6 +82,12 @@ PREDICTION_TYPES: dict[str, str] = {
 }
 
 
+#: attributes of a scheduler that its runs are read from
+_SCHEDULE = ("timesteps", "sigmas", "sigmas_interpol", "alphas_cumprod")
+#: tensor on another device -> its copy on the CPU; one goes with the other
+_ON_HOST: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
 class Coefficients(NamedTuple):
     """alpha and sigma of one moment: float64 tensors of no dimension on the CPU, or float32 (B, 1, ...)."""
 
@@ -89,8 +97,19 @@ class Coefficients(NamedTuple):
     def like(self, latents: Tensor) -> Coefficients:
         """alpha and sigma in float32 as (B, 1, ...) on the device of `latents` (B, ...)."""
         shape = (latents.shape[0],) + (1,) * (latents.ndim - 1)
-        alpha, sigma = (value.float().to(latents.device).expand(shape) for value in self)
+        if latents.device.type == "cpu":
+            alpha, sigma = (value.float().expand(shape) for value in self)
+        else:  # filled there: a copy from the host would wait
+            alpha, sigma = (
+                torch.full((), number, dtype=torch.float32, device=latents.device).expand(shape)
+                for number in self.numbers
+            )
         return Coefficients(alpha, sigma)
+
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """alpha and sigma as numbers, rounded to float32; of one moment, on the CPU."""
+        return float(self.alpha.float()), float(self.sigma.float())
 
     def normalised(self, data: float = 1.0) -> Coefficients:
         """Divided by sqrt(data^2 alpha^2 + sigma^2): the frame of the scaled input of VE and EDM models."""
@@ -161,6 +180,26 @@ def check_scheduler(scheduler: Any) -> None:
         raise UnsupportedPipelineError(f"{type(scheduler).__name__} is not supported as configured: {problem}.")
 
 
+def read_schedule(scheduler: Any, *others: Tensor) -> list[Tensor]:
+    """Copy a scheduler's tensors to the CPU, all together, once for each run; `others` come along and are returned."""
+    tensors = [value for name in _SCHEDULE if isinstance(value := getattr(scheduler, name, None), Tensor)]
+    missing = [value for value in tensors if value.device.type != "cpu" and value not in _ON_HOST]
+    copies = read_together(*missing, *others)
+    for value, copy in zip(missing, copies, strict=False):
+        _ON_HOST[value] = copy
+    return copies[len(missing) :]
+
+
+def on_host(values: Tensor) -> Tensor:
+    """A tensor of a scheduler on the CPU: itself if it is there, else the copy that `read_schedule` made."""
+    if values.device.type == "cpu":
+        return values
+    if values not in _ON_HOST:
+        _ON_HOST[values] = values.cpu()
+    copy: Tensor = _ON_HOST[values]
+    return copy
+
+
 def coefficients(scheduler: Any, timestep: Tensor | float) -> Coefficients:
     """alpha and sigma of the latents that `scheduler.step` is about to be given at `timestep`.
 
@@ -170,7 +209,7 @@ def coefficients(scheduler: Any, timestep: Tensor | float) -> Coefficients:
     kind = scheduler_kind(scheduler)
     if kind == "vp":
         alphas_cumprod: Tensor = scheduler.alphas_cumprod
-        abar = alphas_cumprod[int(timestep)].cpu().double()
+        abar = on_host(alphas_cumprod)[int(timestep)].double()
         return Coefficients(abar.sqrt(), (1 - abar).sqrt())
     if kind == "trig":
         angle = torch.as_tensor(timestep).flatten()[0].cpu().double()
@@ -208,14 +247,17 @@ def _current_sigma(scheduler: Any, timestep: Tensor | float) -> Tensor:
     index = scheduler.step_index
     if index is None:  # true before the first step of solvers and flow matching
         begin = scheduler.begin_index
-        index = scheduler.index_for_timestep(timestep) if begin is None else begin
-    sigmas: Tensor = scheduler.sigmas
+        if begin is None:
+            index = scheduler.index_for_timestep(timestep, on_host(scheduler.timesteps))
+        else:
+            index = begin
+    sigmas: Tensor = on_host(scheduler.sigmas)
     name = _known_name(scheduler)
     if getattr(scheduler, "state_in_first_order", True) or name not in MIDPOINT_SCHEDULERS:
         return sigmas[index]  # Heun repeats each sigma, so this is right for its second evaluation too
     if name == "DPMSolverSDEScheduler":
         return torch.as_tensor(scheduler.mid_point_sigma)
-    interpolated: Tensor = scheduler.sigmas_interpol
+    interpolated: Tensor = on_host(scheduler.sigmas_interpol)
     return interpolated[index - 1 if name == "KDPM2AncestralDiscreteScheduler" else index]
 
 
@@ -306,7 +348,7 @@ def to_epsilon(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 def evaluation_timesteps(scheduler: Any) -> tuple[float, ...]:
     """The timestep of every denoiser evaluation of the coming run, in order, repeats included."""
     begin = getattr(scheduler, "begin_index", None) or 0
-    values = scheduler.timesteps[begin:].tolist()
+    values = on_host(scheduler.timesteps)[begin:].tolist()
     return tuple(float(value) for value in values)
 
 

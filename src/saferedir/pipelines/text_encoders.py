@@ -55,12 +55,15 @@ class TextEncoder:
         """Number of opening tokens."""
         return int(self.facts.kind == "clip")
 
-    def ids(self, texts: Sequence[str], keep_end: bool = True) -> Tensor:
-        """(N, L): padded, and cut to L tokens; with `keep_end` the last of them is then the closing token."""
+    def ids(self, texts: Sequence[str], keep_end: bool = True, device: torch.device | str | None = None) -> Tensor:
+        """(N, L): padded, and cut to L tokens; with `keep_end` the last of them is then the closing token.
+
+        `device`: where to, the encoder's own by default.
+        """
         rows = self.tokenizer(
             [self.clean(text) for text in texts], padding="max_length", max_length=self.length, truncation=keep_end
         ).input_ids
-        return torch.tensor([row[: self.length] for row in rows], dtype=torch.long, device=self.device)
+        return torch.tensor([row[: self.length] for row in rows], dtype=torch.long, device=device or self.device)
 
     def words(self, ids: Tensor) -> Tensor:
         """(N, L) bool: tokens of the text, without the opening and the closing one and padding."""

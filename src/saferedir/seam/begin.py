@@ -17,7 +17,14 @@ from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.encoding import encode_to_length
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.families.facts import Part
-from saferedir.pipelines.schedules import evaluation_steps, prediction_type, scheduler_kind, training_time
+from saferedir.pipelines.schedules import (
+    evaluation_steps,
+    on_host,
+    prediction_type,
+    read_schedule,
+    scheduler_kind,
+    training_time,
+)
 from saferedir.pipelines.text_encoders import make_text_encoders
 from saferedir.pipelines.text_settings import encoder_arguments
 
@@ -28,7 +35,7 @@ def run_of(
     call: Call,
     settings: Mapping[str, Any],
     asked: Sequence[tuple[int, ...]],
-    begins: float | None,
+    begins: Tensor | float | None,
     with_text_encoders: bool,
 ) -> tuple[Run, int, tuple[Part, ...]]:
     """(run, index of its first evaluation in the scheduler's timesteps, blocks of rows of a call) from its first denoiser call.
@@ -43,7 +50,10 @@ def run_of(
         raise GuardError("guess_mode hides the negative prompt from the ControlNet; guarded, leave it off.")
     # a pipeline may start late (img2img) or stop early (SDXL's denoising_end); it says so before its first call
     count = getattr(pipe, "_num_timesteps", None)
-    offset, timesteps = evaluation_span(scheduler, count, begins)
+    is_asked = isinstance(begins, Tensor) and getattr(scheduler, "begin_index", None) is None
+    read = read_schedule(scheduler, *([begins] if is_asked and isinstance(begins, Tensor) else []))
+    first = float(read[0]) if read else None if isinstance(begins, Tensor) else begins
+    offset, timesteps = evaluation_span(scheduler, count, first)
     rows = latents.shape[0]
     if not timesteps or rows % len(parts):
         raise GuardError(f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, blocks of rows {parts}.")
@@ -89,7 +99,7 @@ def words_need_no_image(pipe: Any) -> str:
 def times_of(scheduler: Any, family: Family, offset: int, timesteps: tuple[float, ...]) -> tuple[float, ...]:
     """Time of each evaluation on the training scale."""
     if family.time_from_sigma and scheduler_kind(scheduler) == "flow":
-        return tuple((1000.0 * scheduler.sigmas[offset : offset + len(timesteps)].float()).tolist())
+        return tuple((1000.0 * on_host(scheduler.sigmas)[offset : offset + len(timesteps)].float()).tolist())
     return tuple(training_time(scheduler, value) for value in timesteps)
 
 
@@ -161,7 +171,7 @@ def evaluation_span(scheduler: Any, count: int | None, first: float | None) -> t
     The start is the scheduler's `begin_index`; schedulers without one say nothing, and then it is the place where
     `first` stands, of several such places the one from which `count` evaluations reach the end.
     """
-    every = [float(value) for value in scheduler.timesteps.tolist()]
+    every = [float(value) for value in on_host(scheduler.timesteps).tolist()]
     offset = getattr(scheduler, "begin_index", None)
     if offset is None:
         late = len(every) - (count or len(every))

@@ -106,6 +106,11 @@ class Caches:
         self._marks = tuple(map(marks_of, self._modules.values()))
         self._held = {id(unwrapped(module)): list(held_by(module, name)) for name, module in self._modules.items()}
 
+    @property
+    def are_there(self) -> bool:
+        """Whether there is any."""
+        return any(self._held.values())
+
     def _all(self) -> list[Held]:
         return [held for each in self._held.values() for held in each]
 

@@ -17,6 +17,7 @@ from saferedir.guards.base import Guard, Run, SecondLatents, Step
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.denoiser_call import Extra, Layout
 from saferedir.seam.guard_calls import Steps, call_guard
+from saferedir.utils.device import refuse
 
 
 class GuardRows(NamedTuple):
@@ -248,8 +249,10 @@ def followed(now: Tensor, expected: Tensor | None, second: SecondLatents, scaled
     if expected is None:
         raise GuardError("a guard has latents of its own before the first step; they begin with the image's.")
     is_new = now != expected.to(now)
-    if bool((is_new.flatten(1).all(dim=1) & second.rows).any()):
-        raise GuardError(
+    refuse(
+        is_new.flatten(1).all(dim=1) & second.rows,
+        lambda: GuardError(
             "all latents were replaced between two steps (by a callback?), where a second latent cannot follow; leave them alone."
-        )
+        ),
+    )
     return torch.where(second.rows.view(-1, *(1,) * (now.ndim - 1)) & ~is_new, scaled.to(now), now)

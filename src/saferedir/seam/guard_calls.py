@@ -6,7 +6,6 @@ or misfit answer leaves here as a GuardError.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from saferedir.guards.step import Embeds
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.denoiser_call import Layout
 from saferedir.pipelines.schedules import from_x0, to_x0
+from saferedir.utils.device import refuse, refuse_nonfinite
 
 T = TypeVar("T")
 
@@ -197,11 +197,18 @@ def check_mask(mask: Tensor, is_nothing: Tensor | None = None) -> None:
     Denoisers turn a mask into a bias on attention: of other numbers, or of zeros alone, they make something else than a
     guard reads. `is_nothing`: (R,) rows of negative prompts whose embeddings are zeros; they hide nothing, and need no token.
     """
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise GuardError("a prompt mask holds other values than 0 and 1; pass the mask that encode_prompt returns.")
+    if mask.dtype != torch.bool:
+        refuse(
+            (mask != 0) & (mask != 1),
+            lambda: GuardError(
+                "a prompt mask holds other values than 0 and 1; pass the mask that encode_prompt returns."
+            ),
+        )
     has_token = (mask != 0).any(dim=1)
-    if not bool((has_token if is_nothing is None else has_token | is_nothing).all()):
-        raise GuardError("a prompt's mask leaves no token, so no guard can read it; pass the mask of the prompt.")
+    refuse(
+        ~(has_token if is_nothing is None else has_token | is_nothing),
+        lambda: GuardError("a prompt's mask leaves no token, so no guard can read it; pass the mask of the prompt."),
+    )
 
 
 # --- what comes out of the denoiser, and of the scheduler
@@ -307,6 +314,9 @@ def changed_rows(new: Tensor, old: Tensor) -> Tensor:
 
 def check_finite(values: Tensor, what: str) -> None:
     """Raise GuardError if `values` holds NaN or infinity: a guard cannot judge such an image, so it must not be shown."""
-    # one finite sum proves all finite; a sum that is not may have overflowed
-    if not math.isfinite(values.detach().sum(dtype=torch.float32).item()) and not bool(torch.isfinite(values).all()):
-        raise GuardError(f"{what} holds NaN or infinity, so no image is returned; check dtype, scheduler and inputs.")
+    refuse_nonfinite(
+        values,
+        lambda: GuardError(
+            f"{what} holds NaN or infinity, so no image is returned; check dtype, scheduler and inputs."
+        ),
+    )

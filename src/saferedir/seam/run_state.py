@@ -18,6 +18,7 @@ from typing import Any
 from saferedir.errors import GuardError
 from saferedir.pipelines.families import unwrapped
 from saferedir.seam.session import Session
+from saferedir.utils.device import Pending, collecting
 
 #: arguments of pipelines that leave steps out
 _SHORTENING = ("strength", "denoising_start", "denoising_end")
@@ -39,12 +40,14 @@ class RunState:
         self.was_detached = False
         #: guarded steps of all runs up to now
         self.steps = 0
+        #: checks of this run whose outcome is still on the device
+        self.pending = Pending()
         self._owner: int | None = None
         self._is_contested = False
 
     def expect(self) -> None:
         """Another run starts, in this thread; whatever was left of the last one is void."""
-        self.session, self.is_expected = None, True
+        self.session, self.is_expected, self.pending = None, True, Pending()
         self._owner, self._is_contested = threading.get_ident(), False
 
     def begin(self, session: Session) -> None:
@@ -87,6 +90,12 @@ class RunState:
                 "this call was interrupted before its last step, so its guards have no decision and no image is returned; "
                 "call the pipeline again and let it finish (diffusers stops where `_interrupt` is set)."
             )
+        self.settle()
+
+    def settle(self) -> None:
+        """Read the outcome of every check of this run that is still on the device, and raise if one failed."""
+        with self.failing_closed():
+            self.pending.settle()
 
     def check_thread(self) -> None:
         """Raise in both threads if a second one entered the run of a first; neither may return an image."""
@@ -102,7 +111,8 @@ class RunState:
     def failing_closed(self) -> Iterator[None]:
         """Whatever is raised within fails the session."""
         try:
-            yield
+            with collecting(self.pending):
+                yield
         except BaseException:
             if self.session is not None:
                 self.session.failed = True

@@ -353,6 +353,7 @@ class Seam:
         self._caches = Caches(self.hooks.modules)
         self._caches.clear()
         self._caches.check(enabled)
+        self._state.pending.is_eager = self._caches.are_there  # whoever keeps features has to know who is edited
         if enabled:
             self._caches.check_layout(parts)
         spoken = (
@@ -375,6 +376,7 @@ class Seam:
         self._first, self._is_partial = first, True
         try:
             yield
+            self._state.settle()
         finally:
             self._first, self._is_partial = 0, False
             if self._state.session is not None and not self._state.session.finished:
@@ -404,6 +406,7 @@ class Seam:
 
     def _record(self, session: Session) -> None:
         verdicts = dict(zip(map(id, session.guards), session.verdicts(), strict=True))
+        self._state.settle()
         for attached in self.attachments:
             if any(guard.enabled and id(guard) not in verdicts for guard in attached.guards):
                 continue  # attached in the middle of this run: it guards from the next one on

@@ -30,6 +30,7 @@ from saferedir.pipelines.schedules import (
     Coefficients,
     coefficients,
     evaluation_steps,
+    on_host,
     scaled_for_model,
     trigflow_output,
 )
@@ -49,6 +50,7 @@ from saferedir.seam.guard_calls import (
     edited_skip_features,
     users_of,
 )
+from saferedir.utils.device import is_readable, refuse
 
 #: largest share that the unconditional rows may have in a guided prediction; at guidance scales >= 1 it is not above 0
 NEGATIVE_WEIGHT = 0.1
@@ -82,7 +84,7 @@ class Session:
         self.evaluation = first
         self._scheduler, self._channels = scheduler, channels
         self._offset, self._skips, self._attentions = offset, 0, 0
-        self._timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations].tolist())
+        self._timesteps = tuple(on_host(scheduler.timesteps)[offset : offset + run.num_evaluations].tolist())
         self._indices = evaluation_steps(scheduler, self._timesteps)
         self._states = [call_guard(guard, "start", guard.start, run) for guard in self.guards]
         self._users = users_of(self.guards)
@@ -241,23 +243,16 @@ class Session:
         """Rows of the denoiser's output as the scheduler will understand them."""
         rows = first_channels(rows, self._channels)
         if self.run.prediction_type.startswith("trigflow:"):
-            time = self._scheduler.timesteps[self._offset + self.evaluation]
-            frame = coefficients(self._scheduler, time).like(rows)
+            frame = coefficients(self._scheduler, self._time()).like(rows)
             return trigflow_output(self.run.prediction_type, rows.float(), self._current().facts["model_input"], *frame)
         return rows if self.family.sign == 1.0 else rows * self.family.sign
 
     def before_step(self, pred: Tensor, timestep: Tensor | float, x_t: Tensor) -> Tensor:
         """Model output to hand to the scheduler. pred, x_t (B, C, h, w) in the sampler's own frame."""
         steps = self._current()
-        expected, given = self._timesteps[self.evaluation], float(torch.as_tensor(timestep).flatten()[0])
         if not self._calls:
             raise GuardError("the scheduler stepped without a guarded denoiser call before it; attach the guards anew.")
-        if given != expected:
-            raise GuardError(
-                f"the scheduler stepped at t={given} where t={expected} was due; was the "
-                f"scheduler changed "
-                "in the middle of a run? Change it between pipeline calls."
-            )
+        self._check_timestep(timestep)
         if x_t.shape[0] != self.run.batch_size:
             raise GuardError(f"the scheduler got {x_t.shape[0]} latents in a run of {self.run.batch_size} images.")
         check_finite(pred, "the denoiser's prediction")
@@ -265,12 +260,34 @@ class Session:
             check_guidance(pred, steps.facts.get("pred_cond"), steps.facts.get("pred_uncond"))
         if not self._needs_x0:
             return pred
-        frame = (self._frame or coefficients(self._scheduler, timestep)).like(x_t)
-        steps.update(x_t=x_t, alpha=frame.alpha, sigma=frame.sigma)
+        moment = self._frame or coefficients(self._scheduler, self._time())
+        frame = moment.like(x_t)
+        steps.update(x_t=x_t, alpha=frame.alpha, sigma=frame.sigma, frame=moment)
         self._extra.add_latents(steps, x_t)
         edited = edited_prediction(self._users, steps, pred)
         self.has_edited |= edited is not pred
         return edited
+
+    def _time(self) -> Tensor:
+        """The scheduler's timestep of this evaluation, on the CPU."""
+        timestep: Tensor = on_host(self._scheduler.timesteps)[self._offset + self.evaluation]
+        return timestep
+
+    def _check_timestep(self, timestep: Tensor | float) -> None:
+        """Raise, now or at the end of the run, where the scheduler steps at another time than was due."""
+        expected = self._timesteps[self.evaluation]
+
+        def error(given: float) -> GuardError:
+            return GuardError(
+                f"the scheduler stepped at t={given} where t={expected} was due; was the scheduler changed in the middle of a "
+                "run? Change it between pipeline calls."
+            )
+
+        value = torch.as_tensor(timestep).flatten()[0]
+        if not is_readable(value):
+            refuse(value != expected, lambda: error(float(value)))
+        elif (given := float(value)) != expected:
+            raise error(given)
 
     def after_step(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to go on with; closes the evaluation and, after the last one, the run."""
@@ -332,10 +349,10 @@ class Session:
             prompts=prompts,
         )
         if self._is_asked_early:
-            timestep = self._scheduler.timesteps[self._offset + self.evaluation]
-            self._frame = coefficients(self._scheduler, timestep)
-            scaled = scaled_for_model(self._scheduler, self._frame).like(model_input)
-            steps.update(x_t=model_input, alpha=scaled.alpha, sigma=scaled.sigma)
+            self._frame = coefficients(self._scheduler, self._time())
+            moment = scaled_for_model(self._scheduler, self._frame)
+            scaled = moment.like(model_input)
+            steps.update(x_t=model_input, alpha=scaled.alpha, sigma=scaled.sigma, frame=moment)
         return steps
 
     def _is_nothing(self, given: Conditioning) -> Tensor:
@@ -376,7 +393,11 @@ def negative_weight(pred: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
 
 def check_guidance(pred: Tensor, cond: Tensor | None, uncond: Tensor | None) -> None:
     """Raise if the negative prompt makes the image: some pipelines let its weight be positive (Wan 2.2's second scale)."""
-    if cond is not None and uncond is not None and bool((negative_weight(pred, cond, uncond) > NEGATIVE_WEIGHT).any()):
-        raise GuardError(
+    if cond is None or uncond is None:
+        return
+    refuse(
+        negative_weight(pred, cond, uncond) > NEGATIVE_WEIGHT,
+        lambda: GuardError(
             "guidance below 1 makes the negative prompt shape the image, past the guards; use a guidance scale of 1 or more."
-        )
+        ),
+    )

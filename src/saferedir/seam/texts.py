@@ -18,6 +18,7 @@ from saferedir.pipelines.conditioning import flat_layers
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.listed import padded
 from saferedir.pipelines.text_settings import named_arguments
+from saferedir.utils.device import to_host
 
 #: one answer of encode_prompt: texts, and the conditional embeddings (N, L, D) made from them
 Record = tuple[tuple[str | None, ...], Tensor]
@@ -57,17 +58,23 @@ class PromptTexts:
 def texts_of(rows: Tensor, records: tuple[Record, ...]) -> tuple[str | None, ...]:
     """The text of each row of embeddings (B, L, D), None where it is unknown."""
     answers: list[str | None] = [None] * len(rows)
+    flags: list[Tensor] = []
+    compared: list[tuple[str | None, ...]] = []
     for texts, embeds in records:
         length = min(
             embeds.shape[1], rows.shape[1]
         )  # prompts of their own lengths are padded with zeros to that of the longest
-        if embeds.shape[2:] != rows.shape[2:] or embeds[:, length:].any():
+        if embeds.shape[2:] != rows.shape[2:]:
             continue
         same = embeds.to(rows)[:, :length]
         same = torch.nn.functional.pad(same, (0, 0, 0, rows.shape[1] - length))
-        for index, row in enumerate(rows):
-            for text, other in zip(texts, same, strict=True):
-                if torch.equal(row, other):
+        is_cut = embeds[:, length:].flatten().any()
+        flags.append(torch.stack([(row == same).flatten(1).all(dim=1) & ~is_cut for row in rows]))  # (B, N)
+        compared.append(texts)
+    for texts, is_same in zip(compared, to_host(*flags), strict=True):
+        for index, matches in enumerate(is_same.tolist()):
+            for text, is_match in zip(texts, matches, strict=True):
+                if is_match:
                     answers[index] = text
     return tuple(answers)
 

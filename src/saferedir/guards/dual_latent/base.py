@@ -6,7 +6,7 @@ The methods are r1 and r2. Shapes: w (B,), predictions (B, C, h, w).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
 import torch
@@ -24,12 +24,24 @@ ConfigT = TypeVar("ConfigT", bound=DualLatentConfig)
 
 @dataclass
 class Levels:
-    """State of one run; every tensor has B rows."""
+    """State of one run; every tensor has B rows. Those called `known` are on the CPU, whatever the run's device."""
 
     tally: Tally
     w: Tensor
     is_retried: Tensor
+    known_w: Tensor
+    known_is_retried: Tensor
     texts: SafeTexts
+    _copies: dict[tuple[bool, ...], Tensor] = field(default_factory=dict, repr=False)
+
+    def on_device(self, rows: Tensor) -> Tensor:
+        """`rows` (B,) bool of the CPU on the run's device; each pattern is copied once."""
+        if self.w.device == rows.device:
+            return rows
+        pattern = tuple(rows.tolist())
+        if pattern not in self._copies:
+            self._copies[pattern] = rows.to(self.w.device)
+        return self._copies[pattern]
 
 
 class DualLatent(Guard[ConfigT]):
@@ -55,28 +67,29 @@ class DualLatent(Guard[ConfigT]):
             )
         if self.config.provider == "learned" and self.safe_prompt_embeds is None:
             raise GuardError(f"guard {self.method!r} has no weights; pass safe_prompt_embeds, or use another provider.")
-        w = torch.tensor(levels, device=run.device).expand(rows)
-        retry_level = torch.tensor(run.retry_level or (0,) * rows, device=run.device)
-        w = torch.where(retry_level > 0, torch.maximum(w, 1 - (1 - w) * 0.5**retry_level), w)
-        texts = SafeTexts(words_of(self.config, run) if bool((w > 0).any()) else None)
-        return Levels(Tally(run), w, retry_level > 0, texts)
+        known = torch.tensor(levels).expand(rows)
+        retry_level = torch.tensor(run.retry_level or (0,) * rows)
+        known = torch.where(retry_level > 0, torch.maximum(known, 1 - (1 - known) * 0.5**retry_level), known)
+        texts = SafeTexts(words_of(self.config, run) if bool((known > 0).any()) else None)
+        w, is_retried = known.to(run.device), (retry_level > 0).to(run.device)
+        return Levels(Tally(run), w, is_retried, known, retry_level > 0, texts)
 
     def safe_row(self, step: Step, texts: SafeTexts) -> PromptEmbeds:
         """Conditioning of the safe row, (1, B, ...)."""
         learned = Learned(self.safe_prompt_embeds, self.safe_pooled_embeds)
         return safe_row(step, self.config, texts, learned, self.method)
 
-    def is_dual(self, step: Step) -> Tensor:
-        """(B,) bool: whether this call is past the context phase, or before it in phase order "dual_first"."""
+    def is_dual(self, step: Step) -> bool:
+        """Whether this call is past the context phase, or before it in phase order "dual_first"; the same for all images."""
         tau, is_first = self.config.tau, self.config.phase_order == "dual_first"
         if self.config.tau_mode == "similarity":
-            return torch.ones_like(step.t, dtype=torch.bool)
+            return True
         if self.config.tau_mode == "noise":
-            u = (step.sigma / (step.alpha + step.sigma)).flatten()
-            return u > tau if is_first else u <= 1 - tau
+            alpha, sigma = map(torch.tensor, step.numbers)
+            u = sigma / (alpha + sigma)
+            return bool(u > tau if is_first else u <= 1 - tau)
         context = round(tau * step.num_steps)
-        is_dual = step.index < step.num_steps - context if is_first else step.index >= context
-        return torch.full_like(step.t, is_dual, dtype=torch.bool)
+        return step.index < step.num_steps - context if is_first else step.index >= context
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {SAFE_PROMPT: self.safe_prompt_embeds, SAFE_POOLED: self.safe_pooled_embeds}

@@ -34,6 +34,7 @@ from saferedir.guards.guidance import guidance_weight
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.schedules import to_x0
 from saferedir.utils.broadcast import per_sample
+from saferedir.utils.device import to_host
 
 
 @dataclass
@@ -58,8 +59,10 @@ class DualLatentR1(DualLatent[DualLatentConfig]):
     def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         state: DualLatentState = step.state
         levels = state.levels
-        state.now = torch.where(self.is_dual(step) | levels.is_retried, levels.w, 0.0)
-        return self.safe_row(step, levels.texts) if bool((state.now > 0).any()) else None
+        is_dual = self.is_dual(step)
+        state.now = levels.w if is_dual else torch.where(levels.is_retried, levels.w, 0.0)
+        has_any = bool((levels.known_w > 0)[levels.known_is_retried | is_dual].any())
+        return self.safe_row(step, levels.texts) if has_any else None
 
     def on_prediction(self, step: Step) -> Tensor:
         state: DualLatentState = step.state
@@ -83,6 +86,6 @@ class DualLatentR1(DualLatent[DualLatentConfig]):
     def verdict(self, run: Run, state: DualLatentState) -> list[Decision]:
         message = "Guidance was blended with that of a safe prompt."
         if self.config.tau_mode == "similarity" and state.used:
-            w = torch.stack(state.used)
+            (w,) = to_host(torch.stack(state.used))
             message = f"{message} Levels used in this run: mean {float(w.mean()):.3g}, highest {float(w.max()):.3g}."
         return state.levels.tally.decisions(self.method, self.config, "edited", message, {"tau": self.config.tau})

@@ -45,11 +45,15 @@ from saferedir.pipelines.families import FAMILIES
 from saferedir.pipelines.schedules import to_x0
 from saferedir.pipelines.solver import Fork
 from saferedir.utils.broadcast import per_sample
+from saferedir.utils.device import to_host
 
 
 @dataclass
 class DualLatentR2State:
-    """State of one run; tensors have B rows. `safe`: the safe stream between two steps, its latents with the last x0."""
+    """State of one run; tensors have B rows. `safe`: the safe stream between two steps, its latents with the last x0.
+
+    Who is split and merged when is known on the CPU, whatever the run's device.
+    """
 
     levels: Levels
     split: Tensor  # step of the split, -1 before it
@@ -57,7 +61,7 @@ class DualLatentR2State:
     is_swapped: bool = False  # whether the safe prompt has taken the user's place in this call
     fork: Fork | None = None
     safe: Stream | None = None
-    used: list[Tensor] = field(default_factory=list)
+    used: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # levels (B,), and whose were used (B,)
 
     def is_dual(self, index: int) -> Tensor:
         """(B,) bool: images that have two latents in this step."""
@@ -77,12 +81,12 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
 
     def start(self, run: Run) -> DualLatentR2State:
         levels = self.levels(run)
-        if run.num_steps < 2 and bool((levels.w > 0).any()):
+        if run.num_steps < 2 and bool((levels.known_w > 0).any()):
             raise GuardError(
                 f"guard {self.method!r} splits the latents in one step and goes on with one in a later step, so it cannot guard "
                 "a run of one step; take more steps, or dual_latent_r1."
             )
-        nowhere = torch.full_like(levels.tally.first, -1)
+        nowhere = torch.full((run.batch_size,), -1)
         return DualLatentR2State(levels, nowhere, nowhere)
 
     def on_step_start(self, step: Step) -> Tensor | Conditioning:
@@ -91,6 +95,7 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
         rows = state.is_after(step.index)
         if self.config.after != "safe" or not bool(rows.any()):
             return step.prompt_embeds
+        rows = state.levels.on_device(rows)
         safe = self.safe_row(step, state.levels.texts).rows(0)
         is_masked = FAMILIES[step.run.family].mask_kwarg is not None
         if is_masked or safe.prompt.shape != step.prompt_embeds.shape:
@@ -114,23 +119,25 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
         rows = state.is_dual(step.index) & (state.split < step.index)
         if state.safe is None or not bool(rows.any()):
             return None
-        return SecondLatents(state.safe.z, rows)
+        return SecondLatents(state.safe.z, state.levels.on_device(rows))
 
     def on_prediction(self, step: Step) -> Tensor:
         state: DualLatentR2State = step.state
         assert step.pred is not None and step.pred_cond is not None
         dual, after = state.is_dual(step.index), state.is_after(step.index)
-        state.levels.tally.count(dual if self.config.after == "user" else dual | after, step)
+        state.levels.tally.count(state.levels.on_device(dual if self.config.after == "user" else dual | after), step)
         if not step.pred_extra:
             return step.pred
         if bool(dual.any()):
-            self._advance(step, state, dual)
+            self._advance(step, state)
         if self.config.after == "user" or state.is_swapped or not bool(after.any()):
             return step.pred
         w = state.levels.w if self.config.after == "blend" else torch.ones_like(state.levels.w)
         shift = guidance_weight(step) * (step.pred_extra[0].float() - step.pred_cond.float())
         return torch.where(
-            per_sample(after, shift), step.pred.float() + per_sample(w, shift) * shift, step.pred.float()
+            per_sample(state.levels.on_device(after), shift),
+            step.pred.float() + per_sample(w, shift) * shift,
+            step.pred.float(),
         )
 
     def on_step_end(self, step: Step, latents: Tensor) -> Tensor:
@@ -140,11 +147,12 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
             return latents
         assert step.x0 is not None and step.run.solver is not None
         w, x0, safe = state.levels.w, step.x0, state.safe
+        merging = state.levels.on_device(rows)
         if self.config.tau_mode == "similarity":
             ceiling = largest_level(low_pass(x0), low_pass(safe.x0), self.config.tau)
             w = torch.where(state.levels.is_retried, w, torch.minimum(w, ceiling))
-        state.used.append(w[rows].detach())
-        weights = torch.where(rows, w, 0.0)
+        state.used.append((w.detach(), rows))
+        weights = torch.where(merging, w, 0.0)
 
         def at(alpha: Tensor, sigma: Tensor, user: Tensor, other: Tensor) -> Tensor:
             return merge(self.config.merge, Stream(user, x0), Stream(other, safe.x0), weights, alpha, sigma)
@@ -159,14 +167,14 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
         """The state, with the images noted that are split at this step; asking twice changes nothing."""
         state: DualLatentR2State = step.state
         levels, last = state.levels, step.num_steps - 1
-        begins = (state.split < 0) & (levels.w > 0) & (self.is_dual(step) | levels.is_retried)
+        begins = (state.split < 0) & (levels.known_w > 0) & (levels.known_is_retried | self.is_dual(step))
         if step.index < last and bool(begins.any()):
             length = max(1, round(self.config.dual_fraction * step.num_steps))
             state.split = torch.where(begins, step.index, state.split)
             state.merge = torch.where(begins, min(step.index + length, last), state.merge)
         return state
 
-    def _advance(self, step: Step, state: DualLatentR2State, dual: Tensor) -> None:
+    def _advance(self, step: Step, state: DualLatentR2State) -> None:
         """Take this step with the safe latents; those of images that are split now are still the image's own."""
         assert step.run.solver is not None
         uncond = step.pred_uncond if step.extra_latents is None else step.pred_extra_uncond
@@ -175,13 +183,14 @@ class DualLatentR2(DualLatent[DualLatentR2Config]):
         if state.fork is None:
             state.fork = step.run.solver.fork()
         elif bool((state.split == step.index).any()):
-            state.fork.follow(state.split == step.index)
+            state.fork.follow(state.levels.on_device(state.split == step.index))
         x0 = to_x0(step.run.prediction_type, pred, latents.float(), step.alpha, step.sigma)
         state.safe = Stream(state.fork.step(pred, latents), x0)
 
     def verdict(self, run: Run, state: DualLatentR2State) -> list[Decision]:
         message = "A second latent under a safe prompt was merged into the image's."
         if self.config.tau_mode == "similarity" and state.used:
-            w = torch.cat(state.used)
+            levels = to_host(*(values for values, _ in state.used))
+            w = torch.cat([values[rows] for values, (_, rows) in zip(levels, state.used, strict=True)])
             message = f"{message} Levels used in this run: mean {float(w.mean()):.3g}, highest {float(w.max()):.3g}."
         return state.levels.tally.decisions(self.method, self.config, "edited", message, {"tau": self.config.tau})

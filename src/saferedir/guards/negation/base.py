@@ -23,6 +23,7 @@ from saferedir.guards.negation.config import NegationConfig
 from saferedir.guards.negation.reference_rows import FileRows
 from saferedir.guards.negation.released import channel_normalised
 from saferedir.guards.negation.state import NegationState, noise_fraction
+from saferedir.utils.device import to_host
 
 ConfigT = TypeVar("ConfigT", bound=NegationConfig)
 T = TypeVar("T")
@@ -74,10 +75,9 @@ class NegationGuard(Guard[ConfigT]):
 
     def start(self, run: Run) -> NegationState:
         self.negation = self._opened().to(run.device)
-        rows = run.batch_size
         return NegationState(
             negation=self.negation,
-            retry_level=torch.tensor(run.retry_level or (0,) * rows, device=run.device),
+            retry_level=run.retry_levels,
         )
 
     def _opened(self) -> NegationSet:
@@ -133,9 +133,12 @@ class NegationGuard(Guard[ConfigT]):
             message = f"Left alone: {self._outside(state)}." if state.noise and not state.was_due else ""
             return [replace(decision, message=message) for decision in super().verdict(run, state)]
         numbers = [numbers_of() for numbers_of in state.numbers]
-        scores, shifts = torch.stack([n.score for n in numbers]).cpu(), torch.stack([n.shift for n in numbers]).cpu()
-        every = torch.ones(run.batch_size, dtype=torch.bool)
-        edits = torch.stack([every if is_edited is None else is_edited.cpu() for is_edited in state.edits])
+        every = torch.ones(run.batch_size, dtype=torch.bool, device=run.device)
+        scores, shifts, edits = to_host(
+            torch.stack([n.score for n in numbers]),
+            torch.stack([n.shift for n in numbers]),
+            torch.stack([every if is_edited is None else is_edited for is_edited in state.edits]),
+        )
         decisions = []
         for row in range(run.batch_size):
             steps = [index for index, is_edited in zip(state.indices, edits[:, row].tolist(), strict=True) if is_edited]

@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from saferedir.guards.negation.kernels import Query
+from saferedir.utils.device import is_readable
 
 #: elements of one block of rows: its float32 copy (4 MB) stays in the processor's cache for both products
 BLOCK = 2**20
+#: elements of differences to a part of the rows that are held at once on another device
+BLOCK_ON_DEVICE = 2**26
 #: rows of one block at most, however short: logits are (B, m)
 MOST_ROWS = 8192
 #: below this share of its radius a distance has no direction of its own
@@ -140,13 +143,18 @@ def attend_all(query: Query, references: References, epsilon: float) -> tuple[Te
 def push_out(x0: Tensor, references: References, radius: float, dynamic: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """SPELL: (sum_n relu(radius / d_n - 1)(x0 - r_n), number of shields entered) for x0 (B, D); d_n = ||x0 - r_n||.
 
-    Products of matrices only pick candidates; their distances are then taken exactly. `dynamic` (B, D): the other images of
+    Products of matrices only pick candidates, whose distances are then taken exactly; where their number cannot be read without
+    waiting for the device, those of all rows are. `dynamic` (B, D): the other images of
     this batch shield too, each but its own row.
     """
     push, entered = torch.zeros_like(x0), torch.zeros(len(x0), device=x0.device)
     q = x0 - references.centre.to(x0)
     square = q.detach().square().sum(dim=1, keepdim=True)
     for rows, norms, _ in _converted(references, q.detach()):
+        if not is_readable(square):  # how many are near is known to the device alone
+            for some in rows.split(max(1, BLOCK_ON_DEVICE // q.numel())):
+                push, entered = _shielded(q, some, radius, push, entered)
+            continue
         near = square - 2 * (q.detach() @ rows.T) + norms
         is_near = near <= radius**2 + 1e-3 * (square + norms)  # rounding must not hide a candidate
         (candidates,) = torch.nonzero(is_near.any(dim=0), as_tuple=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saferedir.errors import GuardError
 from saferedir.guards.base import Run, Step
+from saferedir.utils.device import refuse
 
 #: largest relative residual of an affine step in float32
 TOLERANCE = 2e-5
@@ -42,12 +43,14 @@ def derivative(step: Step, stepped: Tensor) -> Tensor:
     target = after.flatten(1)[:, :, None]
     solution = torch.linalg.lstsq(basis, target).solution
     residual = torch.linalg.vector_norm(basis @ solution - target, dim=1) / torch.linalg.vector_norm(target, dim=1)
-    if bool((residual > TOLERANCE).any()):
-        raise GuardError(
+    refuse(
+        residual > TOLERANCE,
+        lambda: GuardError(
             f"re-noising is exact for first-order deterministic samplers only, and step {step.index} was not one (residual "
             f"{float(residual.max()):.1e}); use DDIM with eta=0, Euler or flow-matching Euler without clipping, attach guards "
             "that change the latents after the step behind this one, or use renoise='none'."
-        )
+        ),
+    )
     p, q = (solution[:, i].view(alpha.shape) for i in (0, 1))
     kind = step.run.prediction_type
     if kind == "epsilon":

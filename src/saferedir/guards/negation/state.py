@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saferedir.guards.base import Step
 from saferedir.guards.negation.bank import NegationSet
+from saferedir.utils.device import to_host
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class NegationState:
         """
         latents = step.x_t
         if self.generators is None:
-            rows = [row.detach().float().cpu().numpy().tobytes() for row in latents]
+            rows = [row.numpy().tobytes() for row in to_host(latents.detach().float())[0]]
             self.generators = [torch.Generator().manual_seed(seed ^ zlib.crc32(row)) for row in rows]
         shape = latents.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
@@ -93,6 +94,6 @@ def noise_fraction(step: Step) -> float:
 def frame(step: Step) -> tuple[float, float]:
     """(alpha, sigma) as numbers: all rows of a run are at the same step."""
     state: NegationState = step.state
-    if state.frame[0] is not step.alpha:  # read once a step; on a GPU that waits for the device
-        state.frame = step.alpha, step.alpha[0].item(), step.sigma[0].item()
+    if state.frame[0] is not step.alpha:  # read once a step
+        state.frame = step.alpha, *step.numbers
     return state.frame[1:]

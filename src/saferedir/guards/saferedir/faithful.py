@@ -17,6 +17,7 @@ from saferedir.errors import GuardError
 from saferedir.guards.base import Conditioning, Run, Step
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.reference import apply_reference_shift, reference_shift
+from saferedir.utils.device import is_readable, may_hold, to_host
 
 
 @dataclass
@@ -63,7 +64,7 @@ class FaithfulLoop:
         """The current e; untouched until a check has fired."""
         state: FaithfulState = step.state
         state.e0, state.e0_uncond = step.prompt_embeds, step.negative_prompt_embeds
-        if state.cond is None or not bool((state.first_fired >= 0).any()):
+        if state.cond is None or not may_hold(state.first_fired >= 0):
             return step.prompt_embeds
         state.redirected = state.redirected + (state.first_fired >= 0)
         fired = (state.first_fired >= 0).view(-1, 1, 1)
@@ -77,7 +78,7 @@ class FaithfulLoop:
         state: FaithfulState = step.state
         due = state.countdown <= 0
         state.countdown = (state.countdown - 1).clamp(min=0)
-        if bool(due.any()):
+        if may_hold(due):
             e0, negative = state.e0, state.e0_uncond
             if e0 is None:
                 raise GuardError("SafeRedir was asked for a verdict before it saw a denoiser call; attach it anew.")
@@ -97,6 +98,7 @@ class FaithfulLoop:
                 ).to(negative.dtype)
                 state.uncond = torch.where(unsafe.view(-1, 1, 1), other, state.uncond_of(negative))
             strength = out.alpha[..., 0].detach() * (1 if mask is None else mask.detach())
+            strength = strength if is_readable(due) else torch.where(due.any(), strength, 0.0)
             state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
             state.first_fired = torch.where(unsafe & (state.first_fired < 0), step.index, state.first_fired)
             state.countdown = torch.where(unsafe, self.config.replace_steps, state.countdown)
@@ -104,10 +106,16 @@ class FaithfulLoop:
 
     def verdict(self, run: Run, state: FaithfulState) -> list[Decision]:
         """One record per image; the score is that of the joint classifier."""
-        scores = torch.stack(state.scores).cpu() if state.scores else torch.full((1, run.batch_size), torch.nan)
+        nothing = torch.full((1, run.batch_size), torch.nan, device=run.device)
+        scores, all_first, all_redirected, strengths = to_host(
+            torch.stack(state.scores) if state.scores else nothing,
+            state.first_fired,
+            state.redirected,
+            nothing if state.strengths is None else state.strengths,
+        )
         decisions = []
         for row in range(run.batch_size):
-            first, redirected = int(state.first_fired[row]), int(state.redirected[row])
+            first, redirected = int(all_first[row]), int(all_redirected[row])
             row_scores = [s for s in scores[:, row].tolist() if s == s]
             decisions.append(
                 Decision(
@@ -121,7 +129,7 @@ class FaithfulLoop:
                     first_fired_step=first if redirected else None,
                     steps_redirected=redirected,
                     unresolved=first >= 0 and not redirected,
-                    token_strengths=tuple(state.strengths[row].tolist())
+                    token_strengths=tuple(strengths[row].tolist())
                     if first >= 0 and state.strengths is not None
                     else None,
                     image_scores=tuple(row_scores),

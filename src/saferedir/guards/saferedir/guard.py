@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -46,12 +45,11 @@ from saferedir.guards.saferedir.manifold import PromptManifold
 from saferedir.guards.saferedir.network import Redirection, Redirector, RedirectorConfig, redirect, redirect_pooled
 from saferedir.guards.saferedir.redirect import match_length
 from saferedir.guards.saferedir.reference import load_reference_redirector
-from saferedir.guards.saferedir.state import RedirState, decisions, relative_shift, row_seeds, same_conditioning
+from saferedir.guards.saferedir.state import Kept, RedirState, Source, decisions, relative_shift, row_seeds
 from saferedir.guards.saferedir.trained_text import require_trained_text
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import FAMILIES
-
-logger = logging.getLogger(__name__)
+from saferedir.utils.device import may_hold, refuse, refuse_nonfinite
 
 #: of the noise that `answer="renoise"` puts on, with the latents of each image
 NOISE_SEED = 0
@@ -144,7 +142,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         run_warning = outside_calibration(self.config, run)
         if run_warning is not None:
             warnings.warn(run_warning, stacklevel=2)
-        retry_level = torch.tensor(run.retry_level or (0,) * rows, device=device)
+        retry_level = run.retry_levels
         return RedirState(
             prompt_weight=(retry_level > 0).float(),
             image_weight=torch.zeros(rows, device=device),
@@ -173,7 +171,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             state.row_seeds = row_seeds(step.x_t)
         self._check_prompt(step, state)
         weight = torch.maximum(state.prompt_weight, state.image_weight)
-        if self.config.gate == "hard" and not bool((weight > 0).any()):
+        if self.config.gate == "hard" and not may_hold(weight > 0):
             return step.prompt_embeds
         acts = weight.detach() > 0.5
         state.redirected = state.redirected + acts
@@ -184,13 +182,13 @@ class SafeRedir(Guard[SafeRedirConfig]):
         """Redirected embeddings beside the image's, for as long as some image is not redirected; `recheck="same_step"` only."""
         state: RedirState = step.state
         acts = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
-        if state.standing is None or bool(acts.all()) or not self._is_checked(step, state):
+        if state.standing is None or not may_hold(~acts) or not self._is_checked(step, state):
             return None
         state.candidate_level = state.level
         if self.config.escalation == "evidence":
             state.candidate_level = at_once(state.level, self.config.patience, self._checks_left(step))
         original = dataclasses.replace(step, conditioning=state.standing)
-        cond = self._shifted(original, state, torch.ones_like(state.image_weight), state.candidate_level).cond
+        cond = self._chosen(original, state, torch.ones_like(state.image_weight), state.candidate_level)[0].cond
         return cond.map(lambda part: part[None])
 
     def on_prediction(self, step: Step) -> Tensor:
@@ -205,7 +203,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         weight = self._gate(score, self.config.image_threshold) * (~acts)
         fired = (score.detach() >= self.config.image_threshold) & ~acts
         is_hard = self.config.gate == "hard"
-        if is_hard and not bool(fired.any()):
+        if is_hard and not may_hold(fired):
             return pred
         state.fired_now, state.score_before = fired, score
         state.image_weight = torch.maximum(state.image_weight, weight)
@@ -262,7 +260,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         """Fresh noise where another prompt does not help; `answer="renoise"` only."""
         state: RedirState = step.state
         weight = state.renoised_now
-        if weight is None or not bool((weight > 0).any()):
+        if weight is None or not may_hold(weight > 0):
             return latents
         assert step.x0 is not None
         rows = weight.view(-1, *(1,) * (latents.ndim - 1))
@@ -309,11 +307,13 @@ class SafeRedir(Guard[SafeRedirConfig]):
             return self._finite(highest_over_frames(self.network.image_logits, x0, t), "image")
 
     def _finite(self, score: Tensor, name: str) -> Tensor:
-        if not bool(torch.isfinite(score.detach()).all()):
-            raise GuardError(
+        refuse_nonfinite(
+            score,
+            lambda: GuardError(
                 f"SafeRedir's {name} score for {self.config.concept!r} is not finite, so no image is returned; check the "
                 f"{'prompt embeddings' if name == 'prompt' else 'latents'} and the guard's weights."
-            )
+            ),
+        )
         return score
 
     def _gate(self, score: Tensor, threshold: float) -> Tensor:
@@ -324,16 +324,12 @@ class SafeRedir(Guard[SafeRedirConfig]):
         return soft if self.config.gate == "soft" else hard + (soft - soft.detach())
 
     def _check_prompt(self, step: Step, state: RedirState) -> None:
-        e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
-        given = PromptEmbeds(e0, step.pooled, real)
-        if state.given is None or not same_conditioning(given, state.given):
+        if state.source is None or not state.source.is_unchanged(step.conditioning.cond):
             require_fit(self.network.config, step, self.config.concept)
             require_calibrated_size(self.config, step)
             self._require_encoded(step)
-            state.given, state.redirection = (
-                given.map(lambda part: part.detach().clone()),
-                None,
-            )  # callers may write in place
+            e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
+            state.source, state.redirection, state.kept = Source(step.conditioning.cond), None, {}
             state.score = self.prompt_score(e0, real, step.pooled) if self.config.use_prompt else None
             state.countdown = 0  # other embeddings than before are checked at once
         if state.score is None:
@@ -358,14 +354,17 @@ class SafeRedir(Guard[SafeRedirConfig]):
         texts = step.prompts or (None,) * len(step.prompt_embeds)
         rows = [row for row, text in enumerate(texts) if text is None]
         distance = self.manifold.distance(step.prompt_embeds[rows])
-        far = (~(distance <= self.manifold.bound)).nonzero()
-        if len(far):
-            index = int(far[0])
-            raise GuardError(
+        is_far = ~(distance <= self.manifold.bound)
+
+        def error() -> GuardError:
+            index = int(is_far.nonzero()[0])
+            return GuardError(
                 f"the prompt embeddings given for image {rows[index]} are none that the text encoder makes (distance "
                 f"{float(distance[index]):.3g}, at most {float(self.manifold.bound):.3g} expected), so this SafeRedir guard for "
                 f"{self.config.concept!r} generates nothing; give the prompt as text."
             )
+
+        refuse(is_far, error)
 
     def refusal_text(self) -> str | None:
         if self.config.embeds_test == "off" or self.manifold is not None:
@@ -379,25 +378,65 @@ class SafeRedir(Guard[SafeRedirConfig]):
     # ------------------------------------------------------------------ embeddings
 
     def _redirected(self, step: Step, state: RedirState, weight: Tensor) -> Conditioning:
-        answer = self._shifted(step, state, weight, state.level)
-        strength = relative_shift(answer.cond.prompt.detach(), step.prompt_embeds.detach())
+        answer, strength = self._chosen(step, state, weight, state.level)
         state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
         return answer
 
-    def _shifted(self, step: Step, state: RedirState, weight: Tensor, level: Tensor) -> Conditioning:
-        e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
+    def _chosen(self, step: Step, state: RedirState, weight: Tensor, level: Tensor) -> tuple[Conditioning, Tensor]:
+        """(redirected conditioning, (B, L) how far its tokens are moved), of each image at its level.
+
+        With hard gates and without gradients each level's is made once for the embeddings of the run, and rows are chosen of it.
+        """
+        is_hard = bool(self.config.gate == "hard")
+        if not is_hard or torch.is_grad_enabled() or self.config.redirect_uncond:
+            answer = self._shifted(step, state, weight, level)
+            return answer, relative_shift(answer.cond.prompt.detach(), step.prompt_embeds.detach())
+        self._require_finite(self._redirection(step, state), weight, state)
+        acts, e0, pooled = weight > 0, step.prompt_embeds, step.pooled
+        highest = 2 if self.anchor is not None or self.anchor_pooled is not None else 1
+        chosen: Kept | None = None
+        for rung in range(highest + 1):
+            rows = acts & (level >= rung)  # an image at a level above 0 is redirected
+            if not may_hold(rows):
+                break
+            kept = self._kept(step, state, rung)
+            chosen = kept.onto(chosen or Kept(e0, pooled, torch.zeros_like(kept.strength)), rows)
+        if chosen is None:
+            return step.conditioning, torch.zeros(e0.shape[:2], device=e0.device)
+        return step.conditioning.with_cond(prompt=chosen.prompt, pooled=chosen.pooled), chosen.strength
+
+    def _kept(self, step: Step, state: RedirState, level: int) -> Kept:
+        """All images redirected at one level."""
+        if level not in state.kept:
+            levels = torch.full_like(state.level, level)
+            answer = self._shifted(step, state, torch.ones_like(state.prompt_weight), levels, is_checked=True).cond
+            strength = relative_shift(answer.prompt, step.prompt_embeds)
+            state.kept[level] = Kept(answer.prompt, answer.pooled, strength)
+        return state.kept[level]
+
+    def _redirection(self, step: Step, state: RedirState) -> Redirection:
+        """Of the embeddings of the run; made once."""
         if state.redirection is None:
+            e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
             with torch.autocast(e0.device.type, enabled=False):
                 state.redirection = self.network.redirection(e0, real, step.pooled)
-        redirection = state.redirection
-        self._require_finite(redirection, weight)
+        redirection: Redirection = state.redirection
+        return redirection
+
+    def _shifted(
+        self, step: Step, state: RedirState, weight: Tensor, level: Tensor, *, is_checked: bool = False
+    ) -> Conditioning:
+        e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
+        redirection = self._redirection(step, state)
+        if not is_checked:
+            self._require_finite(redirection, weight, state)
         network: RedirectorConfig = self.network.config
         scale = self.config.scale * torch.where(level > 0, self.config.escalation_scale, 1.0)
         active = weight[:, None].expand(-1, redirection.mask.shape[1])
         common = (redirection, active, scale, network.max_shift)
         prompt = redirect(e0, *common, prompt_mask=real, exempt_bos=network.exempt_bos)
         replaced = level > 1
-        if self.anchor is not None and bool(replaced.any()):
+        if self.anchor is not None and may_hold(replaced):
             swapped = replaced.view(-1, 1, 1) & step.prompt_mask.bool()[..., None]
             prompt = torch.where(swapped, match_length(self.anchor, e0.shape[1]).to(e0), prompt)
         pooled = step.pooled
@@ -410,17 +449,19 @@ class SafeRedir(Guard[SafeRedirConfig]):
             answer = answer.with_uncond(prompt=step.negative_prompt_embeds + (prompt - e0))
         return answer
 
-    def _require_finite(self, redirection: Redirection, weight: Tensor) -> None:
+    def _require_finite(self, redirection: Redirection, weight: Tensor, state: RedirState) -> None:
         lost = ~redirection.finite & (weight.detach() > 0)
-        if not bool(lost.any()):
+        if not self.config.fail_closed:
+            state.left_alone = lost if state.left_alone is None else state.left_alone | lost
             return
-        rows = torch.nonzero(lost).flatten().tolist()
-        if self.config.fail_closed:
-            raise GuardError(
-                f"SafeRedir's redirection for {self.config.concept!r} is not finite for image(s) {rows}, so no image "
-                "is returned; check the prompt embeddings and the guard's weights."
-            )
-        logger.warning("SafeRedir left image(s) %s alone: the redirection is not finite.", rows)
+        refuse(
+            lost,
+            lambda: GuardError(
+                f"SafeRedir's redirection for {self.config.concept!r} is not finite for image(s) "
+                f"{lost.nonzero().flatten().tolist()}, so no image is returned; check the prompt embeddings and the guard's "
+                "weights."
+            ),
+        )
 
     # ------------------------------------------------------------------ records, weights
 

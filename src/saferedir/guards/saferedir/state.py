@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +14,59 @@ from saferedir.decisions import Decision
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.redirect import Redirection
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
+from saferedir.utils.broadcast import per_sample
+from saferedir.utils.device import is_readable, to_host
+
+logger = logging.getLogger(__name__)
 
 METHOD = "saferedir"
 #: a redirection that begins after this share of the steps comes when the layout is settled: the last score is then that of an
 #: image half redirected, which nothing was calibrated on
 LATE = 0.25
+
+
+class Kept(NamedTuple):
+    """Conditioning of all images redirected at one level.
+
+    Attributes:
+        prompt: (B, L, D).
+        pooled: (B, P), None where there is none.
+        strength: (B, L), how far each token was moved.
+    """
+
+    prompt: Tensor
+    pooled: Tensor | None
+    strength: Tensor
+
+    def onto(self, other: Kept, rows: Tensor) -> Kept:
+        """`other` with this in the place of `rows` (B,) bool."""
+        parts = (
+            theirs if mine is None or theirs is None else torch.where(per_sample(rows, mine), mine, theirs)
+            for mine, theirs in zip(self, other, strict=True)
+        )
+        return Kept(*parts)  # type: ignore[arg-type]
+
+
+class Source:
+    """Conditioning that something was made from, and whether another one still holds the same values.
+
+    On the CPU values are compared with a copy; elsewhere that would wait, so objects and their counts of writes are.
+    """
+
+    def __init__(self, given: PromptEmbeds) -> None:
+        self._given, self._writes = given, writes_of(given)
+        self._copy = given.map(lambda part: part.detach().clone()) if is_readable(given.prompt) else None
+
+    def is_unchanged(self, now: PromptEmbeds) -> bool:
+        """Whether `now` has the values that were given."""
+        if self._copy is not None and is_readable(now.prompt):
+            return same_conditioning(now, self._copy)
+        return now.is_same(self._given) and writes_of(now) == self._writes
+
+
+def writes_of(given: PromptEmbeds) -> tuple[int, ...]:
+    """How often each part was written to in place; tensors made for inference alone do not count."""
+    return tuple(-1 if part is None or part.is_inference() else part._version for part in given)
 
 
 @dataclass
@@ -44,10 +94,12 @@ class RedirState:
     countdown: int = 0
     image_countdown: int = 0
     standing: Conditioning | None = None  # what this step's redirection is made from
-    given: PromptEmbeds | None = None  # copy of the conditioning that `score` and `redirection` belong to
+    source: Source | None = None  # what `score`, `redirection` and `kept` were made from
     score: Tensor | None = None
     image_score: Tensor | None = None  # of the latest check
     redirection: Redirection | None = None
+    kept: dict[int, Kept] = field(default_factory=dict)  # by level
+    left_alone: Tensor | None = None  # (B,) bool, whose redirection was not finite
     strengths: Tensor | None = None  # (B, L)
     run_warning: str | None = None  # why this run's record says less than usual
     weak_end: str | None = None  # why its last image verdict says little
@@ -63,7 +115,8 @@ class RedirState:
 
 def row_seeds(latents: Tensor) -> tuple[int, ...]:
     """A seed for each row of the latents that a run begins with."""
-    return tuple(zlib.crc32(row.detach().float().cpu().numpy().tobytes()) for row in latents)
+    (copied,) = to_host(latents.detach().float())
+    return tuple(zlib.crc32(row.numpy().tobytes()) for row in copied)
 
 
 def same_conditioning(first: PromptEmbeds, second: PromptEmbeds) -> bool:
@@ -79,32 +132,62 @@ def relative_shift(prompt: Tensor, e0: Tensor) -> Tensor:
 
 
 def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
-    """One record per image, in batch order."""
-    prompt = torch.stack(state.prompt_scores).cpu() if state.prompt_scores else None
-    image = torch.stack(state.image_scores).cpu() if state.image_scores else None
+    """One record per image, in batch order; everything is read in one copy."""
+    nothing = torch.zeros(0, device=state.level.device)
+    none_left = state.level.new_zeros(len(state.level), dtype=torch.bool)
+    (
+        prompt,
+        image,
+        strengths,
+        first_fired,
+        levels,
+        prompt_weight,
+        image_weight,
+        redirected,
+        is_high,
+        is_retried,
+        renoised_steps,
+        left,
+    ) = to_host(
+        torch.stack(state.prompt_scores) if state.prompt_scores else nothing,
+        torch.stack(state.image_scores) if state.image_scores else nothing,
+        nothing if state.strengths is None else state.strengths,
+        state.first_fired,
+        state.level,
+        state.prompt_weight,
+        state.image_weight,
+        state.redirected,
+        state.is_high,
+        state.is_retried,
+        state.renoised,
+        none_left if state.left_alone is None else state.left_alone,
+    )
+    if bool(left.any()):
+        rows = left.nonzero().flatten().tolist()
+        logger.warning("SafeRedir left image(s) %s alone: the redirection is not finite.", rows)
     thresholds = {"prompt": config.prompt_threshold, "image": config.image_threshold}
     if config.last_threshold is not None:
         thresholds["last"] = config.last_threshold
     records = []
-    for row in range(len(state.level)):
-        fired = int(state.first_fired[row]) >= 0
-        level = int(state.level[row])
-        weights = {"prompt": state.prompt_weight, "image": state.image_weight}
+    for row in range(len(levels)):
+        first = int(first_fired[row])
+        fired, level = first >= 0, int(levels[row])
+        weights = {"prompt": prompt_weight, "image": image_weight}
         by = [name for name, weight in weights.items() if weight[row].item() > 0.5]
-        late = fired and int(state.first_fired[row]) > LATE * state.num_steps
-        unresolved = bool(state.is_high[row]) or late
+        late = fired and first > LATE * state.num_steps
+        unresolved = bool(is_high[row]) or late
         message = ""
         if fired:
             why = f"its {' and '.join(by) or 'prompt'} score"
-            if bool(state.is_retried[row]):
+            if bool(is_retried[row]):
                 why = "request, whatever its scores"
-            message = f"Redirected by {why} from step {int(state.first_fired[row])}."
+            message = f"Redirected by {why} from step {first}."
         if late:
             message = f"{message} That was after the layout of the image had settled; block this image."
-        if bool(state.is_high[row]):
+        if bool(is_high[row]):
             message = f"{message} The image score was still above its threshold at the end; block this image."
-        if int(state.renoised[row]):
-            message = f"{message} Fresh noise was put on its latents after {int(state.renoised[row])} of the steps."
+        if renoised := int(renoised_steps[row]):
+            message = f"{message} Fresh noise was put on its latents after {renoised} of the steps."
         message = " ".join(part for part in (message.strip(), state.run_warning, state.weak_end) if part)
         records.append(
             Decision(
@@ -113,16 +196,16 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
                 image=row,
                 fired=fired,
                 action="escalated" if level else "redirected" if fired else "none",
-                prompt_score=None if prompt is None else float(prompt[:, row].max()),
-                image_score=None if image is None else float(image[:, row].max()),
+                prompt_score=float(prompt[:, row].max()) if state.prompt_scores else None,
+                image_score=float(image[:, row].max()) if state.image_scores else None,
                 thresholds=thresholds,
-                first_fired_step=int(state.first_fired[row]) if fired else None,
-                steps_redirected=int(state.redirected[row]),
+                first_fired_step=first if fired else None,
+                steps_redirected=int(redirected[row]),
                 unresolved=unresolved,
                 unverified=state.weak_end is not None,
-                token_strengths=tuple(state.strengths[row].tolist()) if fired and state.strengths is not None else None,
-                prompt_scores=() if prompt is None else tuple(prompt[:, row].tolist()),
-                image_scores=() if image is None else tuple(image[:, row].tolist()),
+                token_strengths=tuple(strengths[row].tolist()) if fired and state.strengths is not None else None,
+                prompt_scores=tuple(prompt[:, row].tolist()) if state.prompt_scores else (),
+                image_scores=tuple(image[:, row].tolist()) if state.image_scores else (),
                 message=message,
             )
         )

@@ -35,21 +35,22 @@ from saferedir.guards.base import Conditioning, Guard, GuardConfig, Run, SkipFea
 from saferedir.guards.guidance import Tally, encode_phrases
 from saferedir.guards.safree.config import SafreeConfig
 from saferedir.guards.safree.math import away, damped, is_filtered
-from saferedir.guards.safree.tokens import Segment, concept_basis, make_segment
+from saferedir.guards.safree.tokens import Segment, analyse, concept_basis, concept_states, make_segment, masked_copies
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.text_encoders import TextEncoder
+from saferedir.utils.device import may_hold, refuse, to_host
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class SafreeState:
-    """State of one run: V of P_C for each text encoder, the negative rows, and what is set when the prompts are known."""
+    """State of one run: C of each text encoder, the negative rows, and what is set when the prompts are known, V of P_C first."""
 
     tally: Tally
-    retry_level: Tensor
     concepts: list[tuple[TextEncoder, Tensor]]
     negative: PromptEmbeds | None
+    bases: list[Tensor] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     unfiltered: Tensor | None = None  # prompt embeddings of this call before the filter
     now: Tensor | None = None  # (B,) bool, images filtered in this call
@@ -79,24 +80,39 @@ class Safree(Guard[SafreeConfig]):
             )
         concepts = []
         for text_encoder in text_encoders:
-            concepts.append((text_encoder, concept_basis(text_encoder, texts, self.config)))
-            logger.debug(
-                "%d phrases span %d dimensions in %s", len(texts), concepts[-1][1].shape[1], text_encoder.facts.encoder
-            )
+            concepts.append((text_encoder, concept_states(text_encoder, texts)))
         negative = encode_phrases(run, ", ".join(texts), self.method) if self.config.negative else None
-        retry_level = torch.tensor(run.retry_level or (0,) * run.batch_size, device=run.device)
-        return SafreeState(Tally(run), retry_level, concepts, negative)
+        return SafreeState(Tally(run), concepts, negative)
 
     def on_prompt(self, step: Step) -> Tensor | Conditioning:
         state: SafreeState = step.state
         self._check_prompts(step, [text_encoder for text_encoder, _ in state.concepts])
-        placed = [
-            (text_encoder, concept) for text_encoder, concept in state.concepts if text_encoder.tokens is not None
+        texts = dict.fromkeys(text for text in step.prompts if text is not None)
+        masked = [
+            [
+                masked_copies(text_encoder, text, self.config)
+                for text in (texts if text_encoder.tokens is not None else ())
+            ]
+            for text_encoder, _ in state.concepts
         ]
-        state.segments = [
-            make_segment(step, text_encoder, concept, state.retry_level, self.config)
-            for text_encoder, concept in placed
+        pooled = [
+            [phrases, *(copies.pooled for copies in of_encoder)]
+            for (_, phrases), of_encoder in zip(state.concepts, masked, strict=True)
         ]
+        host = iter(to_host(*(states for of_encoder in pooled for states in of_encoder)))  # bases need their ranks
+        state.bases, state.segments = [], []
+        for (text_encoder, _), of_encoder in zip(state.concepts, masked, strict=True):
+            concept = concept_basis(next(host), self.config)
+            logger.debug(
+                "%d phrases span %d dimensions in %s",
+                len(self.config.texts), concept.shape[1], text_encoder.facts.encoder,
+            )  # fmt: skip
+            analysed = [analyse(copies._replace(pooled=next(host)), concept, self.config) for copies in of_encoder]
+            known = {text: analysis.to(step.run.device) for text, analysis in zip(texts, analysed, strict=False)}
+            basis = concept.to(step.run.device)
+            state.bases.append(basis)
+            if text_encoder.tokens is not None:
+                state.segments.append(make_segment(step, text_encoder, basis, known, self.config))
         if state.negative is None:
             return step.prompt_embeds
         return step.conditioning._replace(uncond=state.negative)
@@ -107,7 +123,7 @@ class Safree(Guard[SafreeConfig]):
         state.now = torch.zeros_like(state.tally.calls, dtype=torch.bool)
         for text_encoder, tokens, new, last, _ in state.segments:
             is_now = is_filtered(step.index, step.num_steps, last, self.config.mode == "faithful") & tokens.any(dim=1)
-            if not bool(is_now.any()):
+            if not may_hold(is_now):
                 continue
             assert text_encoder.tokens is not None and text_encoder.channels is not None
             region = (slice(None), text_encoder.tokens, text_encoder.channels)
@@ -119,7 +135,7 @@ class Safree(Guard[SafreeConfig]):
         if prompt is step.prompt_embeds:
             return prompt
         pooled = step.pooled
-        for text_encoder, concept in state.concepts:
+        for (text_encoder, _), concept in zip(state.concepts, state.bases, strict=True):
             if text_encoder.tokens is None and step.pooled is not None:
                 pooled = torch.where(
                     state.now[:, None], away(step.pooled.float(), concept).to(step.pooled), step.pooled
@@ -129,7 +145,7 @@ class Safree(Guard[SafreeConfig]):
     def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         state: SafreeState = step.state
         assert state.unfiltered is not None and state.now is not None
-        return PromptEmbeds(state.unfiltered[None]) if bool(state.now.any()) else None
+        return PromptEmbeds(state.unfiltered[None]) if may_hold(state.now) else None
 
     def on_skip_features(self, step: Step, skip: SkipFeatures) -> Tensor:
         factors = self.config.lra_factors
@@ -144,8 +160,9 @@ class Safree(Guard[SafreeConfig]):
         idle = f"No token was filtered{'; the phrases replaced the negative prompt only' if has_negative else ''}."
         state.tally.was_guided = True  # and where it is not, the filter needs no guidance
         thresholds = {} if self.config.margin is None else {"margin": self.config.margin}
+        (read,) = state.tally.read(torch.stack([segment.score for segment in state.segments]))
+        scores = read.amax(dim=0).tolist()
         decisions = state.tally.decisions(self.method, self.config, "redirected", fired, thresholds)
-        scores = torch.stack([segment.score for segment in state.segments]).amax(dim=0).tolist()
         return [
             replace(decision, prompt_score=score, message=decision.message or idle)
             for decision, score in zip(decisions, scores, strict=True)
@@ -162,8 +179,10 @@ class Safree(Guard[SafreeConfig]):
         for text_encoder in text_encoders:
             if text_encoder.tokens is not None:
                 left[text_encoder.tokens, text_encoder.channels] = False
-        if bool(left.any()):
-            raise GuardError(
+        refuse(
+            left,
+            lambda: GuardError(
                 "SAFREE cannot filter all of these prompt embeddings, because a text encoder is missing or their length is "
                 "unusual, so no image is returned; load all text encoders, or call with `prompt`."
-            )
+            ),
+        )

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saferedir.utils.device import is_readable
+
 #: what the phrases are about -> (k, t0) of the filter's length
 CALIBRATIONS = {"general": (2.5, 5.333), "artists": (3.5, 5.5)}
 LONGEST = 10.0  # gamma
@@ -61,7 +63,10 @@ def filtered(states: Tensor, concept: Tensor, prompt_basis: Tensor | None, order
 
 def strength(states: Tensor, new: Tensor, attended: Tensor) -> Tensor:
     """b (): 1 - the mean cosine between T and New over the attended tokens (L,)."""
-    return 1 - F.cosine_similarity(states, new, dim=-1)[attended].mean()
+    cosine = F.cosine_similarity(states, new, dim=-1)
+    if is_readable(attended):
+        return 1 - cosine[attended].mean()
+    return 1 - torch.where(attended, cosine, 0.0).sum() / attended.sum()
 
 
 def last_step(b: Tensor, calibration: str) -> Tensor:

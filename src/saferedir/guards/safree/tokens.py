@@ -6,7 +6,7 @@ The guard is guard.py. Shapes: tokens (L,), their states (L, d), bases V (d, r).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,6 +41,10 @@ class Analysis(NamedTuple):
     prompt_basis: Tensor | None
     ids: Tensor | None
 
+    def to(self, device: torch.device) -> Analysis:
+        """On another device."""
+        return Analysis(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
+
 
 class Segment(NamedTuple):
     """One encoder's part of the prompts: tokens to replace (B, L) bool, by what (B, L, d), in steps 0..t' (B,); score b (B,)."""
@@ -52,35 +56,58 @@ class Segment(NamedTuple):
     score: Tensor
 
 
-def concept_basis(text_encoder: TextEncoder, phrases: Sequence[str], config: SafreeConfig) -> Tensor:
+class Masked(NamedTuple):
+    """One text on the CPU: ids (1, L), words and attended (L,) bool; the pooled states of its masked copies, (n, d), where they
+    were made.
+    """
+
+    ids: Tensor
+    words: Tensor
+    attended: Tensor
+    pooled: Tensor
+
+
+def concept_states(text_encoder: TextEncoder, phrases: Sequence[str]) -> Tensor:
+    """C, (K, d): pooled states of the phrases."""
+    return _pooled(text_encoder, text_encoder.ids(phrases))
+
+
+def concept_basis(states: Tensor, config: SafreeConfig) -> Tensor:
     """V of P_C, (d, r)."""
-    return basis(_pooled(text_encoder, text_encoder.ids(phrases)), _tolerance(len(phrases), config))
+    return basis(states, _tolerance(len(states), config))
 
 
-def analyse(text_encoder: TextEncoder, concept: Tensor, text: str, config: SafreeConfig) -> Analysis:
-    """Mask one word after the other and see which ones hold the text near the concept."""
+def masked_copies(text_encoder: TextEncoder, text: str, config: SafreeConfig) -> Masked:
+    """Copies of a text with one word after the other masked."""
     is_faithful = config.mode == "faithful"
-    ids = text_encoder.ids([text], keep_end=not is_faithful)
+    ids = text_encoder.ids([text], keep_end=not is_faithful, device="cpu")
     words, attended = text_encoder.words(ids)[0], text_encoder.attended(ids)[0]
     if is_faithful:
         words[text_encoder.first_word + FAITHFUL_WORDS :] = False
     positions = words.nonzero()[:, 0]
-    if not len(positions):
-        return Analysis(words, words, attended, None, ids)
     copies = ids.repeat(len(positions), 1)
-    copies[torch.arange(len(positions), device=ids.device), positions] = text_encoder.mask_id
-    masked = _pooled(text_encoder, copies)
-    is_trigger = words.clone()
-    is_trigger[positions] = triggers(masked, concept, math.inf if config.margin is None else config.margin)
-    return Analysis(is_trigger, words, attended, basis(masked, _tolerance(len(positions), config)), ids)
+    copies[torch.arange(len(positions)), positions] = text_encoder.mask_id
+    width = int(text_encoder.encoder.config.hidden_size)
+    pooled = _pooled(text_encoder, copies.to(text_encoder.device)) if len(positions) else torch.zeros(0, width)
+    return Masked(ids, words, attended, pooled)
+
+
+def analyse(masked: Masked, concept: Tensor, config: SafreeConfig) -> Analysis:
+    """Which words hold the text near the concept, by its masked copies; everything on the CPU."""
+    if not len(masked.pooled):
+        return Analysis(masked.words, masked.words, masked.attended, None, masked.ids)
+    is_trigger, margin = masked.words.clone(), math.inf if config.margin is None else config.margin
+    is_trigger[masked.words] = triggers(masked.pooled, concept, margin)
+    prompt_basis = basis(masked.pooled, _tolerance(len(masked.pooled), config))
+    return Analysis(is_trigger, masked.words, masked.attended, prompt_basis, masked.ids)
 
 
 def make_segment(
-    step: Step, text_encoder: TextEncoder, concept: Tensor, retry_level: Tensor, config: SafreeConfig
+    step: Step, text_encoder: TextEncoder, concept: Tensor, known: Mapping[str, Analysis], config: SafreeConfig
 ) -> Segment:
-    """The filter on the tokens of one text encoder, for each image by itself; `retry_level` (B,) as in the run."""
-    texts = step.prompts or (None,) * len(retry_level)
-    known = {text: analyse(text_encoder, concept, text, config) for text in set(texts) if text is not None}
+    """The filter on the tokens of one text encoder, for each image by itself; `known`: what is known of each text."""
+    texts = step.prompts or (None,) * step.run.batch_size
+    retry_level = step.run.retry_level or (0,) * step.run.batch_size
     rows = []
     for image, text in enumerate(texts):
         states = step.prompt_embeds[image, text_encoder.tokens, text_encoder.channels].float()

@@ -1,0 +1,89 @@
+"""Guarded runs on a device: how often the host waits for it, and that images are those of the CPU, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.contract.guards import GUARDS, PROMPT
+from tests.tiny_pipelines import PIPELINES, run
+
+import saferedir as sr
+from saferedir.errors import GuardError
+from saferedir.guard import Guard, GuardConfig, Step
+from saferedir.utils.device import rehearsal
+
+ROOT = Path(__file__).parents[2]
+#: distances to all references are summed on a device, on the CPU those to the near ones
+CLOSE = {"spell"}
+
+
+@pytest.fixture(scope="module")
+def pipes() -> dict[str, Any]:
+    return {name: PIPELINES[name].build() for name in ("sd", "flux-true-cfg")}
+
+
+@pytest.mark.parametrize("name", ["sd", "flux-true-cfg"])
+@pytest.mark.parametrize("label", [name for name, case in GUARDS.items() if case.is_method])
+def test_images_are_the_same_when_nothing_is_read_before_the_end(pipes: Any, name: str, label: str) -> None:
+    case, guard = PIPELINES[name], GUARDS[label]
+    if guard.lacks(case):
+        pytest.skip(guard.lacks(case))
+    images = []
+    for is_rehearsal in (False, True):
+        try:
+            with sr.attach(pipes[name], guard.make(pipes[name], case)):
+                if is_rehearsal:
+                    with rehearsal():
+                        images.append(run(case, pipes[name], [PROMPT, "the moon"]))
+                else:
+                    images.append(run(case, pipes[name], [PROMPT, "the moon"]))
+        except GuardError as refusal:
+            pytest.skip(str(refusal))
+    if label in CLOSE:
+        torch.testing.assert_close(images[1], images[0], rtol=1e-4, atol=1e-4)
+    else:
+        assert torch.equal(images[1], images[0])
+
+
+class Poison(Guard[GuardConfig]):
+    """Puts NaN into the prediction of one step."""
+
+    method = "poison"
+
+    def __init__(self, step: int) -> None:
+        super().__init__(GuardConfig(concept="star"))
+        self.step = step
+
+    def on_prediction(self, step: Step) -> torch.Tensor:
+        assert step.pred is not None
+        return step.pred * float("nan") if step.index == self.step else step.pred
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_nan_of_any_step_is_refused_before_the_image_leaves(pipes: Any, step: int) -> None:
+    with sr.attach(pipes["sd"], Poison(step)) as attached:
+        with rehearsal(), pytest.raises(GuardError, match="NaN"):
+            run(PIPELINES["sd"], pipes["sd"], PROMPT)
+        assert not attached.decisions and attached.runs == 0
+
+
+def test_a_guarded_step_does_not_wait(tmp_path: Path) -> None:
+    """In a process of its own: PyTorch does not forget the pretend device."""
+    out = tmp_path / "syncs.json"
+    methods = [name for name, case in GUARDS.items() if case.is_method]
+    command = [sys.executable, str(ROOT / "benchmarks" / "syncs.py"), "--pipelines", "sd", "--json", str(out)]
+    subprocess.run(
+        [*command, "--guards", *methods, "watcher", "--selftest"], check=True, capture_output=True, timeout=300
+    )
+    rows = [row for row in json.loads(out.read_text()) if row["guard"] != "bare"]
+    assert {row["guard"] for row in rows} == {*methods, "watcher"}
+    waits = {row["guard"]: (row["step"]["waits"], row["run"]["waits"], row["attach"]["waits"]) for row in rows}
+    assert all(step <= 0 for step, _, _ in waits.values()), waits
+    assert all(in_run <= 4 and attaching <= 2 for _, in_run, attaching in waits.values()), waits
+    assert all(row["step"]["copies"] <= 0 for row in rows), rows
