@@ -24,10 +24,11 @@ from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig, redirect, redirect_pooled
 from saferedir.guards.saferedir.rows import strongest
+from saferedir.guards.saferedir.state import Source
 from saferedir.guards.saferedir.trained_text import require_trained_settings
-from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.text_settings import TextSettings
 from saferedir.utils.checks import is_number
+from saferedir.utils.device import may_hold, refuse, refuse_nonfinite, to_host
 
 METHOD = "saferedir_many"
 
@@ -95,7 +96,7 @@ class ManyState:
     is_retried: Tensor  # (B,) bool, redirected from step 0
     prompt: Tensor  # (B, K) prompt scores of the embeddings of the run
     image_peak: Tensor  # (B, K) highest image score
-    given: PromptEmbeds | None = None  # the embeddings that `prompt` belongs to
+    source: Source | None = None  # what `prompt` was made from
     strengths: Tensor | None = None  # (B, L)
 
 
@@ -145,7 +146,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             device=device,
         )
         is_off = torch.tensor([name in config.off for name in config.concepts], device=device)
-        retried = torch.tensor(run.retry_level or (0,) * rows, device=device)
+        retried = run.retry_levels
 
         def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
@@ -176,8 +177,10 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         with torch.autocast(e0.device.type, enabled=False):
             redirection = self.network.redirection(e0, real, step.pooled, chosen=chosen)
         lost = ~redirection.finite & is_redirected
-        if bool(lost.any()):
-            raise GuardError(f"{self._title} made a redirection that is not finite, so no image is returned.")
+        refuse(
+            lost,
+            lambda: GuardError(f"{self._title} made a redirection that is not finite, so no image is returned."),
+        )
         scale = self.config.scale * torch.where(state.level > 0, self.config.escalation_scale, 1.0)
         common = (redirection, weight, scale, network.max_shift)
         prompt = redirect(e0, *common, prompt_mask=real, exempt_bos=network.exempt_bos)
@@ -185,7 +188,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             min=1e-6
         )
         state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
-        if not bool(is_redirected.any()):
+        if not may_hold(is_redirected):
             return step.conditioning
         pooled = step.pooled
         if pooled is not None and redirection.pooled_delta is not None:
@@ -201,12 +204,11 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         return acts | (nearest & state.is_retried[:, None]), margin
 
     def _score_prompt(self, step: Step, state: ManyState) -> None:
-        e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
-        given = PromptEmbeds(e0, step.pooled, real)
-        if state.given is not None and _same(given, state.given):
+        if state.source is not None and state.source.is_unchanged(step.conditioning.cond):
             return
+        e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         require_fit(self.network.config, step, self.config.concept)
-        state.given = given.map(lambda part: part.detach().clone())  # callers may write in place
+        state.source = Source(step.conditioning.cond)  # callers may write in place
         with torch.autocast(e0.device.type, enabled=False):
             state.prompt = self._finite(self.network.prompt_logits(e0, real, step.pooled), "prompt")
 
@@ -229,29 +231,38 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             return self._finite(highest_over_frames(self.network.image_logits, x0, t, each=True), "image")
 
     def _finite(self, score: Tensor, name: str) -> Tensor:
-        if not bool(torch.isfinite(score.detach()).all()):
-            raise GuardError(f"a {name} score of {self._title} is not finite, so no image is returned.")
+        refuse_nonfinite(
+            score, lambda: GuardError(f"a {name} score of {self._title} is not finite, so no image is returned.")
+        )
         return score
 
     # --- records and weights
 
     def verdict(self, run: Run, state: ManyState) -> list[Decision]:
         """One record an image: of the concept furthest above its threshold, and the names of all that acted."""
-        _, margin = self._acting(state)
+        nothing = torch.zeros(0, device=state.level.device)
+        margin, first_fired, is_high, image_peak, levels, prompt, redirected, strengths = to_host(
+            self._acting(state)[1],
+            state.first_fired,
+            state.is_high,
+            state.image_peak,
+            state.level,
+            state.prompt,
+            state.redirected,
+            nothing if state.strengths is None else state.strengths,
+        )
         decisions = []
         for row in range(run.batch_size):
             fired = [
-                name
-                for name, step in zip(self.config.concepts, state.first_fired[row].tolist(), strict=True)
-                if step >= 0
+                name for name, step in zip(self.config.concepts, first_fired[row].tolist(), strict=True) if step >= 0
             ]
-            high = [name for name, flag in zip(self.config.concepts, state.is_high[row].tolist(), strict=True) if flag]
+            high = [name for name, flag in zip(self.config.concepts, is_high[row].tolist(), strict=True) if flag]
             top = int(margin[row].argmax())
-            first = [step for step in state.first_fired[row].tolist() if step >= 0]
+            first = [step for step in first_fired[row].tolist() if step >= 0]
             message = f"Redirected from {', '.join(fired)}." if fired else ""
             if high:
                 message = f"{message} At the end it still seemed to show {', '.join(high)}; block this image.".strip()
-            image = float(state.image_peak[row, top])
+            image = float(image_peak[row, top])
             decisions.append(
                 Decision(
                     guard=METHOD,
@@ -259,19 +270,17 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                     concepts=tuple(fired),
                     image=row,
                     fired=bool(fired),
-                    action="escalated" if fired and int(state.level[row]) else "redirected" if fired else "none",
-                    prompt_score=float(state.prompt[row, top]),
+                    action="escalated" if fired and int(levels[row]) else "redirected" if fired else "none",
+                    prompt_score=float(prompt[row, top]),
                     image_score=image if image > -torch.inf else None,
                     thresholds={
                         "prompt": self.config.prompt_thresholds[top],
                         "image": self.config.image_thresholds[top],
                     },
                     first_fired_step=min(first) if first else None,
-                    steps_redirected=int(state.redirected[row]),
+                    steps_redirected=int(redirected[row]),
                     unresolved=bool(high),
-                    token_strengths=tuple(state.strengths[row].tolist())
-                    if fired and state.strengths is not None
-                    else None,
+                    token_strengths=tuple(strengths[row].tolist()) if fired and state.strengths is not None else None,
                     message=message,
                 )
             )
@@ -298,8 +307,3 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             raise GuardConfigError("model.safetensors holds values that are not finite; train the guard again.")
         self.network.load_state_dict({n: t.to(current[n].dtype) for n, t in tensors.items()})
         self._has_weights = True
-
-
-def _same(first: PromptEmbeds, second: PromptEmbeds) -> bool:
-    parts = zip(first, second, strict=True)
-    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in parts)
