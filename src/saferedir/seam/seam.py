@@ -25,6 +25,7 @@ from saferedir.pipelines.denoiser_call import Call, Edit
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.own_adapters import fused_adapters, own_adapters, unknown_adapters
 from saferedir.pipelines.packing import Grid
+from saferedir.pipelines.schedules import on_host
 from saferedir.pipelines.solver import Solver, history_of
 from saferedir.pipelines.text_settings import text_settings
 from saferedir.seam.begin import is_unguided_now, latent_channels, run_of
@@ -364,7 +365,7 @@ class Seam:
             for guard in enabled:
                 call_guard(guard, "check_text", guard.check_text, text)
         if any(guard.uses("extra_latents") for guard in enabled):
-            timesteps = tuple(scheduler.timesteps[offset : offset + run.num_evaluations + 1])
+            timesteps = tuple(on_host(scheduler.timesteps)[offset : offset + run.num_evaluations + 1])
             run = replace(run, solver=Solver(scheduler, timesteps, self._packed, self._unpacked))
         texts = None if known_texts is None else partial(texts_of, records=known_texts.known())
         channels = latent_channels(denoiser, self.family, call.latents)
