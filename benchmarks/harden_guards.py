@@ -1,10 +1,12 @@
-"""Trains hardened SafeRedir guards for PictoWorld, each idea alone and all together, from the packaged ones.
+"""Trains hardened SafeRedir guards for PictoWorld, from the packaged ones: verdicts and redirection, or the verdicts alone.
 
-Run: python benchmarks/harden_guards.py --tasks star --variants image prompt both --out runs/hardened
+Run: python benchmarks/harden_guards.py --tasks star --variants both calibrated
+     python benchmarks/harden_guards.py --tasks star --variants image --start runs/hardened/{task}-both.raw --name final
 Prompts are those of guard-train: 700 pairs as the packaged guards had them, 500 whose attributes are phrased at levels of their
-own, and 300 in which other words, too, are misspelt; 500 benign prompts and 200 misspelt ones. Roll-outs: 240 of 20 steps, and 60
-each of 2, 4 and 6. Thresholds come from 416 roll-outs of guard-validation prompts, those left out of which the CNN judge says
-otherwise than the prompt. Roll-outs are shared by the variants; a killed run goes on.
+own, and 300 in which other words, too, are misspelt; 500 benign prompts and 200 misspelt ones. Roll-outs: --rollouts of 20 steps,
+and 60 each of 2, 4 and 6. Thresholds come from --validation roll-outs of guard-validation prompts (those of calibrate_guards.py,
+where there are some), but for those of which the CNN judge says otherwise than the prompt. "calibrated" is the packaged guard
+with such thresholds. Roll-outs are shared by the variants; a killed run goes on.
 """
 
 from __future__ import annotations

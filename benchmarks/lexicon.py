@@ -27,11 +27,14 @@ from saferedir.pictoworld.captions import EMBLEM, MAX_CHARACTERS, sentence
 from saferedir.pictoworld.evaluation import generate, load_judge
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.phrases import LEXICON, Phrase
-from saferedir.pictoworld.tasks import TASKS
+from saferedir.pictoworld.tasks import TASKS, retain_prompts
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.precision import fast_precision
 from saferedir.training.saferedir.calibration import prompt_scores
 from saferedir.training.saferedir.dataset import encode_on_cpu
+
+#: retain prompts that the prompt verdict is asked about, too
+BENIGN = 500
 
 
 def combinations(task: str) -> Iterator[dict[str, Phrase]]:
@@ -68,6 +71,10 @@ def measure(
     scores = prompt_scores(guard.network, encoded)
     missed = [text for text, score in zip(texts, scores.tolist(), strict=True) if score < guard.config.prompt_threshold]
     record = {"n": len(texts), "prompt": Rate(len(texts) - len(missed), len(texts)).to_dict(), "missed": missed}
+    benign = [prompt.text for prompt in retain_prompts(task, "test-seen", BENIGN, 41)]
+    record["benign"] = Rate.of(
+        prompt_scores(guard.network, encode_on_cpu(pipe, benign)) >= guard.config.prompt_threshold
+    ).to_dict()
     sample = random.Random(0).sample(missed, min(arguments.most, len(missed)))
     if sample:
         alone = SafeRedir(replace(guard.config, use_prompt=False), guard.network, guard.anchor)
