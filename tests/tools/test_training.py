@@ -39,8 +39,9 @@ def test_a_plan_from_before_a_field_came_is_the_plan_of_its_default(tmp_path: Pa
     assert WorldConfig().batch("denoiser") == 64 and WorldConfig().scaled(0.01).batch("judge") == 64
 
 
-def test_a_resumed_loop_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    config = LoopConfig(steps=8, learning_rate=0.1, warmup=2, ema=0.5, save_every=4, bf16=False)
+@pytest.mark.parametrize("muon", [0.0, 0.1])
+def test_a_resumed_loop_ends_where_an_uninterrupted_one_does(tmp_path: Path, muon: float) -> None:
+    config = LoopConfig(steps=8, learning_rate=0.1, warmup=2, ema=0.5, save_every=4, bf16=False, muon=muon)
 
     def run(checkpoint: Path, die_at: int | None) -> torch.nn.Module:
         torch.manual_seed(0)
@@ -52,7 +53,8 @@ def test_a_resumed_loop_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> 
             x = torch.randn(16, 3, generator=generator)
             return (module(x)[:, 0] - x.sum(1)).square().mean()
 
-        return fit(module, loss, config, checkpoint, progress=SILENT, label="toy")
+        matrices = [module.weight] if muon else []
+        return fit(module, loss, config, checkpoint, progress=SILENT, label="toy", matrices=matrices)
 
     whole = run(tmp_path / "a.ckpt", None)
     with pytest.raises(KeyboardInterrupt):

@@ -39,10 +39,13 @@ from tools.pictoworld.world2.text_encoders import (
     train_clip_tokenizer,
     train_t5_tokenizer,
 )
+from tools.pictoworld.world2.token_labels import LABELS, NOTHING, TokenReader, label_loss, token_labels
 
+from saferedir.pictoworld.world2.characters import CHARACTERS
 from saferedir.pictoworld.world2.evaluation import generate
 from saferedir.pictoworld.world2.judge import Judge
 from saferedir.pictoworld.world2.posters import POSTERS
+from saferedir.pictoworld.world2.scene import Item, Scene
 from saferedir.utils.progress import SILENT
 
 
@@ -136,3 +139,49 @@ def test_the_count_of_work_and_the_noise_levels() -> None:
     assert levels.median() == pytest.approx(0.6, abs=0.01)  # a half, shifted by 1.5
     assert pack(torch.zeros(2, 8, 16, 16)).shape == (2, 64, 32)
     assert pool_contents(3, 0)[:24] == list(POSTERS.values()) and len(pool_contents(3, 0)) == 24 * 9 + 3
+
+
+def test_a_token_is_labelled_with_the_thing_that_covers_it() -> None:
+    ring = Item("ring", "red", "striped", cx=16, cy=32, radius=11)
+    name = next(iter(CHARACTERS))
+    scene = Scene("white", (ring, Item(character=name, cx=48, cy=32, radius=11)), "left of")
+    labels = token_labels([scene, POSTERS[next(iter(POSTERS))]])
+    assert labels.shape == (2, 64, 4)
+    grid = labels[0].view(8, 8, 4)
+    words = [
+        [LABELS[kind][int(grid[row, column, i])] for i, kind in enumerate(LABELS)]
+        for row, column in ((3, 1), (4, 6), (0, 0))
+    ]
+    assert words == [
+        ["ring", "red", "striped", "white"],
+        [name, NOTHING, NOTHING, "white"],
+        [NOTHING, NOTHING, NOTHING, "white"],
+    ]
+    assert (labels[1, :, 0] != LABELS["kind"].index(NOTHING)).any()
+
+
+def test_reading_a_transformers_tokens_leaves_its_output_as_it_was() -> None:
+    transformer = build_transformer().requires_grad_(False)
+    torch.nn.init.normal_(transformer.proj_out.weight)
+    text_ids, image_ids = position_ids(torch.device("cpu"))
+    inputs = {
+        "hidden_states": torch.randn(2, 64, 32),
+        "encoder_hidden_states": torch.randn(2, 32, 128),
+        "pooled_projections": torch.randn(2, 128),
+        "timestep": torch.rand(2),
+        "img_ids": image_ids,
+        "txt_ids": text_ids,
+    }
+    expected = transformer(**inputs, return_dict=False)[0]
+    reader = TokenReader(transformer)
+    velocity, logits = reader(**inputs)
+    assert torch.equal(velocity, expected)
+    labels = torch.zeros(2, 64, 4, dtype=torch.long)
+    assert label_loss(logits, labels) > 0
+    perfect = torch.full_like(logits, -30.0)
+    start = 0
+    for values in LABELS.values():
+        perfect[..., start] = 30.0
+        start += len(values)
+    assert label_loss(perfect, labels) == 0
+    assert not reader.released().transformer_blocks[-1]._forward_hooks

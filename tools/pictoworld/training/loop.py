@@ -7,7 +7,7 @@ are written to a temporary name and renamed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ class LoopConfig:
     save_every: int = 200
     seed: int = 0
     bf16: bool = True
+    muon: float = 0.0  # peak learning rate of the matrices that Muon trains, see `fit`
 
 
 @contextmanager
@@ -48,10 +49,27 @@ def fast_cpu_kernels(device: torch.device, bf16: bool) -> Iterator[None]:
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:
     """Linear warm-up, then cosine decay to a tenth of the peak."""
+    return config.learning_rate * _share_of_peak(config, step)
+
+
+def _share_of_peak(config: LoopConfig, step: int) -> float:
     if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
+        return (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _optimisers(
+    parameters: Sequence[nn.Parameter], matrices: Sequence[nn.Parameter], config: LoopConfig
+) -> list[tuple[torch.optim.Optimizer, float]]:
+    """(optimiser, peak learning rate) pairs: AdamW for `parameters` without `matrices`, Muon for those."""
+    chosen = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in parameters if id(parameter) not in chosen]
+    adamw = torch.optim.AdamW(others, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    if not matrices:
+        return [(adamw, config.learning_rate)]
+    muon = torch.optim.Muon(matrices, lr=config.muon, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [(adamw, config.learning_rate), (muon, config.muon)]
 
 
 def fit(
@@ -63,26 +81,28 @@ def fit(
     progress: Progress,
     label: str,
     log: Callable[[dict[str, Any]], None] | None = None,
+    matrices: Sequence[nn.Parameter] = (),
 ) -> nn.Module:
     """Minimise `loss_fn(step, generator)` over the module's trainable parameters; returns the (averaged) module.
 
-    `checkpoint` is a file; when it exists, training goes on from it. The finished module is in eval mode.
+    `checkpoint` is a file; when it exists, training goes on from it. `matrices` are two-dimensional parameters of the
+    module that Muon (arXiv:2502.16982) trains at `config.muon`; AdamW trains the others. The finished module is in eval mode.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     device = parameters[0].device
-    optimiser = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
-    )
+    optimisers = _optimisers(parameters, matrices, config)
     average = [p.detach().clone() for p in parameters] if config.ema else []
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         module.load_state_dict(state["module"])
-        optimiser.load_state_dict(state["optimiser"])
+        for (optimiser, _), saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         average, start = state["average"], int(state["step"])
 
     def save(step: int) -> None:
-        state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step}
+        states = [optimiser.state_dict() for optimiser, _ in optimisers]
+        state = {"module": module.state_dict(), "optimisers": states, "average": average, "step": step}
         with replacing(checkpoint) as temporary:
             torch.save(state, temporary)
 
@@ -90,8 +110,9 @@ def fit(
     mean_loss = math.nan
     with progress.task(label, config.steps, start) as advance:
         for step in range(start, config.steps):
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate_at(config, step)
+            for optimiser, peak in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = peak * _share_of_peak(config, step)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             with fast_cpu_kernels(device, config.bf16):
                 loss = loss_fn(step, generator)
@@ -101,8 +122,9 @@ def fit(
                 )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            for optimiser, _ in optimisers:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
             if config.ema:
                 decay = min(config.ema, (1 + step) / (10 + step))
                 torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)

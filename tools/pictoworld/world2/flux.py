@@ -25,9 +25,12 @@ from tools.pictoworld.training.loop import LoopConfig, fit
 from tools.pictoworld.world2.autoencoder import CHANNELS
 from tools.pictoworld.world2.latents import LATENT_SIZE, encoded_latents
 from tools.pictoworld.world2.text_encoders import SEQUENCE_LENGTH, WIDTH, tokenize
+from tools.pictoworld.world2.token_labels import TokenReader, label_loss, token_labels
 
 CAPTION_DROPOUT = 0.1
 SHIFT = 1.5  # of the timesteps towards noise, in training and in sampling
+LABEL_WEIGHT = 0.05  # of the tokens' labels in the loss, at the start; it falls to zero
+MUON = 2e-3  # learning rate of the blocks' matrices
 IMAGE_TOKENS = (LATENT_SIZE // 2) ** 2
 
 Content = Scene | Poster
@@ -158,7 +161,8 @@ def train_flux(
     latents = encoded_latents(vae.to(device), contents, folder / "latents.npy", progress, device)
     encoders = encoders[0].to(device), encoders[1].to(device)
     transformer = build_transformer().to(device)
-    forward = torch.compile(transformer, dynamic=False) if compiled else transformer
+    reader = TokenReader(transformer).to(device)
+    forward = torch.compile(reader, dynamic=False) if compiled else reader
     text_ids, image_ids = position_ids(device)
     first_other = len(POSTERS)
 
@@ -174,18 +178,25 @@ def train_flux(
         noise = torch.randn(clean.shape, generator=generator).to(device)
         sigma = noise_levels(batch, generator).to(device)
         mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
-        velocity = forward(
+        velocity, logits = forward(
             hidden_states=mixed,
             encoder_hidden_states=embeds,
             pooled_projections=pooled,
             timestep=sigma,
             img_ids=image_ids,
             txt_ids=text_ids,
-            return_dict=False,
-        )[0]
-        loss: Tensor = (velocity.float() - (noise - clean)).square().mean()
-        return loss
+        )
+        flow: Tensor = (velocity.float() - (noise - clean)).square().mean()
+        labels = token_labels([contents[row] for row in rows]).to(device)
+        return flow + LABEL_WEIGHT * (1 - step / steps) * label_loss(logits, labels)
 
-    config = LoopConfig(steps=steps, learning_rate=1e-3, warmup=300, seed=seed, ema=0.998, save_every=200, bf16=bf16)
-    fit(transformer, loss_fn, config, folder / "transformer.ckpt", progress=progress, label="flux", log=log)
-    return transformer
+    config = LoopConfig(
+        steps=steps, learning_rate=1e-3, muon=MUON, warmup=300, seed=seed, ema=0.998, save_every=200, bf16=bf16
+    )
+    blocks = nn.ModuleList([*transformer.transformer_blocks, *transformer.single_transformer_blocks])
+    matrices = [p for name, p in blocks.named_parameters() if p.ndim == 2 and "norm" not in name]
+    fit(
+        reader, loss_fn, config, folder / "transformer.ckpt",
+        progress=progress, label="flux", log=log, matrices=matrices,
+    )  # fmt: skip
+    return reader.released()
