@@ -31,6 +31,7 @@ from saferedir.utils.figures import sample_sheet
 from saferedir.utils.progress import SILENT, Progress
 from tools.pictoworld.world2 import dit, flux
 from tools.pictoworld.world2.run import load_autoencoder, load_text_encoders, load_tokenizers
+from tools.pictoworld.world2.token_labels import TokenReader
 
 BARS = {"one": 0.95, "two": 0.80, "character": 0.95, "poster": 0.95, "class": 0.97}
 BROKEN_BAR, SHARE_TOLERANCE = 0.02, 0.03
@@ -53,8 +54,9 @@ def load_flux(out: Path) -> tuple[FluxPipeline, int | None]:
     final = out / "flux" / "pipeline"
     if final.is_dir():
         return FluxPipeline.from_pretrained(final), None
-    transformer = flux.build_transformer()
-    step = _averaged(transformer, out / "flux" / "transformer.ckpt")
+    reader = TokenReader(flux.build_transformer())
+    step = _averaged(reader, out / "flux" / "transformer.ckpt")
+    transformer = reader.released()
     parts = load_autoencoder(out / "vae"), load_tokenizers(out / "text"), load_text_encoders(out / "text")
     return flux.assemble(*parts, transformer.eval()), step
 

@@ -64,8 +64,8 @@ class StageRun:
 
     @property
     def bf16(self) -> bool:
-        """Whether to train in bfloat16: not on a CPU, most of which have no instructions for it."""
-        return self.device.type != "cpu"
+        """Whether to train in bfloat16: on an accelerator, and on a CPU with instructions for it."""
+        return self.device.type != "cpu" or bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def _log_to(path: Path) -> Callable[[dict[str, Any]], None]:
@@ -185,7 +185,7 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
     "vae": Stage(1600, run_autoencoder),
-    "text": Stage(4000, run_text),
+    "text": Stage(5500, run_text),
     "flux": Stage(14_000, run_flux),
     "dit": Stage(8000, run_dit),
     "judge": Stage(2500, run_judge),
