@@ -186,7 +186,7 @@ class Stage:
 STAGES: Mapping[str, Stage] = {
     "vae": Stage(1600, run_autoencoder),
     "text": Stage(5500, run_text),
-    "flux": Stage(14_000, run_flux),
+    "flux": Stage(7500, run_flux),
     "dit": Stage(8000, run_dit),
     "judge": Stage(2500, run_judge),
     "ddpm": Stage(4000, run_unconditional),
