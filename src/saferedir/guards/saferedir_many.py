@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
-from saferedir.guards.base import Conditioned, Guard, GuardConfig, Run, Step
+from saferedir.guards.base import Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.fit import require_fit
 from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.layers import real_tokens
@@ -26,6 +26,7 @@ from saferedir.guards.saferedir.network import Redirector, RedirectorConfig, red
 from saferedir.guards.saferedir.rows import strongest
 from saferedir.guards.saferedir.state import Source
 from saferedir.guards.saferedir.trained_text import require_trained_settings
+from saferedir.guards.step import Conditioned
 from saferedir.pipelines.text_settings import TextSettings
 from saferedir.utils.checks import is_number
 from saferedir.utils.device import may_hold, refuse, refuse_nonfinite, to_host

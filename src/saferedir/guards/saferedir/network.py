@@ -230,7 +230,7 @@ class Redirector(nn.Module):
         if isinstance(self.heads, ConceptRows):
             scores: Tensor = getattr(self.heads, name)(features)
             return scores
-        return torch.cat([getattr(head, name)(features) for head in self.heads], dim=-1)
+        return torch.cat([getattr(head, name)(features) for head in self._concept_heads()], dim=-1)
 
     def _prompt_logits(self, tokens: Tensor, mask: Tensor | None, pooled: list[Tensor]) -> Tensor:
         features = [self.prompt_pool(tokens, mask), masked_mean(tokens, mask), *pooled]
@@ -285,7 +285,8 @@ class Redirector(nn.Module):
         return Redirection(delta, token_mask, alpha, pooled_delta, pooled_alpha)
 
     def _concept_heads(self) -> list[ConceptHead]:
-        return [head for head in self.heads if isinstance(head, ConceptHead)]
+        heads = [] if isinstance(self.heads, ConceptRows) else list(self.heads)
+        return [head for head in heads if isinstance(head, ConceptHead)]
 
 
 def _mlp(in_dim: int, hidden: int) -> nn.Sequential:

@@ -134,20 +134,22 @@ def _train(
     for concept, sides in split.items():
         if min(sum(pair.unsafe is not None for pair in side) for side in sides) < MIN_PAIRS:
             raise GuardConfigError(f"{concept!r} has too few pairs; a side of the split needs at least {MIN_PAIRS}.")
-    sides = []
-    benign = []
+    of_concepts: list[dict[str, Side]] = []
+    benign: list[list[ImageData]] = []
     for number in (0, 1):  # training, held out
         of_side = {concept: both[number] for concept, both in split.items()}
         with progress.task(("training", "held-out")[number] + " images", _count(of_side, config, number)) as advance:
             everything = [pair for of in of_side.values() for pair in of]
             benign.append(_benign(pipe, everything, config, work, number, advance))
-            sides.append(
+            of_concepts.append(
                 {concept: _side(pipe, of, lengths, config, work, number, advance) for concept, of in of_side.items()}
             )
-    network = _network(pipe, sides[0], benign[0][0], start, config)
-    fit_rows(network, sides[0], benign[0][0], config, work, progress, log, added=None if start is None else len(rows))
+    network = _network(pipe, of_concepts[0], benign[0][0], start, config)
+    fit_rows(
+        network, of_concepts[0], benign[0][0], config, work, progress, log, added=None if start is None else len(rows)
+    )
     results = {}
-    for concept, side in sides[1].items():
+    for concept, side in of_concepts[1].items():
         images, *short = (
             joined(unsafe, safe) for unsafe, safe in zip((side.images, *side.short), benign[1], strict=True)
         )
