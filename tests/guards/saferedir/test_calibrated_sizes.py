@@ -31,7 +31,8 @@ def test_sizes_of_the_calibrated_area_run(size: tuple[int, int]) -> None:
 def test_others_are_refused_unless_the_verdict_is_off_or_they_are_allowed(size: tuple[int, int]) -> None:
     with pytest.raises(sr.GuardError, match=rf"'x' was calibrated on latents of 16 x 16, and these are of {size[0]} x"):
         require_calibrated_size(SafeRedirConfig(concept="x", calibration=RECORD), step(*size))
-    for changes in ({"other_sizes": "allow"}, {"use_image": False}, {"calibration": {}}):
+    cases: tuple[dict[str, Any], ...] = ({"other_sizes": "allow"}, {"use_image": False}, {"calibration": {}})
+    for changes in cases:
         require_calibrated_size(SafeRedirConfig(**{"concept": "x", "calibration": RECORD, **changes}), step(*size))
     with pytest.raises(GuardConfigError, match="other_sizes"):
         SafeRedirConfig(concept="x", other_sizes="maybe")

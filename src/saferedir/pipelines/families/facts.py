@@ -163,8 +163,8 @@ class Family:
 
     def prompt_width_in(self, config: Mapping[str, Any]) -> int | None:
         """Width of the prompt embeddings as guards are given them, by the denoiser's config; None where it does not say it."""
-        width = config.get(self.prompt_width)
-        layers = config.get(self.prompt_layers) if self.prompt_layers else 1
+        width: int | None = config.get(self.prompt_width)
+        layers: int | None = config.get(self.prompt_layers) if self.prompt_layers else 1
         return width * layers if isinstance(width, int) and isinstance(layers, int) else width
 
     def parts(self, *, is_guided: bool) -> tuple[Part, ...]:
