@@ -32,7 +32,7 @@ from saferedir.cli.output import (
 )
 from saferedir.cli.stopping import GOES_ON, on_stop
 from saferedir.utils.names import unknown_name_message
-from saferedir.utils.packaged import LORA_FILE
+from saferedir.utils.packaged import LORA_FILE, packaged_model_path
 
 app = typer.Typer(
     name="python -m tools.pictoworld",
@@ -113,6 +113,26 @@ def world2(
         StageRun(out, steps, choose_device(device), progress_bar(), pool=pool, compiled=compiled)
     )
     console.print(f"Result: {result}", soft_wrap=True, highlight=False)
+
+
+@app.command(no_args_is_help=True)
+def unpack2(
+    out: Annotated[Path, typer.Option(help="Folder of `world2`, in which its stages go on.")],
+) -> None:
+    """Lay the packaged pictoworld-flux out as finished stages, so that the others, or more of its own steps, can follow.
+
+    Example:  `python -m tools.pictoworld unpack2 --out runs/world2`
+    """
+    check_weights_place(out)
+    if (out / "flux").exists() or (out / "vae").exists():
+        raise OutputError(f"{out} holds stages already; choose another --out.")
+    quiet()
+    from tools.pictoworld.world2.run import unpack
+
+    packaged = packaged_model_path("pictoworld-flux")
+    if packaged is None:
+        raise OutputError("pictoworld-flux is not packaged; train it with `world2`, vae, text and flux in turn.")
+    console.print(f"Laid out below {out}: {unpack(packaged, out)}", soft_wrap=True, highlight=False)
 
 
 @app.command("few-steps", no_args_is_help=True)

@@ -30,6 +30,7 @@ from tools.pictoworld.world2.token_labels import TokenReader, label_loss, token_
 CAPTION_DROPOUT = 0.1
 SHIFT = 1.5  # of the timesteps towards noise, in training and in sampling
 LABEL_WEIGHT = 0.05  # of the tokens' labels in the loss, at the start; it falls to zero
+START = "start"  # folder of a transformer to go on from
 MUON = 2e-3  # learning rate of the blocks' matrices
 IMAGE_TOKENS = (LATENT_SIZE // 2) ** 2
 
@@ -155,12 +156,17 @@ def train_flux(
     compiled: bool = False,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> FluxTransformer2DModel:
-    """Train the transformer; text encoders and autoencoder stay frozen. `compiled`: through `torch.compile`."""
+    """Train the transformer; text encoders and autoencoder stay frozen. `compiled`: through `torch.compile`.
+
+    It begins with the weights in `folder`/start, where there are some.
+    """
     torch.manual_seed(seed)
     contents = pool_contents(pool, seed)
     latents = encoded_latents(vae.to(device), contents, folder / "latents.npy", progress, device)
     encoders = encoders[0].to(device), encoders[1].to(device)
-    transformer = build_transformer().to(device)
+    start = folder / START
+    transformer = FluxTransformer2DModel.from_pretrained(start) if start.is_dir() else build_transformer()
+    transformer = transformer.requires_grad_(True).to(device)
     reader = TokenReader(transformer).to(device)
     forward = torch.compile(reader, dynamic=False) if compiled else reader
     text_ids, image_ids = position_ids(device)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FluxPipeline
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from saferedir.pictoworld.world2.judge import Judge
@@ -24,7 +24,7 @@ from tools.pictoworld.training.run import save_half
 from tools.pictoworld.world2.autoencoder import train_autoencoder
 from tools.pictoworld.world2.dit import CLASS_NAMES, train_dit
 from tools.pictoworld.world2.dit import assemble as assemble_dit
-from tools.pictoworld.world2.flux import assemble, train_flux
+from tools.pictoworld.world2.flux import START, assemble, train_flux
 from tools.pictoworld.world2.judge import judge_accuracy, train_judge
 from tools.pictoworld.world2.text_encoders import train_clip_tokenizer, train_t5_tokenizer, train_text_encoders
 from tools.pictoworld.world2.unconditional import train_unconditional
@@ -138,6 +138,19 @@ def run_dit(run: StageRun) -> Path:
     )  # diffusers reads the names of classes, but does not save them
     (final / "model_index.json").write_text(json.dumps({**index, "id2label": CLASS_NAMES}, indent=2) + "\n")
     return final
+
+
+def unpack(pipeline: Path, out: Path) -> Path:
+    """Lay the parts of a finished `FluxPipeline` where the stages look for them, in float32.
+
+    The other stages then need no training before them, and FLUX's own goes on from its transformer (`flux/start`).
+    """
+    pipe = FluxPipeline.from_pretrained(pipeline).to(torch.float32)
+    pipe.vae.save_pretrained(out / "vae" / "vae")
+    for name in ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"):
+        getattr(pipe, name).save_pretrained(out / "text" / name)
+    pipe.transformer.save_pretrained(out / "flux" / START)
+    return out / "flux" / START
 
 
 def run_judge(run: StageRun) -> Path:
