@@ -276,7 +276,7 @@ def main() -> int:
             batches = rows_a_call(httpx2.get(f"{url}/metrics").text)
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(600)
         bare.close()
         facts = checked(load.images, f"sqlite:///{folder / 'audit.sqlite'}")
     p50, p95 = np.percentile(load.seconds, [50, 95])

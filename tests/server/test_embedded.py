@@ -141,3 +141,17 @@ def test_a_record_names_what_made_the_image(service: Served) -> None:
     assert first["prompt_sha256"] == hashlib.sha256(b"a red star").hexdigest()
     decisions = [Decision.from_dict(decision) for decision in first["decisions"]]
     assert [decision.concept for decision in decisions] == ["star", "pointillism", "emblem"] and decisions[0].fired
+
+
+def test_the_examples_of_the_readme(service: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl")
+    readme, lines = ROOT / "README.md", list[Any]()
+    (block,) = [block for block in blocks(readme, "python") if ADDRESS in block.source]
+    monkeypatch.setattr("builtins.print", lambda *words: lines.append(words))
+    exec(compile(block.source.replace(ADDRESS, service.url), str(block), "exec"), {})
+    assert lines == [("moderation_blocked", ["star"])]
+    (block,) = [block for block in blocks(readme, "sh") if "curl" in block.source]
+    script = block.source.replace(ADDRESS, service.url).replace("curl -s", "curl -sS --fail-with-body")
+    subprocess.run(["bash", "-e"], input=script, check=True, text=True, cwd=tmp_path, timeout=120)
+    assert "b64_json" in (tmp_path / "image.json").read_text()

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
-from tests.server.served import ScriptedModel, served, settings_of, wait_for
+from tests.server.served import FACTS, ScriptedModel, served, settings_of, wait_for
 
+from saferedir import GuardError
 from saferedir.server.config import ModelSettings
+from saferedir.server.engine import ray_models
 from saferedir.server.engine.rows import CallKey, Outcome, Row
-
-if find_spec("ray") is None or find_spec("grpc") is None:  # not by importing it: its environment is set first
-    pytest.skip("the extra ray is not installed", allow_module_level=True)
+from saferedir.server.errors import ServerError
 
 
 class SlowModel(ScriptedModel):
@@ -36,18 +38,73 @@ def load_here(settings: ModelSettings) -> SlowModel:
     return SlowModel()
 
 
+class Died(Exception):
+    """Stands for RayActorError."""
+
+
+class Raised(Exception):
+    """Stands for RayTaskError."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("a traceback of another process, with secretword in it")
+        self.cause = cause
+
+
+class FakeHandle:
+    """A deployment whose replicas do what the script says: die, raise, or answer."""
+
+    def __init__(self, *script: Exception | None) -> None:
+        self.script, self.calls = list(script), 0
+        self.run, self.model = SimpleNamespace(remote=self._remote), ScriptedModel()
+
+    def _remote(self, key: CallKey, work: Any) -> Any:
+        pickle.dumps((key, work))  # it goes to another process
+        self.calls += 1
+        error = self.script.pop(0)
+
+        def result(timeout_s: float) -> list[Outcome]:
+            if error is not None:
+                raise error
+            return self.model.run(key, [Row(key, prompt, seed, 0.0, image) for prompt, seed, image in work])
+
+        return SimpleNamespace(result=result)
+
+
+@pytest.mark.parametrize(
+    ("script", "calls", "error"),
+    [
+        ((None,), 1, None), ((Died(), None), 2, None), ((Died(), Died(), None), 3, None),
+        ((Died(),) * 3, 3, ServerError), ((Raised(GuardError("the guard raised.")),), 1, GuardError),
+    ],
+)  # fmt: skip
+def test_a_call_is_made_again_where_a_replica_died_and_not_where_the_model_raised(
+    script: Any, calls: int, error: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_models, "_PAUSE", 0.0)
+    ray: Any = SimpleNamespace(exceptions=SimpleNamespace(RayActorError=Died, RayTaskError=Raised))
+    handle = FakeHandle(*script)
+    model, key = ray_models.RemoteModel(ray, handle, FACTS), CallKey("generate", "verify", 2, (16, 16))
+    rows = [Row(key, "a circle", seed, time.monotonic() + 60, caller="a") for seed in (1, 2)]
+    if error is None:
+        assert [outcome.image.getpixel((0, 0))[0] for outcome in model.run(key, rows) if outcome.image] == [1, 2]
+    else:
+        with pytest.raises(error) as caught:
+            model.run(key, rows)
+        assert "secretword" not in str(caught.value) and (caught.value.__cause__ is None) == (error is GuardError)
+    assert handle.calls == calls
+
+
+@pytest.mark.skipif(find_spec("ray") is None or find_spec("grpc") is None, reason="needs the extra ray")
 @pytest.mark.slow
 def test_a_replica_killed_under_load_costs_no_delivered_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # on a machine with much else to do
-    from saferedir.server.engine.ray_models import RayModels
-
     model = {"name": "scripted", "source": str(tmp_path), "guards": ["plain/star"], "sizes": ["16x16"]}
     more: dict[str, Any] = {
         "models": [model], "limits": {"batch": 2, "batch_wait": 0.0},
         "ray": {"min_replicas": 2, "max_replicas": 2, "cpus": 0.5},
     }  # fmt: skip
     with (
-        RayModels(settings_of(tmp_path, **more), load_here) as models,
+        ray_models.RayModels(settings_of(tmp_path, **more), load_here) as models,
         served(tmp_path, models.load, lanes=3, **more) as service,
     ):
         wait_for(lambda: httpx2.get(f"{service.url}/readyz").status_code == 200, 60)

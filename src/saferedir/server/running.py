@@ -71,7 +71,9 @@ def _run(settings: Settings, on_ready: Callable[[str], None], how: dict[str, Any
 
 async def drain(service: Service, seconds: float) -> None:
     """Let requests under way end, and answer new ones 503; after `seconds` those under way are answered 503, too."""
-    service.stops_at = time.monotonic() + seconds
-    end = service.stops_at + _ANSWERING
+    service.is_stopping, end = True, time.monotonic() + seconds
     while service.running and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+    while service.running and time.monotonic() < end + _ANSWERING:
+        service.give_up()
         await asyncio.sleep(0.05)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -28,7 +27,6 @@ from saferedir.server.keys import Caller, Callers, RateLimit
 from saferedir.server.marking import Marker
 
 logger = logging.getLogger("saferedir.server")
-_POLL = 1.0  # seconds between two looks whether the client is still there
 
 
 @dataclass
@@ -44,8 +42,9 @@ class Service:
     answers: Answers = field(init=False)
     marker: Marker = field(init=False)
     pixels: PixelBudget = field(init=False)
-    stops_at: float = math.inf  # seconds of `time.monotonic`; what is not done then is answered 503
+    is_stopping: bool = False  # new requests are answered 503
     running: int = 0  # requests under way
+    _pending: set[asyncio.Future[list[Outcome]]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.callers = Callers(self.settings)
@@ -88,9 +87,10 @@ class Service:
             )
         return text
 
-    @property
-    def is_stopping(self) -> bool:
-        return self.stops_at < math.inf
+    def give_up(self) -> None:
+        """Answer 503 to all that wait for images."""
+        for pending in list(self._pending):
+            pending.cancel()
 
     def deadline(self) -> float:
         """When a request of now is given up, in seconds of `time.monotonic`."""
@@ -145,15 +145,25 @@ class Service:
     ) -> list[Outcome]:
         pending = asyncio.gather(*map(asyncio.wrap_future, futures))
         pending.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else may ask for it
-        while not pending.done():
-            left = min(deadline, self.stops_at) - time.monotonic()
-            if left <= 0:
+        leaving = None if request is None else asyncio.ensure_future(_left(request))
+        if leaving is not None:
+            leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._pending.add(pending)
+        try:  # woken by what happens, and by nothing else: many wait here for long
+            await asyncio.wait(
+                {pending, leaving} if leaving is not None else {pending},
+                timeout=max(0.0, deadline - time.monotonic()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not pending.done():
                 pending.cancel()
-                raise stopping() if self.stops_at < deadline else DeadlinePassed()
-            await asyncio.wait({pending}, timeout=min(_POLL, left))
-            if request is not None and not pending.done() and await request.is_disconnected():
-                pending.cancel()
-                raise ApiError(499, "The client has left.", "client_closed_request")
+                if leaving is not None and leaving.done():
+                    raise ApiError(499, "The client has left.", "client_closed_request")
+                raise DeadlinePassed
+        finally:
+            self._pending.discard(pending)
+            if leaving is not None:
+                leaving.cancel()
         return pending.result()
 
     async def record(self, records: Sequence[Mapping[str, Any]], deadline: float) -> None:
@@ -166,6 +176,12 @@ class Service:
             raise unavailable(
                 "The audit record cannot be written, so no image is shown; try again later.", "audit_unavailable"
             ) from error
+
+
+async def _left(request: Request) -> None:
+    """Returns once the client has left; the body was read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def stopping() -> ApiError:
