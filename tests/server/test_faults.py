@@ -70,7 +70,7 @@ def test_a_kill_loses_no_record_of_a_delivered_image(tmp_path: Path, killed_serv
 
 
 STOPPED = """
-import sys
+import sys, time
 from functools import partial
 from pathlib import Path
 import saferedir.server.application as app
@@ -79,7 +79,8 @@ from tests.server.served import ScriptedModel, settings_of
 
 class Slow(ScriptedModel):
     def run(self, key, rows):
-        self.gate.wait(1.5 if rows[0].prompt == "wait" else 60 if rows[0].prompt == "hang" else 0)
+        while rows[0].prompt == "hang" or (rows[0].prompt == "wait" and not Path(sys.argv[1], "go").exists()):
+            time.sleep(0.02)
         return super().run(key, [row for row in rows if not setattr(row, "prompt", "a circle")])
 
 app.create_service = partial(app.create_service, load=lambda model: Slow())
@@ -88,7 +89,7 @@ serve(settings, lambda address: print(address, flush=True))
 """
 
 
-@pytest.mark.parametrize(("prompt", "status", "seconds"), [("wait", 200, 20.0), ("hang", 503, 1.0)])
+@pytest.mark.parametrize(("prompt", "status", "seconds"), [("wait", 200, 120.0), ("hang", 503, 1.0)])
 def test_a_service_that_is_told_to_stop_finishes_what_runs(
     tmp_path: Path, prompt: str, status: int, seconds: float
 ) -> None:
@@ -104,25 +105,27 @@ def test_a_service_that_is_told_to_stop_finishes_what_runs(
         answers: list[httpx2.Response] = []
 
         def ask() -> None:
-            answers.append(httpx2.post(f"{url}/v1/images/generations", json={"prompt": prompt}, timeout=30))
+            answers.append(httpx2.post(f"{url}/v1/images/generations", json={"prompt": prompt}, timeout=120))
 
-        with httpx2.Client() as early:  # a connection that is kept open
+        with httpx2.Client(timeout=60) as early:  # a connection that is kept open
             early.get(f"{url}/healthz")
             threads = [threading.Thread(target=ask) for _ in range(2)]  # one runs, and one waits
             for thread in threads:
                 thread.start()
             wait_for(lambda: 'waiting{model="scripted"} 1.0' in httpx2.get(f"{url}/metrics").text)
             process.send_signal(signal.SIGTERM)
-            wait_for(lambda: early.get(f"{url}/readyz").status_code == 503)
-            for client in (early, httpx2):
-                late = client.post(f"{url}/v1/images/generations", json={"prompt": "a circle"})
-                assert late.status_code == 503 and late.json()["error"]["code"] == "shutting_down"
+            if prompt == "wait":
+                wait_for(lambda: early.get(f"{url}/readyz").status_code == 503)
+                for client in (early, httpx2):
+                    late = client.post(f"{url}/v1/images/generations", json={"prompt": "a circle"})
+                    assert late.status_code == 503 and late.json()["error"]["code"] == "shutting_down"
+                (tmp_path / "go").touch()
         for thread in threads:
             thread.join()
         assert [answer.status_code for answer in answers] == [status] * 2
         if status == 503:
             assert {answer.json()["error"]["code"] for answer in answers} == {"shutting_down"}
-        assert process.wait(20) in (0, -signal.SIGTERM)
+        assert process.wait(60) in (0, -signal.SIGTERM)
     finally:
         process.kill()
         process.wait()
