@@ -4,6 +4,7 @@
   the same prompts in the same batches, seeds, precision and guards and keeps nothing; repetitions of both alternate in random
   order. Once without the judges, which no bare loop has ("own"), once with all that a run does ("with judges").
 - ray: cells per second of one worker and of two, one core each, workers started and models loaded before the clock runs.
+- counting: CPU time to count a folder of made-up scores, to count it again, and after one shard has changed.
 - kills: a run killed ten times with SIGKILL and gone on with, against one left alone: cells byte for byte.
 
     OMP_NUM_THREADS=1 python benchmarks/bench.py --out docs/bench.json        # an idle machine with two cores
@@ -246,6 +247,26 @@ def toml(values: dict[str, Any]) -> str:
     return "".join(f"{key} = {text(value)}\n" for key, value in values.items())
 
 
+def counting(sizes: dict[str, int], chance: random.Random) -> dict[str, Any]:
+    """CPU seconds of a first count, of the same again, and after one shard of one guard has changed."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/ makes the folder
+    from tests.bench.synthetic import synthetic_bench, write_shard
+
+    from saferedir.bench.evaluation.evaluate import write_cells
+
+    with tempfile.TemporaryDirectory() as name:
+        plan, store = synthetic_bench(Path(name) / "bench", sizes["guards"], sizes["images"])
+
+        def count() -> float:
+            return round(cpu_seconds(lambda: write_cells(plan, Store(store.root))), 3)
+
+        out: dict[str, Any] = {"cells": len(plan.cells), **sizes, "first": count()}
+        out["again"] = [count() for _ in range(sizes["repetitions"])]
+        key = plan.cells[1].image_sets[0]
+        write_shard(store, plan.shards[key][0], plan.judges[key][0], chance.random())
+        return {**out, "one_shard_changed": count()}
+
+
 def markdown(record: dict[str, Any]) -> str:
     rows = [("what", "measured", "bound")]
     if found := record.get("overhead"):
@@ -261,6 +282,12 @@ def markdown(record: dict[str, Any]) -> str:
         same = "identical" if found["identical"] else "DIFFERENT"
         rows.append((f"{found['cells']} cells after {found['kills']} kills", same, "identical"))
         rows.append(("shards generated again", str(found["shards_drawn_again"]), "0"))
+    if found := record.get("counting"):
+        images = found["cells"] * found["images"]
+        rows.append((f"CPU seconds to count {images} images in {found['cells']} cells", f"{found['first']:.2f}", ""))
+        rows.append(
+            ("again · with one shard changed", f"{max(found['again']):.2f} · {found['one_shard_changed']:.2f}", "")
+        )
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---|---|---|", *lines[1:]])
 
@@ -273,6 +300,11 @@ PARTS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, int], dict[str, 
         {"prompts": 8, "steps": 4, "repetitions": 2},
     ),
     "ray": (scaling, {"prompts": 128, "steps": 30, "repetitions": 3}, {"prompts": 8, "steps": 4, "repetitions": 1}),
+    "counting": (
+        counting,
+        {"guards": 99, "images": 1000, "repetitions": 3},
+        {"guards": 9, "images": 1000, "repetitions": 3},
+    ),
     "kills": (kills, {"prompts": 32, "steps": 10, "kills": 10}, {"prompts": 8, "steps": 4, "kills": 2}),
 }
 

@@ -79,7 +79,7 @@ def test_a_guarded_step_does_not_wait(tmp_path: Path) -> None:
     methods = [name for name, case in GUARDS.items() if case.is_method]
     command = [sys.executable, str(ROOT / "benchmarks" / "syncs.py"), "--pipelines", "sd", "--json", str(out)]
     subprocess.run(
-        [*command, "--guards", *methods, "watcher", "--selftest"], check=True, capture_output=True, timeout=300
+        [*command, "--guards", *methods, "watcher", "--selftest"], check=True, capture_output=True, timeout=900
     )
     rows = [row for row in json.loads(out.read_text()) if row["guard"] != "bare"]
     assert {row["guard"] for row in rows} == {*methods, "watcher"}
