@@ -353,14 +353,14 @@ class SafeRedir(Guard[SafeRedirConfig]):
             return
         texts = step.prompts or (None,) * len(step.prompt_embeds)
         rows = [row for row, text in enumerate(texts) if text is None]
-        distance = self.manifold.distance(step.prompt_embeds[rows])
-        is_far = ~(distance <= self.manifold.bound)
+        distance, bound = self.manifold.distance(step.prompt_embeds[rows]), self.manifold.bound
+        is_far = ~(distance <= bound)
 
         def error() -> GuardError:
             index = int(is_far.nonzero()[0])
             return GuardError(
                 f"the prompt embeddings given for image {rows[index]} are none that the text encoder makes (distance "
-                f"{float(distance[index]):.3g}, at most {float(self.manifold.bound):.3g} expected), so this SafeRedir guard for "
+                f"{float(distance[index]):.3g}, at most {float(bound):.3g} expected), so this SafeRedir guard for "
                 f"{self.config.concept!r} generates nothing; give the prompt as text."
             )
 
