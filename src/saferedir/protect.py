@@ -101,13 +101,14 @@ def protect(
             raise GuardConfigError("a policy names the guards and what they do; leave out guards and on_unsafe.")
         chosen, rules = guards_of(policy, profile, force=force)
         on_unsafe = strictest("redirect", *(rule.action for rule in rules))
-        require_verifiers(chosen, rules, verify)
+        require_verifiers(chosen, rules, verify, image_verifiers=image_verifiers)
     elif profile is not None or guards is None:
         raise GuardConfigError("give guards, or a policy (saferedir.Policy); a profile is one of a policy's.")
     else:
         chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     verifier, of_guards = checked_policy(chosen, on_unsafe, verify, retries, on_block, image_verifiers)
-    of_inputs = input_verifiers(chosen, check_inputs, verifier)
+    acting = [guard for guard, rule in zip(chosen, rules, strict=True) if rule.action != "log"] if rules else chosen
+    of_inputs = input_verifiers(acting, check_inputs, verifier)
     attached = attach(pipe, chosen, force=force)
     return GuardedPipeline(pipe, attached, on_unsafe, verifier, retries, on_block, of_guards, of_inputs, rules)
 
@@ -126,10 +127,13 @@ def guards_of(
     return tuple(guards), rules
 
 
-def require_verifiers(guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule], verify: Any) -> None:
+def require_verifiers(
+    guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule], verify: Any, *, image_verifiers: bool = True
+) -> None:
     """GuardConfigError where a rule wants a concept verified, and nothing can tell whether an image shows it."""
     for guard, rule in zip(guards, rules, strict=True):
-        if rule.action == "verify" and not (verify or guard.may_be_unresolved or guard.image_verifier):
+        has_verifier = image_verifiers and guard.image_verifier is not None
+        if rule.action == "verify" and not (verify or guard.may_be_unresolved or has_verifier):
             raise GuardConfigError(
                 f"the policy verifies {rule.concept!r}, but its guard ({rule.guard}) cannot tell whether an image shows it, and "
                 "has no image verifier; train one (`saferedir train verifier`), give verify=, or use redirect or block."
@@ -441,18 +445,19 @@ class GuardedPipeline:
         rows, blocks = list(rows), action == "block"
         actions = [of for of in self._actions for _ in range(result.count)]
         decisions = [d for d, of in zip(result.decisions, actions, strict=True) if of == action]
-        unsafe = [(d.image, d.concept) for d in decisions if d.unresolved or (blocks and d.fired)]
+        name_of = _rule_name if self._rules else _concept
+        unsafe = [(d.image, name_of(d)) for d in decisions if d.unresolved or (blocks and _acted(d))]
         image_verifiers = self._image_verifiers_of(action)
         if blocks:
             rules = [rule for rule in self._rules for _ in range(result.count)]
             graded = zip(result.decisions, rules, strict=False)
-            unsafe += [(d.image, d.concept) for d, rule in graded if d.fired and rule.blocks(d.grade)]
+            unsafe += [(d.image, name_of(d)) for d, rule in graded if rule.blocks(d.grade)]
         if blocks and self._verifier is None:  # "verify" refuses a run of which a guard cannot tell
             asked = set(map(id, image_verifiers))
             looks = [id(guard.image_verifier) in asked for guard in self.guards for _ in range(result.count)]
             decided = zip(result.decisions, looks, actions, strict=True)
             unsafe += [
-                (d.image, d.concept)
+                (d.image, name_of(d))
                 for d, is_checked, of in decided
                 if of == action and d.unverified and not is_checked
             ]
@@ -560,6 +565,24 @@ class GuardedPipeline:
         return (
             f"GuardedPipeline({kind}, guards=[{names}], on_unsafe={self._on_unsafe!r}, retries={self._retries}{state})"
         )
+
+
+def _concept(decision: Decision) -> str:
+    return decision.concept
+
+
+def _rule_name(decision: Decision) -> str:
+    """The name of a decision's concept in the policy, which its guard was given."""
+    return decision.name or decision.concept
+
+
+def _acted(decision: Decision) -> bool:
+    """Whether a guard acted because of what it scored; in a retry it may also act because it was asked to."""
+    if decision.attempts == 1 or not decision.thresholds:
+        return decision.fired
+    scores = {"prompt": decision.prompt_score, "image": decision.image_score}
+    reached = [s is not None and s >= decision.thresholds.get(kind, s) for kind, s in scores.items()]
+    return decision.fired and any(reached)
 
 
 def _refuse_unverified(decisions: Sequence[Decision]) -> None:

@@ -132,3 +132,37 @@ def test_the_command_line_explains_and_compares(tmp_path: Any) -> None:
     assert call("diff", second, first)[0] == 0
     second.write_text(text.replace("pictoworld/star", "pictoworld/stars"))
     assert call("check", second)[0] == 1
+
+
+def test_a_grade_below_the_threshold_blocks_too(pipe: Any) -> None:
+    rule = {"guard": "pictoworld/star", "action": "redirect", "grades": {"any": -1000.0}, "block_at": "any"}
+    with sr.protect(pipe, policy=policy(brand=rule)) as safe:
+        output = safe(PROMPTS, generator=generators(), **CALL)
+    assert output.blocked == [True] * 3 and not output.decisions[2].fired
+    assert output.blocked_by == [("brand",)] * 3  # by the policy's name, not the guard's
+
+
+def test_a_retry_for_one_concept_is_no_reason_to_block_for_another(pipe: Any) -> None:
+    calls: list[int] = []
+
+    def once(images: list[Any]) -> list[bool]:
+        calls.append(len(images))
+        return [len(calls) == 1] * len(images)
+
+    both = policy(
+        star={"guard": "pictoworld/star", "action": "verify"},
+        dots={"guard": "pictoworld/pointillism", "action": "block"},
+    )
+    with sr.protect(pipe, policy=both, verify=once, retries=1) as safe:
+        output = safe("a green heart on grass", generator=generators()[0], num_inference_steps=12)
+    assert output.blocked == [False] and {d.attempts for d in output.decisions} == {2}
+
+
+def test_a_logged_guard_tests_no_input(pipe: Any) -> None:
+    guard = sr.Guard.from_pretrained("pictoworld/star")
+    assert observing(guard.with_settings(latents_test="refuse")).latents_test == "off"  # type: ignore[attr-defined]
+    with pytest.raises(GuardConfigError, match="adds rows"):
+        observing(guard.with_settings(recheck="same_step"))  # type: ignore[attr-defined]
+    rules = policy(star={"guard": "pictoworld/star", "action": "log"})
+    with pytest.raises(GuardConfigError, match="nothing to look with"):
+        sr.protect(pipe, policy=rules, check_inputs=True)

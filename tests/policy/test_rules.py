@@ -66,6 +66,9 @@ def test_a_guards_folder_is_relative_to_the_file(tmp_path: Path) -> None:
         ("name = 'x'\nversion = 1\n[concepts.a]\nguard = 'g'\naction = 'warn'", "expected one of log, redirect"),
         ("name = 'x'\nversion = 1\n[concepts.a]\nguard = 'g'\ngrades = {b = 2, a = 1}", "higher than the one before"),
         ("name = 'x'\nversion = 1\n[concepts.a]\nguard = 'g'\nblock_at = 'high'", "one of the grades"),
+        ("name = 'x'\nversion = 1\n[categories.logos]\n[concepts.a]\nguard = 'g'\ncategory = 'logo'", "expected one of logos"),
+        ("name = 'x'\nversion = 1\n[categories.logos]\n[concepts.a]\nguard = 'g'", "used by no concept"),
+        ("name = 'x'\nversion = 1\n[concepts.a]\nguard = 'g'\ncategory = ['b']", "category"),
         ("name = 'x'\nversion = 1\n[concepts.a]\nguard = 'g'\n[profiles.p]\nb = 'block'", "there is no concept or category"),
         ("name = 'x'\nversion = 1\n[concepts.a]\nguard = 'g'\n[profiles.p]\na = 'log'", r"\[profiles.p\]: 'a' is at redirect"),
     ],
@@ -108,3 +111,20 @@ def test_changes_that_let_more_through_are_marked() -> None:
     ]
     assert all(any(change.is_weaker for change in before.changes(after)) for after in weaker)
     assert not any(change.is_weaker for after in weaker[:3] for change in after.changes(before))
+
+
+def test_a_profile_that_loses_a_concept_by_its_category_is_weaker() -> None:
+    profile = {"profiles": {"children": {"logos": "block"}}}
+
+    def shop(category: str, *, version: int = 1, order: tuple[str, ...] = ("star", "dots")) -> Policy:
+        concepts = {"star": {"guard": "g", "category": category}, "dots": {"guard": "h", "category": "logos"}}
+        return Policy.from_dict(
+            {"name": "p", "version": version, "concepts": {k: concepts[k] for k in order}, **profile}
+        )
+
+    (category, of_profile) = shop("logos").changes(shop(""))
+    assert category.what == "star.category" and of_profile.what == "profile children" and of_profile.is_weaker
+    assert [change.what for change in shop("logos").changes(shop("logos", version=2))] == ["version"]
+    assert [change.what for change in shop("logos").changes(shop("logos", order=("dots", "star")))] == ["order"]
+    other = Policy.from_dict({"name": "p", "version": 1, "concepts": {"star": {"guard": "i", "category": "logos"}}})
+    assert any(change.what == "star.guard" and change.is_weaker for change in shop("logos").changes(other))

@@ -9,6 +9,7 @@ thresholds; the prompt verdict stands for as long as the embeddings do; there is
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
@@ -19,12 +20,14 @@ from torch import Tensor
 from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard, GuardConfig, Run, Step
-from saferedir.guards.saferedir.fit import require_fit
+from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
+from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.guards.saferedir.fit import require_calibrated_size, require_fit
 from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig, redirect, redirect_pooled
 from saferedir.guards.saferedir.rows import strongest
-from saferedir.guards.saferedir.state import Source
+from saferedir.guards.saferedir.state import LATE, Source
 from saferedir.guards.saferedir.trained_text import require_trained_settings
 from saferedir.guards.step import Conditioned
 from saferedir.pipelines.text_settings import TextSettings
@@ -90,7 +93,7 @@ class ManyState:
     limits: Tensor  # (3, K), thresholds of prompt, image and last score; infinity for concepts that are off
     image_acts: Tensor  # (B, K) bool, whose image verdict has fired; it stays
     streak: Tensor  # (B, K) int, high image checks in a row while redirected
-    level: Tensor  # (B,) int, 1 where the shift is lengthened
+    level: Tensor  # (B,) int, how often the shift is lengthened
     redirected: Tensor  # (B,) int, denoiser calls with another embedding
     first_fired: Tensor  # (B, K) int, the step each concept acted in first, -1 for never
     is_high: Tensor  # (B, K) bool, whether the last image check was at or above the threshold
@@ -99,6 +102,22 @@ class ManyState:
     image_peak: Tensor  # (B, K) highest image score
     source: Source | None = None  # what `prompt` was made from
     strengths: Tensor | None = None  # (B, L)
+    run_warning: str | None = None  # why this run's record says less than usual
+    weak_end: str | None = None  # why its last image verdict says little
+
+
+def _alone(config: SafeRedirManyConfig, number: int) -> SafeRedirConfig:
+    """The settings of one of the concepts as a guard of its own."""
+    name = config.concepts[number]
+    record = dict(config.calibration.get(name, {}))
+    return SafeRedirConfig(
+        concept=name,
+        prompt_threshold=config.prompt_thresholds[number],
+        image_threshold=config.image_thresholds[number],
+        measured=record.pop("measured", {}),
+        calibration=record,
+        training=config.training,
+    )
 
 
 class SafeRedirMany(Guard[SafeRedirManyConfig]):
@@ -119,6 +138,10 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         self._has_weights = network is not None
         network = network or Redirector(RedirectorConfig.from_dict(config.network))
         self.network = network.eval().requires_grad_(False)
+        #: of each concept that is on, its settings as a guard of its own, with the record of its calibration
+        self._alone = tuple(
+            _alone(config, number) for number, name in enumerate(config.concepts) if name not in config.off
+        )
 
     def without(self, *concepts: str) -> Self:
         """This guard with some concepts switched off; the weights are shared. GuardConfigError for an unknown name."""
@@ -148,6 +171,9 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         )
         is_off = torch.tensor([name in config.off for name in config.concepts], device=device)
         retried = run.retry_levels
+        warned = next((text for alone in self._alone if (text := outside_calibration(alone, run)) is not None), None)
+        if warned is not None:
+            warnings.warn(warned, stacklevel=2)
 
         def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
@@ -156,13 +182,15 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             limits=limits.masked_fill(is_off, torch.inf),
             image_acts=zeros(torch.bool, rows, count),
             streak=zeros(torch.long, rows, count),
-            level=(retried > 0).long(),
+            level=retried,
             redirected=zeros(torch.long, rows),
             first_fired=zeros(torch.long, rows, count) - 1,
             is_high=zeros(torch.bool, rows, count),
             is_retried=retried > 0,
             prompt=zeros(torch.float32, rows, count),
             image_peak=zeros(torch.float32, rows, count) - torch.inf,
+            run_warning=warned,
+            weak_end=next((text for alone in self._alone if (text := weak_at(alone, run.num_steps)) is not None), None),
         )
 
     def on_step_start(self, step: Step) -> Conditioned:
@@ -172,7 +200,8 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         chosen, weight = strongest(acts.float(), margin, self.config.most)
         is_redirected = weight[:, 0] > 0
         state.redirected = state.redirected + is_redirected
-        state.first_fired = torch.where(acts & (state.first_fired < 0), step.index, state.first_fired)
+        acted = torch.zeros_like(acts).scatter(1, chosen, weight > 0)
+        state.first_fired = torch.where(acted & (state.first_fired < 0), step.index, state.first_fired)
         e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         network = self.network.config
         with torch.autocast(e0.device.type, enabled=False):
@@ -182,7 +211,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             lost,
             lambda: GuardError(f"{self._title} made a redirection that is not finite, so no image is returned."),
         )
-        scale = self.config.scale * torch.where(state.level > 0, self.config.escalation_scale, 1.0)
+        scale = self.config.scale * self.config.escalation_scale ** state.level.float()
         common = (redirection, weight, scale, network.max_shift)
         prompt = redirect(e0, *common, prompt_mask=real, exempt_bos=network.exempt_bos)
         strength = (prompt.detach() - e0.detach()).float().norm(dim=-1) / e0.detach().float().norm(dim=-1).clamp(
@@ -209,6 +238,8 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             return
         e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         require_fit(self.network.config, step, self.config.concept)
+        for alone in self._alone:
+            require_calibrated_size(alone, step)
         state.source = Source(step.conditioning.cond)  # callers may write in place
         with torch.autocast(e0.device.type, enabled=False):
             state.prompt = self._finite(self.network.prompt_logits(e0, real, step.pooled), "prompt")
@@ -221,7 +252,8 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         high = score.detach() >= state.limits[1]
         state.image_peak = torch.maximum(state.image_peak, score.detach())
         state.streak = torch.where(high & was_acting, state.streak + 1, 0)
-        state.level = torch.where((state.streak >= self.config.patience).any(dim=1), 1, state.level)
+        lengthened = (state.streak >= self.config.patience).any(dim=1)
+        state.level = torch.where(lengthened, state.level.clamp(min=1), state.level)
         state.image_acts = state.image_acts | high
         state.is_high = score.detach() >= state.limits[2] if is_last else high
         return x0
@@ -240,7 +272,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
     # --- records and weights
 
     def verdict(self, run: Run, state: ManyState) -> list[Decision]:
-        """One record an image: of the concept furthest above its threshold, and the names of all that acted."""
+        """One record an image: of an unresolved concept, or the one furthest above its threshold, and all that acted."""
         nothing = torch.zeros(0, device=state.level.device)
         margin, first_fired, is_high, image_peak, levels, prompt, redirected, strengths = to_host(
             self._acting(state)[1],
@@ -258,11 +290,17 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                 name for name, step in zip(self.config.concepts, first_fired[row].tolist(), strict=True) if step >= 0
             ]
             high = [name for name, flag in zip(self.config.concepts, is_high[row].tolist(), strict=True) if flag]
-            top = int(margin[row].argmax())
+            names = list(self.config.concepts)
+            top = max((names.index(name) for name in high), key=margin[row].tolist().__getitem__, default=-1)
+            top = int(margin[row].argmax()) if top < 0 else top
             first = [step for step in first_fired[row].tolist() if step >= 0]
+            is_late = bool(first) and min(first) > LATE * run.num_steps
             message = f"Redirected from {', '.join(fired)}." if fired else ""
+            if is_late:
+                message += " That was after the layout of the image had settled; block this image."
             if high:
                 message = f"{message} At the end it still seemed to show {', '.join(high)}; block this image.".strip()
+            message = " ".join(part for part in (message, state.run_warning, state.weak_end) if part)
             image = float(image_peak[row, top])
             decisions.append(
                 Decision(
@@ -280,7 +318,8 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                     },
                     first_fired_step=min(first) if first else None,
                     steps_redirected=int(redirected[row]),
-                    unresolved=bool(high),
+                    unresolved=bool(high) or is_late,
+                    unverified=state.weak_end is not None,
                     token_strengths=tuple(strengths[row].tolist()) if fired and state.strengths is not None else None,
                     message=message,
                 )

@@ -38,11 +38,17 @@ def observing(guard: Guard[Any]) -> Guard[Any]:
             f"guard {guard.method!r} ({guard.config.concept}) scores nothing, so that there is nothing to log; use redirect, or "
             "leave the concept out."
         )
+    if any(guard.uses(point) for point in ("extra_prompts", "extra_embeds", "extra_latents")):
+        raise GuardConfigError(
+            f"guard {guard.method!r} ({guard.config.concept}) adds rows to the denoiser's calls, so that the run would not be "
+            "the unguarded one; use redirect, or settings without such rows."
+        )
     points = [point for point in _GIVEN if getattr(kind, point) is not getattr(Guard, point)]
     members: dict[str, Any] = {point: _blind(kind, point) for point in points}
-    members |= {"verdict": _logged(kind), "latents_test": "off"}
+    members |= {"verdict": _logged(kind)}
     other = copy.copy(guard)
     other.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **members})
+    other.latents_test = "off"
     return other
 
 

@@ -158,9 +158,19 @@ class Policy(Checked):
             table = _table(given, f"[concepts.{concept}]", keys)
             if not is_nonempty_str(table.get("guard")):
                 raise GuardConfigError(f"[concepts.{concept}] needs a guard: a packaged name, a folder or a hub id.")
-            merged = {**categories.get(table.get("category", ""), {}), **table}
+            category = table.get("category", "")
+            if not isinstance(category, str) or (categories and category not in ("", *categories)):
+                raise GuardConfigError(
+                    f"[concepts.{concept}] has category {category!r}; expected one of {', '.join(categories) or 'a text'}."
+                )
+            merged = {**categories.get(category, {}), **table}
             merged["guard"] = _from_folder(table["guard"], folder)
             rules.append(ConceptRule(concept=concept, **merged))
+        unused = [name for name in categories if all(rule.category != name for rule in rules)]
+        if unused:
+            raise GuardConfigError(
+                f"[categories.{unused[0]}] is used by no concept; give one category = {unused[0]!r}."
+            )
         if not is_int(values.get("version")):
             raise GuardConfigError(f"version is {values.get('version')!r}; expected a whole number >= 1.")
         profiles = {
@@ -216,7 +226,7 @@ class Policy(Checked):
             raise GuardConfigError(f"[profiles.{name}]: {error}") from error
 
     def changes(self, other: Policy) -> list[Change]:
-        """What differs in `other`, concept by concept and profile by profile; `is_weaker` marks what lets more through."""
+        """What differs in `other`; `is_weaker` marks what lets more through, or may: another guard is not compared."""
         mine, theirs = ({rule.concept: rule for rule in policy.concepts} for policy in (self, other))
         changes = []
         for concept in dict.fromkeys((*mine, *theirs)):
@@ -228,13 +238,31 @@ class Policy(Checked):
             for key, value in old_values.items():
                 if value != new_values[key]:
                     weaker = _is_weaker(after.action, before) if key == "action" else _blocks_less(before, after, key)
-                    changes.append(Change(f"{concept}.{key}", str(value), str(new_values[key]), weaker))
+                    changes.append(
+                        Change(f"{concept}.{key}", str(value), str(new_values[key]), weaker or key == "guard")
+                    )
         for profile in dict.fromkeys((*self.profiles, *other.profiles)):
-            old, new = dict(self.profiles.get(profile, {})), dict(other.profiles.get(profile, {}))
-            if old != new:
-                weaker = any(ACTIONS.index(new.get(name, "log")) < ACTIONS.index(old[name]) for name in old)
+            old, new = (
+                None if profile not in policy.profiles
+                else {rule.concept: rule.action for rule in policy.for_profile(profile).concepts}
+                for policy in (self, other)
+            )  # fmt: skip
+            if old != new or dict(self.profiles.get(profile, {})) != dict(other.profiles.get(profile, {})):
+                weaker = old is not None and (new is None or any(_less(new.get(name), old[name]) for name in old))
                 changes.append(Change(f"profile {profile}", str(old or "none"), str(new or "none"), weaker))
+        for what in ("name", "version"):
+            values = getattr(self, what), getattr(other, what)
+            if values[0] != values[1]:
+                changes.append(Change(what, str(values[0]), str(values[1]), False))
+        kept = [[name for name in names if name in mine and name in theirs] for names in (mine, theirs)]
+        if kept[0] != kept[1]:
+            changes.append(Change("order", ", ".join(kept[0]), ", ".join(kept[1]), False))
         return changes
+
+
+def _less(action: str | None, before: str) -> bool:
+    """Whether an action, None for no guard, is weaker than another."""
+    return action is None or ACTIONS.index(action) < ACTIONS.index(before)
 
 
 def _is_weaker(action: str, rule: ConceptRule) -> bool:

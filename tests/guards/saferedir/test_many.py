@@ -130,3 +130,31 @@ def test_settings_that_do_not_fit_are_refused(network: Redirector, more: dict[st
     settings = {"prompt_thresholds": (0.0,) * 3, "image_thresholds": (0.0,) * 3, **more}
     with pytest.raises(GuardConfigError, match=sentence):
         SafeRedirManyConfig(concept="many", network=network.config.to_dict(), **settings)
+
+
+def test_what_a_calibration_says_little_about_is_said_and_other_sizes_are_refused(
+    pipe: Any, network: Redirector
+) -> None:
+    record = {"latent_sizes": [[8, 8]], "guidance_scales": [7.5], "by_steps": {"20": {"recall": {"rate": 0.1}}}}
+    many = guard(network, (1e3,) * 3, calibration={"ring": record}, training={"rollout_steps": 20})
+    with pytest.warns(UserWarning, match="Guidance scale 3"):
+        _, decisions = run(pipe, many)
+    assert all(d.unverified and "'ring'" in d.message for d in decisions)
+    with pytest.raises(GuardError, match="calibrated on latents of 64 x 64"):
+        run(pipe, guard(network, (1e3,) * 3, calibration={"ring": {"latent_sizes": [[64, 64]]}}))
+    off = guard(network, (1e3,) * 3, calibration={"ring": {"latent_sizes": [[64, 64]]}}).without("ring")
+    run(pipe, off)
+
+
+def test_only_what_was_redirected_is_named_and_each_retry_is_stronger(pipe: Any, network: Redirector) -> None:
+    low = (-1e3,) * 3
+    _, decisions = run(pipe, guard(network, low, most=1))
+    assert all(len(d.concepts) == 1 for d in decisions)
+    shifts = []
+    many = guard(network, (1e3,) * 3, image=(1e3, -1e3, 1e3))
+    for retries in (1, 2):
+        with sr.protect(pipe, many, on_unsafe="verify", retries=retries) as safe:
+            output = safe(PROMPTS[0], generator=torch.Generator().manual_seed(0), **{**CALL, "output_type": "pt"})
+        shifts.append(max(output.decisions[0].token_strengths))
+        assert output.decisions[0].concept == "ring"  # unresolved
+    assert shifts[1] > shifts[0]

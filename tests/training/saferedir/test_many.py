@@ -14,7 +14,9 @@ import saferedir as sr
 from saferedir.cli import app
 from saferedir.errors import GuardConfigError
 from saferedir.guards.saferedir_many import SafeRedirMany
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.training.saferedir import many as many_module
+from saferedir.training.saferedir.batches import ImageData
 from saferedir.training.saferedir.dataset import Pair, write_pairs
 from saferedir.training.saferedir.many import train_saferedir_many
 from saferedir.training.saferedir.train import TrainConfig
@@ -96,4 +98,21 @@ def test_the_command_line_trains_and_adds(tmp_path: Path) -> None:
     assert sr.Guard.from_pretrained(tmp_path / "three").config.concepts == ("x", "y", "z")  # type: ignore[attr-defined]
     assert call("--pairs", "x", *common, "--out", tmp_path / "no")[0] == 2
     code, output = call("--start", "pictoworld/star", "--pairs", files["z"], *common, "--out", tmp_path / "no")
-    assert code == 2 and "not one of many concepts" in output and not (tmp_path / "no").exists()
+    assert code == 2 and "not one of many concepts" in output.replace("│ ", "") and not (tmp_path / "no").exists()
+
+
+def test_a_start_of_another_model_is_refused(tmp_path: Path) -> None:
+    pipe: Any = make_pipeline()
+    guard = train_saferedir_many(pipe, {"x": pairs("x")}, tmp_path / "one", config=QUICK)
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.add_(1.0)
+    with pytest.raises(GuardConfigError, match="trained on other weights"):
+        train_saferedir_many(pipe, {"y": pairs("y")}, tmp_path / "two", start=guard, config=QUICK)
+
+
+def test_benign_images_are_those_of_the_concepts_own_pairs() -> None:
+    frames = torch.zeros(3, 2, 4, 8, 8)
+    data = ImageData(frames, PromptEmbeds(torch.zeros(3, 5, 6)), torch.zeros(3), torch.zeros(2))
+    shared = many_module.Benign(data, ["a red ring", "a blue circle", "a fox"])
+    assert len(shared.of([Pair("a star", "a red ring"), Pair(None, "a fox")]).label) == 2
+    assert len(shared.of([Pair("a ring", "a blue circle")]).label) == 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import torch
 from saferedir.errors import GuardConfigError
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 from saferedir.guards.saferedir.rows import with_concept
-from saferedir.guards.saferedir.trained_text import text_lengths, text_record
+from saferedir.guards.saferedir.trained_text import require_trained_settings, text_lengths, text_record
 from saferedir.guards.saferedir_many import SafeRedirMany, SafeRedirManyConfig
 from saferedir.pipelines.families import family_of
-from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
+from saferedir.pipelines.text_settings import text_settings
 from saferedir.training.saferedir.batches import ImageBatch, ImageData, TextData, encode_text, image_batch, text_batch
 from saferedir.training.saferedir.calibration import calibrate
 from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs, split_pairs
@@ -52,6 +53,22 @@ class Side:
     text: TextData
     images: ImageData
     short: tuple[ImageData, ...] = ()
+
+
+@dataclass(frozen=True)
+class Benign:
+    """Benign images of all concepts and the prompt of each; a prompt of one concept's file may show another concept."""
+
+    images: ImageData
+    prompts: Sequence[str]
+
+    def of(self, pairs: Sequence[Pair]) -> ImageData:
+        """Those that are benign by the pairs of one concept."""
+        texts = {pair.safe for pair in pairs}
+        rows = torch.tensor([row for row, prompt in enumerate(self.prompts) if prompt in texts])
+        images = self.images
+        scale = None if images.scale is None else images.scale[rows]
+        return ImageData(images.frames[rows], images.prompts.rows(rows), images.label[rows], images.t, scale)
 
 
 def train_saferedir_many(
@@ -101,16 +118,35 @@ def train_saferedir_many(
         check_guard_folder(folder, overwrite, "pass overwrite=True")
         work = folder.with_name(folder.name + ".work")
         work.mkdir(parents=True, exist_ok=True)
-        _claim(work / "plan.json", config, rows, known, pipe)
+        if start is not None:
+            _require_same_model(start, pipe, config)
+        _claim(work / "plan.json", config, rows, start, pipe)
         return _train(pipe, rows, folder, work, start, config, progress, log)
 
 
+def _require_same_model(start: SafeRedirMany, pipe: Any, config: TrainConfig) -> None:
+    """GuardError unless the guard was made for this model, weights and all, under the same settings of its text encoders."""
+    changed = check_backbone(start.config.backbone or {}, backbone_fingerprint(pipe), start.method)
+    if changed:
+        raise GuardConfigError(
+            f"the guard to start from was trained on other weights ({', '.join(changed)}), so concepts added on this model would "
+            "not be its own; train all of them on this one."
+        )
+    require_trained_settings(start.config.training, text_settings(pipe, config.call), "the guard to start from")
+
+
 def _claim(
-    path: Path, config: TrainConfig, rows: Mapping[str, Sequence[Pair]], known: Sequence[str], pipe: Any
+    path: Path,
+    config: TrainConfig,
+    rows: Mapping[str, Sequence[Pair]],
+    start: SafeRedirMany | None,
+    pipe: Any,
 ) -> None:
     """Refuse to mix two plans, or two models, in one work folder."""
     digests = {concept: hash_pairs(of) for concept, of in rows.items()}
-    plan = {"config": asdict(config), "pairs": digests, "known": list(known), "backbone": backbone_fingerprint(pipe)}
+    weights = {} if start is None else {name: value.sum().item() for name, value in start.network.state_dict().items()}
+    known = None if start is None else {"concepts": list(start.config.concepts), "sums": weights}
+    plan = {"config": asdict(config), "pairs": digests, "known": known, "backbone": backbone_fingerprint(pipe)}
     if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(plan)):
         raise GuardConfigError(
             f"{path.parent} holds an unfinished training with another model, other concepts, settings or pairs; delete it, or "
@@ -135,23 +171,22 @@ def _train(
         if min(sum(pair.unsafe is not None for pair in side) for side in sides) < MIN_PAIRS:
             raise GuardConfigError(f"{concept!r} has too few pairs; a side of the split needs at least {MIN_PAIRS}.")
     of_concepts: list[dict[str, Side]] = []
-    benign: list[list[ImageData]] = []
+    benign: list[list[Benign]] = []
     for number in (0, 1):  # training, held out
         of_side = {concept: both[number] for concept, both in split.items()}
         with progress.task(("training", "held-out")[number] + " images", _count(of_side, config, number)) as advance:
-            everything = [pair for of in of_side.values() for pair in of]
-            benign.append(_benign(pipe, everything, config, work, number, advance))
+            benign.append(_benign(pipe, of_side.values(), config, work, number, advance))
             of_concepts.append(
                 {concept: _side(pipe, of, lengths, config, work, number, advance) for concept, of in of_side.items()}
             )
-    network = _network(pipe, of_concepts[0], benign[0][0], start, config)
-    fit_rows(
-        network, of_concepts[0], benign[0][0], config, work, progress, log, added=None if start is None else len(rows)
-    )
+    network = _network(pipe, of_concepts[0], start, config)
+    shared = {concept: benign[0][0].of(both[0]) for concept, both in split.items()}
+    fit_rows(network, of_concepts[0], shared, config, work, progress, log, added=None if start is None else len(rows))
     results = {}
     for concept, side in of_concepts[1].items():
         images, *short = (
-            joined(unsafe, safe) for unsafe, safe in zip((side.images, *side.short), benign[1], strict=True)
+            joined(unsafe, safe.of(split[concept][1]))
+            for unsafe, safe in zip((side.images, *side.short), benign[1], strict=True)
         )
         view: Any = OneConcept(network, concept)
         results[concept] = calibrate(
@@ -173,9 +208,8 @@ def _rolled(
     pipe: Any, prompts: Prompts, config: TrainConfig, work: Path, number: int, advance: Callable[[int], None],
     steps: int | None = None,
 ) -> ImageData:  # fmt: skip
-    scales = config.calibration_scales or calibration_scales(config.guidance_scale)
     return generate_rollouts(
-        pipe, prompts, steps=steps or config.rollout_steps, guidance_scales=scales if number else (config.guidance_scale,),
+        pipe, prompts, steps=steps or config.rollout_steps, guidance_scales=_scales(config, number),
         seed=config.seed * 1_000_000 + 500_000 * number + (250_000 if prompts.benign else 0), batch=config.rollout_batch,
         call=config.call, view=config.image_input, cache=work, on_progress=advance,
     )  # fmt: skip
@@ -186,14 +220,37 @@ def _short_steps(config: TrainConfig, number: int) -> list[int]:
 
 
 def _benign(
-    pipe: Any, pairs: Sequence[Pair], config: TrainConfig, work: Path, number: int, advance: Callable[[int], None]
-) -> list[ImageData]:
-    """Benign roll-outs of all concepts' prompts together: the long ones, and of the held-out side short ones."""
+    pipe: Any,
+    pairs: Iterable[Sequence[Pair]],
+    config: TrainConfig,
+    work: Path,
+    number: int,
+    advance: Callable[[int], None],
+) -> list[Benign]:
+    """Benign roll-outs, an image once whichever concepts have its prompt: the long ones, and of the held-out side short ones."""
     count = config.held_out_rollouts if number else config.rollouts
-    prompts = Prompts([], rollout_prompts(pairs, 2 * count, config.seed).benign[: count // 2])
-    some = Prompts([], prompts.benign[: SHORT_IMAGES // 2])
-    short = [_rolled(pipe, some, config, work, number, lambda _: None, steps) for steps in _short_steps(config, number)]
-    return [_rolled(pipe, prompts, config, work, number, advance), *short]
+    chosen = [rollout_prompts(of, count, config.seed).benign for of in pairs]
+    prompts = list(dict.fromkeys(prompt for of in chosen for prompt in of))
+    some = list(dict.fromkeys(prompt for of in chosen for prompt in of[: SHORT_IMAGES // 2]))
+    scales = len(_scales(config, number))
+    long = _rolled(pipe, Prompts([], prompts), config, work, number, advance)
+    short = [
+        Benign(_rolled(pipe, Prompts([], some), config, work, number, lambda _: None, steps), _in_turns(some, scales))
+        for steps in _short_steps(config, number)
+    ]
+    return [Benign(long, _in_turns(prompts, scales)), *short]
+
+
+def _in_turns(prompts: Sequence[str], scales: int) -> list[str]:
+    """Prompts in the order in which `generate_rollouts` has them."""
+    return [prompt for turn in range(scales) for prompt in prompts[turn::scales]]
+
+
+def _scales(config: TrainConfig, number: int) -> tuple[float, ...]:
+    """Guidance scales of one side."""
+    if not number:
+        return (config.guidance_scale,)
+    return config.calibration_scales or calibration_scales(config.guidance_scale)
 
 
 def _side(
@@ -217,15 +274,14 @@ def joined(first: ImageData, second: ImageData) -> ImageData:
     )  # fmt: skip
 
 
-def _network(
-    pipe: Any, sides: Mapping[str, Side], benign: ImageData, start: SafeRedirMany | None, config: TrainConfig
-) -> Redirector:
+def _network(pipe: Any, sides: Mapping[str, Side], start: SafeRedirMany | None, config: TrainConfig) -> Redirector:
     """An untrained network of the pipeline's sizes, or that of `start` with rows for the new concepts."""
-    first = next(iter(sides.values())).text.unsafe
+    side = next(iter(sides.values()))
+    first = side.text.unsafe
     if start is None:
         sizes = {
             "prompt_dim": first.prompt.shape[-1],
-            "latent_channels": benign.frames.shape[2],
+            "latent_channels": side.images.frames.shape[2],
             "pooled_dim": 0 if first.pooled is None else first.pooled.shape[-1],
             "exempt_bos": family_of(pipe).has_bos,
             "concepts": tuple(sides),
@@ -246,7 +302,7 @@ def _network(
 def fit_rows(
     network: Redirector,
     sides: Mapping[str, Side],
-    benign: ImageData,
+    benign: Mapping[str, ImageData],
     config: TrainConfig,
     work: Path,
     progress: Progress,
@@ -279,8 +335,21 @@ def fit_rows(
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             losses = []
             for turn in range(min(AT_ONCE, len(names))):
-                name = names[(step * AT_ONCE + turn) % len(names)]
-                losses.append(_loss(views[name], sides[name], benign, share, step, config, generator, device))
+                place = step * min(AT_ONCE, len(names)) + turn
+                name = names[place % len(names)]
+                losses.append(
+                    _loss(
+                        views[name],
+                        sides[name],
+                        benign[name],
+                        share,
+                        place // len(names),
+                        step,
+                        config,
+                        generator,
+                        device,
+                    )
+                )
             loss = torch.stack(losses).mean()
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"The loss is not finite at step {step}; lower the learning rate.")
@@ -308,11 +377,11 @@ def fit_rows(
 
 
 def _loss(
-    view: Any, side: Side, benign: ImageData, rows: int, step: int, config: TrainConfig, generator: torch.Generator,
+    view: Any, side: Side, benign: ImageData, rows: int, visit: int, step: int, config: TrainConfig, generator: torch.Generator,
     device: torch.device,
 ) -> torch.Tensor:  # fmt: skip
     """The loss of one concept on `rows` prompts and images, half of each benign."""
-    words = text_batch(side.text.lengths[step % len(side.text.lengths)], rows, generator).to(device)
+    words = text_batch(side.text.lengths[visit % len(side.text.lengths)], rows, generator).to(device)
     halves = (image_batch(side.images, rows // 2, generator), image_batch(benign, rows - rows // 2, generator))
     shown = ImageBatch(
         torch.cat([half.frames for half in halves]), torch.cat([half.t for half in halves]),
