@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -68,7 +69,7 @@ def closure(requirements: Iterable[str]) -> Iterator[str]:
 
 def licence_of(package: Distribution) -> str:
     """The SPDX expression, else the classifiers, else the first line of the field."""
-    facts = package.metadata
+    facts: Any = package.metadata  # a mapping, though not by its type
     if expression := facts.get("License-Expression"):
         return str(expression)
     classifiers = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.bench.synthetic import synthetic_bench, write_shard
 
-from saferedir.bench.evaluation import evaluate
+from saferedir.bench.evaluation import cells, evaluate
 from saferedir.bench.evaluation.counted import FILE
 from saferedir.bench.storage.store import Store
 
@@ -20,7 +20,7 @@ from saferedir.bench.storage.store import Store
 def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The guards whose cells were counted, in order."""
     names: list[str] = []
-    original = evaluate.evaluate_cell
+    original = cells.evaluate_cell
 
     def counted(cell, *args):  # type: ignore[no-untyped-def]
         names.append(cell.name.guard)

@@ -130,7 +130,7 @@ def read_credentials(file: Path) -> Credentials | None:
         return None
     signature = manifest.get("signature_info", {})
     name = signature.get("common_name", "")
-    ours = next(
+    ours: dict[str, Any] = next(
         (entry["data"] for entry in manifest.get("assertions", ()) if entry["label"] == "io.saferedir.image"), {}
     )
     return Credentials(

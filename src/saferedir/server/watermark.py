@@ -7,7 +7,7 @@ run offline are not maintained. A package registers its own as an entry point of
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -44,4 +44,4 @@ def load_watermark(name: str) -> Watermark:
     mark = next(iter(matches)).load()()
     if not isinstance(mark, Watermark):
         raise ServerError(f"the watermark {name!r} lacks `embed` or `read`.")
-    return cast(Watermark, mark)
+    return mark

@@ -391,8 +391,8 @@ def test_fresh_noise_lies_at_the_level_of_the_step(frame: str) -> None:
     x0, eps, noise = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(3))
     alpha, p = {"variance preserving": (0.6, 0.8), "flow": (0.3, 0.45), "last step": (0.98, 1.0)}[frame]
     sigma, q = (1 - alpha, 1 - p) if frame == "flow" else ((1 - alpha**2) ** 0.5, (1 - p**2) ** 0.5)
-    sides = [torch.full((2, 1, 1, 1), value) for value in (alpha, sigma)]
-    out = renoised(p * x0 + q * eps, alpha * x0 + sigma * eps, x0, *sides, noise)
+    first, second = (torch.full((2, 1, 1, 1), value) for value in (alpha, sigma))
+    out = renoised(p * x0 + q * eps, alpha * x0 + sigma * eps, x0, first, second, noise)
     mean = x0.mean(dim=(2, 3), keepdim=True)
     size = eps.flatten(1).square().mean(dim=1).sqrt().view(2, 1, 1, 1)
     torch.testing.assert_close(out, p * mean + q * size * noise, atol=1e-4, rtol=1e-4)

@@ -150,8 +150,9 @@ class Service:
             leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._pending.add(pending)
         try:  # woken by what happens, and by nothing else: many wait here for long
+            waiting: set[asyncio.Future[Any]] = {pending} if leaving is None else {pending, leaving}
             await asyncio.wait(
-                {pending, leaving} if leaving is not None else {pending},
+                waiting,
                 timeout=max(0.0, deadline - time.monotonic()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
