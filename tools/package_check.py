@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 #: a file of each kind that the package must bring
 NEEDED = (
-    "saferedir/py.typed", "saferedir/pictoworld/weights/model_index.json", "saferedir/server/default.toml",
+    "saferedir/py.typed", "saferedir/pictoworld/weights/pipeline/model_index.json", "saferedir/server/default.toml",
     "saferedir/server/playground/page.css", "saferedir/server/playground/fragments.html.j2",
     "saferedir/server/evidence/page.html.j2", "saferedir/bench/presets/pictoworld-quick.toml",
 )  # fmt: skip
@@ -35,11 +35,12 @@ def run(*words: str | Path, cwd: Path | None = None) -> str:
 
 def build(out: Path) -> tuple[Path, Path]:
     """(wheel, sdist) in `out`, by the build backend itself."""
-    code = "import sys; from setuptools import build_meta as b; b.build_sdist(sys.argv[1]); b.build_wheel(sys.argv[1])"
+    code = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
     with tempfile.TemporaryDirectory() as folder:  # a copy, so that no build folder is left in the tree
         tree = Path(folder) / "tree"
         run("git", "clone", "-q", ROOT, tree)
-        run(sys.executable, "-c", code, out, cwd=tree)
+        for kind in ("build_sdist", "build_wheel"):
+            run(sys.executable, "-c", code, kind, out, cwd=tree)
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
     return wheel, sdist
 
@@ -78,7 +79,7 @@ def check(work: Path, shared: bool) -> str:
     ).strip()
     if not place.startswith(str(work)):
         raise SystemExit(f"saferedir was imported from {place}, not from the wheel")
-    run(command, "demo", "--forget", "1", "--steps", "2", "--out", work / "demo", cwd=work)
+    run(command, "demo", "--prompts", "1", "--steps", "2", "--out", work / "demo", cwd=work)
     if not (work / "demo" / "grid.png").is_file():
         raise SystemExit("the demo wrote no grid.png")
     return place
