@@ -8,9 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import saferedir as sr
+from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.pictoworld.renderer import BACKGROUND_RGB, render
 from saferedir.pictoworld.scene import Scene as FirstScene
 from saferedir.pictoworld.world2 import renderer
@@ -134,3 +137,21 @@ def test_backgrounds_fill_what_no_item_covers() -> None:
     for background, colour in BACKGROUND_RGB.items():
         image = renderer.render([Scene(background, (Item(character="Zepka", radius=12.0),))])[0]
         torch.testing.assert_close(image[:, 0, 0], torch.tensor(colour))
+
+
+def test_the_packaged_flux_is_a_plain_pipeline_that_a_guard_fits() -> None:
+    pipe = sr.load_pipeline("pictoworld-flux")
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe) is FluxPipeline
+    call = {"num_inference_steps": 2, "height": 64, "width": 64, "max_sequence_length": 32, "output_type": "pt"}
+    guarded = {**call, "negative_prompt": "", "true_cfg_scale": 3.0}
+
+    def images(**more: object) -> torch.Tensor:
+        return pipe("a red star on sand", generator=torch.Generator().manual_seed(0), **more).images  # type: ignore[no-any-return]
+
+    bare = images(**guarded)
+    assert bare.shape == (1, 3, 64, 64) and bool(torch.isfinite(bare).all())
+    guard = NegativePrompt(NegativePromptConfig(concept="star", phrases=("star",)))
+    with sr.attach(pipe, guard):
+        assert not torch.equal(images(**guarded), bare)
+    assert torch.equal(images(**guarded), bare)
