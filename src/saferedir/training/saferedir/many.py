@@ -335,15 +335,15 @@ def fit_rows(
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             losses = []
             for turn in range(min(AT_ONCE, len(names))):
-                place = step * min(AT_ONCE, len(names)) + turn
-                name = names[place % len(names)]
+                number = step * min(AT_ONCE, len(names)) + turn
+                name = names[number % len(names)]
                 losses.append(
                     _loss(
                         views[name],
                         sides[name],
                         benign[name],
                         share,
-                        place // len(names),
+                        number // len(names),
                         step,
                         config,
                         generator,
