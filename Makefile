@@ -12,7 +12,7 @@ MAKEFLAGS += --no-builtin-rules
 # A stamp is worth nothing if the interpreter is gone or the checkout has moved since: install again then.
 HEALTHY := $(if $(wildcard $(STAMP)),$(shell $(PY) -I -c "import os, pip, importlib.util as u; s = u.find_spec('saferedir'); print('yes' * os.path.realpath(s.origin).startswith(os.path.realpath('src') + os.sep))" 2>/dev/null))
 
-.PHONY: help setup demo test browser test-accelerators contract rehearsal test-oldest lint format docs check clean always
+.PHONY: help setup demo test browser security test-accelerators contract rehearsal test-oldest lint format docs check clean always
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -44,7 +44,7 @@ test: setup  ## run the tests, offline and on CPU, one process a core (PYTEST_AR
 	$(PY) -m pytest -n auto --dist worksteal --durations=15 $(PYTEST_ARGS)
 
 browser:  ## install Chromium for the tests of pages, where Debian's packages can be installed; without it they are skipped
-	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+	@command -v chromium >/dev/null || { export DEBIAN_FRONTEND=noninteractive; timeout 120 apt-get update -qq && timeout 300 apt-get install -y -qq --no-install-recommends chromium; }
 
 ACCELERATORS := $(VENV)/accelerators
 test-accelerators: setup  ## guards beside DeepCache, ToMe, torchao and quanto, installed apart from the rest

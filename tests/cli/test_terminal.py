@@ -166,3 +166,10 @@ def test_a_whole_run_prints_our_lines_alone_in_ascii(tmp_path: Path) -> None:
     (cut,) = [line for line in said if "warning:" in line]
     assert "text_encoder" in cut and "reads the first" in cut
     assert [line for line in said if line != cut and line.split()[:1] not in (["generating"], ["drawing"])] == []
+
+
+def test_text_of_strangers_cannot_steer_the_terminal() -> None:
+    from saferedir.cli.common import escape
+
+    assert not {"\u001b", "\u009b", "\x07"} & set(escape("a\u001b]52;c;x\u009b1m\x07"))
+    assert escape("two\nlines\tand ü") == "two\nlines\tand ü"

@@ -54,6 +54,6 @@ def test_inspect_knows_a_file_of_the_service(tmp_path: Path, output_format: str)
         from saferedir.server.provenance import png_text
 
         Image.new("RGB", (8, 8)).save(file, pnginfo=png_text(facts))  # another image that claims to be this one
-        assert "changed since it left" in call("inspect", str(file), "--audit", url, code=1)
+        assert "is not the file that left" in call("inspect", str(file), "--audit", url, code=1)
     file.write_bytes(b"nothing")
     assert "cannot be read as an image" in call("inspect", str(file), code=1)

@@ -155,3 +155,14 @@ def test_the_newest_report_is_the_one(tmp_path: Path) -> None:
         page.touch()
         os.utime(page, (age, age))
     assert latest_report(tmp_path) == tmp_path / "new" / "report.html"
+
+
+def test_pages_of_other_sites_may_not_use_the_page() -> None:
+    from starlette.datastructures import Headers
+
+    from saferedir.server.playground.mounting import _is_own_page
+
+    assert _is_own_page(Headers({"host": "images.example"}))
+    assert _is_own_page(Headers({"host": "Images.example:8443", "origin": "https://images.example:8443"}))
+    assert not _is_own_page(Headers({"host": "images.example", "origin": "https://evil.example"}))
+    assert not _is_own_page(Headers({"host": "images.example", "origin": "null"}))

@@ -132,10 +132,11 @@ def _is_our_error(error: Exception) -> bool:
 
 
 def escape(text: str) -> str:
-    """Text of a user or a file, safe inside rich markup."""
+    """Text of a user or a file, safe inside rich markup; what would steer a terminal (C0, C1, DEL) is written as an escape."""
     from rich.markup import escape as rich_escape
 
-    return rich_escape(text)
+    steering = {code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+    return rich_escape("".join(f"\\x{ord(letter):02x}" if ord(letter) in steering else letter for letter in text))
 
 
 def choose_device(name: str) -> torch.device:

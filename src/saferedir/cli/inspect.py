@@ -55,9 +55,14 @@ def _print_record(result: dict[str, Any]) -> None:
     if record is None:
         errors.print("[bold red]error:[/] the audit has no record of this file.")
     else:
-        outcome = "as it left the service" if result["as_it_left"] else "changed since it left the service"
-        console.print(f"record: {record['image_id']}, {record['time']}, {record['action']}", highlight=False)
-        console.print(f"file: {outcome}", highlight=False)
+        if result["as_it_left"]:
+            console.print(f"record: {record['image_id']}, {record['time']}, {record['action']}", highlight=False)
+            console.print("file: as it left the service", highlight=False)
+        else:
+            console.print(
+                f"file: it claims to be {record['image_id']}, and is not the file that left as that; this proves nothing of it.",
+                soft_wrap=True, highlight=False,
+            )  # fmt: skip
     if not result["chain_is_whole"]:
         errors.print("[bold red]error:[/] the audit's chain is not whole: `saferedir audit verify` says where.")
 
@@ -80,7 +85,7 @@ def _print_credentials(credentials: dict[str, Any] | None) -> None:
     if credentials is None:
         console.print("content credentials: none that can be read here", highlight=False)
         return
-    test = "; a TEST certificate, which proves nothing" if credentials["is_test"] else ""
+    test = "; a TEST certificate, which proves nothing" if credentials["is_test"] else " (who that is was not checked)"
     console.print(
         f"content credentials: {credentials['state'].lower()}, signed by {escape(credentials['signer'] or 'nobody')}{test}",
         soft_wrap=True, highlight=False,

@@ -41,7 +41,8 @@ class ModelSettings(_Table):
         strength: of image edits, in (0, 1]: the share of the steps that change the image.
         device: "auto", "cpu", "cuda", …
         dtype: "float32", "float16" or "bfloat16".
-        unguarded: whether the playground may also show the bare model's image; None: the embedded model's, on loopback only.
+        unguarded: whether the playground may also show the bare model's image; None: the embedded one's,
+            on loopback without keys.
     """
 
     name: Name
@@ -101,12 +102,13 @@ class PlaygroundSettings(_Table):
 
     Attributes:
         enabled: whether there is one; `saferedir serve --playground` says yes.
-        bench: the newest report.html in this folder, or in one of its folders, is shown.
+        bench: the newest report.html in this folder, or in one of its folders, is shown, its unguarded images too; "": `runs`
+            without keys, and none with keys.
         gallery: how many of a visitor's latest images the page keeps, in memory.
     """
 
     enabled: bool = False
-    bench: str = "runs"
+    bench: str = ""
     gallery: Annotated[int, Field(ge=0, le=100)] = 12
 
 
@@ -260,7 +262,7 @@ class Settings(_Table):
         """Whether the playground may show this model's image without guards, too."""
         if model.unguarded is not None:
             return model.unguarded
-        return (model.source or model.name) == "pictoworld" and is_loopback(self.host)
+        return (model.source or model.name) == "pictoworld" and is_loopback(self.host) and not self.keys
 
     def check_address(self) -> None:
         """Raise ServerError where strangers could reach a service without keys."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from saferedir.server.config import Profile, Settings
 from saferedir.server.errors import ApiError, too_many
 
-#: the caller of a service without keys, which only its own machine reaches
+#: name of the caller of a service without keys, in records
 LOCAL = "local"
 
 
@@ -23,11 +23,12 @@ class Caller:
 
     name: str
     profile: Profile
+    is_local: bool = False  # of a service without keys, which only its own machine reaches
 
     @property
     def may_review(self) -> bool:
         """Whether reports of others may be read and decided."""
-        return self.profile.may_review or self.name == LOCAL
+        return self.profile.may_review or self.is_local
 
 
 def new_key() -> tuple[str, str]:
@@ -46,7 +47,7 @@ class Callers:
 
     def __init__(self, settings: Settings) -> None:
         self._keys = {key.sha256: Caller(key.name, settings.profiles[key.profile]) for key in settings.keys}
-        self._local = None if settings.keys else Caller(LOCAL, settings.profiles["default"])
+        self._local = None if settings.keys else Caller(LOCAL, settings.profiles["default"], is_local=True)
 
     def of(self, authorization: str | None) -> Caller:
         """The caller whose key is in an Authorization header; ApiError 401 without a known one."""

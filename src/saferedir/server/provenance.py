@@ -53,11 +53,11 @@ def read_facts(file: Path) -> dict[str, Any] | None:
 def find_record(store: AuditStore, file: Path, facts: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, bool]:
     """(the record of a file, whether the file is bit by bit what left the service).
 
-    It is looked for by the name in the image, and by its hash where that leads nowhere.
+    It is looked for by its hash, and where that leads nowhere by the name in the image, which anybody can write there.
     """
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    record = next((entry for entry in store.records() if entry.get("image_sha256") == digest), None)
+    if record is not None:
+        return record, True
     name = (facts or {}).get("image_id")
-    record = store.record(name) if isinstance(name, str) else None
-    if record is None:
-        record = next((entry for entry in store.records() if entry.get("image_sha256") == digest), None)
-    return record, record is not None and record.get("image_sha256") == digest
+    return (store.record(name) if isinstance(name, str) else None), False

@@ -77,7 +77,9 @@ class Gate:
         except ApiError as error:
             await JSONResponse(error.body(), error.status, error.headers)(scope, receive, noted)
             return
-        self._service.running += 1
+        is_heartbeat = scope["path"].startswith("/gradio_api/heartbeat")  # open as long as the page is
+        counted = 0 if is_heartbeat else 1
+        self._service.running += counted
         try:
             await self._app(scope, limited, noted)
         except Exception as error:  # its message may repeat what was sent, and a traceback would log it
@@ -86,7 +88,7 @@ class Gate:
                 failure = ApiError(503, "The request failed, and no image is shown.", "internal_error")
                 await JSONResponse(failure.body(), failure.status)(scope, receive, noted)
         finally:
-            self._service.running -= 1
+            self._service.running -= counted
 
     def _most_of(self, scope: Scope) -> int:
         """Bytes that the body of this request may have."""

@@ -92,7 +92,10 @@ def open_engine(url: str, is_read_only: bool = False) -> Engine:
         arguments = _POSTGRES | {"options": f"{_POSTGRES['options']} {_READ_ONLY if is_read_only else ''}"}
         try:
             return sa.create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=arguments
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_pre_ping=True,
+                connect_args=arguments,
+                hide_parameters=True,
             )
         except ImportError as error:
             raise ServerError('PostgreSQL needs the package psycopg: pip install "saferedir[postgres]".') from error
@@ -115,7 +118,7 @@ def _read_only_sqlite(url: URL) -> Engine:
         mode = "mode=ro&immutable=1" if is_at_rest else "mode=ro"
         return sqlite3.connect(f"{file.as_uri()}?{mode}", uri=True, timeout=_SECONDS, check_same_thread=False)
 
-    return sa.create_engine("sqlite://", creator=connect, poolclass=sa.pool.NullPool)
+    return sa.create_engine("sqlite://", creator=connect, poolclass=sa.pool.NullPool, hide_parameters=True)
 
 
 def _sqlite(url: URL) -> Engine:
@@ -124,7 +127,7 @@ def _sqlite(url: URL) -> Engine:
         file.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServerError(f"the audit cannot be written to {file} ({error.strerror}).") from error
-    engine = sa.create_engine(url, connect_args={"timeout": _SECONDS})
+    engine = sa.create_engine(url, connect_args={"timeout": _SECONDS}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def settle(connection: Any, record: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Self
@@ -72,7 +73,8 @@ class RayModels:
 
     def __init__(self, settings: Settings, load: Loader = load_model) -> None:
         self._settings, self._load, self._lock = settings, load, threading.Lock()
-        self._names = {model.name: f"saferedir-{index}" for index, model in enumerate(settings.models)}
+        service = uuid.uuid4().hex  # a cluster may serve several, and a name in use would be taken over
+        self._names = {model.name: f"saferedir-{service}-{index}" for index, model in enumerate(settings.models)}
         self._models: dict[str, RemoteModel] = {}
         self._ray: ModuleType | None = None
         self._serve: Any = None

@@ -156,7 +156,7 @@ def _audit(settings: Settings, expected: str | None) -> dict[str, Any]:
     url = settings.audit.url
     try:
         check_exists(url)
-        store = AuditStore(url)
+        store = AuditStore(url, is_read_only=True)
     except ServerError as error:
         return {"url": settings.audit.shown_url(), "is_verified": False, "problems": [str(error)]}
     try:

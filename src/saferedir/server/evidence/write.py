@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ def write_evidence(evidence: Mapping[str, Any], cells: Sequence[Cell], out: Path
     """
     if out.exists() and any(out.iterdir()):
         raise EvidenceError(f"{out} has files already; give a new folder, so that nothing in it is of another time.")
-    temporary = out.with_name(f"{out.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{out.name}.", dir=out.parent))
     try:
-        (temporary / "cells").mkdir(parents=True)
+        (temporary / "cells").mkdir()
         for cell in cells:
             shutil.copyfile(cell.file, temporary / cell.name)
         check_claims(evidence, temporary)

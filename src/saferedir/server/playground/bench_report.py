@@ -22,13 +22,13 @@ def latest_report(folder: Path) -> Path | None:
     return max(pages, key=lambda page: page.stat().st_mtime, default=None)
 
 
-def bench_report_router(folder: Path) -> APIRouter:
-    """The route of the page."""
+def bench_report_router(folder: Path | None) -> APIRouter:
+    """The route of the page; without a folder there is no report."""
     router = APIRouter(include_in_schema=False)
 
     @router.get(ROUTE)
     def report() -> Response:
-        page = latest_report(folder)
+        page = None if folder is None else latest_report(folder)
         if page is None:
             return HTMLResponse(_NONE, headers=_HEADERS)
         return FileResponse(page, media_type="text/html", headers=_HEADERS)

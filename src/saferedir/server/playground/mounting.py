@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saferedir.server.api.service import Service
@@ -33,7 +35,9 @@ def mount_playground(app: FastAPI, service: Service) -> None:
     from saferedir.server.playground.bench_report import bench_report_router
     from saferedir.server.playground.page import CSS, build_page
 
-    app.include_router(bench_report_router(Path(service.settings.playground.bench)))
+    settings = service.settings
+    bench = settings.playground.bench or ("" if settings.keys else "runs")
+    app.include_router(bench_report_router(Path(bench) if bench else None))
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
     gr.mount_gradio_app(
@@ -42,6 +46,12 @@ def mount_playground(app: FastAPI, service: Service) -> None:
     )  # fmt: skip
     mount = app.routes[-1]
     mount.app = _Closed(mount.app)  # type: ignore[attr-defined]
+
+
+def _is_own_page(headers: Headers) -> bool:
+    """Whether a request names no other site as the page that it comes from; Gradio itself would answer all of them."""
+    origin = headers.get("origin")
+    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
 
 
 class _Closed:
@@ -54,6 +64,10 @@ class _Closed:
         path = scope.get("path", "")
         if scope["type"] == "http" and path not in _PATHS and not path.startswith(_PREFIXES):
             error = ApiError(404, "There is no such address.")
+            await JSONResponse(error.body(), error.status)(scope, receive, send)
+            return
+        if scope["type"] == "http" and not _is_own_page(Headers(scope=scope)):
+            error = ApiError(403, "A page of another site may not use this one.", "not_local")
             await JSONResponse(error.body(), error.status)(scope, receive, send)
             return
         await self._app(scope, receive, send)

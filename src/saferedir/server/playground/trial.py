@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from saferedir.decisions import Decision
-from saferedir.server.api.images import make_images, marked_file
+from saferedir.server.api.encoding import encoded
+from saferedir.server.api.images import make_images
 from saferedir.server.api.records import Asked, new_id, record_of
 from saferedir.server.api.schemas import GenerationRequest
 from saferedir.server.api.service import Service
@@ -101,7 +102,8 @@ async def _without_guards(
     if outcome.image is None:
         return None
     name = new_id()
-    file = await asyncio.to_thread(marked_file, service.marker, outcome.image, "png", 100, facts_of(name, model.name))
+    facts = {**facts_of(name, model.name), "guarded": False}  # no credentials: no policy has passed it
+    file = await asyncio.to_thread(encoded, outcome.image, "png", 100, facts)
     record = record_of(service, Asked(caller.name, None, None), model, row, name, "unguarded", outcome, file)
     policy = {"on_unsafe": "none", "retries": 0, "verify": [], "guards": []}
     record |= {"guards": {}, "policy": policy, "policy_fingerprint": digest_of(policy)}
