@@ -16,7 +16,10 @@ from tests.tiny_pipelines import PIPELINES, run
 import saferedir as sr
 from saferedir.errors import GuardError
 from saferedir.guard import Guard, GuardConfig, Step
-from saferedir.utils.device import rehearsal
+from saferedir.guards.saferedir.state import Source
+from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.seam.run_state import has_callback
+from saferedir.utils.device import Pending, collecting, rehearsal
 
 ROOT = Path(__file__).parents[2]
 #: distances to all references are summed on a device, on the CPU those to the near ones
@@ -87,3 +90,21 @@ def test_a_guarded_step_does_not_wait(tmp_path: Path) -> None:
     assert all(step <= 0 for step, _, _ in waits.values()), waits
     assert all(in_run <= 4 and attaching <= 2 for _, in_run, attaching in waits.values()), waits
     assert all(row["step"]["copies"] <= 0 for row in rows), rows
+
+
+def test_embeddings_written_to_where_nothing_shows_it_are_refused() -> None:
+    kept = PromptEmbeds(torch.zeros(1, 3, 4))
+    source, pending = Source(kept), Pending()
+    with rehearsal(), collecting(pending):
+        assert source.is_unchanged(kept)
+        pending.settle()
+        kept.prompt.data.copy_(torch.ones(1, 3, 4))
+        assert source.is_unchanged(kept)
+        with pytest.raises(GuardError, match="written to in the middle of a run"):
+            pending.settle()
+    assert not source.is_unchanged(kept)
+
+
+def test_a_run_with_a_callback_reads_its_checks_as_it_goes() -> None:
+    assert has_callback({"callback_on_step_end": print, "prompt": "a star"}) and has_callback({"callback": print})
+    assert not has_callback({"callback_on_step_end": None, "callback_on_step_end_tensor_inputs": ["latents"]})

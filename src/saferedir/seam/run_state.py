@@ -189,6 +189,12 @@ def arguments_of_call(pipe: Any) -> Mapping[str, Any] | None:
     return None
 
 
+def has_callback(settings: Mapping[str, Any]) -> bool:
+    """Whether a call is given a function that it calls at every step."""
+    names = [name for name, value in settings.items() if value is not None]
+    return any(name == "callback" or name.endswith("callback_on_step_end") for name in names)
+
+
 def check_not_nested(pipe: Any) -> None:
     """Raise GuardError where a call of this pipeline is made amid another one of it, by a callback.
 

@@ -41,6 +41,7 @@ from saferedir.seam.run_state import (
     check_caller,
     check_not_nested,
     check_scheduler_is_not_shared,
+    has_callback,
     why_no_step,
 )
 from saferedir.seam.session import Session
@@ -354,7 +355,8 @@ class Seam:
         self._caches = Caches(self.hooks.modules)
         self._caches.clear()
         self._caches.check(enabled)
-        self._state.pending.is_eager = self._caches.are_there  # whoever keeps features has to know who is edited
+        # whoever keeps features has to know who is edited, and a callback must not be shown what a check would have refused
+        self._state.pending.is_eager = self._caches.are_there or has_callback(settings)
         if enabled:
             self._caches.check_layout(parts)
         spoken = (

@@ -30,6 +30,7 @@ class Pending:
         self.is_eager = is_eager
         self._flags: list[tuple[Tensor, MakeError]] = []
         self._sizes: list[tuple[Tensor, MakeError]] = []
+        self._failed: Exception | None = None
 
     def add_flag(self, bad: Tensor, error: MakeError) -> None:
         """A check that fails where `bad`, of no dimension, is true."""
@@ -40,11 +41,16 @@ class Pending:
         self._sizes.append((size, error))
 
     def settle(self) -> None:
-        """Read every outcome, in one copy for a device, and raise the error of the first check that failed."""
+        """Read every outcome, in one copy for a device, and raise the error of the first check that failed.
+
+        Once one has failed, every later call raises, too: whoever kept the error to himself lets no image out.
+        """
         self.settle_with()
 
     def settle_with(self, *values: Tensor) -> list[Tensor]:
         """As `settle`, and `values` on the host, which come in the same copy."""
+        if self._failed is not None:
+            raise self._failed
         flags, sizes = self._flags, self._sizes
         self._flags, self._sizes = [], []
         groups = [*_stacked([flag for flag, _ in flags]), *_stacked([size for size, _ in sizes])]
@@ -54,7 +60,8 @@ class Pending:
             for position, value in zip(positions, outcome.tolist(), strict=True):
                 is_bad = value if group.dtype == torch.bool else not math.isfinite(value)
                 if is_bad:
-                    raise checks[position][1]()
+                    self._failed = checks[position][1]()
+                    raise self._failed
         return host[len(groups) :]
 
 

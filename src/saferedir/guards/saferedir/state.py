@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
+from saferedir.errors import GuardError
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.redirect import Redirection
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.utils.broadcast import per_sample
-from saferedir.utils.device import is_readable, to_host
+from saferedir.utils.device import is_readable, refuse, to_host
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +51,31 @@ class Kept(NamedTuple):
 class Source:
     """Conditioning that something was made from, and whether another one still holds the same values.
 
-    On the CPU values are compared with a copy; elsewhere that would wait, so objects and their counts of writes are.
+    Values are compared with a copy. Where that would wait, objects and their counts of writes are, and what neither shows (a
+    write under `inference_mode`, or through `.data`) is refused at the end of the run.
     """
 
     def __init__(self, given: PromptEmbeds) -> None:
         self._given, self._writes = given, writes_of(given)
-        self._copy = given.map(lambda part: part.detach().clone()) if is_readable(given.prompt) else None
+        self._copy = given.map(lambda part: part.detach().clone())
 
     def is_unchanged(self, now: PromptEmbeds) -> bool:
         """Whether `now` has the values that were given."""
-        if self._copy is not None and is_readable(now.prompt):
+        if is_readable(now.prompt):
             return same_conditioning(now, self._copy)
-        return now.is_same(self._given) and writes_of(now) == self._writes
+        if not now.is_same(self._given) or writes_of(now) != self._writes:
+            return False
+        for part, kept in zip(now, self._copy, strict=True):
+            if part is not None and kept is not None:
+                refuse(part != kept, _changed)
+        return True
+
+
+def _changed() -> GuardError:
+    return GuardError(
+        "the prompt embeddings were written to in the middle of a run, so the guard's verdict on them no longer holds and no "
+        "image is returned; give other embeddings as another tensor."
+    )
 
 
 def writes_of(given: PromptEmbeds) -> tuple[int, ...]:
