@@ -76,6 +76,7 @@ CASES: list[Case] = [
     *rows("DDIMScheduler", [ZERO_SNR], (V, X)),
     *rows("DDIMScheduler", [{}], step={"eta": 1.0}, is_random=True),
     *rows("DDIMParallelScheduler", SPACINGS),
+    *rows("CogVideoXDDIMScheduler", SPACINGS[:2]),
     *rows("DDPMScheduler", [*SPACINGS, {"beta_schedule": "linear"}], is_random=True),
     *rows("DDPMParallelScheduler", [{}], is_random=True),
     *rows("PNDMScheduler", [{"skip_prk_steps": True, **spacing} for spacing in SPACINGS[:2]], (EPS, V)),
@@ -466,6 +467,7 @@ def test_every_other_scheduler_of_diffusers_is_refused(name: str) -> None:
     [
         (Case("DDPMScheduler", {"variance_type": "learned_range"}), "fixed_small"),
         (Case("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}), "invert_sigmas=False"),
+        (Case("CogVideoXDDIMScheduler", {"timestep_spacing": "linspace"}), "use 'trailing' or 'leading'"),
         (Case("UniPCMultistepScheduler", {"prediction_type": "flow_prediction"}), "use_flow_sigmas=True"),
         (Case("DDIMScheduler", {"prediction_type": "flow_prediction"}), "use_flow_sigmas=True"),
         (Case("UniPCMultistepScheduler", {"prediction_type": V, "use_flow_sigmas": True}), "use_flow_sigmas=False"),

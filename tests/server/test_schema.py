@@ -32,7 +32,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 OPERATIONS = [
     ("/v1/images/generations", "POST"), ("/v1/images/edits", "POST"), ("/v1/moderations", "POST"), ("/v1/checks", "POST"),
     ("/v1/models", "GET"), ("/v1/models/{model}", "GET"),
-    ("/v1/guards", "GET"), ("/v1/policies", "GET"), ("/healthz", "GET"), ("/readyz", "GET"),
+    ("/v1/guards", "GET"), ("/v1/policies", "GET"), ("/v1/reports", "POST"), ("/healthz", "GET"), ("/readyz", "GET"),
     ("/metrics", "GET"),
 ]  # fmt: skip
 

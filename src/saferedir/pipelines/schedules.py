@@ -166,6 +166,8 @@ def check_scheduler(scheduler: Any) -> None:
         )
     elif config.get("invert_sigmas", False):
         problem = "invert_sigmas=True counts noise backwards (Mochi only); use invert_sigmas=False"
+    elif _known_name(scheduler) == "CogVideoXDDIMScheduler" and config.timestep_spacing == "linspace":
+        problem = "a step of timestep_spacing='linspace' does not end at the noise of the next one; use 'trailing' or 'leading'"
     elif meaning == "flow" and not has_flow_sigmas:
         problem = "prediction_type='flow_prediction' needs flow sigmas; set use_flow_sigmas=True"
     elif meaning == "v_prediction" and has_flow_sigmas:
