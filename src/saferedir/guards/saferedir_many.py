@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
-from saferedir.errors import GuardConfigError, GuardError
+from saferedir.errors import GuardError
 from saferedir.guards.base import Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
 from saferedir.guards.saferedir.config import SafeRedirConfig
-from saferedir.guards.saferedir.fit import require_calibrated_size, require_fit
+from saferedir.guards.saferedir.fit import load_weights, require_calibrated_size, require_fit, require_weights_fit
 from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig, redirect, redirect_pooled
 from saferedir.guards.saferedir.rows import strongest
-from saferedir.guards.saferedir.state import LATE, Source
+from saferedir.guards.saferedir.state import LATE, Source, relative_shift
 from saferedir.guards.saferedir.trained_text import require_trained_settings
 from saferedir.guards.step import Conditioned
 from saferedir.pipelines.text_settings import TextSettings
@@ -214,9 +214,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         scale = self.config.scale * self.config.escalation_scale ** state.level.float()
         common = (redirection, weight, scale, network.max_shift)
         prompt = redirect(e0, *common, prompt_mask=real, exempt_bos=network.exempt_bos)
-        strength = (prompt.detach() - e0.detach()).float().norm(dim=-1) / e0.detach().float().norm(dim=-1).clamp(
-            min=1e-6
-        )
+        strength = relative_shift(prompt.detach(), e0.detach())
         state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
         if not may_hold(is_redirected):
             return step.conditioning
@@ -337,13 +335,6 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         return {n: t.half() if t.is_floating_point() else t for n, t in self.network.state_dict().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        current = self.network.state_dict()
-        wrong = sorted(set(current) ^ set(tensors)) or [n for n in current if current[n].shape != tensors[n].shape]
-        if wrong:
-            raise GuardConfigError(
-                f"model.safetensors does not fit the network in guard_config.json: {', '.join(wrong[:5])}; train the guard again."
-            )
-        if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
-            raise GuardConfigError("model.safetensors holds values that are not finite; train the guard again.")
-        self.network.load_state_dict({n: t.to(current[n].dtype) for n, t in tensors.items()})
+        require_weights_fit(self.network, tensors)
+        load_weights(self.network, tensors)
         self._has_weights = True

@@ -53,7 +53,7 @@ def read_facts(file: Path) -> dict[str, Any] | None:
 def find_record(store: AuditStore, file: Path, facts: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, bool]:
     """(the record of a file, whether the file is bit by bit what left the service).
 
-    It is looked for by its hash, and where that leads nowhere by the name in the image, which anybody can write there.
+    Its hash leads to the record; where it does not, the name in the image, which anybody can write there.
     """
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     record = next((entry for entry in store.records() if entry.get("image_sha256") == digest), None)

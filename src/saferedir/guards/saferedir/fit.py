@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.saferedir.config import SafeRedirConfig
@@ -50,6 +51,24 @@ def require_calibrated_size(config: SafeRedirConfig, step: Step) -> None:
         "calibrate the guard at this one (`saferedir guards calibrate`), or do without the verdict "
         "(guard.with_settings(use_image=False)) or without this check (other_sizes='allow')."
     )
+
+
+def require_weights_fit(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """GuardConfigError for weights of a guard's file whose names or shapes are not the network's."""
+    current = network.state_dict()
+    wrong = sorted(set(current) ^ set(weights)) or sorted(n for n in current if current[n].shape != weights[n].shape)
+    if wrong:
+        raise GuardConfigError(
+            f"model.safetensors does not fit the network in guard_config.json: {', '.join(wrong[:5])}; train the guard again."
+        )
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], others: Iterable[Tensor] = ()) -> None:
+    """Put weights that fit into the network, in its own types; GuardConfigError where they, or `others`, are not finite."""
+    if not all(bool(torch.isfinite(t).all()) for t in (*weights.values(), *others) if t.is_floating_point()):
+        raise GuardConfigError("model.safetensors holds values that are not finite; train the guard again.")
+    current = network.state_dict()
+    network.load_state_dict({n: t.to(current[n].dtype) for n, t in weights.items()})
 
 
 def require_anchors_fit(sizes: RedirectorConfig, anchors: Mapping[str, Tensor | None]) -> None:

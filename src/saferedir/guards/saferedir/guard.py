@@ -29,7 +29,13 @@ from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
 from saferedir.guards.saferedir.card import model_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
-from saferedir.guards.saferedir.fit import require_anchors_fit, require_calibrated_size, require_fit
+from saferedir.guards.saferedir.fit import (
+    load_weights,
+    require_anchors_fit,
+    require_calibrated_size,
+    require_fit,
+    require_weights_fit,
+)
 from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.hardening import (
     at_once,
@@ -496,17 +502,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             self._adopt(load_reference_redirector(weights))
             self._has_weights = True
             return
-        current = self.network.state_dict()
-        wrong = sorted(set(current) ^ set(weights)) or sorted(
-            n for n in current if current[n].shape != weights[n].shape
-        )
-        if wrong:
-            raise GuardConfigError(
-                f"model.safetensors does not fit the network in guard_config.json: {', '.join(wrong[:5])}; "
-                "train the guard again."
-            )
+        require_weights_fit(self.network, weights)
         require_anchors_fit(self.network.config, {ANCHOR: self.anchor, ANCHOR_POOLED: self.anchor_pooled})
-        if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
-            raise GuardConfigError("model.safetensors holds values that are not finite; train the guard again.")
-        self.network.load_state_dict({n: t.to(current[n].dtype) for n, t in weights.items()})
+        load_weights(self.network, weights, others=tensors.values())
         self._has_weights = True

@@ -37,7 +37,7 @@ from saferedir.training.saferedir.rollouts import (
     generate_rollouts,
     rollout_prompts,
 )
-from saferedir.training.saferedir.train import MIN_PAIRS, TrainConfig
+from saferedir.training.saferedir.train import MIN_PAIRS, TrainConfig, weights_digest
 from saferedir.utils.files import check_guard_folder, replacing, write_json
 from saferedir.utils.locks import output_lock
 from saferedir.utils.progress import SILENT, Progress
@@ -144,8 +144,7 @@ def _claim(
 ) -> None:
     """Refuse to mix two plans, or two models, in one work folder."""
     digests = {concept: hash_pairs(of) for concept, of in rows.items()}
-    weights = {} if start is None else {name: value.sum().item() for name, value in start.network.state_dict().items()}
-    known = None if start is None else {"concepts": list(start.config.concepts), "sums": weights}
+    known = None if start is None else {"concepts": start.config.concepts, "weights": weights_digest(start.network)}
     plan = {"config": asdict(config), "pairs": digests, "known": known, "backbone": backbone_fingerprint(pipe)}
     if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(plan)):
         raise GuardConfigError(

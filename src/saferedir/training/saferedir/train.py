@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from saferedir.errors import GuardConfigError
 from saferedir.guards.saferedir.assessment import blind_image_side, verdict
@@ -333,11 +333,10 @@ def _weights_of(guard: SafeRedir, network: Redirector) -> dict[str, Tensor]:
     return {name: value.detach().cpu().float() for name, value in weights.items()}
 
 
-def _digest(guard: SafeRedir | None) -> str | None:
-    if guard is None:
-        return None
+def weights_digest(network: nn.Module) -> str:
+    """A short digest of a network's weights, to recognise the guard that a training starts from."""
     digest = hashlib.sha256()
-    for name, value in sorted(guard.network.state_dict().items()):
+    for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -347,7 +346,7 @@ def _claim(
 ) -> None:
     """Refuse to mix two plans, or two models, in one work folder."""
     plan = {
-        **({} if start is None else {"start": _digest(start)}),
+        **({} if start is None else {"start": weights_digest(start.network)}),
         "config": asdict(config),
         "concept": concept,
         "pairs": hash_pairs(rows),
