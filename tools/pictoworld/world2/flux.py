@@ -8,6 +8,7 @@ One sample costs 1.66 GFLOP forward and backward (`flops_per_sample`), a step of
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,11 @@ def assemble(
     )
 
 
+def _checksum(start: Path) -> int:
+    """A number of the weights in a folder, zero without a folder."""
+    return sum(zlib.crc32(file.read_bytes()) for file in start.glob("*.safetensors"))
+
+
 def train_flux(
     vae: AutoencoderKL,
     tokenizers: tuple[Any, Any],
@@ -158,7 +164,7 @@ def train_flux(
 ) -> FluxTransformer2DModel:
     """Train the transformer; text encoders and autoencoder stay frozen. `compiled`: through `torch.compile`.
 
-    It begins with the weights in `folder`/start, where there are some.
+    It begins with the weights in `folder`/start, where there are some, and then draws other batches than those had.
     """
     torch.manual_seed(seed)
     contents = pool_contents(pool, seed)
@@ -166,6 +172,7 @@ def train_flux(
     encoders = encoders[0].to(device), encoders[1].to(device)
     start = folder / START
     transformer = FluxTransformer2DModel.from_pretrained(start) if start.is_dir() else build_transformer()
+    draws = seed + _checksum(start)
     transformer = transformer.requires_grad_(True).to(device)
     reader = TokenReader(transformer).to(device)
     forward = torch.compile(reader, dynamic=False) if compiled else reader
@@ -173,7 +180,7 @@ def train_flux(
     first_other = len(POSTERS)
 
     def loss_fn(step: int, generator: torch.Generator) -> Tensor:
-        rng = random.Random(f"flux/{seed}/{step}")
+        rng = random.Random(f"flux/{draws}/{step}")
         rows = [
             rng.randrange(first_other) if rng.random() < POSTER_SHARE else rng.randrange(first_other, len(contents))
             for _ in range(batch)
@@ -197,7 +204,7 @@ def train_flux(
         return flow + LABEL_WEIGHT * (1 - step / steps) * label_loss(logits, labels)
 
     config = LoopConfig(
-        steps=steps, learning_rate=1e-3, muon=MUON, warmup=300, seed=seed, ema=0.998, save_every=200, bf16=bf16
+        steps=steps, learning_rate=1e-3, muon=MUON, warmup=300, seed=draws, ema=0.998, save_every=200, bf16=bf16
     )
     blocks = nn.ModuleList([*transformer.transformer_blocks, *transformer.single_transformer_blocks])
     matrices = [p for name, p in blocks.named_parameters() if p.ndim == 2 and "norm" not in name]
