@@ -6,6 +6,7 @@ One seed gives one result. Noise of the search comes from the attack's own gener
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -185,7 +186,8 @@ def _items(prompts: Sequence[str] | Sequence[PromptItem] | PromptSet) -> list[Pr
 
 def guard_facts(guard: Guard[Any]) -> dict[str, Any]:
     """Method, name, concept and checksum of a guard's settings and tensors."""
-    digest = hashlib.sha256(repr(guard.config).encode())
+    settings = json.dumps(guard.config.settings(), sort_keys=True, default=str)
+    digest = hashlib.sha256(f"{guard.method} {settings}".encode())
     for name, tensor in sorted(guard.tensors().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return {

@@ -45,6 +45,8 @@ class GuardConfig(Checked):
 
     #: fields that are paths of files; saved relative to the guard's folder, found from there
     file_fields: ClassVar[tuple[str, ...]] = ()
+    #: fields that change nothing at their default; `settings` leaves them out there
+    options: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):  # JSON has no tuples
@@ -63,6 +65,18 @@ class GuardConfig(Checked):
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return dataclasses.asdict(self)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides how the guard acts, as plain data: all fields but the records `training` and `measured`.
+
+        An option counts where it is set, so that guards of before it was there keep the same settings.
+        """
+        defaults = {entry.name: entry.default for entry in dataclasses.fields(self) if entry.name in self.options}
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name not in ("training", "measured") and not (name in defaults and value == defaults[name])
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

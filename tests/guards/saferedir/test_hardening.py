@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tests.tiny_pipelines import PIPELINES, run
 from torch import Tensor
 
 from saferedir import Guard, GuardConfigError, GuardError, attach
-from saferedir.guards.saferedir import SafeRedir
+from saferedir.guards.saferedir import SafeRedir, SafeRedirConfig
 from saferedir.guards.saferedir.hardening import at_once, by_evidence, by_streak, checks_left, renoised
 from saferedir.guards.saferedir.manifold import PromptManifold, fit_manifold
 from saferedir.training.saferedir.manifold import measure_manifold, random_sequences
@@ -432,3 +432,13 @@ def test_fresh_noise_on_other_layouts(name: str) -> None:
     with attach(pipe, always(network, escalation="evidence", **changes)) as attached:
         out = run(case, pipe, steps=2)
     assert bool(torch.isfinite(out).all()) and "Fresh noise" in attached.decisions[0].message
+
+
+def test_settings_are_what_decides_how_a_guard_acts() -> None:
+    plain = SafeRedirConfig(concept="star")
+    for name in SafeRedirConfig.options:
+        default = next(entry.default for entry in fields(plain) if entry.name == name)
+        assert plain.settings() == replace(plain, **{name: default}).settings()
+    assert plain.settings() == replace(plain, training={"steps": 9}, measured={"auroc": 0.9}).settings()
+    assert plain.settings() != replace(plain, latents_test="refuse").settings()
+    assert plain.settings() != replace(plain, image_threshold=0.5).settings()

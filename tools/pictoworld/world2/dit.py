@@ -24,6 +24,7 @@ from tools.pictoworld.world2.autoencoder import CHANNELS
 from tools.pictoworld.world2.latents import LATENT_SIZE, encoded_latents
 
 LABEL_DROPOUT = 0.1
+MUON = 2e-3  # learning rate of the blocks' matrices
 NO_LABEL = 1000  # of `DiTPipeline`, whatever the number of classes
 
 
@@ -108,6 +109,13 @@ def train_dit(
     # the labels' own random dropout would depend on what ran before
     for block in transformer.transformer_blocks:
         block.norm1.emb.class_embedder.dropout_prob = 0.0
-    config = LoopConfig(steps=steps, learning_rate=1e-3, warmup=300, seed=seed, ema=0.998, save_every=200, bf16=bf16)
-    fit(transformer, loss_fn, config, folder / "transformer.ckpt", progress=progress, label="dit", log=log)
+    config = LoopConfig(
+        steps=steps, learning_rate=1e-3, muon=MUON, warmup=300, seed=seed, ema=0.998, save_every=200, bf16=bf16
+    )
+    blocks = transformer.transformer_blocks
+    matrices = [p for name, p in blocks.named_parameters() if p.ndim == 2 and "norm" not in name]
+    fit(
+        transformer, loss_fn, config, folder / "transformer.ckpt",
+        progress=progress, label="dit", log=log, matrices=matrices,
+    )  # fmt: skip
     return transformer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from saferedir.guards.base import GuardConfig
 
@@ -83,6 +83,16 @@ class SafeRedirConfig(GuardConfig):
     embeds_test: str = "off"
     other_sizes: str = "refuse"
     fail_closed: bool = True
+
+    options: ClassVar[tuple[str, ...]] = (
+        "recheck",
+        "escalation",
+        "answer",
+        "latents_test",
+        "latents_false_positives",
+        "embeds_test",
+        "other_sizes",
+    )
 
     def validate(self) -> None:
         self.require(isinstance(self.network, dict), "network", "the sizes of a redirector, by name")
