@@ -12,7 +12,7 @@ import torch
 from diffusers.pipelines import auto_pipeline
 from tests.contract.feature import guarded, is_apart, same
 from tests.contract.guard_features import check_acts, check_extra_rows, check_read_only
-from tests.contract.guards import CONFIG, GUARDS, PROMPT, Watcher, shared_pipeline
+from tests.contract.guards import CONFIG, GUARDS, OTHER_PROMPT, PROMPT, Watcher, shared_pipeline
 from tests.tiny_pipelines import PipelineCase, run
 from tests.tiny_variants import ALL_CASES, VARIANTS
 from torch import Tensor
@@ -26,16 +26,20 @@ from saferedir.pipelines.listed import Lists
 
 
 class Zero(Guard[GuardConfig]):
-    """Puts zeros in the place of the prompt's embeddings, pooled ones included, at every step."""
+    """Puts zeros in the place of the prompt's embeddings, pooled ones included, at every step, for all images or for one."""
 
     method = "zero"
 
-    def __init__(self) -> None:
+    def __init__(self, row: int | None = None) -> None:
         super().__init__(CONFIG)
+        self.row = row
 
     def on_step_start(self, step: Step) -> Conditioning:
-        pooled = None if step.pooled is None else 0 * step.pooled
-        return step.conditioning.with_cond(prompt=0 * step.prompt_embeds, pooled=pooled)
+        kept = torch.ones(len(step.prompt_embeds)) * (self.row is not None)
+        if self.row is not None:
+            kept[self.row] = 0.0
+        pooled = None if step.pooled is None else kept[:, None] * step.pooled
+        return step.conditioning.with_cond(prompt=kept[:, None, None] * step.prompt_embeds, pooled=pooled)
 
 
 @contextmanager
@@ -70,11 +74,13 @@ def without(rows: Tensor, prompt: Tensor) -> tuple[Tensor, int]:
     return torch.where(is_prompt.view(-1, *(1,) * (rows.ndim - 1)), 0.0, rows), int(is_prompt.sum())
 
 
-def calls_under(case: PipelineCase, guard: Guard[Any]) -> tuple[Tensor, dict[str, list[PromptEmbeds]]]:
+def calls_under(
+    case: PipelineCase, guard: Guard[Any], prompt: str | list[str] = PROMPT, **changes: Any
+) -> tuple[Tensor, dict[str, list[PromptEmbeds]]]:
     """(images, calls) of a run under a guard."""
     pipe = shared_pipeline(case.name)
     with sr.attach(pipe, guard), recorded(pipe) as calls:
-        images = run(case, pipe, PROMPT)
+        images = run(case, pipe, prompt, **changes)
     return images, calls
 
 
@@ -82,10 +88,42 @@ def calls_under(case: PipelineCase, guard: Guard[Any]) -> tuple[Tensor, dict[str
 def test_zeros_in_place_of_the_prompt_reach_every_call_and_change_the_image(name: str) -> None:
     case = ALL_CASES[name]
     watcher = Watcher()
-    plain, before = calls_under(case, watcher)
-    zeroed, after = calls_under(case, Zero())
+    plain, before = calls_under(case, watcher, steps=2)
+    zeroed, after = calls_under(case, Zero(), steps=2)
     assert zeroed.isfinite().all() and is_apart(zeroed, plain)
-    prompt = watcher.steps[0].conditioning.cond
+    check_calls(case, watcher.steps[0].conditioning.cond, before, after)
+
+
+#: pipelines that take one prompt a call, and say so
+ONE_PROMPT = {"qwen-image-edit-plus"}
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_CASES if name not in ONE_PROMPT])
+def test_zeros_in_place_of_the_second_of_two_prompts_leave_the_first_image_bit_for_bit(name: str) -> None:
+    case = ALL_CASES[name]
+    watcher, prompts = Watcher(), [OTHER_PROMPT, PROMPT]
+    plain, before = calls_under(case, watcher, prompts, steps=2)
+    zeroed, after = calls_under(case, Zero(1), prompts, steps=2)
+    same(zeroed[:1], plain[:1], "the first image")
+    assert zeroed.isfinite().all() and is_apart(zeroed[1:], plain[1:])
+    both = watcher.steps[0].conditioning.cond
+    second = PromptEmbeds(*(None if part is None else part[1:] for part in both))  # type: ignore[arg-type]
+    check_calls(case, second, before, after)
+
+
+@pytest.mark.parametrize("name", sorted(ONE_PROMPT))
+def test_pipelines_of_one_prompt_take_no_two(name: str) -> None:
+    with pytest.raises(ValueError, match="only supports batch_size=1"):
+        calls_under(ALL_CASES[name], Zero(1), [OTHER_PROMPT, PROMPT])
+
+
+def check_calls(
+    case: PipelineCase,
+    prompt: PromptEmbeds,
+    before: dict[str, list[PromptEmbeds]],
+    after: dict[str, list[PromptEmbeds]],
+) -> None:
+    """Each call of `after` is that of `before` with zeros for the prompt (1, ...), and each one has it."""
     assert before.keys() == after.keys()
     for module, calls in before.items():
         assert len(calls) == len(after[module])
