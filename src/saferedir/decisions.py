@@ -18,6 +18,14 @@ def score_text(score: float, threshold: float | None) -> str:
     return f"{score:.2f}" if threshold is None else f"{score:.2f} {'>' if score > threshold else '≤'} {threshold:.2f}"
 
 
+def logged_only(decision: Decision) -> Decision:
+    """The decision of a guard that scored an image and left it as it was."""
+    return replace(
+        decision, action="none", unresolved=False, unverified=False, steps_redirected=0, token_strengths=None,
+        message=f"Logged only. {decision.message}".strip(),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Decision:
     """The record of one guard on one image.
@@ -46,6 +54,7 @@ class Decision:
             above its threshold.
         category: what a policy files the concept under (`saferedir.Policy`); "" for none.
         grade: the policy's name for how high the higher score is; "" for none.
+        allowed: whether the prompt is on the policy's list of allowed ones, so that its prompt score decided nothing.
 
     Example:
         >>> from saferedir import Decision
@@ -81,6 +90,7 @@ class Decision:
     concepts: tuple[str, ...] = ()
     category: str = ""
     grade: str = ""
+    allowed: bool = False
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -100,8 +110,12 @@ class Decision:
         return "untouched" if self.action == "none" else self.action
 
     def under(self, category: str, grade_of: Callable[[float | None], str]) -> Decision:
-        """This decision under a policy: with a category, and the grade of the higher of its scores."""
-        scores = [score for score in (self.prompt_score, self.image_score) if score is not None]
+        """This decision under a policy: with a category, and the grade of the higher of its scores.
+
+        An allowed prompt's own score has no grade: that of the image has.
+        """
+        given = (None if self.allowed else self.prompt_score, self.image_score)
+        scores = [score for score in given if score is not None]
         return replace(self, category=category, grade=grade_of(max(scores, default=None)))
 
     def scores(self) -> str:

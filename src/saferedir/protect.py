@@ -21,6 +21,7 @@ from saferedir.decisions import Decision
 from saferedir.errors import BlockedError, GuardConfigError, GuardError
 from saferedir.guards.base import Guard
 from saferedir.guards.image_verifier import ImageVerifier
+from saferedir.policy.allow_list import allowed_images
 from saferedir.policy.call_arguments import by_name, generators_of, with_signature
 from saferedir.policy.input_images import with_input_images
 from saferedir.policy.observing import observing
@@ -102,13 +103,14 @@ def protect(
         chosen, rules = guards_of(policy, profile, force=force)
         on_unsafe = strictest("redirect", *(rule.action for rule in rules))
         require_verifiers(chosen, rules, verify, image_verifiers=image_verifiers)
+        acting = [guard for guard, rule in zip(chosen, rules, strict=True) if rule.action != "log"]
+        chosen = distinct(chosen)
     elif profile is not None or guards is None:
         raise GuardConfigError("give guards, or a policy (saferedir.Policy); a profile is one of a policy's.")
     else:
-        chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
+        acting = chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     verifier, of_guards = checked_policy(chosen, on_unsafe, verify, retries, on_block, image_verifiers)
-    acting = [guard for guard, rule in zip(chosen, rules, strict=True) if rule.action != "log"] if rules else chosen
-    of_inputs = input_verifiers(acting, check_inputs, verifier)
+    of_inputs = input_verifiers(distinct(acting), check_inputs, verifier)
     attached = attach(pipe, chosen, force=force)
     return GuardedPipeline(pipe, attached, on_unsafe, verifier, retries, on_block, of_guards, of_inputs, rules)
 
@@ -116,15 +118,56 @@ def protect(
 def guards_of(
     policy: Policy | str | Path, profile: str | None, *, force: bool = False
 ) -> tuple[tuple[Guard[Any], ...], tuple[ConceptRule, ...]]:
-    """The guards that a policy names, loaded, those it logs only observing; and its rules, in the same order."""
+    """The guards that a policy names, loaded, those it logs only observing; and its rules, in the same order.
+
+    Rules of concepts inside one guard stand together, and their guard is the same object. Rules that are "off" are left out.
+
+    Raises:
+        GuardConfigError: everything is off, or a guard cannot do what its rules say.
+    """
     policy = policy if isinstance(policy, Policy) else Policy.from_file(policy)
-    rules = (policy if profile is None else policy.for_profile(profile)).concepts
-    guards = []
-    for rule in rules:
-        guard: Guard[Any] = Guard.from_pretrained(rule.guard, force=force)
-        guard.name = rule.concept
-        guards.append(observing(guard) if rule.action == "log" else guard)
-    return tuple(guards), rules
+    on = [r for r in (policy if profile is None else policy.for_profile(profile)).concepts if r.action != "off"]
+    if not on:
+        raise GuardConfigError(f"the policy {policy.name!r} switches every concept off, so nothing would be guarded.")
+    guards: list[Guard[Any]] = []
+    rules: list[ConceptRule] = []
+    for name in dict.fromkeys(rule.guard for rule in on):
+        of_guard = [rule for rule in on if rule.guard == name]
+        if of_guard[0].row:
+            guards += [_guard_of_rows(name, of_guard, force)] * len(of_guard)
+            rules += of_guard
+            continue
+        for rule in of_guard:
+            guard: Guard[Any] = Guard.from_pretrained(name, force=force)
+            guard.name = rule.concept
+            guards.append(observing(guard) if rule.action == "log" else guard)
+            rules.append(rule)
+    for guard, rule in zip(guards, rules, strict=True):
+        if rule.allow and not guard.has_prompt_verdict:
+            raise GuardConfigError(
+                f"the policy allows prompts for {rule.concept!r}, but its guard ({rule.guard}) has no prompt verdict that they "
+                "could pass while the image is still judged; leave out allow."
+            )
+    return tuple(guards), tuple(rules)
+
+
+def _guard_of_rows(name: str, rules: Sequence[ConceptRule], force: bool) -> Guard[Any]:
+    """A guard of many concepts that decides on those of the rules, each by itself."""
+    whole: Any = Guard.from_pretrained(name, force=force)
+    if not hasattr(whole, "deciding"):
+        raise GuardConfigError(
+            f"[concepts.{rules[0].concept}] names the row {rules[0].row!r} of {name}, which is a {whole.method} guard of one "
+            "concept; leave out row."
+        )
+    is_logged_whole = all(rule.action == "log" for rule in rules)
+    logged = [rule.row for rule in rules if rule.action == "log" and not is_logged_whole]
+    guard: Guard[Any] = whole.deciding({rule.row: rule.concept for rule in rules}, logged)
+    return observing(guard) if is_logged_whole else guard
+
+
+def distinct(guards: Iterable[Guard[Any]]) -> tuple[Guard[Any], ...]:
+    """The guards, each once."""
+    return tuple({id(guard): guard for guard in guards}.values())
 
 
 def require_verifiers(
@@ -400,12 +443,17 @@ class GuardedPipeline:
             )
         runs = attached.runs
         attached.retry_level = levels
+        for guard, rule in zip(self._deciding, self._rules, strict=bool(self._rules)):
+            if flags := allowed_images(rule.allow, call):
+                guard.allowed = {**guard.allowed, rule.concept: flags}
         try:
             output = self._call_pipeline(self._with_watched_callbacks(copied(call)))
         finally:
             attached.retry_level = ()
+            for guard in attached.guards if self._rules else ():
+                guard.allowed = {}
         result = Result(output, attached.decisions)
-        covered = [row for _ in attached.guards for row in range(result.count)]
+        covered = [row for _ in self._deciding for row in range(result.count)]
         if (attached.runs, attached.is_attached) != (runs + 1, True) or covered != [d.image for d in result.decisions]:
             raise GuardError(
                 "this call was not guarded from first to last step, so no image is returned; let it run to its end, "
@@ -425,12 +473,20 @@ class GuardedPipeline:
     @property
     def _actions(self) -> tuple[str, ...]:
         """What happens with an unsafe image, guard by guard."""
-        return tuple(rule.action for rule in self._rules) or (self._on_unsafe,) * len(self.guards)
+        return tuple(rule.action for rule in self._rules) or (self._on_unsafe,) * len(self._deciding)
+
+    @property
+    def _deciding(self) -> list[Guard[Any]]:
+        """The guard of each B decisions of a run; one that decides concept by concept is there as often as it has names."""
+        return [guard for guard in self._attached.guards for _ in range(max(1, len(guard.decision_names)))]
 
     def _image_verifiers_of(self, action: str) -> list[ImageVerifier]:
         """The image verifiers, of those that are asked, of the guards with this action."""
         asked = set(map(id, self._image_verifiers))
-        verifiers = [guard.image_verifier for guard, of in zip(self.guards, self._actions, strict=True) if of == action]
+        of_guard: dict[int, str] = {}
+        for guard, of in zip(self._deciding, self._actions, strict=True):
+            of_guard[id(guard)] = strictest(of, of_guard.get(id(guard), of))
+        verifiers = [guard.image_verifier for guard in self.guards if of_guard[id(guard)] == action]
         return [verifier for verifier in verifiers if verifier is not None and id(verifier) in asked]
 
     def _graded(self, decisions: list[Decision], count: int) -> list[Decision]:
@@ -454,7 +510,7 @@ class GuardedPipeline:
             unsafe += [(d.image, name_of(d)) for d, rule in graded if rule.blocks(d.grade)]
         if blocks and self._verifier is None:  # "verify" refuses a run of which a guard cannot tell
             asked = set(map(id, image_verifiers))
-            looks = [id(guard.image_verifier) in asked for guard in self.guards for _ in range(result.count)]
+            looks = [id(guard.image_verifier) in asked for guard in self._deciding for _ in range(result.count)]
             decided = zip(result.decisions, looks, actions, strict=True)
             unsafe += [
                 (d.image, name_of(d))
@@ -580,7 +636,7 @@ def _acted(decision: Decision) -> bool:
     """Whether a guard acted because of what it scored; in a retry it may also act because it was asked to."""
     if decision.attempts == 1 or not decision.thresholds:
         return decision.fired
-    scores = {"prompt": decision.prompt_score, "image": decision.image_score}
+    scores = {"prompt": None if decision.allowed else decision.prompt_score, "image": decision.image_score}
     reached = [s is not None and s >= decision.thresholds.get(kind, s) for kind, s in scores.items()]
     return decision.fired and any(reached)
 

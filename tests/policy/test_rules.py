@@ -63,7 +63,7 @@ def test_a_guards_folder_is_relative_to_the_file(tmp_path: Path) -> None:
         ("name = 'x'\nversion = true\n[concepts.a]\nguard = 'g'", "expected a whole number"),
         ("name = 'x'\nversion = 1\n[concepts.a]", r"\[concepts.a\] needs a guard"),
         ("name = 'x'\nversion = 1\n[concepts.a]\nguard = 'g'\nactions = 'block'", "has 'actions'; known keys"),
-        ("name = 'x'\nversion = 1\n[concepts.a]\nguard = 'g'\naction = 'warn'", "expected one of log, redirect"),
+        ("name = 'x'\nversion = 1\n[concepts.a]\nguard = 'g'\naction = 'warn'", "expected one of off, log, redirect"),
         ("name = 'x'\nversion = 1\n[concepts.a]\nguard = 'g'\ngrades = {b = 2, a = 1}", "higher than the one before"),
         ("name = 'x'\nversion = 1\n[concepts.a]\nguard = 'g'\nblock_at = 'high'", "one of the grades"),
         ("name = 'x'\nversion = 1\n[categories.logos]\n[concepts.a]\nguard = 'g'\ncategory = 'logo'", "expected one of logos"),

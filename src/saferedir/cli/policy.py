@@ -42,7 +42,7 @@ def check(
     guards, rules = guards_of(policy, None)
     require_verifiers(guards, rules, None)
     for profile in policy.profiles:
-        require_verifiers(guards, policy.for_profile(profile).concepts, None)
+        require_verifiers(*guards_of(policy, profile), None)
     conflicts = []
     if model:
         conflicts = anchor_conflicts(partial(prompt_decisions, load_model(model, device=device)), guards, rules)
@@ -50,12 +50,16 @@ def check(
         rows = [conflict._asdict() for conflict in conflicts]
         print_json({**policy.to_dict(), "fingerprint": policy.fingerprint, "conflicts": rows})
     else:
-        table = new_table("", "concept", "category", "guard", "anchor", "action", *policy.profiles, "grades")
-        for guard, rule in zip(guards, rules, strict=True):
+        table = new_table("", "concept", "category", "guard", "anchor", "action", *policy.profiles, "grades", "allowed")
+        loaded = {rule.concept: guard for guard, rule in zip(guards, rules, strict=True)}
+        for rule in policy.concepts:
             of_profiles = [_action_in(policy, profile, rule.concept) for profile in policy.profiles]
+            guard = loaded.get(rule.concept)
+            of = ", ".join(part for part in ("" if guard is None else guard.method, rule.row) if part)
             table.add_row(
-                *map(escape, (rule.concept, rule.category, f"{rule.guard} ({guard.method})", anchor_of(guard), rule.action)),
-                *of_profiles, _grades(rule),
+                *map(escape, (rule.concept, rule.category, f"{rule.guard} ({of})" if of else rule.guard)),
+                "" if guard is None else escape(anchor_of(guard)), rule.action, *of_profiles, _grades(rule),
+                escape(", ".join(map(repr, rule.allow))),
             )  # fmt: skip
         console.print(table)
         console.print(f"{policy.name}, version {policy.version}, {policy.fingerprint[:16]}", highlight=False)

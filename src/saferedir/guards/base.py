@@ -22,10 +22,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from saferedir.decisions import Decision
-from saferedir.errors import GuardConfigError
+from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.config import GuardConfig
 from saferedir.guards.gates import Gate
 from saferedir.guards.image_verifier import ImageVerifier
@@ -95,6 +96,8 @@ class Guard(Generic[ConfigT]):
     #: a method with a classifier of the final estimate, under the settings that use it: a class that says nothing is no verifier,
     #: and `protect(on_unsafe="verify")` asks for one
     may_be_unresolved: bool = False
+    #: whether it decides on the prompt apart from the image, and on the image alone where `allowed` says so
+    has_prompt_verdict: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Take a subclass's `caution` for its `warning_text`, of which it was the name."""
@@ -116,6 +119,22 @@ class Guard(Generic[ConfigT]):
         self.enabled = True
         #: a verifier of finished images, trained apart, which the guard's folder brings along; `protect` asks it
         self.image_verifier: ImageVerifier | None = None
+        #: names that its decisions have, of a guard that decides concept by concept: B decisions for each name in turn
+        self.decision_names: tuple[str, ...] = ()
+        #: decision's name -> one flag an image of the next run: its prompt may pass the prompt verdict (a policy's allow-list)
+        self.allowed: Mapping[str, tuple[bool, ...]] = {}
+
+    def allowed_images(self, run: Run, *names: str) -> Tensor:
+        """(B, N) bool on the run's device: whose prompt verdict is passed over in the decisions of each of N names."""
+        if not self.allowed:
+            return torch.zeros(run.batch_size, len(names), dtype=torch.bool, device=run.device)
+        if any(len(flags) != run.batch_size for flags in self.allowed.values()):
+            raise GuardError(
+                f"allowed prompts of other images than the run's {run.batch_size} were given; none is generated."
+            )
+        nobody = (False,) * run.batch_size
+        rows = zip(*(self.allowed.get(name, nobody) for name in names), strict=True)
+        return torch.tensor(list(rows), dtype=torch.bool, device=run.device)
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

@@ -10,15 +10,15 @@ thresholds; the prompt verdict stands for as long as the embeddings do; there is
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from saferedir.decisions import Decision
-from saferedir.errors import GuardError
+from saferedir.decisions import Decision, logged_only
+from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
 from saferedir.guards.saferedir.config import SafeRedirConfig
@@ -33,6 +33,7 @@ from saferedir.guards.step import Conditioned
 from saferedir.pipelines.text_settings import TextSettings
 from saferedir.utils.checks import is_number
 from saferedir.utils.device import may_hold, refuse, refuse_nonfinite, to_host
+from saferedir.utils.names import unknown_name_message
 
 METHOD = "saferedir_many"
 
@@ -100,6 +101,8 @@ class ManyState:
     is_retried: Tensor  # (B,) bool, redirected from step 0
     prompt: Tensor  # (B, K) prompt scores of the embeddings of the run
     image_peak: Tensor  # (B, K) highest image score
+    is_logged: Tensor  # (K,) bool, which concepts are scored and never act
+    is_allowed: Tensor  # (B, K) bool, whose prompt verdict is passed over
     source: Source | None = None  # what `prompt` was made from
     strengths: Tensor | None = None  # (B, L)
     run_warning: str | None = None  # why this run's record says less than usual
@@ -132,6 +135,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
     method: ClassVar[str] = METHOD
     config_class: ClassVar[type[GuardConfig]] = SafeRedirManyConfig
     may_be_unresolved = True
+    has_prompt_verdict = True
 
     def __init__(self, config: SafeRedirManyConfig, network: Redirector | None = None) -> None:
         super().__init__(config)
@@ -142,6 +146,9 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         self._alone = tuple(
             _alone(config, number) for number, name in enumerate(config.concepts) if name not in config.off
         )
+        #: concept -> name of its decisions, of a guard that decides concept by concept; {} for one decision an image
+        self._names: dict[str, str] = {}
+        self._logged: frozenset[str] = frozenset()
 
     def without(self, *concepts: str) -> Self:
         """This guard with some concepts switched off; the weights are shared. GuardConfigError for an unknown name."""
@@ -149,6 +156,29 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         other.name, other.enabled, other.image_verifier = self.name, self.enabled, self.image_verifier
         other._has_weights = self._has_weights
         return other
+
+    def deciding(self, names: Mapping[str, str], logged: Collection[str] = ()) -> Self:
+        """This guard with decisions of their own for some concepts, as a policy's rules want it; all others are off.
+
+        Its decisions come concept by concept, B each in the order of `names`. The weights are shared.
+
+        Args:
+            names: concept -> name of its decisions.
+            logged: of these concepts those that are scored and never act.
+
+        Raises:
+            GuardConfigError: a concept is unknown, or switched off in this guard.
+        """
+        for name in (*names, *logged):
+            if name not in self.config.concepts or name in self.config.off or name not in names:
+                raise GuardConfigError(unknown_name_message(f"concept in {self._title}", name, self._on))
+        other = self.without(*(name for name in self.config.concepts if name not in names))
+        other._names, other._logged, other.decision_names = dict(names), frozenset(logged), tuple(names.values())
+        return other
+
+    @property
+    def _on(self) -> list[str]:
+        return [name for name in self.config.concepts if name not in self.config.off]
 
     def check_text(self, text: TextSettings) -> None:
         require_trained_settings(self.config.training, text, self._title)
@@ -169,7 +199,11 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             [config.prompt_thresholds, config.image_thresholds, config.last_thresholds or config.image_thresholds],
             device=device,
         )
-        is_off = torch.tensor([name in config.off for name in config.concepts], device=device)
+
+        def flags(of_concepts: Iterable[bool]) -> Tensor:
+            return torch.tensor(list(of_concepts), device=device)
+
+        is_off = flags(name in config.off for name in config.concepts)
         retried = run.retry_levels
         warned = next((text for alone in self._alone if (text := outside_calibration(alone, run)) is not None), None)
         if warned is not None:
@@ -189,6 +223,8 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             is_retried=retried > 0,
             prompt=zeros(torch.float32, rows, count),
             image_peak=zeros(torch.float32, rows, count) - torch.inf,
+            is_logged=flags(name in self._logged for name in config.concepts),
+            is_allowed=self.allowed_images(run, *(self._names.get(name, self.name) for name in config.concepts)),
             run_warning=warned,
             weak_end=next((text for alone in self._alone if (text := weak_at(alone, run.num_steps)) is not None), None),
         )
@@ -200,7 +236,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         chosen, weight = strongest(acts.float(), margin, self.config.most)
         is_redirected = weight[:, 0] > 0
         state.redirected = state.redirected + is_redirected
-        acted = torch.zeros_like(acts).scatter(1, chosen, weight > 0)
+        acted = torch.zeros_like(acts).scatter(1, chosen, weight > 0) | self._would_act(state)
         state.first_fired = torch.where(acted & (state.first_fired < 0), step.index, state.first_fired)
         e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         network = self.network.config
@@ -226,10 +262,15 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
     def _acting(self, state: ManyState) -> tuple[Tensor, Tensor]:
         """Which concepts act on each image, (B, K) bool, and how far each is above its thresholds, (B, K)."""
         prompt, image = state.prompt - state.limits[0], state.image_peak - state.limits[1]
-        margin = torch.maximum(prompt, image)
-        acts = (prompt >= 0) | state.image_acts
+        margin = torch.maximum(prompt, image).masked_fill(state.is_logged, -torch.inf)
+        acts = (((prompt >= 0) & ~state.is_allowed) | state.image_acts) & ~state.is_logged
         nearest = torch.zeros_like(acts).scatter(1, margin.argmax(dim=1, keepdim=True), True) & margin.isfinite()
         return acts | (nearest & state.is_retried[:, None]), margin
+
+    def _would_act(self, state: ManyState) -> Tensor:
+        """(B, K) bool, which of the logged concepts would act."""
+        asked = (state.prompt >= state.limits[0]) & ~state.is_allowed
+        return (asked | state.image_acts) & state.is_logged
 
     def _score_prompt(self, step: Step, state: ManyState) -> None:
         if state.source is not None and state.source.is_unchanged(step.conditioning.cond):
@@ -270,7 +311,12 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
     # --- records and weights
 
     def verdict(self, run: Run, state: ManyState) -> list[Decision]:
-        """One record an image: of an unresolved concept, or the one furthest above its threshold, and all that acted."""
+        """One record an image: of an unresolved concept, or the one furthest above its threshold, and all that acted.
+
+        Of a guard that decides concept by concept, one an image of each.
+        """
+        if self._names:
+            return self._verdict_by_concept(run, state)
         nothing = torch.zeros(0, device=state.level.device)
         margin, first_fired, is_high, image_peak, levels, prompt, redirected, strengths = to_host(
             self._acting(state)[1],
@@ -324,7 +370,52 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             )
         return decisions
 
+    def _verdict_by_concept(self, run: Run, state: ManyState) -> list[Decision]:
+        nothing = torch.zeros(0, device=state.level.device)
+        first_fired, is_high, image_peak, levels, prompt, redirected, strengths = to_host(
+            state.first_fired, state.is_high, state.image_peak, state.level, state.prompt, state.redirected,
+            nothing if state.strengths is None else state.strengths,
+        )  # fmt: skip
+        warned = [text for text in (state.run_warning, state.weak_end) if text]
+        decisions = []
+        for concept, name in self._names.items():
+            number, is_logged = self.config.concepts.index(concept), concept in self._logged
+            for row in range(run.batch_size):
+                first = int(first_fired[row, number])
+                fired, is_last_high = first >= 0, bool(is_high[row, number])
+                is_late = fired and first > LATE * run.num_steps
+                parts = [f"Redirected from {concept} from step {first}."] if fired else []
+                if is_late:
+                    parts.append("That was after the layout of the image had settled; block this image.")
+                if is_last_high:
+                    parts.append(f"At the end it still seemed to show {concept}; block this image.")
+                decision = Decision(
+                    guard=METHOD,
+                    concept=concept,
+                    name=name,
+                    concepts=(concept,) if fired else (),
+                    image=row,
+                    fired=fired,
+                    action="escalated" if fired and int(levels[row]) else "redirected" if fired else "none",
+                    prompt_score=float(prompt[row, number]),
+                    image_score=score if (score := float(image_peak[row, number])) > -torch.inf else None,
+                    thresholds={
+                        "prompt": self.config.prompt_thresholds[number],
+                        "image": self.config.image_thresholds[number],
+                    },
+                    first_fired_step=first if fired else None,
+                    steps_redirected=int(redirected[row]) if fired else 0,
+                    unresolved=is_last_high or is_late,
+                    unverified=state.weak_end is not None,
+                    token_strengths=tuple(strengths[row].tolist()) if fired and state.strengths is not None else None,
+                    message=" ".join((*parts, *warned)),
+                )
+                decisions.append(logged_only(decision) if is_logged else decision)
+        return decisions
+
     def warning_text(self) -> str | None:
+        if self._names:  # a policy's rules say what is on
+            return None
         return f"{', '.join(self.config.off)} switched off in {self._title}." if self.config.off else None
 
     def card(self) -> str:

@@ -43,6 +43,7 @@ def anchor_conflicts(
         if guard.always_acts or not asked:
             continue
         decisions = decide(guard, [anchor for _, anchor in asked])
+        decisions = [d for d in decisions if not guard.decision_names or d.name == rule.concept]
         conflicts += [
             Conflict(concept, anchor, rule.concept, decision.prompt_score)
             for (concept, anchor), decision in zip(asked, decisions, strict=True)

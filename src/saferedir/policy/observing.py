@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from saferedir.decisions import Decision
+from saferedir.decisions import Decision, logged_only
 from saferedir.errors import GuardConfigError
 from saferedir.guards.base import Guard
 from saferedir.guards.step import Run
@@ -64,13 +63,6 @@ def _blind(kind: type[Guard[Any]], point: str) -> Callable[..., Any]:
 
 def _logged(kind: type[Guard[Any]]) -> Callable[..., list[Decision]]:
     def verdict(self: Guard[Any], run: Run, state: Any) -> list[Decision]:
-        decisions = kind.verdict(self, run, state)
-        return [
-            replace(
-                decision, action="none", unresolved=False, unverified=False, steps_redirected=0, token_strengths=None,
-                message=f"Logged only. {decision.message}".strip(),
-            )
-            for decision in decisions
-        ]  # fmt: skip
+        return [logged_only(decision) for decision in kind.verdict(self, run, state)]
 
     return verdict

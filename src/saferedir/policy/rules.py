@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from saferedir.errors import GuardConfigError
+from saferedir.policy.allow_list import normalised
 from saferedir.utils.checks import Checked, is_int, is_nonempty_str, is_number
 from saferedir.utils.names import unknown_name_message
 
 #: what happens with a concept, from the weakest to the strictest
-ACTIONS = ("log", "redirect", "verify", "block")
+ACTIONS = ("off", "log", "redirect", "verify", "block")
 
 
 def strictest(*actions: str) -> str:
@@ -35,11 +36,13 @@ class ConceptRule(Checked):
     Attributes:
         concept: its name in the policy.
         guard: what guards against it: a packaged name, a folder, or a hub id.
+        row: the concept's name inside that guard, of a guard of many concepts; those without a rule are off. "": all of them.
         category: the group it is reported under, such as "logos"; "" for none.
-        action: "log" scores and changes nothing, "redirect" steers, "verify" also checks the finished image, generates again and
-            blocks, "block" blocks an image on which the guard acts.
+        action: "off" does nothing, "log" scores and changes nothing, "redirect" steers, "verify" also checks the finished image,
+            generates again and blocks, "block" blocks an image on which the guard acts.
         grades: name -> least score of the guard (the higher of its prompt and image scores), each higher than the one before.
         block_at: the grade from which an image is blocked whatever `action` says; "" for none.
+        allow: whole prompts that pass the prompt verdict, upper and lower case and white space aside; images are judged as ever.
     """
 
     concept: str
@@ -48,9 +51,15 @@ class ConceptRule(Checked):
     action: str = "redirect"
     grades: Mapping[str, float] = field(default_factory=dict)
     block_at: str = ""
+    row: str = ""
+    allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.require_text("concept", "guard")
+        self.require(isinstance(self.row, str), "row", "the name of a concept")
+        is_list = isinstance(self.allow, list | tuple) and all(is_nonempty_str(text) for text in self.allow)
+        self.require(is_list, "allow", "a list of prompts")
+        object.__setattr__(self, "allow", tuple(self.allow))
         self.require(isinstance(self.category, str), "category", "a text")
         self.require_choice("action", ACTIONS)
         limits = list(self.grades.values()) if isinstance(self.grades, Mapping) else [""]
@@ -58,8 +67,10 @@ class ConceptRule(Checked):
         self.require(rises, "grades", "a table of names and numbers, each number higher than the one before")
         known = ", ".join(self.grades) or "none, as there are no grades"
         self.require(self.block_at in ("", *self.grades), "block_at", f"one of the grades ({known})")
-        if self.block_at and self.action == "log":
-            raise GuardConfigError(f"the concept {self.concept!r} has block_at, but its action is log; use redirect.")
+        if self.block_at and self.action in ("off", "log"):
+            raise GuardConfigError(
+                f"the concept {self.concept!r} has block_at, but its action is {self.action}; use redirect."
+            )
 
     def grade(self, score: float | None) -> str:
         """The highest grade whose limit a score reaches; "" for none."""
@@ -74,7 +85,7 @@ class ConceptRule(Checked):
     def to_dict(self) -> dict[str, Any]:
         """As in a policy file."""
         values = {"guard": self.guard, "category": self.category, "action": self.action, "block_at": self.block_at}
-        return {**values, "grades": dict(self.grades)}
+        return {**values, "grades": dict(self.grades), "row": self.row, "allow": list(self.allow)}
 
 
 class Change(NamedTuple):
@@ -121,6 +132,12 @@ class Policy(Checked):
         self.require_whole("version", at_least=1)
         if not self.concepts:
             raise GuardConfigError(f"the policy {self.name!r} has no concepts; name one under [concepts.NAME].")
+        for guard in dict.fromkeys(rule.guard for rule in self.concepts):
+            rows = [rule.row for rule in self.concepts if rule.guard == guard]
+            if any(rows) and (not all(rows) or len(set(rows)) < len(rows)):
+                raise GuardConfigError(
+                    f"the rules of {guard} must each name another row of it, or be one rule without a row, for all of them."
+                )
         for profile in self.profiles:
             self.for_profile(profile)
 
@@ -154,7 +171,7 @@ class Policy(Checked):
         }
         rules = []
         for concept, given in _table(values.get("concepts", {}), "[concepts]").items():
-            keys = ("guard", "category", "action", "grades", "block_at")
+            keys = ("guard", "category", "action", "grades", "block_at", "row", "allow")
             table = _table(given, f"[concepts.{concept}]", keys)
             if not is_nonempty_str(table.get("guard")):
                 raise GuardConfigError(f"[concepts.{concept}] needs a guard: a packaged name, a folder or a hub id.")
@@ -237,9 +254,8 @@ class Policy(Checked):
             old_values, new_values = before.to_dict(), after.to_dict()
             for key, value in old_values.items():
                 if value != new_values[key]:
-                    weaker = _is_weaker(after.action, before) if key == "action" else _blocks_less(before, after, key)
                     changes.append(
-                        Change(f"{concept}.{key}", str(value), str(new_values[key]), weaker or key == "guard")
+                        Change(f"{concept}.{key}", str(value), str(new_values[key]), _lets_more(before, after, key))
                     )
         for profile in dict.fromkeys((*self.profiles, *other.profiles)):
             old, new = (
@@ -269,6 +285,15 @@ def _is_weaker(action: str, rule: ConceptRule) -> bool:
     return ACTIONS.index(action) < ACTIONS.index(rule.action)
 
 
+def _lets_more(before: ConceptRule, after: ConceptRule, key: str) -> bool:
+    """Whether a change of one key lets more through, or may: another guard, or row of it, is not compared."""
+    if key == "action":
+        return _is_weaker(after.action, before)
+    if key == "allow":
+        return bool(set(map(normalised, after.allow)) - set(map(normalised, before.allow)))
+    return key in ("guard", "row") or _blocks_less(before, after, key)
+
+
 def _blocks_less(before: ConceptRule, after: ConceptRule, key: str) -> bool:
     """Whether a change of grades, or of the grade that is blocked, leaves out scores that were blocked."""
     if key not in ("grades", "block_at") or not before.block_at:
@@ -278,7 +303,7 @@ def _blocks_less(before: ConceptRule, after: ConceptRule, key: str) -> bool:
 
 
 def _shown(rule: ConceptRule | None) -> str:
-    return "not guarded" if rule is None else f"{rule.action} by {rule.guard}"
+    return "not guarded" if rule is None else f"{rule.action} by {rule.guard}{f' ({rule.row})' if rule.row else ''}"
 
 
 def _table(values: Any, where: str, keys: tuple[str, ...] | None = None) -> dict[str, Any]:

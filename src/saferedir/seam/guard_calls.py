@@ -24,6 +24,8 @@ from saferedir.utils.device import refuse, refuse_nonfinite
 
 T = TypeVar("T")
 
+_ALLOWED = "The policy allows this prompt, so that its prompt score decided nothing."
+
 #: points at which a guard is asked before or during the denoiser call, and after it
 EARLY_POINTS = (
     "on_prompt",
@@ -289,10 +291,14 @@ def edited_latents(users: Users, steps: Steps, latents: Tensor) -> Tensor:
 
 
 def decisions_of(guard: Guard[Any], run: Run, state: Any) -> list[Decision]:
-    """The B decisions of a guard at the end of a run."""
+    """The B decisions of a guard at the end of a run; B for each of its names, of one that decides concept by concept."""
     decisions = call_guard(guard, "verdict", guard.verdict, run, state)
-    if len(decisions) != run.batch_size:
-        raise GuardError(f"guard {guard.method!r} returned {len(decisions)} decisions for {run.batch_size} images.")
+    expected = run.batch_size * max(1, len(guard.decision_names))
+    if len(decisions) != expected:
+        raise GuardError(
+            f"guard {guard.method!r} returned {len(decisions)} decisions for {run.batch_size} images, of which {expected} "
+            "were due."
+        )
     if run.input_notes and guard.latents_test != "off":
         notes = dict(enumerate(run.input_notes))
         decisions = [
@@ -301,8 +307,14 @@ def decisions_of(guard: Guard[Any], run: Run, state: Any) -> list[Decision]:
             else decision
             for decision in decisions
         ]
-    return [
+    named = [
         replace(decision, name=guard.name) if guard.name and not decision.name else decision for decision in decisions
+    ]
+    return [
+        replace(decision, allowed=True, message=f"{_ALLOWED} {decision.message}".strip())
+        if decision.image < len(flags := guard.allowed.get(decision.name, ())) and flags[decision.image]
+        else decision
+        for decision in named
     ]
 
 

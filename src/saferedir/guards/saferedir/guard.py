@@ -79,6 +79,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
     ) -> None:
         super().__init__(config)
         self.may_be_unresolved = config.use_image and config.mode == "default"
+        self.has_prompt_verdict = config.use_prompt and self.may_be_unresolved
         self.latents_test, self.latents_false_positives = config.latents_test, config.latents_false_positives
         self.needs_text = config.embeds_test != "off"  # to know which embeddings are the caller's
         self.anchor, self.anchor_pooled = anchor, anchor_pooled  # (L, D), (P,): the anchor prompt, the last resort
@@ -158,6 +159,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             ),
             level=retry_level.clamp(max=2),
             is_retried=retry_level > 0,
+            is_allowed=self.allowed_images(run, self.name)[:, 0],
             redirected=torch.zeros(rows, dtype=torch.long, device=device),
             first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
             is_high=torch.zeros(rows, dtype=torch.bool, device=device),
@@ -346,7 +348,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         state.countdown = self.config.replace_steps
         score, tau = state.score, self.config.prompt_threshold
         state.prompt_scores.append(score.detach())
-        weight = self._gate(score, tau)
+        weight = torch.where(state.is_allowed, 0.0, self._gate(score, tau))
         below = score.detach() < tau - self.config.hysteresis
         state.safe_streak = torch.where(below, state.safe_streak + 1, 0)
         given_up = (state.safe_streak >= self.config.patience) & ~state.is_retried

@@ -98,6 +98,7 @@ class RedirState:
     first_fired: Tensor  # (B,) int, -1 while nothing happened
     is_high: Tensor  # (B,) bool, whether the last image check was at or above the threshold
     is_retried: Tensor  # (B,) bool, redirected from step 0 whatever the verdicts say
+    is_allowed: Tensor  # (B,) bool, whose prompt verdict is passed over
     renoised: Tensor  # (B,) int, steps after which fresh noise was put on
     renoised_now: Tensor | None = None  # (B,) gate in [0, 1], whose latents get fresh noise after this step
     row_seeds: tuple[int, ...] = ()
