@@ -103,7 +103,7 @@ def protect(
         chosen, rules = guards_of(policy, profile, force=force)
         on_unsafe = strictest("redirect", *(rule.action for rule in rules))
         require_verifiers(chosen, rules, verify, image_verifiers=image_verifiers)
-        acting = [guard for guard, rule in zip(chosen, rules, strict=True) if rule.action != "log"]
+        acting = tuple(guard for guard, rule in zip(chosen, rules, strict=True) if rule.action != "log")
         chosen = distinct(chosen)
     elif profile is not None or guards is None:
         raise GuardConfigError("give guards, or a policy (saferedir.Policy); a profile is one of a policy's.")
