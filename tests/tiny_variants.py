@@ -156,10 +156,8 @@ _CASES += (
     _sd("sdxl-adapter", unets.make_sdxl_adapter, IMAGE),
     _sd(
         "sdxl-pix2pix",
-        bind(
-            unets.make_sdxl,
-            diffusers.StableDiffusionXLInstructPix2PixPipeline,
-            unet=unets.make_unet(unets.SDXL_SIZES, 8),
+        lambda: unets.make_sdxl(
+            diffusers.StableDiffusionXLInstructPix2PixPipeline, unet=unets.make_unet(unets.SDXL_SIZES, 8)
         ),
         IMAGE,
     ),
