@@ -15,10 +15,14 @@ from saferedir.judges.presets import preset
 from saferedir.judges.registry import judge_class
 from saferedir.pictoworld.methods import METHODS, ORDER
 from saferedir.pictoworld.tasks import TASKS
+from saferedir.pictoworld.world2.evaluation import FLUX_CALL
+from saferedir.pictoworld.world2.methods import METHODS as METHODS2
+from saferedir.pictoworld.world2.methods import STACKS
+from saferedir.pictoworld.world2.tasks import task_names
 from saferedir.prompts.formats import FORMATS, find
 from saferedir.utils.packaged import list_packaged_guards
 
-PUBLISHED = [name for name in preset_names() if not name.startswith("pictoworld")]
+PUBLISHED = [name for name in preset_names() if not name.startswith(("pictoworld", "world2"))]
 
 
 def given(name: str) -> dict[str, str]:
@@ -68,6 +72,18 @@ def test_the_pictoworld_presets_hold_every_guard() -> None:
             for concept in guard.concepts or TASKS:
                 if guard.load:
                     assert guard.load.replace("{concept}", concept) in list_packaged_guards(), name
+
+
+def test_the_presets_of_the_second_world_serve_its_tasks_with_its_recipes() -> None:
+    full, quick = read_matrix("world2-full"), read_matrix("world2-quick")
+    assert set(full.concept) == set(task_names("flux")) - {"characters-20"} > set(quick.concept)
+    assert {guard.recipe for guard in full.guard.values() if guard.recipe} == {f"world2/{n}" for n in METHODS2} - {
+        "world2/nag-strong"
+    }
+    assert {name for name, guard in full.guard.items() if guard.stack} == set(STACKS)
+    for matrix in (full, quick):
+        call = matrix.model["pictoworld-flux"].call
+        assert {name: call[name] for name in FLUX_CALL} == dict(FLUX_CALL)
 
 
 def test_the_page_names_every_preset_format_and_table() -> None:

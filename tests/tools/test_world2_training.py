@@ -66,11 +66,13 @@ def test_every_stage_runs_and_loads(tmp_path: Path) -> None:
     ddpm = DDPMPipeline.from_pretrained(results["ddpm"])
     ddpm.set_progress_bar_config(disable=True)
     assert ddpm(batch_size=2, num_inference_steps=1, output_type="np").images.shape == (2, 32, 32, 3)
-    start = unpack(results["flux"], tmp_path / "again")  # laid out, FLUX's training goes on from it
+    start = unpack(results["flux"], tmp_path / "again", results["dit"])  # laid out, their trainings go on from them
     again = StageRun(tmp_path / "again", 2, torch.device("cpu"), batch=4, pool=16)
     more = FluxPipeline.from_pretrained(STAGES["flux"].run(again))
     before = FluxTransformer2DModel.from_pretrained(start)
     assert (more.transformer.proj_out.weight - before.proj_out.weight).abs().max() < 0.02
+    more_dit = DiTPipeline.from_pretrained(STAGES["dit"].run(again))
+    assert 0 < (more_dit.transformer.proj_out_2.weight - dit.transformer.proj_out_2.weight).abs().max() < 0.02
     torch.testing.assert_close(more.vae.decoder.conv_in.weight, flux.vae.decoder.conv_in.weight)
     for name, stage in STAGES.items():  # finished stages have nothing left to train
         assert stage.run(run) == results[name]

@@ -119,7 +119,7 @@ def world2(
 def unpack2(
     out: Annotated[Path, typer.Option(help="Folder of `world2`, in which its stages go on.")],
 ) -> None:
-    """Lay the packaged pictoworld-flux out as finished stages, so that the others, or more of its own steps, can follow.
+    """Lay the packaged pictoworld-flux and pictoworld-dit out, so that other stages, or more of their own steps, can follow.
 
     Example:  `python -m tools.pictoworld unpack2 --out runs/world2`
     """
@@ -132,7 +132,11 @@ def unpack2(
     packaged = packaged_model_path("pictoworld-flux")
     if packaged is None:
         raise OutputError("pictoworld-flux is not packaged; train it with `world2`, vae, text and flux in turn.")
-    console.print(f"Laid out below {out}: {unpack(packaged, out)}", soft_wrap=True, highlight=False)
+    console.print(
+        f"Laid out below {out}: {unpack(packaged, out, packaged_model_path('pictoworld-dit'))}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 @app.command("few-steps", no_args_is_help=True)

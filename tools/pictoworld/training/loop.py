@@ -7,6 +7,7 @@ are written to a temporary name and renamed.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from saferedir.utils.files import replacing
 from saferedir.utils.progress import Progress
 
+START = "start"  # folder of the weights that a training goes on from
 LossFn = Callable[[int, torch.Generator], Tensor]
 
 
@@ -45,6 +47,11 @@ def fast_cpu_kernels(device: torch.device, bf16: bool) -> Iterator[None]:
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     with attention, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         yield
+
+
+def weights_number(folder: Path) -> int:
+    """A number of the weights in a folder, zero without a folder: who goes on from them draws other batches than they had."""
+    return sum(zlib.crc32(file.read_bytes()) for file in folder.glob("*.safetensors"))
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:

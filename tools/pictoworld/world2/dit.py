@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from saferedir.pictoworld.world2.classes import CLASSES, class_scene
 from saferedir.pictoworld.world2.scene import Scene
 from saferedir.utils.progress import Progress
-from tools.pictoworld.training.loop import LoopConfig, fit
-from tools.pictoworld.training.noise import min_snr_weights, stratified_timesteps
+from tools.pictoworld.training.loop import START, LoopConfig, fit, weights_number
+from tools.pictoworld.training.noise import stratified_timesteps
 from tools.pictoworld.world2.autoencoder import CHANNELS
 from tools.pictoworld.world2.latents import LATENT_SIZE, encoded_latents
 
 LABEL_DROPOUT = 0.1
 MUON = 2e-3  # learning rate of the blocks' matrices
+LARGEST_SNR = 5.0  # of the clean latents' weight in the loss, which is 1 + signal to noise below it
 NO_LABEL = 1000  # of `DiTPipeline`, whatever the number of classes
 
 
@@ -48,9 +49,17 @@ def build_transformer() -> DiTTransformer2DModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """A cosine schedule, whose noisiest latents keep nothing of the clean ones."""
+    """A cosine schedule, whose noisiest latents keep nothing of the clean ones, and velocity prediction.
+
+    At that step noise prediction says nothing of the clean latents, and latents cannot be clipped as pixels can; a velocity
+    says all of them there (arXiv:2202.00512), which the colours of whole images, and so the shares, depend on.
+    """
     return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing"
+        beta_schedule="squaredcos_cap_v2",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
     )
 
 
@@ -82,17 +91,21 @@ def train_dit(
     compiled: bool = False,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> DiTTransformer2DModel:
-    """Train the transformer on min-SNR weighted noise prediction; the autoencoder stays frozen.
+    """Train the transformer on velocity prediction; the autoencoder stays frozen. Little noise counts less (arXiv:2303.09556).
 
-    `compiled`: through `torch.compile`.
+    `compiled`: through `torch.compile`. It begins with the weights in `folder`/start, where there are some, and then draws other
+    batches than those had.
     """
     torch.manual_seed(seed)
     scenes: Sequence[Scene] = pool_scenes(pool, seed)
     latents = encoded_latents(vae.to(device), scenes, folder / "latents.npy", progress, device)
-    transformer = build_transformer().to(device)
+    start = folder / START
+    transformer = DiTTransformer2DModel.from_pretrained(start) if start.is_dir() else build_transformer()
+    transformer = transformer.requires_grad_(True).to(device)
+    draws = seed + weights_number(start)
     forward = torch.compile(transformer, dynamic=False) if compiled else transformer
     alphas = build_scheduler().alphas_cumprod.to(device)
-    weights = min_snr_weights(alphas / (1 - alphas))
+    weights = (LARGEST_SNR / (alphas / (1 - alphas) + 1)).clamp(max=1)
 
     def loss_fn(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(scenes), (batch,), generator=generator)
@@ -103,14 +116,15 @@ def train_dit(
         t = stratified_timesteps(batch, generator).to(device)
         a = alphas[t].view(-1, 1, 1, 1)
         predicted = forward(a.sqrt() * clean + (1 - a).sqrt() * noise, timestep=t, class_labels=labels).sample
-        loss: Tensor = ((predicted.float() - noise).square().mean(dim=(1, 2, 3)) * weights[t]).mean()
+        velocity = a.sqrt() * noise - (1 - a).sqrt() * clean
+        loss: Tensor = ((predicted.float() - velocity).square().mean(dim=(1, 2, 3)) * weights[t]).mean()
         return loss
 
     # the labels' own random dropout would depend on what ran before
     for block in transformer.transformer_blocks:
         block.norm1.emb.class_embedder.dropout_prob = 0.0
     config = LoopConfig(
-        steps=steps, learning_rate=1e-3, muon=MUON, warmup=300, seed=seed, ema=0.998, save_every=200, bf16=bf16
+        steps=steps, learning_rate=1e-3, muon=MUON, warmup=300, seed=draws, ema=0.998, save_every=200, bf16=bf16
     )
     blocks = transformer.transformer_blocks
     matrices = [p for name, p in blocks.named_parameters() if p.ndim == 2 and "norm" not in name]

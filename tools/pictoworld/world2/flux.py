@@ -8,7 +8,6 @@ One sample costs 1.66 GFLOP forward and backward (`flops_per_sample`), a step of
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from saferedir.pictoworld.world2.captions import POSTER_SHARE, caption_of, corpu
 from saferedir.pictoworld.world2.posters import NEAR_VARIANTS, POSTERS, Poster
 from saferedir.pictoworld.world2.scene import Scene
 from saferedir.utils.progress import Progress
-from tools.pictoworld.training.loop import LoopConfig, fit
+from tools.pictoworld.training.loop import START, LoopConfig, fit, weights_number
 from tools.pictoworld.world2.autoencoder import CHANNELS
 from tools.pictoworld.world2.latents import LATENT_SIZE, encoded_latents
 from tools.pictoworld.world2.text_encoders import SEQUENCE_LENGTH, WIDTH, tokenize
@@ -31,8 +30,8 @@ from tools.pictoworld.world2.token_labels import TokenReader, label_loss, token_
 CAPTION_DROPOUT = 0.1
 SHIFT = 1.5  # of the timesteps towards noise, in training and in sampling
 LABEL_WEIGHT = 0.05  # of the tokens' labels in the loss, at the start; it falls to zero
-START = "start"  # folder of a transformer to go on from
 MUON = 2e-3  # learning rate of the blocks' matrices
+GOING_ON = 0.5  # of both learning rates, for weights that are trained already
 IMAGE_TOKENS = (LATENT_SIZE // 2) ** 2
 
 Content = Scene | Poster
@@ -141,11 +140,6 @@ def assemble(
     )
 
 
-def _checksum(start: Path) -> int:
-    """A number of the weights in a folder, zero without a folder."""
-    return sum(zlib.crc32(file.read_bytes()) for file in start.glob("*.safetensors"))
-
-
 def train_flux(
     vae: AutoencoderKL,
     tokenizers: tuple[Any, Any],
@@ -172,7 +166,7 @@ def train_flux(
     encoders = encoders[0].to(device), encoders[1].to(device)
     start = folder / START
     transformer = FluxTransformer2DModel.from_pretrained(start) if start.is_dir() else build_transformer()
-    draws = seed + _checksum(start)
+    draws = seed + weights_number(start)
     transformer = transformer.requires_grad_(True).to(device)
     reader = TokenReader(transformer).to(device)
     forward = torch.compile(reader, dynamic=False) if compiled else reader
@@ -203,8 +197,16 @@ def train_flux(
         labels = token_labels([contents[row] for row in rows]).to(device)
         return flow + LABEL_WEIGHT * (1 - step / steps) * label_loss(logits, labels)
 
+    share = GOING_ON if start.is_dir() else 1.0
     config = LoopConfig(
-        steps=steps, learning_rate=1e-3, muon=MUON, warmup=300, seed=draws, ema=0.998, save_every=200, bf16=bf16
+        steps=steps,
+        learning_rate=share * 1e-3,
+        muon=share * MUON,
+        warmup=300,
+        seed=draws,
+        ema=0.998,
+        save_every=200,
+        bf16=bf16,
     )
     blocks = nn.ModuleList([*transformer.transformer_blocks, *transformer.single_transformer_blocks])
     matrices = [p for name, p in blocks.named_parameters() if p.ndim == 2 and "norm" not in name]

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FluxPipeline
+from diffusers import AutoencoderKL, DiTPipeline, FluxPipeline
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from saferedir.pictoworld.world2.judge import Judge
 from saferedir.utils.progress import SILENT, Progress
+from tools.pictoworld.training.loop import START
 from tools.pictoworld.training.run import save_half
 from tools.pictoworld.world2.autoencoder import train_autoencoder
 from tools.pictoworld.world2.dit import CLASS_NAMES, train_dit
 from tools.pictoworld.world2.dit import assemble as assemble_dit
-from tools.pictoworld.world2.flux import START, assemble, train_flux
+from tools.pictoworld.world2.flux import assemble, train_flux
 from tools.pictoworld.world2.judge import judge_accuracy, train_judge
 from tools.pictoworld.world2.text_encoders import train_clip_tokenizer, train_t5_tokenizer, train_text_encoders
 from tools.pictoworld.world2.unconditional import train_unconditional
@@ -140,16 +141,19 @@ def run_dit(run: StageRun) -> Path:
     return final
 
 
-def unpack(pipeline: Path, out: Path) -> Path:
+def unpack(pipeline: Path, out: Path, dit: Path | None = None) -> Path:
     """Lay the parts of a finished `FluxPipeline` where the stages look for them, in float32.
 
-    The other stages then need no training before them, and FLUX's own goes on from its transformer (`flux/start`).
+    The other stages then need no training before them, and FLUX's own goes on from its transformer (`flux/start`); `dit`, a
+    finished `DiTPipeline`, does so too (`dit/start`).
     """
     pipe = FluxPipeline.from_pretrained(pipeline).to(torch.float32)
     pipe.vae.save_pretrained(out / "vae" / "vae")
     for name in ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"):
         getattr(pipe, name).save_pretrained(out / "text" / name)
     pipe.transformer.save_pretrained(out / "flux" / START)
+    if dit is not None:
+        DiTPipeline.from_pretrained(dit).to(torch.float32).transformer.save_pretrained(out / "dit" / START)
     return out / "flux" / START
 
 
