@@ -20,6 +20,7 @@ import torch
 from tests.contract.pipeline_features import image_width, ip_adapter_state
 from tests.newer_pipelines import NEWER, embeds_arguments
 from tests.tiny_pipelines import PIPELINES, PipelineCase, make_picture, run
+from tests.tiny_variants import VARIANTS
 from torch import Tensor
 
 import saferedir as sr
@@ -41,7 +42,8 @@ STEERED, HEARD = 1e-4, 1e-2  # relative distances: below the first it is the sam
 #: made short where the case's own settings are slow
 CASES = {
     **PIPELINES,
-    **{name: case for name, case in NEWER.items() if not FAMILIES[case.family].encoder_reads_image},
+    **NEWER,
+    **VARIANTS,
     "sana": with_settings("sana", complex_human_instruction=None, max_sequence_length=24),
     "wan": with_settings("wan", max_sequence_length=64),
     "pixart-sigma": with_settings("pixart-sigma", max_sequence_length=24),
@@ -70,13 +72,17 @@ SPLIT_IN_THREE = cases_where(lambda case, family: len(family.text_encoders) > 2 
 
 
 class ToSafe(Guard[GuardConfig]):
-    """Puts the safe prompt in place of every real token of every image, in every call."""
+    """Puts the safe prompt in place of every real token of every image, in every call.
+
+    Where no prompt can be encoded without an image, a constant.
+    """
 
     method = "to-safe"
 
     def __init__(self, target: Target) -> None:
         super().__init__(GuardConfig(concept="star"))
         self.encode = target.encode
+        self.reads_image = FAMILIES[target.case.family].encoder_reads_image
 
     def start(self, run: Any) -> dict[int, PromptEmbeds]:
         return {}
@@ -84,7 +90,8 @@ class ToSafe(Guard[GuardConfig]):
     def on_step_start(self, step: Step) -> Conditioning:
         length = step.prompt_embeds.shape[1]
         if length not in step.state:
-            step.state[length] = self.encode(SAFE, length)
+            constant = PromptEmbeds(torch.full_like(step.prompt_embeds[:1], 0.1))
+            step.state[length] = constant if self.reads_image else self.encode(SAFE, length)
         safe: PromptEmbeds = step.state[length]
         prompt = torch.where(step.prompt_mask.bool()[..., None], safe.prompt.to(step.prompt_embeds), step.prompt_embeds)
         pooled = None if step.pooled is None or safe.pooled is None else safe.pooled.expand_as(step.pooled)
@@ -197,6 +204,10 @@ def outcome(probe: FamilyProbe, name: str, *, ask_bare: bool = True) -> FamilyOu
     fails = not isinstance(safe, Tensor) or not isinstance(heard, Tensor)
     apart = float("inf") if fails else distance(heard, safe)
     is_heard = apart > HEARD if apart < float("inf") else None
+    if FAMILIES[
+        case.family
+    ].encoder_reads_image:  # the guard puts a constant: under it, both words must come to the same
+        safe = tried(probe, case, SAFE, is_guarded=True)
     if isinstance(found, sr.GuardError):
         return FamilyOutcome(f"refused: {described(found)}", is_heard)
     if isinstance(found, Exception):
@@ -224,7 +235,7 @@ def unguided(target: Target, word: str) -> Tensor:
 
 
 def several(target: Target, word: str) -> Tensor:
-    count = 1 if target.case.name == "sd3-img2img" else 2
+    count = 1 if target.case.name in ("sd3-img2img", "sd-animatediff") else 2  # several an image fail on these
     return target.draw([SAFE, word], num_images_per_prompt=count)
 
 
@@ -576,24 +587,30 @@ FAMILY_PROBES: dict[str, FamilyProbe] = {
 }  # fmt: skip
 
 
-def probes_of_newer(case: PipelineCase) -> list[str]:
-    """The probes that a pipeline of a newer family goes through, by the facts of its family and the arguments of its call."""
-    if case.name not in CASES:
-        return []  # the safe words cannot be encoded
-    family, takes = FAMILIES[case.family], inspect.signature(type(case.build()).__call__).parameters
-    if case is not next(each for each in NEWER.values() if each.family == case.family):
+#: variants whose calls differ most from their family's, so that they go through as many probes as a family's first pipeline
+UNLIKE_THEIR_FAMILY = (
+    *("flux-kontext", "flux-fill", "lcm", "sd-pix2pix", "sd-animatediff", "sana-sprint", "wan-image", "sdxl-union"),
+    *("sd3-controlnet", "qwen-image-edit"),
+)
+
+
+def probes_by_facts(case: PipelineCase) -> list[str]:
+    """The probes that a newer family's pipeline or a variant goes through, by its family's facts and its call's arguments."""
+    family = FAMILIES[case.family]
+    can_encode, has_controlnet = not family.encoder_reads_image, "controlnet" in case.name or "union" in case.name
+    is_first = case is next((each for each in NEWER.values() if each.family == case.family), None)
+    if not is_first and case.name not in UNLIKE_THEIR_FAMILY:
         return [
-            "prompt",
-            *(["prompt_embeds"] if begins_with_text(case) else []),
-            *(["other ControlNet"] if "controlnet" in case.name else []),
+            *(["prompt"] if case.name in NEWER else []),  # tests/pipelines/test_coverage.py goes further on variants
+            *(["prompt_embeds"] if can_encode else []),
+            *(["other ControlNet"] if has_controlnet else []),
         ]
+    takes = inspect.signature(type(case.build()).__call__).parameters
+    embeddings = ("prompt_embeds", "exaggerated embeddings", "NaN in embeddings", "writing embeddings")
     return [
         "prompt",
         "several images",
-        "prompt_embeds",
-        "exaggerated embeddings",
-        "NaN in embeddings",
-        "writing embeddings",
+        *(embeddings if can_encode else ()),
         "called below",
         "sibling",
         "copied pipeline",
@@ -604,7 +621,8 @@ def probes_of_newer(case: PipelineCase) -> list[str]:
         *(["negative, guidance 1"] if "negative_prompt" in takes and not family.guidance_offset else []),
         *(["negative, true CFG 0.5"] if {"negative_prompt", "true_cfg_scale"} <= set(takes) else []),
         *(["longer sequence"] if family.has_set_lengths and "max_sequence_length" in takes else []),
-        *(["zero mask", "tilted mask"] if family.mask_kwarg and takes.keys() & MASK_ARGUMENTS else []),
+        *(["zero mask", "tilted mask"] if family.mask_kwarg and can_encode and takes.keys() & MASK_ARGUMENTS else []),
+        *(["other ControlNet"] if has_controlnet else []),
     ]
 
 

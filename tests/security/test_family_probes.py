@@ -6,11 +6,24 @@ import pytest
 import torch
 from tests.newer_pipelines import NEWER
 from tests.security.bypass_table import rows_on_the_page
-from tests.security.family_probes import CASES, FAMILY_PROBES, FORGET, LIMITS, Target, outcome, probes_of_newer
+from tests.security.family_probes import (
+    CASES,
+    FAMILY_PROBES,
+    FORGET,
+    LIMITS,
+    UNLIKE_THEIR_FAMILY,
+    Target,
+    outcome,
+    probes_by_facts,
+)
+from tests.tiny_variants import VARIANTS
 
 PLAIN = "prompt"  # has a test of its own
 TRIALS = [(name, case) for name, probe in FAMILY_PROBES.items() for case in probe.cases if name != PLAIN]
-TRIALS_OF_NEWER = [(name, case) for case in NEWER for name in probes_of_newer(NEWER[case]) if name != PLAIN]
+LATER = {**NEWER, **VARIANTS}
+TRIALS_OF_LATER = [(name, case) for case in LATER for name in probes_by_facts(LATER[case]) if name != PLAIN]
+#: of variants, only those that go through many probes: tests/pipelines/test_coverage.py puts zeros on all
+HEARD = [name for name in CASES if name not in VARIANTS or name in UNLIKE_THEIR_FAMILY]
 LIMIT_TRIALS = [(name, case) for name, probe in LIMITS.items() for case in probe.cases]
 #: pipelines of a probe which do not take such arguments, guarded or not
 NOT_POSSIBLE = {("faint mask", "lumina2"), ("tilted mask", "lumina2")}
@@ -23,13 +36,13 @@ def test_nothing_of_the_attackers_prompt_is_left(name: str, case: str) -> None:
     assert found.kind in allowed, found
 
 
-@pytest.mark.parametrize(("name", "case"), TRIALS_OF_NEWER)
-def test_nothing_of_it_is_left_on_newer_families(name: str, case: str) -> None:
+@pytest.mark.parametrize(("name", "case"), TRIALS_OF_LATER)
+def test_nothing_of_it_is_left_on_newer_families_and_variants(name: str, case: str) -> None:
     found = outcome(FAMILY_PROBES[name], case, ask_bare=False)
     assert found.kind in ("steered", "refused"), found
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", HEARD)
 def test_the_plain_prompt_is_heard_without_guard_and_steered_with_it(case: str) -> None:
     found = outcome(FAMILY_PROBES[PLAIN], case)
     assert found.is_heard and found.text == "steered"
