@@ -27,6 +27,9 @@ def demo(
     prompts: Annotated[
         int | None, typer.Option(min=1, help="Forget prompts per concept (24); retain prompts are two thirds.")
     ] = None,
+    world: Annotated[
+        int, typer.Option(min=1, max=2, help="1: three concepts; 2: FLUX, one task of each kind in a richer world.")
+    ] = 1,
     guard: Annotated[
         DemoGuards, typer.Option(help="saferedir: with and without that guard; all: every method side by side.")
     ] = DemoGuards.SAFEREDIR,
@@ -36,13 +39,18 @@ def demo(
 ) -> None:
     """Generate the same prompts with and without a guard, and let a judge count; an earlier demo at --out is replaced.
 
-    Uses the small model inside the package: nothing is downloaded, a CPU is enough, it takes a minute or two; two to four
-    minutes with `--guard all`, which generates 8 + 4 prompts per concept and method.
+    Uses the small models inside the package: nothing is downloaded, a CPU is enough, it takes a minute or two; two to four
+    minutes with `--guard all`, which generates 8 + 4 prompts per concept and method, and with `--world 2`.
 
     Example:  `saferedir demo --out runs/demo`
 
     Example:  `saferedir demo --guard all --out runs/methods`
+
+    Example:  `saferedir demo --world 2 --out runs/world2-demo`
     """
+    if world == 2:
+        _demo_of_world2(out, prompts if prompts is not None else 4 if quick else 8, seed, steps, device)
+        return
     if guard is DemoGuards.ALL:
         _demo_of_methods(out, prompts if prompts is not None else 4 if quick else 8, seed, steps, device)
         return
@@ -83,6 +91,38 @@ def _demo_of_methods(out: Path, forget: int, seed: int, steps: int, device: str)
             table.add_row(row["method"], *rates[:2], f"{row['retain_drift']:.2f}", rates[2], f"{row['seconds']:.1f}")
         console.print(table)
     console.print(f"Images:  {target}/<concept>.png", soft_wrap=True, highlight=False)
+    console.print(f"Numbers:  {target / SUMMARY}", soft_wrap=True, highlight=False)
+
+
+def _demo_of_world2(out: Path, forget: int, seed: int, steps: int, device: str) -> None:
+    with staged_output(out) as (folder, target):
+        from saferedir.demo.world2 import run_world2_demo
+        from saferedir.pictoworld.world2.judge import Judge
+
+        summary = run_world2_demo(
+            lambda name: load_model(name, device=device),
+            Judge.load(),
+            folder,
+            forget=forget,
+            retain=max(2, forget // 2),
+            seed=seed,
+            progress=progress_bar(),
+            num_inference_steps=steps,
+        )
+    table = new_table(
+        "Per cent of images, with 95 % Wilson intervals", "task", "guard", ">shown without", ">with", ">others kept"
+    )
+    for row in summary["tasks"]:
+        if "missing" in row:
+            continue
+        shown = [percent_cell(row[key]) for key in ("shown_without", "shown_with")]
+        kept = percent_cell(row["others_kept"]) if "others_kept" in row else "–"
+        table.add_row(row["task"], row["method"], *shown, kept)
+    console.print(table)
+    for row in summary["tasks"]:
+        if "missing" in row:
+            console.print(f"Not shown:  {row['task']}; {row['missing']}.", soft_wrap=True, highlight=False)
+    console.print(f"Images:  {target}/<task>.png", soft_wrap=True, highlight=False)
     console.print(f"Numbers:  {target / SUMMARY}", soft_wrap=True, highlight=False)
 
 
