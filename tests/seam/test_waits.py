@@ -14,11 +14,15 @@ from tests.contract.guards import GUARDS, PROMPT
 from tests.tiny_pipelines import PIPELINES, run
 
 import saferedir as sr
+from saferedir.attach import find_seam
 from saferedir.errors import GuardError
 from saferedir.guard import Guard, GuardConfig, Step
 from saferedir.guards.saferedir.state import Source
 from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.families import family_of
 from saferedir.seam.run_state import has_callback
+from saferedir.target import Target
+from saferedir.target.partial import run_part
 from saferedir.utils.device import Pending, collecting, rehearsal
 
 ROOT = Path(__file__).parents[2]
@@ -108,3 +112,46 @@ def test_embeddings_written_to_where_nothing_shows_it_are_refused() -> None:
 def test_a_run_with_a_callback_reads_its_checks_as_it_goes() -> None:
     assert has_callback({"callback_on_step_end": print, "prompt": "a star"}) and has_callback({"callback": print})
     assert not has_callback({"callback_on_step_end": None, "callback_on_step_end_tensor_inputs": ["latents"]})
+
+
+def test_a_run_that_is_left_early_reads_its_checks(pipes: Any) -> None:
+    pipe, case = pipes["sd"], PIPELINES["sd"]
+    call = {**case.settings, "prompt": [PROMPT], "num_inference_steps": 3, "output_type": "latent"}
+    with sr.attach(pipe, Poison(0)):
+        seam = find_seam(pipe, family_of(pipe))
+        assert seam is not None
+        with rehearsal(), torch.no_grad(), pytest.raises(GuardError, match="NaN"):
+            run_part(seam, call, None, 0, 1)
+        with rehearsal(), torch.no_grad(), pytest.raises(GuardError, match="NaN"):
+            run_part(seam, call, None, 0, 2)
+    with Target(pipe, [Poison(1)], {"num_inference_steps": 3}) as target:
+        latents = torch.zeros(1, 4, 8, 8)
+        with rehearsal(), pytest.raises(GuardError, match="NaN"):
+            target.predict(latents, 1, prompt=[PROMPT])
+        with rehearsal():
+            assert target.predict(latents, 0, prompt=[PROMPT]).index == 0
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_timesteps_set_anew_in_a_run_are_refused(pipes: Any, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipes["sd"]
+    scheduler, calls = pipe.scheduler, []
+    original = scheduler.scale_model_input
+
+    def resetting(sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        calls.append(timestep)
+        if len(calls) == step + 2:  # after step 0 or 1
+            scheduler.set_timesteps(3)
+        scaled: torch.Tensor = original(sample, timestep)
+        return scaled
+
+    monkeypatch.setattr(scheduler, "scale_model_input", resetting)
+    with sr.attach(pipe, Poison(step)) as attached:
+        with rehearsal(), pytest.raises(GuardError, match="set anew"):
+            run(PIPELINES["sd"], pipe, PROMPT)
+        assert not attached.decisions and attached.runs == 0
+    monkeypatch.undo()
+    with sr.attach(pipe, Poison(9)) as attached:
+        run(PIPELINES["sd"], pipe, PROMPT)
+        scheduler.set_timesteps(3)
+        assert attached.runs == 1

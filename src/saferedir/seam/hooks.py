@@ -216,20 +216,28 @@ class Loop:
 
     def __init__(self, bar: Any, at_end: Callable[[], None]) -> None:
         self._bar, self._at_end = bar, at_end
+        #: whether the loop is under way; not after an exception in it
+        self.is_open = False
 
     def __enter__(self) -> Any:
+        self.is_open = True
         return self._bar.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Any:
+        self.is_open = False
         answer = self._bar.__exit__(kind, error, trace)
         if kind is None:
             self._at_end()
         return answer
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._bar)
+        was_open, self.is_open = self.is_open, True
+        try:
+            yield from self._bar
+        finally:
+            self.is_open = was_open
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bar, name)

@@ -50,6 +50,17 @@ class RunState:
         self.session, self.is_expected, self.pending = None, True, Pending()
         self._owner, self._is_contested = threading.get_ident(), False
 
+    def check_not_begun(self) -> None:
+        """Raise, and fail the run, where one is in progress: the next would begin without what its guards know."""
+        if self.session is None or self.session.finished or self.session.failed:
+            return
+        self.check_thread()
+        self.session.failed = True
+        raise GuardError(
+            "the timesteps were set anew, or the scheduler was replaced, in the middle of a run, so its guards would forget what "
+            "they know and no image is returned; do so between pipeline calls."
+        )
+
     def begin(self, session: Session) -> None:
         """The run that was due is real."""
         self.session, self.is_expected = session, False

@@ -71,6 +71,7 @@ class Seam:
         self.hooks = Hooks(pipe, family)
         self._state = RunState()
         self._first, self._is_partial = 0, False
+        self._loop: Loop | None = None
         self._warned: set[str] = set()
         self._fused: set[str] = set()
         self._grid: Grid | None = None
@@ -178,7 +179,8 @@ class Seam:
         bar, steps = original(*args, **kwargs), self._state.steps
         if arguments_of_call(pipe) is None:
             return bar
-        return Loop(bar, lambda: self._check_call(self._state.steps > steps))
+        self._loop = Loop(bar, lambda: self._check_call(self._state.steps > steps))
+        return self._loop
 
     def end_of_call(self, pipe: Any, original: Callable[..., Any]) -> Any:
         """The pipeline lets go of its modules, after its loop: the run that it set timesteps for must have begun."""
@@ -331,6 +333,8 @@ class Seam:
     # --- runs
 
     def _expect_run(self) -> None:
+        if self._loop is not None and self._loop.is_open:
+            self._state.check_not_begun()
         self._state.expect()
         for attached in self.attachments:
             attached.clear()

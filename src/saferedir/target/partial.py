@@ -76,6 +76,9 @@ def run_part(
         latents: (B, C, h, w) before evaluation `start`, in the sampler's frame; None for the pipeline's own noise.
         start: the scheduler must be able to begin there: multistep solvers begin with a step of first order.
         on_pass: called with the scheduler and the timestep of every evaluation that is skipped.
+
+    Raises:
+        GuardError: a check of what was generated failed, be it that its outcome was still on the device when the loop was left.
     """
     pipe, family = seam.pipe, seam.family
 
@@ -88,10 +91,12 @@ def run_part(
 
     replaced = WrappedMethods(pipe, {"prepare_latents": prepare}, seam)
     try:
-        with seam.part_from(start), _window(pipe, family, start, stop, on_pass):
-            return inspect.unwrap(type(pipe).__call__)(pipe, **call)  # without its `no_grad`
-    except _Left:
-        return None
+        with seam.part_from(start):  # at whose end every check of the run is read, however it was left
+            try:
+                with _window(pipe, family, start, stop, on_pass):
+                    return inspect.unwrap(type(pipe).__call__)(pipe, **call)  # without its `no_grad`
+            except _Left:
+                return None
     finally:
         replaced.release()
 
