@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.bench.synthetic import synthetic_bench, write_shard
 
-from saferedir.bench.evaluation import cells, evaluate
+from saferedir.bench.evaluation import cells, counted, evaluate
 from saferedir.bench.evaluation.counted import FILE
 from saferedir.bench.storage.store import Store
 
@@ -22,11 +22,11 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     names: list[str] = []
     original = cells.evaluate_cell
 
-    def counted(cell, *args):  # type: ignore[no-untyped-def]
+    def noted(cell, *args):  # type: ignore[no-untyped-def]
         names.append(cell.name.guard)
         return original(cell, *args)
 
-    monkeypatch.setattr(evaluate, "evaluate_cell", counted)
+    monkeypatch.setattr(evaluate, "evaluate_cell", noted)
     yield names
 
 
@@ -105,3 +105,42 @@ def test_counts_go_along_into_another_folder(tmp_path: Path, counts: list[str]) 
     shutil.copytree(store.root, tmp_path / "copy", copy_function=shutil.copyfile)  # with other times of writing
     assert evaluate.write_cells(plan, Store(tmp_path / "copy")) == first and taken(counts) == []
     assert json.loads((tmp_path / "copy" / "costs.json").read_text())
+
+
+def test_other_code_counts_anew(tmp_path: Path, counts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, store = synthetic_bench(tmp_path / "bench", guards=1, images=100)
+    first = evaluate.write_cells(plan, store)
+    taken(counts)
+    monkeypatch.setattr(counted, "code_checksum", lambda: "other code")
+    assert evaluate.write_cells(plan, store) == first and len(taken(counts)) == 2
+    assert evaluate.write_cells(plan, store) == first and taken(counts) == []
+
+
+def test_the_checksum_is_of_every_file_that_counts(tmp_path: Path) -> None:
+    root = tmp_path / "package"
+    shutil.copytree(Path(counted.__file__).parents[2], root, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    assert counted.code_checksum(root) == counted.code_checksum()
+    for number, name in enumerate(("metrics/rates.py", "judges/rules.py", "bench/evaluation/cells.py")):
+        (root / name).write_text((root / name).read_text() + "# more\n")
+        other = Path(shutil.move(root, tmp_path / f"package-{number}"))  # each folder is read once
+        assert counted.code_checksum(other) != counted.code_checksum()
+        (other / name).write_text((other / name).read_text().removesuffix("# more\n"))
+        root = other
+
+
+def test_what_is_counted_before_a_run_is_cut_off_is_kept(
+    tmp_path: Path, counts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, store = synthetic_bench(tmp_path / "bench", guards=3, images=100)
+    first = evaluate.write_cells(plan, store)
+    taken(counts)
+    key = plan.cells[1].image_sets[0]
+    write_shard(store, plan.shards[key][0], plan.judges[key][0], shown=1.0)
+    monkeypatch.setattr(counted, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(evaluate, "measure_costs", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate.write_cells(plan, store)
+    assert taken(counts) == ["guard-0"]
+    monkeypatch.undo()
+    assert evaluate.write_cells(plan, store)[2:] == first[2:]
+    assert taken(counts) == []

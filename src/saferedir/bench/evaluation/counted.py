@@ -1,7 +1,8 @@
 """What was counted before: cells and costs, each kept with a checksum of all that it is counted from.
 
 So that resuming, counting again and judging again take time for what is new. counted.json lies beside costs.json; without it,
-or where it is damaged, everything is counted anew. A file that has its size and time of writing is not read again.
+or where it is damaged, everything is counted anew. A file that has its size and time of writing is not read again. The checksum
+covers the code that counts, and what is counted is saved now and then, so that a run that is cut off is not counted anew.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,18 @@ from saferedir.utils.packaged import library_version
 
 FILE = "counted.json"
 _FORMAT = 1
+#: seconds from one save to the next, while cells are counted
+SAVE_EVERY = 30.0
+#: files and folders of the package by whose code scores become numbers
+_CODE = (
+    "metrics",
+    "bench/evaluation",
+    "bench/storage",
+    "bench/records.py",
+    "bench/metric_keys.py",
+    "judges/base.py",
+    "judges/rules.py",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +89,7 @@ class Counted:
         self._sets: dict[tuple[str, str], str] = {}
         self._facts: dict[str, str] = {}
         self._set_costs: dict[str, SetCost] = {}
+        self._saved_at = time.monotonic()
 
     def key(self, cell: CellSpec, why: str, notes: Sequence[str]) -> str:
         """Checksum of all that a cell's record is counted from; `why` it has no number, `notes` on what is missing."""
@@ -92,7 +108,16 @@ class Counted:
                 *(self._source.reference_path(digest, use.key) for digest in (use.reference,) if digest),
             )
         ]
-        facts = [library_version(), cell.to_dict(), self._facts[cell.prompts], why, list(notes), sets, more]
+        facts = [
+            library_version(),
+            code_checksum(),
+            cell.to_dict(),
+            self._facts[cell.prompts],
+            why,
+            list(notes),
+            sets,
+            more,
+        ]
         return _checksum(facts)
 
     def record(self, cell: CellSpec, key: str) -> CellRecord | None:
@@ -120,6 +145,8 @@ class Counted:
         self._store.write_cell(record)
         if not record.error:
             self._keep(record.name.slug, key)
+        if time.monotonic() - self._saved_at >= SAVE_EVERY:
+            self.save(is_end=False)
 
     def _keep(self, slug: str, key: str) -> None:
         written = (self._store.root / "cells" / f"{slug}.json").read_bytes()
@@ -149,7 +176,7 @@ class Counted:
 
     def cost(self, name: str, sets: Sequence[str]) -> tuple[str, Cost | None]:
         """(checksum of what a guard's cost is measured from, that cost where it was measured from the same)."""
-        key = _checksum([library_version(), [[each, self._set(each, "")] for each in sets]])
+        key = _checksum([library_version(), code_checksum(), [[each, self._set(each, "")] for each in sets]])
         for values in self._earlier:
             kept = values["costs"].get(name)
             if kept is not None and kept[0] == key:
@@ -160,11 +187,14 @@ class Counted:
         """Keep a guard's cost."""
         self._costs[name] = [key, dataclasses.asdict(cost)]
 
-    def save(self) -> None:
-        """Write counted.json."""
+    def save(self, *, is_end: bool = True) -> None:
+        """Write counted.json; before the end, what an earlier count left and nobody has asked for yet stays in it."""
         sets = {key: [self._set(key, ""), dataclasses.asdict(cost)] for key, cost in self._set_costs.items()}
-        values = {"format": _FORMAT, "files": self._files, "cells": self._cells, "costs": self._costs, "sets": sets}
-        write_json(self._store.root / FILE, values)
+        values: dict[str, Any] = {"files": self._files, "cells": self._cells, "costs": self._costs, "sets": sets}
+        if not is_end:
+            values = {name: self._earlier[0][name] | kept for name, kept in values.items()}
+        write_json(self._store.root / FILE, {"format": _FORMAT, **values})
+        self._saved_at = time.monotonic()
 
     def _set(self, key: str, scorer: str) -> str:
         """Checksum of a set of images, without the images themselves, or of what a judge or an encoder said of it."""
@@ -201,6 +231,19 @@ def _read(root: Path) -> dict[str, Any]:
         return empty
     is_ours = isinstance(values, Mapping) and values.get("format") == _FORMAT and empty.keys() <= values.keys()
     return dict(values) if is_ours else empty
+
+
+@cache
+def code_checksum(root: Path = Path(__file__).parents[2]) -> str:
+    """Checksum of the code that counts, as it lies in the package's folder."""
+    paths = [
+        path
+        for name in _CODE
+        for path in ([root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py")))
+    ]
+    return _checksum(
+        [[path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()] for path in paths]
+    )
 
 
 def _checksum(values: Any) -> str:
