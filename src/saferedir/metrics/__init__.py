@@ -7,6 +7,7 @@ from typing import Any
 
 from saferedir.metrics.bootstrap import Mean, Resampling, bootstrap_interval, bootstrap_mean, bootstrap_ratio
 from saferedir.metrics.clip_score import ClipModel, ClipScores, clip_score
+from saferedir.metrics.conflicts import GuardConflict, guard_conflicts
 from saferedir.metrics.cost import Measured, Stopwatch, measure, time_ratio
 from saferedir.metrics.distributions import (
     FeatureNetwork,
@@ -57,6 +58,9 @@ __all__ = [
     "exact_mcnemar",
     "paired_difference",
     "holm",
+    # does one guard raise another concept?
+    "GuardConflict",
+    "guard_conflicts",
     # is the concept gone?
     "attack_success_rate",
     "successful_prompts",
