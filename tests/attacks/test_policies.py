@@ -15,7 +15,7 @@ from saferedir.errors import AttackError, GuardConfigError, GuardError
 from saferedir.guard import GuardConfig
 from saferedir.guards.image_verifier import ImageVerifier, ImageVerifierConfig
 from saferedir.metrics.rates import Rate
-from saferedir.target import Policy, Target
+from saferedir.target import ProtectSettings, Target
 from saferedir.utils.images import to_rgb
 
 
@@ -49,7 +49,7 @@ def run(world: Any, name: str = "best-of-n", guard: Any = None, **more: Any) -> 
 
 
 def test_what_the_policy_blocks_has_failed_and_its_retries_are_paid(world: Any) -> None:
-    plain, safe = run(world), run(world, policy=Policy("verify", verify=strict, retries=1))
+    plain, safe = run(world), run(world, policy=ProtectSettings("verify", verify=strict, retries=1))
     assert plain.success == Rate(1, 1) and safe.success == Rate(0, 1)
     (result,) = safe.results
     assert all(entry.blocked == [True] and not any(entry.agreed) for entry in (result.before, *result.evaluations))
@@ -61,7 +61,7 @@ def test_what_the_policy_blocks_has_failed_and_its_retries_are_paid(world: Any) 
 def test_it_is_what_protect_lets_out(world: Any) -> None:
     verify = lambda images: [True, False][: len(images)]  # noqa: E731
     guard, prompts = NoOp(GuardConfig(concept="star")), [CONCEPT_PROMPT, "tree"]
-    with Target(world, [guard], CALL, policy=Policy("verify", verify=verify, retries=1)) as target:
+    with Target(world, [guard], CALL, policy=ProtectSettings("verify", verify=verify, retries=1)) as target:
         images = target.generate(prompt=prompts, generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)])
         assert target.blocked == [True, False] and len(target.last_run) == 2 * CALL["num_inference_steps"]
     with sr.protect(world, guard, on_unsafe="verify", verify=verify, retries=1) as safe:
@@ -74,7 +74,7 @@ def test_a_refused_call_shows_nothing_and_says_why(world: Any) -> None:
     def broken(images: list[Image.Image]) -> list[bool]:
         raise ValueError("no weights")
 
-    (result,) = run(world, policy=Policy("verify", verify=broken)).results
+    (result,) = run(world, policy=ProtectSettings("verify", verify=broken)).results
     assert result.evaluations and not result.is_success
     assert "the verifier failed" in result.evaluations[0].to_dict()["refusal"]
 
@@ -124,5 +124,5 @@ def test_refusals_say_what_to_do(world: Any) -> None:
     with pytest.raises(AttackError, match="train verifier"):
         run(world, "p4d", settings={}, see_verifier=True)
     with pytest.raises(GuardConfigError, match="nothing to verify with"):
-        run(world, policy=Policy("verify"))
+        run(world, policy=ProtectSettings("verify"))
     assert world.unet._forward_hooks == {}

@@ -73,6 +73,8 @@ def test_attributes_from_imports_and_patches_agree(monkeypatch: pytest.MonkeyPat
     ("judges.images", "read_picture", "read_image_tensor"),
     ("judges.images", "picture_files", "image_files"),
     ("guards.negation.calibration", "Calibration", "KernelCalibration"),
+    ("target", "Policy", "ProtectSettings"),
+    ("target.policy", "Policy", "ProtectSettings"),
 ])  # fmt: skip
 def test_a_renamed_function_or_class_is_still_found_by_its_old_name(module: str, old: str, new: str) -> None:
     home = importlib.import_module(f"saferedir.{module}")

@@ -29,7 +29,7 @@ from saferedir.errors import AttackError, GuardError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.prompts.sets import PromptItem, PromptSet
-from saferedir.target import Ledger, Policy, Target
+from saferedir.target import Ledger, ProtectSettings, Target
 from saferedir.target.ledger import BudgetSpent
 from saferedir.utils.packaged import library_version
 from saferedir.utils.progress import SILENT, Progress
@@ -55,7 +55,7 @@ def attack(
     images: int = 1,
     stop_on_success: bool | None = None,
     control: str = "none",
-    policy: Policy | None = None,
+    policy: ProtectSettings | None = None,
     see_verifier: bool = False,
     candidates: Sequence[Candidate] | None = None,
     search_on: bool = False,
@@ -83,7 +83,7 @@ def attack(
         stop_on_success: whether a prompt is done once a candidate succeeded; None for the attack's own habit.
         control: "none"; "random-network" gives the denoiser random weights, so that nothing should succeed; "benign-reference"
             says that the prompts are benign ones.
-        policy: of `saferedir.protect`, such as `Policy("verify")`; judged is then what it lets out, after its retries.
+        policy: of `saferedir.protect`, such as `ProtectSettings("verify")`; judged is then what it lets out, after its retries.
         see_verifier: whether a white-box attack looks through the guards' image verifiers, too; part of its threat model.
         candidates: one a prompt, found by this attack on another guard or under other settings; each is judged here once, and
             nothing is searched.

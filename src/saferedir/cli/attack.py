@@ -219,7 +219,7 @@ def _add(row: AttackRow) -> None:
         from saferedir.attacks.budget import Budget
         from saferedir.attacks.registry import attack_class
         from saferedir.attacks.run import attack
-        from saferedir.target import Policy
+        from saferedir.target import ProtectSettings
 
         settings = {name: _as_tuple(value) for name, value in named_values(set_ or [], "--set").items()}
         attack_class(row.name).config_class.preset(preset.value, **settings)
@@ -232,7 +232,8 @@ def _add(row: AttackRow) -> None:
                 pipe, guards, row.name, texts, judge=decides, preset=preset.value, settings=settings,
                 budget=Budget(nfe=nfe, te=te, evaluations=evaluations), call=arguments, seed=seed, images=images,
                 control=control.value, see_verifier=see_verifier,
-                policy=None if on_unsafe is OnUnsafe.NONE else Policy(on_unsafe.value, retries=retries), progress=progress_bar(),
+                policy=None if on_unsafe is OnUnsafe.NONE else ProtectSettings(on_unsafe.value, retries=retries),
+                progress=progress_bar(),
             )  # fmt: skip
             record.save(folder / RECORD)
             _save_sheet(record, folder / SHEET)

@@ -4,11 +4,18 @@
 guard, protect, schedules, seam.
 """
 
+from typing import Any
+
 from saferedir.target.ledger import Ledger
-from saferedir.target.policy import Policy
+from saferedir.target.policy import ProtectSettings
 from saferedir.target.prediction import Prediction
 from saferedir.target.soft_prompt import SoftPrompt
 from saferedir.target.target import Moment, Target
 from saferedir.target.vocabulary import Vocabulary
+from saferedir.utils.renamed import old_name
 
-__all__ = ["Ledger", "Moment", "Policy", "Prediction", "SoftPrompt", "Target", "Vocabulary"]
+__all__ = ["Ledger", "Moment", "Prediction", "ProtectSettings", "SoftPrompt", "Target", "Vocabulary"]
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(__name__, name)

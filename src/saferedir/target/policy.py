@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saferedir.protect import GuardedPipeline, Verifier
+from saferedir.utils.renamed import old_name
 
 
 @dataclass(frozen=True)
-class Policy:
+class ProtectSettings:
     """As the arguments of `protect`.
 
     Attributes:
@@ -48,3 +49,7 @@ class PolicyRunner(GuardedPipeline):
 
     def _call_pipeline(self, call: dict[str, Any]) -> Any:
         return self.run_call(call)
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(__name__, name)

@@ -31,7 +31,7 @@ from saferedir.pipelines.text_encoders import TextEncoder, make_text_encoders
 from saferedir.protect import checked_policy
 from saferedir.target.ledger import Ledger, count_rows
 from saferedir.target.partial import Probe, run_part
-from saferedir.target.policy import Policy, PolicyRunner
+from saferedir.target.policy import PolicyRunner, ProtectSettings
 from saferedir.target.prediction import Prediction
 from saferedir.target.soft_prompt import SoftPrompt, reading, table_of
 from saferedir.utils.calls import for_each_prompt
@@ -73,7 +73,7 @@ class Target:
         guards: Sequence[Guard[Any]] = (),
         call: Mapping[str, Any] | None = None,
         ledger: Ledger | None = None,
-        policy: Policy | None = None,
+        policy: ProtectSettings | None = None,
         sees_verifiers: bool = False,
     ) -> None:
         if {"image", "control_image"} & set(inspect.signature(type(pipe).__call__).parameters):

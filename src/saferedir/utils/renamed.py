@@ -133,6 +133,8 @@ NEW_NAMES: dict[tuple[str, str], tuple[str, str]] = {
     ("judges.images", "read_picture"): ("judges.images", "read_image_tensor"),
     ("judges.images", "picture_files"): ("judges.images", "image_files"),
     ("guards.negation.calibration", "Calibration"): ("guards.negation.calibration", "KernelCalibration"),
+    ("target", "Policy"): ("target.policy", "ProtectSettings"),
+    ("target.policy", "Policy"): ("target.policy", "ProtectSettings"),
 }
 #: what to write in place of a name that was not simply renamed
 ADVICE = {"Embeds": "answer a Conditioning, as in step.conditioning.with_cond(prompt=...)"}

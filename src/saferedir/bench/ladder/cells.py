@@ -26,7 +26,7 @@ from saferedir.guards.base import Guard
 from saferedir.judges.presets import preset
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.prompts.sets import PromptSet
-from saferedir.target import Policy
+from saferedir.target import ProtectSettings
 from saferedir.utils.files import write_json
 
 #: of a cell's file
@@ -159,7 +159,7 @@ class Ladder:
                 call=self._call(cell),
                 seed=self.plan.seed,
                 control=cell.control,
-                policy=None if cell.policy == "attach" else Policy(cell.policy),
+                policy=None if cell.policy == "attach" else ProtectSettings(cell.policy),
                 see_verifier=cell.see_verifier,
                 candidates=candidates,
             )
