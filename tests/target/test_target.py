@@ -162,6 +162,35 @@ def test_gradients_pass_through_the_guard(world: Any, star: sr.Guard[Any]) -> No
             assert (ahead - behind) / (2 * step) == pytest.approx(float(gradient.norm()), rel=0.05)
 
 
+def test_checkpointing_of_the_denoiser_leaves_the_gradient_and_holds_less(world: Any, star: sr.Guard[Any]) -> None:
+    def gradient(is_checkpointed: bool) -> tuple[Tensor, int]:
+        held = 0
+
+        def keep(value: Tensor) -> Tensor:
+            nonlocal held
+            held += value.numel() * value.element_size()
+            return value
+
+        if is_checkpointed:
+            world.unet.enable_gradient_checkpointing()
+        try:
+            with Target(world, [star], {"num_inference_steps": 3, "guidance_scale": 4.0}) as target:
+                ids = target.text_encoders[0].ids(["a red star on grass"])
+                embeds = target.embed(ids).detach().requires_grad_(True)
+                noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+                    images = target.generate(noise, [SoftPrompt(ids, embeds)], prompt=["a red star on grass"])
+                images.square().mean().backward()
+        finally:
+            world.unet.disable_gradient_checkpointing()
+        assert embeds.grad is not None
+        return embeds.grad, held
+
+    (whole, much), (again, little) = gradient(False), gradient(True)
+    torch.testing.assert_close(again, whole)
+    assert float(whole.abs().max()) > 0 and little < 0.6 * much
+
+
 def test_a_batch_is_its_rows(world: Any, star: sr.Guard[Any]) -> None:
     """CT3: purity. The same call twice is the same, and a row does not depend on its neighbours."""
     prompts = [*STAR, "an image of a red circle on grass"]
