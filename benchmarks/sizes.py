@@ -38,7 +38,8 @@ without a record run at any size.
 
 - **concept**: images of prompts that ask for it which show it and are not broken, by the CNN on the image at 64 pixels.
 - **identical**: images of retain prompts that are the unguarded ones bit for bit.
-- **broken**: unguarded images of both kinds that the CNN takes for none of its scenes: the model does not work well there.
+- **broken**: unguarded images of both kinds that the CNN takes for none of its scenes. Where they are many, the model itself does
+  not work at that size, and the row says little about a guard.
 
 | task | pixels | concept, unguarded | concept, guarded | retain identical | broken, unguarded |
 |---|---|---|---|---|---|
