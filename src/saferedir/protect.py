@@ -187,7 +187,7 @@ def prompt_decisions(pipe: Any, guard: Guard[Any], prompts: Sequence[str]) -> li
     """What a guard decides on prompts in one step of the pipeline, which has nothing attached; one decision each."""
     generators = [torch.Generator().manual_seed(0) for _ in prompts]
     with attach(pipe, guard) as attached, torch.no_grad():
-        pipe(list(prompts), generator=generators, num_inference_steps=1, output_type="latent")
+        pipe(prompt=list(prompts), generator=generators, num_inference_steps=1, output_type="latent")
         return attached.decisions
 
 

@@ -196,7 +196,7 @@ class _Runner:
             seeds = [self.seed + start + i for i in range(len(texts))]
             generators = [torch.Generator().manual_seed(number) for number in seeds]
             arguments = {**for_each_prompt(self.call, len(texts)), "generator": generators, "output_type": "pil"}
-            output = self.pipe(texts, **arguments)
+            output = self.pipe(prompt=texts, **arguments)
             images = list(output.images if "images" in output else output.frames)
             shown = self._shown(images)
             by_image = {decision.image: decision for decision in decisions()}

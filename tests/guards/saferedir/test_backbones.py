@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.contract.guards import shared_pipeline
 from tests.tiny_pipelines import PIPELINES as CASES
 from tests.tiny_pipelines import run
+from tests.tiny_variants import ALL_CASES
 from torch import Tensor
 
 from saferedir import BackboneMismatchError, Guard, GuardError, attach
@@ -256,6 +258,18 @@ def test_one_negative_prompt_serves_every_roll_out() -> None:
     with_b = roll_out(pipeline("sd"), ["a", "c"], **settings, call={**call_of("sd"), "negative_prompt": "b"})
     without = roll_out(pipeline("sd"), ["a", "c"], **settings, call=call_of("sd"))
     assert not torch.equal(with_b.frames, without.frames)
+
+
+@pytest.mark.parametrize("name", ["flux-2-klein", "flux-2", "flux-kontext", "z-image"])
+def test_roll_outs_give_the_prompt_by_its_name(name: str) -> None:
+    """The call of FLUX.2 and of Kontext begins with the input image."""
+    case = ALL_CASES[name]
+    call = {key: value for key, value in case.settings.items() if key != "image"}
+    star, again, moon = (
+        roll_out(shared_pipeline(name), [text], steps=1, guidance_scale=1.0, seed=0, call=call).frames
+        for text in ("a star", "a star", "the moon")
+    )
+    assert torch.equal(star, again) and not torch.equal(star, moon)
 
 
 # ---------------------------------------------------------------------- learning

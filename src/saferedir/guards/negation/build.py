@@ -85,7 +85,7 @@ def prompt_sources(
         def load() -> Pixels:
             generator = torch.Generator().manual_seed(seed + number)
             with without_safety_checker(pipe):
-                output = pipe(prompt, height=height, width=width, generator=generator, **settings)
+                output = pipe(prompt=prompt, height=height, width=width, generator=generator, **settings)
             image = output.images[0] if hasattr(output, "images") else _first_frame(output.frames[0])
             return fit_image(image, height, width)
 

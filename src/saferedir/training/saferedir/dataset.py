@@ -286,7 +286,7 @@ def roll_out(
             generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
             with without_safety_checker(pipe), attach(pipe, recorder), precision, torch.no_grad():
                 pipe(
-                    chunk,
+                    prompt=chunk,
                     num_inference_steps=steps,
                     guidance_scale=guidance_scale,
                     generator=generators,
