@@ -61,6 +61,7 @@ class Backbone:
     latent: tuple[int, int, int]  # channels, height, width, as a guard sees them
     frames: int = 1  # latent frames of a video
     rows: int = 2
+    steps: int | None = None  # where the published ones are not the pipeline's default
     rollouts: int = TrainConfig.rollouts
     held_out_rollouts: int = TrainConfig.held_out_rollouts
     rollout_steps: int = TrainConfig.rollout_steps
@@ -69,12 +70,23 @@ class Backbone:
     def parts(self) -> tuple[Part, ...]:
         return (self.denoiser, *self.encoders, self.vae)
 
+    @property
+    def num_steps(self) -> int:
+        return self.steps or self.default("num_inference_steps")
+
     def default(self, argument: str) -> Any:
         """A default of the diffusers pipeline's call."""
         return inspect.signature(getattr(diffusers, self.pipeline).__call__).parameters[argument].default
 
 
 # ---------------------------------------------------------------------- published configurations
+
+
+@dataclass(frozen=True)
+class Plain:
+    """An argument that is no tensor."""
+
+    value: Any
 
 
 def clip(known: float, tokens: int = 77, projected: bool = True, **sizes: Any) -> Part:
@@ -94,6 +106,34 @@ GEMMA_2_2B = {
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
 }  # fmt: skip
+
+
+QWEN_3_4B: Sizes = {
+    "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+}  # fmt: skip
+#: the language model of Qwen2.5-VL 7B, without its head; the vision tower (0.68 billion) does not run on text
+QWEN_25_7B: Sizes = {
+    "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4,
+}  # fmt: skip
+FLUX_TRANSFORMER: Sizes = {
+    "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
+    "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}  # fmt: skip
+
+
+def flux(image_tokens: int) -> Part:
+    inputs = {
+        "hidden_states": (1, image_tokens, 64), "encoder_hidden_states": (1, 512, 4096), "pooled_projections": (1, 768),
+        "timestep": (1,), "guidance": (1,), "img_ids": (image_tokens, 3), "txt_ids": (512, 3),
+    }  # fmt: skip
+    return Part("FluxTransformer2DModel", FLUX_TRANSFORMER, 11.90e9, inputs)
+
+
+def qwen3(tokens: int) -> Part:
+    return Part("Qwen3Model", QWEN_3_4B, 4.022e9, {"input_ids": (1, tokens)})
 
 
 def t5(tokens: int) -> Part:
@@ -199,22 +239,58 @@ BACKBONES = (
     ),
     Backbone(
         "FLUX.1-dev", "black-forest-labs/FLUX.1-dev", "FluxPipeline", "1024 px",
-        Part(
-            "FluxTransformer2DModel",
-            {
-                "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
-                "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
-                "guidance_embeds": True,
-            },
-            11.90e9,
-            {
-                "hidden_states": (1, 4096, 64), "encoder_hidden_states": (1, 512, 4096), "pooled_projections": (1, 768),
-                "timestep": (1,), "guidance": (1,), "img_ids": (4096, 3), "txt_ids": (512, 3),
-            },
-        ),
+        flux(4096),
         (clip(123.1e6, projected=False, **CLIP_L), t5(512)),
         kl_vae((16, 128, 128)),
         tokens=512, prompt_dim=4096, pooled_dim=768, latent=(16, 128, 128), rows=1,
+    ),
+    Backbone(
+        "FLUX.1-Kontext-dev", "black-forest-labs/FLUX.1-Kontext-dev", "FluxKontextPipeline", "1024 px",
+        flux(2 * 4096),  # the image's tokens beside the latents'
+        (clip(123.1e6, projected=False, **CLIP_L), t5(512)),
+        kl_vae((16, 128, 128)),
+        tokens=512, prompt_dim=4096, pooled_dim=768, latent=(16, 128, 128), rows=1,
+    ),
+    Backbone(
+        "FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-4B", "Flux2KleinPipeline", "1024 px",
+        Part(
+            "Flux2Transformer2DModel",
+            {
+                "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
+                "guidance_embeds": False,
+            },
+            3.88e9,
+            {
+                "hidden_states": (1, 4096, 128), "encoder_hidden_states": (1, 512, 7680), "timestep": (1,),
+                "img_ids": (4096, 4), "txt_ids": (512, 4),
+            },
+        ),
+        (qwen3(512),),
+        Part("AutoencoderKLFlux2", {}, 84.0e6, {"z": (1, 32, 128, 128)}),
+        tokens=512, prompt_dim=7680, pooled_dim=0, latent=(128, 64, 64), rows=1, steps=4,
+    ),
+    Backbone(
+        "Z-Image-Turbo", "Tongyi-MAI/Z-Image-Turbo", "ZImagePipeline", "1024 px",
+        Part(
+            "ZImageTransformer2DModel", {}, 6.15e9,
+            {"x": [(16, 1, 128, 128)], "t": (1,), "cap_feats": [(512, 2560)]},
+        ),
+        (qwen3(512),),
+        kl_vae((16, 128, 128)),
+        tokens=512, prompt_dim=2560, pooled_dim=0, latent=(16, 128, 128), rows=1, steps=8,
+    ),
+    Backbone(
+        "Qwen-Image", "Qwen/Qwen-Image", "QwenImagePipeline", "1024 px",
+        Part(
+            "QwenImageTransformer2DModel", {}, 20.43e9,
+            {
+                "hidden_states": (1, 4096, 64), "encoder_hidden_states": (1, 512, 3584), "timestep": (1,),
+                "img_shapes": Plain([[(1, 64, 64)]]),
+            },
+        ),
+        (Part("Qwen2_5_VLTextModel", QWEN_25_7B, 7.07e9, {"input_ids": (1, 512)}),),
+        Part("AutoencoderKLQwenImage", {}, 127e6, {"z": (1, 16, 1, 128, 128)}),
+        tokens=512, prompt_dim=3584, pooled_dim=0, latent=(16, 128, 128),
     ),
     Backbone(
         "PixArt-Sigma XL", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "PixArtSigmaPipeline", "1024 px",
@@ -308,6 +384,10 @@ def count_flops(run: Callable[[], object]) -> int:
 
 def meta(name: str, shape: Any) -> Any:
     """Shapes -> meta tensors of these shapes."""
+    if isinstance(shape, Plain):
+        return shape.value
+    if isinstance(shape, list):
+        return [meta(name, each) for each in shape]
     if isinstance(shape, Mapping):
         return {key: meta(key, value) for key, value in shape.items()}
     return torch.empty(shape, device="meta", dtype=torch.long if name == "input_ids" else torch.float32)
@@ -404,13 +484,13 @@ class Cost:
     @property
     def image(self) -> int:
         """One image (or video) at the pipeline's default steps: prompt and, under guidance, negative prompt."""
-        steps: int = self.backbone.default("num_inference_steps")
+        steps = self.backbone.num_steps
         return self.backbone.rows * (steps * self.row + self.encode) + self.decode
 
     @property
     def guard_image(self) -> int:
         """The guard's part of it: prompt side once, image side at each step."""
-        steps: int = self.backbone.default("num_inference_steps")
+        steps = self.backbone.num_steps
         return self.guard["prompt"] + self.guard["redirection"] + steps * self.guard["image"]
 
     @property
@@ -501,12 +581,16 @@ left out. Memory is all parts in bfloat16, without activations.
 IMAGES = """
 ## One image, and the guard's share of it
 
-Steps and size are the defaults of the installed diffusers' pipeline. One image is (rows a step) x (steps x denoiser +
-prompt encoding) + decoding; two rows a step under classifier-free guidance, one where guidance is distilled (FLUX). The
+Steps and size are the defaults of the installed diffusers' pipeline, or the steps that the model was distilled for (4 of
+FLUX.2-klein, 8 of Z-Image-Turbo). One image is (rows a step) x (steps x denoiser + prompt encoding) + decoding; two rows a
+step under classifier-free guidance, one where guidance is distilled (FLUX) or left out (FLUX.2-klein, Z-Image-Turbo). The
 guard's part of an image is the prompt verdict and the redirection once, and the image verdict at every step, for a
 image that is redirected; the redirection falls away for the others. Guard memory is its float32 weights and the
 anchor's embedding. Sana is counted with 300 tokens, without the instruction text that its pipeline puts before the
-prompt. Of Wan the image verdict is counted for each of the 21 latent frames.
+prompt; FLUX.2-klein, Z-Image and Qwen-Image with 512, the longest that a call takes by default. FLUX.1-Kontext is counted with
+an input image of the same size, in training too, where roll-outs may do without. Of Qwen-Image's text encoder the vision
+tower (0.68 billion parameters), which a prompt alone does not use, is left out. Of Wan the image verdict is
+counted for each of the 21 latent frames.
 
 """
 
@@ -514,8 +598,8 @@ TRAINING = """
 ## Training a guard: estimate from counted FLOPs
 
 Defaults of the trainer: {rollouts} + {held_out} roll-outs of {steps} steps (Wan: {wan}, as its example does),
-{optimiser} optimiser steps of {batch} rows, and {pairs} pairs with {benign} benign lines. Roll-outs are drawn at the size
-above with two rows a step (FLUX: one) and are not decoded.
+{optimiser} optimiser steps of {batch} rows, and {pairs} pairs with {benign} benign lines. Roll-outs are generated at the size
+above with the rows a step of the first table and are not decoded.
 
 **hours = FLOPs / (peak x utilisation) / 3600**, with the vendors' dense bfloat16 peaks:
 {peaks}.
@@ -558,7 +642,7 @@ def images_table(costs: list[Cost]) -> str:
     for cost in costs:
         backbone, guard = cost.backbone, cost.guard
         rows.append([
-            backbone.name, backbone.size, f"{backbone.default('num_inference_steps')} x {backbone.rows}",
+            backbone.name, backbone.size, f"{backbone.num_steps} x {backbone.rows}",
             f"{cost.row / 1e9:,.0f}", f"{cost.encode / 1e9:,.0f}", f"{cost.decode / 1e9:,.0f}", f"{cost.image / 1e12:,.0f}",
             str(backbone.tokens), f"{guard['prompt'] / 1e9:.2f}", f"{guard['redirection'] / 1e9:.2f}",
             f"{guard['image'] / 1e9:.2f}", f"{cost.guard_image / 1e9:.1f}",

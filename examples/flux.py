@@ -57,7 +57,7 @@ def main() -> None:
 
     # Attached: the guard steers, and says what it did; what to do about it is up to you.
     with saferedir.attach(pipe, guard) as attached:
-        images = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE).images
+        images = pipe(prompt=PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE).images
     for image, decision in zip(images, attached.decisions, strict=True):
         print(decision.action, decision.prompt_score, decision.image_score, decision.message)
         image.save(f"{decision.image}.png")
@@ -65,7 +65,7 @@ def main() -> None:
     # Protected: what the guard still finds the concept in is generated anew, at most twice, then blocked (a black image).
     # `verify` may also be a function of the finished images, such as your own classifier.
     safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
-    answer = safe_pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)
+    answer = safe_pipe(prompt=PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)
     for decision, is_blocked in zip(answer.decisions, answer.blocked, strict=True):
         print(is_blocked, decision.to_dict())
 

@@ -62,7 +62,7 @@ def main() -> None:
 
     # Attached: the guard steers, and says what it did; what to do about it is up to you.
     with saferedir.attach(pipe, guard) as attached:
-        frames = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE).frames
+        frames = pipe(prompt=PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE).frames
     for video, decision in zip(frames, attached.decisions, strict=True):
         print(decision.action, decision.prompt_score, decision.image_score, decision.message)
         export_to_video(video, f"{decision.image}.mp4", fps=16)
@@ -70,7 +70,7 @@ def main() -> None:
     # Protected: what the guard still finds the concept in is generated anew, at most twice, then blocked (a black video).
     # `verify` may also be a function of the finished frames, such as your own classifier.
     safe_pipe = saferedir.protect(pipe, guard, on_unsafe="verify", verify=guard, retries=2)
-    answer = safe_pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)
+    answer = safe_pipe(prompt=PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **SIZE)
     for decision, is_blocked in zip(answer.decisions, answer.blocked, strict=True):
         print(is_blocked, decision.to_dict())
 
