@@ -62,6 +62,12 @@ steps. At guidance 1 there is no negative branch, as in models that are distille
   is refused without them (no image), which the tables show as "refused".
 - **others**: retain prompts. SafeRedir's rows count images that are the unguarded ones bit for bit, the other methods' rows
   images that keep all attributes that were right without the guard.
+- –: not measured. Settings and tasks that are not on the page were not measured, either.
+
+**In one and two steps SafeRedir stands on its prompt verdict.** Its image verdict reads the estimate of a step and acts at the
+next one: in a single step there is no next one. The lines below the tables say what it leaves by itself. The settings
+`recheck="same_step"` and `escalation="evidence"`, off by default, let it act in the step in which it looks. Where prompts may get
+past the prompt verdict, give `protect` a judge as its verifier.
 
 """
 
@@ -98,6 +104,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "escalation": "evidence",
     },
 }
+IMAGE_ALONE = ("saferedir, image verdict alone", "saferedir, image verdict alone, same step")
 EDITS = ("esd", "uce")
 #: rows of --n prompts; the others have --n-others
 LARGE = ("none", *VARIANTS)
@@ -216,6 +223,24 @@ def table(rows: dict[str, dict[str, dict[str, Any]]], measure: str) -> Iterator[
         yield f"| {method}{f' (n = {count})' if count else ''} | {' | '.join(texts)} |"
 
 
+def left_by_image_verdict(rows: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
+    """A sentence on the image verdict by itself, where it was measured."""
+    for name in IMAGE_ALONE:
+        alone = rows.get(name, {})
+        if alone:
+            counts = (
+                f"{found['concept']['hits']} of {found['concept']['n']} images at {steps} step{'s' * (steps != '1')}"
+                + (
+                    f" ({rows['none'][steps]['concept']['hits']} without a guard)"
+                    if steps in rows.get("none", {})
+                    else ""
+                )
+                for steps, found in alone.items()
+            )
+            yield f"*{name}*: the concept is left in {', '.join(counts)}."
+            yield ""
+
+
 def markdown(results: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
     """The page's tables: results[task][setting][method][steps]."""
     lines = []
@@ -227,6 +252,7 @@ def markdown(results: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
             if broken:
                 shares = ", ".join(f"{steps}: {cell(broken[steps]['broken'])}" for steps in broken)
                 lines += [f"Broken without a guard, by steps: {shares}.", ""]
+            lines += left_by_image_verdict(rows)
     return "\n".join(lines)
 
 
