@@ -72,7 +72,8 @@ class Backbone:
 
     @property
     def num_steps(self) -> int:
-        return self.steps or self.default("num_inference_steps")
+        steps: int = self.steps or self.default("num_inference_steps")
+        return steps
 
     def default(self, argument: str) -> Any:
         """A default of the diffusers pipeline's call."""
