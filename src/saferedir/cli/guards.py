@@ -1,6 +1,6 @@
 """`saferedir guards list` and `show`: what is packaged, and all facts of one guard. A broken guard is an error.
 
-`calibrate` is in calibrate.py, `manifold` in manifold.py, `test` in guard_test.py.
+`calibrate` is in calibrate.py, `manifold` in manifold.py, `merge` in merge.py, `test` in guard_test.py.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from saferedir.cli.calibrate import calibrate
 from saferedir.cli.common import console, escape, new_table, print_json
 from saferedir.cli.guard_test import test
 from saferedir.cli.manifold import manifold
+from saferedir.cli.merge import merge
 from saferedir.cli.options import AsJson
 
 guards_app = typer.Typer(
-    name="guards", help="List, show, test and calibrate guards.", no_args_is_help=True, rich_markup_mode="markdown"
+    name="guards",
+    help="List, show, test, calibrate and merge guards.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
 guards_app.command(no_args_is_help=True)(calibrate)
 guards_app.command(no_args_is_help=True)(manifold)
+guards_app.command(no_args_is_help=True)(merge)
 guards_app.command(no_args_is_help=True)(test)
 
 

@@ -6,6 +6,8 @@ are asked of all concepts at once, directions of the few that act.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
@@ -111,15 +113,33 @@ def with_concept(state: dict[str, Tensor], count: int, seed: int = 0) -> dict[st
         seed: of the new row's start.
     """
     generator = torch.Generator().manual_seed(seed)
+
+    def start(name: str, like: Tensor) -> Tensor:
+        if name.endswith("bias"):
+            return torch.zeros_like(like)
+        row: Tensor = (torch.rand(like.shape, generator=generator) * 2 - 1).to(like) / like.shape[-1] ** 0.5
+        return row
+
+    return _with_row(state, count, start)
+
+
+def with_rows_of(state: dict[str, Tensor], count: int, other: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """As `with_concept`, the new row being that of a concept of another redirector on the same trunk.
+
+    Args:
+        other: the other's state dict.
+        number: the concept's place in it.
+    """
+    return _with_row(state, count, lambda name, _: other[name][number : number + 1])
+
+
+def _with_row(state: dict[str, Tensor], count: int, row_of: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+    """`row_of`: a parameter's name, and a row like the new one -> the new one."""
     grown = dict(state)
     for name, value in state.items():
         if not name.startswith("heads."):
             continue
-        is_bias = name.endswith("bias")
-        row = torch.zeros_like(value[:1])
-        if not is_bias:
-            fan_in = value.shape[-1]
-            row = (torch.rand(row.shape, generator=generator) * 2 - 1).to(value) / fan_in**0.5
+        row = row_of(name, value[:1])
         if name.endswith((".weight", ".bias")):  # whole blocks: the row is there already, or a block is added
             rows = (
                 value
