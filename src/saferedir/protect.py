@@ -6,9 +6,12 @@ whom: docs/security.md.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
@@ -23,6 +26,7 @@ from saferedir.guards.base import Guard
 from saferedir.guards.image_verifier import ImageVerifier
 from saferedir.policy.allow_list import allowed_images
 from saferedir.policy.call_arguments import by_name, generators_of, with_signature
+from saferedir.policy.conflicts import named_conflicts
 from saferedir.policy.input_images import with_input_images
 from saferedir.policy.observing import observing
 from saferedir.policy.outputs import Result, blocked_error, copied, images_of, same
@@ -47,6 +51,7 @@ def protect(
     image_verifiers: bool = True,
     check_inputs: bool | Verifier = False,
     force: bool = False,
+    load: Callable[[str], Guard[Any]] | None = None,
 ) -> GuardedPipeline:
     """Attach guards and put a policy around the pipeline; call the result as you would call the pipeline.
 
@@ -74,6 +79,7 @@ def protect(
             these alone.
         on_block: "blank", or "raise" for a BlockedError that holds the decisions and the images that may be shown.
         force: also accept a guard that was trained for another architecture.
+        load: gives the guard of a name that a policy has, so that several policies share weights; default: it is loaded anew.
 
     Returns:
         The protected pipeline; its output is the pipeline's own, with `decisions`, `blocked` and `blocked_by` (for each image
@@ -100,9 +106,11 @@ def protect(
     if policy is not None:
         if guards is not None or on_unsafe != "redirect":
             raise GuardConfigError("a policy names the guards and what they do; leave out guards and on_unsafe.")
-        chosen, rules = guards_of(policy, profile, force=force)
+        chosen, rules = guards_of(policy, profile, force=force, load=load)
         on_unsafe = strictest("redirect", *(rule.action for rule in rules))
         require_verifiers(chosen, rules, verify, image_verifiers=image_verifiers)
+        for conflict in named_conflicts(chosen, rules):
+            warnings.warn(conflict.sentence, stacklevel=2)
         acting = tuple(guard for guard, rule in zip(chosen, rules, strict=True) if rule.action != "log")
         chosen = distinct(chosen)
     elif profile is not None or guards is None:
@@ -116,7 +124,11 @@ def protect(
 
 
 def guards_of(
-    policy: Policy | str | Path, profile: str | None, *, force: bool = False
+    policy: Policy | str | Path,
+    profile: str | None,
+    *,
+    force: bool = False,
+    load: Callable[[str], Guard[Any]] | None = None,
 ) -> tuple[tuple[Guard[Any], ...], tuple[ConceptRule, ...]]:
     """The guards that a policy names, loaded, those it logs only observing; and its rules, in the same order.
 
@@ -129,16 +141,17 @@ def guards_of(
     on = [r for r in (policy if profile is None else policy.for_profile(profile)).concepts if r.action != "off"]
     if not on:
         raise GuardConfigError(f"the policy {policy.name!r} switches every concept off, so nothing would be guarded.")
+    load = load or partial(Guard.from_pretrained, force=force)
     guards: list[Guard[Any]] = []
     rules: list[ConceptRule] = []
     for name in dict.fromkeys(rule.guard for rule in on):
         of_guard = [rule for rule in on if rule.guard == name]
         if of_guard[0].row:
-            guards += [_guard_of_rows(name, of_guard, force)] * len(of_guard)
+            guards += [_guard_of_rows(load(name), of_guard)] * len(of_guard)
             rules += of_guard
             continue
         for rule in of_guard:
-            guard: Guard[Any] = Guard.from_pretrained(name, force=force)
+            guard = copy.copy(load(name))
             guard.name = rule.concept
             guards.append(observing(guard) if rule.action == "log" else guard)
             rules.append(rule)
@@ -151,13 +164,12 @@ def guards_of(
     return tuple(guards), tuple(rules)
 
 
-def _guard_of_rows(name: str, rules: Sequence[ConceptRule], force: bool) -> Guard[Any]:
+def _guard_of_rows(whole: Any, rules: Sequence[ConceptRule]) -> Guard[Any]:
     """A guard of many concepts that decides on those of the rules, each by itself."""
-    whole: Any = Guard.from_pretrained(name, force=force)
     if not hasattr(whole, "deciding"):
         raise GuardConfigError(
-            f"[concepts.{rules[0].concept}] names the row {rules[0].row!r} of {name}, which is a {whole.method} guard of one "
-            "concept; leave out row."
+            f"[concepts.{rules[0].concept}] names the row {rules[0].row!r} of {rules[0].guard}, which is a {whole.method} guard "
+            "of one concept; leave out row."
         )
     is_logged_whole = all(rule.action == "log" for rule in rules)
     logged = [rule.row for rule in rules if rule.action == "log" and not is_logged_whole]

@@ -11,8 +11,10 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from saferedir.errors import GuardConfigError
+from saferedir.policy.rules import Policy
 from saferedir.server.errors import ServerError
 
 DEFAULT_FILE = Path(__file__).with_name("default.toml")
@@ -33,7 +35,9 @@ class ModelSettings(_Table):
     Attributes:
         name: what requests call it.
         source: "pictoworld", a diffusers folder or a hub id; default: the name.
-        guards: packaged guards, folders or hub ids; at least one.
+        guards: packaged guards, folders or hub ids; at least one, or a policy in their place.
+        policy: a policy's file (`saferedir.Policy`), relative to the configuration's, or its tables; what happens with each
+            concept then stands there, and not in `on_unsafe` of a key's profile.
         verify: presets of judges (`saferedir judge list`) that check each finished image, beside the guards' own verdicts.
         steps: sampling steps.
         guidance: scale of classifier-free guidance.
@@ -47,7 +51,8 @@ class ModelSettings(_Table):
 
     name: Name
     source: str = ""
-    guards: Annotated[tuple[str, ...], Field(min_length=1)]
+    guards: tuple[str, ...] = ()
+    policy: dict[str, Any] | None = None
     verify: tuple[str, ...] = ()
     steps: Annotated[int, Field(ge=1, le=1000)] = 30
     guidance: Annotated[float, Field(ge=0)] = 4.0
@@ -57,12 +62,40 @@ class ModelSettings(_Table):
     dtype: str | None = None
     unguarded: bool | None = None
 
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _read_policy(cls, given: Any) -> Any:
+        if given is None:
+            return None
+        try:
+            return (Policy.from_file(given) if isinstance(given, str) else Policy.from_dict(given)).to_dict()
+        except GuardConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _check_guards(self) -> Self:
+        if bool(self.guards) == bool(self.policy):
+            raise ValueError(f"the model {self.name!r} needs guards, or a policy that names them, and not both")
+        return self
+
+    @property
+    def rules(self) -> Policy | None:
+        """The policy, where there is one."""
+        return None if self.policy is None else Policy.from_dict(self.policy)
+
+    @property
+    def guard_names(self) -> tuple[str, ...]:
+        """What the guards are loaded by, each once."""
+        rules = self.rules
+        return self.guards if rules is None else tuple(dict.fromkeys(rule.guard for rule in rules.concepts))
+
 
 class Profile(_Table):
     """What the holder of a key may do.
 
     Attributes:
-        on_unsafe: the policy of `saferedir.protect`; a request may name a stricter one.
+        on_unsafe: the policy of `saferedir.protect`; a request may name a stricter one. Models with a policy file have that.
+        policy_profile: the profile of the models' policy files that applies; "" for none.
         retries: how often an unsafe image is generated again under "verify".
         requests_per_minute: of one key.
         images_per_request: the largest `n`.
@@ -71,6 +104,7 @@ class Profile(_Table):
     """
 
     on_unsafe: PolicyName = "verify"
+    policy_profile: str = ""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     requests_per_minute: Annotated[float, Field(gt=0)] = 600.0
     images_per_request: Annotated[int, Field(ge=1, le=64)] = 10
@@ -240,6 +274,13 @@ class Settings(_Table):
         for name, profile in self.profiles.items():
             if unknown := sorted(set(profile.models) - known):
                 raise ValueError(f"profile {name!r} has the model {unknown[0]!r}, which is not among [[models]]")
+            usable = [model for model in self.models if not profile.models or model.name in profile.models]
+            files = [model.rules for model in usable if model.rules is not None]
+            wanted = profile.policy_profile
+            if wanted and (not files or any(wanted not in file.profiles for file in files)):
+                raise ValueError(
+                    f"profile {name!r} has the policy_profile {wanted!r}, which is not in its models' policies"
+                )
         return self
 
     @property
@@ -294,6 +335,9 @@ def read_settings(file: Path | None = None) -> Settings:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ServerError(f"{path} cannot be read as TOML ({error}).") from error
+    for model in values.get("models", ()) if isinstance(values.get("models"), list) else ():
+        if isinstance(model, dict) and isinstance(model.get("policy"), str):
+            model["policy"] = str(path.parent / Path(model["policy"]).expanduser())
     return _validated(values, str(path))
 
 

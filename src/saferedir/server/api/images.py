@@ -31,7 +31,7 @@ from saferedir.server.api.schemas import (
     OutputFormat,
     responses,
 )
-from saferedir.server.api.service import Service, caller_of
+from saferedir.server.api.service import Service, caller_of, policy_title
 from saferedir.server.config import ModelSettings
 from saferedir.server.engine.rows import CallKey, Outcome, Row
 from saferedir.server.errors import ApiError, bad_request
@@ -118,11 +118,13 @@ async def make_images(
 ) -> ImagesAnswer:
     """Generate, encode, record, and only then answer; ApiError where there is nothing to show."""
     model = service.model(body.model, caller)
-    policy = service.policy(body.policy, caller)
+    policy, profile = service.rules(model, body.policy, caller)
     size = _size(model, body.size or "auto")
     count = body.n or 1
     _check_can_edit(service, model, kind)
-    rows = await _rows(service, caller, body, CallKey(kind, policy, caller.profile.retries, size), count, image)
+    rows = await _rows(
+        service, caller, body, CallKey(kind, policy, caller.profile.retries, size, profile), count, image
+    )
     asked = Asked(caller.name, body.safety_identifier or body.user, None if image is None else image.sha256)
     try:
         outcomes = await service.outcomes(request, model.name, rows)
@@ -160,7 +162,7 @@ async def make_images(
         output_format=body.output_format or "png",
         size=f"{shown.width}x{shown.height}",
         model=model.name,
-        policy=policy,
+        policy=policy_title(model, policy),
     )
 
 

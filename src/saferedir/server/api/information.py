@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from saferedir.server.api.moderation import actions_of
 from saferedir.server.api.schemas import (
     GuardItem,
     GuardsAnswer,
@@ -12,10 +13,11 @@ from saferedir.server.api.schemas import (
     ModelItem,
     ModelsAnswer,
     PoliciesAnswer,
+    PolicyItem,
     responses,
 )
 from saferedir.server.api.service import Service, caller_of
-from saferedir.server.config import STRICTNESS, ModelSettings
+from saferedir.server.config import STRICTNESS, ModelSettings, Profile
 from saferedir.server.keys import Caller
 
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
@@ -52,6 +54,7 @@ def information_router(service: Service) -> APIRouter:
             allowed=list(STRICTNESS[STRICTNESS.index(profile.on_unsafe) :]),
             requests_per_minute=profile.requests_per_minute,
             images_per_request=profile.images_per_request,
+            files=[item for model in allowed(service, caller_of(request)) for item in policy_items(model, profile)],
         )
 
     @router.get("/healthz")
@@ -91,11 +94,25 @@ def model_item(service: Service, model: ModelSettings) -> ModelItem:
     return ModelItem(id=model.name, loaded=service.host.facts(model.name) is not None, sizes=list(model.sizes))
 
 
+def policy_items(model: ModelSettings, profile: Profile) -> list[PolicyItem]:
+    """The policy file of a model, as the profile has it; none for a model without one."""
+    rules = model.rules
+    if rules is None:
+        return []
+    actions = actions_of(model, "", profile.policy_profile)
+    return [
+        PolicyItem(
+            model=model.name, name=rules.name, version=rules.version, fingerprint=rules.fingerprint,
+            profile=profile.policy_profile, actions=actions,
+        )
+    ]  # fmt: skip
+
+
 def guard_items(service: Service, model: ModelSettings) -> list[GuardItem]:
     """The guards of a model, with what is known of them."""
     facts = service.host.facts(model.name)
     if facts is None:
-        return [GuardItem(id=name, model=model.name) for name in model.guards]
+        return [GuardItem(id=name, model=model.name) for name in model.guard_names]
     return [
         GuardItem(
             id=guard.name, model=model.name, method=guard.method, concept=guard.concept, fingerprint=guard.fingerprint,

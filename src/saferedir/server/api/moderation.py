@@ -23,7 +23,8 @@ from saferedir.server.api.schemas import (
     TokenStrength,
     responses,
 )
-from saferedir.server.api.service import Service, caller_of
+from saferedir.server.api.service import Service, caller_of, policy_title
+from saferedir.server.config import ModelSettings
 from saferedir.server.engine.rows import CallKey, Outcome, Row
 from saferedir.server.engine.scores import raise_to, share_of
 from saferedir.server.errors import bad_request
@@ -42,30 +43,49 @@ def moderation_router(service: Service) -> APIRouter:
         """Scores of texts and images for the concepts of a model's guards and judges."""
         model = service.model(body.model, caller_of(request))
         return ModerationAnswer(
-            id=f"modr-{uuid.uuid4().hex}", model=model.name, results=await _results(service, request, model.name, body)
+            id=f"modr-{uuid.uuid4().hex}", model=model.name, results=await _results(service, request, model, body)
         )
 
     @router.post("/v1/checks", responses=responses())
     async def check(request: Request, body: CheckRequest) -> CheckAnswer:
         """What the guards would do with a prompt, and where; no image is made."""
         caller = caller_of(request)
-        model, policy = service.model(body.model, caller), service.policy(body.policy, caller)
-        (outcome,) = await _checked(service, request, model.name, [service.prompt(body.prompt)])
-        acts = any(decision.fired for decision in outcome.decisions)
+        model = service.model(body.model, caller)
+        policy, profile = service.rules(model, body.policy, caller)
+        (outcome,) = await _checked(service, request, model, [service.prompt(body.prompt)], policy)
+        actions = actions_of(model, policy, profile)
+        acted = {actions.get(d.name, policy) for d in outcome.decisions if d.fired} - {"log"}
         return CheckAnswer(
-            status="passed" if not acts else "blocked" if policy == "block" else "modified",
+            status="passed" if not acted else "blocked" if "block" in acted else "modified",
             model=model.name,
-            policy=policy,
+            policy=policy_title(model, policy),
             guards=[_checked_guard(decision, outcome.tokens) for decision in outcome.decisions],
         )
 
     return router
 
 
-async def _checked(service: Service, request: Request, model: str, prompts: Sequence[str]) -> list[Outcome]:
-    key, deadline = CallKey("check", "redirect", 0), service.deadline()
+def actions_of(model: ModelSettings, policy: str, profile: str) -> dict[str, str]:
+    """Concept -> action, of a model with a policy file; {} for others."""
+    rules = model.rules
+    if rules is None:
+        return {}
+    rules = rules.for_profile(profile) if profile else rules
+    return {rule.concept: rule.action for rule in (rules.stricter({"*": policy}) if policy else rules).concepts}
+
+
+def check_key(model: ModelSettings, policy: str, profile: str) -> CallKey:
+    """Of a prompt that the guards are to judge without an image."""
+    return CallKey("check", "redirect", 0) if model.policy is None else CallKey("check", policy, 0, None, profile)
+
+
+async def _checked(
+    service: Service, request: Request, model: ModelSettings, prompts: Sequence[str], policy: str = ""
+) -> list[Outcome]:
+    caller, deadline = caller_of(request), service.deadline()
+    key = check_key(model, policy, caller.profile.policy_profile)
     return await service.outcomes(
-        request, model, [Row(key, prompt, _SEED, deadline, caller=caller_of(request).name) for prompt in prompts]
+        request, model.name, [Row(key, prompt, _SEED, deadline, caller=caller.name) for prompt in prompts]
     )
 
 
@@ -80,7 +100,9 @@ def _checked_guard(decision: Decision, tokens: Sequence[str]) -> CheckedGuard:
     )
 
 
-async def _results(service: Service, request: Request, model: str, body: ModerationRequest) -> list[ModerationResult]:
+async def _results(
+    service: Service, request: Request, model: ModelSettings, body: ModerationRequest
+) -> list[ModerationResult]:
     given = body.input
     if isinstance(given, str):
         given = [given]
@@ -90,7 +112,7 @@ async def _results(service: Service, request: Request, model: str, body: Moderat
     if texts:
         checked = await _checked(service, request, model, [service.prompt(text, "input") for text in texts])
         text_scores = [text_scores_of(outcome.decisions) for outcome in checked]
-    image_scores = await _image_scores(service, request, model, urls) if urls else []
+    image_scores = await _image_scores(service, request, model.name, urls) if urls else []
     if any(not scores for scores in (*text_scores, *image_scores)):
         raise bad_request(
             "No guard or judge of this model reads such an input; ask for another model.", "unsupported_input", "input"

@@ -58,8 +58,10 @@ def record_of(
         "on_unsafe": row.key.policy,
         "retries": row.key.retries,
         "verify": list(model.verify),
-        "guards": list(model.guards),
+        "guards": list(model.guard_names),
     }
+    if (rules := model.rules) is not None:
+        policy |= {"file": rules.fingerprint, "profile": row.key.profile}
     facts = None if outcome is None else outcome.facts
     return {
         "schema": SCHEMA,

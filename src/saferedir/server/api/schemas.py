@@ -117,7 +117,7 @@ class ImagesAnswer(BaseModel):
     quality: str = "auto"
     size: str
     model: str
-    policy: PolicyName
+    policy: str
 
 
 class _Part(_Request):
@@ -203,7 +203,7 @@ class CheckAnswer(BaseModel):
 
     status: Literal["passed", "modified", "blocked"]
     model: str
-    policy: PolicyName
+    policy: str
     guards: list[CheckedGuard]
 
 
@@ -270,14 +270,26 @@ class GuardsAnswer(BaseModel):
     data: list[GuardItem]
 
 
+class PolicyItem(BaseModel):
+    """A model's policy file under the caller's profile: what happens with each concept."""
+
+    model: str
+    name: str
+    version: int
+    fingerprint: str
+    profile: str
+    actions: dict[str, str]
+
+
 class PoliciesAnswer(BaseModel):
-    """GET /v1/policies: the caller's own, and the stricter ones that a request may name."""
+    """GET /v1/policies: the caller's own, and the stricter ones that a request may name; `files` of the models that have one."""
 
     profile: PolicyName
     retries: int
     allowed: list[PolicyName]
     requests_per_minute: float
     images_per_request: int
+    files: list[PolicyItem] = []
 
 
 class Health(BaseModel):

@@ -64,6 +64,12 @@ class Service:
             )
         return chosen
 
+    def rules(self, model: ModelSettings, wanted: PolicyName | None, caller: Caller) -> tuple[str, str]:
+        """(policy, profile) of a `CallKey`: of a model with a policy file, or of the key's profile."""
+        if model.policy is None:
+            return self.policy(wanted, caller), ""
+        return wanted or "", caller.profile.policy_profile
+
     def policy(self, wanted: PolicyName | None, caller: Caller) -> PolicyName:
         """The caller's policy, or the stricter one that the request names."""
         least = caller.profile.on_unsafe
@@ -208,6 +214,12 @@ def _reason(error: BaseException) -> str:
 def _size_of(answer: object) -> int:
     """Bytes of an answer's images, near enough."""
     return sum(len(item.b64_json) for item in answer.data) if isinstance(answer, ImagesAnswer) else 0
+
+
+def policy_title(model: ModelSettings, policy: str) -> str:
+    """What an answer calls the policy of a `CallKey`: its name, or that of the model's policy file."""
+    rules = model.rules
+    return policy if policy or rules is None else rules.name
 
 
 def caller_of(request: Request) -> Caller:

@@ -7,7 +7,7 @@ kind share the attachment.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ from saferedir.guard import Guard
 from saferedir.judges.presets import preset
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.loading import load_pipeline
-from saferedir.protect import NamedVerifiers, Verifier, protect
+from saferedir.policy.allow_list import allowed_images
+from saferedir.policy.rules import Policy
+from saferedir.protect import NamedVerifiers, Verifier, distinct, guards_of, protect
 from saferedir.server.config import ModelSettings
 from saferedir.server.engine.facts import GuardFacts, ModelFacts
 from saferedir.server.engine.fingerprints import digest_of, guard_fingerprint
@@ -37,14 +39,18 @@ class PipelineModel:
         self._settings = settings
         self._pipe = load_pipeline(settings.source or settings.name, dtype=settings.dtype, device=device)
         self._pipe.set_progress_bar_config(disable=True)
-        self._guards: list[Guard[Any]] = [Guard.from_pretrained(name) for name in settings.guards]
+        self._guards: list[Guard[Any]] = [Guard.from_pretrained(name) for name in settings.guard_names]
+        self._by_name = dict(zip(settings.guard_names, self._guards, strict=True))
+        self._rules = settings.rules
         self._judges = {name: preset(name).load_judge().verifier(name) for name in settings.verify}
         self._edit_pipe = _image_to_image(self._pipe)
         self._current: tuple[Any, ...] | None = None
         self._protected: Any = None
         self.facts = ModelFacts(
             fingerprint=digest_of(backbone_fingerprint(self._pipe)),
-            guards=tuple(_facts_of(name, guard) for name, guard in zip(settings.guards, self._guards, strict=True)),
+            guards=tuple(
+                _facts_of(name, guard) for name, guard in zip(settings.guard_names, self._guards, strict=True)
+            ),
             bytes=sum(_bytes_of(part) for part in self._pipe.components.values())
             + sum(_bytes_of(guard.image_verifier) for guard in self._guards)
             + sum(value.numel() * value.element_size() for guard in self._guards for value in guard.tensors().values()),
@@ -65,7 +71,7 @@ class PipelineModel:
                 return [Outcome(None, False, (), scores=scores) for scores in self._scores(images)]
             if key.kind == "check":
                 self._detach()
-                return check_prompts(self._pipe, self._guards, call)
+                return check_prompts(self._pipe, self._guards_of(key, call), call)
             if key.kind == "edit":
                 call |= {"image": [row.image for row in rows], "strength": self._settings.strength}
             elif key.size is not None:
@@ -78,7 +84,7 @@ class PipelineModel:
         except Exception:
             self._detach()  # whatever it left behind
             raise
-        return self._outcomes(output, rows)
+        return self._outcomes(key, output, rows)
 
     def _without_guards(self, call: dict[str, Any]) -> list[Outcome]:
         if self._settings.unguarded is False:
@@ -86,15 +92,36 @@ class PipelineModel:
         self._detach()
         return [Outcome(image, False, ()) for image in self._pipe(**call).images]
 
-    def _outcomes(self, output: Any, rows: Sequence[Row]) -> list[Outcome]:
+    def _policy_of(self, key: CallKey) -> Policy | None:
+        """The model's policy as calls of this kind have it."""
+        if self._rules is None:
+            return None
+        chosen = self._rules.for_profile(key.profile) if key.profile else self._rules
+        return chosen.stricter({"*": key.policy}) if key.policy else chosen
+
+    def _guards_of(self, key: CallKey, call: Mapping[str, Any]) -> Sequence[Guard[Any]]:
+        """The guards that decide in such a call, each once."""
+        policy = self._policy_of(key)
+        if policy is None:
+            return self._guards
+        guards, rules = guards_of(policy, None, load=self._by_name.__getitem__)
+        for guard, rule in zip(guards, rules, strict=True):
+            if flags := allowed_images(rule.allow, call):
+                guard.allowed = {**guard.allowed, rule.concept: flags}
+        return distinct(guards)
+
+    def _outcomes(self, key: CallKey, output: Any, rows: Sequence[Row]) -> list[Outcome]:
         if not (len(output.images) == len(output.blocked) == len(rows)):
             raise ServerError(f"{len(rows)} images were asked for and {len(output.images)} came, so none is shown.")
+        policy = self._policy_of(key)
+        expected = 0 if policy is None else sum(rule.action != "off" for rule in policy.concepts)
         return [
             Outcome(
                 None if is_blocked else image,
                 is_blocked,
                 tuple(decision for decision in output.decisions if decision.image == index),
                 blocked_by=blocked_by,
+                expected=expected,
             )
             for index, (image, is_blocked, blocked_by) in enumerate(
                 zip(output.images, output.blocked, output.blocked_by, strict=True)
@@ -136,20 +163,32 @@ class PipelineModel:
 
     def _under_policy(self, key: CallKey) -> Any:
         """The protected pipeline for such calls."""
-        wanted = (key.kind, key.policy, key.retries)
+        wanted = (key.kind, key.policy, key.retries, key.profile)
         if self._current != wanted:
             self._detach()
             pipe = self._edit_pipe if key.kind == "edit" else self._pipe
             if pipe is None:
                 raise ServerError("there is no image-to-image pipeline for this model.")
-            self._protected = protect(
-                pipe,
-                self._guards,
-                on_unsafe=key.policy,
-                retries=key.retries,
-                verify=(self._judges or None) if key.policy != "redirect" else None,
-                check_inputs=self._input_verifier(key),
-            )
+            policy = self._policy_of(key)
+            if policy is None:
+                self._protected = protect(
+                    pipe,
+                    self._guards,
+                    on_unsafe=key.policy,
+                    retries=key.retries,
+                    verify=(self._judges or None) if key.policy != "redirect" else None,
+                    check_inputs=self._input_verifier(key),
+                )
+            else:
+                looks = any(rule.action in ("verify", "block") for rule in policy.concepts)
+                self._protected = protect(
+                    pipe,
+                    policy=policy,
+                    retries=key.retries,
+                    verify=(self._judges or None) if looks else None,
+                    check_inputs=self._input_verifier(key),
+                    load=self._by_name.__getitem__,
+                )
             self._current = wanted
         return self._protected
 
@@ -182,7 +221,7 @@ class PipelineModel:
     def close(self) -> None:
         """Let go of the weights."""
         self._detach()
-        del self._pipe, self._edit_pipe, self._guards, self._judges
+        del self._pipe, self._edit_pipe, self._guards, self._by_name, self._judges
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

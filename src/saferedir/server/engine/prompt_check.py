@@ -51,13 +51,16 @@ def check_prompts(pipe: Any, guards: Sequence[Guard[Any]], call: dict[str, Any])
         last.read = seam.verdicts_so_far
         run_part(seam, {**call, "output_type": "latent"}, None, 0, 1)
     verdicts = last.verdicts[:-1]
-    if len(verdicts) != len(guards) or any(len(decisions) != len(prompts) for decisions in verdicts):
+    due = [len(prompts) * max(1, len(guard.decision_names)) for guard in guards]
+    if list(map(len, verdicts)) != due:
         raise GuardError("a guard gave no decision, so nothing is known of the prompts.")
-    names = [guard.name for guard in guards]
+    decided = [_of_prompt(d, guard.name) for guard, of in zip(guards, verdicts, strict=True) for d in of]
     return [
-        Outcome(None, False, tuple(_of_prompt(d[row], name) for d, name in zip(verdicts, names, strict=True)), tokens)
+        Outcome(
+            None, False, tuple(d for d in decided if d.image == row), tokens, expected=sum(due) // max(1, len(prompts))
+        )
         for row, tokens in enumerate(_tokens(pipe, prompts))
-    ]
+    ]  # fmt: skip
 
 
 def _of_prompt(decision: Decision, name: str) -> Decision:

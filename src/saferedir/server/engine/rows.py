@@ -23,15 +23,18 @@ class CallKey(NamedTuple):
     Attributes:
         kind: "generate" from noise, "edit" an image, "check" a prompt (the guards' verdicts), "score" images, or "bare": an image
             without guards, for the playground where the configuration allows it.
-        policy: of `saferedir.protect`.
+        policy: of `saferedir.protect`; of a model with a policy file the stricter action that a request names for all concepts,
+            or "" for what the file says.
         retries: under "verify".
         size: (width, height), or None for the pipeline's own.
+        profile: of the model's policy file; "" for none.
     """
 
     kind: Literal["generate", "edit", "check", "score", "bare"]
     policy: str
     retries: int
     size: tuple[int, int] | None = None
+    profile: str = ""
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Outcome:
         facts: of the model that made it.
         scores: of an image to be scored, concept -> score in [0, 1], flagged from 0.5 on; {} where nothing reads images.
         blocked_by: what blocked it: concepts of guards, and presets of judges.
+        expected: decisions that were due, one for each rule of a policy file; 0: one for each guard.
         tokens: of a check: the prompt's tokens as the pipeline's tokenizer cuts it; "" for marks, () where that is not known.
     """
 
@@ -75,6 +79,7 @@ class Outcome:
     facts: ModelFacts | None = None
     scores: dict[str, float] = field(default_factory=dict)
     blocked_by: tuple[str, ...] = ()
+    expected: int = 0
 
 
 class QueueFull(Exception):

@@ -85,10 +85,10 @@ def collect(
 
 def _model(settings: Settings, model: ModelSettings) -> tuple[dict[str, Any], list[Subject]]:
     pipe = load_pipeline(model.source or model.name, dtype=model.dtype)
-    guards: list[Guard[Any]] = [Guard.from_pretrained(name) for name in model.guards]
+    guards: list[Guard[Any]] = [Guard.from_pretrained(name) for name in model.guard_names]
     backbone = backbone_fingerprint(pipe)
     digests = tuple(guard_facts(guard)["digest"] for guard in guards)
-    parts = {name: guards_digest([guard]) for name, guard in zip(model.guards, guards, strict=True)}
+    parts = {name: guards_digest([guard]) for name, guard in zip(model.guard_names, guards, strict=True)}
     names = [name for name, profile in settings.profiles.items() if not profile.models or model.name in profile.models]
     subjects = [
         Subject(
@@ -105,7 +105,7 @@ def _model(settings: Settings, model: ModelSettings) -> tuple[dict[str, Any], li
         "fingerprint": digest_of(backbone),
         "steps": model.steps,
         "guidance": model.guidance,
-        "guards": [_guard(name, guard) for name, guard in zip(model.guards, guards, strict=True)],
+        "guards": [_guard(name, guard) for name, guard in zip(model.guard_names, guards, strict=True)],
     }
     return facts, subjects
 
@@ -128,7 +128,7 @@ def _profile(subject: Subject, model: ModelSettings, cells: Sequence[Cell]) -> d
         "on_unsafe": subject.on_unsafe,
         "retries": subject.retries,
         "verify": list(model.verify),
-        "guards": list(model.guards),
+        "guards": list(model.guard_names),
     }
     exact = [cell for cell in cells if cell.is_exact]
     return {

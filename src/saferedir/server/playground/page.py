@@ -51,7 +51,7 @@ def build_page(service: Service) -> gr.Blocks:
     settings = service.settings
     models = [model.name for model in settings.models]
     may_be_bare = any(settings.allows_unguarded(model) for model in settings.models)
-    guards = list(dict.fromkeys(name for model in settings.models for name in model.guards))
+    guards = list(dict.fromkeys(name for model in settings.models for name in model.guard_names))
 
     with gr.Blocks(title="saferedir playground", analytics_enabled=False) as page:
         trial, items = gr.State(None), gr.State([])

@@ -32,7 +32,7 @@ WhoAsks = Callable[[gr.Request], Caller]
 
 def add_report_form(service: Service, trial: gr.State, caller_of: WhoAsks) -> None:
     """Beneath the image: what is wrong with it."""
-    concepts = sorted({name.rpartition("/")[2] for model in service.settings.models for name in model.guards})
+    concepts = sorted({name.rpartition("/")[2] for model in service.settings.models for name in model.guard_names})
     with gr.Accordion("Something is wrong with this image", open=False, elem_id="report"):
         gr.Markdown("A reviewer will read it. Accepted reports become training prompts for the guard.")
         with gr.Row():

@@ -10,9 +10,10 @@ from typing import Any
 from saferedir.decisions import Decision
 from saferedir.server.api.encoding import encoded
 from saferedir.server.api.images import make_images
+from saferedir.server.api.moderation import check_key
 from saferedir.server.api.records import Asked, new_id, record_of
 from saferedir.server.api.schemas import GenerationRequest
-from saferedir.server.api.service import Service
+from saferedir.server.api.service import Service, policy_title
 from saferedir.server.config import ModelSettings, PolicyName
 from saferedir.server.engine.fingerprints import digest_of
 from saferedir.server.engine.rows import CallKey, Row
@@ -71,10 +72,12 @@ async def try_prompt(
     """
     settings = service.model(model, caller)
     body = GenerationRequest.model_validate({"prompt": prompt, "seed": seed, "model": settings.name, "policy": policy})
-    chosen = service.policy(body.policy, caller)
+    chosen, profile = service.rules(settings, body.policy, caller)
     if bare and not service.settings.allows_unguarded(settings):
         raise bad_request("The configuration does not allow images without guards.", "unguarded_not_allowed")
-    check = Row(CallKey("check", "redirect", 0), service.prompt(prompt), seed, service.deadline(), caller=caller.name)
+    check = Row(
+        check_key(settings, chosen, profile), service.prompt(prompt), seed, service.deadline(), caller=caller.name
+    )
     (checked,) = await service.outcomes(None, settings.name, [check])
     guarded, refusal, image_id = None, "", ""
     try:
@@ -87,7 +90,17 @@ async def try_prompt(
     record = await asyncio.to_thread(service.audit.store.record, image_id) or {}
     file = await _without_guards(service, caller, settings, prompt, seed) if bare else None
     return Trial(
-        prompt, seed, settings.name, chosen, guarded, file, image_id, record, checked.tokens, checked.decisions, refusal
+        prompt,
+        seed,
+        settings.name,
+        policy_title(settings, chosen),
+        guarded,
+        file,
+        image_id,
+        record,
+        checked.tokens,
+        checked.decisions,
+        refusal,
     )
 
 

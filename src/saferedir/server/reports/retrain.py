@@ -68,7 +68,7 @@ def make_plan(settings: Settings, store: ReportStore, concept: str, model: str |
 
 
 def _guard_of(model: ModelSettings, concept: str) -> str:
-    for name in model.guards:
+    for name in model.guard_names:
         guard: Guard[Any] = Guard.from_pretrained(name)
         if guard.config.concept == concept:
             if guard.method != "saferedir":
