@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import saferedir as sr
 from saferedir.cli import app
 from saferedir.errors import GuardConfigError
-from saferedir.policy.conflicts import anchor_conflicts
+from saferedir.policy.conflicts import anchor_conflicts, named_conflicts
 from saferedir.policy.observing import observing
 from saferedir.protect import guards_of, prompt_decisions
 
@@ -110,8 +110,15 @@ def test_an_anchor_that_another_guard_keeps_out_is_a_conflict(pipe: Any, tmp_pat
     guards[0].config.training["anchor"] = "a red cross in pointillism on white"
     (conflict,) = anchor_conflicts(decide, guards, rules)
     assert (conflict.concept, conflict.other) == ("emblem", "dots")
+    assert [each.other for each in named_conflicts(guards, rules)] == ["dots"]  # its guard's concept is pointillism
+    guards[0].config.training["anchor"] = "two red Dots, on white"
+    (named,) = named_conflicts(guards, rules)
+    assert (
+        named.sentence
+        == "emblem redirects to 'two red Dots, on white', which names dots; train it with another anchor."
+    )
     guards[0].config.training["anchor"] = "a red heart on white"
-    assert anchor_conflicts(decide, guards, rules) == []
+    assert anchor_conflicts(decide, guards, rules) == named_conflicts(guards, rules) == []
 
 
 def test_the_command_line_explains_and_compares(tmp_path: Any) -> None:

@@ -18,6 +18,7 @@ from saferedir.attach import find_seam
 from saferedir.errors import GuardError
 from saferedir.guard import Guard, GuardConfig, Step
 from saferedir.guards.saferedir.state import Source
+from saferedir.pipelines import schedules
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
 from saferedir.seam.run_state import has_callback
@@ -78,6 +79,14 @@ def test_nan_of_any_step_is_refused_before_the_image_leaves(pipes: Any, step: in
         with rehearsal(), pytest.raises(GuardError, match="NaN"):
             run(PIPELINES["sd"], pipes["sd"], PROMPT)
         assert not attached.decisions and attached.runs == 0
+
+
+def test_a_scheduler_that_is_written_to_is_read_again() -> None:
+    values = torch.ones(3)
+    schedules._ON_HOST[values] = (schedules._writes(values), values.clone())
+    assert schedules._is_kept(values)
+    values[0] = 2
+    assert not schedules._is_kept(values)
 
 
 def test_a_guarded_step_does_not_wait(tmp_path: Path) -> None:

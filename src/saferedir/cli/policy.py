@@ -34,7 +34,7 @@ def check(
     Example:  `saferedir policy check shop.toml --model pictoworld`
     """
     quiet()
-    from saferedir.policy.conflicts import anchor_conflicts, anchor_of
+    from saferedir.policy.conflicts import anchor_conflicts, anchor_of, named_conflicts
     from saferedir.policy.rules import Policy
     from saferedir.protect import guards_of, prompt_decisions, require_verifiers
 
@@ -43,9 +43,9 @@ def check(
     require_verifiers(guards, rules, None)
     for profile in policy.profiles:
         require_verifiers(*guards_of(policy, profile), None)
-    conflicts = []
+    conflicts = named_conflicts(guards, rules)
     if model:
-        conflicts = anchor_conflicts(partial(prompt_decisions, load_model(model, device=device)), guards, rules)
+        conflicts += anchor_conflicts(partial(prompt_decisions, load_model(model, device=device)), guards, rules)
     if as_json:
         rows = [conflict._asdict() for conflict in conflicts]
         print_json({**policy.to_dict(), "fingerprint": policy.fingerprint, "conflicts": rows})
@@ -64,10 +64,7 @@ def check(
         console.print(table)
         console.print(f"{policy.name}, version {policy.version}, {policy.fingerprint[:16]}", highlight=False)
     for conflict in conflicts:
-        errors.print(
-            f"{conflict.concept} redirects to {conflict.anchor!r}, on which the guard of {conflict.other} acts; "
-            "train it with another anchor.", soft_wrap=True, highlight=False, markup=False,
-        )  # fmt: skip
+        errors.print(conflict.sentence, soft_wrap=True, highlight=False, markup=False)
     if conflicts:
         raise typer.Exit(1)
 

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from saferedir.decisions import Decision
 from saferedir.guards.base import Guard
+from saferedir.policy.allow_list import normalised
 from saferedir.policy.rules import ConceptRule
 
 
 class Conflict(NamedTuple):
-    """`concept`'s guard redirects to `anchor`, on which the guard of `other` acts, with this score."""
+    """`concept`'s guard redirects to `anchor`, on which the guard of `other` acts, with this score; None: which names `other`."""
 
     concept: str
     anchor: str
     other: str
     score: float | None
 
+    @property
+    def sentence(self) -> str:
+        """For a person."""
+        what = f"which names {self.other}" if self.score is None else f"on which the guard of {self.other} acts"
+        return f"{self.concept} redirects to {self.anchor!r}, {what}; train it with another anchor."
+
 
 def anchor_of(guard: Guard[Any]) -> str:
     """The words that a guard puts in the place of its concept, by its own record; "" where it has none."""
     return str(guard.config.training.get("anchor") or getattr(guard.config, "anchor_prompt", "") or "")
+
+
+def named_conflicts(guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule]) -> list[Conflict]:
+    """The anchors that name another concept of the policy in as many words; needs no model, and misses other wordings."""
+    conflicts = []
+    for guard, rule in zip(guards, rules, strict=True):
+        anchor = f" {_words(anchor_of(guard))} "
+        for other, of in zip(guards, rules, strict=True):
+            concept = of.row or other.config.concept
+            if of.concept != rule.concept and any(f" {_words(name)} " in anchor for name in (of.concept, concept)):
+                conflicts.append(Conflict(rule.concept, anchor_of(guard), of.concept, None))
+    return conflicts
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[^\w]+", " ", normalised(text)).strip()
 
 
 def anchor_conflicts(
