@@ -38,7 +38,7 @@ CHOICES = ("saferedir", "sld-max", "safe-denoiser")
 CHOICES_OF_IMAGES = ("saferedir", "safe-denoiser")
 #: times as many images where nothing asks for the concept, which then is in a few of them only
 WITHOUT_PROMPT = 4
-_COLUMNS = 12  # of a picture
+_COLUMNS = 12  # of a sheet
 _SEED_STEP = 10_000
 
 
@@ -94,8 +94,8 @@ def run_world2_demo(
                 continue
             if task.model not in pipes:
                 pipes[task.model] = load(f"pictoworld-{task.model}")
-            found = demo_guard(task, pipes[task.model])
-            if found is None:
+            chosen_guard = demo_guard(task, pipes[task.model])
+            if chosen_guard is None:
                 rows.append({"task": task.name, "missing": "no guard is packaged for it"})
                 continue
             prompts, asks = _prompts(task, forget, retain, seed)
@@ -103,14 +103,14 @@ def run_world2_demo(
             call = {**changes, "on_progress": lambda images, label=task.name: advance(images, label)}
             bare, guarded = (
                 _generated(pipes[task.model], task, prompts, WITHOUT_PROMPT * forget, guards, seed, call)
-                for guards in ([], found[1])
+                for guards in ([], chosen_guard[1])
             )
-            rows.append(_row(task, found[0], judge, prompts, asks, bare, guarded))
+            rows.append(_row(task, chosen_guard[0], judge, prompts, asks, bare, guarded))
             texts = [prompt.text for prompt in prompts] or [_condition(task)] * len(bare)
             shown = slice(0, min(len(bare), _COLUMNS))
-            title = f"{task.name} ({task.kind}): the same noise without a guard and with {found[0]}"
-            pictures = [("none", bare[shown]), (found[0], guarded[shown])]
-            method_sheet(pictures, texts[shown], title, min(asks, _COLUMNS)).save(out / f"{task.name}.png")
+            title = f"{task.name} ({task.kind}): the same noise without a guard and with {chosen_guard[0]}"
+            panels = [("none", bare[shown]), (chosen_guard[0], guarded[shown])]
+            method_sheet(panels, texts[shown], title, min(asks, _COLUMNS)).save(out / f"{task.name}.png")
     summary = {
         "made_by": f"saferedir {library_version()}",
         "forget": forget,
