@@ -96,6 +96,20 @@ def test_rows_that_are_logged_alone_change_no_bit_and_rows_without_a_rule_are_of
     assert (alone.images == both.images).all() and alone.decisions == both.decisions[:3]
 
 
+def test_a_concept_that_others_leave_out_is_not_let_through(pipe: Any, folder: Path) -> None:
+    guard = SafeRedirMany.from_pretrained(folder)
+    settings = {**guard.config.to_dict(), "prompt_thresholds": (-1e3, -1e3, -2e3), "most": 1}
+    crowded = SafeRedirMany(type(guard.config).from_dict(settings), guard.network)
+    crowded.save_pretrained(folder.parent / "crowded")
+    output = run(pipe, policy(folder.parent / "crowded", star="block", ring="log", fox="redirect"))
+    assert output.blocked == [True] * 3 and set(output.blocked_by) == {("star of us",)}
+    star, fox = (next(d for d in output.decisions if d.concept == name) for name in ("star", "fox"))
+    assert not star.fired and star.unresolved and "Others acted in its place" in star.message
+    assert fox.fired and not fox.unresolved
+    alone = run(pipe, policy(folder.parent / "crowded", ring="log", fox="redirect"))
+    assert alone.blocked == [False] * 3 and not any(d.unresolved for d in alone.decisions)
+
+
 def test_requests_may_only_be_stricter_about_a_row(pipe: Any, folder: Path) -> None:
     rules = policy(folder, star="off", ring="redirect")
     image = acted_on(pipe, folder)["star"]

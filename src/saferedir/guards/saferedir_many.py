@@ -101,6 +101,7 @@ class ManyState:
     is_retried: Tensor  # (B,) bool, redirected from step 0
     prompt: Tensor  # (B, K) prompt scores of the embeddings of the run
     image_peak: Tensor  # (B, K) highest image score
+    left_out: Tensor  # (B, K) bool, which concepts asked to act in a step in which `most` others did
     is_logged: Tensor  # (K,) bool, which concepts are scored and never act
     is_allowed: Tensor  # (B, K) bool, whose prompt verdict is passed over
     source: Source | None = None  # what `prompt` was made from
@@ -223,6 +224,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             is_retried=retried > 0,
             prompt=zeros(torch.float32, rows, count),
             image_peak=zeros(torch.float32, rows, count) - torch.inf,
+            left_out=zeros(torch.bool, rows, count),
             is_logged=flags(name in self._logged for name in config.concepts),
             is_allowed=self.allowed_images(run, *(self._names.get(name, self.name) for name in config.concepts)),
             run_warning=warned,
@@ -236,7 +238,9 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         chosen, weight = strongest(acts.float(), margin, self.config.most)
         is_redirected = weight[:, 0] > 0
         state.redirected = state.redirected + is_redirected
-        acted = torch.zeros_like(acts).scatter(1, chosen, weight > 0) | self._would_act(state)
+        redirected_from = torch.zeros_like(acts).scatter(1, chosen, weight > 0)
+        state.left_out = state.left_out | (acts & ~redirected_from)
+        acted = redirected_from | self._would_act(state)
         state.first_fired = torch.where(acted & (state.first_fired < 0), step.index, state.first_fired)
         e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         network = self.network.config
@@ -371,9 +375,10 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         return decisions
 
     def _verdict_by_concept(self, run: Run, state: ManyState) -> list[Decision]:
+        """B records for each named concept; `unresolved` is also one that asked to act and that others left out of every step."""
         nothing = torch.zeros(0, device=state.level.device)
-        first_fired, is_high, image_peak, levels, prompt, redirected, strengths = to_host(
-            state.first_fired, state.is_high, state.image_peak, state.level, state.prompt, state.redirected,
+        first_fired, is_high, left_out, image_peak, levels, prompt, redirected, strengths = to_host(
+            state.first_fired, state.is_high, state.left_out, state.image_peak, state.level, state.prompt, state.redirected,
             nothing if state.strengths is None else state.strengths,
         )  # fmt: skip
         warned = [text for text in (state.run_warning, state.weak_end) if text]
@@ -387,6 +392,8 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                 parts = [f"Redirected from {concept} from step {first}."] if fired else []
                 if is_late:
                     parts.append("That was after the layout of the image had settled; block this image.")
+                if is_left_out := bool(left_out[row, number]) and not fired:
+                    parts.append("Others acted in its place, further above their thresholds; block this image.")
                 if is_last_high:
                     parts.append(f"At the end it still seemed to show {concept}; block this image.")
                 decision = Decision(
@@ -405,7 +412,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                     },
                     first_fired_step=first if fired else None,
                     steps_redirected=int(redirected[row]) if fired else 0,
-                    unresolved=is_last_high or is_late,
+                    unresolved=is_last_high or is_late or is_left_out,
                     unverified=state.weak_end is not None,
                     token_strengths=tuple(strengths[row].tolist()) if fired and state.strengths is not None else None,
                     message=" ".join((*parts, *warned)),
