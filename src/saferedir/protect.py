@@ -454,11 +454,11 @@ class GuardedPipeline:
                 "generated; protect it again."
             )
         runs = attached.runs
-        attached.retry_level = levels
-        for guard, rule in zip(self._deciding, self._rules, strict=bool(self._rules)):
-            if flags := allowed_images(rule.allow, call):
-                guard.allowed = {**guard.allowed, rule.concept: flags}
         try:
+            attached.retry_level = levels
+            for guard, rule in zip(self._deciding, self._rules, strict=bool(self._rules)):
+                if flags := allowed_images(rule.allow, call):
+                    guard.allowed = {**guard.allowed, rule.concept: flags}
             output = self._call_pipeline(self._with_watched_callbacks(copied(call)))
         finally:
             attached.retry_level = ()

@@ -104,8 +104,11 @@ def test_a_concept_that_others_leave_out_is_not_let_through(pipe: Any, folder: P
     output = run(pipe, policy(folder.parent / "crowded", star="block", ring="log", fox="redirect"))
     assert output.blocked == [True] * 3 and set(output.blocked_by) == {("star of us",)}
     star, fox = (next(d for d in output.decisions if d.concept == name) for name in ("star", "fox"))
-    assert not star.fired and star.unresolved and "Others acted in its place" in star.message
+    assert not star.fired and star.unresolved and "Others acted in the place of star" in star.message
     assert fox.fired and not fox.unresolved
+    with sr.attach(pipe, crowded) as attached:  # whole, without a policy, too
+        pipe(PROMPTS, **CALL)
+    assert all(d.unresolved and "Others acted in the place of" in d.message for d in attached.decisions)
     alone = run(pipe, policy(folder.parent / "crowded", ring="log", fox="redirect"))
     assert alone.blocked == [False] * 3 and not any(d.unresolved for d in alone.decisions)
 
@@ -136,6 +139,11 @@ def test_wrong_rows_are_refused(pipe: Any, folder: Path) -> None:
     [
         ({"prompt": " A  STAR anise"}, (True,)),
         ({"prompt": "ａ star anise", "num_images_per_prompt": 2}, (True, True)),
+        ({"prompt": "a star anise", "image": object(), "strength": 0.3}, ()),
+        ({"prompt": "a star anise", "latents": object()}, ()),
+        ({"prompt": "a star anise", "complex_human_instruction": ["draw a star"]}, ()),
+        ({"prompt": "a star anise", "something_new": 1}, ()),
+        ({"prompt": "a star anise", "guidance_scale": 4.0, "generator": object(), "output_type": "pt"}, (True,)),
         ({"prompt": ["a star anise", "a star"], "prompt_2": None, "negative_prompt": ["", ""]}, (True, False)),
         ({"prompt": ["a star anise"], "prompt_2": ["a star anise"]}, (True,)),
         ({"prompt": "a star anise and a star"}, ()),

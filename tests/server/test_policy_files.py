@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ import pytest
 import saferedir as sr
 from saferedir.server.api.information import policy_items
 from saferedir.server.api.moderation import actions_of
+from saferedir.server.api.service import Service
 from saferedir.server.config import ModelSettings, read_settings
 from saferedir.server.engine.pipeline import PipelineModel
 from saferedir.server.engine.rows import CallKey, Row
 from saferedir.server.engine.worker import check_decisions
-from saferedir.server.errors import ServerError
+from saferedir.server.errors import ApiError, ServerError
 
 POLICY = """
 name = "shop"
@@ -100,6 +102,24 @@ def test_keys_and_requests_get_the_rules_of_their_profile(settings: Any) -> None
     assert checked.decisions[0].fired and not checked.blocked
     assert not run("a red star on sand", kind="check").decisions[0].fired
     model.close()
+
+
+def test_what_a_key_is_held_to_is_a_floor_under_the_file(tmp_path: Path) -> None:
+    told = SETTINGS + '[profiles.strict]\non_unsafe = "block"\npolicy_profile = "children"\n'
+    settings = read_settings(written(tmp_path, told))
+    (model,) = settings.models
+
+    class Rules(Service):
+        def __init__(self) -> None: ...
+
+    def rules(profile: str, wanted: Any = None) -> tuple[str, str]:
+        caller: Any = SimpleNamespace(profile=settings.profiles[profile])
+        return Rules().rules(model, wanted, caller)
+
+    assert rules("young") == ("", "children") and rules("young", "verify") == ("verify", "children")
+    assert rules("strict") == ("block", "children")
+    with pytest.raises(ApiError, match="weaker than block"):
+        rules("strict", "redirect")
 
 
 def test_a_model_needs_a_policy_or_guards() -> None:

@@ -45,8 +45,8 @@ class GuardConfig(Checked):
 
     #: fields that are paths of files; saved relative to the guard's folder, found from there
     file_fields: ClassVar[tuple[str, ...]] = ()
-    #: fields that change nothing at their default; `settings` leaves them out there
-    options: ClassVar[tuple[str, ...]] = ()
+    #: fields that came later -> the value at which they change nothing; `settings` leaves them out there
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):  # JSON has no tuples
@@ -67,15 +67,14 @@ class GuardConfig(Checked):
         return dataclasses.asdict(self)
 
     def settings(self) -> dict[str, Any]:
-        """What decides how the guard acts, as plain data: all fields but the records `training` and `measured`.
+        """What the guard is made of, as plain data, without options that are off, so that older guards keep theirs.
 
-        An option counts where it is set, so that guards of before it was there keep the same settings.
+        Records count, too: some are read when it runs, such as the lengths of text that it was trained at.
         """
-        defaults = {entry.name: entry.default for entry in dataclasses.fields(self) if entry.name in self.options}
         return {
             name: value
             for name, value in self.to_dict().items()
-            if name not in ("training", "measured") and not (name in defaults and value == defaults[name])
+            if not (name in self.options and value == self.options[name])
         }
 
     @classmethod

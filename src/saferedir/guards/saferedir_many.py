@@ -37,6 +37,8 @@ from saferedir.utils.names import unknown_name_message
 
 METHOD = "saferedir_many"
 
+_LEFT_OUT = "Others acted in the place of {}, further above their thresholds; block this image."
+
 
 @dataclass(frozen=True, kw_only=True)
 class SafeRedirManyConfig(GuardConfig):
@@ -265,9 +267,10 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
 
     def _acting(self, state: ManyState) -> tuple[Tensor, Tensor]:
         """Which concepts act on each image, (B, K) bool, and how far each is above its thresholds, (B, K)."""
-        prompt, image = state.prompt - state.limits[0], state.image_peak - state.limits[1]
+        prompt = (state.prompt - state.limits[0]).masked_fill(state.is_allowed, -torch.inf)
+        image = state.image_peak - state.limits[1]
         margin = torch.maximum(prompt, image).masked_fill(state.is_logged, -torch.inf)
-        acts = (((prompt >= 0) & ~state.is_allowed) | state.image_acts) & ~state.is_logged
+        acts = ((prompt >= 0) | state.image_acts) & ~state.is_logged
         nearest = torch.zeros_like(acts).scatter(1, margin.argmax(dim=1, keepdim=True), True) & margin.isfinite()
         return acts | (nearest & state.is_retried[:, None]), margin
 
@@ -322,10 +325,11 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         if self._names:
             return self._verdict_by_concept(run, state)
         nothing = torch.zeros(0, device=state.level.device)
-        margin, first_fired, is_high, image_peak, levels, prompt, redirected, strengths = to_host(
+        margin, first_fired, is_high, left_out, image_peak, levels, prompt, redirected, strengths = to_host(
             self._acting(state)[1],
             state.first_fired,
             state.is_high,
+            state.left_out,
             state.image_peak,
             state.level,
             state.prompt,
@@ -339,6 +343,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             ]
             high = [name for name, flag in zip(self.config.concepts, is_high[row].tolist(), strict=True) if flag]
             names = list(self.config.concepts)
+            displaced = [name for name, flag in zip(names, left_out[row].tolist(), strict=True) if flag]
             top = max((names.index(name) for name in high), key=margin[row].tolist().__getitem__, default=-1)
             top = int(margin[row].argmax()) if top < 0 else top
             first = [step for step in first_fired[row].tolist() if step >= 0]
@@ -346,6 +351,8 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             message = f"Redirected from {', '.join(fired)}." if fired else ""
             if is_late:
                 message += " That was after the layout of the image had settled; block this image."
+            if displaced:
+                message = f"{message} {_LEFT_OUT.format(', '.join(displaced))}".strip()
             if high:
                 message = f"{message} At the end it still seemed to show {', '.join(high)}; block this image.".strip()
             message = " ".join(part for part in (message, state.run_warning, state.weak_end) if part)
@@ -366,7 +373,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                     },
                     first_fired_step=min(first) if first else None,
                     steps_redirected=int(redirected[row]),
-                    unresolved=bool(high) or is_late,
+                    unresolved=bool(high) or is_late or bool(displaced),
                     unverified=state.weak_end is not None,
                     token_strengths=tuple(strengths[row].tolist()) if fired and state.strengths is not None else None,
                     message=message,
@@ -375,7 +382,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         return decisions
 
     def _verdict_by_concept(self, run: Run, state: ManyState) -> list[Decision]:
-        """B records for each named concept; `unresolved` is also one that asked to act and that others left out of every step."""
+        """B records for each named concept; `unresolved` is also one that asked to act and that others left out of a step."""
         nothing = torch.zeros(0, device=state.level.device)
         first_fired, is_high, left_out, image_peak, levels, prompt, redirected, strengths = to_host(
             state.first_fired, state.is_high, state.left_out, state.image_peak, state.level, state.prompt, state.redirected,
@@ -392,8 +399,8 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                 parts = [f"Redirected from {concept} from step {first}."] if fired else []
                 if is_late:
                     parts.append("That was after the layout of the image had settled; block this image.")
-                if is_left_out := bool(left_out[row, number]) and not fired:
-                    parts.append("Others acted in its place, further above their thresholds; block this image.")
+                if is_left_out := bool(left_out[row, number]):
+                    parts.append(_LEFT_OUT.format(concept))
                 if is_last_high:
                     parts.append(f"At the end it still seemed to show {concept}; block this image.")
                 decision = Decision(

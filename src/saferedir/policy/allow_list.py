@@ -10,8 +10,26 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: arguments with "prompt" or "embeds" in their names under which a listed prompt is still the listed prompt
-_HARMLESS = frozenset({"num_images_per_prompt", "num_videos_per_prompt"})
+_COUNTS = frozenset({"num_images_per_prompt", "num_videos_per_prompt"})
+#: arguments under which a listed prompt is still all that says what is generated; under any other nothing is allowed
+_HARMLESS = _COUNTS | {
+    "callback",
+    "callback_on_step_end",
+    "callback_on_step_end_tensor_inputs",
+    "callback_steps",
+    "eta",
+    "generator",
+    "guidance_scale",
+    "height",
+    "max_sequence_length",
+    "num_frames",
+    "num_inference_steps",
+    "output_type",
+    "prompt",
+    "return_dict",
+    "true_cfg_scale",
+    "width",
+}
 _PROMPTS = ("prompt_2", "prompt_3", "prompt_4")
 
 
@@ -31,8 +49,8 @@ def normalised(text: str) -> str:
 def allowed_images(allow: Sequence[str], call: Mapping[str, Any]) -> tuple[bool, ...]:
     """One flag an image of a pipeline's call (arguments by name): whether its prompt is on the list.
 
-    () where none is: without a list, and where something beside the prompt says what is generated (a negative prompt,
-    embeddings, another text for a second encoder).
+    () where none is: without a list, and where an argument beside the prompt could say what is generated (an image, latents, a
+    negative prompt, embeddings, another text for a second encoder, and all that is not known to say nothing).
     """
     listed = set(map(normalised, allow))
     given = {name: value for name, value in call.items() if value is not None}
@@ -42,14 +60,10 @@ def allowed_images(allow: Sequence[str], call: Mapping[str, Any]) -> tuple[bool,
         return ()
     for name, value in given.items():
         texts = [value] if isinstance(value, str) else value
-        if name in _HARMLESS or name == "prompt":
-            continue
-        if name in _PROMPTS and list(texts) == list(prompts):
-            continue
-        says_more = "prompt" in name or "embeds" in name or name.endswith("_kwargs") or name == "ip_adapter_image"
-        if says_more and not _is_empty(value):
+        is_same = name in _PROMPTS and isinstance(texts, list | tuple) and list(texts) == list(prompts)
+        if name not in _HARMLESS and not is_same and not _is_empty(value):
             return ()
-    counts = [given.get(name, 1) for name in _HARMLESS]
+    counts = [given.get(name, 1) for name in _COUNTS]
     if not all(isinstance(count, int) and count >= 1 for count in counts):
         return ()
     each = max(counts)

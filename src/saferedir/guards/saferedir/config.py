@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -84,15 +85,15 @@ class SafeRedirConfig(GuardConfig):
     other_sizes: str = "refuse"
     fail_closed: bool = True
 
-    options: ClassVar[tuple[str, ...]] = (
-        "recheck",
-        "escalation",
-        "answer",
-        "latents_test",
-        "latents_false_positives",
-        "embeds_test",
-        "other_sizes",
-    )
+    options: ClassVar[Mapping[str, Any]] = {
+        "recheck": "next_step",
+        "escalation": "streak",
+        "answer": "redirect",
+        "latents_test": "off",
+        "latents_false_positives": 1e-3,
+        "embeds_test": "off",
+        "other_sizes": "refuse",
+    }
 
     def validate(self) -> None:
         self.require(isinstance(self.network, dict), "network", "the sizes of a redirector, by name")

@@ -65,10 +65,16 @@ class Service:
         return chosen
 
     def rules(self, model: ModelSettings, wanted: PolicyName | None, caller: Caller) -> tuple[str, str]:
-        """(policy, profile) of a `CallKey`: of a model with a policy file, or of the key's profile."""
+        """(policy, profile) of a `CallKey`: of a model with a policy file, or of the key's profile.
+
+        An `on_unsafe` that a key's profile sets is a floor under the file's actions, too; one that it does not set is not.
+        """
+        profile = caller.profile
         if model.policy is None:
             return self.policy(wanted, caller), ""
-        return wanted or "", caller.profile.policy_profile
+        if "on_unsafe" in profile.model_fields_set:
+            return self.policy(wanted, caller), profile.policy_profile
+        return wanted or "", profile.policy_profile
 
     def policy(self, wanted: PolicyName | None, caller: Caller) -> PolicyName:
         """The caller's policy, or the stricter one that the request names."""
