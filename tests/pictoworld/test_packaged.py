@@ -19,6 +19,7 @@ from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import JUDGED, random_scene
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, forget_prompts, retain_prompts
+from saferedir.pictoworld.world2.tasks import TASKS as TASKS2
 from saferedir.utils.packaged import list_packaged_guards, packaged_guard_path, packaged_model_path
 
 MODEL = packaged_model_path("pictoworld")
@@ -63,11 +64,13 @@ def test_the_judge_reads_renders_and_calls_noise_broken(judge: Judge) -> None:
 
 
 def test_every_task_has_a_packaged_guard() -> None:
-    assert {f"pictoworld/{name}" for name in TASKS} <= set(list_packaged_guards())
-    for name in list_packaged_guards():
-        assert name.removeprefix("pictoworld/").split("-")[0] in TASKS
+    names = list_packaged_guards()
+    assert {f"pictoworld/{name}" for name in TASKS} <= set(names)
+    for name in names:
+        world, _, task = name.partition("/")
+        assert task in TASKS2 if world == "world2" else task.split("-")[0] in TASKS
         weights = packaged_guard_path(name) / "model.safetensors"
-        assert weights.stat().st_size <= 1024**2 or name.removeprefix("pictoworld/") in TASKS, name
+        assert weights.stat().st_size <= 1024**2 or task in (*TASKS, *TASKS2), name
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -83,7 +83,7 @@ def test_settings_that_are_wrong_are_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "serve.toml"
     for text, message in (
         ("models = [", "cannot be read as TOML"),
-        ('[[models]]\nname = "a"\nguards = []', "models.0.guards: tuple should have at least 1 item"),
+        ('[[models]]\nname = "a"\nguards = []', "models.0: the model 'a' needs guards"),
         ('[[models]]\nname = "a"\nguards = ["b"]\npaint = 1', "models.0.paint: extra inputs are not permitted"),
         ('[[models]]\nname = "a"\nguards = ["b"]\n[[keys]]\nname = "k"\nsha256 = "12"', "keys.0.sha256"),
         (
