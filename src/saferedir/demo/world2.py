@@ -165,7 +165,7 @@ def _row(
         )
         return shown.to_dict()
 
-    row = {"task": task.name, "kind": task.kind, "model": task.model, "method": method}
+    row: dict[str, Any] = {"task": task.name, "kind": task.kind, "model": task.model, "method": method}
     row |= {"shown_without": rate(bare[:asks]), "shown_with": rate(guarded[:asks])}
     row["broken"] = rate_of(judge.judge(guarded).is_broken).to_dict()
     if len(prompts) > asks:
