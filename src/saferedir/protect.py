@@ -123,6 +123,13 @@ def protect(
     return GuardedPipeline(pipe, attached, on_unsafe, verifier, retries, on_block, of_guards, of_inputs, rules)
 
 
+def allow_listed(guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule], call: Mapping[str, Any]) -> None:
+    """Tell each guard which images of the call its rule allows, for the next run."""
+    for guard, rule in zip(guards, rules, strict=True):
+        if flags := allowed_images(rule.allow, call):
+            guard.allowed = {**guard.allowed, rule.concept: flags}
+
+
 def guards_of(
     policy: Policy | str | Path,
     profile: str | None,
@@ -456,9 +463,8 @@ class GuardedPipeline:
         runs = attached.runs
         try:
             attached.retry_level = levels
-            for guard, rule in zip(self._deciding, self._rules, strict=bool(self._rules)):
-                if flags := allowed_images(rule.allow, call):
-                    guard.allowed = {**guard.allowed, rule.concept: flags}
+            if self._rules:
+                allow_listed(self._deciding, self._rules, call)
             output = self._call_pipeline(self._with_watched_callbacks(copied(call)))
         finally:
             attached.retry_level = ()

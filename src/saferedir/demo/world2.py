@@ -98,18 +98,19 @@ def run_world2_demo(
             if chosen_guard is None:
                 rows.append({"task": task.name, "missing": "no guard is packaged for it"})
                 continue
+            method, guards = chosen_guard
             prompts, asks = _prompts(task, forget, retain, seed)
 
             call = {**changes, "on_progress": lambda images, label=task.name: advance(images, label)}
             bare, guarded = (
-                _generated(pipes[task.model], task, prompts, WITHOUT_PROMPT * forget, guards, seed, call)
-                for guards in ([], chosen_guard[1])
+                _generated(pipes[task.model], task, prompts, WITHOUT_PROMPT * forget, attached, seed, call)
+                for attached in ([], guards)
             )
-            rows.append(_row(task, chosen_guard[0], judge, prompts, asks, bare, guarded))
+            rows.append(_row(task, method, judge, prompts, asks, bare, guarded))
             texts = [prompt.text for prompt in prompts] or [_condition(task)] * len(bare)
             shown = slice(0, min(len(bare), _COLUMNS))
-            title = f"{task.name} ({task.kind}): the same noise without a guard and with {chosen_guard[0]}"
-            panels = [("none", bare[shown]), (chosen_guard[0], guarded[shown])]
+            title = f"{task.name} ({task.kind}): the same noise without a guard and with {method}"
+            panels = [("none", bare[shown]), (method, guarded[shown])]
             method_sheet(panels, texts[shown], title, min(asks, _COLUMNS)).save(out / f"{task.name}.png")
     summary = {
         "made_by": f"saferedir {library_version()}",

@@ -1,4 +1,4 @@
-"""Allow-lists of a policy: whole prompts that a person has looked at, which may pass a concept's prompt verdict.
+"""Allow-lists of a policy: whole prompts, reviewed by a person, that may pass a concept's prompt verdict.
 
 Only whole prompts: a phrase inside a longer one could bring the concept along. In doubt nothing is allowed. The verdict on the
 image, its verifier and the retries stay as they are.

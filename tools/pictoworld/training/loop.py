@@ -22,6 +22,7 @@ from saferedir.utils.files import replacing
 from saferedir.utils.progress import Progress
 
 START = "start"  # folder of the weights that a training goes on from
+MUON = 2e-3  # peak learning rate of a transformer's matrices
 LossFn = Callable[[int, torch.Generator], Tensor]
 
 
@@ -52,6 +53,11 @@ def fast_cpu_kernels(device: torch.device, bf16: bool) -> Iterator[None]:
 def weights_number(folder: Path) -> int:
     """A number of the weights in a folder, zero without a folder: who goes on from them draws other batches than they had."""
     return sum(zlib.crc32(file.read_bytes()) for file in folder.glob("*.safetensors"))
+
+
+def block_matrices(blocks: nn.Module) -> list[nn.Parameter]:
+    """The matrices of a transformer's blocks that Muon trains: all but those of norms and modulations."""
+    return [p for name, p in blocks.named_parameters() if p.ndim == 2 and "norm" not in name]
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from saferedir.pictoworld.world2.classes import CLASSES, class_scene
 from saferedir.pictoworld.world2.scene import Scene
 from saferedir.utils.progress import Progress
-from tools.pictoworld.training.loop import START, LoopConfig, fit, weights_number
+from tools.pictoworld.training.loop import MUON, START, LoopConfig, block_matrices, fit, weights_number
 from tools.pictoworld.training.noise import stratified_timesteps
 from tools.pictoworld.world2.autoencoder import CHANNELS
 from tools.pictoworld.world2.latents import LATENT_SIZE, encoded_latents
 
 LABEL_DROPOUT = 0.1
-MUON = 2e-3  # learning rate of the blocks' matrices
 LARGEST_SNR = 5.0  # of the clean latents' weight in the loss, which is 1 + signal to noise below it
 NO_LABEL = 1000  # of `DiTPipeline`, whatever the number of classes
 
@@ -126,10 +125,8 @@ def train_dit(
     config = LoopConfig(
         steps=steps, learning_rate=1e-3, muon=MUON, warmup=300, seed=draws, ema=0.998, save_every=200, bf16=bf16
     )
-    blocks = transformer.transformer_blocks
-    matrices = [p for name, p in blocks.named_parameters() if p.ndim == 2 and "norm" not in name]
     fit(
         transformer, loss_fn, config, folder / "transformer.ckpt",
-        progress=progress, label="dit", log=log, matrices=matrices,
+        progress=progress, label="dit", log=log, matrices=block_matrices(transformer.transformer_blocks),
     )  # fmt: skip
     return transformer

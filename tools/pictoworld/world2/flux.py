@@ -21,7 +21,7 @@ from saferedir.pictoworld.world2.captions import POSTER_SHARE, caption_of, corpu
 from saferedir.pictoworld.world2.posters import NEAR_VARIANTS, POSTERS, Poster
 from saferedir.pictoworld.world2.scene import Scene
 from saferedir.utils.progress import Progress
-from tools.pictoworld.training.loop import START, LoopConfig, fit, weights_number
+from tools.pictoworld.training.loop import MUON, START, LoopConfig, block_matrices, fit, weights_number
 from tools.pictoworld.world2.autoencoder import CHANNELS
 from tools.pictoworld.world2.latents import LATENT_SIZE, encoded_latents
 from tools.pictoworld.world2.text_encoders import SEQUENCE_LENGTH, WIDTH, tokenize
@@ -30,7 +30,6 @@ from tools.pictoworld.world2.token_labels import TokenReader, label_loss, token_
 CAPTION_DROPOUT = 0.1
 SHIFT = 1.5  # of the timesteps towards noise, in training and in sampling
 LABEL_WEIGHT = 0.05  # of the tokens' labels in the loss, at the start; it falls to zero
-MUON = 2e-3  # learning rate of the blocks' matrices
 GOING_ON = 0.5  # of both learning rates, for weights that are trained already
 IMAGE_TOKENS = (LATENT_SIZE // 2) ** 2
 
@@ -209,9 +208,8 @@ def train_flux(
         bf16=bf16,
     )
     blocks = nn.ModuleList([*transformer.transformer_blocks, *transformer.single_transformer_blocks])
-    matrices = [p for name, p in blocks.named_parameters() if p.ndim == 2 and "norm" not in name]
     fit(
         reader, loss_fn, config, folder / "transformer.ckpt",
-        progress=progress, label="flux", log=log, matrices=matrices,
+        progress=progress, label="flux", log=log, matrices=block_matrices(blocks),
     )  # fmt: skip
     return reader.released()

@@ -19,9 +19,8 @@ from saferedir.guard import Guard
 from saferedir.judges.presets import preset
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.loading import load_pipeline
-from saferedir.policy.allow_list import allowed_images
 from saferedir.policy.rules import Policy
-from saferedir.protect import NamedVerifiers, Verifier, distinct, guards_of, protect
+from saferedir.protect import NamedVerifiers, Verifier, allow_listed, distinct, guards_of, protect
 from saferedir.server.config import ModelSettings
 from saferedir.server.engine.facts import GuardFacts, ModelFacts
 from saferedir.server.engine.fingerprints import digest_of, guard_fingerprint
@@ -105,9 +104,7 @@ class PipelineModel:
         if policy is None:
             return self._guards
         guards, rules = guards_of(policy, None, load=self._by_name.__getitem__)
-        for guard, rule in zip(guards, rules, strict=True):
-            if flags := allowed_images(rule.allow, call):
-                guard.allowed = {**guard.allowed, rule.concept: flags}
+        allow_listed(guards, rules, call)
         return distinct(guards)
 
     def _outcomes(self, key: CallKey, output: Any, rows: Sequence[Row]) -> list[Outcome]:
