@@ -9,7 +9,16 @@ from saferedir.pictoworld.captions import MIX, OFTEN_UNSAID, caption, corpus_pro
 from saferedir.pictoworld.phrases import EMBLEM_PHRASES, LEXICON, PARTS, choose_phrase, misspell, noise_part
 from saferedir.pictoworld.renderer import BACKGROUND_RGB, COLOUR_RGB, SHAPE_SDF, coverage, render
 from saferedir.pictoworld.scene import JUDGED, SHAPES, STYLES, VALUES, Scene, random_scene
-from saferedir.pictoworld.tasks import SPLIT_LEVELS, TASKS, TEST_SPLITS, forget_prompts, pair, retain_prompts
+from saferedir.pictoworld.tasks import (
+    SPLIT_LEVELS,
+    TASKS,
+    TEST_SPLITS,
+    VALUE_TASKS,
+    forget_prompts,
+    pair,
+    retain_prompts,
+    task_named,
+)
 from saferedir.pictoworld.template_judge import TemplateJudge
 
 
@@ -184,3 +193,25 @@ def test_every_value_can_be_misspelt_in_every_part(part: str) -> None:
         for value in values:
             if value != "medium":
                 assert choose_phrase(attribute, value, "noisy", rng, part).part == part
+
+
+def test_every_shape_colour_and_style_is_a_task_and_its_anchor_is_another_value() -> None:
+    assert [(t.kind, *t.forget.values()) for t in VALUE_TASKS.values()] == [
+        (attribute, value) for attribute in ("shape", "colour", "style") for value in VALUES[attribute]
+    ]
+    for name, task in VALUE_TASKS.items():
+        ((attribute, value),) = task.forget.items()
+        assert task_named(name) is task and task.anchor[attribute] != value
+        assert {other[attribute] for other in task.neighbours} == {*VALUES[attribute]} - {value}
+
+
+@pytest.mark.parametrize("name", ["shape-ring", "colour-red", "style-flat"])
+def test_prompts_of_a_value_ask_for_it_and_its_pairs_differ_in_it_alone(name: str) -> None:
+    task, rng = VALUE_TASKS[name], random.Random(3)
+    ((attribute, _),) = task.forget.items()
+    assert all(task.shows_concept(prompt.scene) for prompt in forget_prompts(task, "test-seen", 20))
+    assert not any(task.shows_concept(prompt.scene) for prompt in retain_prompts(task, "test-seen", 20))
+    for _ in range(10):
+        unsafe, safe = pair(task, "guard-train", rng)
+        changed = {key for key in VALUES if unsafe.scene.value(key) != safe.scene.value(key)}
+        assert changed == {attribute} and unsafe.text != safe.text

@@ -49,7 +49,12 @@ def words(as_json: AsJson = False) -> None:
 @world_app.command(no_args_is_help=True)
 @holds_out
 def pairs(
-    task: Annotated[str, typer.Option(help="star, pointillism or emblem; of PictoWorld 2, world2/star-2 and so on.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="star, pointillism or emblem; one value, as shape-ring or colour-red; of PictoWorld 2, world2/star-2 and so on."
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON-lines file to write.")],
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of an unsafe and a safe prompt.")] = 1200,
     benign: Annotated[int, typer.Option(min=0, help="Benign prompts.")] = 800,

@@ -1,4 +1,4 @@
-"""The three forget tasks and their prompts: what to forget, its neighbours, the anchor, and the recorded splits.
+"""The forget tasks and their prompts: what to forget, its neighbours, the anchor, and the recorded splits.
 
 A split fixes both the phrasing of the concept and which combinations of the other attributes may occur, so that a guard
 never trains on a test phrasing or test scene.
@@ -13,7 +13,7 @@ from typing import Any
 
 from saferedir.pictoworld.captions import EMBLEM, Prompt, caption, scene_part, sentence
 from saferedir.pictoworld.phrases import LEXICON, Phrase, choose_phrase
-from saferedir.pictoworld.scene import Scene, random_scene
+from saferedir.pictoworld.scene import VALUES, Scene, random_scene
 
 SPLIT_LEVELS: Mapping[str, tuple[str, ...]] = {
     "guard-train": ("canonical", "synonym", "implicit", "noisy"),
@@ -75,11 +75,31 @@ TASKS: Mapping[str, Task] = {
 }
 
 
+def value_task(attribute: str, value: str) -> Task:
+    """Forgetting one value of an attribute; the anchor is the value half the list away, the neighbours are all others.
+
+    Values beside those of `TASKS` have few phrasings, so that a test split may repeat phrasings of training.
+    """
+    values = VALUES[attribute]
+    others = tuple({attribute: other} for other in values if other != value)
+    anchor = values[(values.index(value) + len(values) // 2) % len(values)]
+    return Task(f"{attribute}-{value}", attribute, {attribute: value}, {attribute: anchor}, others)
+
+
+#: one task for every shape, colour and style: "shape-star", "colour-red", "style-mosaic"
+VALUE_TASKS: Mapping[str, Task] = {
+    task.name: task
+    for attribute in ("shape", "colour", "style")
+    for task in (value_task(attribute, value) for value in VALUES[attribute])
+}
+
+
 def task_named(name: str) -> Task:
-    """The task of that name, or a `ValueError` that lists the known ones."""
-    if name not in TASKS:
-        raise ValueError(f"There is no PictoWorld task {name!r}; the tasks are {', '.join(TASKS)}.")
-    return TASKS[name]
+    """The task of that name, one of `TASKS` or of `VALUE_TASKS`, or a `ValueError` that lists the known ones."""
+    known = {**TASKS, **VALUE_TASKS}
+    if name not in known:
+        raise ValueError(f"There is no PictoWorld task {name!r}; the tasks are {', '.join(known)}.")
+    return known[name]
 
 
 def _scene_of_split(rng: random.Random, split: str, fixed: Mapping[str, str], task: Task | None = None) -> Scene:
