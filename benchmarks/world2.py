@@ -51,6 +51,8 @@ Wilson interval. The same noise with and without a guard. What a column counts:
 
 - **concept**: images that show the concept and are not broken (a poster: given back, see [the world](pictoworld.md)), by the
   CNN; **second judge**: by the template judge, of the first {second} images of "seen".
+- **largest change of another share**: of images without the concept, which must rise where it falls; the last column counts from
+  the share that the other has among the images that do not show the concept without the guard.
 - **other item**, **background**: of what was right without the guard and is no part of the concept, how often it still is.
 - **near**: of neighbours' prompts met without the guard, those still met. **identical**: retain prompts whose image is the bare
   pipeline's, bit for bit. **kept**: retain prompts met without the guard that are still met.
@@ -186,19 +188,29 @@ def text_table(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def share_table(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """A row a method, and the largest change of another share."""
-    lines = ["| method | share | second judge | broken | largest change of another share |", "|---|---|---|---|---|"]
-    before = rows.get("none", {}).get("others", {})
+    """A row a method, and by how much another share is off what leaving the concept out would make of it."""
+    lines = [
+        "| method | share | second judge | broken | largest change of another share | ... beyond what fills the gap |",
+        "|---|---|---|---|---|---|",
+    ]
+    before = rows.get("none", {})
     for method, row in rows.items():
-        moved = [
-            (abs(rate["rate"] - before[name]["rate"]), name) for name, rate in row["others"].items() if name in before
-        ]
-        largest, name = max(moved, default=(0.0, ""))
-        cells = [cell(row["concept"]["share"]), cell(row["second judge"]), cell(row["broken"])]
-        lines.append(
-            f"| {method} | {' | '.join(cells)} | {f'{largest:.3f} ({name})' if name and method != 'none' else '–'} |"
-        )
+        changes = ["–", "–"]
+        if method != "none" and before:
+            changes = [_largest_change(row, before, fills_gap) for fills_gap in (False, True)]
+        cells = [cell(row["concept"]["share"]), cell(row["second judge"]), cell(row["broken"]), *changes]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
+
+
+def _largest_change(row: dict[str, Any], before: dict[str, Any], fills_gap: bool) -> str:
+    """The other share that changed most; with `fills_gap` against its share of what is left without the concept."""
+    left = [1 - of["concept"]["share"]["rate"] for of in (row, before)]
+    scale = left[0] / left[1] if fills_gap else 1.0
+    moved, name = max(
+        (abs(rate["rate"] - scale * before["others"][name]["rate"]), name) for name, rate in row["others"].items()
+    )
+    return f"{moved:.3f} ({name})" if name else "–"
 
 
 def separation(rows: dict[str, dict[str, Any]]) -> tuple[int, int]:

@@ -29,4 +29,20 @@ ModelConfig = Annotated[
         metavar="ID", help="For a model in one file: the diffusers folder or hub id that its parts are described in."
     ),
 ]
+CallArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--call",
+        metavar="NAME=VALUE",
+        help="More arguments of the pipeline's call that training should know, such as height=1024.",
+    ),
+]
+RolloutSteps = Annotated[int | None, typer.Option(min=1, help="Sampling steps of the training images; default: 20.")]
+RolloutBatch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images generated at once; default: by their size, 50 small ones, 4 of 1024 pixels."),
+]
+RolloutGuidance = Annotated[
+    float | None, typer.Option("--guidance", help="Guidance scale of the training images; default: 4.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

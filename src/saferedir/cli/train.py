@@ -21,7 +21,16 @@ from saferedir.cli.common import (
     progress_bar,
     scaled_loras,
 )
-from saferedir.cli.options import MAX_SEED, Lora, Revision, Variant
+from saferedir.cli.options import (
+    MAX_SEED,
+    CallArguments,
+    Lora,
+    Revision,
+    RolloutBatch,
+    RolloutGuidance,
+    RolloutSteps,
+    Variant,
+)
 from saferedir.cli.output import (
     MEGABYTE,
     SUMMARY,
@@ -92,18 +101,10 @@ def saferedir(
             min=4, help="Images made for training; default: 640. About two thirds as many are held out (420 of 640)."
         ),
     ] = None,
-    rollout_steps: Annotated[
-        int | None, typer.Option(min=1, help="Sampling steps of those images; default: 20.")
-    ] = None,
-    rollout_batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images generated at once; default: by their size, 50 small ones, 4 of 1024 pixels."),
-    ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale of those images; default: 4.")] = None,
-    call: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="More arguments of the pipeline's call, such as height=1024."),
-    ] = None,
+    rollout_steps: RolloutSteps = None,
+    rollout_batch: RolloutBatch = None,
+    guidance: RolloutGuidance = None,
+    call: CallArguments = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the guard at --out; write one that is weak.")] = False,
     anchor_prompt: Annotated[

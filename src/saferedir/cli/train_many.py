@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saferedir.cli.common import console, errors, escape, load_model, new_table, progress_bar
-from saferedir.cli.options import ModelVariant, Revision
+from saferedir.cli.common import console, errors, escape, load_model, named_values, new_table, progress_bar
+from saferedir.cli.options import CallArguments, ModelVariant, Revision, RolloutBatch, RolloutGuidance, RolloutSteps
 from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
 from saferedir.cli.stopping import GOES_ON, on_stop
 from saferedir.cli.train_edits import WORLD, Device, Dtype, Force, Model, Out, Seed
@@ -37,6 +37,10 @@ def saferedir_many(
     held_out_rollouts: Annotated[
         int | None, typer.Option(min=4, help="The same for the calibration; default: 420.")
     ] = None,
+    rollout_steps: RolloutSteps = None,
+    rollout_batch: RolloutBatch = None,
+    guidance: RolloutGuidance = None,
+    call: CallArguments = None,
     seed: Seed = 0,
     force: Force = False,
     dtype: Dtype = None,
@@ -68,8 +72,12 @@ def saferedir_many(
     first: Any = None if start is None else Guard.from_pretrained(start)
     if first is not None and not isinstance(first, SafeRedirMany):
         raise typer.BadParameter(f"{start} is a {first.method} guard, not one of many concepts.", param_hint="--start")
-    given = {"steps": steps, "rollouts": rollouts, "held_out_rollouts": held_out_rollouts}
-    config = TrainConfig(**{name: value for name, value in given.items() if value is not None}, seed=seed)  # type: ignore[arg-type]
+    given: dict[str, Any] = {
+        "steps": steps, "rollouts": rollouts, "held_out_rollouts": held_out_rollouts, "rollout_steps": rollout_steps,
+        "rollout_batch": rollout_batch, "guidance_scale": guidance,
+    }  # fmt: skip
+    chosen = {name: value for name, value in given.items() if value is not None}
+    config = TrainConfig(**chosen, call=named_values(call or [], "--call"), seed=seed)
     pipe = load_model(model, dtype=dtype, device=device, variant=model_variant, revision=revision)
     if out.with_name(out.name + ".work").exists():
         errors.print(f"An earlier run left {out}.work; going on from there.", soft_wrap=True, highlight=False)

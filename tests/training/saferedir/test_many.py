@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import make_pipeline
+from tests.watched import Watched
 from typer.testing import CliRunner
 
 import saferedir as sr
@@ -36,7 +37,13 @@ def test_concepts_are_trained_together_and_added_without_touching_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe: Any = make_pipeline()
-    guard = train_saferedir_many(pipe, {"x": pairs("x"), "y": pairs("y")}, tmp_path / "two", config=QUICK)
+    watched = Watched()
+    guard = train_saferedir_many(
+        pipe, {"x": pairs("x"), "y": pairs("y")}, tmp_path / "two", config=QUICK, progress=watched
+    )
+    for side in ("training images", "held-out images"):
+        _, total, done = [step for step in watched.steps if step[0] == side][-1]
+        assert done == total
     assert guard.config.concepts == ("x", "y") and set(guard.config.calibration) == {"x", "y"}
     assert not (tmp_path / "two.work").exists()
     loaded = sr.Guard.from_pretrained(tmp_path / "two")
@@ -89,7 +96,8 @@ def test_the_command_line_trains_and_adds(tmp_path: Path) -> None:
     for letter in "xyz":
         write_pairs(pairs(letter), tmp_path / f"{letter}.jsonl")
     files = {letter: f"{letter}={tmp_path / letter}.jsonl" for letter in "xyz"}
-    common = ("--model", tmp_path / "model", "--steps", 2, "--rollouts", 4, "--held-out-rollouts", 8)
+    sizes = ("--steps", 2, "--rollouts", 4, "--held-out-rollouts", 8, "--rollout-steps", 3)
+    common = ("--model", tmp_path / "model", *sizes, "--call", "guidance_rescale=0.0")
     code, output = call("--pairs", files["x"], "--pairs", files["y"], *common, "--out", tmp_path / "two")
     assert code == 0, output
     assert "2 concepts, held out" in output and (tmp_path / "two" / "summary.json").is_file()

@@ -198,9 +198,10 @@ def _train(
 
 
 def _count(sides: Mapping[str, Sequence[Pair]], config: TrainConfig, number: int) -> int:
-    """Images of one side, about."""
+    """Images of one side: of every concept those that show it, and each benign prompt once."""
     count = config.held_out_rollouts if number else config.rollouts
-    return (len(sides) + 1) * (count // 2)
+    chosen = [rollout_prompts(of, count, config.seed) for of in sides.values()]
+    return sum(len(of.unsafe) for of in chosen) + len({prompt for of in chosen for prompt in of.benign})
 
 
 def _rolled(
