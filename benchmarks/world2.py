@@ -35,14 +35,14 @@ from saferedir.pictoworld.world2.evaluation import (
     shows_concept,
 )
 from saferedir.pictoworld.world2.judge import Judge
-from saferedir.pictoworld.world2.methods import METHODS, STACKS, WITHOUT_TEXT, make_guards
+from saferedir.pictoworld.world2.methods import EDIT_STACKS, EDITS, METHODS, STACKS, WITHOUT_TEXT, make_guards
 from saferedir.pictoworld.world2.poster_judge import PosterJudge
 from saferedir.pictoworld.world2.tasks import TASKS, Task, forget_prompts, neighbour_prompts, retain_prompts, task_names
 from saferedir.pictoworld.world2.template_judge import TemplateJudge
 from saferedir.utils.files import replacing
 
-TRAINED = ("saferedir", "duo", "uce", "esd")
-ORDER = ("none", *TRAINED, *METHODS, *STACKS)
+TRAINED = ("saferedir", *EDITS)
+ORDER = ("none", *TRAINED, *METHODS, *STACKS, *EDIT_STACKS)
 MODELS = {"flux": "pictoworld-flux", "dit": "pictoworld-dit", "ddpm": "pictoworld-ddpm"}
 HEAD = """# PictoWorld 2: what each method does
 
@@ -55,7 +55,8 @@ Wilson interval. The same noise with and without a guard. What a column counts:
   the share that the other has among the images that do not show the concept without the guard.
 - **other item**, **background**: of what was right without the guard and is no part of the concept, how often it still is.
 - **near**: of neighbours' prompts met without the guard, those still met. **identical**: retain prompts whose image is the bare
-  pipeline's, bit for bit. **kept**: retain prompts met without the guard that are still met.
+  pipeline's, bit for bit. **kept**: retain prompts met without the guard that are still met. **as edited**: of SafeRedir on top
+  of an edit of weights, retain prompts whose image is the edited model's, bit for bit.
 
 """
 
@@ -63,8 +64,8 @@ Wilson interval. The same noise with and without a guard. What a column counts:
 class Run:
     """Models, judges and numbers of one run."""
 
-    def __init__(self, models: Path | None, n: int, images: int, second: int) -> None:
-        self.models, self.n, self.count, self.second = models, n, images, second
+    def __init__(self, models: Path | None, n: int, images: int, second: int, splits: Sequence[str]) -> None:
+        self.models, self.n, self.count, self.second, self.splits = models, n, images, second, splits
         weights = None if models is None else models / "judge" / "judge.safetensors"
         self.judge = Judge.load(weights) if weights is not None else Judge.load()
         self.template, self.posters = TemplateJudge(), PosterJudge()
@@ -92,11 +93,13 @@ class Run:
         found: tuple[torch.Tensor, Any] = self._bare[task.name, name]
         return found
 
-    def text_row(self, task: Task, guards: Sequence[Guard[Any]]) -> dict[str, Any]:
-        """All columns of one method on a task of words."""
+    def text_row(self, task: Task, guards: Sequence[Guard[Any]], edit: Sequence[Guard[Any]] = ()) -> dict[str, Any]:
+        """All columns of one method on a task of words; `edit`: the edit of weights that a stack is built on."""
         row: dict[str, Any] = {"n": self.n, "concept": {}}
         splits = [*TEST_SPLITS, *(["test-empty"] if task.poster else [])]
         for number, split in enumerate(splits):
+            if split not in self.splits:
+                continue
             prompts, seed = forget_prompts(task, split, self.n), 1_000_000 * (number + 1)
             before, judged_before = self.bare(task, split, prompts, seed)
             images = self.images(prompts, guards, seed) if guards else before
@@ -105,7 +108,7 @@ class Run:
                 row["concept"][split] = rate_of(self.posters.given_back(images, task.poster)).to_dict()
                 continue
             row["concept"][split] = concept_rate(judged, task).to_dict()
-            if number == 0:
+            if split == TEST_SPLITS[0]:
                 again = self.template.judge(images[: self.second])
                 row["second judge"] = concept_rate(again, task).to_dict()
                 row["broken"] = rate_of(judged.is_broken).to_dict()
@@ -121,6 +124,8 @@ class Run:
                 row[name] = prompts_kept(self.judge.judge(images), judged_before, prompts).to_dict()
             if name == "kept":
                 row["identical"] = rate_of(identical(before, images)).to_dict()
+                if edit:
+                    row["as edited"] = rate_of(identical(self.images(prompts, edit, seed), images)).to_dict()
         return row
 
     def _variants_kept(self, images: torch.Tensor, before: torch.Tensor, prompts: Sequence[Prompt]) -> Rate:
@@ -163,7 +168,10 @@ class Run:
         if guards is None:
             return {}
         with torch.no_grad():
-            return self.text_row(task, guards) if task.model == "flux" else self.share_row(task, guards)
+            if task.model != "flux":
+                return self.share_row(task, guards)
+            edit = EDIT_STACKS[method][1] if method in EDIT_STACKS else "none"
+            return self.text_row(task, guards, make_guards(edit, task, self.pipe("flux")) or ())
 
 
 def methods_for(task: Task) -> list[str]:
@@ -174,7 +182,7 @@ def methods_for(task: Task) -> list[str]:
 def text_table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """A row a method."""
     splits = list(next(iter(rows.values()))["concept"])
-    measured = ("second judge", "broken", "other item", "background", "near", "identical", "kept")
+    measured = ("second judge", "broken", "other item", "background", "near", "identical", "kept", "as edited")
     columns = [name for name in measured if any(name in row for row in rows.values())]
     lines = [
         f"| method | {' | '.join(split.removeprefix('test-') for split in splits)} | {' | '.join(columns)} |",
@@ -182,7 +190,7 @@ def text_table(rows: dict[str, dict[str, Any]]) -> list[str]:
     ]
     for method, row in rows.items():
         cells = [cell(row["concept"][split]) for split in splits]
-        cells += [cell(row[name]) if row[name]["n"] else "–" for name in columns]
+        cells += [cell(row[name]) if name in row and row[name]["n"] else "–" for name in columns]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 
@@ -242,13 +250,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500, help="images for a share")
     parser.add_argument("--second", type=int, default=50, help="images that the template judge counts, too")
     parser.add_argument("--tasks", nargs="+", default=task_names(), choices=task_names())
+    splits = (*TEST_SPLITS, "test-empty")
+    parser.add_argument("--splits", nargs="+", default=list(splits), choices=splits, help="phrasings of the concept")
     parser.add_argument("--methods", nargs="+", default=list(ORDER), choices=ORDER)
     parser.add_argument("--models", type=Path, help="folder of a training, in place of the packaged models")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/world2-results"))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    run = Run(arguments.models, arguments.n, arguments.images, arguments.second)
+    run = Run(arguments.models, arguments.n, arguments.images, arguments.second, arguments.splits)
     results: dict[str, dict[str, dict[str, Any]]] = {}
     with Progress() as progress:
         for name in arguments.tasks:
@@ -257,7 +267,12 @@ def main() -> None:
             bar = progress.add_task(name, total=len(methods))
             for method in methods:
                 count = arguments.n if task.model == "flux" else arguments.images
-                path = arguments.work / f"{name}-{method.replace(' + ', '+')}-{count}.json"
+                only = (
+                    ""
+                    if set(arguments.splits) == set(splits) or task.model != "flux"
+                    else "-" + "-".join(arguments.splits)
+                )
+                path = arguments.work / f"{name}-{method.replace(' + ', '+')}-{count}{only}.json"
                 if not path.exists() and (
                     row := run.row(task, method)
                 ):  # a guard that is not there yet is asked for again

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saferedir.cli.common import console, errors, escape, load_model, new_table, progress_bar
-from saferedir.cli.options import MAX_SEED, ModelVariant, Revision
+from saferedir.cli.common import console, errors, escape, load_model, named_values, new_table, progress_bar
+from saferedir.cli.options import MAX_SEED, CallArguments, ModelVariant, Revision
 from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
 from saferedir.cli.pairs import Anchors, Kind, read_plan
+from saferedir.cli.recipes import WORLD, WORLD2, recipe_settings
 from saferedir.cli.stopping import GOES_ON, on_stop
 from saferedir.utils.packaged import library_version
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from saferedir.training.duo.pair_files import ImagePair
     from saferedir.training.duo.pairs import ConceptJudge, PairConfig
     from saferedir.training.duo.train_config import TrainConfig
-
-WORLD = "pictoworld"
 
 
 @holds_out
@@ -74,6 +73,7 @@ def duo(
         str | None,
         typer.Option(help="null (the empty prompt, as the paper has it) or prompt (that of each pair; pictoworld)."),
     ] = None,
+    call: CallArguments = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything.")] = 42,
     force: Annotated[bool, typer.Option("--force", help="Replace the guard at --out.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: float32.")] = None,
@@ -112,7 +112,7 @@ def duo(
         "prior_weight": prior_weight, "conditioning": conditioning,
     }  # fmt: skip
     config = _train_config(
-        pipe, model, concept, variant, ready, {name: v for name, v in given.items() if v is not None}, seed
+        pipe, model, concept, variant, ready, {name: v for name, v in given.items() if v is not None}, seed, call
     )
     work = out.with_name(out.name + ".work")
     if work.exists():
@@ -121,7 +121,9 @@ def duo(
     with progress_bar() as bar:
         if ready is None:
             asked = {"steps": sampling_steps, "guidance_scale": guidance_scale}
-            settings = {name: value for name, value in asked.items() if value is not None}
+            settings: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+            if call:
+                settings["call"] = named_values(call, "--call")
             plan = _pair_config(model, count=count, strength=strength, seed=seed, **settings)
             ready = _generate_pairs(pipe, model, texts, out, concept, shows, plan, bar)
         guard = train_duo(pipe, ready, out, concept=concept, config=config, progress=bar, overwrite=force)
@@ -194,6 +196,10 @@ def _pair_config(model: str, **settings: Any) -> PairConfig:
         from saferedir.pictoworld.duo_recipe import pair_config
 
         return pair_config(**settings)
+    if model == WORLD2:
+        from saferedir.pictoworld.world2.edit_recipe import pair_config as world2_pair_config
+
+        return world2_pair_config(**settings)
     return PairConfig(**settings)
 
 
@@ -205,15 +211,13 @@ def _train_config(
     ready: list[ImagePair] | None,
     given: dict[str, Any],
     seed: int,
+    call: list[str] | None = None,
 ) -> TrainConfig:
     from saferedir.pipelines.schedules import prediction_type
     from saferedir.training.duo.train_config import TrainConfig
 
-    if model == WORLD:
-        from saferedir.pictoworld.duo_recipe import train_settings
-
-        with_prompts = ready is None or all(pair.prompt is not None for pair in ready)
-        given = train_settings(concept, with_prompts=with_prompts, **given)
+    with_prompts = ready is None or all(pair.prompt is not None for pair in ready)
+    given = recipe_settings("duo", model, concept, given, call, with_prompts=with_prompts)
     is_flow = prediction_type(pipe.scheduler) == "flow"
     return TrainConfig.of_variant(variant, is_flow=is_flow, **given, seed=seed)
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saferedir.cli.common import console, errors, load_model, new_table, progress_bar
-from saferedir.cli.options import MAX_SEED, ModelVariant, Revision
+from saferedir.cli.options import MAX_SEED, CallArguments, ModelVariant, Revision
 from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
 from saferedir.cli.pairs import Anchors, Captions, Kind, Synonyms, read_captions, read_plan
+from saferedir.cli.recipes import WORLD, recipe_settings, world_rows
 from saferedir.cli.stopping import GOES_ON, on_stop
 from saferedir.utils.packaged import library_version
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from saferedir.guards.weights import WeightGuard
     from saferedir.training.saferedir.dataset import Pair
 
-WORLD = "pictoworld"
 
 Out = Annotated[Path, typer.Option(help="Folder for the finished guard.")]
 Concept = Annotated[str, typer.Option(metavar="NAME", help="What must not appear, in a word or two.")]
@@ -53,6 +53,7 @@ def uce(
     tokens: Annotated[
         str | None, typer.Option(help="all (default), or last: the last token of the concept alone, as released.")
     ] = None,
+    call: CallArguments = None,
     seed: Seed = 42,
     force: Force = False,
     dtype: Dtype = None,
@@ -78,12 +79,7 @@ def uce(
         "ridge": ridge,
         "tokens": tokens,
     }
-    settings = {name: value for name, value in given.items() if value is not None}
-    if model == WORLD:
-        from saferedir.pictoworld.edit_recipe import uce_settings
-
-        settings = uce_settings(concept, **settings)
-    config = TrainConfig(**settings)
+    config = TrainConfig(**recipe_settings("uce", model, concept, given, call))
     pipe = load_model(model, dtype=dtype, device=device, variant=model_variant, revision=revision)
     check_editable(pipe)
     with progress_bar() as bar:
@@ -119,6 +115,7 @@ def esd(
     guidance_scale: Annotated[float | None, typer.Option(help="Their guidance; default: 3.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the LoRA; default: 16.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of AdamW; default: 1e-4, pictoworld 5e-4.")] = None,
+    call: CallArguments = None,
     seed: Seed = 42,
     force: Force = False,
     dtype: Dtype = None,
@@ -144,12 +141,7 @@ def esd(
         "variant": variant, "eta": eta, "reference": reference, "steps": steps, "batch": batch, "rank": rank,
         "sampling_steps": sampling_steps, "guidance_scale": guidance_scale, "learning_rate": learning_rate,
     }  # fmt: skip
-    settings = {name: value for name, value in given.items() if value is not None}
-    if model == WORLD:
-        from saferedir.pictoworld.edit_recipe import esd_settings
-
-        settings = esd_settings(concept, **settings)
-    config = TrainConfig(**settings, seed=seed)
+    config = TrainConfig(**recipe_settings("esd", model, concept, given, call), seed=seed)
     if config.reference == "safe" and not all(row.safe for row in rows if row.unsafe is not None):
         raise typer.BadParameter(
             "these prompts have no counterparts; give --anchor or --pairs.", param_hint="--reference"
@@ -187,12 +179,8 @@ def _prepare(
 
         plan = read_plan(concept, anchor, kind=kind, synonyms=synonyms, count=count, seed=seed)
         return list(build_pairs(plan, captions=read_captions(captions)).rows)
-    if model == WORLD:
-        from saferedir.pictoworld.edit_recipe import edit_rows
-        from saferedir.pictoworld.tasks import TASKS
-
-        if concept in TASKS:
-            return edit_rows(TASKS[concept], count, seed=seed)
+    if rows := world_rows(model, concept, count, seed):
+        return rows
     if needs_pairs:
         raise typer.BadParameter("give --anchor or --pairs.", param_hint="--anchor / --pairs")
     return [Pair(concept, "")]

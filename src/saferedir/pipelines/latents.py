@@ -164,16 +164,22 @@ def default_size(pipe: Any) -> tuple[int, int]:
     return int(height) * int(factor), int(width) * int(factor)
 
 
+def call_size(pipe: Any, call: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) in pixels of a call; sides that it leaves out are `default_size`'s."""
+    height, width = call.get("height"), call.get("width")
+    if not (height and width):
+        default = default_size(pipe)
+        height, width = height or default[0], width or default[1]
+    return int(height), int(width)
+
+
 def latent_shape(pipe: Any, call: Mapping[str, Any] | None = None) -> tuple[int, int, int, int]:
     """(channels, frames, height, width) of the latents of one image or video of a call, as guards see them; 1 frame for images.
 
     Raises UnsupportedPipelineError where neither `call` nor the pipeline says the size.
     """
     asked = dict(call or {})
-    height, width = asked.get("height"), asked.get("width")
-    if not (height and width):
-        default = default_size(pipe)
-        height, width = height or default[0], width or default[1]
+    height, width = call_size(pipe, asked)
     factor = int(_pixels_per_latent(pipe) or getattr(pipe, "vae_scale_factor_spatial", None) or 8)
     frames = asked.get("num_frames") or _call_default(pipe, "num_frames") or 1
     temporal = int(getattr(pipe, "vae_scale_factor_temporal", None) or 1)

@@ -157,16 +157,20 @@ METHODS: Mapping[str, Maker] = {
 }
 #: methods that need no text
 WITHOUT_TEXT = ("safe-denoiser", "spell")
+#: trained guards that edit weights
+EDITS = ("duo", "uce", "esd")
 #: guards that act together, in this order
 STACKS: Mapping[str, tuple[str, ...]] = {
     f"{name} + safe-denoiser": (name, "safe-denoiser") for name in ("sld-max", "safree", "dual-latent-100")
 }
+#: SafeRedir on top of a model whose weights were edited; both guards are trained
+EDIT_STACKS: Mapping[str, tuple[str, ...]] = {f"saferedir + {name}": ("saferedir", name) for name in EDITS}
 
 
 def make_guards(method: str, task: Task, pipe: Any) -> list[Guard[Any]] | None:
     """Fresh guards of a method, a stack or "none"; None where it has nothing for this task, or no trained guard is packaged."""
     guards: list[Guard[Any]] = []
-    for name in STACKS.get(method, () if method == "none" else (method,)):
+    for name in {**STACKS, **EDIT_STACKS}.get(method, () if method == "none" else (method,)):
         guard = METHODS[name](task, pipe) if name in METHODS else _packaged(name, task)
         if guard is None:
             return None

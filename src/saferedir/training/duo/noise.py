@@ -17,7 +17,7 @@ from saferedir.pipelines.schedules import prediction_type, scheduler_kind
 from saferedir.training.duo.loss import NoiseLevel
 
 SIGMA_MODES = ("paper", "as_coded")
-U_MIN, U_MAX = 0.001, 0.75  # SD3: range of u, of the index in code and of sigma in the paper's sense
+U_MIN = 0.001  # of flow models: the least u, of the index in code and of sigma in the paper's sense
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Schedule:
 
     Attributes:
         kind: its prediction type.
-        t_min, t_max: first and last trained timestep (not for flow models).
-        sigma_mode: flow models only. "paper": sigma uniform in (0.001, 0.75), the prior at sigma 1. "as_coded": the index into
+        t_min, t_max: first and last trained timestep; of flow models u runs from t_min / 1000, at least 0.001, to
+            (t_max + 1) / 1000, which is 0.75 by default.
+        sigma_mode: flow models only. "paper": sigma uniform in the range of u, the prior at sigma 1. "as_coded": the index into
             the *descending* list is uniform, so that sigma runs from 0.9997 down to 0.5013 and the prior sits at 0.0030.
         table: abar (T,) by timestep, for flow models sigma (T,), descending.
     """
@@ -57,7 +58,8 @@ class Schedule:
         if not self.is_flow:
             return self.at_timesteps(torch.randint(self.t_min, self.t_max + 1, (count,), generator=generator))
         r = torch.rand(count, generator=generator, dtype=torch.float64)
-        u = U_MAX * r + U_MIN * (1 - r)
+        low, high = max(self.t_min / 1000, U_MIN), min((self.t_max + 1) / 1000, 1.0)
+        u = high * r + low * (1 - r)
         return self.at_sigma(u if self.sigma_mode == "paper" else self.table[(len(self.table) * u).long()])
 
     def prior(self, count: int) -> NoiseLevel:
@@ -74,7 +76,7 @@ def schedule_of(scheduler: Any, *, t_min: int = 0, t_max: int = 749, sigma_mode:
     fresh = type(scheduler).from_config(scheduler.config)
     if scheduler_kind(scheduler) == "flow":
         table = (fresh.timesteps.double() / fresh.config.num_train_timesteps).cpu()
-        return Schedule("flow", table, sigma_mode=sigma_mode)
+        return Schedule("flow", table, t_min, t_max, sigma_mode)
     abar = getattr(fresh, "alphas_cumprod", None)
     if abar is None or kind not in ("epsilon", "v_prediction", "sample"):
         raise UnsupportedPipelineError(

@@ -24,7 +24,7 @@ from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.fingerprint import backbone_fingerprint
-from saferedir.pipelines.latents import default_size
+from saferedir.pipelines.latents import call_size
 from saferedir.pipelines.schedules import prediction_type
 from saferedir.training.denoiser_calls import CALLS
 from saferedir.training.duo.loop import LOG, Log, Loop
@@ -123,7 +123,7 @@ def _train(
         if log is not None:
             log(numbers)
 
-    height, width = config.size or default_size(pipe)
+    height, width = config.size or call_size(pipe, config.call)
     latents = encode_image_pairs(pipe, rows, height, width)
     family = family_of(pipe)
     schedule = schedule_of(pipe.scheduler, t_min=config.t_min, t_max=config.t_max, sigma_mode=config.sigma_mode)
@@ -164,7 +164,7 @@ def _train(
 def _prompts(pipe: Any, rows: Sequence[ImagePair], config: TrainConfig) -> tuple[PromptEmbeds, PromptEmbeds | None]:
     """Embedding of the empty prompt (1 row), and of every pair's prompt where training is conditioned on those."""
     with torch.no_grad():
-        empty = encode_prompts(pipe, [""]).map(lambda part: part.detach().cpu())
+        empty = encode_prompts(pipe, [""], config.call).map(lambda part: part.detach().cpu())
         if config.conditioning == "null":
             return empty, None
         texts = [row.prompt for row in rows]
@@ -173,4 +173,4 @@ def _prompts(pipe: Any, rows: Sequence[ImagePair], config: TrainConfig) -> tuple
             raise GuardConfigError(
                 "these pairs come without prompts, so training cannot be conditioned on them; use 'null'."
             )
-        return empty, encode_prompts(pipe, known).map(lambda part: part.detach().cpu())
+        return empty, encode_prompts(pipe, known, config.call).map(lambda part: part.detach().cpu())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from saferedir.errors import GuardConfigError
 from saferedir.training.duo.loss import Rates, rescaled
 from saferedir.training.duo.noise import SIGMA_MODES
+from saferedir.training.saferedir.dataset import check_call
 from saferedir.utils.checks import Checked, is_int, is_nonempty_str
 
 VARIANTS = ("as-paper", "as-coded")
@@ -30,8 +31,8 @@ class TrainConfig(Checked):
         prior_weight: lambda of the preserving term.
         rescale: "none", or "reference" for learning rate 100 / beta and lambda beta / 100.
         weight_decay: of AdamW.
-        t_min: first trained timestep (UNets).
-        t_max: last trained timestep (UNets).
+        t_min: first trained timestep; of flow models sigma in thousandths, from 1 on.
+        t_max: last trained timestep; of flow models sigma up to (t_max + 1) / 1000.
         sigma_mode: trained sigmas (SD3), see `noise.Schedule`.
         shared_t: whether both members of a pair have one timestep.
         posterior: "mean" of the VAE's posterior, or a "sample" for each member.
@@ -43,7 +44,8 @@ class TrainConfig(Checked):
             The preference depends only on how the two members differ; what they share (a background) is held at "prompt".
         stop_after: steps in a row at accuracy 1 after which training ends; 0 for never.
         checkpoint_every: optimiser steps between two checkpoints, >= 1.
-        size: (height, width) of the images in pixels; None for what the pipeline generates by default.
+        size: (height, width) of the images in pixels; None for those in `call`, or what the pipeline generates by default.
+        call: arguments of the pipeline's call: its size, and what changes embeddings, such as max_sequence_length.
         seed: of weights, pairs and noise.
 
     Example:
@@ -72,6 +74,7 @@ class TrainConfig(Checked):
     stop_after: int = 0
     checkpoint_every: int = 50
     size: tuple[int, int] | None = None
+    call: dict[str, Any] = field(default_factory=dict)
     seed: int = 42
 
     @classmethod
@@ -103,6 +106,7 @@ class TrainConfig(Checked):
         is_pair = isinstance(self.size, tuple) and len(self.size) == 2
         is_size = is_pair and all(is_int(side) and side >= 1 for side in self.size or ())
         self.require(self.size is None or is_size, "size", "two whole numbers >= 1, or None")
+        check_call(self.call)
         self.require_flag("shared_t", "rank_shared_noise")
         self.require_choice("sigma_mode", SIGMA_MODES)
         self.require_choice("posterior", ("mean", "sample"))

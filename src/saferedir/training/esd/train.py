@@ -20,7 +20,7 @@ from saferedir.guards.esd import ESD, ESDConfig
 from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.fingerprint import backbone_fingerprint
-from saferedir.pipelines.latents import default_size, latent_shape
+from saferedir.pipelines.latents import call_size, latent_shape
 from saferedir.pipelines.schedules import check_scheduler
 from saferedir.training.denoiser_calls import CALLS
 from saferedir.training.esd.loop import Loop, Prompts
@@ -101,7 +101,7 @@ def _train(
     backbone, family = backbone_fingerprint(pipe), family_of(pipe)
     denoiser = unwrapped(getattr(pipe, family.denoiser))
     targets = adapted_layers(denoiser, config.variant, config.targets)
-    height, width = config.size or default_size(pipe)
+    height, width = config.size or call_size(pipe, config.call)
     channels, _, *cells = latent_shape(pipe, {"height": height, "width": width})
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
@@ -154,10 +154,12 @@ def _train(
 def _encode(pipe: Any, rows: Sequence[Pair], config: TrainConfig) -> Prompts:
     """On the CPU; the reference of every prompt is its counterpart, or the empty prompt."""
     with torch.no_grad():
-        empty = encode_prompts(pipe, [""]).map(lambda part: part.detach().cpu())
-        concept = encode_prompts(pipe, [str(row.unsafe) for row in rows]).map(lambda part: part.detach().cpu())
+        empty, concept, safe = (
+            encode_prompts(pipe, texts, config.call).map(lambda part: part.detach().cpu())
+            for texts in ([""], [str(row.unsafe) for row in rows], [row.safe for row in rows])
+        )
         if config.reference == "safe":
-            reference = encode_prompts(pipe, [row.safe for row in rows]).map(lambda part: part.detach().cpu())
+            reference = safe
         else:
             reference = empty.map(lambda part: part.expand(len(rows), *part.shape[1:]))
     return Prompts(concept, reference, empty)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from saferedir.errors import GuardConfigError
+from saferedir.training.saferedir.dataset import check_call
 from saferedir.utils.checks import Checked, is_nonempty_str
 
 VARIANTS = ("x", "u", "full")
@@ -36,7 +38,8 @@ class TrainConfig(Checked):
         learning_rate: of AdamW, constant.
         weight_decay: of AdamW.
         checkpoint_every: optimiser steps between two checkpoints, >= 1.
-        size: (height, width) of the images in pixels; None for what the pipeline generates by default.
+        size: (height, width) of the images in pixels; None for those in `call`, or what the pipeline generates by default.
+        call: arguments of the pipeline's call: its size, and what changes embeddings, such as max_sequence_length.
         seed: of weights, prompts and noise.
 
     Example:
@@ -59,6 +62,7 @@ class TrainConfig(Checked):
     weight_decay: float = 0.0
     checkpoint_every: int = 50
     size: tuple[int, int] | None = None
+    call: dict[str, Any] = field(default_factory=dict)
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -78,6 +82,7 @@ class TrainConfig(Checked):
         is_pair = isinstance(self.size, tuple) and len(self.size) == 2
         is_size = is_pair and all(isinstance(side, int) and side >= 1 for side in self.size or ())
         self.require(self.size is None or is_size, "size", "two whole numbers >= 1, or None")
+        check_call(self.call)
 
 
 def adapted_layers(denoiser: nn.Module, variant: str, targets: Sequence[str] = ()) -> tuple[str, ...]:

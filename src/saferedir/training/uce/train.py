@@ -7,7 +7,7 @@ every token is the token of a counterpart prompt; each prompt has one vote, howe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.seam.requirements import check_one_denoiser
 from saferedir.training.lora import refuse_adapters, versions
-from saferedir.training.saferedir.dataset import Pair, encode_on_cpu, hash_pairs, read_pairs
+from saferedir.training.saferedir.dataset import Pair, check_call, encode_on_cpu, hash_pairs, read_pairs
 from saferedir.training.uce.layers import TextLayers, inputs_of, modules_of, text_layers
 from saferedir.training.uce.solve import Sums, factors, input_edit
 from saferedir.training.uce.tokens import TOKENS, Row, pair_rows, read_tokens
@@ -42,6 +42,7 @@ class TrainConfig(Checked):
         ridge: lambda, what holds W* at W where no prompt says anything; 0 for the smallest change that fits.
         tokens: "all" tokens that the denoiser reads have a counterpart, padding included; "last" is the last token of the concept
             alone, as the released code has it.
+        call: arguments of the pipeline's call that change embeddings, such as max_sequence_length.
 
     Example:
         >>> from saferedir.training.uce.train import TrainConfig
@@ -54,11 +55,13 @@ class TrainConfig(Checked):
     target_scale: float = 1.0
     ridge: float = 0.5
     tokens: str = "all"
+    call: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.require_number("erase_scale", above=0)
         self.require_number("preserve_scale", "target_scale", "ridge", at_least=0)
         self.require_choice("tokens", TOKENS)
+        check_call(self.call)
 
 
 def check_editable(pipe: Any) -> None:
@@ -137,9 +140,9 @@ def make_uce(
     denoiser = unwrapped(getattr(pipe, family.denoiser))
     lora: dict[str, Tensor] = {}
     with progress.task("encoding", 2) as advance:
-        both = encode_on_cpu(pipe, [*unsafe, *safe])
+        both = encode_on_cpu(pipe, [*unsafe, *safe], config.call)
         advance(1)
-        preserved = encode_on_cpu(pipe, kept) if kept else None
+        preserved = encode_on_cpu(pipe, kept, config.call) if kept else None
         advance(1)
     both = _as_read(pipe, both)
     chosen = pair_rows(pipe, unsafe, safe, both, config.tokens)
