@@ -119,7 +119,7 @@ def world2(
 def unpack2(
     out: Annotated[Path, typer.Option(help="Folder of `world2`, in which its stages go on.")],
 ) -> None:
-    """Lay the packaged pictoworld-flux and pictoworld-dit out, so that other stages, or more of their own steps, can follow.
+    """Lay the packaged models of PictoWorld 2 out, so that other stages, or more of their own steps, can follow.
 
     Example:  `python -m tools.pictoworld unpack2 --out runs/world2`
     """
@@ -133,7 +133,7 @@ def unpack2(
     if packaged is None:
         raise OutputError("pictoworld-flux is not packaged; train it with `world2`, vae, text and flux in turn.")
     console.print(
-        f"Laid out below {out}: {unpack(packaged, out, packaged_model_path('pictoworld-dit'))}",
+        f"Laid out below {out}: {unpack(packaged, out, *map(packaged_model_path, ('pictoworld-dit', 'pictoworld-ddpm')))}",
         soft_wrap=True,
         highlight=False,
     )

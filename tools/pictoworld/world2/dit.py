@@ -19,12 +19,11 @@ from saferedir.pictoworld.world2.classes import CLASSES, class_scene
 from saferedir.pictoworld.world2.scene import Scene
 from saferedir.utils.progress import Progress
 from tools.pictoworld.training.loop import MUON, START, LoopConfig, block_matrices, fit, weights_number
-from tools.pictoworld.training.noise import stratified_timesteps
+from tools.pictoworld.training.noise import stratified_timesteps, velocity_loss
 from tools.pictoworld.world2.autoencoder import CHANNELS
 from tools.pictoworld.world2.latents import LATENT_SIZE, encoded_latents
 
 LABEL_DROPOUT = 0.1
-LARGEST_SNR = 5.0  # of the clean latents' weight in the loss, which is 1 + signal to noise below it
 NO_LABEL = 1000  # of `DiTPipeline`, whatever the number of classes
 
 
@@ -104,7 +103,6 @@ def train_dit(
     draws = seed + weights_number(start)
     forward = torch.compile(transformer, dynamic=False) if compiled else transformer
     alphas = build_scheduler().alphas_cumprod.to(device)
-    weights = (LARGEST_SNR / (alphas / (1 - alphas) + 1)).clamp(max=1)
 
     def loss_fn(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(scenes), (batch,), generator=generator)
@@ -113,11 +111,7 @@ def train_dit(
         clean = torch.from_numpy(latents[rows.numpy()]).float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         t = stratified_timesteps(batch, generator).to(device)
-        a = alphas[t].view(-1, 1, 1, 1)
-        predicted = forward(a.sqrt() * clean + (1 - a).sqrt() * noise, timestep=t, class_labels=labels).sample
-        velocity = a.sqrt() * noise - (1 - a).sqrt() * clean
-        loss: Tensor = ((predicted.float() - velocity).square().mean(dim=(1, 2, 3)) * weights[t]).mean()
-        return loss
+        return velocity_loss(lambda x, t: forward(x, timestep=t, class_labels=labels).sample, clean, noise, t, alphas)
 
     # the labels' own random dropout would depend on what ran before
     for block in transformer.transformer_blocks:

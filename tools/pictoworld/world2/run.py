@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiTPipeline, FluxPipeline
+from diffusers import AutoencoderKL, DDPMPipeline, DiTPipeline, FluxPipeline
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from saferedir.pictoworld.world2.judge import Judge
@@ -141,7 +141,7 @@ def run_dit(run: StageRun) -> Path:
     return final
 
 
-def unpack(pipeline: Path, out: Path, dit: Path | None = None) -> Path:
+def unpack(pipeline: Path, out: Path, dit: Path | None = None, ddpm: Path | None = None) -> Path:
     """Lay the parts of a finished `FluxPipeline` where the stages look for them, in float32.
 
     The other stages then need no training before them, and FLUX's own goes on from its transformer (`flux/start`); `dit`, a
@@ -154,6 +154,8 @@ def unpack(pipeline: Path, out: Path, dit: Path | None = None) -> Path:
     pipe.transformer.save_pretrained(out / "flux" / START)
     if dit is not None:
         DiTPipeline.from_pretrained(dit).to(torch.float32).transformer.save_pretrained(out / "dit" / START)
+    if ddpm is not None:
+        DDPMPipeline.from_pretrained(ddpm).to(torch.float32).unet.save_pretrained(out / "ddpm" / START)
     return out / "flux" / START
 
 

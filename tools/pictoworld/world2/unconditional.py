@@ -20,8 +20,8 @@ from saferedir.pictoworld.scene import COLOURS, SHAPES, STYLES
 from saferedir.pictoworld.world2.renderer import render
 from saferedir.pictoworld.world2.scene import Item, Scene, random_scene
 from saferedir.utils.progress import Progress
-from tools.pictoworld.training.loop import LoopConfig, fit
-from tools.pictoworld.training.noise import min_snr_weights, stratified_timesteps
+from tools.pictoworld.training.loop import START, LoopConfig, fit, weights_number
+from tools.pictoworld.training.noise import stratified_timesteps, velocity_loss
 
 
 def corpus_scene(rng: random.Random, **fixed: str) -> Scene:
@@ -57,9 +57,13 @@ def build_unet() -> UNet2DModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """A cosine schedule, whose noisiest image keeps nothing of the clean one."""
+    """A cosine schedule, whose noisiest image keeps nothing of the clean one, so that the velocity must be predicted."""
     return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", clip_sample=True, set_alpha_to_one=True, timestep_spacing="trailing"
+        beta_schedule="squaredcos_cap_v2",
+        clip_sample=True,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
     )
 
 
@@ -75,25 +79,27 @@ def train_unconditional(
     bf16: bool = True,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> DDPMPipeline:
-    """Train on epsilon with min-SNR weights (arXiv:2303.09556); resumes from `folder`/unconditional.ckpt."""
+    """Train on velocity prediction; resumes from `folder`/unconditional.ckpt.
+
+    It begins with the weights in `folder`/start, where there are some, and then draws other batches than those had.
+    """
     torch.manual_seed(seed)
     images = corpus_images(pool, seed)
-    unet = build_unet().to(device)
+    start = folder / START
+    unet = UNet2DModel.from_pretrained(start) if start.is_dir() else build_unet()
+    unet = unet.requires_grad_(True).to(device)
+    draws = seed + weights_number(start)
     alphas = build_scheduler().alphas_cumprod.to(device)
-    weights = min_snr_weights(alphas / (1 - alphas))
 
     def loss_fn(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(images), (batch,), generator=generator)
         clean = images[rows].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         t = stratified_timesteps(batch, generator).to(device)
-        a = alphas[t].view(-1, 1, 1, 1)
-        error = (unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t).sample.float() - noise).square()
-        loss: Tensor = (error.mean(dim=(1, 2, 3)) * weights[t]).mean()
-        return loss
+        return velocity_loss(lambda x, t: unet(x, t).sample, clean, noise, t, alphas)
 
     config = LoopConfig(
-        steps=steps, learning_rate=1e-3, warmup=200, seed=seed, ema=0.998, save_every=100, bf16=bf16, weight_decay=0.0
+        steps=steps, learning_rate=1e-3, warmup=200, seed=draws, ema=0.998, save_every=100, bf16=bf16, weight_decay=0.0
     )
     fit(unet, loss_fn, config, folder / "unconditional.ckpt", progress=progress, label="unconditional", log=log)
     return DDPMPipeline(unet, build_scheduler())
