@@ -4,7 +4,8 @@ Run: python benchmarks/world2.py --out docs
 Text tasks: 200 prompts a phrasing, as many retain prompts and neighbours; posters: 200 images a name, and without a name; shares
 of the class-conditional and the unconditional model: 500 images. The same noise with and without a guard. Every (task, method)
 is kept in --work as soon as it is measured, so a killed run goes on; --models takes the folders of a training that is not
-packaged yet. Models or guards that were trained anew need a --work of their own.
+packaged yet, --guards a folder of trained guards, and --validation measures the phrasings on which their settings are chosen.
+Models or guards that were trained anew need a --work of their own.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from saferedir.utils.files import replacing
 
 TRAINED = ("saferedir", *EDITS)
 ORDER = ("none", *TRAINED, *METHODS, *STACKS, *EDIT_STACKS)
+VALIDATION = "guard-validation"
 MODELS = {"flux": "pictoworld-flux", "dit": "pictoworld-dit", "ddpm": "pictoworld-ddpm"}
 HEAD = """# PictoWorld 2: what each method does
 
@@ -64,8 +66,19 @@ Wilson interval. The same noise with and without a guard. What a column counts:
 class Run:
     """Models, judges and numbers of one run."""
 
-    def __init__(self, models: Path | None, n: int, images: int, second: int, splits: Sequence[str]) -> None:
-        self.models, self.n, self.count, self.second, self.splits = models, n, images, second, splits
+    def __init__(
+        self,
+        models: Path | None,
+        n: int,
+        images: int,
+        second: int,
+        splits: Sequence[str] = (*TEST_SPLITS, "test-empty"),
+        trained: Path | None = None,
+    ) -> None:
+        self.models, self.n, self.count, self.second = models, n, images, second
+        self.splits, self.trained = splits, trained
+        #: of neighbours and retain prompts, and whose images the second judge counts
+        self.usual = VALIDATION if VALIDATION in splits else TEST_SPLITS[0]
         weights = None if models is None else models / "judge" / "judge.safetensors"
         self.judge = Judge.load(weights) if weights is not None else Judge.load()
         self.template, self.posters = TemplateJudge(), PosterJudge()
@@ -96,7 +109,7 @@ class Run:
     def text_row(self, task: Task, guards: Sequence[Guard[Any]], edit: Sequence[Guard[Any]] = ()) -> dict[str, Any]:
         """All columns of one method on a task of words; `edit`: the edit of weights that a stack is built on."""
         row: dict[str, Any] = {"n": self.n, "concept": {}}
-        splits = [*TEST_SPLITS, *(["test-empty"] if task.poster else [])]
+        splits = [*TEST_SPLITS, *(["test-empty"] if task.poster else []), VALIDATION]
         for number, split in enumerate(splits):
             if split not in self.splits:
                 continue
@@ -108,13 +121,13 @@ class Run:
                 row["concept"][split] = rate_of(self.posters.given_back(images, task.poster)).to_dict()
                 continue
             row["concept"][split] = concept_rate(judged, task).to_dict()
-            if split == TEST_SPLITS[0]:
+            if split == self.usual:
                 again = self.template.judge(images[: self.second])
                 row["second judge"] = concept_rate(again, task).to_dict()
                 row["broken"] = rate_of(judged.is_broken).to_dict()
                 row["other item"] = other_item_kept(judged, judged_before, prompts, task).to_dict()
                 row["background"] = background_kept(judged, judged_before, prompts, task).to_dict()
-        near, retain = (make(task, "test-seen", self.n) for make in (neighbour_prompts, retain_prompts))
+        near, retain = (make(task, self.usual, self.n) for make in (neighbour_prompts, retain_prompts))
         for name, prompts, seed in (("near", near, 8_000_000), ("kept", retain, 9_000_000)):
             before, judged_before = self.bare(task, name, prompts, seed)
             images = self.images(prompts, guards, seed) if guards else before
@@ -164,14 +177,14 @@ class Run:
 
     def row(self, task: Task, method: str) -> dict[str, Any]:
         """One row of the page; empty where the method has nothing for the task."""
-        guards = make_guards(method, task, self.pipe(task.model))
+        guards = make_guards(method, task, self.pipe(task.model), self.trained)
         if guards is None:
             return {}
         with torch.no_grad():
             if task.model != "flux":
                 return self.share_row(task, guards)
             edit = EDIT_STACKS[method][1] if method in EDIT_STACKS else "none"
-            return self.text_row(task, guards, make_guards(edit, task, self.pipe("flux")) or ())
+            return self.text_row(task, guards, make_guards(edit, task, self.pipe("flux"), self.trained) or ())
 
 
 def methods_for(task: Task) -> list[str]:
@@ -252,13 +265,20 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=task_names(), choices=task_names())
     splits = (*TEST_SPLITS, "test-empty")
     parser.add_argument("--splits", nargs="+", default=list(splits), choices=splits, help="phrasings of the concept")
+    parser.add_argument(
+        "--validation", action="store_true", help="the guards' validation phrasings in place of test ones"
+    )
+    parser.add_argument(
+        "--guards", type=Path, help="folder of trained guards, <task>-<method>, before the packaged ones"
+    )
     parser.add_argument("--methods", nargs="+", default=list(ORDER), choices=ORDER)
     parser.add_argument("--models", type=Path, help="folder of a training, in place of the packaged models")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/world2-results"))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    run = Run(arguments.models, arguments.n, arguments.images, arguments.second, arguments.splits)
+    chosen = [VALIDATION] if arguments.validation else arguments.splits
+    run = Run(arguments.models, arguments.n, arguments.images, arguments.second, chosen, arguments.guards)
     results: dict[str, dict[str, dict[str, Any]]] = {}
     with Progress() as progress:
         for name in arguments.tasks:
@@ -267,11 +287,7 @@ def main() -> None:
             bar = progress.add_task(name, total=len(methods))
             for method in methods:
                 count = arguments.n if task.model == "flux" else arguments.images
-                only = (
-                    ""
-                    if set(arguments.splits) == set(splits) or task.model != "flux"
-                    else "-" + "-".join(arguments.splits)
-                )
+                only = "" if set(chosen) == set(splits) or task.model != "flux" else "-" + "-".join(chosen)
                 path = arguments.work / f"{name}-{method.replace(' + ', '+')}-{count}{only}.json"
                 if not path.exists() and (
                     row := run.row(task, method)

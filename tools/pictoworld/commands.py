@@ -16,6 +16,7 @@ from saferedir.cli.common import (
     console,
     escape,
     load_model,
+    named_values,
     new_table,
     progress_bar,
     quiet,
@@ -137,6 +138,42 @@ def unpack2(
         soft_wrap=True,
         highlight=False,
     )
+
+
+@app.command(no_args_is_help=True)
+@holds_out
+def edits2(
+    out: Annotated[Path, typer.Option(help="Folder for the guards, <task>-<method> each, and their image pairs.")],
+    task: Annotated[list[str] | None, typer.Option(help="Of PictoWorld 2, such as star-2; default: star-2.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="uce, esd or duo; default: all three.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A training setting to try, such as steps=200."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Train guards of edited weights for pictoworld-flux by their recipes, in float16 as the package has them.
+
+    A finished guard is kept, a killed training goes on. `benchmarks/world2.py --guards OUT --validation` measures them.
+
+    Example:  `python -m tools.pictoworld edits2 --out runs/edits --task star-2 --method duo --set steps=200`
+    """
+    from saferedir.pictoworld.world2.methods import EDITS
+    from saferedir.pictoworld.world2.tasks import task_named
+    from tools.pictoworld.world2.edits import make_edit
+
+    tasks, methods = [task_named(name) for name in task or ["star-2"]], method or list(EDITS)
+    for name in methods:
+        if name not in EDITS:
+            raise typer.BadParameter(unknown_name_message("method", name, EDITS), param_hint="--method")
+    settings = named_values(changes or [], "--set")
+    pipe = load_model("pictoworld-flux", device=device)
+    on_stop(GOES_ON)
+    with progress_bar() as bar:
+        for one in tasks:
+            for name in methods:
+                folder = make_edit(pipe, one, name, out, settings, bar)
+                console.print(f"Guard: {folder}", soft_wrap=True, highlight=False)
 
 
 @app.command("few-steps", no_args_is_help=True)

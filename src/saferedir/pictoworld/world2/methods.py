@@ -7,6 +7,7 @@ packaged as "world2/<task>" and "world2/<task>-<method>".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.guards.safree import Safree, SafreeConfig
 from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.guards.spell import SPELL
+from saferedir.guards.storage import GUARD_CONFIG
 from saferedir.pictoworld.phrases import Phrase
 from saferedir.pictoworld.scene import IMAGE_SIZE
 from saferedir.pictoworld.world2.phrases import phrases_of, poster_phrases
@@ -167,17 +169,23 @@ STACKS: Mapping[str, tuple[str, ...]] = {
 EDIT_STACKS: Mapping[str, tuple[str, ...]] = {f"saferedir + {name}": ("saferedir", name) for name in EDITS}
 
 
-def make_guards(method: str, task: Task, pipe: Any) -> list[Guard[Any]] | None:
-    """Fresh guards of a method, a stack or "none"; None where it has nothing for this task, or no trained guard is packaged."""
+def make_guards(method: str, task: Task, pipe: Any, trained: Path | None = None) -> list[Guard[Any]] | None:
+    """Fresh guards of a method, a stack or "none"; None where it has nothing for this task, or no trained guard is there.
+
+    trained: a folder of trained guards, "<task>" or "<task>-<method>" each, that go before the packaged ones.
+    """
     guards: list[Guard[Any]] = []
     for name in {**STACKS, **EDIT_STACKS}.get(method, () if method == "none" else (method,)):
-        guard = METHODS[name](task, pipe) if name in METHODS else _packaged(name, task)
+        guard = METHODS[name](task, pipe) if name in METHODS else _trained(name, task, trained)
         if guard is None:
             return None
         guards.append(guard)
     return guards
 
 
-def _packaged(name: str, task: Task) -> Guard[Any] | None:
-    packaged = f"{WORLD}/{task.name}" + ("" if name == "saferedir" else f"-{name}")
+def _trained(name: str, task: Task, folder: Path | None) -> Guard[Any] | None:
+    label = task.name + ("" if name == "saferedir" else f"-{name}")
+    if folder is not None and (folder / label / GUARD_CONFIG).is_file():
+        return Guard.from_pretrained(folder / label)
+    packaged = f"{WORLD}/{label}"
     return Guard.from_pretrained(packaged) if packaged in list_packaged_guards() else None

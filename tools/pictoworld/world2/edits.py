@@ -1,0 +1,53 @@
+"""Trains the UCE, ESD and DUO guards of PictoWorld 2 by their recipes, and keeps them in float16 as the package has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saferedir.guards.storage import GUARD_CONFIG
+from saferedir.guards.weights import WeightGuard
+from saferedir.pictoworld.world2.edit_recipe import (
+    duo_settings,
+    edit_rows,
+    esd_settings,
+    render_pairs,
+    uce_settings,
+)
+from saferedir.pictoworld.world2.tasks import Task
+from saferedir.training.duo.train import train_duo
+from saferedir.training.duo.train_config import TrainConfig as DUOTrainConfig
+from saferedir.training.esd.train import train_esd
+from saferedir.training.esd.train_config import TrainConfig as ESDTrainConfig
+from saferedir.training.uce.train import TrainConfig as UCETrainConfig
+from saferedir.training.uce.train import train_uce
+from saferedir.utils.progress import SILENT, Progress
+
+PAIRS_SEED = 42
+
+
+def make_edit(
+    pipe: Any, task: Task, method: str, out: Path, changes: dict[str, Any], progress: Progress = SILENT
+) -> Path:
+    """The guard `<out>/<task>-<method>`; one that stands there is kept. `changes`: fields of the method's TrainConfig."""
+    folder = out / f"{task.name}-{method}"
+    if (folder / GUARD_CONFIG).is_file():
+        return folder
+    guard: WeightGuard[Any]
+    if method == "duo":
+        pairs = out / "pairs" / task.name
+        if not pairs.is_dir():
+            render_pairs(task, pairs, seed=PAIRS_SEED)
+        duo = DUOTrainConfig.of_variant("as-paper", is_flow=True, **duo_settings(task.name, **changes))
+        guard = train_duo(pipe, pairs, folder, concept=task.name, config=duo, progress=progress)
+    elif method == "esd":
+        esd = ESDTrainConfig(**esd_settings(task.name, **changes))
+        guard = train_esd(pipe, edit_rows(task), folder, concept=task.name, config=esd, progress=progress)
+    else:
+        uce = UCETrainConfig(**uce_settings(task.name, **changes))
+        guard = train_uce(pipe, edit_rows(task), folder, concept=task.name, config=uce, progress=progress)
+    guard.lora = {name: value.to(torch.float16) for name, value in guard.lora.items()}
+    guard.save_pretrained(folder)
+    return folder
