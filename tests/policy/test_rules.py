@@ -47,6 +47,18 @@ def test_a_file_says_concepts_categories_and_profiles(tmp_path: Path) -> None:
     assert shop.changes(again) == []
 
 
+def test_a_policy_without_later_fields_keeps_its_fingerprint(tmp_path: Path) -> None:
+    """The value is that of the first version that had policies (commit f150bbe), in which rules had neither row nor allow."""
+    (tmp_path / "shop.toml").write_text(TOML)
+    shop = Policy.from_file(tmp_path / "shop.toml")
+    assert shop.fingerprint == "ffbac7c917a6424a4f32f1892fe5f4894ce8e4def7bf3aecef98cd146fdf5ece"
+    for changed in ({"row": "star"}, {"allow": ["a starfish"]}):
+        rule = {**shop.concepts[1].to_dict(), **changed}
+        other = Policy.from_dict({**shop.to_dict(), "concepts": {**shop.to_dict()["concepts"], "dots": rule}})
+        assert other.fingerprint != shop.fingerprint and other.concepts[1].to_dict() == rule
+        assert [change.what for change in shop.changes(other)] == [f"dots.{next(iter(changed))}"]
+
+
 def test_a_guards_folder_is_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "dots").mkdir()
     values = {"name": "p", "version": 1, "concepts": {"dots": {"guard": "dots"}}}
@@ -111,6 +123,19 @@ def test_changes_that_let_more_through_are_marked() -> None:
     ]
     assert all(any(change.is_weaker for change in before.changes(after)) for after in weaker)
     assert not any(change.is_weaker for after in weaker[:3] for change in after.changes(before))
+
+
+def test_a_concept_that_is_off_can_be_taken_out() -> None:
+    def shop(action: str, concepts: tuple[str, ...] = ("star", "dots"), **profiles: Any) -> Policy:
+        rules = {"star": {"guard": "g", "action": action}, "dots": {"guard": "h"}}
+        return Policy.from_dict(
+            {"name": "p", "version": 1, "concepts": {name: rules[name] for name in concepts}, "profiles": profiles}
+        )
+
+    rest = shop("off", ("dots",), all={"dots": "block"})
+    assert not any(change.is_weaker for change in shop("off", all={"dots": "block"}).changes(rest))
+    assert any(change.is_weaker for change in shop("log", all={"dots": "block"}).changes(rest))
+    assert any(change.is_weaker for change in shop("off", all={"*": "block"}).changes(rest))
 
 
 def test_a_profile_that_loses_a_concept_by_its_category_is_weaker() -> None:

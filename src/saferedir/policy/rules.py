@@ -83,9 +83,10 @@ class ConceptRule(Checked):
         return bool(self.block_at and grade) and names.index(grade) >= names.index(self.block_at)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a policy file."""
+        """As in a policy file; `row` and `allow` only where they are set, so that policies without them keep their fingerprint."""
         values = {"guard": self.guard, "category": self.category, "action": self.action, "block_at": self.block_at}
-        return {**values, "grades": dict(self.grades), "row": self.row, "allow": list(self.allow)}
+        later = {"row": self.row, "allow": list(self.allow)}
+        return {**values, "grades": dict(self.grades), **{name: value for name, value in later.items() if value}}
 
 
 class Change(NamedTuple):
@@ -249,14 +250,15 @@ class Policy(Checked):
         for concept in dict.fromkeys((*mine, *theirs)):
             before, after = mine.get(concept), theirs.get(concept)
             if before is None or after is None:
-                changes.append(Change(concept, _shown(before), _shown(after), after is None))
+                is_weaker = before is not None and before.action != "off"
+                changes.append(Change(concept, _shown(before), _shown(after), is_weaker))
                 continue
             old_values, new_values = before.to_dict(), after.to_dict()
-            for key, value in old_values.items():
-                if value != new_values[key]:
-                    changes.append(
-                        Change(f"{concept}.{key}", str(value), str(new_values[key]), _lets_more(before, after, key))
-                    )
+            for key in dict.fromkeys((*old_values, *new_values)):
+                old_value, new_value = old_values.get(key, ""), new_values.get(key, "")
+                if old_value != new_value:
+                    weaker = _lets_more(before, after, key)
+                    changes.append(Change(f"{concept}.{key}", str(old_value), str(new_value), weaker))
         for profile in dict.fromkeys((*self.profiles, *other.profiles)):
             old, new = (
                 None if profile not in policy.profiles
@@ -278,7 +280,7 @@ class Policy(Checked):
 
 def _less(action: str | None, before: str) -> bool:
     """Whether an action, None for no guard, is weaker than another."""
-    return action is None or ACTIONS.index(action) < ACTIONS.index(before)
+    return ACTIONS.index(action or "off") < ACTIONS.index(before)
 
 
 def _is_weaker(action: str, rule: ConceptRule) -> bool:
