@@ -178,10 +178,9 @@ def _guard_of_rows(whole: Any, rules: Sequence[ConceptRule]) -> Guard[Any]:
             f"[concepts.{rules[0].concept}] names the row {rules[0].row!r} of {rules[0].guard}, which is a {whole.method} guard "
             "of one concept; leave out row."
         )
-    is_logged_whole = all(rule.action == "log" for rule in rules)
-    logged = [rule.row for rule in rules if rule.action == "log" and not is_logged_whole]
+    logged = [rule.row for rule in rules if rule.action == "log"]
     guard: Guard[Any] = whole.deciding({rule.row: rule.concept for rule in rules}, logged)
-    return observing(guard) if is_logged_whole else guard
+    return observing(guard) if len(logged) == len(rules) else guard
 
 
 def distinct(guards: Iterable[Guard[Any]]) -> tuple[Guard[Any], ...]:

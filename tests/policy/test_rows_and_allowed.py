@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,38 @@ def test_a_concept_that_others_leave_out_is_not_let_through(pipe: Any, folder: P
     assert all(d.unresolved and "Others acted in the place of" in d.message for d in attached.decisions)
     alone = run(pipe, policy(folder.parent / "crowded", ring="log", fox="redirect"))
     assert alone.blocked == [False] * 3 and not any(d.unresolved for d in alone.decisions)
+
+
+def changed(folder: Path, name: str, **settings: Any) -> Path:
+    """The guard with other settings, in a folder beside it."""
+    guard = SafeRedirMany.from_pretrained(folder)
+    config = type(guard.config).from_dict({**guard.config.to_dict(), **settings})
+    return SafeRedirMany(config, guard.network).save_pretrained(folder.parent / name)
+
+
+def test_what_is_weak_about_a_row_says_nothing_of_the_others_and_nothing_where_it_is_logged(
+    pipe: Any, folder: Path
+) -> None:
+    weak = {"guidance_scales": [7.5], "by_steps": {"20": {"recall": {"rate": 0.1}}}}
+    sized = {**weak, "latent_sizes": [[64, 64]]}
+    logged = policy(changed(folder, "sized", calibration={"ring": sized}), star="verify", ring="log")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output = run(pipe, logged)
+        alone = run(pipe, policy(Path(logged.concepts[0].guard), ring="log"))
+    assert not any(d.unverified or "Guidance scale" in d.message for d in output.decisions if d.concept == "star")
+    assert all("Guidance scale" in d.message and not d.unverified for d in (*output.decisions[3:], *alone.decisions))
+    with pytest.warns(UserWarning, match="Guidance scale 3"):
+        acting = run(pipe, policy(changed(folder, "weak", calibration={"ring": weak}), star="verify", ring="redirect"))
+    assert [d.unverified for d in acting.decisions] == [False] * 3 + [True] * 3
+    with pytest.raises(GuardError, match="calibrated on latents of 64 x 64"):
+        run(pipe, policy(Path(logged.concepts[0].guard), star="verify", ring="redirect"))
+
+
+def test_each_concept_counts_the_steps_in_which_it_acted_itself(pipe: Any, folder: Path) -> None:
+    both = changed(folder, "both", prompt_thresholds=(-1e3, 1e3, 1e3), image_thresholds=(1e3, -1e3, 1e3))
+    decisions = run(pipe, policy(both, star="redirect", ring="redirect", fox="redirect")).decisions
+    assert [(d.first_fired_step, d.steps_redirected) for d in decisions[::3]] == [(0, 4), (1, 3), (None, 0)]
 
 
 def test_requests_may_only_be_stricter_about_a_row(pipe: Any, folder: Path) -> None:

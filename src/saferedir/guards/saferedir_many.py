@@ -98,6 +98,7 @@ class ManyState:
     streak: Tensor  # (B, K) int, high image checks in a row while redirected
     level: Tensor  # (B,) int, how often the shift is lengthened
     redirected: Tensor  # (B,) int, denoiser calls with another embedding
+    redirected_from: Tensor  # (B, K) int, those in which each concept was among what acted
     first_fired: Tensor  # (B, K) int, the step each concept acted in first, -1 for never
     is_high: Tensor  # (B, K) bool, whether the last image check was at or above the threshold
     is_retried: Tensor  # (B,) bool, redirected from step 0
@@ -108,8 +109,6 @@ class ManyState:
     is_allowed: Tensor  # (B, K) bool, whose prompt verdict is passed over
     source: Source | None = None  # what `prompt` was made from
     strengths: Tensor | None = None  # (B, L)
-    run_warning: str | None = None  # why this run's record says less than usual
-    weak_end: str | None = None  # why its last image verdict says little
 
 
 def _alone(config: SafeRedirManyConfig, number: int) -> SafeRedirConfig:
@@ -180,6 +179,19 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         return other
 
     @property
+    def _acting_alone(self) -> list[SafeRedirConfig]:
+        """Of the concepts that are on and not only logged, each one's settings as a guard of its own."""
+        return [alone for alone in self._alone if alone.concept not in self._logged]
+
+    def _warning(self, run: Run) -> str | None:
+        """Why the run's guidance is outside of what was calibrated, of the first concept that acts."""
+        return next((text for alone in self._acting_alone if (text := outside_calibration(alone, run))), None)
+
+    def _weak_end(self, run: Run) -> str | None:
+        """Why the run's last image verdict says little, of the first concept that acts."""
+        return next((text for alone in self._acting_alone if (text := weak_at(alone, run.num_steps))), None)
+
+    @property
     def _on(self) -> list[str]:
         return [name for name in self.config.concepts if name not in self.config.off]
 
@@ -208,8 +220,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
 
         is_off = flags(name in config.off for name in config.concepts)
         retried = run.retry_levels
-        warned = next((text for alone in self._alone if (text := outside_calibration(alone, run)) is not None), None)
-        if warned is not None:
+        if (warned := self._warning(run)) is not None:
             warnings.warn(warned, stacklevel=2)
 
         def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -221,6 +232,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             streak=zeros(torch.long, rows, count),
             level=retried,
             redirected=zeros(torch.long, rows),
+            redirected_from=zeros(torch.long, rows, count),
             first_fired=zeros(torch.long, rows, count) - 1,
             is_high=zeros(torch.bool, rows, count),
             is_retried=retried > 0,
@@ -229,8 +241,6 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             left_out=zeros(torch.bool, rows, count),
             is_logged=flags(name in self._logged for name in config.concepts),
             is_allowed=self.allowed_images(run, *(self._names.get(name, self.name) for name in config.concepts)),
-            run_warning=warned,
-            weak_end=next((text for alone in self._alone if (text := weak_at(alone, run.num_steps)) is not None), None),
         )
 
     def on_step_start(self, step: Step) -> Conditioned:
@@ -241,6 +251,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         is_redirected = weight[:, 0] > 0
         state.redirected = state.redirected + is_redirected
         redirected_from = torch.zeros_like(acts).scatter(1, chosen, weight > 0)
+        state.redirected_from = state.redirected_from + redirected_from
         state.left_out = state.left_out | (acts & ~redirected_from)
         acted = redirected_from | self._would_act(state)
         state.first_fired = torch.where(acted & (state.first_fired < 0), step.index, state.first_fired)
@@ -284,7 +295,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             return
         e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         require_fit(self.network.config, step, self.config.concept)
-        for alone in self._alone:
+        for alone in self._acting_alone:
             require_calibrated_size(alone, step)
         state.source = Source(step.conditioning.cond)  # callers may write in place
         with torch.autocast(e0.device.type, enabled=False):
@@ -336,6 +347,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             state.redirected,
             nothing if state.strengths is None else state.strengths,
         )
+        warned, weak_end = self._warning(run), self._weak_end(run)
         decisions = []
         for row in range(run.batch_size):
             fired = [
@@ -355,7 +367,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                 message = f"{message} {_LEFT_OUT.format(', '.join(displaced))}".strip()
             if high:
                 message = f"{message} At the end it still seemed to show {', '.join(high)}; block this image.".strip()
-            message = " ".join(part for part in (message, state.run_warning, state.weak_end) if part)
+            message = " ".join(part for part in (message, warned, weak_end) if part)
             image = float(image_peak[row, top])
             decisions.append(
                 Decision(
@@ -374,7 +386,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                     first_fired_step=min(first) if first else None,
                     steps_redirected=int(redirected[row]),
                     unresolved=bool(high) or is_late or bool(displaced),
-                    unverified=state.weak_end is not None,
+                    unverified=weak_end is not None,
                     token_strengths=tuple(strengths[row].tolist()) if fired and state.strengths is not None else None,
                     message=message,
                 )
@@ -382,16 +394,21 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         return decisions
 
     def _verdict_by_concept(self, run: Run, state: ManyState) -> list[Decision]:
-        """B records for each named concept; `unresolved` is also one that asked to act and that others left out of a step."""
+        """B records for each named concept; `unresolved` is also one that asked to act and that others left out of a step.
+
+        A record says what is weak about its own concept, and nothing of the others'.
+        """
         nothing = torch.zeros(0, device=state.level.device)
         first_fired, is_high, left_out, image_peak, levels, prompt, redirected, strengths = to_host(
-            state.first_fired, state.is_high, state.left_out, state.image_peak, state.level, state.prompt, state.redirected,
+            state.first_fired, state.is_high, state.left_out, state.image_peak, state.level, state.prompt, state.redirected_from,
             nothing if state.strengths is None else state.strengths,
         )  # fmt: skip
-        warned = [text for text in (state.run_warning, state.weak_end) if text]
+        of_concept = {alone.concept: alone for alone in self._alone}
         decisions = []
         for concept, name in self._names.items():
             number, is_logged = self.config.concepts.index(concept), concept in self._logged
+            weak_end = weak_at(of_concept[concept], run.num_steps)
+            warned = [text for text in (outside_calibration(of_concept[concept], run), weak_end) if text]
             for row in range(run.batch_size):
                 first = int(first_fired[row, number])
                 fired, is_last_high = first >= 0, bool(is_high[row, number])
@@ -418,9 +435,9 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                         "image": self.config.image_thresholds[number],
                     },
                     first_fired_step=first if fired else None,
-                    steps_redirected=int(redirected[row]) if fired else 0,
+                    steps_redirected=int(redirected[row, number]),
                     unresolved=is_last_high or is_late or is_left_out,
-                    unverified=state.weak_end is not None,
+                    unverified=weak_end is not None,
                     token_strengths=tuple(strengths[row].tolist()) if fired and state.strengths is not None else None,
                     message=" ".join((*parts, *warned)),
                 )

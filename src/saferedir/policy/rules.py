@@ -83,7 +83,7 @@ class ConceptRule(Checked):
         return bool(self.block_at and grade) and names.index(grade) >= names.index(self.block_at)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a policy file; `row` and `allow` only where they are set, so that policies without them keep their fingerprint."""
+        """As in a policy file; `row` and `allow` only where set, so that policies without them keep their fingerprint."""
         values = {"guard": self.guard, "category": self.category, "action": self.action, "block_at": self.block_at}
         later = {"row": self.row, "allow": list(self.allow)}
         return {**values, "grades": dict(self.grades), **{name: value for name, value in later.items() if value}}
