@@ -6,36 +6,58 @@ whom: docs/security.md.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import torch
-from PIL import Image
 
 from saferedir.attach import Attached, attach
 from saferedir.decisions import Decision
 from saferedir.errors import BlockedError, GuardConfigError, GuardError
 from saferedir.guards.base import Guard
 from saferedir.guards.image_verifier import ImageVerifier
-from saferedir.policy.allow_list import allowed_images
 from saferedir.policy.call_arguments import by_name, generators_of, with_signature
 from saferedir.policy.conflicts import named_conflicts
 from saferedir.policy.input_images import with_input_images
-from saferedir.policy.observing import observing
+from saferedir.policy.loading import allow_listed, distinct, guards_of, require_verifiers
 from saferedir.policy.outputs import Result, blocked_error, copied, images_of, same
 from saferedir.policy.rules import ConceptRule, Policy, strictest
+from saferedir.policy.verifiers import (
+    ON_BLOCK,
+    POLICIES,
+    InputVerifier,
+    NamedVerifiers,
+    Verifier,
+    checked_policy,
+    flags_of,
+    input_verifiers,
+    parts_by_name,
+    refuse_judge,
+    refuse_unverified,
+)
 
-POLICIES = ("redirect", "verify", "block")
-ON_BLOCK = ("blank", "raise")
-#: N images -> N bools, True where the concept is still there
-Verifier = Callable[[list[Image.Image]], Sequence[bool]]
+__all__ = [
+    "ON_BLOCK",
+    "POLICIES",
+    "GuardedPipeline",
+    "InputVerifier",
+    "NamedVerifiers",
+    "Verifier",
+    "allow_listed",
+    "checked_policy",
+    "distinct",
+    "guards_of",
+    "input_verifiers",
+    "prompt_decisions",
+    "protect",
+    "refuse_judge",
+    "require_verifiers",
+]
 
 
 def protect(
@@ -123,198 +145,12 @@ def protect(
     return GuardedPipeline(pipe, attached, on_unsafe, verifier, retries, on_block, of_guards, of_inputs, rules)
 
 
-def allow_listed(guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule], call: Mapping[str, Any]) -> None:
-    """Tell each guard which images of the call its rule allows, for the next run."""
-    for guard, rule in zip(guards, rules, strict=True):
-        if flags := allowed_images(rule.allow, call):
-            guard.allowed = {**guard.allowed, rule.concept: flags}
-
-
-def guards_of(
-    policy: Policy | str | Path,
-    profile: str | None,
-    *,
-    force: bool = False,
-    load: Callable[[str], Guard[Any]] | None = None,
-) -> tuple[tuple[Guard[Any], ...], tuple[ConceptRule, ...]]:
-    """The guards that a policy names, loaded, those it logs only observing; and its rules, in the same order.
-
-    Rules of concepts inside one guard stand together, and their guard is the same object. Rules that are "off" are left out.
-
-    Raises:
-        GuardConfigError: everything is off, or a guard cannot do what its rules say.
-    """
-    policy = policy if isinstance(policy, Policy) else Policy.from_file(policy)
-    on = [r for r in (policy if profile is None else policy.for_profile(profile)).concepts if r.action != "off"]
-    if not on:
-        raise GuardConfigError(f"the policy {policy.name!r} switches every concept off, so nothing would be guarded.")
-    load = load or partial(Guard.from_pretrained, force=force)
-    guards: list[Guard[Any]] = []
-    rules: list[ConceptRule] = []
-    for name in dict.fromkeys(rule.guard for rule in on):
-        of_guard = [rule for rule in on if rule.guard == name]
-        if of_guard[0].row:
-            guards += [_guard_of_rows(load(name), of_guard)] * len(of_guard)
-            rules += of_guard
-            continue
-        for rule in of_guard:
-            guard = copy.copy(load(name))
-            guard.name = rule.concept
-            guards.append(observing(guard) if rule.action == "log" else guard)
-            rules.append(rule)
-    for guard, rule in zip(guards, rules, strict=True):
-        if rule.allow and not guard.has_prompt_verdict:
-            raise GuardConfigError(
-                f"the policy allows prompts for {rule.concept!r}, but its guard ({rule.guard}) has no prompt verdict that they "
-                "could pass while the image is still judged; leave out allow."
-            )
-    return tuple(guards), tuple(rules)
-
-
-def _guard_of_rows(whole: Any, rules: Sequence[ConceptRule]) -> Guard[Any]:
-    """A guard of many concepts that decides on those of the rules, each by itself."""
-    if not hasattr(whole, "deciding"):
-        raise GuardConfigError(
-            f"[concepts.{rules[0].concept}] names the row {rules[0].row!r} of {rules[0].guard}, which is a {whole.method} guard "
-            "of one concept; leave out row."
-        )
-    logged = [rule.row for rule in rules if rule.action == "log"]
-    guard: Guard[Any] = whole.deciding({rule.row: rule.concept for rule in rules}, logged)
-    return observing(guard) if len(logged) == len(rules) else guard
-
-
-def distinct(guards: Iterable[Guard[Any]]) -> tuple[Guard[Any], ...]:
-    """The guards, each once."""
-    return tuple({id(guard): guard for guard in guards}.values())
-
-
-def require_verifiers(
-    guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule], verify: Any, *, image_verifiers: bool = True
-) -> None:
-    """GuardConfigError where a rule wants a concept verified, and nothing can tell whether an image shows it."""
-    for guard, rule in zip(guards, rules, strict=True):
-        has_verifier = image_verifiers and guard.image_verifier is not None
-        if rule.action == "verify" and not (verify or guard.may_be_unresolved or has_verifier):
-            raise GuardConfigError(
-                f"the policy verifies {rule.concept!r}, but its guard ({rule.guard}) cannot tell whether an image shows it, and "
-                "has no image verifier; train one (`saferedir train verifier`), give verify=, or use redirect or block."
-            )
-
-
 def prompt_decisions(pipe: Any, guard: Guard[Any], prompts: Sequence[str]) -> list[Decision]:
     """What a guard decides on prompts in one step of the pipeline, which has nothing attached; one decision each."""
     generators = [torch.Generator().manual_seed(0) for _ in prompts]
     with attach(pipe, guard) as attached, torch.no_grad():
         pipe(prompt=list(prompts), generator=generators, num_inference_steps=1, output_type="latent")
         return attached.decisions
-
-
-class InputVerifier(NamedTuple):
-    """Who checks input images: a verifier, and the guard and concept it speaks for in decisions."""
-
-    guard: str
-    concept: str
-    verifier: Verifier
-
-
-def input_verifiers(
-    guards: Sequence[Guard[Any]], check_inputs: bool | Verifier, verifier: Verifier | None
-) -> tuple[InputVerifier, ...]:
-    """Who checks a call's input images; nobody where `check_inputs` is False."""
-    if check_inputs is False:
-        return ()
-    if check_inputs is not True:
-        refuse_judge("check_inputs", check_inputs)
-        if not callable(check_inputs):
-            raise GuardConfigError(
-                f"check_inputs is {check_inputs!r}; expected True, False or a function of PIL images."
-            )
-        return tuple(InputVerifier("check_inputs", name, part) for name, part in _by_name(check_inputs, "").items())
-    verifiers = [
-        InputVerifier(guard.method, guard.config.concept, guard.image_verifier.sees)
-        for guard in guards
-        if guard.image_verifier is not None
-    ]
-    verifiers += [InputVerifier("verify", name, part) for name, part in _by_name(verifier, "").items()]
-    if not verifiers:
-        raise GuardConfigError(
-            "check_inputs=True has nothing to look with: no guard brings an image verifier along, and verify= is not given; give "
-            "check_inputs=, a function of PIL images, or train a verifier (`saferedir train verifier`)."
-        )
-    return tuple(verifiers)
-
-
-class NamedVerifiers:
-    """Several verifiers as one: the concept is there where one of them says so."""
-
-    def __init__(self, by_name: Mapping[str, Verifier]) -> None:
-        self.by_name = dict(by_name)
-
-    def __call__(self, images: list[Image.Image]) -> list[bool]:
-        """One bool an image."""
-        answers = [_flags_of(verifier, images) for verifier in self.by_name.values()]
-        return [any(flags) for flags in zip(*answers, strict=True)]
-
-
-def _by_name(verifier: Verifier | None, name: str) -> dict[str, Verifier]:
-    """The parts of a verifier by their names; one without parts under the given name."""
-    if verifier is None:
-        return {}
-    return verifier.by_name if isinstance(verifier, NamedVerifiers) else {name: verifier}
-
-
-def refuse_judge(argument: str, value: Any) -> None:
-    """Raise where a judge is given in the place of its verifier."""
-    if callable(getattr(value, "verifier", None)):
-        raise GuardConfigError(
-            f"{argument} is a judge ({getattr(value, 'name', '') or type(value).__name__}), which gives scores, not a verdict; "
-            f"use {argument}=judge.verifier(rule), the rule being a preset's name such as 'star' or a rule of your own "
-            "(docs/judges.md)."
-        )
-
-
-def checked_policy(
-    guards: Sequence[Guard[Any]],
-    on_unsafe: str,
-    verify: Verifier | Mapping[str, Verifier] | Guard[Any] | None,
-    retries: int,
-    on_block: str = "blank",
-    image_verifiers: bool = True,
-) -> tuple[Verifier | None, tuple[ImageVerifier, ...]]:
-    """The function and the guards' image verifiers that a policy asks; GuardConfigError as `protect` says."""
-    if on_unsafe not in POLICIES:
-        raise GuardConfigError(f"on_unsafe is {on_unsafe!r}; expected one of {', '.join(POLICIES)}.")
-    if on_block not in ON_BLOCK:
-        raise GuardConfigError(f"on_block is {on_block!r}; expected one of {', '.join(ON_BLOCK)}.")
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise GuardConfigError(f"retries is {retries!r}; expected a whole number >= 0.")
-    if verify is not None and on_unsafe == "redirect":
-        raise GuardConfigError('on_unsafe="redirect" checks nothing; use on_unsafe="verify" with a verifier.')
-    if isinstance(verify, Guard):
-        if not any(verify is guard for guard in guards):
-            raise GuardConfigError("verify is a guard that is not among `guards`; add it there, or give a function.")
-    if isinstance(verify, Mapping):
-        for name, function in verify.items():
-            refuse_judge(f"verify[{name!r}]", function)
-        if not verify or not all(map(callable, verify.values())):
-            raise GuardConfigError(
-                "verify is a mapping of names to functions of PIL images, and it names none, or no function."
-            )
-        verify = NamedVerifiers(verify)
-    refuse_judge("verify", verify)
-    if verify is not None and not isinstance(verify, Guard) and not callable(verify):
-        raise GuardConfigError(f"verify is {verify!r}; expected a function of PIL images, one of the guards, or None.")
-    verifier = None if verify is None or isinstance(verify, Guard) else verify
-    of_guards = tuple(guard.image_verifier for guard in guards if guard.image_verifier is not None and image_verifiers)
-    can_tell = any(guard.may_be_unresolved for guard in guards) or bool(of_guards)
-    if on_unsafe == "verify" and verifier is None and guards and not can_tell:
-        names = ", ".join(repr(guard.method) for guard in guards)
-        raise GuardConfigError(
-            f'on_unsafe="verify" has nothing to verify with: guards of {names} do not say that they can call one unresolved; '
-            'give verify=, a function of the finished images, or use on_unsafe="redirect". A guard of your own with a classifier '
-            "of the final estimate says may_be_unresolved = True in its class."
-        )
-    return verifier, of_guards
 
 
 _MISSING = object()
@@ -402,7 +238,7 @@ class GuardedPipeline:
         call, given = with_input_images(call, are_latents_tested=are_latents_tested)
         flagged_by: list[tuple[str, str, int]] = []
         for guard, concept, verifier in self._input_verifiers if given else ():
-            flags = _flags_of(verifier, [item.image for item in given])
+            flags = flags_of(verifier, [item.image for item in given])
             flagged_by += [(guard, concept, index) for index, flag in enumerate(flags) if flag]
         if flagged_by:
             flagged = [given[index] for index in sorted({index for _, _, index in flagged_by})]
@@ -480,7 +316,7 @@ class GuardedPipeline:
         result.decisions = self._graded(result.decisions, result.count)
         if self._verifier is None:
             owners = [action for action in self._actions for _ in range(result.count)]
-            _refuse_unverified([d for d, action in zip(result.decisions, owners, strict=True) if action == "verify"])
+            refuse_unverified([d for d, action in zip(result.decisions, owners, strict=True) if action == "verify"])
         return result
 
     def _call_pipeline(self, call: dict[str, Any]) -> Any:
@@ -538,10 +374,10 @@ class GuardedPipeline:
             (verifier.config.concept, verifier.sees) for verifier in image_verifiers
         ]
         is_users = "verify" if "verify" in self._actions else "block"  # who acts on what the caller's own verifier says
-        verifiers += _by_name(self._verifier, "verify").items() if action == is_users else []
+        verifiers += parts_by_name(self._verifier, "verify").items() if action == is_users else []
         shown = [(row, image) for row in rows for image in images_of(result.images[row])] if verifiers else []
         for name, verifier in verifiers:
-            flags = _flags_of(verifier, [image for _, image in shown])
+            flags = flags_of(verifier, [image for _, image in shown])
             unsafe += [(row, name) for (row, _), flag in zip(shown, flags, strict=True) if flag]
         names = {row: tuple(dict.fromkeys(name for image, name in unsafe if image == row)) for row in rows}
         return {row: by for row, by in names.items() if by}
@@ -656,30 +492,3 @@ def _acted(decision: Decision) -> bool:
     scores = {"prompt": None if decision.allowed else decision.prompt_score, "image": decision.image_score}
     reached = [s is not None and s >= decision.thresholds.get(kind, s) for kind, s in scores.items()]
     return decision.fired and any(reached)
-
-
-def _refuse_unverified(decisions: Sequence[Decision]) -> None:
-    """Without a verifier the guards' own last verdicts are all there is; one that is known to be weak is none."""
-    weak = next((decision for decision in decisions if decision.unverified), None)
-    if weak is not None:
-        raise GuardError(
-            f'on_unsafe="verify" has nothing to verify with in this run, so no image is returned. {weak.message} Give verify=, a '
-            'function of the finished images, take more steps, or use on_unsafe="redirect".'
-        )
-
-
-def _flags_of(verifier: Verifier, images: list[Image.Image]) -> list[bool]:
-    """The verifier's answer, one true bool an image; anything else is an error."""
-    try:
-        answer: Any = verifier(images)
-        flags = [item.item() if getattr(item, "shape", None) == () else item for item in answer]
-    except Exception as error:
-        raise GuardError(
-            f"the verifier failed ({type(error).__name__}: {error}), so no image is returned; mend it, or use "
-            "verify=None."
-        ) from error
-    if len(flags) != len(images) or not all(isinstance(flag, bool) for flag in flags):
-        raise GuardError(
-            f"the verifier answered {flags!r} for {len(images)} images, so none is returned; expected one bool each."
-        )
-    return flags

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from saferedir.protect import GuardedPipeline, Verifier
+from saferedir.policy.verifiers import Verifier
+from saferedir.protect import GuardedPipeline
 from saferedir.utils.renamed import old_name
 
 

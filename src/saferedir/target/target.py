@@ -28,7 +28,7 @@ from saferedir.pipelines.latents import decode_latents
 from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.pipelines.schedules import Coefficients, coefficients, evaluation_steps, training_time
 from saferedir.pipelines.text_encoders import TextEncoder, make_text_encoders
-from saferedir.protect import checked_policy
+from saferedir.policy.verifiers import checked_policy
 from saferedir.target.ledger import Ledger, count_rows
 from saferedir.target.partial import Probe, run_part
 from saferedir.target.policy import PolicyRunner, ProtectSettings

@@ -19,8 +19,10 @@ from saferedir.guard import Guard
 from saferedir.judges.presets import preset
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.loading import load_pipeline
+from saferedir.policy.loading import allow_listed, distinct, guards_of
 from saferedir.policy.rules import Policy
-from saferedir.protect import NamedVerifiers, Verifier, allow_listed, distinct, guards_of, protect
+from saferedir.policy.verifiers import NamedVerifiers, Verifier
+from saferedir.protect import protect
 from saferedir.server.config import ModelSettings
 from saferedir.server.engine.facts import GuardFacts, ModelFacts
 from saferedir.server.engine.fingerprints import digest_of, guard_fingerprint
