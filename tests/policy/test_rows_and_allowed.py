@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import torch
 from tests.conftest import make_pipeline
 
 import saferedir as sr
+from saferedir.attacks.run import guard_facts
+from saferedir.bench.generation.resources import guards_digest
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 from saferedir.guards.saferedir_many import SafeRedirMany, SafeRedirManyConfig
 from saferedir.pipelines.encoding import encode_prompts
 from saferedir.policy.allow_list import allowed_images, normalised
+from saferedir.policy.loading import guards_of
+from saferedir.server.engine.fingerprints import guard_fingerprint
 
 CONCEPTS = ("star", "ring", "fox")
 PROMPTS = ["a x", "b o", "c k"]
@@ -144,6 +149,27 @@ def test_each_concept_counts_the_steps_in_which_it_acted_itself(pipe: Any, folde
     both = changed(folder, "both", prompt_thresholds=(-1e3, 1e3, 1e3), image_thresholds=(1e3, -1e3, 1e3))
     decisions = run(pipe, policy(both, star="redirect", ring="redirect", fox="redirect")).decisions
     assert [(d.first_fired_step, d.steps_redirected) for d in decisions[::3]] == [(0, 4), (1, 3), (None, 0)]
+
+
+def test_what_is_only_logged_has_another_checksum(folder: Path) -> None:
+    checksums: tuple[Callable[[Any], Any], ...] = (
+        lambda guard: guard_facts(guard)["digest"],
+        lambda guard: guards_digest([guard]),
+        guard_fingerprint,
+    )
+    rows = [policy(folder, star=star, ring=ring) for star in ("redirect", "log") for ring in ("block", "log")]
+    star = {"guard": "pictoworld/star"}
+    single = [
+        sr.Policy.from_dict({"name": "p", "version": 1, "concepts": {"star": {**star, "action": action}}})
+        for action in ("log", "redirect")
+    ]
+    for digest in checksums:
+        assert len({digest(guards_of(rules, None)[0][0]) for rules in rows}) == 4
+        assert digest(guards_of(policy(folder, star="verify", ring="block"), None)[0][0]) == digest(
+            guards_of(rows[0], None)[0][0]
+        )
+        logged, acting = (digest(guards_of(rules, None)[0][0]) for rules in single)
+        assert logged != acting == digest(sr.Guard.from_pretrained("pictoworld/star"))
 
 
 def test_requests_may_only_be_stricter_about_a_row(pipe: Any, folder: Path) -> None:

@@ -185,8 +185,9 @@ def _items(prompts: Sequence[str] | Sequence[PromptItem] | PromptSet) -> list[Pr
 
 
 def guard_facts(guard: Guard[Any]) -> dict[str, Any]:
-    """Method, name, concept and checksum of a guard's settings and tensors."""
-    settings = json.dumps(guard.config.settings(), sort_keys=True, default=str)
+    """Method, name, concept and checksum of a guard's settings and tensors, and of what it only logs."""
+    logged = {"logged_concepts": list(guard.logged_concepts)} if guard.logged_concepts else {}
+    settings = json.dumps({**guard.config.settings(), **logged}, sort_keys=True, default=str)
     digest = hashlib.sha256(f"{guard.method} {settings}".encode())
     for name, tensor in sorted(guard.tensors().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -196,6 +197,17 @@ def guard_facts(guard: Guard[Any]) -> dict[str, Any]:
         "concept": guard.config.concept,
         "digest": digest.hexdigest()[:16],
     }
+
+
+def verifier_digest(guard: Guard[Any]) -> str | None:
+    """Checksum of a guard's image verifier, its threshold and weights; None for a guard without one."""
+    verifier = guard.image_verifier
+    if verifier is None:
+        return None
+    digest = hashlib.sha256(repr(verifier.config.threshold).encode())
+    for name, value in sorted(verifier.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def attack_generator(seed: int, index: int) -> torch.Generator:

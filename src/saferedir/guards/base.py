@@ -98,6 +98,8 @@ class Guard(Generic[ConfigT]):
     may_be_unresolved: bool = False
     #: whether it decides on the prompt apart from the image, and on the image alone where `allowed` says so
     has_prompt_verdict: bool = False
+    #: concepts that it scores and never acts on, as a policy's action "log" wants it; they count in the guard's checksums
+    logged_concepts: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Take a subclass's `caution` for its `warning_text`, of which it was the name."""

@@ -150,7 +150,6 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         )
         #: concept -> name of its decisions, of a guard that decides concept by concept; {} for one decision an image
         self._names: dict[str, str] = {}
-        self._logged: frozenset[str] = frozenset()
 
     def without(self, *concepts: str) -> Self:
         """This guard with some concepts switched off; the weights are shared. GuardConfigError for an unknown name."""
@@ -175,13 +174,14 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             if name not in self.config.concepts or name in self.config.off or name not in names:
                 raise GuardConfigError(unknown_name_message(f"concept in {self._title}", name, self._on))
         other = self.without(*(name for name in self.config.concepts if name not in names))
-        other._names, other._logged, other.decision_names = dict(names), frozenset(logged), tuple(names.values())
+        other._names, other.decision_names = dict(names), tuple(names.values())
+        other.logged_concepts = tuple(sorted(logged))
         return other
 
     @property
     def _acting_alone(self) -> list[SafeRedirConfig]:
         """Of the concepts that are on and not only logged, each one's settings as a guard of its own."""
-        return [alone for alone in self._alone if alone.concept not in self._logged]
+        return [alone for alone in self._alone if alone.concept not in self.logged_concepts]
 
     def _warning(self, run: Run) -> str | None:
         """Why the run's guidance is outside of what was calibrated, of the first concept that acts."""
@@ -239,7 +239,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             prompt=zeros(torch.float32, rows, count),
             image_peak=zeros(torch.float32, rows, count) - torch.inf,
             left_out=zeros(torch.bool, rows, count),
-            is_logged=flags(name in self._logged for name in config.concepts),
+            is_logged=flags(name in self.logged_concepts for name in config.concepts),
             is_allowed=self.allowed_images(run, *(self._names.get(name, self.name) for name in config.concepts)),
         )
 
@@ -406,7 +406,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         of_concept = {alone.concept: alone for alone in self._alone}
         decisions = []
         for concept, name in self._names.items():
-            number, is_logged = self.config.concepts.index(concept), concept in self._logged
+            number, is_logged = self.config.concepts.index(concept), concept in self.logged_concepts
             weak_end = weak_at(of_concept[concept], run.num_steps)
             warned = [text for text in (outside_calibration(of_concept[concept], run), weak_end) if text]
             for row in range(run.batch_size):

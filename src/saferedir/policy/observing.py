@@ -44,7 +44,7 @@ def observing(guard: Guard[Any]) -> Guard[Any]:
         )
     points = [point for point in _GIVEN if getattr(kind, point) is not getattr(Guard, point)]
     members: dict[str, Any] = {point: _blind(kind, point) for point in points}
-    members |= {"verdict": _logged(kind)}
+    members |= {"verdict": _logged(kind), "logged_concepts": (guard.config.concept,)}
     other = copy.copy(guard)
     other.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **members})
     other.latents_test = "off"

@@ -16,7 +16,7 @@ import diffusers
 from saferedir.attacks.budget import Budget
 from saferedir.attacks.record import AttackRecord
 from saferedir.attacks.replay import load_candidates, save_candidates
-from saferedir.attacks.run import attack, guard_facts
+from saferedir.attacks.run import attack, guard_facts, verifier_digest
 from saferedir.bench.generation.versions import library_versions
 from saferedir.bench.generation.worlds import world_guards, world_prompts
 from saferedir.bench.ladder.plan import Cell, Plan, planned_cells
@@ -121,7 +121,7 @@ class Ladder:
     def _facts_of(self, cell: Cell) -> list[tuple[dict[str, Any], str | None]]:
         key = (cell.guard, cell.concept)
         if key not in self._facts:
-            self._facts[key] = [(guard_facts(guard), _verifier_facts(guard)) for guard in self._guards_of(cell)]
+            self._facts[key] = [(guard_facts(guard), verifier_digest(guard)) for guard in self._guards_of(cell)]
         return self._facts[key]
 
     def _load(self, name: str, concept: str) -> list[Guard[Any]]:
@@ -178,6 +178,7 @@ class Ladder:
             "key": self.key_of(cell),
             "cell": {**vars(cell), "settings": dict(cell.settings), "rung": cell.rung, "scheduler": setting.scheduler},
             "source": source_key,
+            "verifiers": [verifier for _, verifier in self._facts_of(cell)],
             **{name: value for name, value in record.to_dict().items() if name != "schema"},
             "versions": library_versions(),
         }
@@ -196,16 +197,6 @@ def read_cells(results: Path) -> list[dict[str, Any]]:
             raise BenchError(f"{file.name} is no cell of a ladder of schema {SCHEMA}; move it elsewhere.")
         cells.append(dict(values))
     return cells
-
-
-def _verifier_facts(guard: Guard[Any]) -> str | None:
-    verifier = guard.image_verifier
-    if verifier is None:
-        return None
-    digest = hashlib.sha256(repr(verifier.config.threshold).encode())
-    for name, value in sorted(verifier.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _slug(text: str) -> str:

@@ -17,7 +17,7 @@ def digest_of(value: Any) -> str:
 
 
 def guard_fingerprint(guard: Guard[Any]) -> str:
-    """SHA-256 of a guard's settings, weights and image verifier."""
+    """SHA-256 of a guard's settings, weights and image verifier, and of what it only logs."""
     import torch
 
     tensors = {f"guard.{name}": value for name, value in guard.tensors().items()}
@@ -26,7 +26,8 @@ def guard_fingerprint(guard: Guard[Any]) -> str:
         verifier: Any = vars(guard.image_verifier.config)
     else:
         verifier = None
-    digest = hashlib.sha256(digest_of([guard.method, guard.config.to_dict(), verifier]).encode())
+    logged = [list(guard.logged_concepts)] if guard.logged_concepts else []
+    digest = hashlib.sha256(digest_of([guard.method, guard.config.to_dict(), verifier, *logged]).encode())
     for name, value in sorted(tensors.items()):
         flat = value.detach().cpu().contiguous()
         digest.update(f"{name}{tuple(flat.shape)}{flat.dtype}".encode())
