@@ -18,6 +18,8 @@ from saferedir.cli import app
 from saferedir.server.audit.store import AuditStore, canonical, count_old, now
 from saferedir.server.audit.writer import AuditWriter
 from saferedir.server.errors import ServerError
+from saferedir.server.reports.store import ReportStore
+from saferedir.server.reports.tables import Report
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,24 @@ def test_tampering_is_found(store: AuditStore, statement: str) -> None:
 
 def ago(days: float) -> str:
     return (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="microseconds")
+
+
+def test_reports_do_not_outlive_the_records_of_their_time(store: AuditStore) -> None:
+    store.append([record(number, time=ago(9 - number)) for number in range(4)])  # 9, 8, 7 and 6 days old
+    reports = ReportStore(store)
+    made = [
+        reports.add(image_id=f"img_{n}", key="k", problem="missed", concept="star", note="note", prompt="a prompt")
+        for n in range(3)
+    ]
+    assert reports.prune() == 0
+    with store.engine.execution_options(writes=True).begin() as connection:
+        for row, days in zip(made, (8.5, 6.5, 2), strict=True):
+            connection.execute(sa.update(Report).where(Report.id == row.id).values(time=ago(days)))
+    store.prune(timedelta(days=6.75))
+    assert reports.prune() == 1 and [row.id for row in reports.reports()] == [row.id for row in made[1:]]
+    store.prune(timedelta(days=1), trust_clock=True)
+    assert reports.prune() == 1 and [row.id for row in reports.reports()] == [made[2].id]  # of an old image, but young
+    assert reports.prune() == 0
 
 
 def test_pruning_leaves_a_chain_that_can_be_verified(store: AuditStore) -> None:
@@ -227,7 +247,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     table = parquet.read_table("records.parquet").to_pylist()
     assert [row["hash"] for row in table] == [line["hash"] for line in lines]
     assert json.loads(table[0]["body"])["image_id"] == "img_0"
-    assert "0 records deleted" in call("prune", "--days", "30")
+    assert "0 records deleted, and 0 reports." in call("prune", "--days", "30")
     AuditStore(url).engine.connect().close()
     store = AuditStore(url)
     with store.engine.execution_options(writes=True).begin() as connection:

@@ -105,15 +105,18 @@ def prune(
         bool, typer.Option("--trust-clock", help="Count gaps of more than half of --days between records, too.")
     ] = False,
 ) -> None:
-    """Delete old records, and leave a checkpoint by which the rest can still be verified.
+    """Delete old records, and reports that are as old; leave a checkpoint by which the rest can still be verified.
 
     A clock that jumped makes no record old: a gap of more than half of --days from one record to the next does not count.
 
     Example:  `saferedir audit prune --days 180`
     """
     with opened_audit(audit, is_read_only=False) as store:
+        from saferedir.server.reports.store import ReportStore  # the extra is there
+
         removed, doubtful = store.prune(timedelta(days=days), trust_clock)
-    console.print(f"{removed} records deleted.", highlight=False)
+        reports = ReportStore(store).prune()
+    console.print(f"{removed} records deleted, and {reports} reports.", highlight=False)
     if doubtful:
         errors.print(
             f"[bold yellow]warning:[/] {doubtful} more are that old by the clock alone, which moved ahead by more than "

@@ -168,17 +168,25 @@ class AuditStore:
             by_clock, beyond_doubt = count_old([time for _, time in times], datetime.now(UTC), age)
             count = by_clock if trust_clock else beyond_doubt
             if count:
-                query = sa.select(Record.seq, Record.hash).where(Record.seq == times[count - 1][0])
+                query = sa.select(Record.seq, Record.hash, Record.time).where(Record.seq == times[count - 1][0])
                 (last,) = connection.execute(query).all()
                 checkpoint = {
                     "schema": SCHEMA, "image_id": f"checkpoint-{uuid.uuid4().hex}", "time": now(), "action": "checkpoint",
-                    "through_seq": last.seq, "through_hash": last.hash, "removed": count, "saferedir": library_version(),
+                    "through_seq": last.seq, "through_hash": last.hash, "through_time": last.time, "removed": count,
+                    "saferedir": library_version(),
                 }  # fmt: skip
                 self._append(connection, [checkpoint])
                 connection.execute(sa.delete(Record).where(Record.seq <= last.seq))
             return Pruned(count, by_clock - count)
 
     # --- reading
+
+    def pruned_through(self) -> str | None:
+        """Time of the newest record that `prune` has deleted, by the latest checkpoint; None where none was."""
+        query = sa.select(Record.body).where(Record.action == "checkpoint").order_by(Record.seq.desc()).limit(1)
+        with self.engine.connect() as connection:
+            body = connection.execute(query).scalar()
+        return None if body is None else json.loads(body).get("through_time")
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Every record in order, its chain beside its body."""

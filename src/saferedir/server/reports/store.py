@@ -104,6 +104,18 @@ class ReportStore:
                 raise ServerError(f"report {row.id} was decided already.")
         return self.report(row.id)
 
+    def prune(self) -> int:
+        """Delete the reports, with all their texts, that are as old as the newest audit record that was pruned; how many.
+
+        Call it after `AuditStore.prune`, whose rules against clocks that jump then hold for reports, too.
+        """
+        through = self.audit.pruned_through()
+        if through is None:
+            return 0
+        with self._writing() as connection:
+            count: int = connection.execute(sa.delete(Report).where(Report.time <= through)).rowcount
+        return count
+
     # --- versions
 
     def add_version(self, facts: Mapping[str, Any]) -> dict[str, Any]:
