@@ -29,29 +29,35 @@ def check(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Explain a policy in a table; exit code 1 if a guard is missing, cannot do its action, or redirects into another concept.
+    """Explain a policy in a table; exit code 1 if a guard is missing, cannot do its action, or redirects into another concept,
+    as the policy is written or in one of its profiles.
 
     Example:  `saferedir policy check shop.toml --model pictoworld`
     """
     quiet()
-    from saferedir.policy.conflicts import anchor_conflicts, anchor_of, named_conflicts
+    from saferedir.policy.checking import all_named_conflicts, checked_policies, forms_of
+    from saferedir.policy.conflicts import anchor_conflicts, anchor_of
     from saferedir.policy.rules import Policy
-    from saferedir.protect import guards_of, prompt_decisions, require_verifiers
+    from saferedir.protect import prompt_decisions
 
     policy = Policy.from_file(file)
-    guards, rules = guards_of(policy, None)
-    require_verifiers(guards, rules, None)
-    for profile in policy.profiles:
-        require_verifiers(*guards_of(policy, profile), None)
-    conflicts = named_conflicts(guards, rules)
+    checked = checked_policies(forms_of(policy))
+    conflicts = all_named_conflicts(list(checked.values()))
     if model:
-        conflicts += anchor_conflicts(partial(prompt_decisions, load_model(model, device=device)), guards, rules)
+        decide = partial(prompt_decisions, load_model(model, device=device))
+        acting = {tuple((rule.concept, rule.action != "log") for rule in each.rules): each for each in checked.values()}
+        measured = [c for each in acting.values() for c in anchor_conflicts(decide, each.guards, each.rules)]
+        conflicts += [conflict for conflict in dict.fromkeys(measured) if conflict not in conflicts]
     if as_json:
         rows = [conflict._asdict() for conflict in conflicts]
         print_json({**policy.to_dict(), "fingerprint": policy.fingerprint, "conflicts": rows})
     else:
         table = new_table("", "concept", "category", "guard", "anchor", "action", *policy.profiles, "grades", "allowed")
-        loaded = {rule.concept: guard for guard, rule in zip(guards, rules, strict=True)}
+        loaded = {
+            rule.concept: guard
+            for each in checked.values()
+            for guard, rule in zip(each.guards, each.rules, strict=True)
+        }
         for rule in policy.concepts:
             of_profiles = [_action_in(policy, profile, rule.concept) for profile in policy.profiles]
             guard = loaded.get(rule.concept)

@@ -33,8 +33,12 @@ def anchor_of(guard: Guard[Any]) -> str:
 
 
 def named_conflicts(guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule]) -> list[Conflict]:
-    """The anchors that name another concept of the policy in as many words; needs no model, and misses other wordings."""
+    """The anchors that name another concept of the policy in as many words; needs no model, and misses other wordings.
+
+    Nothing is redirected by what is only logged, and nothing is kept out by it.
+    """
     conflicts = []
+    guards, rules = _acting(guards, rules)
     for guard, rule in zip(guards, rules, strict=True):
         anchor = f" {_words(anchor_of(guard))} "
         for other, of in zip(guards, rules, strict=True):
@@ -42,6 +46,11 @@ def named_conflicts(guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule]) 
             if of.concept != rule.concept and any(f" {_words(name)} " in anchor for name in (of.concept, concept)):
                 conflicts.append(Conflict(rule.concept, anchor_of(guard), of.concept, None))
     return conflicts
+
+
+def _acting(guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule]) -> tuple[list[Guard[Any]], list[ConceptRule]]:
+    pairs = [(guard, rule) for guard, rule in zip(guards, rules, strict=True) if rule.action != "log"]
+    return [guard for guard, _ in pairs], [rule for _, rule in pairs]
 
 
 def _words(text: str) -> str:
@@ -53,13 +62,14 @@ def anchor_conflicts(
     guards: Sequence[Guard[Any]],
     rules: Sequence[ConceptRule],
 ) -> list[Conflict]:
-    """The anchors on which another concept's guard acts.
+    """The anchors on which another concept's guard acts; what is only logged is left out.
 
     Args:
         decide: a guard and N prompts -> its N decisions (`saferedir.protect.prompt_decisions` of a pipeline).
         guards: the guards of the rules, in their order.
         rules: the policy's concepts.
     """
+    guards, rules = _acting(guards, rules)
     anchors = {rule.concept: anchor_of(guard) for guard, rule in zip(guards, rules, strict=True)}
     conflicts = []
     for guard, rule in zip(guards, rules, strict=True):

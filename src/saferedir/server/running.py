@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from saferedir.server.config import Settings
+from saferedir.server.policies import check_policies
 from saferedir.utils.extras import require_extra
 
 if TYPE_CHECKING:
@@ -26,16 +27,18 @@ def serve(settings: Settings, on_ready: Callable[[str], None] = lambda address: 
         engine: "local", or "ray" for models in Ray Serve (`settings.ray`).
 
     Raises:
-        ServerError: strangers could use it without a key, or the audit's database cannot be opened.
+        ServerError: strangers could use it without a key, a policy file cannot be served (`policies.check_policies`), or the
+            audit's database cannot be opened.
         MissingExtraError: the extra `server` is not installed.
     """
     require_extra("uvicorn", "server", "the service")
+    settings.check_address()
+    check_policies(settings)
     if engine == "local":
         _run(settings, on_ready, {})
         return
     from saferedir.server.engine.ray_models import RayModels
 
-    settings.check_address()
     with RayModels(settings) as models:
         _run(settings, on_ready, {"load": models.load, "lanes": settings.ray.max_replicas + 1})
 

@@ -262,6 +262,8 @@ def verdict_of(decision: Decision) -> GuardVerdict:
         guard=decision.name or decision.guard,
         concept=decision.concept,
         outcome=decision.outcome,
+        category=decision.category,
+        grade=decision.grade,
         prompt_score=decision.prompt_score,
         image_score=decision.image_score,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from saferedir.server.api.moderation import actions_of
 from saferedir.server.api.schemas import (
     GuardItem,
     GuardsAnswer,
@@ -19,6 +18,7 @@ from saferedir.server.api.schemas import (
 from saferedir.server.api.service import Service, caller_of
 from saferedir.server.config import STRICTNESS, ModelSettings, Profile
 from saferedir.server.keys import Caller
+from saferedir.server.policies import actions_of, floor_of
 
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
@@ -99,7 +99,7 @@ def policy_items(model: ModelSettings, profile: Profile) -> list[PolicyItem]:
     rules = model.rules
     if rules is None:
         return []
-    actions = actions_of(model, "", profile.policy_profile)
+    actions = actions_of(model, *floor_of(model, profile))
     return [
         PolicyItem(
             model=model.name, name=rules.name, version=rules.version, fingerprint=rules.fingerprint,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from fastapi import APIRouter, Request
 
 from saferedir.decisions import Decision
+from saferedir.policy.rules import ConceptRule
 from saferedir.server.api.encoding import bytes_of_url, decoded, pixels_of
 from saferedir.server.api.images import verdict_of
 from saferedir.server.api.schemas import (
@@ -28,6 +30,7 @@ from saferedir.server.config import ModelSettings
 from saferedir.server.engine.rows import CallKey, Outcome, Row
 from saferedir.server.engine.scores import raise_to, share_of
 from saferedir.server.errors import bad_request
+from saferedir.server.policies import rules_of
 
 FLAGGED = 0.5
 _SEED = 0  # of the noise beside which a prompt is read; the prompt's verdict does not depend on it
@@ -52,26 +55,46 @@ def moderation_router(service: Service) -> APIRouter:
         caller = caller_of(request)
         model = service.model(body.model, caller)
         policy, profile = service.rules(model, body.policy, caller)
-        (outcome,) = await _checked(service, request, model, [service.prompt(body.prompt)], policy)
-        actions = actions_of(model, policy, profile)
-        acted = {actions.get(d.name, policy) for d in outcome.decisions if d.fired} - {"log"}
+        (outcome,) = await _checked(service, request, model, [service.prompt(body.prompt)], policy, profile)
+        rules = rules_by_name(model, policy, profile)
+        decisions = [_under(decision, rules) for decision in outcome.decisions]
+        actions = [action_on(decision, rules, policy) for decision in decisions]
+        blocking = [d for d, action in zip(decisions, actions, strict=True) if action == "block"]
         return CheckAnswer(
-            status="passed" if not acted else "blocked" if "block" in acted else "modified",
+            status="blocked" if blocking else "modified" if any(actions) else "passed",
             model=model.name,
             policy=policy_title(model, policy),
-            guards=[_checked_guard(decision, outcome.tokens) for decision in outcome.decisions],
+            categories=sorted({d.category or d.name or d.concept for d in blocking}),
+            guards=[_checked_guard(decision, outcome.tokens) for decision in decisions],
         )
 
     return router
 
 
-def actions_of(model: ModelSettings, policy: str, profile: str) -> dict[str, str]:
-    """Concept -> action, of a model with a policy file; {} for others."""
-    rules = model.rules
-    if rules is None:
-        return {}
-    rules = rules.for_profile(profile) if profile else rules
-    return {rule.concept: rule.action for rule in (rules.stricter({"*": policy}) if policy else rules).concepts}
+def rules_by_name(model: ModelSettings, policy: str, profile: str) -> dict[str, ConceptRule]:
+    """Concept -> its rule, of a model with a policy file; {} for others."""
+    rules = rules_of(model, policy, profile)
+    return {} if rules is None else {rule.concept: rule for rule in rules.concepts}
+
+
+def _under(decision: Decision, rules: Mapping[str, ConceptRule]) -> Decision:
+    """The decision with the category and the grade of its concept's rule, where it has one."""
+    rule = rules.get(decision.name)
+    return decision if rule is None else decision.under(rule.category, rule.grade)
+
+
+def action_on(decision: Decision, rules: Mapping[str, ConceptRule], policy: str) -> str:
+    """What is done because of a decision on a prompt, graded by its rule: "redirect", "verify", "block", or "" for nothing.
+
+    Args:
+        rules: concept -> its rule.
+        policy: of a model without rules.
+    """
+    rule = rules.get(decision.name)
+    if rule is not None and rule.blocks(decision.grade):
+        return "block"
+    action = policy if rule is None else rule.action
+    return action if decision.fired and action != "log" else ""
 
 
 def check_key(model: ModelSettings, policy: str, profile: str) -> CallKey:
@@ -80,10 +103,10 @@ def check_key(model: ModelSettings, policy: str, profile: str) -> CallKey:
 
 
 async def _checked(
-    service: Service, request: Request, model: ModelSettings, prompts: Sequence[str], policy: str = ""
+    service: Service, request: Request, model: ModelSettings, prompts: Sequence[str], policy: str, profile: str
 ) -> list[Outcome]:
     caller, deadline = caller_of(request), service.deadline()
-    key = check_key(model, policy, caller.profile.policy_profile)
+    key = check_key(model, policy, profile)
     return await service.outcomes(
         request, model.name, [Row(key, prompt, _SEED, deadline, caller=caller.name) for prompt in prompts]
     )
@@ -110,8 +133,11 @@ async def _results(
     urls = [part.image_url.url for part in given if not isinstance(part, str | TextPart)]
     text_scores = []
     if texts:
-        checked = await _checked(service, request, model, [service.prompt(text, "input") for text in texts])
-        text_scores = [text_scores_of(outcome.decisions) for outcome in checked]
+        policy, profile = service.rules(model, None, caller_of(request))
+        rules = rules_by_name(model, policy, profile)
+        prompts = [service.prompt(text, "input") for text in texts]
+        checked = await _checked(service, request, model, prompts, policy, profile)
+        text_scores = [text_scores_of(outcome.decisions, rules) for outcome in checked]
     image_scores = await _image_scores(service, request, model.name, urls) if urls else []
     if any(not scores for scores in (*text_scores, *image_scores)):
         raise bad_request(
@@ -136,12 +162,20 @@ async def _image_scores(service: Service, request: Request, model: str, urls: Se
         return [outcome.scores for outcome in await service.outcomes(request, model, rows)]
 
 
-def text_scores_of(decisions: Sequence[Decision]) -> dict[str, float]:
-    """Concept -> score in [0, 1] of the guards that score prompts; 0.5 at the guard's threshold."""
+def text_scores_of(decisions: Sequence[Decision], rules: Mapping[str, ConceptRule]) -> dict[str, float]:
+    """Concept -> score in [0, 1] of the guards that score prompts; 0.5 at the guard's threshold.
+
+    A text whose grade a rule blocks is flagged under the rule's category, or else its concept, whatever the threshold.
+    """
     scores: dict[str, float] = {}
     for decision in decisions:
+        share = None
         if decision.prompt_score is not None and "prompt" in decision.thresholds:
-            raise_to(scores, decision.concept, share_of(decision.prompt_score, decision.thresholds["prompt"]))
+            share = share_of(decision.prompt_score, decision.thresholds["prompt"])
+            raise_to(scores, decision.concept, share)
+        graded = _under(decision, rules)
+        if action_on(replace(graded, fired=False), rules, "") == "block":
+            raise_to(scores, graded.category or graded.name, max(FLAGGED, share or 0.0))
     return scores
 
 

@@ -11,6 +11,7 @@ from saferedir.server.audit.store import SCHEMA, now
 from saferedir.server.config import ModelSettings
 from saferedir.server.engine.fingerprints import digest_of
 from saferedir.server.engine.rows import Outcome, Row
+from saferedir.server.policies import policy_facts
 from saferedir.utils.packaged import library_version
 
 
@@ -50,18 +51,17 @@ def record_of(
 ) -> dict[str, Any]:
     """Plain data: who asked for what, what made it, what was decided, and the hash of the file that leaves.
 
+    Its guards are those that act or log under the policy of the call (`policies.policy_facts`, which says which only log).
+
     Args:
         outcome: None where nothing came of it.
         file: the bytes that the client gets; None where it gets none.
     """
-    policy = {
-        "on_unsafe": row.key.policy,
-        "retries": row.key.retries,
-        "verify": list(model.verify),
-        "guards": list(model.guard_names),
-    }
-    if (rules := model.rules) is not None:
-        policy |= {"file": rules.fingerprint, "profile": row.key.profile}
+    if row.key.kind == "bare":
+        policy: dict[str, Any] = {"on_unsafe": "none", "retries": 0, "verify": [], "guards": []}
+    else:
+        policy = policy_facts(model, row.key.policy, row.key.retries, row.key.profile)
+    listed = {*policy["guards"], *policy.get("logged", ())}
     facts = None if outcome is None else outcome.facts
     return {
         "schema": SCHEMA,
@@ -77,7 +77,9 @@ def record_of(
         "seed": row.seed,
         "model": model.name,
         "model_fingerprint": None if facts is None else facts.fingerprint,
-        "guards": {} if facts is None else {guard.name: guard.fingerprint for guard in facts.guards},
+        "guards": {}
+        if facts is None
+        else {guard.name: guard.fingerprint for guard in facts.guards if guard.name in listed},
         "policy": policy,
         "policy_fingerprint": digest_of(policy),
         "steps": model.steps,

@@ -93,6 +93,8 @@ class GuardVerdict(BaseModel):
     guard: str
     concept: str
     outcome: str
+    category: str = ""
+    grade: str = ""
     prompt_score: float | None = None
     image_score: float | None = None
 
@@ -199,11 +201,16 @@ class CheckedGuard(GuardVerdict):
 
 
 class CheckAnswer(BaseModel):
-    """`status` is "blocked" where the policy blocks every image on which a guard acts, and one would."""
+    """`status` is "blocked" where the policy blocks every image on which a guard acts, and one would, or the prompt's grade.
+
+    Attributes:
+        categories: of what blocks it: categories of a policy file, or concepts where there are none.
+    """
 
     status: Literal["passed", "modified", "blocked"]
     model: str
     policy: str
+    categories: list[str] = []
     guards: list[CheckedGuard]
 
 

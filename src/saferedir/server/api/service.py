@@ -25,6 +25,7 @@ from saferedir.server.engine.worker import DeadlinePassed
 from saferedir.server.errors import ApiError, bad_request, too_many, unavailable
 from saferedir.server.keys import Caller, Callers, RateLimit
 from saferedir.server.marking import Marker
+from saferedir.server.policies import floor_of
 
 logger = logging.getLogger("saferedir.server")
 
@@ -69,12 +70,8 @@ class Service:
 
         An `on_unsafe` that a key's profile sets is a floor under the file's actions, too; one that it does not set is not.
         """
-        profile = caller.profile
-        if model.policy is None:
-            return self.policy(wanted, caller), ""
-        if "on_unsafe" in profile.model_fields_set:
-            return self.policy(wanted, caller), profile.policy_profile
-        return wanted or "", profile.policy_profile
+        least, profile = floor_of(model, caller.profile)
+        return self.policy(wanted, caller) if least else wanted or "", profile
 
     def policy(self, wanted: PolicyName | None, caller: Caller) -> PolicyName:
         """The caller's policy, or the stricter one that the request names."""

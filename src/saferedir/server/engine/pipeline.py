@@ -30,6 +30,7 @@ from saferedir.server.engine.prompt_check import check_prompts
 from saferedir.server.engine.rows import CallKey, Outcome, Row
 from saferedir.server.engine.scores import raise_to, share_of
 from saferedir.server.errors import ServerError
+from saferedir.server.policies import acting_guards, rules_of
 
 
 class PipelineModel:
@@ -42,7 +43,6 @@ class PipelineModel:
         self._pipe.set_progress_bar_config(disable=True)
         self._guards: list[Guard[Any]] = [Guard.from_pretrained(name) for name in settings.guard_names]
         self._by_name = dict(zip(settings.guard_names, self._guards, strict=True))
-        self._rules = settings.rules
         self._judges = {name: preset(name).load_judge().verifier(name) for name in settings.verify}
         self._edit_pipe = _image_to_image(self._pipe)
         self._current: tuple[Any, ...] | None = None
@@ -95,10 +95,7 @@ class PipelineModel:
 
     def _policy_of(self, key: CallKey) -> Policy | None:
         """The model's policy as calls of this kind have it."""
-        if self._rules is None:
-            return None
-        chosen = self._rules.for_profile(key.profile) if key.profile else self._rules
-        return chosen.stricter({"*": key.policy}) if key.policy else chosen
+        return rules_of(self._settings, key.policy, key.profile)
 
     def _guards_of(self, key: CallKey, call: Mapping[str, Any]) -> Sequence[Guard[Any]]:
         """The guards that decide in such a call, each once."""
@@ -134,31 +131,37 @@ class PipelineModel:
             flagged.setdefault(decision.image, {})[decision.concept] = None
         if not flagged or not set(flagged) <= set(range(len(rows))):
             raise ServerError("input images were blocked, and it is not known which, so nothing is shown.") from error
-        outcomes = {
-            index: Outcome(
-                None, True, self._decisions_of_input(concepts, str(error)), blocked_by=tuple(filter(None, concepts))
-            )
-            for index, concepts in flagged.items()
-        }
+        outcomes = {index: self._blocked_by_input(key, concepts, str(error)) for index, concepts in flagged.items()}
         others = [index for index in range(len(rows)) if index not in flagged]
         made = self.run(key, [rows[index] for index in others]) if others else []
         outcomes |= dict(zip(others, made, strict=True))
         return [outcomes[index] for index in range(len(rows))]
 
-    def _decisions_of_input(self, flagged: Collection[str], message: str) -> tuple[Decision, ...]:
-        """One decision a guard, `unresolved` of those whose concept was found in the input image."""
-        return tuple(
+    def _blocked_by_input(self, key: CallKey, flagged: Collection[str], message: str) -> Outcome:
+        """One decision a guard, or a rule that is on, `unresolved` of those whose concept was found in the input image."""
+        policy = self._policy_of(key)
+        if policy is None:
+            deciding = [(guard, guard.name, "", True) for guard in self._guards]
+        else:
+            deciding = [
+                (self._by_name[rule.guard], rule.concept, rule.category, rule.action != "log")
+                for rule in policy.concepts
+                if rule.action != "off"
+            ]
+        decisions = tuple(
             Decision(
                 guard=guard.method,
-                name=guard.name,
+                name=name,
                 concept=guard.config.concept,
+                category=category,
                 image=0,
                 action="blocked",
-                unresolved=guard.config.concept in flagged,
+                unresolved=acts and guard.config.concept in flagged,
                 message=message,
             )
-            for guard in self._guards
+            for guard, name, category, acts in deciding
         )
+        return Outcome(None, True, decisions, blocked_by=tuple(filter(None, flagged)), expected=len(decisions))
 
     def _under_policy(self, key: CallKey) -> Any:
         """The protected pipeline for such calls."""
@@ -195,7 +198,9 @@ class PipelineModel:
         """What checks the images of an edit before anything is generated, under every policy."""
         if key.kind != "edit":
             return False
-        if any(guard.image_verifier is not None for guard in self._guards):
+        policy = self._policy_of(key)
+        acting = self._guards if policy is None else [self._by_name[name] for name in acting_guards(policy)]
+        if any(guard.image_verifier is not None for guard in acting):
             return True
         return NamedVerifiers(self._judges) if self._judges else False
 

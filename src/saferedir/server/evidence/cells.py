@@ -28,7 +28,9 @@ class Subject:
         guards: checksums of the guards in their order, as attacks record them.
         bench_guards: checksum of all guards together, as the bench records it.
         bench_parts: guard's name -> its checksum alone, as the bench records it.
-        on_unsafe, retries: of the profile.
+        verifiers: checksums of the guards' image verifiers in their order, None for a guard without one.
+        policy: as records state it (`policies.policy_facts`).
+        on_unsafe: the policy of `saferedir.protect` that does the same; "" where a policy file says more than such a one can.
         steps, guidance: of the model's calls.
     """
 
@@ -39,10 +41,17 @@ class Subject:
     guards: tuple[str, ...]
     bench_guards: str
     bench_parts: Mapping[str, str]
+    verifiers: tuple[str | None, ...]
+    policy: Mapping[str, Any]
     on_unsafe: str
-    retries: int
     steps: int
     guidance: float
+
+    @property
+    def policy_title(self) -> str:
+        """The policy in words."""
+        facts = self.policy
+        return self.on_unsafe or f"the policy file {facts['name']!r}, version {facts['version']}"
 
 
 @dataclass(frozen=True)
@@ -111,13 +120,27 @@ def _attack_differences(subject: Subject, entry: Mapping[str, Any], digests: tup
     if digests != subject.guards:
         yield f"{len(digests)} of {len(subject.guards)} guards"
     policy = {"attach": "redirect"}.get(entry["policy"], entry["policy"])
+    settings, retries = entry.get("policy_settings") or {}, subject.policy["retries"]
     if policy != subject.on_unsafe:
-        yield f"policy {policy} instead of {subject.on_unsafe}"
-    elif policy == "verify" and (entry.get("policy_settings") or {}).get("retries", subject.retries) != subject.retries:
+        yield f"policy {policy} instead of {subject.policy_title}"
+    elif policy == "verify" and settings.get("retries", retries) != retries:
         yield "another number of retries"
+    if policy in ("verify", "block") and digests == subject.guards:
+        yield from _verifier_differences(subject, entry, settings)
     yield from _call_differences(subject, entry["call"])
     if (entry["cell"].get("scheduler")) is not None:
         yield f"scheduler {entry['cell']['scheduler']}"
+
+
+def _verifier_differences(subject: Subject, entry: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    """What another looked at the finished images than in the service."""
+    if any(subject.verifiers):
+        if entry.get("verifiers") is None:
+            yield "image verifiers of which nothing is recorded"
+        elif tuple(entry["verifiers"]) != subject.verifiers or not settings.get("image_verifiers", True):
+            yield "other image verifiers"
+    if subject.policy["verify"] and not settings.get("verify"):
+        yield "no judge that checks finished images"
 
 
 def _call_differences(subject: Subject, call: Mapping[str, Any]) -> Iterator[str]:
@@ -139,7 +162,7 @@ def _of_benches(subject: Subject, folders: Sequence[Path]) -> Iterator[Cell]:
                 continue
             differences = [] if digest == subject.bench_guards else [f"1 of {len(subject.guards)} guards"]
             if subject.on_unsafe != "redirect":
-                differences.append(f"policy redirect instead of {subject.on_unsafe}")
+                differences.append(f"policy redirect instead of {subject.policy_title}")
             differences += _call_differences(subject, record.protocol.call)
             what = f"{record.name.role}, {record.name.prompts}, attack {record.name.attack}"
             yield Cell("bench", record.name.concept, what, rate, (record.protocol.judge,), file, tuple(differences))

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from saferedir.attacks.run import guard_facts
+from saferedir.attacks.run import guard_facts, verifier_digest
 from saferedir.bench.generation.checksums import model_digest
 from saferedir.bench.generation.resources import guards_digest
 from saferedir.guard import Guard
 from saferedir.judges.presets import preset
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.loading import load_pipeline
+from saferedir.policy.loading import distinct, guards_of
+from saferedir.policy.rules import Policy
 from saferedir.server.audit.store import AuditStore, now
 from saferedir.server.audit.tables import check_exists
 from saferedir.server.config import ModelSettings, Settings
 from saferedir.server.engine.fingerprints import digest_of, guard_fingerprint
 from saferedir.server.errors import ServerError
 from saferedir.server.evidence.cells import Cell, Subject, matching_cells
+from saferedir.server.policies import floor_of, policy_facts, rules_of
 
 SCHEMA = 1
 _PACKAGES = (
@@ -63,7 +67,7 @@ def collect(
         for subject in subjects:
             matches = matching_cells(subject, results, benches)
             cells += matches
-            profiles.append(_profile(subject, model, matches))
+            profiles.append(_profile(subject, matches))
         models.append({**facts, "judges": [_judge(name, calibrated) for name in model.verify], "profiles": profiles})
     evidence = {
         "schema": SCHEMA,
@@ -85,32 +89,67 @@ def collect(
 
 def _model(settings: Settings, model: ModelSettings) -> tuple[dict[str, Any], list[Subject]]:
     pipe = load_pipeline(model.source or model.name, dtype=model.dtype)
-    guards: list[Guard[Any]] = [Guard.from_pretrained(name) for name in model.guard_names]
-    backbone = backbone_fingerprint(pipe)
-    digests = tuple(guard_facts(guard)["digest"] for guard in guards)
-    parts = {name: guards_digest([guard]) for name, guard in zip(model.guard_names, guards, strict=True)}
-    names = [name for name, profile in settings.profiles.items() if not profile.models or model.name in profile.models]
-    subjects = [
-        Subject(
-            model=model.name, profile=name, backbone=json.loads(json.dumps(backbone)), bench_model=model_digest(pipe),
-            guards=digests, bench_guards=guards_digest(guards), bench_parts=parts,
-            on_unsafe=settings.profiles[name].on_unsafe, retries=settings.profiles[name].retries, steps=model.steps,
-            guidance=model.guidance,
+    load = cache(Guard.from_pretrained)
+    backbone, bench_model = backbone_fingerprint(pipe), model_digest(pipe)
+    subjects = []
+    for name, profile in settings.profiles.items():
+        if profile.models and model.name not in profile.models:
+            continue
+        action, of_file = floor_of(model, profile)
+        rules = rules_of(model, action, of_file)
+        guards = guards_as_served(model, rules, load)
+        subjects.append(
+            Subject(
+                model=model.name,
+                profile=name,
+                backbone=json.loads(json.dumps(backbone)),
+                bench_model=bench_model,
+                guards=tuple(guard_facts(guard)["digest"] for guard in guards),
+                bench_guards=guards_digest(guards),
+                bench_parts={guard.name: guards_digest([guard]) for guard in guards},
+                verifiers=tuple(map(verifier_digest, guards)),
+                policy=policy_facts(model, action, profile.retries, of_file),
+                on_unsafe=action if rules is None else _same_as(rules),
+                steps=model.steps,
+                guidance=model.guidance,
+            )
         )
-        for name in names
-    ]  # fmt: skip
     facts = {
         "name": model.name,
         "source": model.source or model.name,
         "fingerprint": digest_of(backbone),
         "steps": model.steps,
         "guidance": model.guidance,
-        "guards": [_guard(name, guard) for name, guard in zip(model.guard_names, guards, strict=True)],
+        "guards": [_guard(name, load(name), only_logs) for name, only_logs in _listed(model, subjects).items()],
     }
     return facts, subjects
 
 
-def _guard(name: str, guard: Guard[Any]) -> dict[str, Any]:
+def guards_as_served(
+    model: ModelSettings, rules: Policy | None, load: Callable[[str], Guard[Any]]
+) -> tuple[Guard[Any], ...]:
+    """The guards on a model's images, each once: those that its policy file switches off are not, and what it logs only logs."""
+    if rules is None:
+        return tuple(map(load, model.guard_names))
+    return distinct(guards_of(rules, None, load=load)[0])
+
+
+def _same_as(rules: Policy) -> str:
+    """The `on_unsafe` that does the same with whole guards; "" where there is none."""
+    on = [rule for rule in rules.concepts if rule.action != "off"]
+    actions = {rule.action for rule in on}
+    is_plain = not any(rule.row or rule.allow or rule.block_at for rule in on)
+    return actions.pop() if is_plain and len(actions) == 1 and "log" not in actions else ""
+
+
+def _listed(model: ModelSettings, subjects: Sequence[Subject]) -> dict[str, bool]:
+    """Guard that acts or logs under some profile -> whether it only ever logs."""
+    acting = {name for subject in subjects for name in subject.policy["guards"]}
+    logged = {name for subject in subjects for name in subject.policy.get("logged", ())}
+    return {name: name not in acting for name in model.guard_names if name in acting | logged}
+
+
+def _guard(name: str, guard: Guard[Any], only_logs: bool) -> dict[str, Any]:
     """What a guard is, and what its own training says of it, which is no measurement of the service."""
     verdict = (getattr(guard.config, "calibration", None) or {}).get("verdict") or {}
     return {
@@ -118,18 +157,14 @@ def _guard(name: str, guard: Guard[Any]) -> dict[str, Any]:
         "method": guard.method,
         "concept": guard.config.concept,
         "fingerprint": guard_fingerprint(guard),
-        "image_verifier": guard.image_verifier is not None,
+        "only_logs": only_logs,
+        "image_verifier": verifier_digest(guard),
         "verdict_of_training": verdict.get("why", "none"),
     }
 
 
-def _profile(subject: Subject, model: ModelSettings, cells: Sequence[Cell]) -> dict[str, Any]:
-    policy = {
-        "on_unsafe": subject.on_unsafe,
-        "retries": subject.retries,
-        "verify": list(model.verify),
-        "guards": list(model.guard_names),
-    }
+def _profile(subject: Subject, cells: Sequence[Cell]) -> dict[str, Any]:
+    policy = dict(subject.policy)
     exact = [cell for cell in cells if cell.is_exact]
     return {
         "name": subject.profile,

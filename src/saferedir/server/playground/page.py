@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from saferedir.server.api.information import allowed
 from saferedir.server.api.service import Service
-from saferedir.server.config import STRICTNESS
 from saferedir.server.errors import ApiError
 from saferedir.server.keys import Caller
 from saferedir.server.playground.bench_report import ROUTE
+from saferedir.server.playground.choices import ALL, STRICTEST, policy_choices, score_choices
 from saferedir.server.playground.fragments import (
     GalleryItem,
     base64_text,
@@ -36,8 +36,6 @@ MAX_SEED = 2**32 - 1
 INTRO = """# saferedir
 Type a prompt. Guards watch it while the image is made, and steer away from what they keep out. You see the image without and with
 them from the same noise, which words were moved, and what every guard scored at every step."""
-STRICTEST = "as the key says"
-ALL = "the one that acts most"
 
 
 def caller_of(request: gr.Request) -> Caller:
@@ -51,7 +49,7 @@ def build_page(service: Service) -> gr.Blocks:
     settings = service.settings
     models = [model.name for model in settings.models]
     may_be_bare = any(settings.allows_unguarded(model) for model in settings.models)
-    guards = list(dict.fromkeys(name for model in settings.models for name in model.guard_names))
+    choices, info = policy_choices(settings.models[0])
 
     with gr.Blocks(title="saferedir playground", analytics_enabled=False) as page:
         trial, items = gr.State(None), gr.State([])
@@ -67,11 +65,10 @@ def build_page(service: Service) -> gr.Blocks:
                 with gr.Accordion("Settings", open=False):
                     with gr.Row():
                         model = gr.Dropdown(models, value=models[0], label="Model, with its guards")
-                        policy = gr.Dropdown(
-                            [STRICTEST, *STRICTNESS], value=STRICTEST, label="Policy",
-                            info="redirect steers; verify also checks the image; block refuses. Never weaker than your key's.",
-                        )  # fmt: skip
-                        guard = gr.Dropdown([ALL, *guards], value=ALL, label="Show tokens and scores of")
+                        policy = gr.Dropdown(choices, value=STRICTEST, label="Policy", info=info)
+                        guard = gr.Dropdown(
+                            score_choices(settings.models), value=ALL, label="Show tokens and scores of"
+                        )
                     with gr.Row():
                         seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0, maximum=MAX_SEED)
                         other = gr.Button("Another seed", size="sm")
@@ -115,10 +112,16 @@ def build_page(service: Service) -> gr.Blocks:
         def choose(trial: Trial | None, guard: str) -> Any:
             return [gr.skip()] * 2 if trial is None else _of_guard(trial, guard)
 
+        def of_model(name: str) -> Any:
+            chosen = next(entry for entry in settings.models if entry.name == name)
+            choices, info = policy_choices(chosen)
+            return gr.Dropdown(choices, value=STRICTEST, info=info), gr.Dropdown(score_choices([chosen]), value=ALL)
+
         inputs = [prompt, model, policy, guard, seed, bare, items]
         outputs = [status, images, strip, plot, verdicts, record, trial, items, shown]
         private = {"api_visibility": "private"}
         gr.on([prompt.submit, button.click], generate, inputs, outputs, show_progress_on=[images], **private)
+        model.change(of_model, model, [policy, guard], **private)
         guard.change(choose, [trial, guard], [strip, plot], **private)
         other.click(lambda: secrets.randbelow(MAX_SEED), None, seed, **private)
     page.queue(default_concurrency_limit=16, max_size=64)

@@ -15,7 +15,6 @@ from saferedir.server.api.records import Asked, new_id, record_of
 from saferedir.server.api.schemas import GenerationRequest
 from saferedir.server.api.service import Service, policy_title
 from saferedir.server.config import ModelSettings, PolicyName
-from saferedir.server.engine.fingerprints import digest_of
 from saferedir.server.engine.rows import CallKey, Row
 from saferedir.server.errors import ApiError, bad_request
 from saferedir.server.keys import Caller
@@ -118,8 +117,6 @@ async def _without_guards(
     facts = {**facts_of(name, model.name), "guarded": False}  # no credentials: no policy has passed it
     file = await asyncio.to_thread(encoded, outcome.image, "png", 100, facts)
     record = record_of(service, Asked(caller.name, None, None), model, row, name, "unguarded", outcome, file)
-    policy = {"on_unsafe": "none", "retries": 0, "verify": [], "guards": []}
-    record |= {"guards": {}, "policy": policy, "policy_fingerprint": digest_of(policy)}
     await service.record([record], row.deadline)
     service.metrics.images.labels(model.name, "unguarded").inc()
     return file
