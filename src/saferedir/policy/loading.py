@@ -1,4 +1,4 @@
-"""The guards that a policy names: loaded, told what they only log, and which prompts of a call they allow.
+"""The guards that a policy names, loaded as its rules want them, and the prompts of a call that they allow.
 
 Knows no pipeline. Used by `protect`, the command line and the service.
 """
