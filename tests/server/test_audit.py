@@ -108,7 +108,7 @@ def ago(days: float) -> str:
 
 
 def test_reports_do_not_outlive_the_records_of_their_time(store: AuditStore) -> None:
-    store.append([record(number, time=ago(9 - number)) for number in range(4)])  # 9, 8, 7 and 6 days old
+    store.append([record(number, time=ago(9 - number)) for number in range(9)])  # 9 to 1 days old
     reports = ReportStore(store)
     made = [
         reports.add(image_id=f"img_{n}", key="k", problem="missed", concept="star", note="note", prompt="a prompt")
@@ -116,7 +116,7 @@ def test_reports_do_not_outlive_the_records_of_their_time(store: AuditStore) -> 
     ]
     assert reports.prune() == 0
     with store.engine.execution_options(writes=True).begin() as connection:
-        for row, days in zip(made, (8.5, 6.5, 2), strict=True):
+        for row, days in zip(made, (8.5, 6.5, 0.1), strict=True):
             connection.execute(sa.update(Report).where(Report.id == row.id).values(time=ago(days)))
     store.prune(timedelta(days=6.75))
     assert reports.prune() == 1 and [row.id for row in reports.reports()] == [row.id for row in made[1:]]
