@@ -48,11 +48,11 @@ VALIDATION = "guard-validation"
 MODELS = {"flux": "pictoworld-flux", "dit": "pictoworld-dit", "ddpm": "pictoworld-ddpm"}
 HEAD = """# PictoWorld 2: what each method does
 
-Made by `python benchmarks/world2.py --out docs`: {n} prompts a phrasing, {images} images for shares; each rate with its 95 %
-Wilson interval. The same noise with and without a guard. What a column counts:
+Made by `python benchmarks/world2.py{options} --out docs`: as many prompts a phrasing (images for shares) as a table's
+title says; each rate with its 95 % Wilson interval. The same noise with and without a guard. What a column counts:
 
 - **concept**: images that show the concept and are not broken (a poster: given back, see [the world](pictoworld.md)), by the
-  CNN; **second judge**: by the template judge, of the first {second} images of "seen".
+  CNN; **second judge**: by the template judge, of the first images of "seen".
 - **largest change of another share**: of images without the concept, which must rise where it falls; the last column counts from
   the share that the other has among the images that do not show the concept without the guard.
 - **other item**, **background**: of what was right without the guard and is no part of the concept, how often it still is.
@@ -250,11 +250,25 @@ def markdown(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     lines, apart, total = [], 0, 0
     for name, rows in results.items():
         table = text_table(rows) if TASKS[name].model == "flux" else share_table(rows)
-        lines += [f"## {name}", "", *table, ""]
+        sizes = ", ".join(str(n) for n in sorted({row["n"] for row in rows.values()}))
+        lines += [f"## {name} (n = {sizes})", "", *table, ""]
         found = separation(rows)
         apart, total = apart + found[0], total + found[1]
     lines += [f"In {apart} of {total} cells the intervals of the best and the second best method do not overlap.", ""]
     return "\n".join(lines)
+
+
+def file_part(method: str) -> str:
+    """A method's name in the names of --work."""
+    return method.replace(" + ", "+")
+
+
+def largest(work: Path, task: str, method: str) -> Path | None:
+    """The file of the most images among those of one cell; None where nothing was measured."""
+    start = f"{task}-{file_part(method)}-"
+    counts = [path.stem.removeprefix(start) for path in work.glob(f"{start}*.json")]
+    most = max((int(count) for count in counts if count.isdigit()), default=None)
+    return None if most is None else work / f"{start}{most}.json"
 
 
 def main() -> None:
@@ -275,10 +289,12 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder of a training, in place of the packaged models")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/world2-results"))
+    parser.add_argument("--only-page", action="store_true", help="measure nothing; of each cell in --work the largest")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     chosen = [VALIDATION] if arguments.validation else arguments.splits
     run = Run(arguments.models, arguments.n, arguments.images, arguments.second, chosen, arguments.guards)
+    is_whole = set(chosen) == set(splits)
     results: dict[str, dict[str, dict[str, Any]]] = {}
     with Progress() as progress:
         for name in arguments.tasks:
@@ -287,11 +303,11 @@ def main() -> None:
             bar = progress.add_task(name, total=len(methods))
             for method in methods:
                 count = arguments.n if task.model == "flux" else arguments.images
-                only = "" if set(chosen) == set(splits) or task.model != "flux" else "-" + "-".join(chosen)
-                path = arguments.work / f"{name}-{method.replace(' + ', '+')}-{count}{only}.json"
-                if not path.exists() and (
-                    row := run.row(task, method)
-                ):  # a guard that is not there yet is asked for again
+                only = "" if is_whole or task.model != "flux" else "-" + "-".join(chosen)
+                path = arguments.work / f"{name}-{file_part(method)}-{count}{only}.json"
+                if arguments.only_page:
+                    path = largest(arguments.work, name, method) or path
+                elif not path.exists() and (row := run.row(task, method)):  # a guard not there yet is asked for again
                     with replacing(path) as temporary:
                         temporary.write_text(json.dumps(row, indent=1), encoding="utf-8")
                 if path.exists():
@@ -299,7 +315,7 @@ def main() -> None:
                 progress.advance(bar)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "world2.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    head = HEAD.format(n=arguments.n, images=arguments.images, second=arguments.second)
+    head = HEAD.format(options=" --only-page" if arguments.only_page else "")
     (arguments.out / "world2.md").write_text(head + markdown(results), encoding="utf-8")
 
 
