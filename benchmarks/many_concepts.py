@@ -79,7 +79,7 @@ class Run:
 
 def only(guard: SafeRedirMany, concept: str) -> SafeRedirMany:
     """The guard with one concept's row on."""
-    return guard.without([name for name in guard.config.concepts if name != concept])
+    return guard.without(*(name for name in guard.config.concepts if name != concept))
 
 
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:
