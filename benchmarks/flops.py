@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
-from saferedir.training.saferedir.train import TrainConfig
+from saferedir.training.saferedir.train_config import TrainConfig
 
 TOLERANCE = 0.02  # between counted and known numbers of parameters
 UTILISATION = 0.30  # ASSUMPTION: share of the dense bfloat16 peak that is reached

@@ -31,7 +31,8 @@ from saferedir.pictoworld.tasks import TASKS, Task, pair, retain_prompts
 from saferedir.training.saferedir.dataset import Pair
 from saferedir.training.saferedir.losses import LossWeights
 from saferedir.training.saferedir.recalibrate import CalibrationConfig, calibrate_guard
-from saferedir.training.saferedir.train import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import train_saferedir
+from saferedir.training.saferedir.train_config import TrainConfig
 
 SPLIT = "guard-train"
 BASE: dict[str, Any] = {

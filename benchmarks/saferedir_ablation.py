@@ -41,10 +41,13 @@ from saferedir.pictoworld.evaluation import (
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, pair, retain_prompts
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.precision import fast_precision
+from saferedir.training.saferedir.batches import encode_text
 from saferedir.training.saferedir.calibration import evaluate, held_out_scores
 from saferedir.training.saferedir.dataset import Pair
+from saferedir.training.saferedir.fit import fit_redirector
 from saferedir.training.saferedir.losses import LossWeights
-from saferedir.training.saferedir.train import TrainConfig, encode_text, fit_redirector, generate_images
+from saferedir.training.saferedir.train import generate_images
+from saferedir.training.saferedir.train_config import TrainConfig
 
 LOSS_VARIANTS = {
     "all six terms": LossWeights(),

@@ -18,7 +18,8 @@ from saferedir.cli.train import _config, finish_guard
 from saferedir.cli.train_duo import _train_config
 from saferedir.training.duo.train_config import TrainConfig as DuoConfig
 from saferedir.training.saferedir.dataset import read_pairs
-from saferedir.training.saferedir.train import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import train_saferedir
+from saferedir.training.saferedir.train_config import TrainConfig
 
 
 def test_the_defaults_are_the_librarys() -> None:

@@ -16,7 +16,7 @@ import saferedir
 from saferedir import guard
 
 TRAIN_CONFIGS = (
-    "saferedir.training.saferedir.train",
+    "saferedir.training.saferedir.train_config",
     "saferedir.training.duo.train_config",
     "saferedir.training.uce.train",
     "saferedir.training.esd.train_config",

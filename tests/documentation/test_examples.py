@@ -26,7 +26,7 @@ from saferedir.cli.common import named_values
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.pipelines.families import FAMILIES
-from saferedir.training.saferedir.train import TrainConfig
+from saferedir.training.saferedir.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -177,7 +177,8 @@ def _cli(*arguments: str) -> None:
 
 def _train(pipe: Any, model: Model, out: Path, log: Log) -> None:
     from saferedir.training.saferedir.dataset import Pair
-    from saferedir.training.saferedir.train import TrainConfig, train_saferedir
+    from saferedir.training.saferedir.train import train_saferedir
+    from saferedir.training.saferedir.train_config import TrainConfig
 
     rows = [Pair(*pair) for pair in PAIRS] + [Pair(None, "a house"), Pair(None, "a tree"), Pair(None, "a dog")]
     config = TrainConfig(

@@ -18,7 +18,7 @@ from saferedir.guards.safree import SafreeConfig
 from saferedir.guards.sld import SLDConfig
 from saferedir.guards.spell import SPELLConfig
 from saferedir.training.duo.train_config import TrainConfig
-from saferedir.training.saferedir.train import TrainConfig as RedirectorTraining
+from saferedir.training.saferedir.train_config import TrainConfig as RedirectorTraining
 
 GUARDS: tuple[type[GuardConfig], ...] = (
     DUOConfig, DualLatentConfig, DualLatentR2Config, NegativePromptConfig, SafeDenoiserConfig, SafeRedirConfig, SafreeConfig,

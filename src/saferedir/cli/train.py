@@ -62,7 +62,7 @@ from saferedir.utils.packaged import library_version
 if TYPE_CHECKING:
     from saferedir.training.saferedir.dataset import Pair
     from saferedir.training.saferedir.pairs.plan import PairPlan
-    from saferedir.training.saferedir.train import TrainConfig
+    from saferedir.training.saferedir.train_config import TrainConfig
 
 PAIRS = "pairs.jsonl"  # in the folder of a guard, where the command made them
 train_app = typer.Typer(name="train", help="Train a guard.", no_args_is_help=True, rich_markup_mode="markdown")
@@ -182,7 +182,7 @@ def _refuse_both(options: dict[str, Any]) -> None:
 
 def _config(given: dict[str, Any], call: list[str] | None, seed: int) -> TrainConfig:
     """The library's own defaults, but for what was given; held out is the same share of the roll-outs as there."""
-    from saferedir.training.saferedir.train import TrainConfig
+    from saferedir.training.saferedir.train_config import TrainConfig
 
     usual = TrainConfig()
     if "rollouts" in given:

@@ -10,8 +10,9 @@ import typer
 from saferedir.cli.common import console, errors, escape, load_model, named_values, new_table, progress_bar
 from saferedir.cli.options import CallArguments, ModelVariant, Revision, RolloutBatch, RolloutGuidance, RolloutSteps
 from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
+from saferedir.cli.recipes import WORLD
 from saferedir.cli.stopping import GOES_ON, on_stop
-from saferedir.cli.train_edits import WORLD, Device, Dtype, Force, Model, Out, Seed
+from saferedir.cli.train_edits import Device, Dtype, Force, Model, Out, Seed
 from saferedir.utils.packaged import library_version
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def saferedir_many(
     from saferedir.guards.saferedir_many import SafeRedirMany
     from saferedir.training.saferedir.dataset import read_pairs
     from saferedir.training.saferedir.many import train_saferedir_many
-    from saferedir.training.saferedir.train import TrainConfig
+    from saferedir.training.saferedir.train_config import TrainConfig
 
     rows = {concept: read_pairs(path) for concept, path in files.items()}
     first: Any = None if start is None else Guard.from_pretrained(start)

@@ -5,10 +5,8 @@ Used by training/duo, training/esd and training/uce; their loop is lora_loop.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 from saferedir.errors import GuardConfigError, UnsupportedPipelineError
 from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.lora import PREFIX, has_adapters, lora_layers, remove_adapter
-from saferedir.utils.files import write_json
 from saferedir.utils.packaged import library_version
 
 ADAPTER = f"{PREFIX}training"
@@ -85,16 +82,6 @@ def add_lora(denoiser: Any, rank: int, targets: Sequence[str]) -> None:
     for name, value in denoiser.named_parameters():
         if ".lora_" in name:
             value.data = value.data.float()
-
-
-def claim(path: Path, plan: dict[str, Any]) -> None:
-    """Refuse to mix two plans, or two models, in one work folder."""
-    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(plan)):
-        raise GuardConfigError(
-            f"{path.parent} holds an unfinished training with another model, other settings or pairs; "
-            "delete it or choose another --out."
-        )
-    write_json(path, plan)
 
 
 def versions() -> dict[str, str]:

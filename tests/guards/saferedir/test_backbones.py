@@ -27,12 +27,13 @@ from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.training.saferedir import calibration as calibration_module
-from saferedir.training.saferedir import train as training_module
+from saferedir.training.saferedir import fit as fit_module
 from saferedir.training.saferedir.batches import ImageData, TextBatch, TextData, encode_text, image_batch
 from saferedir.training.saferedir.calibration import evaluate, held_out_scores
 from saferedir.training.saferedir.dataset import Pair, encode_on_cpu, moved_tokens, roll_out, without_padding
-from saferedir.training.saferedir.losses import redirection_terms
-from saferedir.training.saferedir.train import TrainConfig, train_saferedir
+from saferedir.training.saferedir.losses import LossWeights, classification_term, redirection_terms, total
+from saferedir.training.saferedir.train import train_saferedir
+from saferedir.training.saferedir.train_config import TrainConfig
 
 SANA = CASES["sana"]  # its instructions to the encoder are 1,500 letters long
 PIPELINES = {**CASES, "sana": replace(SANA, settings={**SANA.settings, "complex_human_instruction": None})}
@@ -220,18 +221,18 @@ def test_training_sees_the_embeddings_that_the_guard_sees(name: str) -> None:
 @pytest.mark.parametrize("name", ["flux-true-cfg", "pixart-sigma"])
 def test_a_killed_training_goes_on_to_the_same_guard(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, out = trained(name), Path(room().name) / f"{name}-killed"
-    real = training_module.evaluate  # type: ignore[attr-defined]
+    real = fit_module.evaluate  # type: ignore[attr-defined]
 
     def die(*args: Any) -> Any:
         raise KeyboardInterrupt
 
     calls = iter([real, die])
-    monkeypatch.setattr(training_module, "evaluate", lambda *a: next(calls)(*a))
+    monkeypatch.setattr(fit_module, "evaluate", lambda *a: next(calls)(*a))
     with pytest.raises(KeyboardInterrupt):
         train_saferedir(pipeline(name), PAIRS, out, concept="x", config=quick(name))
     work = out.with_name(out.name + ".work")
     assert (work / "checkpoint.pt").exists() and not out.exists()
-    monkeypatch.setattr(training_module, "evaluate", real)
+    monkeypatch.setattr(fit_module, "evaluate", real)
     with pytest.raises(GuardError, match="another model"):
         train_saferedir(pipeline("sd"), PAIRS, out, concept="x", config=quick(name))
     resumed = train_saferedir(pipeline(name), PAIRS, out, concept="x", config=quick(name))
@@ -293,12 +294,12 @@ def test_prompts_with_masks_and_pooled_parts_are_learnt(name: str) -> None:
     before = distance_untouched(held)
     for step in range(140 if name == "sdxl" else 100):
         generator = torch.Generator().manual_seed(step)
-        batch: TextBatch = training_module.text_batch(text, 24, generator)  # type: ignore[attr-defined]
+        batch: TextBatch = fit_module.text_batch(text, 24, generator)  # type: ignore[attr-defined]
         terms = redirection_terms(network, *batch, teacher_forcing=step < 33)
         given = batch.given
         logits = network.prompt_logits(given.prompt, given.mask, given.pooled)
-        terms["classification"] = training_module.classification_term((logits, batch.label))  # type: ignore[attr-defined]
-        training_module.total(terms, training_module.LossWeights()).backward()  # type: ignore[attr-defined]
+        terms["classification"] = classification_term((logits, batch.label))
+        total(terms, LossWeights()).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()

@@ -20,7 +20,7 @@ from saferedir.training.saferedir import many as many_module
 from saferedir.training.saferedir.batches import ImageData
 from saferedir.training.saferedir.dataset import Pair, write_pairs
 from saferedir.training.saferedir.many import train_saferedir_many
-from saferedir.training.saferedir.train import TrainConfig
+from saferedir.training.saferedir.train_config import TrainConfig
 
 WORDS = [f"{a}{b}" for a in "abcdefgh" for b in "klmnop"]
 QUICK = TrainConfig(

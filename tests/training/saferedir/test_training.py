@@ -14,7 +14,8 @@ from tests.conftest import make_pipeline
 from saferedir import Guard, GuardError, attach
 from saferedir.guards.saferedir import SafeRedir, SafeRedirConfig
 from saferedir.pipelines.conditioning import PromptEmbeds
-from saferedir.training.saferedir import train as training_module
+from saferedir.training.saferedir import fit as fit_module
+from saferedir.training.saferedir import train as train_module
 from saferedir.training.saferedir.dataset import (
     Pair,
     encode_on_cpu,
@@ -25,7 +26,8 @@ from saferedir.training.saferedir.dataset import (
     write_pairs,
 )
 from saferedir.training.saferedir.losses import LossWeights, redirection_terms, total
-from saferedir.training.saferedir.train import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import train_saferedir
+from saferedir.training.saferedir.train_config import TrainConfig
 
 WORDS = [f"{a}{b}" for a in "abcdefgh" for b in "klmnop"]
 PAIRS = [Pair(f"{w} x", f"{w} o") for w in WORDS] + [Pair(None, f"{w} b") for w in WORDS]
@@ -143,13 +145,13 @@ def test_a_killed_training_goes_on_to_the_same_guard(tmp_path: Path, monkeypatch
     def die(*args: Any, **kwargs: Any) -> Any:
         raise KeyboardInterrupt
 
-    real = training_module.evaluate  # type: ignore[attr-defined]
+    real = fit_module.evaluate  # type: ignore[attr-defined]
     calls = iter([real, die])
-    monkeypatch.setattr(training_module, "evaluate", lambda *a, **k: next(calls)(*a, **k))
+    monkeypatch.setattr(fit_module, "evaluate", lambda *a, **k: next(calls)(*a, **k))
     with pytest.raises(KeyboardInterrupt):
         train_saferedir(pipe, PAIRS, tmp_path / "killed", concept="x", config=QUICK)
     assert not (tmp_path / "killed").exists()
-    monkeypatch.setattr(training_module, "evaluate", real)
+    monkeypatch.setattr(fit_module, "evaluate", real)
     resumed = train_saferedir(pipe, PAIRS, tmp_path / "killed", concept="x", config=QUICK)
     for name, tensor in whole.tensors().items():
         torch.testing.assert_close(resumed.tensors()[name], tensor)
@@ -198,7 +200,7 @@ def test_a_guard_whose_image_side_cannot_tell_is_written_only_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe, out = make_pipeline(), tmp_path / "guard"
-    monkeypatch.setattr(training_module, "blind_image_side", lambda config: "the image verdict finds nothing")
+    monkeypatch.setattr(train_module, "blind_image_side", lambda config: "the image verdict finds nothing")
     with pytest.raises(GuardError, match=r"no guard was written: .* finds nothing; .*--force"):
         train_saferedir(pipe, PAIRS, out, concept="x", config=QUICK, keep_weak=False)
     assert not out.exists() and (tmp_path / "guard.work").exists()

@@ -16,7 +16,8 @@ from saferedir.server.engine.fingerprints import guard_fingerprint
 from saferedir.server.errors import ServerError
 from saferedir.server.reports.store import ReportRow, ReportStore, pairs_of
 from saferedir.training.saferedir.dataset import Pair, read_pairs
-from saferedir.training.saferedir.train import TrainConfig, train_saferedir
+from saferedir.training.saferedir.train import train_saferedir
+from saferedir.training.saferedir.train_config import TrainConfig
 from saferedir.utils.progress import SILENT, Progress
 
 #: of the embedded world's own pairs, where the configuration names no file

@@ -37,7 +37,8 @@ from saferedir.training.duo.pair_files import (
     read_image_pairs,
 )
 from saferedir.training.duo.train_config import VARIANTS, TrainConfig
-from saferedir.training.lora import ADAPTER, add_lora, check_reads_latents, claim, lora_of, trainable_lora, versions
+from saferedir.training.lora import ADAPTER, add_lora, check_reads_latents, lora_of, trainable_lora, versions
+from saferedir.training.work_folder import claim
 from saferedir.utils.clock import WorkClock
 from saferedir.utils.files import check_guard_folder
 from saferedir.utils.locks import output_lock
@@ -112,10 +113,7 @@ def _train(
         raise GuardConfigError(f"{len(rows)} valid pairs are too few; DUO needs at least {MIN_PAIRS}, better 64.")
     backbone, pairs_sha256 = backbone_fingerprint(pipe), hash_image_pairs(rows)
     work = out.with_name(out.name + ".work")
-    work.mkdir(parents=True, exist_ok=True)
-    claim(
-        work / "plan.json", {"config": asdict(config), "concept": concept, "pairs": pairs_sha256, "backbone": backbone}
-    )
+    claim(work, {"config": asdict(config), "concept": concept, "pairs": pairs_sha256, "backbone": backbone})
     clock = WorkClock(work / "seconds.json")
 
     def logged(numbers: dict[str, Any]) -> None:

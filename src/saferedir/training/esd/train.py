@@ -25,9 +25,10 @@ from saferedir.pipelines.schedules import check_scheduler
 from saferedir.training.denoiser_calls import CALLS
 from saferedir.training.esd.loop import Loop, Prompts
 from saferedir.training.esd.train_config import TrainConfig, adapted_layers
-from saferedir.training.lora import ADAPTER, check_reads_latents, claim, lora_of, trainable_lora, versions
+from saferedir.training.lora import ADAPTER, check_reads_latents, lora_of, trainable_lora, versions
 from saferedir.training.lora_loop import LOG, Log
 from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs
+from saferedir.training.work_folder import claim
 from saferedir.utils.clock import WorkClock
 from saferedir.utils.files import check_guard_folder
 from saferedir.utils.locks import output_lock
@@ -104,9 +105,8 @@ def _train(
     height, width = config.size or call_size(pipe, config.call)
     channels, _, *cells = latent_shape(pipe, {"height": height, "width": width})
     work = out.with_name(out.name + ".work")
-    work.mkdir(parents=True, exist_ok=True)
     plan = {"config": asdict(config), "concept": concept, "prompts": hash_pairs(rows), "backbone": backbone}
-    claim(work / "plan.json", plan)
+    claim(work, plan)
     clock = WorkClock(work / "seconds.json")
 
     def logged(numbers: dict[str, Any]) -> None:

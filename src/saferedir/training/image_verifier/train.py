@@ -25,10 +25,11 @@ from saferedir.guards.storage import find_guard
 from saferedir.metrics import Rate, auroc
 from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.pipelines.safety_checker import without_safety_checker
-from saferedir.training.lora import claim, versions
+from saferedir.training.lora import versions
 from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs
 from saferedir.training.saferedir.rollouts import Prompts, rollout_prompts
 from saferedir.training.saferedir.thresholds import choose_threshold
+from saferedir.training.work_folder import claim
 from saferedir.utils.calls import for_each_prompt
 from saferedir.utils.checks import is_number
 from saferedir.utils.files import save_tensors
@@ -144,8 +145,7 @@ def train_verifier(
         check_backbone(chosen.config.backbone or {}, backbone, chosen.method)
         prompts = _prompts(rows, config)
         work = folder.with_name(folder.name + ".verifier.work")
-        work.mkdir(parents=True, exist_ok=True)
-        claim(work / "plan.json", {"config": asdict(config), "prompts": hash_pairs(rows), "backbone": backbone})
+        claim(work, {"config": asdict(config), "prompts": hash_pairs(rows), "backbone": backbone})
         images, labels = _images(pipe, prompts, _scales(chosen, config), config, work, progress)
         verifier = fit_verifier(images, labels, chosen.config.concept, config, progress)
         auc, recall = verifier.config.measured["auroc"], verifier.config.measured["recall"]["rate"]

@@ -7,7 +7,6 @@ there changes by a bit. Everything lands in `<out>.work/` until the guard is ren
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,8 +36,10 @@ from saferedir.training.saferedir.rollouts import (
     generate_rollouts,
     rollout_prompts,
 )
-from saferedir.training.saferedir.train import MIN_PAIRS, TrainConfig, weights_digest
-from saferedir.utils.files import check_guard_folder, replacing, write_json
+from saferedir.training.saferedir.train import MIN_PAIRS, model_facts, weights_digest
+from saferedir.training.saferedir.train_config import TrainConfig
+from saferedir.training.work_folder import claim
+from saferedir.utils.files import check_guard_folder, replacing
 from saferedir.utils.locks import output_lock
 from saferedir.utils.progress import SILENT, Progress
 
@@ -117,10 +118,9 @@ def train_saferedir_many(
     with output_lock(Path(out), nested=True) as folder:
         check_guard_folder(folder, overwrite, "pass overwrite=True")
         work = folder.with_name(folder.name + ".work")
-        work.mkdir(parents=True, exist_ok=True)
         if start is not None:
             _require_same_model(start, pipe, config)
-        _claim(work / "plan.json", config, rows, start, pipe)
+        claim(work, _plan(config, rows, start, pipe))
         return _train(pipe, rows, folder, work, start, config, progress, log)
 
 
@@ -135,23 +135,13 @@ def _require_same_model(start: SafeRedirMany, pipe: Any, config: TrainConfig) ->
     require_trained_settings(start.config.training, text_settings(pipe, config.call), "the guard to start from")
 
 
-def _claim(
-    path: Path,
-    config: TrainConfig,
-    rows: Mapping[str, Sequence[Pair]],
-    start: SafeRedirMany | None,
-    pipe: Any,
-) -> None:
-    """Refuse to mix two plans, or two models, in one work folder."""
+def _plan(
+    config: TrainConfig, rows: Mapping[str, Sequence[Pair]], start: SafeRedirMany | None, pipe: Any
+) -> dict[str, Any]:
+    """What the work folder belongs to."""
     digests = {concept: hash_pairs(of) for concept, of in rows.items()}
     known = None if start is None else {"concepts": start.config.concepts, "weights": weights_digest(start.network)}
-    plan = {"config": asdict(config), "pairs": digests, "known": known, "backbone": backbone_fingerprint(pipe)}
-    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(plan)):
-        raise GuardConfigError(
-            f"{path.parent} holds an unfinished training with another model, other concepts, settings or pairs; delete it, or "
-            "choose another out."
-        )
-    write_json(path, plan)
+    return {"config": asdict(config), "pairs": digests, "known": known, **model_facts(pipe)}
 
 
 def _train(

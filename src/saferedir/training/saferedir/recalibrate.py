@@ -6,7 +6,6 @@ chosen by the same rule.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from saferedir.training.saferedir.rollouts import (
     rollout_prompts,
 )
 from saferedir.training.saferedir.thresholds import CONTAMINATION, are_shares
+from saferedir.training.work_folder import claim
 from saferedir.utils.checks import Checked, is_number
 from saferedir.utils.progress import SILENT, Progress
 
@@ -124,7 +124,7 @@ def calibrate_guard(
     known = guard.config.training.get("guidance_scale", 4.0)
     scales = config.guidance_scales or calibration_scales(known if is_number(known) else 4.0)
     if work is not None:
-        _claim(work, {"settings": asdict(config), "prompts": hash_pairs(pairs), "backbone": fingerprint})
+        claim(work, {"settings": asdict(config), "prompts": hash_pairs(pairs), "backbone": fingerprint}, "calibration")
     short = Prompts(*(side[: SHORT_IMAGES // 2] for side in prompts))
     counts = [config.steps, *(steps for steps in SHORT_STEPS if steps < config.steps)]
     images = []
@@ -199,18 +199,6 @@ def unpaired(forget: Sequence[str], benign: Sequence[str]) -> list[Pair]:
     taken = min(len(forget), len(benign))
     pairs = [Pair(text, benign[index % len(benign)]) for index, text in enumerate(forget)]
     return [*pairs, *(Pair(None, text) for text in benign[taken:])]
-
-
-def _claim(work: Path, plan: dict[str, Any]) -> None:
-    """Refuse to mix roll-outs of two checkpoints, or of two sets of prompts."""
-    work.mkdir(parents=True, exist_ok=True)
-    path, text = work / "plan.json", json.dumps(plan, indent=2, sort_keys=True)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise GuardConfigError(
-            f"{work} holds an unfinished calibration on another checkpoint, with other LoRAs, settings or prompts; delete it, or "
-            "choose another --out."
-        )
-    path.write_text(text, encoding="utf-8")
 
 
 def _sizes_of(config: SafeRedirConfig) -> dict[str, Any]:
