@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from saferedir.guards.storage import GUARD_CONFIG
 from saferedir.guards.weights import WeightGuard
 from saferedir.pictoworld.world2.edit_recipe import (
     duo_settings,
@@ -23,6 +22,7 @@ from saferedir.training.esd.train import train_esd
 from saferedir.training.esd.train_config import TrainConfig as ESDTrainConfig
 from saferedir.training.uce.train import TrainConfig as UCETrainConfig
 from saferedir.training.uce.train import train_uce
+from saferedir.utils.packaged import GUARD_CONFIG
 from saferedir.utils.progress import SILENT, Progress
 
 PAIRS_SEED = 42

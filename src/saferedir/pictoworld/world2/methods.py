@@ -23,7 +23,6 @@ from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.guards.safree import Safree, SafreeConfig
 from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.guards.spell import SPELL
-from saferedir.guards.storage import GUARD_CONFIG
 from saferedir.pictoworld.phrases import Phrase
 from saferedir.pictoworld.scene import IMAGE_SIZE
 from saferedir.pictoworld.world2.phrases import phrases_of, poster_phrases
@@ -32,7 +31,7 @@ from saferedir.pictoworld.world2.renderer import render_contents
 from saferedir.pictoworld.world2.tasks import Content, Task, concept_contents, other_contents
 from saferedir.pipelines.fingerprint import vae_fingerprint
 from saferedir.pipelines.latents import encode_pixels, vae_of
-from saferedir.utils.packaged import list_packaged_guards
+from saferedir.utils.packaged import GUARD_CONFIG, list_packaged_guards
 
 Maker = Callable[[Task, Any], Guard[Any] | None]
 

@@ -89,7 +89,7 @@ def collect(
 
 def _model(settings: Settings, model: ModelSettings) -> tuple[dict[str, Any], list[Subject]]:
     pipe = load_pipeline(model.source or model.name, dtype=model.dtype)
-    load = cache(Guard.from_pretrained)
+    load: Callable[[str], Guard[Any]] = cache(Guard.from_pretrained)
     backbone, bench_model = backbone_fingerprint(pipe), model_digest(pipe)
     subjects = []
     for name, profile in settings.profiles.items():
