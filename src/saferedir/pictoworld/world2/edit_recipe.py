@@ -1,7 +1,7 @@
-"""How UCE, ESD and DUO guards of PictoWorld 2's tasks are made: prompts, rendered image pairs, and the settings that were found.
+"""How UCE, ESD and DUO guards of PictoWorld 2's tasks are made: prompts, rendered image pairs, and settings.
 
 `saferedir train uce`, `train esd` and `train duo` use it with `--model pictoworld-flux`; docs/pictoworld.md has what came out.
-Settings were chosen on the guards' validation phrasings.
+UCE's settings were tried on validation phrasings; those of DUO and ESD are starting points that have not met their bars yet.
 """
 
 from __future__ import annotations
