@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from saferedir.training.saferedir.batches import ImageData
 from saferedir.training.saferedir.dataset import Pair, write_pairs
 from saferedir.training.saferedir.many import train_saferedir_many
 from saferedir.training.saferedir.train_config import TrainConfig
+from saferedir.training.uce.train import TrainConfig as UCETrainConfig
+from saferedir.training.uce.train import make_uce
 
 WORDS = [f"{a}{b}" for a in "abcdefgh" for b in "klmnop"]
 QUICK = TrainConfig(
@@ -124,3 +127,11 @@ def test_benign_images_are_those_of_the_concepts_own_pairs() -> None:
     shared = many_module.Benign(data, ["a red ring", "a blue circle", "a fox"])
     assert len(shared.of([Pair("a star", "a red ring"), Pair(None, "a fox")]).label) == 2
     assert len(shared.of([Pair("a ring", "a blue circle")]).label) == 1
+
+
+def test_a_mistyped_argument_of_the_call_is_named(tmp_path: Path) -> None:
+    config = replace(QUICK, call={"heigth": 64})
+    with pytest.raises(GuardConfigError, match="'heigth'; did you mean 'height'"):
+        train_saferedir_many(make_pipeline(), {"x": pairs("x")}, tmp_path / "x", config=config)
+    with pytest.raises(GuardConfigError, match="'heigth'; did you mean 'height'"):
+        make_uce(make_pipeline(), pairs("x"), concept="x", config=UCETrainConfig(call={"heigth": 64}))

@@ -38,6 +38,7 @@ from saferedir.training.duo.pair_files import (
 )
 from saferedir.training.duo.train_config import VARIANTS, TrainConfig
 from saferedir.training.lora import ADAPTER, add_lora, check_reads_latents, lora_of, trainable_lora, versions
+from saferedir.training.saferedir.dataset import require_call_arguments
 from saferedir.training.work_folder import claim
 from saferedir.utils.clock import WorkClock
 from saferedir.utils.files import check_guard_folder
@@ -111,6 +112,7 @@ def _train(
     rows = read_image_pairs(pairs) if isinstance(pairs, Path) else list(pairs)
     if len(rows) < MIN_PAIRS:
         raise GuardConfigError(f"{len(rows)} valid pairs are too few; DUO needs at least {MIN_PAIRS}, better 64.")
+    require_call_arguments(pipe, config.call)
     backbone, pairs_sha256 = backbone_fingerprint(pipe), hash_image_pairs(rows)
     work = out.with_name(out.name + ".work")
     claim(work, {"config": asdict(config), "concept": concept, "pairs": pairs_sha256, "backbone": backbone})

@@ -27,7 +27,7 @@ from saferedir.training.esd.loop import Loop, Prompts
 from saferedir.training.esd.train_config import TrainConfig, adapted_layers
 from saferedir.training.lora import ADAPTER, check_reads_latents, lora_of, trainable_lora, versions
 from saferedir.training.lora_loop import LOG, Log
-from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs
+from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs, require_call_arguments
 from saferedir.training.work_folder import claim
 from saferedir.utils.clock import WorkClock
 from saferedir.utils.files import check_guard_folder
@@ -99,6 +99,7 @@ def _train(
     rows = [pair for pair in pairs if pair.unsafe is not None]
     if not rows:
         raise GuardConfigError("there is no prompt for the concept; ESD needs at least one.")
+    require_call_arguments(pipe, config.call)
     backbone, family = backbone_fingerprint(pipe), family_of(pipe)
     denoiser = unwrapped(getattr(pipe, family.denoiser))
     targets = adapted_layers(denoiser, config.variant, config.targets)

@@ -7,6 +7,7 @@ target (9).
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -29,6 +30,7 @@ from saferedir.pipelines.precision import fast_precision
 from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.utils.calls import for_each_prompt
 from saferedir.utils.files import save_tensors, write_text
+from saferedir.utils.names import unknown_name_message
 from saferedir.utils.text_files import is_encodable, iterate_lines, parse_json
 
 ENCODED_AT_ONCE = 64  # prompts; the accelerator never holds the embeddings of more
@@ -237,6 +239,15 @@ def check_call(call: Mapping[str, Any]) -> None:
         json.dumps(dict(call))
     except TypeError as error:
         raise GuardConfigError(f"TrainConfig.call holds more than plain numbers and texts: {error}.") from error
+
+
+def require_call_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
+    """GuardConfigError for an argument that the pipeline's call does not take: a mistyped one would train at the default."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    for name in call:
+        if name not in parameters:
+            message = unknown_name_message(f"argument of {type(pipe).__name__}'s call", name, [*parameters][1:])
+            raise GuardConfigError(message)
 
 
 def images_at_once(pipe: Any, call: Mapping[str, Any] | None = None) -> int:

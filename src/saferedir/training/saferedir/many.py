@@ -25,7 +25,7 @@ from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.pipelines.text_settings import text_settings
 from saferedir.training.saferedir.batches import ImageBatch, ImageData, TextData, encode_text, image_batch, text_batch
 from saferedir.training.saferedir.calibration import calibrate
-from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs, split_pairs
+from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs, require_call_arguments, split_pairs
 from saferedir.training.saferedir.losses import classification_term, redirection_terms, total
 from saferedir.training.saferedir.one_concept import OneConcept
 from saferedir.training.saferedir.rollouts import (
@@ -103,6 +103,7 @@ def train_saferedir_many(
         GuardConfigError: no concept, too few pairs of one, a name that `start` has, or `<out>.work` belongs to other settings.
     """
     config = config or TrainConfig()
+    require_call_arguments(pipe, config.call)
     rows = {
         concept: read_pairs(Path(given).expanduser()) if isinstance(given, str | Path) else list(given)
         for concept, given in pairs.items()

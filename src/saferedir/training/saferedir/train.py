@@ -31,6 +31,7 @@ from saferedir.training.saferedir.dataset import (
     encode_on_cpu,
     hash_pairs,
     read_pairs,
+    require_call_arguments,
     split_pairs,
     without_padding,
 )
@@ -115,6 +116,7 @@ def _train(
     shows: Shows | None,
     keep_weak: bool,
 ) -> SafeRedir:
+    require_call_arguments(pipe, config.call)
     rows = read_pairs(pairs) if isinstance(pairs, Path) else list(pairs)
     training, held_out = split_pairs(rows, config.held_out, config.seed)
     for name, side in (("training", training), ("held-out", held_out)):

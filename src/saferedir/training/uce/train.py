@@ -21,7 +21,14 @@ from saferedir.pipelines.families import family_of, unwrapped
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.seam.requirements import check_one_denoiser
 from saferedir.training.lora import refuse_adapters, versions
-from saferedir.training.saferedir.dataset import Pair, check_call, encode_on_cpu, hash_pairs, read_pairs
+from saferedir.training.saferedir.dataset import (
+    Pair,
+    check_call,
+    encode_on_cpu,
+    hash_pairs,
+    read_pairs,
+    require_call_arguments,
+)
 from saferedir.training.uce.layers import TextLayers, inputs_of, modules_of, text_layers
 from saferedir.training.uce.solve import Sums, factors, input_edit
 from saferedir.training.uce.tokens import TOKENS, Row, pair_rows, read_tokens
@@ -134,6 +141,7 @@ def make_uce(
     if not erased:
         raise GuardConfigError("there is no prompt with the concept among these pairs; UCE needs at least one.")
     check_editable(pipe)
+    require_call_arguments(pipe, config.call)
     unsafe, safe = [text for text, _ in erased], [text for _, text in erased]
     kept = [pair.safe for pair in rows if pair.unsafe is None]
     family = family_of(pipe)
