@@ -116,7 +116,7 @@ def prune(
 
         removed, doubtful = store.prune(timedelta(days=days), trust_clock)
         reports = ReportStore(store).prune()
-    console.print(f"{removed} records deleted, and {reports} reports.", highlight=False)
+    console.print(f"{removed} records deleted, and {reports} decided reports.", highlight=False)
     if doubtful:
         errors.print(
             f"[bold yellow]warning:[/] {doubtful} more are that old by the clock alone, which moved ahead by more than "

@@ -105,15 +105,17 @@ class ReportStore:
         return self.report(row.id)
 
     def prune(self) -> int:
-        """Delete the reports, with all their texts, that are as old as the newest audit record that was pruned; how many.
+        """Delete the decided reports, with all their texts, that are as old as the newest audit record that was pruned; how many.
 
+        An open report waits for its decision, however old it is.
         Call it after `AuditStore.prune`, whose rules against clocks that jump then hold for reports, too.
         """
         through = self.audit.pruned_through()
         if through is None:
             return 0
         with self._writing() as connection:
-            count: int = connection.execute(sa.delete(Report).where(Report.time <= through)).rowcount
+            old = sa.delete(Report).where(Report.time <= through, Report.status != "open")
+            count: int = connection.execute(old).rowcount
         return count
 
     # --- versions
