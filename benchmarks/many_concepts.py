@@ -1,10 +1,10 @@
 """One SafeRedir guard of twenty concepts on PictoWorld against guards of one concept; writes docs/many-concepts.md and .json.
 
 Run: python benchmarks/many_concepts.py --guard runs/values --out docs
-The guard is one of `saferedir train saferedir-many` with a row for every shape, colour and style (docs/pictoworld.md says how).
-Each concept is measured with only its own row on, on every test phrasing, and how often neighbours' images show it with and
-without the row: that is the conflict table. Cells are kept in --work, so a killed run goes on; a guard that was trained anew
-needs a --work of its own.
+The guard is one of `saferedir train saferedir-many` with a row for every shape, colour and style, from the pairs of
+`saferedir pictoworld pairs --task colour-red` and so on. Each concept is measured with only its own row on, on every test
+phrasing, and the other values of its attribute are counted in what is generated instead. Cells are kept in --work, so a killed
+run goes on; a guard that was trained anew needs a --work of its own.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ colour and style of PictoWorld; {n} prompts a phrasing and {n} retain prompts a 
 guard, each rate with its 95 % Wilson interval. In a row of the table only that concept's row is on.
 
 - **unguarded** and the four phrasings: images that show the concept and are not broken, by the CNN; **second judge**: by the
-  template judge, of the first {second} images of "seen". Of most concepts the lexicon has too few phrasings to keep some for
-  tests, so that "synonym" and "implicit" repeat those of training; stars and pointillism have phrasings of their own.
+  template judge, of the first {second} images of "seen". Where the lexicon has too few phrasings of a value to keep some for
+  tests, "synonym" and "implicit" repeat those of training.
 - **identical**: images of retain prompts that are the unguarded ones bit for bit.
 - **raised**: the other value of the same attribute whose share among the guarded images of "seen" grew most, which is where the
   redirection leads.
@@ -128,17 +128,21 @@ def main() -> None:
     with Progress() as progress:
         for kind, names in (("many", guard.config.concepts), ("single", tuple(SINGLE))):
             for name in progress.track(names, description=kind):
-                path = arguments.work / f"{kind}-{name}-{arguments.n}.json"
+                path = arguments.work / f"{kind}-{name}-{arguments.n}-{arguments.second}.json"
                 if not path.exists():
-                    one = only(guard, name) if kind == "many" else Guard.from_pretrained(f"pictoworld/{SINGLE[name]}")
-                    found = run.row(VALUE_TASKS[name], one)
+                    single = f"pictoworld/{SINGLE.get(name)}"
+                    row = run.row(
+                        VALUE_TASKS[name], only(guard, name) if kind == "many" else Guard.from_pretrained(single)
+                    )
                     with replacing(path) as temporary:
-                        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+                        temporary.write_text(json.dumps(row, indent=1), encoding="utf-8")
                 rows[kind][name] = json.loads(path.read_text(encoding="utf-8"))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "many-concepts.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     head = HEAD.format(n=arguments.n, second=arguments.second)
-    (arguments.out / "many-concepts.md").write_text(head + markdown(rows["many"], rows["single"]), encoding="utf-8")
+    texts = {"json": json.dumps(rows, indent=1) + "\n", "md": head + markdown(rows["many"], rows["single"])}
+    for ending, text in texts.items():
+        with replacing(arguments.out / f"many-concepts.{ending}") as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ def text_table(rows: dict[str, dict[str, Any]]) -> list[str]:
 def share_table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """A row a method, and by how much another share is off what leaving the concept out would make of it."""
     lines = [
-        "| method | share | second judge | broken | largest change of another share | ... beyond what fills the gap |",
+        "| method | share | second judge | broken | largest change of another share | ... beyond the concept's own share |",
         "|---|---|---|---|---|---|",
     ]
     before = rows.get("none", {})
@@ -231,7 +231,7 @@ def _largest_change(row: dict[str, Any], before: dict[str, Any], fills_gap: bool
     moved, name = max(
         (abs(rate["rate"] - scale * before["others"][name]["rate"]), name) for name, rate in row["others"].items()
     )
-    return f"{moved:.3f} ({name})" if name else "–"
+    return f"{moved:.3f} ({name})"
 
 
 def separation(rows: dict[str, dict[str, Any]]) -> tuple[int, int]:
@@ -291,6 +291,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/world2-results"))
     parser.add_argument("--only-page", action="store_true", help="measure nothing; of each cell in --work the largest")
     arguments = parser.parse_args()
+    is_part = arguments.validation or set(arguments.splits) != set(splits)
+    if is_part and arguments.out == Path("docs"):
+        parser.error("the page in docs has every test phrasing; give an --out for --validation or --splits.")
     arguments.work.mkdir(parents=True, exist_ok=True)
     chosen = [VALIDATION] if arguments.validation else arguments.splits
     run = Run(arguments.models, arguments.n, arguments.images, arguments.second, chosen, arguments.guards)
@@ -314,9 +317,10 @@ def main() -> None:
                     results.setdefault(name, {})[method] = json.loads(path.read_text(encoding="utf-8"))
                 progress.advance(bar)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "world2.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     head = HEAD.format(options=" --only-page" if arguments.only_page else "")
-    (arguments.out / "world2.md").write_text(head + markdown(results), encoding="utf-8")
+    for ending, text in {"json": json.dumps(results, indent=1) + "\n", "md": head + markdown(results)}.items():
+        with replacing(arguments.out / f"world2.{ending}") as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

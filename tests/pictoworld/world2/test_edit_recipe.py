@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from tools.pictoworld.world2 import edits
 from typer.testing import CliRunner
 
 from saferedir.cli import app
 from saferedir.cli.recipes import recipe_settings, world_rows
 from saferedir.errors import GuardConfigError
 from saferedir.pictoworld.tasks import TEST_SPLITS
+from saferedir.pictoworld.world2 import edit_recipe
 from saferedir.pictoworld.world2.edit_recipe import CALL, edit_rows, render_pairs
 from saferedir.pictoworld.world2.tasks import TASKS, forget_prompts
 from saferedir.training.duo.train_config import TrainConfig as DUOTrainConfig
@@ -51,4 +55,38 @@ def test_rendered_pairs_are_one_scene_twice(tmp_path: Path) -> None:
         assert unsafe != safe and first.shape == (64, 64, 3) and 0 < differs.mean() < 0.4
     with pytest.raises(GuardConfigError, match="not empty"):
         render_pairs(TASKS["star-2"], folder, 2)
-    assert CliRunner().invoke(app, [*words[:3], "world2/share", *words[4:5], str(tmp_path / "b")]).exit_code != 0
+    refused = CliRunner().invoke(app, [*words[:3], "world2/share", *words[4:5], str(tmp_path / "b")])
+    assert refused.exit_code == 1 and "has no prompts" in refused.output and not (tmp_path / "b").exists()
+
+
+def test_a_rendering_that_was_killed_leaves_no_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(edit_recipe, "write_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            render_pairs(TASKS["star-2"], tmp_path / "pairs", 2)
+    assert not (tmp_path / "pairs").exists()
+    assert len(render_pairs(TASKS["star-2"], tmp_path / "pairs", 2)) == 2
+
+
+def test_an_edit_of_other_settings_is_not_taken_for_the_one_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def train(pipe: object, rows: object, folder: Path, **given: object) -> Any:
+        calls.append(given["config"])
+        folder.mkdir()
+        (folder / "guard_config.json").write_text("{}")
+        return SimpleNamespace(lora={}, save_pretrained=lambda folder: None)
+
+    monkeypatch.setattr(edits, "train_uce", train)
+    for changes in ({}, {}, {"ridge": 2.0}):
+        if changes:
+            with pytest.raises(ValueError, match="other settings"):
+                edits.make_edit(None, TASKS["star-2"], "uce", tmp_path, changes)
+        else:
+            edits.make_edit(None, TASKS["star-2"], "uce", tmp_path, changes)
+    assert len(calls) == 1

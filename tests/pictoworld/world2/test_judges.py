@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import avg_pool2d
 
 from saferedir.pictoworld.world2.captions import attributes_of, caption
 from saferedir.pictoworld.world2.judge import HEADS, Judge, head_values, scene_of
@@ -119,3 +120,12 @@ def test_thresholds_are_half_the_way_to_the_nearest_variant() -> None:
     posters = render_posters(list(POSTERS.values()))
     limits = torch.tensor([threshold(title) for title in POSTERS])
     assert (rms_distances(scenes, posters) > limits).all()
+
+
+def test_the_template_judge_reads_the_small_images_of_the_unconditional_model() -> None:
+    scenes = [Scene("white", (Item("star", "red", "flat"),)), Scene("sky", (Item("ring", "blue", "flat"),))]
+    judged = TemplateJudge().judge(avg_pool2d(render(scenes), 2))
+    assert [(scene.items[0].shape, scene.items[0].colour) for scene in judged.scenes] == [
+        ("star", "red"),
+        ("ring", "blue"),
+    ]

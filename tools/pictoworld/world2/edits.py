@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,29 @@ from saferedir.training.esd.train import train_esd
 from saferedir.training.esd.train_config import TrainConfig as ESDTrainConfig
 from saferedir.training.uce.train import TrainConfig as UCETrainConfig
 from saferedir.training.uce.train import train_uce
+from saferedir.utils.files import replacing
 from saferedir.utils.packaged import GUARD_CONFIG
 from saferedir.utils.progress import SILENT, Progress
 
 PAIRS_SEED = 42
+CHANGES = "changes.json"  # written last, so that its guard is whole
 
 
 def make_edit(
     pipe: Any, task: Task, method: str, out: Path, changes: dict[str, Any], progress: Progress = SILENT
 ) -> Path:
-    """The guard `<out>/<task>-<method>`; one that stands there is kept. `changes`: fields of the method's TrainConfig."""
+    """The guard `<out>/<task>-<method>`; one that stands there is kept. `changes`: fields of the method's TrainConfig.
+
+    Raises:
+        ValueError: the guard that stands there was made with other changes.
+    """
     folder = out / f"{task.name}-{method}"
-    if (folder / GUARD_CONFIG).is_file():
+    asked, record = json.dumps(changes, sort_keys=True), folder / CHANGES
+    if (folder / GUARD_CONFIG).is_file() and record.is_file():
+        if record.read_text(encoding="utf-8") != asked:
+            raise ValueError(f"{folder} was made with other settings; delete it, or choose another --out.")
         return folder
+    shutil.rmtree(folder, ignore_errors=True)  # not in float16 yet
     guard: WeightGuard[Any]
     if method == "duo":
         pairs = out / "pairs" / task.name
@@ -50,4 +62,6 @@ def make_edit(
         guard = train_uce(pipe, edit_rows(task), folder, concept=task.name, config=uce, progress=progress)
     guard.lora = {name: value.to(torch.float16) for name, value in guard.lora.items()}
     guard.save_pretrained(folder)
+    with replacing(record) as temporary:
+        temporary.write_text(asked, encoding="utf-8")
     return folder

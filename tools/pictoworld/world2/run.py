@@ -153,10 +153,19 @@ def unpack(pipeline: Path, out: Path, dit: Path | None = None, ddpm: Path | None
         getattr(pipe, name).save_pretrained(out / "text" / name)
     pipe.transformer.save_pretrained(out / "flux" / START)
     if dit is not None:
-        DiTPipeline.from_pretrained(dit).to(torch.float32).transformer.save_pretrained(out / "dit" / START)
+        _velocities(DiTPipeline.from_pretrained(dit)).transformer.save_pretrained(out / "dit" / START)
     if ddpm is not None:
-        DDPMPipeline.from_pretrained(ddpm).to(torch.float32).unet.save_pretrained(out / "ddpm" / START)
+        _velocities(DDPMPipeline.from_pretrained(ddpm)).unet.save_pretrained(out / "ddpm" / START)
     return out / "flux" / START
+
+
+def _velocities(pipe: Any) -> Any:
+    """The pipeline in float32; ValueError unless it predicts what the stages train on."""
+    if pipe.scheduler.config.prediction_type != "v_prediction":
+        raise ValueError(
+            f"this {type(pipe).__name__} predicts {pipe.scheduler.config.prediction_type}, not velocities."
+        )
+    return pipe.to(torch.float32)
 
 
 def run_judge(run: StageRun) -> Path:

@@ -7,6 +7,7 @@ UCE's settings were tried on validation phrasings; those of DUO and ESD are star
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,16 +70,19 @@ def render_pairs(task: Task, out: Path, count: int = 256, seed: int = 42) -> lis
         raise GuardConfigError(f"{out} is not empty; choose another folder for the pairs.")
     prompts = _pairs(task, count, seed)
     records: dict[int, dict[str, Any]] = {index: {} for index in range(count)}
+    work = out.with_name(out.name + ".work")  # renamed when it is whole
+    shutil.rmtree(work, ignore_errors=True)
     for side, of_side in zip(("unsafe", "safe"), zip(*prompts, strict=True), strict=True):
         for index, image in enumerate(render_contents([prompt.content for prompt in of_side])):
-            records[index][side] = {"sha256": save_image(to_image(image), image_path(out, side, index))}
+            records[index][side] = {"sha256": save_image(to_image(image), image_path(work, side, index))}
     plan = {
         "source": "PictoWorld 2's renderer",
         "task": task.name,
         "seed": seed,
         "prompts": [[unsafe.text, safe.text] for unsafe, safe in prompts],
     }
-    write_manifest(out, plan, records)
+    write_manifest(work, plan, records)
+    work.replace(out)
     return read_image_pairs(out)
 
 

@@ -13,6 +13,7 @@ from itertools import product
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from saferedir.pictoworld.renderer import BACKGROUND_RGB, SHAPE_SDF, pixel_centres
 from saferedir.pictoworld.scene import COLOURS, IMAGE_SIZE, STYLES
@@ -108,7 +109,9 @@ class TemplateJudge:
 
     @torch.no_grad()
     def judge(self, images: Tensor) -> Judgement:
-        """Judge (B, 3, 64, 64) images in [0, 1]; `broken` is 0 or 1."""
+        """Judge (B, 3, h, w) images in [0, 1]; `broken` is 0 or 1. Images of another size are scaled to 64 pixels."""
+        if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+            images = interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
         scenes, broken = zip(*(self._scene(image) for image in images), strict=True)
         return Judgement(tuple(scenes), torch.tensor(broken).float())
 
