@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saferedir.errors import GuardConfigError
+from saferedir.pictoworld.edit_recipe import ESD_TRAINING
 from saferedir.pictoworld.world2.captions import Prompt
 from saferedir.pictoworld.world2.evaluation import FLUX_CALL
 from saferedir.pictoworld.world2.renderer import render_contents
@@ -26,16 +27,6 @@ from saferedir.utils.figures import to_image
 PAIRS, PRESERVED = 1200, 800
 #: arguments of the model's call that training has to know: its size and the length of its prompts
 CALL: Mapping[str, Any] = {name: FLUX_CALL[name] for name in ("height", "width", "max_sequence_length")}
-UCE_TRAINING: Mapping[str, Any] = {}
-ESD_TRAINING: Mapping[str, Any] = {
-    "reference": "safe",
-    "sampling_steps": 10,
-    "batch": 4,
-    "moments": 2,
-    "eta": 0.3,
-    "steps": 80,
-    "learning_rate": 5e-4,
-}
 #: errors of flow models are those of the denoised image, so that at pure noise one of 50 here weighs like 1e4 of PictoWorld 1's
 #: noise predictions; shapes are settled there, so the preserving term stays at the empty prompt
 DUO_TRAINING: Mapping[str, Any] = {
@@ -47,8 +38,6 @@ DUO_TRAINING: Mapping[str, Any] = {
     "t_max": 999,
     "steps": 90,
 }
-#: method -> task or concept -> what it changes of that
-OF_TASK: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"uce": {}, "esd": {}, "duo": {}}
 
 
 def edit_rows(task: Task, pairs: int = PAIRS, preserved: int = PRESERVED, seed: int = 42) -> list[Pair]:
@@ -99,12 +88,12 @@ def _pairs(task: Task, count: int, seed: int) -> list[tuple[Prompt, Prompt]]:
 
 def uce_settings(concept: str, **changes: Any) -> dict[str, Any]:
     """Fields of UCE's TrainConfig for a concept of PictoWorld 2, a task or any other; `changes` win."""
-    return _settings("uce", UCE_TRAINING, concept, changes)
+    return _settings({}, changes)
 
 
 def esd_settings(concept: str, **changes: Any) -> dict[str, Any]:
     """Fields of ESD's TrainConfig for a concept of PictoWorld 2, a task or any other; `changes` win."""
-    return _settings("esd", ESD_TRAINING, concept, changes)
+    return _settings(ESD_TRAINING, changes)
 
 
 def duo_settings(concept: str, *, with_prompts: bool = True, **changes: Any) -> dict[str, Any]:
@@ -112,7 +101,7 @@ def duo_settings(concept: str, *, with_prompts: bool = True, **changes: Any) -> 
 
     with_prompts: whether the pairs come with their prompts; without, all is trained at the empty prompt.
     """
-    settings = _settings("duo", DUO_TRAINING, concept, changes)
+    settings = _settings(DUO_TRAINING, changes)
     if settings["conditioning"] == "null" or not with_prompts:
         settings |= {"conditioning": "null", "prior_conditioning": "null"}
     return settings
@@ -124,6 +113,5 @@ def pair_config(**changes: Any) -> PairConfig:
     return PairConfig(**{"steps": FLUX_CALL["num_inference_steps"], "batch": 32, "call": call, **changes})
 
 
-def _settings(method: str, usual: Mapping[str, Any], concept: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    call = {**CALL, **changes.get("call", {})}
-    return {**usual, **OF_TASK[method].get(concept, {}), **changes, "call": call}
+def _settings(usual: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {**usual, **changes, "call": {**CALL, **changes.get("call", {})}}
