@@ -234,7 +234,7 @@ def test_a_killed_training_goes_on_to_the_same_guard(name: str, monkeypatch: pyt
     assert (work / "checkpoint.pt").exists() and not out.exists()
     monkeypatch.setattr(fit_module, "evaluate", real)
     with pytest.raises(GuardError, match="another model"):
-        train_saferedir(pipeline("sd"), PAIRS, out, concept="x", config=quick(name))
+        train_saferedir(pipeline("sd"), PAIRS, out, concept="x", config=quick("sd"))
     resumed = train_saferedir(pipeline(name), PAIRS, out, concept="x", config=quick(name))
     assert not work.exists()
     for key, tensor in whole.guard.tensors().items():

@@ -243,11 +243,11 @@ def check_call(call: Mapping[str, Any]) -> None:
 
 def require_call_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
     """GuardConfigError for an argument that the pipeline's call does not take: a mistyped one would train at the default."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = inspect.signature(type(pipe).__call__).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD][1:]
     for name in call:
-        if name not in parameters:
-            message = unknown_name_message(f"argument of {type(pipe).__name__}'s call", name, [*parameters][1:])
-            raise GuardConfigError(message)
+        if name not in known:
+            raise GuardConfigError(unknown_name_message(f"argument of {type(pipe).__name__}'s call", name, known))
 
 
 def images_at_once(pipe: Any, call: Mapping[str, Any] | None = None) -> int:
