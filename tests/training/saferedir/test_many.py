@@ -130,8 +130,8 @@ def test_benign_images_are_those_of_the_concepts_own_pairs() -> None:
 
 
 def test_a_mistyped_argument_of_the_call_is_named(tmp_path: Path) -> None:
-    config = replace(QUICK, call={"heigth": 64})
-    with pytest.raises(GuardConfigError, match="'heigth'; did you mean 'height'"):
+    config = replace(QUICK, call={"heights": 64})
+    with pytest.raises(GuardConfigError, match="'heights'; did you mean 'height'"):
         train_saferedir_many(make_pipeline(), {"x": pairs("x")}, tmp_path / "x", config=config)
-    with pytest.raises(GuardConfigError, match="'heigth'; did you mean 'height'"):
-        make_uce(make_pipeline(), pairs("x"), concept="x", config=UCETrainConfig(call={"heigth": 64}))
+    with pytest.raises(GuardConfigError, match="'heights'; did you mean 'height'"):
+        make_uce(make_pipeline(), pairs("x"), concept="x", config=UCETrainConfig(call={"heights": 64}))
