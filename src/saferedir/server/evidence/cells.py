@@ -133,7 +133,7 @@ def _attack_differences(subject: Subject, entry: Mapping[str, Any], digests: tup
 
 
 def _verifier_differences(subject: Subject, entry: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
-    """What another looked at the finished images than in the service."""
+    """How the verifiers and judges of finished images differ between a cell and the service."""
     if any(subject.verifiers):
         if entry.get("verifiers") is None:
             yield "image verifiers of which nothing is recorded"
