@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--second", type=int, default=10, help="images that the template judge counts, too")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(ORDER), choices=ORDER)
-    parser.add_argument("--settings", type=int, nargs="+", default=list(range(10)), help="their numbers")
+    parser.add_argument("--settings", type=int, nargs="+", default=list(range(len(SETTINGS))), help="their numbers")
     parser.add_argument("--lora", help="folder of a LoRA for few steps, in place of the packaged one")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/few-steps-results"))
