@@ -20,7 +20,7 @@ from torch import Tensor
 from saferedir.decisions import Decision, logged_only
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard, GuardConfig, Run, Step
-from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
+from saferedir.guards.saferedir.assessment import image_threshold, outside_calibration, weak_at
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.fit import load_weights, require_calibrated_size, require_fit, require_weights_fit
 from saferedir.guards.saferedir.frames import highest_over_frames
@@ -94,6 +94,7 @@ class ManyState:
     """What the guard remembers during one pipeline call; B images, K concepts."""
 
     limits: Tensor  # (3, K), thresholds of prompt, image and last score; infinity for concepts that are off
+    image_thresholds: tuple[float, ...]  # of the run, off or not
     image_acts: Tensor  # (B, K) bool, whose image verdict has fired; it stays
     streak: Tensor  # (B, K) int, high image checks in a row while redirected
     level: Tensor  # (B,) int, how often the shift is lengthened
@@ -210,10 +211,11 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         self.network.to(run.device)
         rows, count, device = run.batch_size, len(self.config.concepts), run.device
         config = self.config
-        limits = torch.tensor(
-            [config.prompt_thresholds, config.image_thresholds, config.last_thresholds or config.image_thresholds],
-            device=device,
+        last = config.last_thresholds or config.image_thresholds
+        image = tuple(
+            image_threshold(*both, run.num_evaluations) for both in zip(config.image_thresholds, last, strict=True)
         )
+        limits = torch.tensor([config.prompt_thresholds, image, last], device=device)
 
         def flags(of_concepts: Iterable[bool]) -> Tensor:
             return torch.tensor(list(of_concepts), device=device)
@@ -228,6 +230,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
 
         return ManyState(
             limits=limits.masked_fill(is_off, torch.inf),
+            image_thresholds=image,
             image_acts=zeros(torch.bool, rows, count),
             streak=zeros(torch.long, rows, count),
             level=retried,
@@ -381,7 +384,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                     image_score=image if image > -torch.inf else None,
                     thresholds={
                         "prompt": self.config.prompt_thresholds[top],
-                        "image": self.config.image_thresholds[top],
+                        "image": state.image_thresholds[top],
                     },
                     first_fired_step=min(first) if first else None,
                     steps_redirected=int(redirected[row]),
@@ -432,7 +435,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
                     image_score=score if (score := float(image_peak[row, number])) > -torch.inf else None,
                     thresholds={
                         "prompt": self.config.prompt_thresholds[number],
-                        "image": self.config.image_thresholds[number],
+                        "image": state.image_thresholds[number],
                     },
                     first_fired_step=first if fired else None,
                     steps_redirected=int(redirected[row, number]),

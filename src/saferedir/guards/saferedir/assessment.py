@@ -95,6 +95,15 @@ def outside_calibration(config: SafeRedirConfig, run: Run) -> str | None:
     )
 
 
+def image_threshold(trained: float, last: float | None, evaluations: int) -> float:
+    """From which score (logit) of an estimate on the image verdict acts in a run of so many evaluations.
+
+    The trained threshold bounds the highest score of a long run. Fewer than `LEAST_STEPS` estimates are each held against the
+    bound of a single one, that of the last, where it is lower.
+    """
+    return trained if last is None or evaluations >= LEAST_STEPS else min(trained, last)
+
+
 def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
     """A sentence where the last image verdict of a run of so many steps says little, None where it can be relied on."""
     if not config.use_image or config.mode != "default":

@@ -25,7 +25,7 @@ from saferedir.guards.base import Conditioning, Guard, GuardConfig, Run, Step, T
 from saferedir.guards.gates import Gate
 from saferedir.guards.guidance import guidance_weight
 from saferedir.guards.saferedir import assessment
-from saferedir.guards.saferedir.assessment import outside_calibration, weak_at
+from saferedir.guards.saferedir.assessment import image_threshold, outside_calibration, weak_at
 from saferedir.guards.saferedir.card import model_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
@@ -164,6 +164,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
             is_high=torch.zeros(rows, dtype=torch.bool, device=device),
             renoised=torch.zeros(rows, dtype=torch.long, device=device),
+            image_threshold=image_threshold(self.config.image_threshold, self.config.last_threshold, run.num_evaluations),
             num_steps=run.num_steps,
             run_warning=run_warning,
             weak_end=weak_at(self.config, run.num_steps),
@@ -206,10 +207,12 @@ class SafeRedir(Guard[SafeRedirConfig]):
         if not step.pred_extra or state.candidate_level is None:
             return pred
         assert step.x0 is not None and step.pred_cond is not None
-        score = self.image_score(step.x0, step.t)
+        score, threshold = self.image_score(step.x0, step.t), state.image_threshold
+        if step.evaluation + 1 >= step.run.num_evaluations:  # this estimate is the image
+            threshold = min(threshold, self._last_threshold)
         acts = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
-        weight = self._gate(score, self.config.image_threshold) * (~acts)
-        fired = (score.detach() >= self.config.image_threshold) & ~acts
+        weight = self._gate(score, threshold) * (~acts)
+        fired = (score.detach() >= threshold) & ~acts
         is_hard = self.config.gate == "hard"
         if is_hard and not may_hold(fired):
             return pred
@@ -245,21 +248,21 @@ class SafeRedir(Guard[SafeRedirConfig]):
         if state.fired_now is not None and state.score_before is not None:  # the record holds what fired
             shown = state.image_score = torch.where(state.fired_now, state.score_before, score)
         state.image_scores.append(shown.detach())
-        high = score.detach() >= self.config.image_threshold
+        high = score.detach() >= state.image_threshold
         state.is_high = self._is_unresolved(score.detach()) if is_last else high
         was_redirected = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
-        state.image_weight = torch.maximum(state.image_weight, self._gate(score, self.config.image_threshold))
+        state.image_weight = torch.maximum(state.image_weight, self._gate(score, state.image_threshold))
         if self.config.escalation == "streak":
             outcome = by_streak(state.unsafe_streak, state.level, high, was_redirected, self.config.patience)
         else:
-            margin = score.detach() - self.config.image_threshold
+            margin = score.detach() - state.image_threshold
             left = self._checks_left(step)
             outcome = by_evidence(state.unsafe_streak, state.level, margin, was_redirected, self.config.patience, left)
         before = state.level
         state.unsafe_streak, state.level = outcome
         if self.config.answer == "renoise":
             rows = state.is_high if is_last else needs_noise(high, before, state.level)
-            threshold = self._last_threshold if is_last else self.config.image_threshold
+            threshold = self._last_threshold if is_last else state.image_threshold
             state.renoised_now = self._gate(score, threshold) * rows
             state.renoised = state.renoised + rows
         return x0
@@ -290,7 +293,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         if not isinstance(state, RedirState):
             return {}
         scores = {"prompt": state.score, "image": state.image_score}
-        limits = {"prompt": self.config.prompt_threshold, "image": self.config.image_threshold}
+        limits = {"prompt": self.config.prompt_threshold, "image": state.image_threshold}
         return {name: Gate(score, limits[name]) for name, score in scores.items() if score is not None}
 
     def differentiable(self) -> Self:

@@ -105,6 +105,7 @@ class RedirState:
     fired_now: Tensor | None = None  # (B,) bool, whose prediction of this step was taken again
     score_before: Tensor | None = None  # (B,) image score of the predictions that were not
     candidate_level: Tensor | None = None  # (B,) int, level of the embeddings in the extra rows of this step
+    image_threshold: float = 0.0  # of the run's image verdict
     num_steps: int = 0
     countdown: int = 0
     image_countdown: int = 0
@@ -180,7 +181,7 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
     if bool(left.any()):
         rows = left.nonzero().flatten().tolist()
         logger.warning("SafeRedir left image(s) %s alone: the redirection is not finite.", rows)
-    thresholds = {"prompt": config.prompt_threshold, "image": config.image_threshold}
+    thresholds = {"prompt": config.prompt_threshold, "image": state.image_threshold}
     if config.last_threshold is not None:
         thresholds["last"] = config.last_threshold
     records = []
