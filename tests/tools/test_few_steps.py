@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tools.pictoworld.training.few_steps import solver_step, train_few_steps
+from tools.pictoworld.training.few_steps import few_step_scheduler, solver_step, train_few_steps
 
 import saferedir as sr
+from saferedir.pictoworld.evaluation import generate, load_judge
+from saferedir.pictoworld.tasks import TASKS, retain_prompts
+from saferedir.utils.packaged import LORA_FILE, packaged_lora_path
 from saferedir.utils.progress import SILENT
 
 
@@ -29,6 +32,17 @@ def test_a_short_training_changes_the_lora_alone(tmp_path: Path) -> None:
     )
     assert any(name.endswith("lora_B.weight") and bool(value.any()) for name, value in tensors.items())
     assert all(name.startswith("unet.") for name in tensors)
+
+
+def test_the_packaged_lora_makes_images_in_one_step() -> None:
+    """Its file is small, it stands by its name alone, and a single step already shows most scenes."""
+    folder = packaged_lora_path("pictoworld-few-steps")
+    assert folder is not None and (folder / LORA_FILE).stat().st_size <= 2_000_000
+    pipe = sr.load_pipeline("pictoworld", loras=[("pictoworld-few-steps", 1.0)])
+    pipe.scheduler = few_step_scheduler(pipe.scheduler.config)
+    prompts = [prompt.text for prompt in retain_prompts(TASKS["star"], "test-seen", 16)]
+    images = generate(pipe, prompts, steps=1, guidance_scale=1.0, seed=0).images
+    assert int(load_judge().judge(images).is_broken.sum()) <= 4
 
 
 def _wrapped(name: str) -> str:
