@@ -51,8 +51,14 @@ def list_guards(as_json: AsJson = False) -> None:
     for record in records:
         config = record["config"]
         thresholds = "\n".join(f"{k} {v:.2f}" for k, v in record["thresholds"].items())
-        table.add_row(*map(escape, (record["guard"], f"{config['concept']}\n{config['method']}", thresholds)))
+        table.add_row(*map(escape, (record["guard"], f"{_concept_text(config)}\n{config['method']}", thresholds)))
     console.print(table)
+
+
+def _concept_text(config: dict[str, Any]) -> str:
+    """The concept, or how many a guard of many has."""
+    concepts = config.get("network", {}).get("concepts", ())
+    return f"{len(concepts)} concepts" if len(concepts) > 1 else str(config["concept"])
 
 
 @guards_app.command()

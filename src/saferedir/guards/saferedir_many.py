@@ -21,6 +21,7 @@ from saferedir.decisions import Decision, logged_only
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.assessment import image_threshold, outside_calibration, weak_at
+from saferedir.guards.saferedir.card import many_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.fit import load_weights, require_calibrated_size, require_fit, require_weights_fit
 from saferedir.guards.saferedir.frames import highest_over_frames
@@ -453,8 +454,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         return f"{', '.join(self.config.off)} switched off in {self._title}." if self.config.off else None
 
     def card(self) -> str:
-        names = "\n".join(f"- {name}" for name in self.config.concepts)
-        return f"# SafeRedir guard of {len(self.config.concepts)} concepts\n\n{names}\n\nMade with saferedir; arXiv:2601.08623.\n"
+        return many_card(self.config)
 
     def tensors(self) -> dict[str, Tensor]:
         return {n: t.half() if t.is_floating_point() else t for n, t in self.network.state_dict().items()}

@@ -35,16 +35,31 @@ def anchor_of(guard: Guard[Any]) -> str:
 def named_conflicts(guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule]) -> list[Conflict]:
     """The anchors that name another concept of the policy in as many words; needs no model, and misses other wordings.
 
-    Nothing is redirected by what is only logged, and nothing is kept out by it.
+    Of the concepts inside one guard, those that lead into each other by the guard's record. Nothing is redirected by what is
+    only logged, and nothing is kept out by it.
     """
-    conflicts = []
     guards, rules = _acting(guards, rules)
+    conflicts = _inner_conflicts(guards, rules)
     for guard, rule in zip(guards, rules, strict=True):
         anchor = f" {_words(anchor_of(guard))} "
         for other, of in zip(guards, rules, strict=True):
             concept = of.row or other.config.concept
             if of.concept != rule.concept and any(f" {_words(name)} " in anchor for name in (of.concept, concept)):
                 conflicts.append(Conflict(rule.concept, anchor_of(guard), of.concept, None))
+    return conflicts
+
+
+def _inner_conflicts(guards: Sequence[Guard[Any]], rules: Sequence[ConceptRule]) -> list[Conflict]:
+    """The concepts of one guard of many that lead into others that are guarded too, by what their training recorded."""
+    conflicts = []
+    for guard in {id(guard): guard for guard in guards}.values():
+        config: Any = guard.config
+        rows = {rule.row: rule.concept for each, rule in zip(guards, rules, strict=True) if each is guard and rule.row}
+        names = rows or {name: name for name in getattr(config, "concepts", ()) if name not in config.off}
+        for row, concept in names.items():
+            record = config.calibration.get(row, {}) if hasattr(config, "calibration") else {}
+            others = [name for name in record.get("leads_into", {}) if name in names]
+            conflicts += [Conflict(concept, name, names[name], None) for name in others]
     return conflicts
 
 

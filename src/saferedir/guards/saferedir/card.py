@@ -5,6 +5,9 @@ Saved beside the weights with every guard.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Protocol
+
 from saferedir.guards.saferedir.config import SafeRedirConfig
 
 
@@ -70,3 +73,69 @@ Trained on one backbone, sampler setting and set of phrasings; recalibrate for o
 (`saferedir guards calibrate`). It is no defence against somebody who
 can edit weights or remove the guard.
 """
+
+
+class Many(Protocol):
+    """What the card reads of the settings of a guard of many concepts."""
+
+    calibration: dict[str, Any]
+    training: dict[str, Any]
+    backbone: dict[str, Any] | None
+
+    @property
+    def concepts(self) -> tuple[str, ...]: ...
+
+
+def many_card(config: Many) -> str:
+    """The card of a guard of many concepts: a row for each, by its own record."""
+    family = (config.backbone or {}).get("architecture", {}).get("family", "any")
+    head = "| concept | pairs | prompt recall | prompt false positives | image recall | image false positives | leads into |"
+    rows = [_concept_row(name, config) for name in config.concepts]
+    table = "\n".join((head, "|---" * 7 + "|", *rows))
+    return f"""---
+library_name: saferedir
+license: apache-2.0
+tags: [safety, unlearning, text-to-image]
+---
+# SafeRedir guard of {len(config.concepts)} concepts
+
+One network with a row for each concept: it scores a prompt and every denoised estimate for all of them at once, and
+redirects the prompt from those that it asks for or shows. Load it with `saferedir.Guard.from_pretrained(folder)`; a policy
+gives each concept an action (`row` of a rule), and a concept without a rule is off. `saferedir train saferedir-many --start`
+adds concepts without a change of these.
+
+Method: SafeRedir (arXiv:2601.08623), this project's `saferedir_many`. Backbone: {family}.
+
+## Held-out measurements
+Thresholds were chosen on the same held-out pairs and images, so these rates are optimistic; brackets are 95 % Wilson
+intervals. "Leads into": concepts of this guard that the safe sides of a concept's pairs ask for, and the share of the pairs;
+a policy that keeps out both redirects from one into the other, and says so when it is read.
+
+{table}
+
+## Training
+{_table(config.training)}
+
+## Limits
+Trained on one backbone, sampler setting and set of phrasings. Where a concept's image recall is low, the guard rests on its
+prompt verdict: a prompt that hides the concept from it is redirected late or not at all; verify the finished image. It is no
+defence against somebody who can edit weights or remove the guard.
+"""
+
+
+def _concept_row(name: str, config: Many) -> str:
+    """A line of the table; "–" where nothing was recorded."""
+    record = config.calibration.get(name, {})
+    rates = [
+        _rate(record.get(verdict, {}).get(rate))
+        for verdict in ("prompt", "image")
+        for rate in ("recall", "false_positives")
+    ]
+    leads = ", ".join(f"{other} ({share:.0%})" for other, share in record.get("leads_into", {}).items()) or "–"
+    pairs = config.training.get("pairs")
+    count = pairs.get(name, "–") if isinstance(pairs, Mapping) else "–"
+    return f"| {name} | {count} | {' | '.join(rates)} | {leads} |"
+
+
+def _rate(rate: Mapping[str, Any] | None) -> str:
+    return "–" if not rate else f"{rate['rate']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}], n = {rate['n']}"

@@ -11,7 +11,7 @@ from the prompt alone and is token-specific; it is normalised before mask and sc
 GroupNorm; no gate, no learned scale.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ __all__ = [
     "RedirectorPrediction",
     "redirect",
     "redirect_pooled",
+    "without_joint",
 ]
 
 POOL_QUERIES = 4
@@ -287,6 +288,15 @@ class Redirector(nn.Module):
     def _concept_heads(self) -> list[ConceptHead]:
         heads = [] if isinstance(self.heads, ConceptRows) else list(self.heads)
         return [head for head in heads if isinstance(head, ConceptHead)]
+
+
+def without_joint(network: Redirector) -> Redirector:
+    """The same redirector without its joint verdict, which no guard reads; all other scores and directions stay the same bits."""
+    with torch.random.fork_rng():
+        slim = Redirector(replace(network.config, has_joint=False))
+    state, wanted = network.state_dict(), slim.state_dict()
+    slim.load_state_dict({name: state[name] for name in wanted})
+    return slim.to(network.token_norm.weight.device, network.token_norm.weight.dtype).train(network.training)
 
 
 def _mlp(in_dim: int, hidden: int) -> nn.Sequential:

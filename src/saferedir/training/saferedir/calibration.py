@@ -41,12 +41,12 @@ class Calibrated(NamedTuple):
 
 @torch.no_grad()
 def held_out_scores(network: Redirector, text: TextData, images: ImageData) -> dict[str, Tensor]:
-    """Scores on held-out data: prompt (unsafe, benign), image and joint per image and step (N, S)."""
+    """Scores on held-out data: prompt (unsafe, benign), image and, where the network has it, joint per image and step (N, S)."""
     return {
         "prompt_unsafe": torch.cat([prompt_scores(network, part.unsafe) for part in text.lengths]),
         "prompt_benign": torch.cat([prompt_scores(network, part.benign) for part in text.lengths]),
         "image": image_scores(network, images),
-        "joint": joint_scores(network, images),
+        **({"joint": joint_scores(network, images)} if network.config.has_joint else {}),
     }
 
 
@@ -130,7 +130,7 @@ def evaluate(network: Redirector, text: TextData, images: ImageData) -> dict[str
     return {
         "prompt_auroc": auroc(torch.cat([scores["prompt_unsafe"], scores["prompt_benign"]]), labels),
         "image_auroc": auroc(scores["image"].amax(1), images.label),
-        "joint_auroc": auroc(scores["joint"].amax(1), images.label),
+        **({"joint_auroc": auroc(scores["joint"].amax(1), images.label)} if "joint" in scores else {}),
         **distances(network, text),
     }
 

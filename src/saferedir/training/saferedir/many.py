@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from saferedir.errors import GuardConfigError
-from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
+from saferedir.guards.saferedir.network import Redirector, RedirectorConfig, without_joint
 from saferedir.guards.saferedir.rows import with_concept
 from saferedir.guards.saferedir.trained_text import require_trained_settings, text_lengths, text_record
 from saferedir.guards.saferedir_many import SafeRedirMany, SafeRedirManyConfig
@@ -26,6 +26,7 @@ from saferedir.pipelines.text_settings import text_settings
 from saferedir.training.saferedir.batches import ImageBatch, ImageData, TextData, encode_text, image_batch, text_batch
 from saferedir.training.saferedir.calibration import calibrate
 from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs, require_call_arguments, split_pairs
+from saferedir.training.saferedir.leads import leads_into
 from saferedir.training.saferedir.losses import classification_term, redirection_terms, total
 from saferedir.training.saferedir.one_concept import OneConcept
 from saferedir.training.saferedir.rollouts import (
@@ -182,6 +183,11 @@ def _train(
         results[concept] = calibrate(
             view.eval(), side.text, images, config.false_positive_rate, contamination=config.contamination, short=short
         )
+    network = without_joint(network)
+    before = () if start is None else start.config.prompt_thresholds
+    limits = torch.tensor([*before, *(result.thresholds["prompt"] for result in results.values())])
+    for concept, side in of_concepts[1].items():
+        results[concept].record["leads_into"] = leads_into(network, concept, side.text, limits)
     guard = SafeRedirMany(_settings(pipe, network, results, start, config, rows, lengths), network)
     guard.save_pretrained(out)
     shutil.rmtree(work)
@@ -380,11 +386,14 @@ def _loss(
     ).to(device)  # fmt: skip
     terms = redirection_terms(view, *words, teacher_forcing=step < config.steps // 3)
     given, prompts = words.given, shown.prompts
-    image, joint = view.image_and_joint_logits(shown.frames, shown.t, prompts.prompt, prompts.mask, prompts.pooled)
+    of_images: list[torch.Tensor]
+    if view.config.has_joint:
+        of_images = [*view.image_and_joint_logits(shown.frames, shown.t, prompts.prompt, prompts.mask, prompts.pooled)]
+    else:
+        of_images = [view.image_logits(shown.frames, shown.t)]
     terms["classification"] = classification_term(
         (view.prompt_logits(given.prompt, given.mask, given.pooled), words.label),
-        (image, shown.label),
-        (joint, shown.label),
+        *((logits, shown.label) for logits in of_images),
     )
     return total(terms, config.loss)
 

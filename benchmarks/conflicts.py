@@ -1,0 +1,233 @@
+"""Conflicts among the twenty concepts of one guard on PictoWorld; writes docs/conflicts.md and .json.
+
+Run: python benchmarks/conflicts.py --out docs
+Does guarding A raise B, and does redirecting from A lead into B? Captions of random scenes, the same noise with and without a
+guard. A first run only logs all concepts, which leaves the images as they are and says which concept would act where; then
+each concept's row acts alone on the images that it would act on, and once more together with the rows that it leads into by
+the guard's own record. Finished concepts are kept in --work, so that a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+import saferedir as sr
+from saferedir.decisions import Decision
+from saferedir.guards.saferedir_many import SafeRedirMany
+from saferedir.metrics import GuardConflict, Rate, guard_conflicts
+from saferedir.pictoworld.captions import caption, scene_part
+from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, cell, load_judge
+from saferedir.pictoworld.scene import random_scene
+from saferedir.pictoworld.tasks import VALUE_TASKS
+from saferedir.pipelines.safety_checker import without_safety_checker
+from saferedir.utils.files import replacing
+
+SEED, BATCH = 7_000_000, 40
+HEAD = """# Conflicts among twenty concepts
+
+Made by `python benchmarks/conflicts.py --n {n} --steps {steps} --out docs`: {n} captions of random test scenes, {steps} DDIM
+steps, guidance {guidance}, the same noise with and without the guard (`pictoworld/values`), judged by the CNN;
+`saferedir.metrics.guard_conflicts`. A row of the first table is the guard of that concept alone. Rates are of the {n} images with
+their 95 % Wilson intervals; "raised" are the concepts of which more images show it than without the guard, by an exact
+one-sided McNemar test with Holm's correction over all {pairs} ordered pairs.
+
+- **acted**: images on which the concept's row acted.
+- **itself**: images that show the concept, bare → guarded.
+- **leads into**: the other concept that the guard's record names (the anchor of its pairs), and of the images on which the row
+  acted and that did not show it, the share that shows it then.
+- **raised**: all concepts that are raised, p ≤ .05 after Holm.
+- **highest other**: of all concepts but that one, the one that most of the redirected images newly show.
+
+"""
+BOTH = """## Both at once
+
+The row of each concept and those that it leads into, on together, on the images that the concept's row acts on: how many still
+show either, and how many of those images the guard calls `unresolved` (a policy of `verify` generates them again or blocks them).
+
+"""
+
+
+def captions(n: int) -> list[str]:
+    """Captions of n different test scenes; shape, colour, style and background are all named."""
+    rng, texts = random.Random("conflicts"), dict[str, None]()
+    while len(texts) < n:
+        scene = random_scene(rng)
+        if scene_part(scene) == "test":
+            levels = dict.fromkeys(("shape", "colour", "background", "style"), "canonical")
+            texts.setdefault(caption(scene, rng, part="test", levels=levels, level_name="canonical").text)
+    return list(texts)
+
+
+@torch.no_grad()
+def generate(
+    pipe: Any, guard: SafeRedirMany, texts: list[str], rows: list[int], steps: int
+) -> tuple[Tensor, list[Decision]]:
+    """Images of the captions of those numbers, and decisions; `image` of a decision is its place in `rows`."""
+    images: list[Tensor] = []
+    decisions: list[Decision] = []
+    for start in range(0, len(rows), BATCH):
+        chunk = rows[start : start + BATCH]
+        generators = [torch.Generator().manual_seed(SEED + row) for row in chunk]
+        with without_safety_checker(pipe), sr.attach(pipe, guard) as attached:
+            images.append(
+                pipe(
+                    [texts[row] for row in chunk], num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE,
+                    generator=generators, output_type="pt",
+                ).images
+            )  # fmt: skip
+            decisions += [replace(d, image=d.image + start) for d in attached.decisions]
+    return torch.cat(images), decisions
+
+
+def shown(judge: Any, images: Tensor) -> dict[str, list[bool]]:
+    """Concept -> which of the images show it."""
+    judged = judge.judge(images)
+    return {name: judged.shows(dict(task.forget)).tolist() for name, task in VALUE_TASKS.items()}
+
+
+def measure(guard: SafeRedirMany, texts: list[str], steps: int, work: Path, progress: Progress) -> dict[str, Any]:
+    """The bare images' concepts, and for each concept the images that its row acts on, alone and with those it leads into."""
+    pipe, judge = sr.load_pipeline("pictoworld"), load_judge()
+    pipe.set_progress_bar_config(disable=True)
+    everything = list(range(len(texts)))
+    names = guard.config.concepts
+
+    def kept(name: str, make: Any) -> Any:
+        path = work / f"{name}-{len(texts)}-{steps}.json"
+        if not path.exists():
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(make()), encoding="utf-8")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def bare() -> dict[str, Any]:
+        images, decisions = generate(pipe, guard.deciding({n: n for n in names}, names), texts, everything, steps)
+        acted: dict[str, list[int]] = {name: [] for name in names}
+        for decision in decisions:
+            if decision.fired:
+                acted[decision.concept].append(decision.image)
+        return {"shown": shown(judge, images), "acted": {name: sorted(rows) for name, rows in acted.items()}}
+
+    def concept(name: str, rows: list[int]) -> dict[str, Any]:
+        images, _ = generate(pipe, guard.deciding({name: name}), texts, rows, steps)
+        others = list(guard.config.calibration.get(name, {}).get("leads_into", {}))
+        record: dict[str, Any] = {"shown": shown(judge, images), "leads_into": others}
+        if others:
+            together = guard.deciding({each: each for each in (name, *others)})
+            images, decisions = generate(pipe, together, texts, rows, steps)
+            unresolved = {decision.image for decision in decisions if decision.unresolved}
+            record["together"] = {
+                "shown": shown(judge, images),
+                "unresolved": [i in unresolved for i in range(len(rows))],
+            }
+        return record
+
+    first = kept("bare", bare)
+    of_concepts = {}
+    for name in progress.track(names, description="concepts"):
+        of_concepts[name] = kept(name, lambda name=name: concept(name, first["acted"][name]))
+    return {**first, "concepts": of_concepts}
+
+
+def conflicts(record: dict[str, Any], n: int) -> list[GuardConflict]:
+    """Every ordered pair, over all n images: where a row does not act the image is the bare one."""
+    bare = {name: torch.tensor(flags) for name, flags in record["shown"].items()}
+    guarded, acted = {}, {}
+    for guard, result in record["concepts"].items():
+        rows = torch.tensor(record["acted"][guard], dtype=torch.long)
+        guarded[guard] = {
+            name: flags.index_put((rows,), torch.tensor(result["shown"][name])) for name, flags in bare.items()
+        }
+        acted[guard] = torch.zeros(n, dtype=torch.bool).index_fill(0, rows, True)
+    return guard_conflicts(bare, guarded, acted)
+
+
+def short(rate: Rate) -> str:
+    return f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
+
+
+def table(record: dict[str, Any], results: list[GuardConflict], n: int) -> list[str]:
+    """A line a concept."""
+    lines = ["| concept | acted | itself | leads into | raised | highest other |", "|---" * 6 + "|"]
+    for name, result in record["concepts"].items():
+        mine = [each for each in results if each.guarded == name]
+        rows, anchors = record["acted"][name], result["leads_into"]
+        before = Rate(sum(record["shown"][name]), n)
+        fired = set(rows)
+        after = Rate(
+            sum(result["shown"][name]) + sum(f for i, f in enumerate(record["shown"][name]) if i not in fired), n
+        )
+        leads = "; ".join(f"{each.concept} {short(each.led_into)}" for each in mine if each.concept in anchors) or "–"
+        raised = ", ".join(
+            f"{each.concept} {each.before.value:.2f} → {each.after.value:.2f}" for each in mine if each.is_raised()
+        )
+        other = max((each for each in mine if each.concept not in anchors), key=lambda each: each.led_into.value)
+        lines.append(
+            f"| {name} | {len(rows)} | {short(before)} → {short(after)} | {leads} | {raised or 'none'} | "
+            f"{other.concept} {short(other.led_into)} |"
+        )
+    return lines
+
+
+def both_table(record: dict[str, Any]) -> list[str]:
+    """A line a concept that leads into another."""
+    lines = ["| concept | with | images | shows it | shows the other | of those: unresolved |", "|---" * 6 + "|"]
+    for name, result in record["concepts"].items():
+        if "together" not in result:
+            continue
+        flags, others = result["together"]["shown"], result["leads_into"]
+        count = len(record["acted"][name])
+        other = [any(flags[each][i] for each in others) for i in range(count)]
+        either = [flags[name][i] or other[i] for i in range(count)]
+        caught = sum(flag and either[i] for i, flag in enumerate(result["together"]["unresolved"]))
+        rates = [Rate(sum(flags[name]), count), Rate(sum(other), count), Rate(caught, sum(either))]
+        cells = [cell(rate.to_dict()) if rate.n else "–" for rate in rates]
+        lines.append(f"| {name} | {', '.join(others)} | {count} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--guard", default="pictoworld/values")
+    parser.add_argument("--n", type=int, default=320, help="captions")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--work", type=Path, default=Path("runs/conflicts"))
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    guard = SafeRedirMany.from_pretrained(arguments.guard)
+    with Progress() as progress:
+        record = measure(guard, captions(arguments.n), arguments.steps, arguments.work, progress)
+    results = conflicts(record, arguments.n)
+    anchors = {(name, other) for name, result in record["concepts"].items() for other in result["leads_into"]}
+    raised = [each for each in results if each.is_raised()]
+    outside = [each for each in raised if (each.guarded, each.concept) not in anchors]
+    text = HEAD.format(n=arguments.n, steps=arguments.steps, guidance=f"{GUIDANCE_SCALE:g}", pairs=len(results))
+    lines = [
+        *table(record, results, arguments.n), "",
+        f"Of {len(results)} ordered pairs {len(raised)} are raised, {len(outside)} of them not what the record names.", "",
+        *BOTH.splitlines(), *both_table(record), "",
+    ]  # fmt: skip
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    plain = {
+        "n": arguments.n,
+        "steps": arguments.steps,
+        "pairs": [each.to_dict() for each in results],
+        "record": record,
+    }
+    for ending, content in {"md": text + "\n".join(lines), "json": json.dumps(plain) + "\n"}.items():
+        with replacing(arguments.out / f"conflicts.{ending}") as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    print(f"{len(results)} pairs, {len(raised)} raised, {len(outside)} of them beside the recorded anchor")
+
+
+if __name__ == "__main__":
+    main()
