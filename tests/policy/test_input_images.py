@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.contract.guards import shared_pipeline
 from tests.tiny_pipelines import PIPELINES
+from tests.tiny_variants import ALL_CASES
 
 import saferedir as sr
 from saferedir.errors import BlockedError, GuardConfigError, GuardError
@@ -134,3 +136,42 @@ def test_protect_looks_before_it_generates() -> None:
         pytest.raises(GuardError, match="the verifier failed"),
     ):
         safe(**call)
+
+
+def images_of(call: Any) -> list[str]:
+    return [name for name in call if kind_of_argument(name) == "image"]
+
+
+#: tiny pipeline -> the call of one that is given an image
+GIVEN_IMAGES = {name: case.settings for name, case in ALL_CASES.items() if images_of(case.settings)}
+GIVEN_IMAGES["flux-2"] = ALL_CASES["flux-2-klein-image"].settings
+
+
+def test_every_class_that_takes_an_image_is_in_the_next_test() -> None:
+    """Beside those that take one as a prompt alone (IP-Adapter), and the last image of a video whose first one is given."""
+    takes = {
+        kind
+        for family in FAMILIES.values()
+        for kind in family.pipelines
+        for name in inspect.signature(getattr(diffusers, kind).__call__).parameters
+        if kind_of_argument(name) == "image" and name not in ("ip_adapter_image", "last_image")
+    }
+    tried = {base.__name__ for name in GIVEN_IMAGES for base in type(shared_pipeline(name)).__mro__}
+    assert takes - tried == set() and len(takes) > 60
+
+
+@pytest.mark.parametrize("name", GIVEN_IMAGES)
+def test_input_images_of_every_pipeline_are_checked_before_it_runs_and_blocked_by_a_decision(name: str) -> None:
+    asked: list[int] = []
+
+    def is_unsafe(images: list[Image.Image]) -> list[bool]:
+        asked.append(len(images))
+        return [True] * len(images)
+
+    given = images_of(GIVEN_IMAGES[name])
+    with sr.protect(shared_pipeline(name), Guard(GuardConfig(concept="star")), check_inputs=is_unsafe) as safe:
+        with pytest.raises(BlockedError, match=rf"{given[0]}\[0\]"):
+            safe(prompt="a star", num_inference_steps=2, **GIVEN_IMAGES[name])
+        assert safe._attached.runs == 0 and asked[0] >= len(given)
+        assert {(d.guard, d.action) for d in safe.decisions} == {("check_inputs", "blocked")}
+        assert len(safe.decisions) == asked[0] and all(given[0] in d.message for d in safe.decisions)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract.guards import GUARDS, shared_pipeline
+from tests.contract.guards import GUARDS, Watcher, shared_pipeline
+from tests.newer_pipelines import EVERY
 from tests.tiny_pipelines import PIPELINES, run
 
 import saferedir as sr
@@ -47,4 +48,22 @@ def test_no_image_comes_out_of_a_run_at_another_size() -> None:
         assert attached.runs == 0
     with sr.attach(pipe, guard.with_settings(other_sizes="allow")) as attached:
         run(case, pipe)
+        assert attached.runs == 1
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "qwen-image", "flux-2-klein", "z-image"])
+def test_another_bucket_of_the_same_area_runs_and_another_area_is_refused(name: str) -> None:
+    """In cells of the latents that guards are given, whatever the pipeline makes tokens of."""
+    case, pipe, watcher = EVERY[name], shared_pipeline(name), Watcher()
+    height, width = case.settings["height"], case.settings["width"]
+    with sr.attach(pipe, watcher):
+        run(case, pipe, steps=1)
+    rows, columns = watcher.steps[0].x_t.shape[-2:]
+    guard = GUARDS["saferedir"].make(pipe, case).with_settings(calibration={"latent_sizes": [[rows, columns]]})  # type: ignore[attr-defined]
+    with sr.attach(pipe, guard) as attached:
+        run(case, pipe, steps=1, height=width, width=height)
+        with pytest.raises(
+            sr.GuardError, match=rf"latents of {rows} x {columns}, and these are of {2 * rows} x {columns},"
+        ):
+            run(case, pipe, steps=1, height=2 * height)
         assert attached.runs == 1
