@@ -50,16 +50,16 @@ def script(*scores: float) -> Any:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("recheck", ["next_step", "same_step"])
-def test_a_few_estimates_are_held_against_the_bound_of_a_single_one(pipe: Any, steps: int, recheck: str) -> None:
+def test_a_few_estimates_are_held_against_the_mean_of_both_thresholds(pipe: Any, steps: int, recheck: str) -> None:
     """The trained threshold bounds the highest of many scores; the last estimate of a run is the image itself."""
     few, limits = steps < LEAST_STEPS, {"image_threshold": 4.0, "last_threshold": 1.0}
-    _, decision = images_by_step(pipe, guard_of(script(2.0), recheck=recheck, **limits), steps)
+    _, decision = images_by_step(pipe, guard_of(script(3.0), recheck=recheck, **limits), steps)
     acts_from = 0 if few else steps - 1  # the last check of any run, taken again in its own step
     if recheck == "next_step":
         acts_from = 1 if few and steps > 1 else steps
     assert decision.first_fired_step == (acts_from if acts_from < steps else None)
-    assert decision.thresholds["image"] == (1.0 if few else 4.0) and decision.unresolved
-    below, _ = images_by_step(pipe, guard_of(script(0.9), recheck=recheck, **limits), steps)
+    assert decision.thresholds["image"] == (2.5 if few else 4.0) and decision.unresolved
+    below, _ = images_by_step(pipe, guard_of(script(2.4), recheck=recheck, **limits), steps)
     bare, _ = images_by_step(pipe, None, steps)
     torch.testing.assert_close(below[-1], bare[-1], atol=1e-5, rtol=1e-4)
 
@@ -67,7 +67,7 @@ def test_a_few_estimates_are_held_against_the_bound_of_a_single_one(pipe: Any, s
 @given(st.floats(-20, 20), st.none() | st.floats(-20, 20), st.integers(1, 60))
 def test_no_run_has_a_higher_threshold_than_the_trained_one(trained: float, last: float | None, steps: int) -> None:
     threshold = image_threshold(trained, last, steps)
-    assert threshold <= trained and threshold in (trained, last)
+    assert threshold <= trained and (last is None or threshold >= min(trained, last))
     assert threshold == trained or steps < LEAST_STEPS
 
 

@@ -98,10 +98,13 @@ def outside_calibration(config: SafeRedirConfig, run: Run) -> str | None:
 def image_threshold(trained: float, last: float | None, evaluations: int) -> float:
     """From which score (logit) of an estimate on the image verdict acts in a run of so many evaluations.
 
-    The trained threshold bounds the highest score of a long run. Fewer than `LEAST_STEPS` estimates are each held against the
-    bound of a single one, that of the last, where it is lower.
+    The trained threshold bounds the highest score of a long run, `last` that of a single estimate in a run that is only judged.
+    Fewer than `LEAST_STEPS` estimates are held against the mean of both, where it is lower: at `last` more benign images would
+    be changed than may be (docs/few-steps.md).
     """
-    return trained if last is None or evaluations >= LEAST_STEPS else min(trained, last)
+    if last is None or evaluations >= LEAST_STEPS:
+        return trained
+    return min(trained, (trained + last) / 2)
 
 
 def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
