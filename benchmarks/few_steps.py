@@ -66,9 +66,9 @@ steps. At guidance 1 there is no negative branch, as in models that are distille
 
 **In a single step SafeRedir stands on its prompt verdict.** Its image verdict reads the estimate of a step and acts at the next
 one, and there is none. In fewer than four steps it holds each estimate against the mean of `image_threshold`, made for many
-estimates, and `last_threshold`, made for one; the lines below the tables say what it leaves by itself. With `recheck="same_step"` and
-`escalation="evidence"`, off by default, it acts in the step in which it looks, also the last. Where prompts may get past the
-prompt verdict, give `protect` a judge as its verifier.
+estimates, and `last_threshold`, made for one; the lines below the tables say what it leaves by itself. With
+`recheck="same_step"` and `escalation="evidence"`, off by default, it acts in the step in which it looks, also the last. Where
+prompts may get past the prompt verdict, give `protect` a judge as its verifier.
 
 """
 
