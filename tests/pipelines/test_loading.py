@@ -123,3 +123,26 @@ def test_a_config_folder_with_pickles_is_refused(tmp_path: Path, monkeypatch: py
         sr.load_pipeline(tmp_path / "model.safetensors", config=tmp_path / "config")
     with pytest.raises(sr.GuardConfigError, match="variant is for a folder"):
         sr.load_pipeline(tmp_path / "model.safetensors", variant="fp16")
+
+
+def test_another_scheduler_keeps_the_settings_of_the_models_own() -> None:
+    own = sr.load_pipeline("pictoworld").scheduler.config
+    for name in ("LCMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"):
+        scheduler = sr.load_pipeline("pictoworld", scheduler=name).scheduler
+        assert type(scheduler).__name__ == name
+        for setting in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"):
+            assert scheduler.config[setting] == own[setting], setting
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("LCMSchedular", "did you mean 'LCMScheduler'"),
+        ("FlowMatchEulerDiscreteScheduler", "predicts noise"),
+        ("UNet2DModel", "there is no scheduler"),
+        ("VQDiffusionScheduler", "cannot be made"),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_is_one_sentence(name: str, why: str) -> None:
+    with pytest.raises((sr.GuardConfigError, sr.UnsupportedPipelineError), match=why):
+        sr.load_pipeline("pictoworld", scheduler=name)

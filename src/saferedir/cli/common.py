@@ -163,6 +163,7 @@ def load_model(
     revision: str | None = None,
     config: str | None = None,
     loras: Sequence[tuple[str, float]] = (),
+    scheduler: str | None = None,
 ) -> Any:
     """A pipeline by its id, quietly, on its device, without its own progress bar."""
     if dtype is not None and dtype not in DTYPES:
@@ -173,8 +174,9 @@ def load_model(
     quiet()
     with console.status(f"loading {escape(name)}"):
         pipe = load_pipeline(
-            name, dtype=dtype, device=target, variant=variant, revision=revision, config=config, loras=loras
-        )
+            name, dtype=dtype, device=target, variant=variant, revision=revision, config=config, loras=loras,
+            scheduler=scheduler,
+        )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -197,6 +199,7 @@ def named_values(given: list[str], option: str) -> dict[str, Any]:
 
 def scaled_loras(given: Sequence[str]) -> list[tuple[str, float]]:
     """[("style.safetensors", 0.8), ...] from --lora ID or ID:SCALE; the scale is 1 where none is given."""
+    from saferedir.utils.packaged import packaged_lora_path
     from saferedir.utils.places import hub_id
 
     loras = []
@@ -210,7 +213,7 @@ def scaled_loras(given: Sequence[str]) -> list[tuple[str, float]]:
                 raise typer.BadParameter(f"{tail!r} is no scale; give ID or ID:SCALE.", param_hint="--lora") from None
         if not math.isfinite(scale):
             raise typer.BadParameter(f"{tail!r} is no scale; give a finite number.", param_hint="--lora")
-        if not name or not (Path(name).expanduser().exists() or hub_id(name)):
+        if not name or not (Path(name).expanduser().exists() or packaged_lora_path(name) or hub_id(name)):
             raise typer.BadParameter(f"there is no LoRA at {name or 'an empty name'}.", param_hint="--lora")
         loras.append((name, scale))
     return loras

@@ -23,7 +23,7 @@ from saferedir.cli.common import (
     scaled_loras,
 )
 from saferedir.cli.decisions_table import print_decisions
-from saferedir.cli.options import Device, Lora, ModelConfig, Revision, Seed, Steps, Variant
+from saferedir.cli.options import Device, Lora, ModelConfig, Revision, Scheduler, Seed, Steps, Variant
 from saferedir.cli.output import MEGABYTE, SUMMARY, holds_out, staged_output, write_json
 from saferedir.cli.resuming import UNFINISHED, copy_rows, digest_of_json, guard_digests, kept_rows
 from saferedir.cli.stopping import on_stop
@@ -81,6 +81,7 @@ def generate(
     ] = Policy.REDIRECT,
     seed: Seed = 0,
     steps: Steps = 30,
+    scheduler: Scheduler = None,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale.")] = 4.0,
     num_images: Annotated[int, typer.Option(min=1, help="Images (or videos) per prompt.")] = 1,
     call: Annotated[
@@ -106,6 +107,9 @@ def generate(
 
     Example:  `saferedir generate --prompts captions.txt --guard pictoworld/star --out runs/captions`
 
+    Example:  `saferedir generate "a red ring" --lora pictoworld-few-steps --scheduler LCMScheduler --steps 2 --guidance 1 --out
+    runs/quick`
+
     Example:  `saferedir generate "a castle" --model owner/sdxl --lora style.safetensors:0.8 --guard runs/logo --out runs/castle`
     """
     texts, prompts_digest = _read_prompts(prompts or [], prompts_file, prompts_format)
@@ -118,7 +122,7 @@ def generate(
     settings_of_call = {"num_inference_steps": steps, "guidance_scale": guidance, **more}
     optional = {
         "variant": variant, "revision": revision, "model_config": model_config, "loras": dict(loras) or None,
-        "prompts_file": prompts_digest,
+        "prompts_file": prompts_digest, "scheduler": scheduler,
     }  # fmt: skip
     settings = {
         "model": model,
@@ -140,8 +144,9 @@ def generate(
         if policy is Policy.BLOCK:
             _refuse_blocking_all(guards)
         pipe = load_model(
-            model, dtype=dtype, device=device, variant=variant, revision=revision, config=model_config, loras=loras
-        )
+            model, dtype=dtype, device=device, variant=variant, revision=revision, config=model_config, loras=loras,
+            scheduler=scheduler,
+        )  # fmt: skip
         _refuse_unknown(more, pipe)
         _warn_of_missing_checker(model, pipe)
         cuts = cut_prompts(pipe, texts, settings_of_call)

@@ -20,7 +20,14 @@ Lora = Annotated[
     list[str] | None,
     typer.Option(
         metavar="ID[:SCALE]",
-        help="A LoRA to load into the model, with its scale (1): a .safetensors file, folder or hub id; repeatable.",
+        help="A LoRA to load into the model, with its scale (1): a packaged name, a .safetensors file, a folder or a hub id; "
+        "repeatable.",
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="diffusers class to sample with, such as LCMScheduler; default: the model's own."
     ),
 ]
 ModelConfig = Annotated[

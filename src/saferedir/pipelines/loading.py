@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from saferedir.errors import GuardConfigError, GuardNotFoundError
+from saferedir.pipelines.schedules import scheduler_kind
+from saferedir.utils.names import unknown_name_message
 from saferedir.utils.packaged import list_packaged_models, packaged_lora_path, packaged_model_path
 from saferedir.utils.places import hub_id, missing_folder
 
@@ -49,6 +51,7 @@ def load_pipeline(
     revision: str | None = None,
     config: str | Path | None = None,
     loras: Sequence[tuple[str, float]] = (),
+    scheduler: str | None = None,
 ) -> Any:
     """Load "pictoworld" (packaged), a diffusers folder, a checkpoint in one file, or a hub id; move it to a device.
 
@@ -64,12 +67,15 @@ def load_pipeline(
             default: that of the model it is recognised as, from the hub.
         loras: (a packaged name such as "pictoworld-few-steps", a .safetensors file, a folder or a hub id, scale) of LoRAs to
             load into the pipeline, in order.
+        scheduler: name of the diffusers class to sample with, such as "LCMScheduler", made from the model's own settings;
+            default: the model's own.
 
     Returns:
         The diffusers pipeline, of the class that its own files name.
 
     Raises:
-        GuardConfigError: a dtype that is none, or `config` for a model that is not one file.
+        GuardConfigError: a dtype or scheduler that is none, a scheduler for another kind of model (flow matching or noise), or
+            `config` for a model that is not one file.
         GuardNotFoundError: nothing of that name, or no safetensors weights of that variant in it.
 
     Example:
@@ -88,7 +94,7 @@ def load_pipeline(
                 f"{given[0]} is for a folder or a hub id, and {file.name} is one file; leave it out."
             )
         pipe = _from_single_file(file, dtype, config)
-        return _finished(pipe, loras, device)
+        return _finished(pipe, loras, scheduler, device)
     if config is not None:
         raise GuardConfigError(
             f"config is for a checkpoint in one .safetensors file, and {str(name)!r} is none; leave it out."
@@ -116,14 +122,43 @@ def load_pipeline(
             f"could not load pipeline {str(name)!r} ({_reason(error)}); check the name, its variant (such as fp16, where that is "
             f"all it has) and the network, or use a packaged one ({known})."
         ) from error
-    return _finished(pipe, loras, device)
+    return _finished(pipe, loras, scheduler, device)
 
 
-def _finished(pipe: Any, loras: Sequence[tuple[str, float]], device: str | torch.device | None) -> Any:
-    """The pipeline with its LoRAs, on its device."""
+def _finished(
+    pipe: Any, loras: Sequence[tuple[str, float]], scheduler: str | None, device: str | torch.device | None
+) -> Any:
+    """The pipeline with its LoRAs and that scheduler, on its device."""
+    if scheduler is not None:
+        pipe.scheduler = _scheduler(scheduler, pipe)
     if loras:
         _load_loras(pipe, loras)
     return pipe if device is None else pipe.to(device)
+
+
+def _scheduler(name: str, pipe: Any) -> Any:
+    """A scheduler of that class with the settings that it shares with the pipeline's own."""
+    import diffusers
+
+    known = {each for each in dir(diffusers) if each.endswith("Scheduler")}
+    if name not in known:
+        raise GuardConfigError(unknown_name_message("scheduler", name, known))
+    made = getattr(diffusers, name)
+    if not hasattr(made, "from_config") or not hasattr(made, "step"):
+        raise GuardConfigError(f"{name} is no scheduler that samples images; choose another class of diffusers.")
+    try:
+        scheduler = made.from_config(pipe.scheduler.config)
+    except (TypeError, ValueError, KeyError, ImportError) as error:
+        raise GuardConfigError(
+            f"{name} cannot be made from the settings of this model's scheduler ({_reason(error)})."
+        ) from error
+    is_flow, takes_flow = (scheduler_kind(each) == "flow" for each in (pipe.scheduler, scheduler))
+    if is_flow != takes_flow:
+        kind = "flow matching" if is_flow else "noise"
+        raise GuardConfigError(
+            f"{name} does not fit this {type(pipe).__name__}, which predicts {kind}; choose another."
+        )
+    return scheduler
 
 
 def _load_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
