@@ -28,7 +28,7 @@ from tools.pictoworld.world2.flux import (
     position_ids,
 )
 from tools.pictoworld.world2.latents import encoded_latents
-from tools.pictoworld.world2.run import STAGES, StageRun, unpack
+from tools.pictoworld.world2.run import STAGES, StageRun, compact_tokenizer, unpack
 from tools.pictoworld.world2.text_encoders import (
     TARGETS,
     build_clip,
@@ -40,13 +40,32 @@ from tools.pictoworld.world2.text_encoders import (
     train_t5_tokenizer,
 )
 from tools.pictoworld.world2.token_labels import LABELS, NOTHING, TokenReader, label_loss, token_labels
+from transformers import AutoTokenizer
 
 from saferedir.pictoworld.world2.characters import CHARACTERS
 from saferedir.pictoworld.world2.evaluation import generate
 from saferedir.pictoworld.world2.judge import Judge
 from saferedir.pictoworld.world2.posters import POSTERS
 from saferedir.pictoworld.world2.scene import Item, Scene
+from saferedir.utils.packaged import packaged_model_path
 from saferedir.utils.progress import SILENT
+
+
+def test_a_compact_tokenizer_reads_as_before(tmp_path: Path) -> None:
+    for make in (train_clip_tokenizer, train_t5_tokenizer):
+        tokenizer = make(0, 300)
+        tokenizer.save_pretrained(tmp_path)
+        size = (tmp_path / "tokenizer.json").stat().st_size
+        compact_tokenizer(tmp_path / "tokenizer.json")
+        assert (tmp_path / "tokenizer.json").stat().st_size < size
+        texts = [prompt.text for prompt in corpus_batch(500, seed=9)]
+        assert AutoTokenizer.from_pretrained(tmp_path)(texts).input_ids == tokenizer(texts).input_ids
+
+
+def test_the_three_packaged_models_are_small() -> None:
+    folders = [packaged_model_path(f"pictoworld-{name}") for name in ("flux", "dit", "ddpm")]
+    files = [file for folder in folders if folder is not None for file in folder.rglob("*") if file.is_file()]
+    assert None not in folders and sum(file.stat().st_size for file in files) <= 24_000_000
 
 
 @pytest.mark.slow

@@ -196,6 +196,8 @@ def publish(pipe: Any, final: Path) -> Path:
     temporary = final.with_name(f"{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     save_half(pipe, temporary)
+    for file in temporary.glob("*/tokenizer.json"):
+        compact_tokenizer(file)
     for path in (temporary / "model_index.json", temporary / "tokenizer_2" / "tokenizer_config.json"):
         if path.exists():  # older transformers know the class by its old name only, newer ones by both
             path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
@@ -219,3 +221,11 @@ STAGES: Mapping[str, Stage] = {
     "judge": Stage(2500, run_judge),
     "ddpm": Stage(4000, run_unconditional),
 }
+
+
+def compact_tokenizer(file: Path) -> None:
+    """Write a tokenizer.json without white space, and the log probabilities of a unigram model to four digits."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content["model"]["type"] == "Unigram":
+        content["model"]["vocab"] = [[text, round(score, 4)] for text, score in content["model"]["vocab"]]
+    file.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
