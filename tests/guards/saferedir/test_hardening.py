@@ -51,12 +51,10 @@ def script(*scores: float) -> Any:
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("recheck", ["next_step", "same_step"])
 def test_a_few_estimates_are_held_against_the_mean_of_both_thresholds(pipe: Any, steps: int, recheck: str) -> None:
-    """The trained threshold bounds the highest of many scores; the last estimate of a run is the image itself."""
+    """The trained threshold bounds the highest of many scores."""
     few, limits = steps < LEAST_STEPS, {"image_threshold": 4.0, "last_threshold": 1.0}
     _, decision = images_by_step(pipe, guard_of(script(3.0), recheck=recheck, **limits), steps)
-    acts_from = 0 if few else steps - 1  # the last check of any run, taken again in its own step
-    if recheck == "next_step":
-        acts_from = 1 if few and steps > 1 else steps
+    acts_from = steps if not few else 0 if recheck == "same_step" else 1
     assert decision.first_fired_step == (acts_from if acts_from < steps else None)
     assert decision.thresholds["image"] == (2.5 if few else 4.0) and decision.unresolved
     below, _ = images_by_step(pipe, guard_of(script(2.4), recheck=recheck, **limits), steps)

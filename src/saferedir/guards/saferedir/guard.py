@@ -210,8 +210,6 @@ class SafeRedir(Guard[SafeRedirConfig]):
             return pred
         assert step.x0 is not None and step.pred_cond is not None
         score, threshold = self.image_score(step.x0, step.t), state.image_threshold
-        if step.evaluation + 1 >= step.run.num_evaluations:  # this estimate is the image
-            threshold = image_threshold(self.config.image_threshold, self.config.last_threshold, 1)
         acts = torch.maximum(state.prompt_weight, state.image_weight).detach() > 0.5
         weight = self._gate(score, threshold) * (~acts)
         fired = (score.detach() >= threshold) & ~acts
