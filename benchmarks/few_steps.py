@@ -45,11 +45,13 @@ from saferedir.training.esd.train import train_esd
 from saferedir.training.esd.train_config import TrainConfig as ESDTrainConfig
 from saferedir.training.uce.train import TrainConfig as UCETrainConfig
 from saferedir.training.uce.train import train_uce
+from saferedir.utils.figures import method_sheet
 from saferedir.utils.files import replacing
 from saferedir.utils.packaged import LORA_FILE, packaged_lora_path
 
 STEPS = (1, 2, 4, 8)
 DISTILLED = "pictoworld-few-steps"
+SHEET = "few-steps.png"
 HEAD = """# Few steps
 
 Made by `{command}`: {n} prompts of test-seen and as many retain prompts a cell
@@ -147,7 +149,7 @@ def guards_of(method: str, task: Task, pipe: Any, work: Path) -> list[Guard[Any]
         return [SafeRedir(replace(guard.config, **VARIANTS[method]), guard.network, guard.anchor)]
     if method == "duo":
         return [Guard.from_pretrained(f"pictoworld/{task.name}-duo")]
-    return make_guards(method, task, pipe)
+    return make_guards(method, task, pipe) or []
 
 
 class Run:
@@ -171,7 +173,7 @@ class Run:
 
     def images(self, setting: Setting, texts: list[str], guards: list[Guard[Any]], steps: int) -> torch.Tensor:
         """One image a prompt."""
-        call = {"steps": steps, "guidance_scale": setting.guidance, "seed": 3_000_000}
+        call: dict[str, Any] = {"steps": steps, "guidance_scale": setting.guidance, "seed": 3_000_000}
         return generate(self.pipe(setting), texts, guards=guards, **call).images
 
     def cell(self, task: Task, setting: Setting, steps: int, method: str, n: int) -> dict[str, Any]:
@@ -199,6 +201,20 @@ class Run:
             "kept": images_kept(judged_others, self.judge.judge(bare), retain, task).to_dict(),
             "others broken": rate_of(judged_others.is_broken).to_dict(),
         }
+
+
+def write_sheet(run: Run, task: Task, setting: Setting, out: Path, asks: int = 5, others: int = 4) -> None:
+    """One picture: a row a number of steps, without and with SafeRedir."""
+    prompts = [*forget_prompts(task, "test-seen", asks), *retain_prompts(task, "test-seen", others)]
+    texts, rows = [prompt.text for prompt in prompts], []
+    for steps in STEPS:
+        name = f"{steps} step{'s' * (steps > 1)}"
+        rows.append((name, run.images(setting, texts, [], steps)))
+        guards = guards_of("saferedir", task, run.pipe(setting), out)
+        rows.append((f"{name}, saferedir", run.images(setting, texts, guards, steps)))
+    sheet = method_sheet(rows, texts, f"{task.name}: {setting.name}", asks)
+    with replacing(out / SHEET) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def digest_of(task: str, lora: str | None, second: int) -> str:
@@ -263,6 +279,9 @@ def main() -> None:
     parser.add_argument("--n-others", type=int, default=25, help="prompts a cell of the other methods")
     parser.add_argument("--all", action="store_true", help="every method in every setting")
     parser.add_argument("--only-page", action="store_true", help="write the page of the cells that are there")
+    parser.add_argument(
+        "--sheet", action="store_true", help="also draw few-steps.png: the first task in the first setting"
+    )
     parser.add_argument("--second", type=int, default=10, help="images that the template judge counts, too")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(ORDER), choices=ORDER)
@@ -307,11 +326,16 @@ def main() -> None:
             rows = results.setdefault(name, {}).setdefault(setting.name, {}).setdefault(method, {})
             rows[str(steps)] = json.loads(path.read_text(encoding="utf-8"))
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.sheet:
+        with torch.no_grad():
+            write_sheet(run, TASKS[arguments.tasks[0]], chosen[0], arguments.out)
     tasks = "" if arguments.tasks == list(TASKS) else f" --tasks {' '.join(arguments.tasks)}"
     head = HEAD.format(
         n=arguments.n, n_others=arguments.n_others, command=f"python benchmarks/few_steps.py{tasks} --out docs"
     )
     (arguments.out / "few-steps.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if (arguments.out / SHEET).is_file():
+        head += f"![Images in 1, 2, 4 and 8 steps, without and with SafeRedir]({SHEET})\n\n"
     (arguments.out / "few-steps.md").write_text(head + markdown(results), encoding="utf-8")
 
 
