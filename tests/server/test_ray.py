@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from tests.server.served import FACTS, ScriptedModel, served, settings_of, wait_
 from saferedir import GuardError
 from saferedir.server.config import ModelSettings
 from saferedir.server.engine import ray_models
+from saferedir.server.engine.facts import ModelFacts
 from saferedir.server.engine.rows import CallKey, Outcome, Row
 from saferedir.server.errors import ServerError
 
@@ -38,6 +40,10 @@ def load_here(settings: ModelSettings) -> SlowModel:
     return SlowModel()
 
 
+def _settings() -> ModelSettings:
+    return ModelSettings(name="scripted", guards=("plain/star",))
+
+
 class Died(Exception):
     """Stands for RayActorError."""
 
@@ -53,19 +59,23 @@ class Raised(Exception):
 class FakeHandle:
     """A deployment whose replicas do what the script says: die, raise, or answer."""
 
-    def __init__(self, *script: Exception | None) -> None:
+    def __init__(self, *script: Exception | None, facts: ModelFacts = FACTS) -> None:
         self.script, self.calls = list(script), 0
-        self.run, self.model = SimpleNamespace(remote=self._remote), ScriptedModel()
+        self.run, self.replica = (
+            SimpleNamespace(remote=self._remote),
+            ray_models.Replica(_settings(), lambda _: ScriptedModel(facts)),
+        )
 
     def _remote(self, key: CallKey, work: Any) -> Any:
         pickle.dumps((key, work))  # it goes to another process
         self.calls += 1
         error = self.script.pop(0)
 
-        def result(timeout_s: float) -> list[Outcome]:
+        def result(timeout_s: float) -> ray_models.Answer:
             if error is not None:
                 raise error
-            return self.model.run(key, [Row(key, prompt, seed, 0.0, image) for prompt, seed, image in work])
+            answer: ray_models.Answer = pickle.loads(pickle.dumps(self.replica.run(key, work)))
+            return answer
 
         return SimpleNamespace(result=result)
 
@@ -92,6 +102,40 @@ def test_a_call_is_made_again_where_a_replica_died_and_not_where_the_model_raise
             model.run(key, rows)
         assert "secretword" not in str(caught.value) and (caught.value.__cause__ is None) == (error is GuardError)
     assert handle.calls == calls
+
+
+def _with_guard(**changes: str) -> ModelFacts:
+    return replace(FACTS, guards=(replace(FACTS.guards[0], **changes),))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (replace(FACTS, fingerprint="9" * 64), "another model's weights"),
+        (_with_guard(fingerprint="9" * 64), "another guard 'plain/star'"),
+        (replace(FACTS, guards=()), "other guards"),
+        (replace(FACTS, saferedir="0.0.1"), "saferedir 0.0.1 instead of"),
+        (replace(FACTS, bytes=2000), "another size in memory"),
+    ],
+)
+def test_a_replica_that_has_loaded_something_else_makes_no_image(facts: ModelFacts, message: str) -> None:
+    """Its images would have records that state the fingerprints of another model."""
+    ray: Any = SimpleNamespace(exceptions=SimpleNamespace(RayActorError=Died, RayTaskError=Raised))
+    key = CallKey("generate", "verify", 2, (16, 16))
+    row = Row(key, "a circle", 1, time.monotonic() + 60, caller="a")
+    with pytest.raises(ServerError, match=message):
+        ray_models.RemoteModel(ray, FakeHandle(None, facts=facts), FACTS).run(key, [row])
+
+
+def test_an_image_of_other_weights_is_answered_503_and_recorded_as_failed(tmp_path: Path) -> None:
+    ray: Any = SimpleNamespace(exceptions=SimpleNamespace(RayActorError=Died, RayTaskError=Raised))
+    handle = FakeHandle(*[None] * 9, facts=_with_guard(fingerprint="9" * 64))
+    with served(tmp_path, lambda settings: ray_models.RemoteModel(ray, handle, FACTS)) as service:
+        answer = service.generate()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "guard_failed")
+        (record,) = service.records()
+        assert (record["action"], record["image_sha256"], record["guards"]) == ("failed", None, {})
+        assert httpx2.get(f"{service.url}/healthz").status_code == 200
 
 
 @pytest.mark.skipif(find_spec("ray") is None or find_spec("grpc") is None, reason="needs the extra ray")

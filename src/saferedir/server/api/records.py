@@ -87,5 +87,5 @@ def record_of(
         "decisions": [] if outcome is None else [{**d.to_dict(), "image": 0} for d in outcome.decisions],
         "blocked_by": [] if outcome is None else list(outcome.blocked_by),
         "image_sha256": None if file is None else hashlib.sha256(file).hexdigest(),
-        "saferedir": library_version(),
+        "saferedir": library_version() if facts is None else facts.saferedir,
     }

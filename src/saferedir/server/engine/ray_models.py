@@ -2,7 +2,8 @@
 
 Batches are formed by the service, which holds the queue, the keys' shares and the audit; a replica runs one at a time. Replicas
 are not reached from outside: Ray Serve's own HTTP proxy is off. A replica that dies takes no image along: its call is made again
-by another, from the same seeds.
+by another, from the same seeds. A replica that has loaded another model or other guards than the first one makes no image:
+records state what the first one has.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import time
 import uuid
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from saferedir.server.config import ModelSettings, Settings
-from saferedir.server.engine.facts import ModelFacts
+from saferedir.server.engine.facts import ModelFacts, difference
 from saferedir.server.engine.host import load_model
 from saferedir.server.engine.model import ImageModel, Loader
 from saferedir.server.engine.rows import CallKey, Outcome, Row
@@ -32,6 +33,13 @@ START_SECONDS = 600.0
 _Work = tuple[str, int, Any]  # prompt, seed, image
 
 
+class Answer(NamedTuple):
+    """What a replica makes of a call, with what it is made of itself: a later one may have loaded something else."""
+
+    facts: ModelFacts
+    outcomes: list[Outcome]
+
+
 class Replica:
     """Lives in a process of Ray's; becomes a deployment. One call at a time."""
 
@@ -41,8 +49,9 @@ class Replica:
     def facts(self) -> ModelFacts:
         return self._model.facts
 
-    def run(self, key: CallKey, work: Sequence[_Work]) -> list[Outcome]:
-        return self._model.run(key, [Row(key, prompt, seed, 0.0, image) for prompt, seed, image in work])
+    def run(self, key: CallKey, work: Sequence[_Work]) -> Answer:
+        rows = [Row(key, prompt, seed, 0.0, image) for prompt, seed, image in work]
+        return Answer(self._model.facts, self._model.run(key, rows))
 
 
 class RemoteModel:
@@ -52,9 +61,18 @@ class RemoteModel:
         self._ray, self._handle, self.facts = ray, handle, facts
 
     def run(self, key: CallKey, rows: Sequence[Row]) -> list[Outcome]:
-        """One call of a replica, made again by another where it died."""
+        """One call of a replica, made again by another where it died.
+
+        Raises:
+            ServerError: what the replica has loaded is not what records would say.
+        """
         work = [(row.prompt, row.seed, row.image) for row in rows]
-        return list(_called(self._ray, lambda: self._handle.run.remote(key, work)))
+        answer: Answer = _called(self._ray, lambda: self._handle.run.remote(key, work))
+        if (what := difference(self.facts, answer.facts)) is not None:
+            raise ServerError(
+                f"a replica has loaded {what}, so its images are not shown; give all machines the same files, and restart."
+            )
+        return list(answer.outcomes)
 
     def close(self) -> None:
         """The deployment stays: other threads use it, too."""
