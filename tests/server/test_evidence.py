@@ -17,6 +17,9 @@ from typer.testing import CliRunner
 from saferedir.attacks.run import guard_facts
 from saferedir.cli import app
 from saferedir.guard import Guard
+from saferedir.judges.calibration import Calibration
+from saferedir.judges.pictoworld import PictoWorldJudge, PictoWorldTemplateJudge
+from saferedir.judges.presets import preset
 from saferedir.server.evidence.cells import EvidenceError
 from saferedir.server.evidence.write import check_claims, page_of, write_evidence
 
@@ -56,6 +59,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with served(root) as service:
         service.generate()
         url = service.service.settings.audit.url
+    calibrations = []
+    for number, (name, rule) in enumerate(((PictoWorldJudge(), "star"), (PictoWorldTemplateJudge(), "emblem"))):
+        calibrations.append(
+            root / f"calibration-{number}.json"
+        )  # the other's preset is named "star", and its rule another
+        Calibration(19, 1, 99, 1, name.facts(), preset(rule).rule.to_dict(), "star").save(calibrations[-1])
     (root / "serve.toml").write_text(CONFIG.format(guards='["pictoworld/star"]', url=url))
     words = [
         "evidence",
@@ -63,6 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(root / "serve.toml"),
         "--results",
         str(root / "results"),
+        *(word for file in calibrations for word in ("--calibration", str(file))),
         "--out",
         str(root / "out"),
     ]
@@ -93,17 +103,54 @@ def test_only_results_of_exactly_this_service_are_called_measured(evidence: dict
     others = profiles["strictest"]["of_something_else"]
     assert others and all(entry["differences"] for entry in others)
     assert evidence["audit"]["is_verified"] and evidence["audit"]["records"] == 1
-    assert [(judge["preset"], judge["is_calibrated"]) for judge in model["judges"]] == [("star", False)]
+    assert [(judge["preset"], judge["is_calibrated"]) for judge in model["judges"]] == [("star", True)]
 
 
 def test_the_page_says_so_and_the_checksums_hold(evidence: dict[str, Any], folder: Path) -> None:
     page = (folder / "index.html").read_text()
-    assert "Not measured" in page and "not calibrated" in page and "no legal advice" in page
+    assert "Not measured" in page and "pictoworld-template: not calibrated" in page and "no legal advice" in page
     assert page.count("<h3>Profile") == 3
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         digest, _, name = line.partition("  ")
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder, check=False).returncode == 0
+
+
+def test_each_concept_has_its_own_cells_and_judges(evidence: dict[str, Any]) -> None:
+    """The service's judge is calibrated; of those of the attacks the other one is not, though a calibration names its preset."""
+    (model,) = evidence["models"]
+    (judge,) = model["judges"]
+    assert (judge["judge"], judge["is_calibrated"], judge["calibration"]["recall"]["n"]) == ("pictoworld", True, 20)
+    rows = {profile["name"]: profile["concepts"] for profile in model["profiles"]}
+    (star,) = rows["default"]
+    assert star["concept"] == "star" and star["guards"] == ["pictoworld/star"]
+    assert star["is_measured"] and star["bench"] == [] and star["attacks"]
+    assert {entry["judge"]: entry["is_calibrated"] for entry in star["judges"]} == {
+        "pictoworld": True, "pictoworld-template": False,
+    }  # fmt: skip
+    (unmeasured,) = rows["strictest"]
+    assert not unmeasured["is_measured"] and unmeasured["judges"] == [] and unmeasured["of_something_else"] > 0
+
+
+def test_one_concept_of_two_is_not_the_whole(evidence: dict[str, Any], folder: Path) -> None:
+    false = copy.deepcopy(evidence)
+    profile = false["models"][0]["profiles"][0]
+    row = {
+        **profile["concepts"][0],
+        "concept": "emblem",
+        "bench": [],
+        "attacks": [],
+        "judges": [],
+        "is_measured": False,
+    }
+    profile["concepts"].append(row)
+    with pytest.raises(EvidenceError, match="not every concept"):
+        check_claims(false, folder)
+    profile["is_measured"] = False
+    check_claims(false, folder)
+    row["is_measured"] = True
+    with pytest.raises(EvidenceError, match="'emblem' is called measured"):
+        check_claims(false, folder)
 
 
 @pytest.mark.parametrize(
@@ -128,12 +175,25 @@ def test_it_refuses_to_call_measured_what_was_not(
 
 
 def test_it_refuses_claims_without_results(evidence: dict[str, Any], folder: Path) -> None:
-    for path in ("is_measured", "is_calibrated"):
+    def claims(model: dict[str, Any]) -> list[Any]:
+        strictest, default = model["profiles"][2], model["profiles"][0]
+        (row,) = default["concepts"]
+        template = next(judge for judge in row["judges"] if not judge["is_calibrated"])
+        return [
+            lambda: strictest.update(is_measured=True),
+            lambda: strictest["concepts"][0].update(is_measured=True),
+            lambda: strictest["concepts"][0].update(attacks=["best-of-n (none)"]),
+            lambda: row.update(judges=row["judges"][:1]),
+            lambda: template.update(is_calibrated=True),
+            lambda: model["judges"][0].update(calibration=None),
+            lambda: model["judges"][0]["calibration"].update(true_positives=0, false_negatives=0),
+        ]
+
+    check_claims(evidence, folder)
+    for number in range(len(claims(evidence["models"][0]))):
         false = copy.deepcopy(evidence)
-        model = false["models"][0]
-        target = model["profiles"][2] if path == "is_measured" else model["judges"][0]
-        target[path] = True
-        with pytest.raises(EvidenceError, match="is called"):
+        claims(false["models"][0])[number]()
+        with pytest.raises(EvidenceError):
             check_claims(false, folder)
 
 

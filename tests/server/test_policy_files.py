@@ -169,7 +169,8 @@ def test_records_and_evidence_state_the_policy_and_no_guard_that_is_off(settings
 def test_results_under_another_policy_or_verifier_are_not_of_exactly_this_service(settings: Any) -> None:
     (model,) = settings.models
     subject = Subject(
-        model="m", profile="p", backbone={}, bench_model="", guards=("a",), bench_guards="", bench_parts={}, verifiers=("v",),
+        model="m", profile="p", backbone={}, bench_model="", guards=("a",), concepts={"a": ("g",)}, bench_guards="",
+        bench_parts={}, verifiers=("v",),
         policy=policy_facts(ModelSettings(name="m", guards=("g",)), "verify", 2, ""), on_unsafe="verify", steps=4, guidance=4.0,
     )  # fmt: skip
     entry: dict[str, Any] = {
@@ -183,6 +184,11 @@ def test_results_under_another_policy_or_verifier_are_not_of_exactly_this_servic
     assert differences() == []
     assert differences(verifiers=["w"]) == ["other image verifiers"]
     assert differences(verifiers=None) == ["image verifiers of which nothing is recorded"]
+    judged = {"retries": 2, "image_verifiers": True, "verify": "JudgeVerifier"}
+    assert differences(policy_settings=judged) == ["a judge of finished images"]
+    with_judge = replace(subject, policy={**subject.policy, "verify": ["star"]})
+    assert differences(with_judge) == ["no judge that checks finished images"]
+    assert "only a name is recorded" in differences(with_judge, policy_settings=judged)[0]
     by_file = replace(subject, policy=policy_facts(model, "", 2, ""), on_unsafe=_same_as(model.rules))
     assert differences(by_file) == ["policy verify instead of the policy file 'shop', version 3"]
     plain = sr.Policy.from_dict({"name": "p", "version": 1, "concepts": {"a": {"guard": "g", "action": "block"}}})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,7 +56,20 @@ def evidence(
     page = write_evidence(facts, cells, out)
     for model in facts["models"]:
         for profile in model["profiles"]:
-            count = len(profile["measured"])
-            text = f"{count} results of exactly it" if count else "not measured"
-            console.print(f"{escape(model['name'])}, profile {escape(profile['name'])}: {text}", highlight=False)
+            console.print(
+                f"{escape(model['name'])}, profile {escape(profile['name'])}: {escape(_measured(profile))}",
+                soft_wrap=True, highlight=False,
+            )  # fmt: skip
     console.print(f"Evidence written to {escape(str(page))}", soft_wrap=True, highlight=False)
+
+
+def _measured(profile: Mapping[str, Any]) -> str:
+    """Of each concept how many results are of exactly this service."""
+    if not profile["measured"]:
+        return "not measured"
+    return "; ".join(
+        f"{row['concept']} {len(row['bench'])} bench and {len(row['attacks'])} attack cells"
+        if row["is_measured"]
+        else f"{row['concept']} not measured"
+        for row in profile["concepts"]
+    )

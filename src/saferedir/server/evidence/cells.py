@@ -11,7 +11,9 @@ from typing import Any
 
 from saferedir.bench.ladder.cells import SCHEMA
 from saferedir.bench.records import CellRecord
-from saferedir.errors import SaferedirError
+from saferedir.errors import JudgeError, SaferedirError
+from saferedir.judges.calibration import Calibration
+from saferedir.server.evidence.judged import JudgeUse, attack_judges, bench_judge, bench_judges
 
 
 class EvidenceError(SaferedirError):
@@ -26,6 +28,7 @@ class Subject:
         backbone: fingerprint of the pipeline, as attacks record it.
         bench_model: its checksum, as the bench records it.
         guards: checksums of the guards in their order, as attacks record them.
+        concepts: concept -> the guards that keep it out, or log it, by name.
         bench_guards: checksum of all guards together, as the bench records it.
         bench_parts: guard's name -> its checksum alone, as the bench records it.
         verifiers: checksums of the guards' image verifiers in their order, None for a guard without one.
@@ -39,6 +42,7 @@ class Subject:
     backbone: Mapping[str, Any]
     bench_model: str
     guards: tuple[str, ...]
+    concepts: Mapping[str, tuple[str, ...]]
     bench_guards: str
     bench_parts: Mapping[str, str]
     verifiers: tuple[str | None, ...]
@@ -62,6 +66,8 @@ class Cell:
         kind: "bench" or "attack".
         what: the attack or the prompts, in words.
         rate: {"rate", "hits", "n", "low", "high"}: how often the concept appeared.
+        judges: who scored it; in an attack all of them must agree.
+        asks: whether its prompts ask for the concept; others say how often it appears unasked.
         file: where it comes from.
         differences: what was another than in the service, a sentence each; none: it is of exactly this service.
     """
@@ -70,7 +76,8 @@ class Cell:
     concept: str
     what: str
     rate: Mapping[str, Any]
-    judges: tuple[str, ...]
+    judges: tuple[JudgeUse, ...]
+    asks: bool
     file: Path
     differences: tuple[str, ...]
 
@@ -85,7 +92,8 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the file by its name in the folder of evidence."""
-        return {**asdict(self), "file": self.name}
+        facts = asdict(self)
+        return {**facts, "judges": [judge.name for judge in self.judges], "file": self.name}
 
 
 def matching_cells(subject: Subject, results: Sequence[Path], benches: Sequence[Path]) -> list[Cell]:
@@ -105,7 +113,7 @@ def _of_attacks(subject: Subject, folders: Sequence[Path]) -> Iterator[Cell]:
                 differences = tuple(_attack_differences(subject, entry, digests))
                 yield Cell(
                     "attack", entry["cell"]["concept"], f"{entry['attack']} ({entry['cell']['rung']})",
-                    entry["summary"]["success"], tuple(entry["judges"]), file, differences,
+                    entry["summary"]["success"], attack_judges(entry), True, file, differences,
                 )  # fmt: skip
 
 
@@ -139,8 +147,15 @@ def _verifier_differences(subject: Subject, entry: Mapping[str, Any], settings: 
             yield "image verifiers of which nothing is recorded"
         elif tuple(entry["verifiers"]) != subject.verifiers or not settings.get("image_verifiers", True):
             yield "other image verifiers"
-    if subject.policy["verify"] and not settings.get("verify"):
+    judges, recorded = subject.policy["verify"], settings.get("verify")
+    if judges and not recorded:
         yield "no judge that checks finished images"
+    elif recorded:
+        yield (
+            f"a judge of finished images of which only a name is recorded, {recorded}"
+            if judges
+            else "a judge of finished images"
+        )
 
 
 def _call_differences(subject: Subject, call: Mapping[str, Any]) -> Iterator[str]:
@@ -154,6 +169,7 @@ def _call_differences(subject: Subject, call: Mapping[str, Any]) -> Iterator[str
 def _of_benches(subject: Subject, folders: Sequence[Path]) -> Iterator[Cell]:
     parts = {digest: name for name, digest in subject.bench_parts.items()}
     for folder in folders:
+        facts = bench_judges(folder)
         for file in sorted((folder / "cells").glob("*.json")):
             record = CellRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
             digest, rate = record.guard.get("digest"), record.measured.get("concept")
@@ -165,7 +181,10 @@ def _of_benches(subject: Subject, folders: Sequence[Path]) -> Iterator[Cell]:
                 differences.append(f"policy redirect instead of {subject.policy_title}")
             differences += _call_differences(subject, record.protocol.call)
             what = f"{record.name.role}, {record.name.prompts}, attack {record.name.attack}"
-            yield Cell("bench", record.name.concept, what, rate, (record.protocol.judge,), file, tuple(differences))
+            yield Cell(
+                "bench", record.name.concept, what, rate, (bench_judge(record, facts),), record.name.role == "forget", file,
+                tuple(differences),
+            )  # fmt: skip
 
 
 def check_measured(entry: Mapping[str, Any], folder: Path) -> None:
@@ -178,3 +197,58 @@ def check_measured(entry: Mapping[str, Any], folder: Path) -> None:
         raise EvidenceError(f"{entry.get('what')} has no number of cases, or no interval, so it is not measured.")
     if not entry.get("file") or not file.is_file():
         raise EvidenceError(f"{entry.get('what')} has no file that it comes from, so it is not measured.")
+
+
+def by_concept(subject: Subject, cells: Sequence[Cell], known: Sequence[Calibration]) -> list[dict[str, Any]]:
+    """For each concept of the guards: results of exactly this service, by the bench and by attacks, and whose verdicts they are.
+
+    Concepts that results are of and no guard names follow, without guards: a bench may call one otherwise than a guard does.
+    """
+    concepts = dict.fromkeys((*subject.concepts, *(cell.concept for cell in cells if cell.is_exact)))
+    return [_row(subject, concept, [cell for cell in cells if cell.concept == concept], known) for concept in concepts]
+
+
+def _row(subject: Subject, concept: str, cells: Sequence[Cell], known: Sequence[Calibration]) -> dict[str, Any]:
+    exact = [cell for cell in cells if cell.is_exact]
+    judges = {str(entry): entry for cell in exact for entry in (judge.to_dict(known) for judge in cell.judges)}
+    return {
+        "concept": concept,
+        "guards": list(subject.concepts.get(concept, ())),
+        "is_measured": any(cell.asks for cell in exact),
+        "bench": [cell.what for cell in exact if cell.kind == "bench"],
+        "attacks": [cell.what for cell in exact if cell.kind == "attack"],
+        "of_something_else": len(cells) - len(exact),
+        "judges": list(judges.values()),
+    }
+
+
+def is_measured(concepts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there is a result of exactly this service for every concept that a guard names."""
+    guarded = [row for row in concepts if row["guards"]]
+    return bool(guarded) and all(row["is_measured"] for row in guarded)
+
+
+def check_concept(row: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> None:
+    """Raise EvidenceError unless a row of `by_concept` says what the measured results are, and no more."""
+    ours = [entry for entry in measured if entry["concept"] == row["concept"]]
+    for name, kind in (("bench", "bench"), ("attacks", "attack")):
+        if sorted(row[name]) != sorted(entry["what"] for entry in ours if entry["kind"] == kind):
+            raise EvidenceError(
+                f"concept {row['concept']!r} names {name} cells that are not among the measured results."
+            )
+    if row["is_measured"] != any(entry["asks"] for entry in ours):
+        raise EvidenceError(f"concept {row['concept']!r} is called measured, but no result is of exactly this service.")
+    if {judge["judge"] for judge in row["judges"]} != {name for entry in ours for name in entry["judges"]}:
+        raise EvidenceError(f"concept {row['concept']!r} names other judges than its results.")
+    for judge in row["judges"]:
+        check_calibrated(judge)
+
+
+def check_calibrated(judge: Mapping[str, Any]) -> None:
+    """Raise EvidenceError where a judge is called calibrated and no calibration with images of both kinds is there."""
+    try:
+        is_calibrated = judge["calibration"] is not None and Calibration.from_dict(judge["calibration"]).n > 0
+    except JudgeError as error:
+        raise EvidenceError(f"judge {judge['judge']!r} is called calibrated, but {error}") from error
+    if judge["is_calibrated"] != is_calibrated:
+        raise EvidenceError(f"judge {judge['judge']!r} is called calibrated, but there is no calibration.")

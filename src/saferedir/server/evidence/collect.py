@@ -14,7 +14,7 @@ from saferedir.attacks.run import guard_facts, verifier_digest
 from saferedir.bench.generation.checksums import model_digest
 from saferedir.bench.generation.resources import guards_digest
 from saferedir.guard import Guard
-from saferedir.judges.presets import preset
+from saferedir.judges.calibration import Calibration
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.loading import load_pipeline
 from saferedir.policy.loading import distinct, guards_of
@@ -24,10 +24,11 @@ from saferedir.server.audit.tables import check_exists
 from saferedir.server.config import ModelSettings, Settings
 from saferedir.server.engine.fingerprints import digest_of, guard_fingerprint
 from saferedir.server.errors import ServerError
-from saferedir.server.evidence.cells import Cell, Subject, matching_cells
+from saferedir.server.evidence.cells import Cell, Subject, by_concept, is_measured, matching_cells
+from saferedir.server.evidence.judged import read_calibrations, verifying_judge
 from saferedir.server.policies import floor_of, policy_facts, rules_of
 
-SCHEMA = 1
+SCHEMA = 2
 _PACKAGES = (
     "saferedir", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow", "fastapi",
     "uvicorn", "pydantic", "sqlalchemy", "alembic", "c2pa-python", "gradio",
@@ -58,8 +59,7 @@ def collect(
         calibrations: files of `saferedir judge calibrate`.
         expected: a head of the audit that was noted earlier.
     """
-    files = [*calibrations, *(file for folder in benches for file in sorted((folder / "calibrations").glob("*.json")))]
-    calibrated = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    known = read_calibrations(calibrations, benches)
     models, cells = [], []
     for model in settings.models:
         facts, subjects = _model(settings, model)
@@ -67,8 +67,9 @@ def collect(
         for subject in subjects:
             matches = matching_cells(subject, results, benches)
             cells += matches
-            profiles.append(_profile(subject, matches))
-        models.append({**facts, "judges": [_judge(name, calibrated) for name in model.verify], "profiles": profiles})
+            profiles.append(_profile(subject, matches, known))
+        judges = [{"preset": name, **verifying_judge(name).to_dict(known)} for name in model.verify]
+        models.append({**facts, "judges": judges, "profiles": profiles})
     evidence = {
         "schema": SCHEMA,
         "made": now(),
@@ -105,6 +106,7 @@ def _model(settings: Settings, model: ModelSettings) -> tuple[dict[str, Any], li
                 backbone=json.loads(json.dumps(backbone)),
                 bench_model=bench_model,
                 guards=tuple(guard_facts(guard)["digest"] for guard in guards),
+                concepts=_concepts(guards, rules),
                 bench_guards=guards_digest(guards),
                 bench_parts={guard.name: guards_digest([guard]) for guard in guards},
                 verifiers=tuple(map(verifier_digest, guards)),
@@ -163,27 +165,32 @@ def _guard(name: str, guard: Guard[Any], only_logs: bool) -> dict[str, Any]:
     }
 
 
-def _profile(subject: Subject, cells: Sequence[Cell]) -> dict[str, Any]:
+def _concepts(guards: Sequence[Guard[Any]], rules: Policy | None) -> dict[str, tuple[str, ...]]:
+    """Concept -> its guards: as a policy file's rules that are on name it, else as the guards' settings do."""
+    if rules is not None:
+        pairs = [(rule.concept, rule.guard) for rule in rules.concepts if rule.action != "off"]
+    else:
+        pairs = [(concept, guard.name) for guard in guards for concept in _concepts_of(guard)]
+    return {name: tuple(guard for concept, guard in pairs if concept == name) for name, _ in pairs}
+
+
+def _concepts_of(guard: Guard[Any]) -> tuple[str, ...]:
+    """Those of the rows of a guard of many concepts, or the one."""
+    rows: tuple[str, ...] = getattr(guard.config, "concepts", ())
+    return rows or (guard.config.concept,)
+
+
+def _profile(subject: Subject, cells: Sequence[Cell], known: Sequence[Calibration]) -> dict[str, Any]:
     policy = dict(subject.policy)
-    exact = [cell for cell in cells if cell.is_exact]
+    concepts = by_concept(subject, cells, known)
     return {
         "name": subject.profile,
         "policy": policy,
         "policy_fingerprint": digest_of(policy),
-        "is_measured": bool(exact),
-        "measured": [cell.to_dict() for cell in exact],
+        "is_measured": is_measured(concepts),
+        "concepts": concepts,
+        "measured": [cell.to_dict() for cell in cells if cell.is_exact],
         "of_something_else": [cell.to_dict() for cell in cells if not cell.is_exact],
-    }
-
-
-def _judge(name: str, calibrations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A preset with the calibrations of its judges; none: it is not calibrated, as far as anybody knows here."""
-    matches = [entry for entry in calibrations if entry.get("preset") == name]
-    return {
-        "preset": name,
-        "judges": list(preset(name).judges),
-        "is_calibrated": bool(matches),
-        "calibrations": matches,
     }
 
 

@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saferedir.server.evidence.cells import Cell, EvidenceError, check_measured
+from saferedir.server.evidence.cells import (
+    Cell,
+    EvidenceError,
+    check_calibrated,
+    check_concept,
+    check_measured,
+    is_measured,
+)
 from saferedir.utils.extras import require_extra
 from saferedir.utils.files import write_json, write_text
 
@@ -54,11 +61,12 @@ def check_claims(evidence: Mapping[str, Any], folder: Path) -> None:
         for profile in model["profiles"]:
             for entry in profile["measured"]:
                 check_measured(entry, folder)
-            if profile["is_measured"] != bool(profile["measured"]):
-                raise EvidenceError(f"profile {profile['name']!r} is called measured, but no result is of exactly it.")
+            for row in profile["concepts"]:
+                check_concept(row, profile["measured"])
+            if profile["is_measured"] != is_measured(profile["concepts"]):
+                raise EvidenceError(f"profile {profile['name']!r} is called measured, but not every concept is.")
         for judge in model["judges"]:
-            if judge["is_calibrated"] != bool(judge["calibrations"]):
-                raise EvidenceError(f"judge {judge['preset']!r} is called calibrated, but there is no calibration.")
+            check_calibrated(judge)
 
 
 def page_of(evidence: Mapping[str, Any]) -> str:
@@ -66,7 +74,11 @@ def page_of(evidence: Mapping[str, Any]) -> str:
     jinja2: Any = require_extra("jinja2", "bench", "the page of evidence")
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"rate": _rate_text, "short": lambda digest: str(digest)[:16]}
+    environment.filters |= {
+        "rate": _rate_text,
+        "calibrated": _calibration_text,
+        "short": lambda digest: str(digest)[:16],
+    }
     text: str = environment.get_template("page.html.j2").render(e=evidence, plain=json.dumps)
     return text
 
@@ -74,3 +86,12 @@ def page_of(evidence: Mapping[str, Any]) -> str:
 def _rate_text(rate: Mapping[str, Any]) -> str:
     share, low, high = (100 * rate[name] for name in ("rate", "low", "high"))
     return f"{share:.1f} % ({low:.1f}–{high:.1f}), n = {rate['n']}"
+
+
+def _calibration_text(judge: Mapping[str, Any]) -> str:
+    """How often a judge is right, or that nobody has measured it here."""
+    known = judge["calibration"]
+    if known is None:
+        return f"{judge['judge']}: not calibrated"
+    recall, false_positives = (_rate_text(known[name]) for name in ("recall", "false_positive_rate"))
+    return f"{judge['judge']}: recall {recall}; false positives {false_positives}"
