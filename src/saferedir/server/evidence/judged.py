@@ -22,7 +22,7 @@ class JudgeUse:
     """A judge with the rule that made verdicts of its scores.
 
     Attributes:
-        facts: `Judge.facts()`; None where nobody knows them, so that no calibration can be told to fit.
+        facts: `Judge.facts()`; None where nobody knows them, so that no calibration is known to fit.
     """
 
     name: str
