@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt $(if $(HEALTHY),,always)
 	$(PY) -I -c 'import pip' >/dev/null 2>&1 || $(PY) -m ensurepip; \
 	echo "==> installing saferedir and its tools into $(VENV), versions from constraints.txt (the first time takes minutes)"; \
 	for attempt in 1 2 3; do \
-		if $(PIP_INSTALL) --quiet -c constraints.txt -e '.[dev,plots,bench,index,nudenet,vlm,ray,litserve,server,postgres,playground,c2pa,eval-unlearn]'; then touch $(STAMP); break; fi; \
+		if $(PIP_INSTALL) --quiet -c constraints.txt -e '.[dev,plots,bench,index,nudenet,vlm,ray,litserve,server,postgres,playground,c2pa,watermark,eval-unlearn]'; then touch $(STAMP); break; fi; \
 		if [ $$attempt = 3 ]; then echo "pip failed three times: its last message above says why" >&2; exit 1; fi; \
 		echo "==> pip failed, trying again ($$attempt of 2)"; sleep $$((attempt * 5)); \
 	done; \

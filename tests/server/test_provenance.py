@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import random
+import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,14 @@ from tests.server.served import served, settings_of
 from typer.testing import CliRunner
 
 from saferedir.cli import app
+from saferedir.errors import MissingExtraError
+from saferedir.pictoworld.renderer import render
+from saferedir.pictoworld.scene import random_scene
 from saferedir.server import watermark
 from saferedir.server.credentials import Signer, development_certificate, read_credentials
 from saferedir.server.errors import ServerError
-from saferedir.server.marking import Marker, payload_of
+from saferedir.server.marking import Marker
+from saferedir.server.watermark import PAYLOAD, load_watermark, payload_of
 
 TEST = {"provenance": {"certificate": "test"}}
 
@@ -85,7 +92,7 @@ def test_a_watermark_is_a_plug_in_and_must_be_readable(tmp_path: Path, monkeypat
     entry = EntryPoint("corner", f"{__name__}:CornerMark", watermark.GROUP)
     monkeypatch.setattr(EntryPoint, "load", lambda self: CornerMark)
     monkeypatch.setattr(watermark, "entry_points", lambda group, **more: EntryPoints([entry]).select(**more))
-    with pytest.raises(ServerError, match="installed: corner"):
+    with pytest.raises(ServerError, match="known: wavelet, corner"):
         watermark.load_watermark("another")
     settings = {"provenance": {"watermark": "corner"}}
     with served(tmp_path, **settings) as service:
@@ -96,3 +103,78 @@ def test_a_watermark_is_a_plug_in_and_must_be_readable(tmp_path: Path, monkeypat
         monkeypatch.setattr(CornerMark, "breaks", True)
         assert service.generate().status_code == 503
     assert Marker(settings_of(tmp_path).provenance).watermarked(image := Image.new("RGB", (9, 9)), "x") is image
+
+
+# --- the built-in one
+
+
+def marked_images(size: int, count: int) -> list[tuple[bytes, Image.Image]]:
+    """(payload, marked image) of PictoWorld's own scenes, scaled."""
+    rng, mark = random.Random(size), load_watermark("wavelet")
+    pixels = (render([random_scene(rng) for _ in range(count)]).permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    images = [Image.fromarray(each).resize((size, size), Image.Resampling.BICUBIC) for each in pixels]
+    return [(payload, mark.embed(image, payload)) for image in images for payload in [rng.randbytes(PAYLOAD)]]
+
+
+def reread(image: Image.Image, output_format: str, quality: int = 100) -> bytes | None:
+    file = io.BytesIO()
+    image.save(file, output_format, quality=quality)
+    with Image.open(file) as again:
+        return load_watermark("wavelet").read(again)
+
+
+def test_the_wavelet_mark_is_read_back(tmp_path: Path) -> None:
+    """Always from a PNG; from a JPEG of quality 90 by the size of the image."""
+    pytest.importorskip("wmforge", reason="the extra `watermark` is not installed")
+    for size, count, least in ((64, 20, 0.5), (128, 10, 0.9), (512, 1, 1.0)):
+        images = marked_images(size, count)
+        assert all(reread(image, "PNG") == payload for payload, image in images)
+        assert sum(reread(image, "JPEG", 90) == payload for payload, image in images) >= least * count, size
+
+
+@pytest.mark.parametrize("colour", ["white", "black", "grey", "red"])
+def test_an_image_of_one_colour_holds_the_wavelet_mark_and_has_none_of_itself(colour: str) -> None:
+    pytest.importorskip("wmforge", reason="the extra `watermark` is not installed")
+    mark, plain = load_watermark("wavelet"), Image.new("RGB", (64, 64), colour)
+    assert mark.read(plain) is None and mark.read(Image.new("RGB", (8, 8), colour)) is None
+    marked = mark.embed(plain, b"abcd")
+    assert marked.size == plain.size and marked.mode == plain.mode and mark.read(marked) == b"abcd"
+
+
+def test_the_wavelet_mark_leads_from_a_changed_copy_to_the_record(tmp_path: Path) -> None:
+    pytest.importorskip("wmforge", reason="the extra `watermark` is not installed")
+    model = {"name": "scripted", "guards": ["plain/star"], "sizes": ["128x128"]}
+    more = {"models": [model], "provenance": {"watermark": "wavelet"}}
+    file, copied, url = tmp_path / "image.png", tmp_path / "copy.jpg", settings_of(tmp_path).audit.url
+    with served(tmp_path, **more) as service:
+        service.generate()
+        (item,) = service.generate().json()["data"]
+    file.write_bytes(base64.b64decode(item["b64_json"]))
+    original = inspected(str(file), "--audit", url)
+    assert original["as_it_left"] and original["record_by"] == "hash"
+    assert original["watermarks"]["wavelet"] == {"payload": payload_of(item["id"]).hex(), "problem": ""}
+    Image.open(file).save(copied, quality=95)
+    copy = inspected(str(copied), "--audit", url, code=1)
+    assert (copy["text"], copy["as_it_left"], copy["record_by"]) == (None, False, "watermark")
+    assert copy["record"]["image_id"] == item["id"]
+    shown = " ".join(CliRunner().invoke(app, ["inspect", str(copied), "--audit", url]).output.split())
+    assert f"its watermark is that of {item['id']}" in shown
+    Image.new("RGB", (64, 64), "blue").save(copied)
+    shown = " ".join(CliRunner().invoke(app, ["inspect", str(copied)]).output.split())
+    assert "watermark wavelet: none that can be read; there may have been one" in shown
+
+
+def test_a_size_that_cannot_hold_the_mark_is_refused_before_the_service_starts(tmp_path: Path) -> None:
+    pytest.importorskip("wmforge", reason="the extra `watermark` is not installed")
+    settings = settings_of(tmp_path, provenance={"watermark": "wavelet"})
+    with pytest.raises(ServerError, match=r"16 x 16 pixels is too small .* needs 48 blocks of 8 x 8"):
+        Marker(settings.provenance, settings.models[0].pixels)
+
+
+def test_without_the_extra_the_mark_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wmforge.core", None)
+    with pytest.raises(MissingExtraError, match=r"saferedir\[watermark\]"):
+        load_watermark("wavelet")
+    file = tmp_path / "image.png"
+    Image.new("RGB", (64, 64), "blue").save(file)
+    assert "saferedir[watermark]" in inspected(str(file))["watermarks"]["wavelet"]["problem"]

@@ -20,30 +20,45 @@ def inspect(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what an image's text and content credentials tell and, with --audit, whether the file is as it left the service.
+    """Say what an image's text, content credentials and watermark tell and, with --audit, whether the file is as it left.
 
-    The text can be taken out or forged by anybody, and credentials be taken out; the hash in the audit record cannot, as long as
-    the chain is whole. The exit code is 1 where the audit was asked and has no such file, or is not whole.
+    The text can be taken out or forged by anybody, credentials be taken out, and a watermark be lost or copied; the hash in the
+    audit record cannot, as long as the chain is whole. Where no watermark can be read, the image may have had one. The exit code
+    is 1 where the audit was asked and has no such file, or is not whole.
 
     Example:  `saferedir inspect image.png --audit sqlite:///runs/serve/audit.sqlite`
     """
     require_extra("sqlalchemy", "server", "the audit")
     from saferedir.server.provenance import find_record, read_facts
+    from saferedir.server.watermark import read_watermarks
 
     facts = read_facts(image)
     credentials = _credentials(image)
-    result: dict[str, Any] = {"file": image.name, "text": facts, "credentials": credentials}
+    marks = list(read_watermarks(image))
+    result: dict[str, Any] = {
+        "file": image.name,
+        "text": facts,
+        "credentials": credentials,
+        "watermarks": {
+            mark.name: {"payload": mark.payload and mark.payload.hex(), "problem": mark.problem} for mark in marks
+        },
+    }
     if audit is not None:
         with opened_audit(audit) as store:
-            record, is_same = find_record(store, image, facts or credentials)
+            payloads = [mark.payload for mark in marks if mark.payload is not None]
+            record, leads = find_record(store, image, facts or credentials, payloads)
             is_whole = store.verify().is_whole
-        result |= {"record": record, "as_it_left": is_same, "chain_is_whole": is_whole}
+        result |= {"record": record, "record_by": leads, "as_it_left": leads == "hash", "chain_is_whole": is_whole}
     if as_json:
         print_json(result)
     else:
         for name, value in (facts or {"text": "nothing of saferedir"}).items():
             console.print(f"{escape(str(name))}: {escape(str(value))}", soft_wrap=True, highlight=False)
         _print_credentials(credentials)
+        for mark in marks:
+            text = f"not known: {mark.problem}" if mark.problem else "none that can be read; there may have been one"
+            text = mark.payload.hex() if mark.payload is not None else text
+            console.print(f"watermark {escape(mark.name)}: {escape(text)}", soft_wrap=True, highlight=False)
         if audit is not None:
             _print_record(result)
     if audit is not None and not (result["as_it_left"] and result["chain_is_whole"]):
@@ -58,6 +73,12 @@ def _print_record(result: dict[str, Any]) -> None:
         if result["as_it_left"]:
             console.print(f"record: {record['image_id']}, {record['time']}, {record['action']}", highlight=False)
             console.print("file: as it left the service", highlight=False)
+        elif result["record_by"] == "watermark":
+            console.print(
+                f"file: its watermark is that of {record['image_id']}, {record['time']}, {record['action']}; the file was "
+                "changed since, or the mark was copied.",
+                soft_wrap=True, highlight=False,
+            )  # fmt: skip
         else:
             console.print(
                 f"file: it claims to be {record['image_id']}, and is not the file that left as that; this proves nothing of it.",

@@ -79,6 +79,11 @@ class ModelSettings(_Table):
         return self
 
     @property
+    def pixels(self) -> list[tuple[int, int]]:
+        """The sizes as (width, height)."""
+        return [(int(width), int(height)) for width, _, height in (size.partition("x") for size in self.sizes)]
+
+    @property
     def rules(self) -> Policy | None:
         """The policy, where there is one."""
         return None if self.policy is None else Policy.from_dict(self.policy)
@@ -154,7 +159,7 @@ class ProvenanceSettings(_Table):
             one that proves nothing, made when the service starts; "" for none.
         private_key: its key's file, in PEM.
         algorithm: of the key.
-        watermark: name of a plug-in (`server/watermark.py`); "" for none.
+        watermark: "wavelet" (extra `watermark`) or the name of another plug-in (`server/watermark.py`); "" for none.
     """
 
     certificate: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 from PIL import Image
@@ -10,23 +10,21 @@ from PIL import Image
 from saferedir.server.config import ProvenanceSettings
 from saferedir.server.credentials import Signer
 from saferedir.server.errors import ServerError
-from saferedir.server.watermark import PAYLOAD, load_watermark
-
-
-def payload_of(image_id: str) -> bytes:
-    """What a watermark holds of an image's name."""
-    return hashlib.sha256(image_id.encode()).digest()[:PAYLOAD]
+from saferedir.server.watermark import load_watermark, payload_of
 
 
 class Marker:
     """Marks images; any error means that there is none.
 
     Raises:
-        ServerError: the certificate cannot sign, or there is no such watermark.
+        ServerError: the certificate cannot sign, there is no such watermark, or an image of one of `sizes` cannot hold it.
+        MissingExtraError: what they need is not installed.
     """
 
-    def __init__(self, settings: ProvenanceSettings) -> None:
+    def __init__(self, settings: ProvenanceSettings, sizes: Iterable[tuple[int, int]] = ()) -> None:
         self._watermark = load_watermark(settings.watermark) if settings.watermark else None
+        for size in dict.fromkeys(sizes) if self._watermark is not None else ():
+            self.watermarked(Image.linear_gradient("L").resize(size).convert("RGB"), "trial")
         self._signer = Signer.from_settings(settings)
 
     def watermarked(self, image: Image.Image, image_id: str) -> Image.Image:
@@ -35,7 +33,9 @@ class Marker:
             return image
         marked = self._watermark.embed(image, payload_of(image_id))
         if marked.size != image.size or self._watermark.read(marked) != payload_of(image_id):
-            raise ServerError("the watermark cannot be read back from the image, so it is not shown.")
+            raise ServerError(
+                f"the watermark cannot be read back from an image of {image.width} x {image.height} pixels, so it is not shown."
+            )
         return marked
 
     def signed(self, file: bytes, output_format: str, facts: dict[str, Any]) -> bytes:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
 
 from saferedir.server.audit.store import AuditStore
+from saferedir.server.watermark import payload_of
 from saferedir.utils.images import check_image
 from saferedir.utils.packaged import library_version
 
@@ -50,14 +51,23 @@ def read_facts(file: Path) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) else None
 
 
-def find_record(store: AuditStore, file: Path, facts: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, bool]:
-    """(the record of a file, whether the file is bit by bit what left the service).
+def find_record(
+    store: AuditStore, file: Path, facts: Mapping[str, Any] | None, payloads: Collection[bytes] = ()
+) -> tuple[dict[str, Any] | None, str]:
+    """(the record of a file, what leads to it: "hash", "watermark", "name", or "" for nothing).
 
-    Its hash leads to the record; where it does not, the name in the image, which anybody can write there.
+    By its hash the file is bit by bit what left the service. A watermark's payload is in the pixels of a changed copy, too, and
+    can be copied into another image; the name in the image anybody can write there.
     """
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    record = next((entry for entry in store.records() if entry.get("image_sha256") == digest), None)
-    if record is not None:
-        return record, True
+    by_mark = None
+    for entry in store.records():
+        if entry.get("image_sha256") == digest:
+            return entry, "hash"
+        if by_mark is None and payload_of(str(entry.get("image_id"))) in payloads:
+            by_mark = entry
+    if by_mark is not None:
+        return by_mark, "watermark"
     name = (facts or {}).get("image_id")
-    return (store.record(name) if isinstance(name, str) else None), False
+    record = store.record(name) if isinstance(name, str) else None
+    return record, "" if record is None else "name"

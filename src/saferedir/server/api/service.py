@@ -49,7 +49,9 @@ class Service:
 
     def __post_init__(self) -> None:
         self.callers = Callers(self.settings)
-        self.marker = Marker(self.settings.provenance)
+        self.marker = Marker(
+            self.settings.provenance, [size for model in self.settings.models for size in model.pixels]
+        )
         self.answers = Answers(self.settings.limits.idempotency_s, _size_of)
         self.pixels = PixelBudget(self.settings.limits.pixels_waiting)
 
