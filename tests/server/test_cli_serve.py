@@ -29,7 +29,7 @@ def test_a_new_key_comes_with_its_lines_for_the_file() -> None:
     assert key not in result.stdout  # what goes into the file holds the hash alone
     assert entry == {"name": "alice", "sha256": hashlib.sha256(key.encode()).hexdigest(), "profile": "default"}
     assert len(key) > 40
-    call("serve", "--new-key", 'a"b', code=1)
+    assert "a key's name has 1 to 100 letters" in call("serve", "--new-key", 'a"b', code=1)
 
 
 def test_it_does_not_start_for_strangers_without_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,9 +131,17 @@ def test_requests_that_cannot_be_served(
 
 
 def test_bodies_that_are_no_requests(service: Served) -> None:
-    for content in (b"", b"{", b'{"prompt": "\\ud800"}', b"\xff", b"[1]"):
+    for content, sentence in (
+        (b"", "The body is no JSON object"), (b"{", "The body is not JSON."), (b'{"prompt": "\\ud800"}', "prompt: "),
+        (b"\xff", "The request cannot be read."), (b"[1]", "The body is no JSON object"), (b"{}", "prompt is missing."),
+        (b'{"prompt": "a", "paint": 1}', "paint is no parameter"),
+    ):  # fmt: skip
         response = service.post("/v1/images/generations", content=content, headers={"content-type": "application/json"})
         assert response.status_code == 400 and response.json()["error"]["type"] == "invalid_request_error"
+        assert response.json()["error"]["message"].startswith(sentence), response.text
+    for given in (3, [], [{"type": "audio"}], [{"type": "text"}]):
+        error = service.post("/v1/moderations", json={"input": given}).json()["error"]
+        assert error["param"] == "input" and error["message"].startswith("input has none of the forms"), error
     for kind in ("application/json", "multipart/form-data", "multipart/form-data; boundary=a"):
         response = service.post("/v1/images/edits", content=b"--b", headers={"content-type": kind})
         assert response.status_code == 400, response.text

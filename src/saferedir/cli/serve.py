@@ -64,12 +64,18 @@ def serve(
     require_extra("fastapi", "server", "the service")
     from saferedir.cli.terminal import quiet
     from saferedir.server.config import ApiKey, read_settings
+    from saferedir.server.errors import ServerError
     from saferedir.server.keys import new_key as make_key
     from saferedir.server.running import serve as run
 
     if new_key is not None:
         key, digest = make_key()
-        ApiKey(name=new_key, sha256=digest)  # ValueError for a name that the file could not hold
+        try:
+            ApiKey(name=new_key, sha256=digest)
+        except ValueError:
+            raise ServerError(
+                "a key's name has 1 to 100 letters, digits, and . _ / - only; name it otherwise."
+            ) from None
         errors.print(f"The key, shown once; the file holds its hash only: {key}", highlight=False, soft_wrap=True)
         typer.echo(f'[[keys]]\nname = "{new_key}"\nsha256 = "{digest}"\nprofile = "default"')
         return

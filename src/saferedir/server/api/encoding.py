@@ -59,6 +59,8 @@ def _opened(data: bytes, most_pixels: int, param: str) -> Iterator[Image.Image]:
                 yield image
     except ApiError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise bad_request(f"{param} has more than {max(most_pixels, 0)} pixels.", "image_too_large", param) from error
     except Exception as error:  # decoders of damaged files raise whatever they like
         raise bad_request(f"{param} is no whole PNG, JPEG or WebP image.", "invalid_image", param) from error
 

@@ -9,6 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Request
@@ -305,9 +306,20 @@ def invalid(errors: Sequence[Any]) -> ApiError:
     """400 for the first fault of a body, without repeating what was sent."""
     first = errors[0]
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "header")]
-    param = ".".join(where)[:100] or None
-    code = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}.get(
-        first["type"], "invalid_value"
-    )
+    if first["type"] == "json_invalid":
+        return bad_request("The body is not JSON.", "invalid_json")
+    if not where:
+        return bad_request("The body is no JSON object; send one, as application/json.", "invalid_json")
+    param = ".".join(where)[:100]
+    if first["type"] == "extra_forbidden":
+        return bad_request(f"{param} is no parameter of this request.", "unknown_parameter", param)
+    named = list(takewhile(str.isidentifier, where))
+    if (
+        named and len(named) < len(where) and "[" in where[len(named)]
+    ):  # pydantic names a form among several by its types
+        param = ".".join(named)
+        return bad_request(f"{param} has none of the forms that it may have; /openapi.json lists them.", param=param)
+    if first["type"] == "missing":
+        return bad_request(f"{param} is missing.", "missing_required_parameter", param)
     reason = first["msg"].removeprefix("Value error, ")
-    return bad_request(f"{param or 'The body'}: {reason[:1].lower()}{reason[1:]}.", code, param)
+    return bad_request(f"{param}: {reason[:1].lower()}{reason[1:]}.", "invalid_value", param)
