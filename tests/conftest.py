@@ -7,6 +7,7 @@ seeds, so that every pipeline of one kind is the same. Build a fresh one whereve
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import string
@@ -16,9 +17,14 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import typer.main
+import typer.testing
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 torch.set_num_threads(1)
+
+# Reading the signatures of all commands takes 0.15 s, which typer does anew for each call of a command line.
+typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)  # type: ignore[assignment, attr-defined]
 
 PROMPT_WIDTH = 32
 LATENT_SHAPE = (4, 8, 8)
@@ -174,6 +180,7 @@ def pipeline_with() -> Callable[..., Any]:
 
 
 def pytest_collection_finish() -> None:
-    """Keep the garbage collector off what was imported and collected: a pass over it takes a third of a second."""
+    """Keep the garbage collector off what was imported and collected, where a pass takes a third of a second; and rare."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)

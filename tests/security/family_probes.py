@@ -17,6 +17,7 @@ from typing import Any
 
 import diffusers
 import torch
+from tests.contract.guards import shared_pipeline
 from tests.contract.pipeline_features import image_width, ip_adapter_state
 from tests.newer_pipelines import NEWER, embeds_arguments
 from tests.tiny_pipelines import PIPELINES, PipelineCase, make_picture, run
@@ -605,7 +606,7 @@ def probes_by_facts(case: PipelineCase) -> list[str]:
             *(["prompt_embeds"] if can_encode else []),
             *(["other ControlNet"] if has_controlnet else []),
         ]
-    takes = inspect.signature(type(case.build()).__call__).parameters
+    takes = inspect.signature(type(shared_pipeline(case.name)).__call__).parameters
     embeddings = ("prompt_embeds", "exaggerated embeddings", "NaN in embeddings", "writing embeddings")
     return [
         "prompt",
