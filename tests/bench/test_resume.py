@@ -7,17 +7,18 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter, namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import forked
 
 from saferedir.bench import runner as runner_module
 from saferedir.bench.executors import InProcess
@@ -48,14 +49,13 @@ judge = {name = "pictoworld", preset = "star"}
 load = "pictoworld/{concept}"
 """
 
-#: the command, with shards of two images, so that there is much to lose
-COMMAND = """
-import sys
-from saferedir.bench.planning import plan
-plan.SHARD = 2
-from saferedir.cli import app
-app(sys.argv[1:])
-"""
+
+def run_command(*words: str) -> None:
+    """In a process of its own: the command, with shards of two images, so that there is much to lose."""
+    from saferedir.cli import app
+
+    plan_module.SHARD = 2  # type: ignore[misc]
+    app(list(words))
 
 
 @pytest.fixture(autouse=True)
@@ -116,27 +116,11 @@ def litter(folder: Path) -> list[Path]:
     ]
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+def start(folder: Path) -> BaseProcess:
     matrix = folder.parent / "small.toml"
     matrix.write_text(MATRIX)
-    command = [
-        sys.executable,
-        "-c",
-        COMMAND,
-        "bench",
-        "run",
-        str(matrix),
-        "--out",
-        str(folder),
-        "--no-report",
-        *options,
-    ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=one_thread())
-
-
-def one_thread() -> dict[str, str]:
-    """The tests' own arithmetic: conftest.py sets one thread."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    words = ("bench", "run", str(matrix), "--out", str(folder), "--no-report")
+    return forked.start(run_command, *words, log=folder.parent / "log.txt")
 
 
 @pytest.mark.slow
@@ -148,17 +132,17 @@ def test_killed_at_random_moments(tmp_path: Path, plan: Plan, whole: dict[str, b
     for kill in range(kills):
         # a moment after about so many of the shards, in the midst of generating, judging or writing
         target, process = kill * shards // (kills + 1) + 1, start(folder)
-        while process.poll() is None and len(generated(folder)) < target:
+        while process.is_alive() and len(generated(folder)) < target:
             time.sleep(0.005)
         time.sleep(chance.random() * 0.2)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         now = generated(folder)
         assert before.items() <= now.items(), "a shard was generated again"
         before = now
     last = start(folder)
-    output, _ = last.communicate()
-    assert last.returncode == 0, output
+    last.join()
+    assert last.exitcode == 0, (tmp_path / "log.txt").read_text()
     assert before.items() <= generated(folder).items() and len(generated(folder)) == shards > len(whole)
     assert cells(folder) == whole
     assert litter(folder) == []

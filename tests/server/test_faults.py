@@ -2,47 +2,71 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import sqlalchemy as sa
-from tests.documentation.pages import ROOT
-from tests.server.served import served, wait_for
+from tests import forked
+from tests.server.served import ScriptedModel, served, settings_of, wait_for
 
+from saferedir.server import application
+from saferedir.server.application import create_service
 from saferedir.server.audit.store import AuditStore
-
-SERVER = """
-import sys, time
-from pathlib import Path
-from tests.server.served import served
-with served(Path(sys.argv[1])) as service:
-    print(service.url, flush=True)
-    time.sleep(100)
-"""
+from saferedir.server.engine.rows import CallKey, Outcome, Row
+from saferedir.server.running import serve
 
 
-@pytest.fixture
-def killed_service(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=env
-    )
-    assert process.stdout is not None
-    yield process, process.stdout.readline().strip()
-    process.kill()
-    process.wait()
+def serve_scripted(folder: Path, url: Connection) -> None:
+    """In a process of its own."""
+    with served(folder) as service:
+        url.send(service.url)
+        time.sleep(100)
 
 
-def test_a_kill_loses_no_record_of_a_delivered_image(tmp_path: Path, killed_service: tuple[Any, str]) -> None:
-    process, url = killed_service
+def serve_slowly(folder: Path, seconds: float, url: Connection) -> None:
+    """In a process of its own, until it is stopped: "hang" runs for ever, "wait" until there is a file `go`."""
+    settings = settings_of(folder, port=0, limits={"shutdown": seconds, "batch": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(application, "create_service", partial(create_service, load=lambda model: Slow(folder)))
+        serve(settings, url.send)
+
+
+class Slow(ScriptedModel):
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def run(self, key: CallKey, rows: Sequence[Row]) -> list[Outcome]:
+        while rows[0].prompt == "hang" or (rows[0].prompt == "wait" and not (self.folder / "go").exists()):
+            time.sleep(0.02)
+        return super().run(key, [row for row in rows if not setattr(row, "prompt", "a circle")])
+
+
+@contextmanager
+def forked_service(target: Callable[..., None], *args: Any) -> Iterator[tuple[BaseProcess, str]]:
+    """(process, url) of a service; the process is dead afterwards."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = forked.start(target, *args, sender)
+    try:
+        assert receiver.poll(120)
+        yield process, receiver.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_a_kill_loses_no_record_of_a_delivered_image(tmp_path: Path) -> None:
     delivered: list[tuple[str, str]] = []
 
     def ask(client: int) -> None:
@@ -55,13 +79,14 @@ def test_a_kill_loses_no_record_of_a_delivered_image(tmp_path: Path, killed_serv
                     return
                 delivered.extend((item["id"], item["sha256"]) for item in answer["data"])
 
-    threads = [threading.Thread(target=ask, args=(client,)) for client in range(6)]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: len(delivered) >= 40)
-    os.kill(process.pid, signal.SIGKILL)
-    for thread in threads:
-        thread.join()
+    with forked_service(serve_scripted, tmp_path) as (process, url):
+        threads = [threading.Thread(target=ask, args=(client,)) for client in range(6)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(delivered) >= 40)
+        process.kill()
+        for thread in threads:
+            thread.join()
     store = AuditStore(f"sqlite:///{tmp_path / 'audit.sqlite'}")
     assert store.verify().is_whole
     recorded = {(record["image_id"], record["image_sha256"]) for record in store.records()}
@@ -69,38 +94,12 @@ def test_a_kill_loses_no_record_of_a_delivered_image(tmp_path: Path, killed_serv
     assert len(delivered) >= 40 and set(delivered) <= recorded
 
 
-STOPPED = """
-import sys, time
-from functools import partial
-from pathlib import Path
-import saferedir.server.application as app
-from saferedir.server.running import serve
-from tests.server.served import ScriptedModel, settings_of
-
-class Slow(ScriptedModel):
-    def run(self, key, rows):
-        while rows[0].prompt == "hang" or (rows[0].prompt == "wait" and not Path(sys.argv[1], "go").exists()):
-            time.sleep(0.02)
-        return super().run(key, [row for row in rows if not setattr(row, "prompt", "a circle")])
-
-app.create_service = partial(app.create_service, load=lambda model: Slow())
-settings = settings_of(Path(sys.argv[1]), port=0, limits={"shutdown": float(sys.argv[2]), "batch": 1})
-serve(settings, lambda address: print(address, flush=True))
-"""
-
-
 @pytest.mark.parametrize(("prompt", "status", "seconds"), [("wait", 200, 120.0), ("hang", 503, 1.0)])
 def test_a_service_that_is_told_to_stop_finishes_what_runs(
     tmp_path: Path, prompt: str, status: int, seconds: float
 ) -> None:
     """SIGTERM: nobody's connection is dropped; what is asked for from then on is answered 503."""
-    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOPPED, str(tmp_path), str(seconds)], stdout=subprocess.PIPE, text=True, env=env
-    )
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
+    with forked_service(serve_slowly, tmp_path, seconds) as (process, url):
         wait_for(lambda: httpx2.get(f"{url}/readyz").status_code == 200)
         answers: list[httpx2.Response] = []
 
@@ -113,7 +112,7 @@ def test_a_service_that_is_told_to_stop_finishes_what_runs(
             for thread in threads:
                 thread.start()
             wait_for(lambda: 'waiting{model="scripted"} 1.0' in httpx2.get(f"{url}/metrics").text)
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
             if prompt == "wait":
                 wait_for(lambda: early.get(f"{url}/readyz").status_code == 503)
                 for client in (early, httpx2):
@@ -125,10 +124,8 @@ def test_a_service_that_is_told_to_stop_finishes_what_runs(
         assert [answer.status_code for answer in answers] == [status] * 2
         if status == 503:
             assert {answer.json()["error"]["code"] for answer in answers} == {"shutting_down"}
-        assert process.wait(60) in (0, -signal.SIGTERM)
-    finally:
-        process.kill()
-        process.wait()
+        process.join(60)
+        assert process.exitcode in (0, -signal.SIGTERM)
     store = AuditStore(f"sqlite:///{tmp_path / 'audit.sqlite'}", is_read_only=True)
     assert store.verify().is_whole and [record["action"] for record in store.records()] == ["delivered"] * (
         4 - len(answers) if status == 200 else 0
