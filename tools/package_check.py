@@ -55,16 +55,17 @@ def missing(wheel: Path, sdist: Path) -> list[str]:
 
 def install(wheel: Path, folder: Path, shared: bool) -> Path:
     """The command `saferedir` of an environment that has nothing else of ours."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "-q")
     if shared:
         site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
         names = sysconfig.get_path("purelib")
         # behind the environment's own packages, and without the editable install's finder
         (site / "zz_shared.pth").write_text(f"import sys; sys.path.append({names!r})\n", encoding="utf-8")
-        run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel)
+        run(*pip, "--no-deps", "--no-index", wheel)
     else:
-        run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel)
+        run(*pip, "-c", ROOT / "constraints.txt", wheel)
     return folder / "bin" / "saferedir"
 
 

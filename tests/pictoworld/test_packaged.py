@@ -24,6 +24,8 @@ from saferedir.pictoworld.world2.tasks import TASKS as TASKS2
 from saferedir.utils.packaged import list_packaged_guards, packaged_guard_path, packaged_model_path
 
 MODEL = packaged_model_path("pictoworld")
+#: half of those of the measured rates, which is enough to notice a broken guard
+STEPS = 10
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_a_packaged_guard_removes_its_concept_and_leaves_the_rest(name: str, pip
     forget = [prompt for split in TEST_SPLITS for prompt in forget_prompts(task, split, 4, seed=99)]
     retain = retain_prompts(task, "test-seen", 8, seed=99)
     texts = [prompt.text for prompt in forget + retain]
-    plain, guarded = generate(pipe, texts, steps=20), generate(pipe, texts, guards=[guard], steps=20)
+    plain, guarded = generate(pipe, texts, steps=STEPS), generate(pipe, texts, guards=[guard], steps=STEPS)
     before, after = (judge.judge(generation.images[: len(forget)]) for generation in (plain, guarded))
     assert concept_rate(before, task).value >= 0.7
     assert concept_rate(after, task).value <= 0.15
