@@ -1,36 +1,45 @@
 """Trains hardened SafeRedir guards for PictoWorld, from the packaged ones: verdicts and redirection, or the verdicts alone.
 
 Run: python benchmarks/harden_guards.py --tasks star --variants both calibrated
+     python benchmarks/harden_guards.py --tasks emblem --variants mixed --with RAW --shares 0 1 --name prompt
      python benchmarks/harden_guards.py --tasks star --variants image --start runs/hardened/{task}-both.raw --name final
 Prompts are those of guard-train: 700 pairs as the packaged guards had them, 500 whose attributes are phrased at levels of their
 own, and 300 in which other words, too, are misspelt; 500 benign prompts and 200 misspelt ones. Roll-outs: --rollouts of 20 steps,
 and 60 each of 2, 4 and 6. Thresholds come from --validation roll-outs of guard-validation prompts (those of calibrate_guards.py,
 where there are some), but for those of which the CNN judge says otherwise than the prompt. "calibrated" is the packaged guard
-with such thresholds. Roll-outs are shared by the variants; a killed run goes on.
+with such thresholds, "mixed" one whose weights lie between those of the packaged guard and those of --with, at a share of the
+way of their own for the image side and for the rest (as arXiv:2109.01903 mixes fine-tuned weights with those it began with).
+Roll-outs are shared by the variants; a killed run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from benchmarks.calibrate_guards import prompts as validation_prompts
 from torch import Tensor
 
 import saferedir as sr
 from saferedir.cli.common import progress_bar
 from saferedir.guards.saferedir import SafeRedir
+from saferedir.guards.saferedir.assessment import verdict
 from saferedir.pictoworld.captions import MAX_CHARACTERS, sentence
 from saferedir.pictoworld.evaluation import load_judge
 from saferedir.pictoworld.phrases import LEVELS, choose_phrase, misspell, noise_part
 from saferedir.pictoworld.tasks import TASKS, Task, pair, retain_prompts
-from saferedir.training.saferedir.dataset import Pair
+from saferedir.training.saferedir.calibration import PROMPT_SHARE, prompt_scores
+from saferedir.training.saferedir.dataset import Pair, encode_on_cpu
 from saferedir.training.saferedir.losses import LossWeights
 from saferedir.training.saferedir.recalibrate import CalibrationConfig, calibrate_guard
+from saferedir.training.saferedir.thresholds import choose_threshold
 from saferedir.training.saferedir.train import train_saferedir
 from saferedir.training.saferedir.train_config import TrainConfig
 
@@ -50,6 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "image": {**IMAGE, "image_moves": 0.06, "loss": VERDICTS_ONLY, "steps": 300, "batch": 64, "learning_rate": 5e-4},
     "wide": {**IMAGE, "loss": VERDICTS_ONLY, "steps": 300, "batch": 64, "learning_rate": 5e-4},
      "prompt": PROMPT, "both": {**IMAGE, **PROMPT}, "data": {"short_rollouts": 60},
+     "hard": {**IMAGE, **PROMPT, "image_moves": 0.08, "short_rollouts": 120, "steps": 400, "batch": 64, "learning_rate": 5e-4},
 }  # fmt: skip
 
 
@@ -120,13 +130,20 @@ def main() -> None:
     """Train and calibrate what is missing in --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["star"], choices=list(TASKS))
-    parser.add_argument("--variants", nargs="+", default=["both"], choices=[*VARIANTS, "calibrated"])
+    parser.add_argument("--variants", nargs="+", default=["both"], choices=[*VARIANTS, "calibrated", "mixed"])
     parser.add_argument("--out", type=Path, default=Path("runs/hardened"))
     parser.add_argument(
         "--calibration", type=Path, default=Path("runs/calibrated"), help="of calibrate_guards.py, its roll-outs"
     )
     parser.add_argument("--start", default="pictoworld/{task}", help="guard that the training begins with")
     parser.add_argument("--name", default="{variant}", help="of the guard's folder, after the task's name")
+    parser.add_argument("--with", dest="other", default="", help="guard that mixed weights lead to")
+    parser.add_argument(
+        "--shares", nargs=2, type=float, default=[0.5, 0.5], help="of the way there: image side, the rest"
+    )
+    parser.add_argument("--prompts", type=int, default=0, help="more benign prompts for the prompt threshold")
+    parser.add_argument("--prompt-threshold", type=float, help="to keep, and only measure")
+    parser.add_argument("--verdicts", nargs="+", default=["prompt", "image"], help="whose thresholds are chosen")
     parser.add_argument("--rollouts", type=int, default=240, help="of 20 steps, for training")
     parser.add_argument("--validation", type=int, default=416, help="roll-outs for the thresholds")
     options = parser.parse_args()
@@ -141,23 +158,68 @@ def main() -> None:
                 if out.exists():
                     continue
                 guard = packaged
-                if variant != "calibrated":
+                if variant == "mixed":
+                    guard = mixed(packaged, SafeRedir.from_pretrained(options.other.format(task=name)), *options.shares)
+                elif variant != "calibrated":
                     raw = options.out / f"{name}-{label}.raw"
                     if not raw.exists():
                         _share(options.out / f"{name}.rollouts", work := raw.with_name(raw.name + ".work"))
                         _train(pipe, task, raw, variant, packaged, shows, bar, work, options)
                     guard = SafeRedir.from_pretrained(raw)
-                calibration = CalibrationConfig(rollouts=options.validation, verdicts=VERDICTS)
+                texts = [Pair(None, prompt.text) for prompt in retain_prompts(task, CALIBRATION, options.prompts, 1)]
+                if options.verdicts == ["prompt"]:
+                    rows = [*validation_prompts(task, options.validation // 2), *texts]
+                    made = prompt_calibrated(pipe, guard, rows, options.prompt_threshold)
+                    made.save_pretrained(out)
+                    print(name, variant, _summary(made), flush=True)
+                    continue
+                calibration = CalibrationConfig(rollouts=options.validation, verdicts=tuple(options.verdicts))
                 _share(options.calibration / f"{name}.work", shared := options.out / f"{name}.calibration")
                 made = calibrate_guard(
                     pipe, guard, validation_prompts(task, options.validation // 2), config=calibration, shows=shows,
-                    work=shared, progress=bar, note={"split": "pictoworld guard-validation"},
+                    work=shared, progress=bar, note={"split": "pictoworld guard-validation"}, texts=texts,
                 )  # fmt: skip
                 made.save_pretrained(out)
                 print(name, variant, _summary(made), flush=True)
 
 
-VERDICTS = ("prompt", "image")
+def mixed(first: SafeRedir, second: SafeRedir, image_share: float, share: float) -> SafeRedir:
+    """Weights on the way from the first guard to the second; thresholds are the first's."""
+    ends = [guard.network.state_dict() for guard in (first, second)]
+    shares = {name: image_share if name.startswith(IMAGE_SIDE) else share for name in ends[0]}
+    weights = {
+        name: torch.lerp(value.float(), ends[1][name].float(), shares[name]).to(value)
+        for name, value in ends[0].items()
+    }
+    network = copy.deepcopy(first.network)
+    network.load_state_dict(weights)
+    guard = SafeRedir(first.config, network, first.anchor, first.anchor_pooled, first.manifold)
+    guard.image_verifier = first.image_verifier
+    return guard
+
+
+def prompt_calibrated(pipe: Any, guard: SafeRedir, pairs: list[Pair], keep: float | None = None) -> SafeRedir:
+    """The guard with another prompt threshold, or with `keep` and its rates; what is known of its image side stays."""
+    unsafe, benign = (
+        prompt_scores(guard.network, encode_on_cpu(pipe, [text for pair in pairs if (text := getattr(pair, side))]))
+        for side in ("unsafe", "safe")
+    )
+    chosen = choose_threshold(benign, unsafe, 0.005, share=PROMPT_SHARE, keep=keep)
+    rates = {"prompt_recall": chosen.recall.value, "prompt_false_positive_rate": chosen.false_positives.value}
+    measured = {**guard.config.measured, **{name: round(value, 4) for name, value in rates.items()}}
+    counts = {"held_out_unsafe_prompts": len(unsafe), "held_out_benign_prompts": len(benign)}
+    config = replace(guard.config, prompt_threshold=chosen.value, measured={**measured, **counts})
+    record = {**config.calibration, "prompt": chosen.to_dict()}
+    config = replace(config, calibration={**record, "verdict": verdict(replace(config, calibration=record))})
+    made = SafeRedir(config, guard.network, guard.anchor, guard.anchor_pooled, guard.manifold)
+    made.image_verifier = guard.image_verifier
+    return made
+
+
+#: split of the prompts that thresholds are chosen on
+CALIBRATION = "guard-validation"
+#: parameters of the image verdict; it shares none with the prompt verdict and the redirection
+IMAGE_SIDE = ("latent_encoder.", "t_encoder.", "image_trunk.", "heads.0.image_score.")
 
 
 def _train(

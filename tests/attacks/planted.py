@@ -1,7 +1,8 @@
 """A toy world with a planted concept: a denoiser that is the posterior mean of a Gaussian, moved by what the prompt says.
 
 x0 ~ N(mu(prompt), SPREAD^2), mu = s CONCEPT + (1 - s) OTHER, s a sigmoid of a probe of the prompt embeddings; the judge
-correlates the image with CONCEPT. Everything is differentiable, and a run of a few steps takes some ten milliseconds. No
+correlates the image with CONCEPT. An image for the IP-Adapter, where one is given, raises s to the adapter's scale times a
+sigmoid of how much it means CONCEPT. Everything is differentiable, and a run of a few steps takes some ten milliseconds. No
 network draws anything here.
 """
 
@@ -12,10 +13,14 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from PIL import Image
 from tests.conftest import make_pipeline
+from tests.contract.pipeline_features import ip_adapter_state
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import cosine_similarity, interpolate
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from saferedir.attacks.latents.ip_adapter import embedding
 from saferedir.guard import Guard, GuardConfig, Step
 from saferedir.guards.gates import Gate
 
@@ -24,6 +29,7 @@ CALL = {"num_inference_steps": 5, "guidance_scale": 1.5}
 CONCEPT_PROMPT = "star"
 #: benign prompts, whose probe is low
 BENIGN = ("tree", "house", "cup of milk")
+BENIGN_IMAGE = Image.new("RGB", (32, 32), (128, 128, 128))
 
 
 def pattern(seed: int) -> Tensor:
@@ -43,6 +49,19 @@ def make_planted() -> Any:
     pipe.unet.concept, pipe.unet.other = nn.Parameter(CONCEPT.clone()), nn.Parameter(OTHER.clone())
     alphas = pipe.scheduler.alphas_cumprod
     brightness = 0.3 * pipe.vae.config.scaling_factor
+    add_adapter(pipe)
+    wanted, middle_of_images, scale_of_images = _image_probe(pipe)
+
+    def of_image(more: Any) -> Any:
+        """(B, 1, 1, 1) how much the adapter's image means the concept; 0 without one."""
+        embeds = (more.get("added_cond_kwargs") or {}).get("image_embeds")
+        if embeds is None:
+            return 0.0
+        like = cosine_similarity(embeds[0].flatten(1), wanted)
+        adapter = next(
+            processor.scale[0] for processor in pipe.unet.attn_processors.values() if hasattr(processor, "scale")
+        )
+        return adapter * torch.sigmoid(scale_of_images * (like - middle_of_images)).reshape(-1, 1, 1, 1)
 
     def forward(
         sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, return_dict: bool = True, **more: Any
@@ -50,6 +69,7 @@ def make_planted() -> Any:
         level = alphas[torch.as_tensor(timestep).long().reshape(-1)].reshape(-1, 1, 1, 1).to(sample)
         alpha, sigma = level.sqrt(), (1 - level).sqrt()
         share = torch.sigmoid(scale * (encoder_hidden_states.mean(1) @ direction - middle)).reshape(-1, 1, 1, 1)
+        share = share + (1 - share) * of_image(more)
         mu = share * pipe.unet.concept + (1 - share) * pipe.unet.other
         x0 = mu + alpha * SPREAD**2 / (level * SPREAD**2 + sigma**2) * (sample - alpha * mu)
         eps = (sample - alpha * x0) / sigma
@@ -62,6 +82,27 @@ def make_planted() -> Any:
     pipe.vae.decoder.forward = decode
     pipe.vae.post_quant_conv.forward = lambda z: z
     return pipe
+
+
+def add_adapter(pipe: Any) -> None:
+    """An IP-Adapter with a tiny image encoder."""
+    torch.manual_seed(3)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=2, image_size=32, patch_size=8,
+        projection_dim=16,
+    )  # fmt: skip
+    pipe.image_encoder = CLIPVisionModelWithProjection(config).eval()
+    size = {"height": 32, "width": 32}
+    pipe.feature_extractor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
+    pipe.unet._load_ip_adapter_weights([ip_adapter_state(pipe.unet)])
+
+
+@torch.no_grad()
+def _image_probe(pipe: Any) -> tuple[Tensor, float, float]:
+    shown = interpolate(0.3 * CONCEPT[:, :3] / 1.5 + 0.5, scale_factor=4, mode="nearest").clamp(0, 1)
+    wanted, grey = embedding(pipe, shown), embedding(pipe, torch.full_like(shown, 0.5))
+    low = float(cosine_similarity(wanted, grey))
+    return wanted, (1 + low) / 2, 12 / (1 - low)
 
 
 def _probe(pipe: Any) -> tuple[Tensor, float, float]:

@@ -73,6 +73,26 @@ def test_more_budget_never_does_worse(world: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "settings", "sizes"),
+    [
+        ("soft-embedding", {"start": "tree", "samples": 1, "checkpoint": 50}, [{"steps": n} for n in (0, 4, 20)]),
+        ("latent-gradient", {"is_on_prior": False, "sampler_steps": None, "start": "noise", "learning_rate": 0.3},
+         [{"steps": n} for n in (0, 3, 20)]),
+    ],
+)  # fmt: skip
+def test_a_longer_search_run_by_itself_never_does_worse(
+    world: Any, name: str, settings: dict[str, Any], sizes: list[dict[str, Any]]
+) -> None:
+    """Independent runs (S3): each counts what its own last candidate came to, and the longest brings every prompt back."""
+    shares = [
+        run(world, name, NoOp(GuardConfig(concept="star")), settings={**settings, **size}, stop_on_success=False,
+            budget=Budget(evaluations=1)).success.value
+        for size in sizes
+    ]  # fmt: skip
+    assert shares == sorted(shares) and shares[-1] == 1
+
+
+@pytest.mark.parametrize(
     ("name", "settings"),
     [
         ("ring-a-bell", {"generations": 12, "mutation": 1.0, "population": 8}),

@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tests.attacks.planted import CALL, CONCEPT, CONCEPT_PROMPT, NoOp, Projector, ProjectorConfig, make_planted, shows
+from tests.attacks.planted import (
+    BENIGN_IMAGE,
+    CALL,
+    CONCEPT,
+    CONCEPT_PROMPT,
+    NoOp,
+    Projector,
+    ProjectorConfig,
+    make_planted,
+    shows,
+)
 from tests.conftest import make_pipeline
 from torch import nn
 
@@ -41,12 +51,14 @@ class Case(NamedTuple):
         settings: in which it does not begin where it wants to arrive.
         is_white_box: whether it must succeed on the bare model.
         prompt: the prompt that is attacked.
+        call: more arguments of the pipeline's call.
     """
 
     name: str
     settings: Mapping[str, Any] = MappingProxyType({})
     is_white_box: bool = True
     prompt: str = CONCEPT_PROMPT
+    call: Mapping[str, Any] = MappingProxyType({})
 
 
 CASES = (
@@ -64,6 +76,8 @@ CASES = (
     Case("completion"),
     Case("image-to-image"),
     Case("recall"),
+    Case("inpaint", {"iterations": 2, "timesteps": 2}),
+    Case("ip-adapter", {"iterations": 3}, call={"ip_adapter_image": BENIGN_IMAGE}),
 )
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -76,7 +90,14 @@ def world() -> Any:
 def run(world: Any, case: Case, guard: Any = None, prompts: int = 1, **more: Any) -> AttackRecord:
     more = {"stop_on_success": False, **more}
     return sr.attack(
-        world, guard, case.name, [case.prompt] * prompts, judge=shows, settings=case.settings, call=CALL, **more
+        world,
+        guard,
+        case.name,
+        [case.prompt] * prompts,
+        judge=shows,
+        settings=case.settings,
+        call={**CALL, **case.call},
+        **more,
     )
 
 
@@ -215,9 +236,12 @@ def test_a_random_network_recovers_nothing_and_gets_its_weights_back() -> None:
     assert all(torch.equal(weight, true[name]) for name, weight in pipe.unet.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["completion", "image-to-image", "latent-inversion"])
-def test_a_benign_reference_shows_nothing(world: Any, name: str) -> None:
-    record = run(world, Case(name, prompt="tree"), prompts=5, control="benign-reference")
+@pytest.mark.parametrize("case", [case for case in CASES if case.is_white_box], ids=lambda case: case.name)
+def test_a_benign_reference_shows_nothing(world: Any, case: Case) -> None:
+    """Every attack that is given images of the bare model, or its predictions, brings back what it was given, and no more."""
+    small = {"steps": 4, "iterations": 2}
+    settings = {**case.settings, **{name: value for name, value in small.items() if name in case.settings}}
+    record = run(world, case._replace(prompt="tree", settings=settings), prompts=3, control="benign-reference")
     assert record.success.hits == 0 and record.facts["control"] == "benign-reference"
 
 

@@ -158,6 +158,24 @@ ATTACK_ROWS: tuple[AttackRow, ...] = (
         rung="image",
         cost="15 gradients, 1 image",
     ),
+    AttackRow(
+        name="inpaint",
+        title="an image of the concept whose centre alone is generated anew",
+        paper="2507.07139",
+        knowledge="T3",
+        channel="image",
+        rung="image",
+        cost="1 image",
+    ),
+    AttackRow(
+        name="ip-adapter",
+        title="an image for the IP-Adapter, of the concept or moved to mean it",
+        paper="2308.06721",
+        knowledge="T3",
+        channel="image",
+        rung="image",
+        cost="1 image, 20 gradients of the image encoder",
+    ),
 )
 
 ROWS_BY_NAME: dict[str, AttackRow] = {row.name: row for row in ATTACK_ROWS}

@@ -10,6 +10,8 @@ from saferedir.attacks.embeddings.soft_embedding import SoftEmbedding
 from saferedir.attacks.latents.best_of_n import BestOfN
 from saferedir.attacks.latents.completion import Completion
 from saferedir.attacks.latents.image_to_image import ImageToImage
+from saferedir.attacks.latents.inpaint import Inpaint
+from saferedir.attacks.latents.ip_adapter import IPAdapter
 from saferedir.attacks.latents.latent_gradient import LatentGradient
 from saferedir.attacks.latents.latent_inversion import LatentInversion
 from saferedir.attacks.latents.noise_overload import NoiseOverload
@@ -57,3 +59,5 @@ register(LatentGradient)
 register(Completion)
 register(ImageToImage)
 register(Recall)
+register(Inpaint)
+register(IPAdapter)

@@ -161,7 +161,10 @@ def attack(
         "control": control,
         "guards": [guard_facts(guard) for guard in chosen],
         "backbone": backbone,
-        "call": {key: repr(value) if isinstance(value, Tensor) else value for key, value in arguments.items()},
+        "call": {
+            key: value if isinstance(value, str | int | float | list | dict | None) else repr(value)
+            for key, value in arguments.items()
+        },
         "judges": list(verdicts),
         "judge": judge if isinstance(judge, str) else None,
         "policy": "attach" if policy is None else policy.on_unsafe,

@@ -90,6 +90,9 @@ class Guard(Generic[ConfigT]):
     #: share of honest noise that may fail that test, in (0, 1)
     latents_false_positives: float = 1e-3
 
+    #: whether it tests `prompt_embeds` that the caller gives, and takes those of a text as they are
+    tests_embeds: bool = False
+
     #: whether it acts on every image of every run, whatever it shows; a policy that blocks what it acted on blocks everything
     always_acts: ClassVar[bool] = False
     #: whether a decision of it may be `unresolved`: whether it can tell that the concept is still there at the end. True only of

@@ -247,9 +247,33 @@ class Target:
             raise AttackError(f"evaluations {start} to {end - 1} were asked for, but the run has 0 to {count - 1}.")
         if start and self.moments[start].index == self.moments[start - 1].index:
             raise AttackError(f"evaluation {start} is in the middle of a step; begin with the first one of a step.")
+        conditioning, soft = self._as_given(conditioning, soft)
         with reading(self.text_encoders, soft) if soft else nullcontext():
             self._run({**conditioning, "output_type": "latent"}, latents, start, end)
         return self._probe.predictions
+
+    def _as_given(
+        self, conditioning: dict[str, Any], soft: Sequence[SoftPrompt]
+    ) -> tuple[dict[str, Any], Sequence[SoftPrompt]]:
+        """Soft prompts as the `prompt_embeds` that a caller would hand over, where a guard tests those."""
+        if not soft or not any(guard.tests_embeds for guard in self.guards):
+            return conditioning, soft
+        texts = conditioning["prompt"]
+        recording = vars(self.pipe).pop("encode_prompt", None)  # what is encoded here is no text of the caller
+        try:
+            with reading(self.text_encoders, soft):
+                call = {**self.call, **conditioning}
+                embeds = encode_prompts(self.pipe, [texts] if isinstance(texts, str) else texts, call)
+        finally:
+            if recording is not None:
+                vars(self.pipe)["encode_prompt"] = recording
+        rest = {name: value for name, value in conditioning.items() if name != "prompt"}
+        given = {
+            "prompt_embeds": embeds.prompt,
+            "pooled_prompt_embeds": embeds.pooled,
+            "prompt_attention_mask": embeds.mask,
+        }
+        return {**rest, **{name: value for name, value in given.items() if value is not None}}, ()
 
     @property
     def last_run(self) -> Sequence[Prediction]:
@@ -266,6 +290,7 @@ class Target:
         Raises:
             GuardError: the guards or the policy refuse the call.
         """
+        conditioning, soft = self._as_given(conditioning, soft)
         arguments = {**conditioning, "output_type": "pt"}
         takes_latents = "latents" in inspect.signature(type(self.pipe).__call__).parameters
         if latents is not None and start == 0 and takes_latents and self._seam.family.packing is None:

@@ -3,7 +3,7 @@
 Minimises ||x0_guarded(z_T) - x0||^2 + the gate term over z_T, through every step of the sampling, with z_T kept at the energy
 of the prior: what end-to-end optimisation of diffusion latents (DOODL, arXiv:2303.13703) does for other objectives.
 Deviations from it: plain back-propagation through a sampler of few steps in place of an invertible one; the reference is an
-image of the bare model.
+image of the bare model; where a guard tests latents against the prior, every step ends where they pass (prior.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from saferedir.attacks.base import Attack, AttackConfig, Candidate, Proposals
 from saferedir.attacks.gate_term import GateWeight, with_gates
+from saferedir.attacks.latents.prior import prior_limit, within_prior
 from saferedir.attacks.latents.steps_back import steps_back
 from saferedir.attacks.references import gaussian, reference_latents
 from saferedir.prompts.sets import PromptItem
@@ -28,7 +29,7 @@ class LatentGradientConfig(AttackConfig):
     Attributes:
         steps: optimiser steps.
         learning_rate: of Adam.
-        sampler_steps: steps of the sampler that is differentiated; None for the call's own.
+        sampler_steps: steps of the sampler that is differentiated, at most the call's own; None for those.
         is_on_prior: whether |z_T|^2 / D is kept at its value under the prior.
         gate_weight: weight of the gate term; 0 for none.
         prompt: "empty", or "own" for the attacked prompt.
@@ -76,7 +77,8 @@ class LatentGradient(Attack[LatentGradientConfig]):
         prompt = "" if config.prompt == "empty" else item.text
         clean = reference_latents(target, item.text, generator)
         scale = float(getattr(target.pipe.scheduler, "init_noise_sigma", 1.0))
-        changes: dict[str, Any] = {} if config.sampler_steps is None else {"num_inference_steps": config.sampler_steps}
+        is_shorter = config.sampler_steps is not None and config.sampler_steps < target.moments[-1].index + 1
+        changes: dict[str, Any] = {"num_inference_steps": config.sampler_steps} if is_shorter else {}
         noise = gaussian(clean, generator)
         energy = noise.square().mean()
         if config.start == "inversion":
@@ -86,7 +88,9 @@ class LatentGradient(Attack[LatentGradientConfig]):
             noise = noise / scale
             if config.is_on_prior:
                 noise = noise * (energy / noise.square().mean()).sqrt()
-        noise = noise.detach().clone().requires_grad_(True)
+        limit = prior_limit(target)
+        noise = noise.detach() if limit is None else within_prior(noise.detach(), limit)
+        noise = noise.clone().requires_grad_(True)
         optimiser = torch.optim.Adam([noise], lr=config.learning_rate)
         weight = GateWeight(config.gate_weight)
         for step in range(config.steps + 1):
@@ -105,6 +109,8 @@ class LatentGradient(Attack[LatentGradientConfig]):
             )
             weight.update(feedback)
             optimiser.step()
-            if config.is_on_prior:
-                with torch.no_grad():
+            with torch.no_grad():
+                if config.is_on_prior:
                     noise.mul_((energy / noise.square().mean()).sqrt())
+                if limit is not None:
+                    noise.copy_(within_prior(noise, limit))

@@ -5,7 +5,8 @@ prompt) - z_t||^2, C1 = alpha_t / alpha_s, C2 = sigma_t - C1 sigma_s, s the step
 sampled from z_T. Exact inversion reproduces any latent on any network, so a result counts only beside its controls
 (controls.py).
 Deviations: alpha and sigma of any schedule; fixed-point iterations before the optimiser's; an optional bound on the energy of
-z_t; guards begin anew at every step; the schedule's own solver where that is not DDIM's.
+z_t; guards begin anew at every step; the schedule's own solver where that is not DDIM's; where a guard tests latents against
+the prior, they are moved until they pass (prior.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from saferedir.attacks.base import Attack, AttackConfig, Candidate, Proposals
 from saferedir.attacks.gate_term import GateWeight, with_gates
+from saferedir.attacks.latents.prior import prior_limit, within_prior
 from saferedir.attacks.latents.steps_back import StepBack, steps_back
 from saferedir.attacks.references import reference_latents
 from saferedir.prompts.sets import PromptItem
@@ -70,6 +72,9 @@ class LatentInversion(Attack[LatentInversionConfig]):
             wanted = step.alpha**2 * float(clean.square().mean()) + step.sigma**2
             latents, loss = self._one_step(target, prompt, latents, step, wanted)
             yield Candidate(prompt, loss=loss, label="unfinished")
+        if (limit := prior_limit(target)) is not None:
+            scale = float(getattr(target.pipe.scheduler, "init_noise_sigma", 1.0))
+            latents = scale * within_prior(latents / scale, limit)
         label = f"energy {float(latents.square().mean()):.3f} kurtosis {_kurtosis(latents):.2f}"
         yield Candidate(prompt, latents=latents, loss=loss, is_checkpoint=True, label=label)
 

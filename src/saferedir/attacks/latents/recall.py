@@ -87,7 +87,7 @@ class Recall(Attack[RecallConfig]):
         usable = [
             moment.evaluation
             for moment in target.moments
-            if moment.index >= first and _begins(target, moment.evaluation)
+            if moment.index >= first and begins(target, moment.evaluation)
         ]
         image, velocity, weight = mixture, torch.zeros_like(mixture), GateWeight(config.gate_weight)
         chosen = [usable[round(index)] for index in torch.linspace(0, len(usable) - 1, config.timesteps).tolist()]
@@ -131,7 +131,7 @@ class Recall(Attack[RecallConfig]):
         return moved, velocity, float(loss.detach())
 
 
-def _begins(target: Target, evaluation: int) -> bool:
+def begins(target: Target, evaluation: int) -> bool:
     """Whether an evaluation is the first one of its step."""
     moments = target.moments
     return evaluation == 0 or moments[evaluation].index != moments[evaluation - 1].index

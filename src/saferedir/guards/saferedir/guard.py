@@ -81,7 +81,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
         self.may_be_unresolved = config.use_image and config.mode == "default"
         self.has_prompt_verdict = config.use_prompt and self.may_be_unresolved
         self.latents_test, self.latents_false_positives = config.latents_test, config.latents_false_positives
-        self.needs_text = config.embeds_test != "off"  # to know which embeddings are the caller's
+        self.tests_embeds = self.needs_text = (
+            config.embeds_test != "off"
+        )  # text: to know which embeddings are the caller's
         self.anchor, self.anchor_pooled = anchor, anchor_pooled  # (L, D), (P,): the anchor prompt, the last resort
         self.manifold = manifold
         self.network: Any = network
@@ -238,7 +240,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         if not self.config.use_image:
             return x0
         state: RedirState = step.state
-        is_last = step.evaluation + 1 >= step.run.num_evaluations
+        is_last = state.is_last = step.evaluation + 1 >= step.run.num_evaluations
         if state.image_countdown > 0 and not is_last:  # the last estimate decides `unresolved`, so it is always scored
             state.image_countdown -= 1
             return x0
@@ -289,11 +291,15 @@ class SafeRedir(Guard[SafeRedirConfig]):
         return self.config.image_threshold if self.config.last_threshold is None else self.config.last_threshold
 
     def gates(self, state: RedirState | FaithfulState) -> dict[str, Gate]:
-        """ "prompt" and "image", whichever verdict has been given; none in faithful mode."""
+        """ "prompt" and "image", whichever verdict has been given, and "embeds", the distance of the caller's over its bound.
+
+        That of the last evaluation has the threshold of `unresolved`. None in faithful mode.
+        """
         if not isinstance(state, RedirState):
             return {}
-        scores = {"prompt": state.score, "image": state.image_score}
-        limits = {"prompt": self.config.prompt_threshold, "image": state.image_threshold}
+        scores = {"prompt": state.score, "image": state.image_score, "embeds": state.embeds_distance}
+        image = self._last_threshold if state.is_last else state.image_threshold
+        limits = {"prompt": self.config.prompt_threshold, "image": image, "embeds": 1.0}
         return {name: Gate(score, limits[name]) for name, score in scores.items() if score is not None}
 
     def differentiable(self) -> Self:
@@ -338,7 +344,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         if state.source is None or not state.source.is_unchanged(step.conditioning.cond):
             require_fit(self.network.config, step, self.config.concept)
             require_calibrated_size(self.config, step)
-            self._require_encoded(step)
+            state.embeds_distance = self._tested_embeds(step)
             e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
             state.source, state.redirection, state.kept = Source(step.conditioning.cond), None, {}
             state.score = self.prompt_score(e0, real, step.pooled) if self.config.use_prompt else None
@@ -358,14 +364,23 @@ class SafeRedir(Guard[SafeRedirConfig]):
         kept = torch.where(given_up, torch.zeros_like(weight), state.prompt_weight)
         state.prompt_weight = torch.maximum(weight, kept)
 
-    def _require_encoded(self, step: Step) -> None:
-        """GuardError where the caller gave embeddings that no text encoder makes; `embeds_test="refuse"` only."""
+    def _tested_embeds(self, step: Step) -> Tensor | None:
+        """(B,) distance of the caller's embeddings over the bound, 0 for those of a text; `embeds_test="refuse"` only.
+
+        GuardError above 1. Whoever differentiates through the guard gets the distance to keep below 1 in place of the error.
+        """
         if self.config.embeds_test == "off" or self.manifold is None:
-            return
+            return None
         texts = step.prompts or (None,) * len(step.prompt_embeds)
         rows = [row for row, text in enumerate(texts) if text is None]
-        distance, bound = self.manifold.distance(step.prompt_embeds[rows]), self.manifold.bound
+        given, bound = self.manifold.distance(step.prompt_embeds[rows]), self.manifold.bound
+        distance = given.detach()
         is_far = ~(distance <= bound)
+        if self.config.gate != "hard" and torch.is_grad_enabled():
+            ratio = torch.zeros(len(texts), device=given.device)
+            return ratio.index_put(
+                (torch.tensor(rows, dtype=torch.long, device=given.device),), given / bound.to(given)
+            )
 
         def error() -> GuardError:
             index = int(is_far.nonzero()[0])
@@ -376,6 +391,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             )
 
         refuse(is_far, error)
+        return None
 
     def refusal_text(self) -> str | None:
         if self.config.embeds_test == "off" or self.manifold is not None:

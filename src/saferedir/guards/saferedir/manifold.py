@@ -40,16 +40,15 @@ class PromptManifold:
     scale: Tensor
     bound: Tensor
 
-    @torch.no_grad()
     def distance(self, embeds: Tensor) -> Tensor:
-        """(B,) float32 distance of embeddings (B, L', D); infinite where they do not fit, or are not finite.
+        """(B,) float32 distance of embeddings (B, L', D), in the graph; infinite where they do not fit, or are not finite.
 
         Embeddings of several windows, L' = n L, are read window by window.
         """
         length, width = self.mean.shape
         if embeds.shape[2] != width or embeds.shape[1] % length or not embeds.shape[1]:
             return torch.full((len(embeds),), torch.inf)
-        values = embeds.detach().float().to(self.mean.device).unflatten(1, (-1, length))
+        values = embeds.float().to(self.mean.device).unflatten(1, (-1, length))
         tokens = _token_distance(values - self.mean, self.whitening) / self.scale
         return torch.where(tokens.isfinite(), tokens, torch.inf).flatten(1).amax(dim=1).to(embeds.device)
 
@@ -118,5 +117,6 @@ def fit_manifold(fitted: Tensor, held_out: Tensor, false_positives: float, margi
 
 def _token_distance(rest: Tensor, whitening: Tensor) -> Tensor:
     """Mahalanobis distance of each token (..., D) from its mean, by root mean square of the whitened values."""
-    distance: Tensor = (rest @ whitening).square().mean(dim=-1).sqrt()
+    square = (rest @ whitening).square().mean(dim=-1)
+    distance: Tensor = square.clamp(min=1e-12).sqrt()  # with a gradient at a token that is its mean
     return distance

@@ -113,6 +113,8 @@ class RedirState:
     source: Source | None = None  # what `score`, `redirection` and `kept` were made from
     score: Tensor | None = None
     image_score: Tensor | None = None  # of the latest check
+    is_last: bool = False  # whether the latest check was that of the last evaluation
+    embeds_distance: Tensor | None = None  # (B,) of the caller's embeddings over the bound, for attacks with gradients
     redirection: Redirection | None = None
     kept: dict[int, Kept] = field(default_factory=dict)  # by level
     left_alone: Tensor | None = None  # (B,) bool, whose redirection was not finite

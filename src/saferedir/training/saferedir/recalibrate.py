@@ -89,6 +89,7 @@ def calibrate_guard(
     note: Mapping[str, Any] | None = None,
     is_paired: bool = True,
     shows: Shows | None = None,
+    texts: Sequence[Pair] | None = None,
 ) -> SafeRedir:
     """A new guard with the weights of `guard`, and thresholds, fingerprint and record of this pipeline as it stands.
 
@@ -101,6 +102,7 @@ def calibrate_guard(
         is_paired: whether the two prompts of a pair say the same but for the concept; if not, no distance is measured.
         shows: images (N, 3, H, W) in [0, 1] -> (N,) bool, whether they show the concept: a judge. Roll-outs that disagree with
             their prompt's label are left out, and counted in the record.
+        texts: more prompts for the prompt verdict, for which nothing is generated; None: those of `pairs` alone.
 
     Raises:
         GuardConfigError: for a guard of another kind, or fewer than 20 prompts on a side.
@@ -148,7 +150,10 @@ def calibrate_guard(
         images = kept_images
     previous = guard.config
     text = encode_text(
-        pipe, pairs, config.call, text_lengths(pipe, config.call, previous.training.get("text_lengths", ()))
+        pipe,
+        [*pairs, *(texts or ())],
+        config.call,
+        text_lengths(pipe, config.call, previous.training.get("text_lengths", ())),
     )
     before = {
         "prompt": previous.prompt_threshold,
