@@ -73,6 +73,9 @@ def view(browser: Any, address: str, name: str, out: Path) -> list[str]:
     page.get_by_text("waits for a reviewer").wait_for()
     page.get_by_role("tab", name="Review").click()
     page.locator("#queue td").first.wait_for()
+    page.wait_for_function(
+        "document.querySelector('#safe textarea, #safe input').value"
+    )  # the report's prompt has come
     page.locator("#safe textarea, #safe input").first.fill("a red circle over the sky")
     shot("-review")
     page.locator("#accept").click()

@@ -15,12 +15,16 @@ from tests.server.served import Served, served, settings_of
 from saferedir import Decision
 from saferedir.server.config import Settings
 from saferedir.server.playground.bench_report import latest_report
-from saferedir.server.playground.timeline import timeline
+from saferedir.server.playground.fragments import legend_html
+from saferedir.server.playground.timeline import colours_of, timeline
 from saferedir.server.reports.store import ReportStore
 
 if find_spec("gradio") is None:  # importing it takes seconds, which only who runs these tests should pay
     pytest.skip("the extra `playground` is not installed", allow_module_level=True)
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+#: the field that a reviewer edits has the report's prompt, which comes once the report is chosen
+FILLED = "document.querySelector('#safe textarea, #safe input').value"
 
 
 def models(**more: Any) -> list[dict[str, Any]]:
@@ -70,6 +74,8 @@ def test_a_prompt_shows_both_images_and_the_token_strip(service: Served, browser
     assert page.locator("#tokens li").all_inner_texts() == ["red\n0.00", "star\n0.50"]
     assert "Redirected" in page.locator("#status").inner_text() and page.locator("#images b").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = [image.bounding_box() for image in page.locator("#images img").all()]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"], "side by side"
     before = len(ReportStore(service.service.audit.store).reports())
     page.get_by_text("Something is wrong with this image").click()
     page.get_by_label("Note").fill("a <i>star</i>")
@@ -78,6 +84,7 @@ def test_a_prompt_shows_both_images_and_the_token_strip(service: Served, browser
     page.get_by_role("tab", name="Review").click()
     page.locator("#queue td").first.wait_for(timeout=30_000)
     assert page.locator("#queue tbody tr").count() == 1 and "a <i>star</i>" in page.locator("#queue").inner_text()
+    page.wait_for_function(FILLED)
     page.locator("#safe textarea, #safe input").first.fill("a red circle")
     page.locator("#accept").click()
     page.get_by_text("is accepted").wait_for(timeout=30_000)
@@ -125,11 +132,12 @@ def test_a_report_becomes_a_policy_version_on_the_page(tmp_path: Path, browser: 
         page.get_by_text("waits for a reviewer").wait_for(timeout=30_000)
         page.get_by_role("tab", name="Review").click()
         page.locator("#queue td").first.wait_for(timeout=30_000)
+        page.wait_for_function(FILLED)
         page.locator("#safe textarea, #safe input").first.fill("a very red circle")
         page.locator("#accept").click()
         page.get_by_text("is accepted").wait_for(timeout=30_000)
         page.locator("#retrain").click()
-        page.get_by_text("Done.").wait_for(timeout=120_000)
+        page.get_by_text("Done.").wait_for(timeout=600_000)
         page.locator("#versions table").wait_for(timeout=30_000)
         assert page.locator("#versions h4").inner_text().startswith("star: version ")
         rows = page.locator("#versions tbody tr").all_inner_texts()
@@ -189,6 +197,10 @@ def test_the_timeline_is_above_zero_where_a_guard_acts() -> None:
         (1, 1.0, "star, image"),
     ]
     assert timeline([decision], "another") == []
+    assert list(colours_of(timeline([decision]))) == ["star, prompt", "star, image"]
+    many = colours_of([(0, 0.0, str(number)) for number in range(30)])
+    assert len(many) == 30 and len({*list(many.values())[:10]}) == 10
+    assert "&lt;b&gt;" in legend_html({"<b>": "#000000"}) and not legend_html({}).strip()
 
 
 def test_the_newest_report_is_the_one(tmp_path: Path) -> None:

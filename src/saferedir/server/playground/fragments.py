@@ -97,6 +97,11 @@ def decision_of(decisions: Sequence[Decision], guard: str) -> Decision | None:
     return max(decisions, key=lambda d: (d.fired, sum(d.token_strengths or ())), default=None)
 
 
+def legend_html(colours: Mapping[str, str]) -> str:
+    """Series of the plot and their colours: lines that wrap, which the plot's own legend does not."""
+    return str(_macros().legend(colours))
+
+
 def gallery_html(items: Sequence[GalleryItem]) -> str:
     """The latest images."""
     return str(_macros().gallery(items))

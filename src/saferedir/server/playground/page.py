@@ -22,12 +22,13 @@ from saferedir.server.playground.fragments import (
     base64_text,
     decision_of,
     gallery_html,
+    legend_html,
     pair_html,
     strip_html,
     verdicts_html,
 )
 from saferedir.server.playground.review import add_report_form, add_review_tab
-from saferedir.server.playground.timeline import COLUMNS, as_frame, timeline
+from saferedir.server.playground.timeline import COLUMNS, as_frame, colours_of, timeline
 from saferedir.server.playground.trial import Trial, try_prompt
 
 logger = logging.getLogger("saferedir.server")
@@ -82,11 +83,12 @@ def build_page(service: Service) -> gr.Blocks:
                 verdicts = gr.HTML("", elem_id="verdicts")
                 plot = gr.LinePlot(
                     as_frame([]), x=COLUMNS[0], y=COLUMNS[1], color=COLUMNS[2], title="Scores by step; above 0 a guard acts",
-                    height=300, visible=False, elem_id="timeline",
+                    height=300, visible=False, elem_id="timeline", colors_in_legend=[],
                 )  # fmt: skip
+                legend = gr.HTML("", elem_id="series")
                 with gr.Accordion("Everything that was decided (the audit record)", open=False):
                     record = gr.Code("{}", language="json", label="Record", elem_id="record", interactive=False)
-                add_report_form(service, trial, caller_of)
+                concept = add_report_form(service, trial, caller_of)
             add_review_tab(service, page, caller_of)
             with gr.Tab("Gallery", id="gallery"):
                 shown = gr.HTML(gallery_html([]), elem_id="gallery")
@@ -102,15 +104,15 @@ def build_page(service: Service) -> gr.Blocks:
         ) -> Any:  # fmt: skip
             result, sentence = await _tried(service, caller_of(request), prompt, int(seed or 0), model, policy, bare)
             if result is None:
-                return [sentence, *[gr.skip()] * 8]
+                return [sentence, *[gr.skip()] * 10]
             items = [GalleryItem(result.prompt, base64_text(result.guarded)), *items][: settings.playground.gallery]
             return [
                 sentence, pair_html(result), *_of_guard(result, guard), verdicts_html(result.decisions),
-                json.dumps(result.record, indent=1), result, items, gallery_html(items),
+                json.dumps(result.record, indent=1), result, items, gallery_html(items), _concept_of(result),
             ]  # fmt: skip
 
         def choose(trial: Trial | None, guard: str) -> Any:
-            return [gr.skip()] * 2 if trial is None else _of_guard(trial, guard)
+            return [gr.skip()] * 3 if trial is None else _of_guard(trial, guard)
 
         def of_model(name: str) -> Any:
             chosen = next(entry for entry in settings.models if entry.name == name)
@@ -118,11 +120,11 @@ def build_page(service: Service) -> gr.Blocks:
             return gr.Dropdown(choices, value=STRICTEST, info=info), gr.Dropdown(score_choices([chosen]), value=ALL)
 
         inputs = [prompt, model, policy, guard, seed, bare, items]
-        outputs = [status, images, strip, plot, verdicts, record, trial, items, shown]
+        outputs = [status, images, strip, plot, legend, verdicts, record, trial, items, shown, concept]
         private = {"api_visibility": "private"}
         gr.on([prompt.submit, button.click], generate, inputs, outputs, show_progress_on=[images], **private)
         model.change(of_model, model, [policy, guard], **private)
-        guard.change(choose, [trial, guard], [strip, plot], **private)
+        guard.change(choose, [trial, guard], [strip, plot, legend], **private)
         other.click(lambda: secrets.randbelow(MAX_SEED), None, seed, **private)
     page.queue(default_concurrency_limit=16, max_size=64)
     return page
@@ -161,10 +163,19 @@ def _sentence(trial: Trial) -> str:
 
 
 def _of_guard(trial: Trial, guard: str) -> list[Any]:
-    """Strip and plot of one guard; of all: the strip of the one that acts most, the scores of every one."""
+    """Strip, plot and its legend of one guard; of all: the strip of the one that acts most, the scores of every one."""
     name = "" if guard == ALL else guard
     rows = timeline(trial.decisions, name if decision_of(trial.decisions, name) else "")
-    return [strip_html(trial, name), gr.LinePlot(as_frame(rows), visible=bool(rows))]
+    colours = colours_of(rows)
+    plot = gr.LinePlot(as_frame(rows), visible=bool(rows), color_map=colours, colors_in_legend=[])
+    return [strip_html(trial, name), plot, legend_html(colours)]
+
+
+def _concept_of(trial: Trial) -> Any:
+    """What a report of the image is on, unless its writer says otherwise: the concept of the guard that acted most."""
+    decision = decision_of(trial.decisions, "")
+    concepts = sorted({each.concept for each in trial.decisions})
+    return gr.Dropdown(concepts, value=decision.concept) if decision is not None else gr.skip()
 
 
 __all__ = ["CSS", "build_page", "caller_of"]

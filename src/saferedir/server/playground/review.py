@@ -30,8 +30,8 @@ _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 WhoAsks = Callable[[gr.Request], Caller]
 
 
-def add_report_form(service: Service, trial: gr.State, caller_of: WhoAsks) -> None:
-    """Beneath the image: what is wrong with it."""
+def add_report_form(service: Service, trial: gr.State, caller_of: WhoAsks) -> gr.Dropdown:
+    """Beneath the image: what is wrong with it; the field for the concept, which follows the image."""
     concepts = sorted({name.rpartition("/")[2] for model in service.settings.models for name in model.guard_names})
     with gr.Accordion("Something is wrong with this image", open=False, elem_id="report"):
         gr.Markdown("A reviewer will read it. Accepted reports become training prompts for the guard.")
@@ -60,6 +60,7 @@ def add_report_form(service: Service, trial: gr.State, caller_of: WhoAsks) -> No
         return f"**Thank you.** Report {row.id[:12]} waits for a reviewer."
 
     send.click(report, [trial, problem, concept, note], answer, **_PRIVATE)
+    return concept
 
 
 def add_review_tab(service: Service, page: gr.Blocks, caller_of: WhoAsks) -> None:

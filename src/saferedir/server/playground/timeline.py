@@ -23,6 +23,16 @@ def timeline(decisions: Sequence[Decision], guard: str = "") -> list[tuple[int, 
     return rows
 
 
+#: of series in turn; they differ in lightness, too
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b5b5b", "#8f5fbf", "#b8a200", "#7a3b1d")
+
+
+def colours_of(rows: Sequence[tuple[int, float, str]]) -> dict[str, str]:
+    """Series -> its colour, in the order of the rows."""
+    names = dict.fromkeys(name for _, _, name in rows)
+    return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
+
+
 def as_frame(rows: Sequence[tuple[int, float, str]]) -> Any:
     """The rows as pandas' table, which Gradio's plots read."""
     import pandas as pd
