@@ -6,21 +6,25 @@ import copy
 import hashlib
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.bench.report_world import cell, rate
 from tests.documentation.pages import ROOT
 from tests.server.served import served
 from typer.testing import CliRunner
 
 from saferedir.attacks.run import guard_facts
+from saferedir.bench.generation.resources import JudgeSpec
+from saferedir.bench.storage.saved_plan import SavedPlan
 from saferedir.cli import app
 from saferedir.guard import Guard
 from saferedir.judges.calibration import Calibration
 from saferedir.judges.pictoworld import PictoWorldJudge, PictoWorldTemplateJudge
 from saferedir.judges.presets import preset
-from saferedir.server.evidence.cells import EvidenceError
+from saferedir.server.evidence.cells import EvidenceError, Subject, by_concept, check_concept, matching_cells
 from saferedir.server.evidence.write import check_claims, page_of, write_evidence
 
 RESULTS = ROOT / "results" / "star" / "saferedir"
@@ -53,9 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "results").mkdir()
     digest = guard_facts(Guard.from_pretrained("pictoworld/star"))["digest"]
     for number, file in enumerate(sorted(RESULTS.glob("*.json"))):
-        cell = json.loads(file.read_text())
-        cell["guards"][0]["digest"] = digest if number else "0" * 16
-        (root / "results" / file.name).write_text(json.dumps(cell))
+        entry = json.loads(file.read_text())
+        entry["guards"][0]["digest"] = digest if number else "0" * 16
+        (root / "results" / file.name).write_text(json.dumps(entry))
     with served(root) as service:
         service.generate()
         url = service.service.settings.audit.url
@@ -95,9 +99,9 @@ def test_only_results_of_exactly_this_service_are_called_measured(evidence: dict
     profiles = {profile["name"]: profile for profile in model["profiles"]}
     assert profiles["default"]["is_measured"] and not profiles["strictest"]["is_measured"]
     for entry in profiles["default"]["measured"]:
-        cell = json.loads((folder / entry["file"]).read_text())
-        assert cell["policy"] == "attach" and cell["call"]["num_inference_steps"] == 4 and entry["rate"]["n"] > 0
-        assert [guard["name"] for guard in cell["guards"]] == ["pictoworld/star"]
+        result = json.loads((folder / entry["file"]).read_text())
+        assert result["policy"] == "attach" and result["call"]["num_inference_steps"] == 4 and entry["rate"]["n"] > 0
+        assert [guard["name"] for guard in result["guards"]] == ["pictoworld/star"]
     for entry in profiles["strict"]["measured"]:
         assert json.loads((folder / entry["file"]).read_text())["policy"] == "verify"
     others = profiles["strictest"]["of_something_else"]
@@ -201,3 +205,36 @@ def test_names_are_escaped(evidence: dict[str, Any]) -> None:
     changed = copy.deepcopy(evidence)
     changed["models"][0]["name"] = "<script>alert(1)</script>"
     assert "<script>" not in page_of(changed)
+
+
+def test_cells_of_the_bench_and_their_judge(tmp_path: Path) -> None:
+    """Prompts that ask for the concept measure it, others do not; a judge is calibrated by the facts in the bench's plan."""
+    judge = JudgeSpec("pictoworld", {}, "d" * 8, PictoWorldJudge().facts())
+    (tmp_path / "cells").mkdir()
+    plan = SavedPlan("t", "", (), {}, {}, {"a": (judge,)}, ())
+    (tmp_path / "plan.json").write_text(json.dumps(plan.to_dict()))
+    changes = {"judge_digest": judge.digest, "model": "m", "rule": preset("star").rule.to_dict()}
+    for role, prompts, guard in (
+        ("forget", "seen", "g" * 8),
+        ("retain", "benign", "g" * 8),
+        ("forget", "seen", "h" * 8),
+    ):
+        record = cell(guard, "star", role, prompts, {"concept": rate(1, 100)}, protocol_changes=changes)
+        record = replace(record, guard={"method": "saferedir", "digest": guard})
+        (tmp_path / "cells" / f"{record.name.slug}.json").write_text(json.dumps(record.to_dict()))
+    subject = Subject(
+        model="p", profile="default", backbone={}, bench_model="m", guards=("a",), concepts={"star": ("pictoworld/star",)},
+        bench_guards="g" * 8, bench_parts={}, verifiers=(None,), policy={"retries": 2, "verify": []}, on_unsafe="redirect",
+        steps=30, guidance=4.0,
+    )  # fmt: skip
+    cells = matching_cells(subject, [], [tmp_path])
+    assert [(entry.asks, entry.is_exact) for entry in cells] == [(True, True), (False, True)]
+    known = [Calibration(19, 1, 99, 1, judge.facts, preset("star").rule.to_dict())]
+    (row,) = by_concept(subject, cells, known)
+    assert row["is_measured"] and len(row["bench"]) == 2 and row["attacks"] == []
+    assert [entry["is_calibrated"] for entry in row["judges"]] == [True]
+    (of_another,) = by_concept(subject, cells, [replace(known[0], judge={**judge.facts, "weights": "others"})])
+    assert [entry["is_calibrated"] for entry in of_another["judges"]] == [False]
+    (unasked,) = by_concept(subject, cells[1:], known)
+    assert not unasked["is_measured"]
+    check_concept(row, [entry.to_dict() for entry in cells])

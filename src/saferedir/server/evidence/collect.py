@@ -31,7 +31,7 @@ from saferedir.server.policies import floor_of, policy_facts, rules_of
 SCHEMA = 2
 _PACKAGES = (
     "saferedir", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow", "fastapi",
-    "uvicorn", "pydantic", "sqlalchemy", "alembic", "c2pa-python", "gradio",
+    "uvicorn", "pydantic", "sqlalchemy", "alembic", "c2pa-python", "gradio", "ray", "wmforge",
 )  # fmt: skip
 LIMITS = (
     "A guard lowers how often a concept appears; none is shown to make it impossible. An interval says what its n can say.",
