@@ -44,6 +44,10 @@ def alive(make: Callable[[], Model], seed: int = 0, **gains: float) -> Model:
     model = make().eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            if not weight.numel():
+                raise ValueError(
+                    f"{name} has shape {tuple(weight.shape)}; give the model a width that leaves it some weights."
+                )
             if weight.ndim < 2:
                 continue
             if not weight.any():

@@ -25,7 +25,8 @@ def encode_prompts(
     """Conditional embeddings of `texts`, in the pipeline's dtype and on its device; gradients flow where they can.
 
     Settings that `encode_prompt` shares with the pipeline's call (maximal length, cleaning, system prompt) have
-    the call's defaults, or the values in `call`.
+    the call's defaults, or the values in `call`. Prompts with lengths of their own come under a mask; those that are as long
+    as the longest of their batch are all as long as the longest of `texts`.
     """
     family = family_of(pipe)
     encode = prompt_encoder(pipe)
@@ -48,7 +49,18 @@ def encode_prompts(
         if family.listed:
             parts += [padded([prompt]) for prompt in values["prompt"]]
             continue
-        parts.append(PromptEmbeds(flat_layers(values["prompt"]), values.get("pooled"), values.get("mask")))
+        part = PromptEmbeds(flat_layers(values["prompt"]), values.get("pooled"), values.get("mask"))
+        if family.prompt_lengths == "own" and part.mask is None:  # left out where it hides nothing in this batch
+            part = part._replace(mask=torch.ones(part.prompt.shape[:2], dtype=torch.bool, device=part.prompt.device))
+        parts.append(part)
+    if family.prompt_lengths == "longest":
+        length = max(part.prompt.shape[1] for part in parts)
+        parts = [
+            part
+            if part.prompt.shape[1] == length
+            else _beside_filler(pipe, texts[n * batch : (n + 1) * batch], length, call)
+            for n, part in enumerate(parts)
+        ]
     return parts[0].cat(*parts[1:])
 
 
@@ -67,9 +79,8 @@ def encode_to_length(
     """
     embeds, lengths = encode_prompts(pipe, texts, call), family_of(pipe).prompt_lengths
     missing = length - embeds.prompt.shape[1]
-    if lengths == "own":  # a mask that was left out hides nothing; beside other prompts it is needed
-        full = torch.ones(embeds.prompt.shape[:2], dtype=torch.bool, device=embeds.prompt.device)
-        return embeds if embeds.mask is not None else embeds._replace(mask=full)
+    if lengths == "own":
+        return embeds
     if lengths == "longest":
         return _beside_filler(pipe, texts, length, call) if missing > 0 else embeds
     name = "max_sequence_length"
@@ -85,7 +96,7 @@ def _beside_filler(pipe: Any, texts: Sequence[str], length: int, call: Mapping[s
     """Embeddings of `texts` in a batch with a text of L = `length`, padded as the pipeline pads them."""
     words = range(1, length + 1)
     count = bisect.bisect_left(words, length, key=lambda n: encode_prompts(pipe, ["a " * n], call).prompt.shape[1])
-    embeds = encode_prompts(pipe, [*texts, "a " * words[min(count, length - 1)]], call)
+    embeds = encode_prompts(pipe, [*texts, "a " * words[min(count, length - 1)]], call, batch=len(texts) + 1)
     return embeds.rows(slice(0, len(texts)))
 
 

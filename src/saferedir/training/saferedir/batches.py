@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from saferedir.guards.saferedir.frames import LATENT_CLAMP, chosen_frames
+from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.families import family_of
 from saferedir.pipelines.text_settings import LENGTH
 from saferedir.training.saferedir.dataset import Pair, encode_on_cpu
 
@@ -49,16 +51,45 @@ class ImageData:
 def encode_text(
     pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None = None, lengths: Sequence[int] = ()
 ) -> TextData:
-    """Conditioning of the pairs' both sides and of the benign lines; at each of `lengths`, where there are some."""
+    """Conditioning of the pairs' both sides and of the benign lines; at each of `lengths`, where there are some.
+
+    Where prompts are as long as the longest of their batch, those that are shorter come at every length of a shorter batch, too.
+    """
     if lengths:
         first, *others = (encode_text(pipe, pairs, {**(call or {}), LENGTH: length}) for length in lengths)
         return replace(first, others=tuple(others))
+    if family_of(pipe).prompt_lengths == "longest":
+        alone_lengths = [_length_alone(pipe, pair, call) for pair in pairs]
+        shown = {n for n, pair in zip(alone_lengths, pairs, strict=True) if pair.unsafe is not None}
+        groups = [[p for n, p in zip(alone_lengths, pairs, strict=True) if n <= limit] for limit in sorted(shown)[:-1]]
+        return replace(_encoded(pipe, pairs, call), others=tuple(_encoded(pipe, group, call) for group in groups))
+    return _encoded(pipe, pairs, call)
+
+
+def _length_alone(pipe: Any, pair: Pair, call: Mapping[str, Any] | None) -> int:
+    """Tokens of the longer one of a pair's prompts, encoded in a batch of its own."""
+    texts = [pair.safe] if pair.unsafe is None else [pair.safe, pair.unsafe]
+    return int(encode_on_cpu(pipe, texts, call).prompt.shape[1])
+
+
+def _encoded(pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None) -> TextData:
+    """Conditioning of the pairs' both sides and of the benign lines, all of one length."""
     paired = [pair for pair in pairs if pair.unsafe is not None]
     alone = [pair.safe for pair in pairs if pair.unsafe is None]
-    safe = encode_on_cpu(pipe, [pair.safe for pair in paired], call)
-    unsafe = encode_on_cpu(pipe, [str(pair.unsafe) for pair in paired], call)
-    benign = safe.cat(encode_on_cpu(pipe, alone, call)) if alone else safe
-    return TextData(unsafe, safe, benign)
+    safe_texts, unsafe_texts = [pair.safe for pair in paired], [str(pair.unsafe) for pair in paired]
+    if not family_of(pipe).has_set_lengths:  # in one piece, for all of them to be of one length
+        every = encode_on_cpu(pipe, [*unsafe_texts, *safe_texts, *alone], call)
+        count = len(paired)
+        unsafe, safe, benign = (
+            every.rows(rows) for rows in (slice(count), slice(count, 2 * count), slice(count, None))
+        )
+        return TextData(unsafe, safe, benign)
+    texts = [safe_texts, unsafe_texts, *([alone] if alone else [])]
+    sides = [encode_on_cpu(pipe, side, call) for side in texts]
+    if any(side.mask is not None for side in sides):  # of zeros that pad; a side without any of them has no mask
+        sides = [side._replace(mask=real_tokens(side.prompt, side.mask)) for side in sides]
+    safe, unsafe, *rest = sides
+    return TextData(unsafe, safe, safe.cat(*rest) if rest else safe)
 
 
 def correctly_labelled(data: ImageData, is_shown: Tensor) -> ImageData:

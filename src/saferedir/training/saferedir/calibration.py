@@ -5,7 +5,6 @@ Thresholds: docs/methods/saferedir.md (14).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,9 +109,10 @@ def prompt_scores(network: Redirector, prompts: PromptEmbeds) -> Tensor:
 @torch.no_grad()
 def distances(network: Redirector, text: TextData) -> dict[str, float]:
     """Root of the mean relative square that redirected unsafe prompts have left to the safe ones; pooled apart."""
-    device, count = next(network.parameters()).device, len(text.unsafe.prompt) * len(text.lengths)
+    device, count = next(network.parameters()).device, sum(len(side.unsafe.prompt) for side in text.lengths)
     sums: dict[str, float] = {}
-    for side, chunk in itertools.product(text.lengths, chunks(len(text.unsafe.prompt))):
+    parts = [(side, chunk) for side in text.lengths for chunk in chunks(len(side.unsafe.prompt))]
+    for side, chunk in parts:
         unsafe, safe = (rows.rows(chunk).map(lambda part: part.to(device)).floats for rows in (side.unsafe, side.safe))
         rows = len(unsafe.prompt)
         terms = redirection_terms(network, unsafe, safe, torch.ones(rows, device=device), teacher_forcing=False)

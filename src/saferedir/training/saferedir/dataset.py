@@ -25,6 +25,7 @@ from saferedir.guards.base import Guard, GuardConfig, Run, Step
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.encoding import encode_prompts
+from saferedir.pipelines.families import family_of
 from saferedir.pipelines.latents import latent_shape
 from saferedir.pipelines.precision import fast_precision
 from saferedir.pipelines.safety_checker import without_safety_checker
@@ -130,9 +131,11 @@ def encode_on_cpu(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | N
 
     Zero tokens count as padding, so the mask may be there although the family has none; see `real_tokens`.
     """
+    # those that are as long as the longest of their batch must all be encoded to one length
+    at_once = max(1, len(prompts)) if family_of(pipe).prompt_lengths == "longest" else ENCODED_AT_ONCE
     parts = (
-        encode_prompts(pipe, prompts[start : start + ENCODED_AT_ONCE], call).map(lambda part: part.cpu())
-        for start in range(0, len(prompts), ENCODED_AT_ONCE)
+        encode_prompts(pipe, prompts[start : start + at_once], call).map(lambda part: part.cpu())
+        for start in range(0, len(prompts), at_once)
     )
     embeds = _gathered(parts, len(prompts))
     real = real_tokens(embeds.prompt, embeds.mask)
@@ -242,7 +245,15 @@ def check_call(call: Mapping[str, Any]) -> None:
 
 
 def require_call_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
-    """GuardConfigError for an argument that the pipeline's call does not take: a mistyped one would train at the default."""
+    """GuardConfigError for an argument that the pipeline's call does not take: a mistyped one would train at the default.
+
+    And for a pipeline whose text encoder reads an image beside the prompt: there are prompts alone to train on.
+    """
+    if family_of(pipe).encoder_reads_image:
+        raise GuardConfigError(
+            f"the text encoder of {type(pipe).__name__} reads an input image with each prompt, and a guard is trained on prompts "
+            "alone, so none can be trained on this pipeline."
+        )
     parameters = inspect.signature(type(pipe).__call__).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD][1:]
     for name in call:
