@@ -182,6 +182,11 @@ def check_scheduler(scheduler: Any) -> None:
         raise UnsupportedPipelineError(f"{type(scheduler).__name__} is not supported as configured: {problem}.")
 
 
+def least_steps(scheduler: Any) -> int:
+    """Fewest steps that the scheduler has timesteps for: under `shift_terminal` one step has none, for its time is 0 / 0."""
+    return 2 if scheduler.config.get("shift_terminal") else 1
+
+
 def read_schedule(scheduler: Any, *others: Tensor) -> list[Tensor]:
     """Copy a scheduler's tensors to the CPU, all together, once for each run; `others` come along and are returned."""
     tensors = [value for name in _SCHEDULE if isinstance(value := getattr(scheduler, name, None), Tensor)]

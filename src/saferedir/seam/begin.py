@@ -5,6 +5,7 @@ Reads a live pipeline and changes nothing. Used by `seam.seam`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,11 @@ def run_of(
     read = read_schedule(scheduler, *([begins] if is_asked and isinstance(begins, Tensor) else []))
     first = float(read[0]) if read else None if isinstance(begins, Tensor) else begins
     offset, timesteps = evaluation_span(scheduler, count, first)
+    if not all(map(math.isfinite, timesteps)):
+        raise GuardError(
+            f"{type(scheduler).__name__} has no timesteps for this run (NaN); ask for more steps than one, or make it with "
+            "shift_terminal=None."
+        )
     rows = latents.shape[0]
     if not timesteps or rows % len(parts):
         raise GuardError(f"cannot follow this run: {rows} rows, {len(timesteps)} timesteps, blocks of rows {parts}.")

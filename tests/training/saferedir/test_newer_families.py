@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from tests.contract.guards import shared_pipeline
 from tests.contract.plan import NEWER_FAMILIES
 from tests.newer_pipelines import NEWER
-from tests.tiny_pipelines import run
+from tests.tiny_pipelines import PipelineCase, run
 
 import saferedir as sr
 from saferedir.errors import GuardConfigError
@@ -26,16 +27,21 @@ PAIRS = [Pair(f"a star {'b' * n}", f"{'d' * (n % 3)} c {'b' * n}") for n in rang
 TRAINED = [family for family in NEWER_FAMILIES if not FAMILIES[family].encoder_reads_image]
 
 
+def config_for(case: PipelineCase) -> TrainConfig:
+    """The shortest training."""
+    return TrainConfig(
+        steps=2, batch=8, rollouts=2, held_out_rollouts=2, rollout_steps=1, held_out=0.4, evaluate_every=2,
+        rollout_batch=2, call=dict(case.settings),
+        network={"width": 32, "heads": 2, "hidden": 32, "latent_widths": [8, 16], "latent_strides": [1, 2]},
+    )  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("family", TRAINED)
 def test_a_guard_trained_on_prompts_of_many_lengths_acts(family: str, tmp_path: Path) -> None:
     case = next(case for case in NEWER.values() if case.family == family)
     pipe = shared_pipeline(case.name)
-    config = TrainConfig(
-        steps=2, batch=8, rollouts=2, held_out_rollouts=2, short_rollouts=0, rollout_steps=1, held_out=0.4, evaluate_every=2,
-        rollout_batch=2, call=dict(case.settings),
-        network={"width": 32, "heads": 2, "hidden": 32, "latent_widths": [8, 16], "latent_strides": [1, 2]},
-    )  # fmt: skip
+    config = config_for(case)
     guard: Any = train_saferedir(pipe, PAIRS, tmp_path / "guard", concept="star", config=config, keep_weak=True)
     bare = run(case, pipe, "a star", steps=2)
     for threshold in (1e6, -1e6):
@@ -72,3 +78,18 @@ def test_pipelines_whose_text_encoder_reads_an_image_are_refused_before_anything
     with pytest.raises(GuardConfigError, match="reads an input image with each prompt"):
         train_saferedir(shared_pipeline("qwen-image-edit"), PAIRS, tmp_path / "guard", concept="star")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_where_a_scheduler_cannot_do_one_step_it_is_not_calibrated_for_it_and_such_a_run_is_refused(
+    tmp_path: Path,
+) -> None:
+    """Qwen-Image as published: `shift_terminal` stretches a schedule by its last time, and a schedule of one step has none."""
+    case = NEWER["qwen-image"]
+    pipe = case.build()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift_terminal=0.02)
+    config = replace(config_for(case), rollout_steps=3)
+    guard: Any = train_saferedir(pipe, PAIRS, tmp_path / "guard", concept="star", config=config, keep_weak=True)
+    assert set(guard.config.calibration["by_steps"]) == {"2", "3"}
+    with sr.attach(pipe, guard), pytest.raises(sr.GuardError, match="has no timesteps for this run"):
+        run(case, pipe, steps=1)

@@ -31,11 +31,11 @@ from saferedir.training.saferedir.losses import classification_term, redirection
 from saferedir.training.saferedir.one_concept import OneConcept
 from saferedir.training.saferedir.rollouts import (
     SHORT_IMAGES,
-    SHORT_STEPS,
     Prompts,
     calibration_scales,
     generate_rollouts,
     rollout_prompts,
+    short_steps,
 )
 from saferedir.training.saferedir.train import MIN_PAIRS, model_facts, weights_digest
 from saferedir.training.saferedir.train_config import TrainConfig
@@ -212,8 +212,8 @@ def _rolled(
     )  # fmt: skip
 
 
-def _short_steps(config: TrainConfig, number: int) -> list[int]:
-    return [steps for steps in SHORT_STEPS if steps < config.rollout_steps] if number else []
+def _short_steps(pipe: Any, config: TrainConfig, number: int) -> list[int]:
+    return short_steps(pipe, config.rollout_steps) if number else []
 
 
 def _benign(
@@ -233,7 +233,7 @@ def _benign(
     long = _rolled(pipe, Prompts([], prompts), config, work, number, advance)
     short = [
         Benign(_rolled(pipe, Prompts([], some), config, work, number, lambda _: None, steps), _in_turns(some, scales))
-        for steps in _short_steps(config, number)
+        for steps in _short_steps(pipe, config, number)
     ]
     return [Benign(long, _in_turns(prompts, scales)), *short]
 
@@ -257,7 +257,9 @@ def _side(
     count = config.held_out_rollouts if number else config.rollouts
     prompts = Prompts(rollout_prompts(pairs, count, config.seed).unsafe, [])
     some = Prompts(prompts.unsafe[: SHORT_IMAGES // 2], [])
-    short = [_rolled(pipe, some, config, work, number, lambda _: None, steps) for steps in _short_steps(config, number)]
+    short = [
+        _rolled(pipe, some, config, work, number, lambda _: None, steps) for steps in _short_steps(pipe, config, number)
+    ]
     images = _rolled(pipe, prompts, config, work, number, advance)
     return Side(encode_text(pipe, pairs, config.call, lengths), images, tuple(short))
 

@@ -23,11 +23,11 @@ from saferedir.training.saferedir.calibration import Shows, calibrate, checked_l
 from saferedir.training.saferedir.dataset import Pair, check_call, hash_pairs
 from saferedir.training.saferedir.rollouts import (
     SHORT_IMAGES,
-    SHORT_STEPS,
     Prompts,
     calibration_scales,
     generate_rollouts,
     rollout_prompts,
+    short_steps,
 )
 from saferedir.training.saferedir.thresholds import CONTAMINATION, are_shares
 from saferedir.training.work_folder import claim
@@ -128,7 +128,7 @@ def calibrate_guard(
     if work is not None:
         claim(work, {"settings": asdict(config), "prompts": hash_pairs(pairs), "backbone": fingerprint}, "calibration")
     short = Prompts(*(side[: SHORT_IMAGES // 2] for side in prompts))
-    counts = [config.steps, *(steps for steps in SHORT_STEPS if steps < config.steps)]
+    counts = [config.steps, *short_steps(pipe, config.steps)]
     images = []
     for steps in counts:
         is_long = steps == config.steps

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import GuardConfigError
+from saferedir.pipelines.schedules import least_steps
 from saferedir.training.saferedir.batches import ImageData
 from saferedir.training.saferedir.dataset import Pair, encode_on_cpu, roll_out
 
@@ -29,6 +30,11 @@ class Prompts(NamedTuple):
 
     unsafe: list[str]
     benign: list[str]
+
+
+def short_steps(pipe: Any, longest: int) -> list[int]:
+    """Those of `SHORT_STEPS` that are fewer than `longest` and that the pipeline's scheduler can do."""
+    return [steps for steps in SHORT_STEPS if least_steps(pipe.scheduler) <= steps < longest]
 
 
 def rollout_prompts(pairs: Sequence[Pair], count: int, seed: int) -> Prompts:

@@ -38,10 +38,10 @@ from saferedir.training.saferedir.dataset import (
 from saferedir.training.saferedir.fit import fit_redirector
 from saferedir.training.saferedir.rollouts import (
     SHORT_IMAGES,
-    SHORT_STEPS,
     calibration_scales,
     generate_rollouts,
     rollout_prompts,
+    short_steps,
 )
 from saferedir.training.saferedir.train_config import TrainConfig
 from saferedir.training.work_folder import claim
@@ -269,8 +269,7 @@ def held_out_images(
                 f"generating held-out images in {steps} steps", held_out=True,
                 guidance_scales=sorted({min(scales), config.guidance_scale}), steps=steps, tick=tick,
             )
-            for steps in SHORT_STEPS
-            if steps < config.rollout_steps
+            for steps in short_steps(pipe, config.rollout_steps)
         ],
     )  # fmt: skip
 
