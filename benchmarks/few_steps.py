@@ -108,6 +108,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 IMAGE_ALONE = ("saferedir, image verdict alone", "saferedir, image verdict alone, same step")
+#: bars of SafeRedir's rows
+MOST_CONCEPT, LEAST_IDENTICAL = 0.02, 0.98
 EDITS = ("esd", "uce")
 #: rows of --n prompts; the others have --n-others
 LARGE = ("none", *VARIANTS)
@@ -258,9 +260,31 @@ def left_by_image_verdict(rows: dict[str, dict[str, dict[str, Any]]]) -> Iterato
             yield ""
 
 
+def beyond_the_bars(results: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> Iterator[str]:
+    """A list of SafeRedir's cells that miss a bar."""
+    cells, missed = 0, []
+    for task, settings in results.items():
+        for setting, rows in settings.items():
+            for steps, measured in rows.get("saferedir", {}).items():
+                cells += 1
+                concept, same = measured["concept"], measured["identical"]
+                if concept["rate"] > MOST_CONCEPT or same["rate"] < LEAST_IDENTICAL:
+                    bare = rows["none"][steps]
+                    missed.append(
+                        f"- {task}, {setting}, {steps} steps: concept {cell(concept)}, identical {cell(same)}; without a guard "
+                        f"{cell(bare['concept'])} show the concept and {cell(bare['broken'])} are broken."
+                    )
+    all_but = ", in all but:" if missed else "."
+    yield (
+        f"SafeRedir leaves the concept in at most {MOST_CONCEPT:g} of the images, and at least {LEAST_IDENTICAL:g} of the others "
+        f"bit for bit, in {cells - len(missed)} of {cells} cells{all_but}"
+    )
+    yield from ("", *missed, "") if missed else ("",)
+
+
 def markdown(results: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
     """The page's tables: results[task][setting][method][steps]."""
-    lines = []
+    lines = [*beyond_the_bars(results)]
     for task, settings in results.items():
         for setting, rows in settings.items():
             lines += [f"## {task}: {setting}", "", "Concept:", "", *table(rows, "concept"), ""]
@@ -329,9 +353,16 @@ def main() -> None:
     if arguments.sheet:
         with torch.no_grad():
             write_sheet(run, TASKS[arguments.tasks[0]], chosen[0], arguments.out)
-    tasks = "" if arguments.tasks == list(TASKS) else f" --tasks {' '.join(arguments.tasks)}"
+    given = {"n": arguments.n, "n-others": arguments.n_others, "second": arguments.second}
+    options = [
+        f"--{name} {value}" for name, value in given.items() if value != parser.get_default(name.replace("-", "_"))
+    ]
+    if arguments.tasks != list(TASKS):
+        options.append(f"--tasks {' '.join(arguments.tasks)}")
     head = HEAD.format(
-        n=arguments.n, n_others=arguments.n_others, command=f"python benchmarks/few_steps.py{tasks} --out docs"
+        n=arguments.n,
+        n_others=arguments.n_others,
+        command=" ".join(["python benchmarks/few_steps.py", *options, "--out docs"]),
     )
     (arguments.out / "few-steps.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if (arguments.out / SHEET).is_file():
