@@ -274,7 +274,7 @@ def beyond_the_bars(results: dict[str, dict[str, dict[str, dict[str, Any]]]]) ->
                         f"- {task}, {setting}, {steps} steps: concept {cell(concept)}, identical {cell(same)}; without a guard "
                         f"{cell(bare['concept'])} show the concept and {cell(bare['broken'])} are broken."
                     )
-    all_but = ", in all but:" if missed else "."
+    all_but = ", and not in:" if missed else "."
     yield (
         f"SafeRedir leaves the concept in at most {MOST_CONCEPT:g} of the images, and at least {LEAST_IDENTICAL:g} of the others "
         f"bit for bit, in {cells - len(missed)} of {cells} cells{all_but}"
