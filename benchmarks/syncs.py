@@ -7,6 +7,7 @@ and kernels launched. Operations that a real device refuses (a tensor of the hos
     python benchmarks/syncs.py                          # every guard of the contract tests on a few families, every family once
     python benchmarks/syncs.py --all                    # every guard on every family, some minutes
     python benchmarks/syncs.py --pipelines sd flux --guards saferedir sld --where
+    python benchmarks/syncs.py --all --json runs/syncs.json --table   # goes on where it stopped, and prints the table at the end
 
 Counts of one step are (run of 5 steps - run of 3 steps) / 2, those of a run what is left, both less those of the bare pipeline,
 which are counted alike. "--where" prints the lines of saferedir that wait.
@@ -36,6 +37,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/ holds the tiny pipelines
 
 from saferedir.errors import SaferedirError
+from saferedir.utils.files import replacing
 
 NAME = "pretend"
 DEVICE = f"{NAME}:0"
@@ -365,6 +367,31 @@ def text_of(row: dict[str, Any], *, with_where: bool) -> str:
     return "\n".join(lines)
 
 
+def table(measured: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a line a guard, a column a pipeline; kernels a step, and waits where there are some."""
+    bare = {row["pipeline"]: row for row in measured if row["guard"] == "bare"}
+    cells = {(row["guard"], row["pipeline"]): row for row in measured if row["guard"] != "bare"}
+    guards = list(dict.fromkeys(guard for guard, _ in cells))
+    lines = [f"| kernels a step | {' | '.join(bare)} |", "|---" * (len(bare) + 1) + "|"]
+    own = (f"{row['step']['launches']:.0f} ({row['step']['waits']:.0f} waits)" for row in bare.values())
+    lines.append(f"| the bare pipeline's own | {' | '.join(own)} |")
+    for guard in guards:
+        lines.append(f"| {guard} | {' | '.join(_cell(cells.get((guard, name))) for name in bare)} |")
+    done = [row for row in cells.values() if "refused" not in row]
+    most = {part: max((row[part]["waits"] for row in done), default=0) for part in ("step", "run", "attach")}
+    lines += ["", f"Most waits beside the bare pipeline's: {most['step']:.0f} a step, {most['run']:.0f} a run, "]
+    lines[-1] += f"{most['attach']:.0f} an attach; {len(done)} pairs of guard and family."
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    """Kernels of a step, waits after them where there are some; "–" where the guard does not fit the family."""
+    if row is None or "refused" in row:
+        return "–"
+    waits = row["step"]["waits"]
+    return f"{row['step']['launches']:.0f}" + (f" ({waits:.0f} waits)" if waits > 0 else "")
+
+
 def main() -> None:
     from tests.contract.guards import GUARDS
     from tests.tiny_pipelines import PIPELINES
@@ -379,21 +406,30 @@ def main() -> None:
     parser.add_argument(
         "--selftest", action="store_true", help="first see to it that the counter notices every kind of wait"
     )
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument(
+        "--json", type=Path, help="write the rows to this file; pipelines that it has already are not counted again"
+    )
+    parser.add_argument("--table", action="store_true", help="print all rows as a table of Markdown at the end")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if options.selftest:
         selftest()
-    measured = []
-    for row in rows(
-        list(PIPELINES) if options.all else options.pipelines, options.guards, options.batch, tuple(options.steps)
-    ):
-        measured.append(row)
-        print(text_of(row, with_where=options.where), flush=True)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(measured, indent=1) + "\n")
+    path: Path | None = options.json
+    measured = json.loads(path.read_text()) if path is not None and path.is_file() else []
+    finished = {row["pipeline"] for row in measured}
+    for name in list(PIPELINES) if options.all else options.pipelines:
+        if name in finished:
+            continue
+        for row in rows([name], options.guards, options.batch, tuple(options.steps)):
+            measured.append(row)
+            print(text_of(row, with_where=options.where), flush=True)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    if options.table:
+        print(table(measured))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from saferedir.guards.safree.math import (
 from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import FAMILIES
 from saferedir.pipelines.text_encoders import TextEncoder, make_text_encoders
+from saferedir.utils.device import rehearsal
 
 CASES = ["sd", "sdxl", "sd3", "flux-true-cfg", "pixart-sigma", "wan"]
 PROMPT, PHRASES = "a star b", ("the moon", "a lamp")
@@ -251,6 +252,15 @@ def test_lra_rides_only_in_the_steps_that_filter() -> None:
     assert 3 <= filtered_calls <= 5 and counter.counts == [3] * filtered_calls + [2] * (25 - filtered_calls)
     with sr.attach(pipe, safree(margin=None, lra="paper", negative=False)):
         assert torch.equal(generate(pipe, PROMPT), bare)
+
+
+def test_no_row_rides_on_a_device_either_where_no_prompt_has_a_trigger() -> None:
+    pipe = PIPELINES["sd"].build()
+    for margin, rows in ((None, 2), (-1.0, 3)):
+        guard = safree(margin=margin, lra="paper", svf="off", negative=False)
+        with sr.attach(pipe, guard), RowCounter(pipe.unet) as counter, rehearsal():
+            run(PIPELINES["sd"], pipe, PROMPT)
+        assert set(counter.counts) == {rows}
 
 
 def test_lra_sees_each_stage_of_the_unet() -> None:

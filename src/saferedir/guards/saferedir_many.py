@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,14 +26,20 @@ from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.fit import load_weights, require_calibrated_size, require_fit, require_weights_fit
 from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.layers import real_tokens
-from saferedir.guards.saferedir.network import Redirector, RedirectorConfig, redirect, redirect_pooled
+from saferedir.guards.saferedir.network import (
+    Redirector,
+    RedirectorConfig,
+    TokenFeatures,
+    redirect,
+    redirect_pooled,
+)
 from saferedir.guards.saferedir.rows import strongest
 from saferedir.guards.saferedir.state import LATE, Source, relative_shift
 from saferedir.guards.saferedir.trained_text import require_trained_settings
 from saferedir.guards.step import Conditioned
 from saferedir.pipelines.text_settings import TextSettings
 from saferedir.utils.checks import is_number
-from saferedir.utils.device import may_hold, refuse, refuse_nonfinite, to_host
+from saferedir.utils.device import is_readable, may_hold, refuse, refuse_nonfinite, to_host
 from saferedir.utils.names import unknown_name_message
 
 METHOD = "saferedir_many"
@@ -90,6 +96,28 @@ class SafeRedirManyConfig(GuardConfig):
         return tuple(self.network.get("concepts", ()))
 
 
+class Redirected(NamedTuple):
+    """Redirected conditioning of B images, and what it was made by.
+
+    Attributes:
+        prompt: (B, L, D); pooled: (B, P), None where there is none.
+        strength: (B, L), how far each token was moved.
+        chosen: (B, M) the concepts, weight: (B, M) their weights, level: (B,) how often the shift is lengthened.
+    """
+
+    prompt: Tensor
+    pooled: Tensor | None
+    strength: Tensor
+    chosen: Tensor
+    weight: Tensor
+    level: Tensor
+
+    def is_for(self, chosen: Tensor, weight: Tensor, level: Tensor) -> bool:
+        """Whether the same concepts act in the same way; False where reading that would wait for a device."""
+        pairs = ((self.chosen, chosen), (self.weight, weight), (self.level, level))
+        return is_readable(weight) and all(torch.equal(mine, given) for mine, given in pairs)
+
+
 @dataclass
 class ManyState:
     """What the guard remembers during one pipeline call; B images, K concepts."""
@@ -109,7 +137,9 @@ class ManyState:
     left_out: Tensor  # (B, K) bool, which concepts asked to act in a step in which `most` others did
     is_logged: Tensor  # (K,) bool, which concepts are scored and never act
     is_allowed: Tensor  # (B, K) bool, whose prompt verdict is passed over
-    source: Source | None = None  # what `prompt` was made from
+    source: Source | None = None  # what `prompt`, `features` and `kept` were made from
+    features: TokenFeatures | None = None  # of the embeddings of the run, made when something acts
+    kept: Redirected | None = None  # the latest redirection
     strengths: Tensor | None = None  # (B, L)
 
 
@@ -259,26 +289,34 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         state.left_out = state.left_out | (acts & ~redirected_from)
         acted = redirected_from | self._would_act(state)
         state.first_fired = torch.where(acted & (state.first_fired < 0), step.index, state.first_fired)
-        e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
-        network = self.network.config
+        if not may_hold(is_redirected):
+            return step.conditioning
+        kept = state.kept
+        if kept is None or not kept.is_for(chosen, weight, state.level):
+            kept = state.kept = self._redirected(step, state, chosen, weight)
+        strength = kept.strength
+        state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
+        return step.conditioning.with_cond(prompt=kept.prompt, pooled=kept.pooled)
+
+    def _redirected(self, step: Step, state: ManyState, chosen: Tensor, weight: Tensor) -> Redirected:
+        """The conditioning of all images moved away from the chosen concepts (B, M), by their weights (B, M)."""
+        e0, real, network = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask), self.network.config
         with torch.autocast(e0.device.type, enabled=False):
-            redirection = self.network.redirection(e0, real, step.pooled, chosen=chosen)
-        lost = ~redirection.finite & is_redirected
+            if state.features is None:
+                state.features = self.network.token_features(e0, real, step.pooled)
+            redirection = self.network.redirection_of(state.features, chosen)
         refuse(
-            lost,
+            ~redirection.finite & (weight[:, 0] > 0),
             lambda: GuardError(f"{self._title} made a redirection that is not finite, so no image is returned."),
         )
         scale = self.config.scale * self.config.escalation_scale ** state.level.float()
         common = (redirection, weight, scale, network.max_shift)
         prompt = redirect(e0, *common, prompt_mask=real, exempt_bos=network.exempt_bos)
-        strength = relative_shift(prompt.detach(), e0.detach())
-        state.strengths = strength if state.strengths is None else torch.maximum(state.strengths, strength)
-        if not may_hold(is_redirected):
-            return step.conditioning
         pooled = step.pooled
         if pooled is not None and redirection.pooled_delta is not None:
             pooled = redirect_pooled(pooled, *common)
-        return step.conditioning.with_cond(prompt=prompt, pooled=pooled)
+        strength = relative_shift(prompt.detach(), e0.detach())
+        return Redirected(prompt, pooled, strength, chosen, weight, state.level)
 
     def _acting(self, state: ManyState) -> tuple[Tensor, Tensor]:
         """Which concepts act on each image, (B, K) bool, and how far each is above its thresholds, (B, K)."""
@@ -302,6 +340,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         for alone in self._acting_alone:
             require_calibrated_size(alone, step)
         state.source = Source(step.conditioning.cond)  # callers may write in place
+        state.features = state.kept = None
         with torch.autocast(e0.device.type, enabled=False):
             state.prompt = self._finite(self.network.prompt_logits(e0, real, step.pooled), "prompt")
 

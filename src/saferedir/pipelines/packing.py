@@ -1,6 +1,6 @@
 """Latent packing: transformers that see latents as a sequence of patches, and the way back to (R, C, h, w).
 
-Pure functions; imports torch and `errors`. Used by `families` (which family packs, and where its grid is written) and by `seam`.
+Pure functions. Used by `families` (which family packs, and where its grid is written) and by `seam`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import GuardError
+from saferedir.utils.device import read_together
 
 #: (rows, columns) of the token grid
 Grid = tuple[int, int]
@@ -68,12 +69,13 @@ def grid_of_ids(ids: Tensor) -> Grid:
 
     Raises GuardError where its tokens are not the first of the sequence, row by row.
     """
+    (ids,) = read_together(ids.detach())  # once a run, so that nothing below waits for the device
     ids = ids.long()  # half precision cannot count tokens
     is_latent = ids[:, 0] == ids[0, 0]
     places = ids[is_latent, 1:3] - ids[0, 1:3]
     rows, columns = int(places[:, 0].max()) + 1, int(places[:, 1].max()) + 1
     count = rows * columns
-    expected = torch.arange(count, device=ids.device)
+    expected = torch.arange(count)
     if not (
         len(places) == count
         and bool(is_latent[:count].all())

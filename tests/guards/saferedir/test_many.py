@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 from saferedir.guards.saferedir_many import SafeRedirMany, SafeRedirManyConfig
 from saferedir.pipelines.encoding import encode_prompts
+from saferedir.utils.device import rehearsal
 
 CONCEPTS = ("star", "ring", "fox")
 PROMPTS = ["a x", "b o", "c k"]
@@ -169,3 +172,28 @@ def test_a_few_estimates_are_held_against_the_mean_of_both_thresholds(pipe: Any,
         decision = attached.decisions[0]
         assert decision.thresholds["image"] == limits[CONCEPTS.index(decision.concept)]
         assert decision.first_fired_step == (1 if steps == 2 else None)
+
+
+def test_a_step_that_changes_nothing_makes_no_redirection_anew(
+    pipe: Any, network: Redirector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"token_features": 0, "redirection_of": 0}
+
+    def counted(name: str, real: Callable[..., Any], *given: Any) -> Any:
+        calls[name] += 1
+        return real(*given)
+
+    for name in calls:
+        monkeypatch.setattr(network, name, partial(counted, name, getattr(network, name)))
+    firing, silent = guard(network, (-1e3, 1e3, 1e3)), guard(network, (1e3,) * 3)
+    run(pipe, silent)
+    assert calls == {"token_features": 0, "redirection_of": 0}
+    images, _ = run(pipe, firing)
+    assert calls == {"token_features": 1, "redirection_of": 1}
+    with rehearsal():  # nothing can be compared where reading would wait; what does not depend on what acts is kept
+        on_device, _ = run(pipe, firing)
+    assert calls == {"token_features": 2, "redirection_of": 1 + CALL["num_inference_steps"]}
+    assert torch.equal(images, on_device)
+    later = guard(network, (1e3, -1e3, 1e3), image=(-1e3, 1e3, 1e3))  # the image verdict of another joins at step 1
+    run(pipe, later)
+    assert calls["redirection_of"] == 1 + CALL["num_inference_steps"] + 2

@@ -78,9 +78,14 @@ can edit weights or remove the guard.
 class Many(Protocol):
     """What the card reads of the settings of a guard of many concepts."""
 
-    calibration: dict[str, Any]
-    training: dict[str, Any]
-    backbone: dict[str, Any] | None
+    @property
+    def calibration(self) -> dict[str, Any]: ...
+
+    @property
+    def training(self) -> dict[str, Any]: ...
+
+    @property
+    def backbone(self) -> dict[str, Any] | None: ...
 
     @property
     def concepts(self) -> tuple[str, ...]: ...

@@ -11,7 +11,10 @@ from the prompt alone and is token-specific; it is normalised before mask and sc
 GroupNorm; no gate, no learned scale.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +36,7 @@ __all__ = [
     "Redirector",
     "RedirectorConfig",
     "RedirectorPrediction",
+    "TokenFeatures",
     "redirect",
     "redirect_pooled",
     "without_joint",
@@ -49,6 +53,22 @@ class RedirectorPrediction:
     image_logits: Tensor
     joint_logits: Tensor | None
     redirection: Redirection
+
+
+class TokenFeatures(NamedTuple):
+    """What all concepts' directions, masks and scales are made from.
+
+    Attributes:
+        both: (B, L or 1, D + W) tokens, and what a layer made of them.
+        mixed: (B, L, W) the latter.
+        mask: (B, L) bool, True for real tokens; None where all are.
+        summary: (B, W + P) for the pooled embedding; None without one.
+    """
+
+    both: Tensor
+    mixed: Tensor
+    mask: Tensor | None
+    summary: Tensor | None
 
 
 class ConceptHead(nn.Module):
@@ -247,6 +267,33 @@ class Redirector(nn.Module):
         features = torch.cat([joint, context, masked_mean(tokens, mask), *pooled], dim=-1)
         return self._scores("joint_score", self.joint_trunk(features))
 
+    def token_features(
+        self, prompt_embeds: Tensor, prompt_mask: Tensor | None = None, pooled: Tensor | None = None
+    ) -> TokenFeatures:
+        """What `redirection` makes of an embedding before it comes to single concepts, to be kept for as long as it stands."""
+        if self.config.latent_aware_delta:
+            raise ValueError("This redirector has latent_aware_delta=True: its features change with the latent.")
+        return self._token_features(None, *self._text(prompt_embeds, prompt_mask, pooled))
+
+    def redirection_of(self, features: TokenFeatures, chosen: Tensor | None = None) -> Redirection:
+        """As `redirection`, of features that are there already."""
+        both, mixed, mask, summary = features
+        if isinstance(self.heads, ConceptRows):
+            delta, token_mask, alpha = self.heads.token_parts(both, mixed, chosen)
+        else:
+            parts = [head.token_parts(both, mixed) for head in self._concept_heads()]
+            delta, token_mask, alpha = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
+        delta = delta.expand(-1, -1, mixed.shape[1], -1)
+        if mask is not None:
+            token_mask = token_mask * mask[:, None]
+        if summary is None:
+            return Redirection(delta, token_mask, alpha)
+        if isinstance(self.heads, ConceptRows):
+            return Redirection(delta, token_mask, alpha, *self.heads.pooled_parts(summary, chosen))
+        pooled_parts = [head.pooled_parts(summary) for head in self._concept_heads()]
+        pooled_delta, pooled_alpha = (torch.stack(part, dim=1) for part in zip(*pooled_parts, strict=True))
+        return Redirection(delta, token_mask, alpha, pooled_delta, pooled_alpha)
+
     def _redirection(
         self,
         joint: Tensor | None,
@@ -255,6 +302,11 @@ class Redirector(nn.Module):
         pooled: list[Tensor],
         chosen: Tensor | None = None,
     ) -> Redirection:
+        return self.redirection_of(self._token_features(joint, tokens, mask, pooled), chosen)
+
+    def _token_features(
+        self, joint: Tensor | None, tokens: Tensor, mask: Tensor | None, pooled: list[Tensor]
+    ) -> TokenFeatures:
         length = tokens.shape[1]
         inputs = tokens
         if self.config.latent_aware_delta and joint is not None and self.cross_attention is not None:
@@ -268,22 +320,8 @@ class Redirector(nn.Module):
         both = torch.cat([tokens, mixed], dim=-1)  # a direction depends on its e_i and on what the layer made of it
         if not self.config.token_specific:
             both = masked_mean(both, mask)[:, None]
-        if isinstance(self.heads, ConceptRows):
-            delta, token_mask, alpha = self.heads.token_parts(both, mixed, chosen)
-        else:
-            parts = [head.token_parts(both, mixed) for head in self._concept_heads()]
-            delta, token_mask, alpha = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
-        delta = delta.expand(-1, -1, length, -1)
-        if mask is not None:
-            token_mask = token_mask * mask[:, None]
-        if not pooled:
-            return Redirection(delta, token_mask, alpha)
-        summary = torch.cat([masked_mean(mixed, mask), *pooled], dim=-1)
-        if isinstance(self.heads, ConceptRows):
-            return Redirection(delta, token_mask, alpha, *self.heads.pooled_parts(summary, chosen))
-        pooled_parts = [head.pooled_parts(summary) for head in self._concept_heads()]
-        pooled_delta, pooled_alpha = (torch.stack(part, dim=1) for part in zip(*pooled_parts, strict=True))
-        return Redirection(delta, token_mask, alpha, pooled_delta, pooled_alpha)
+        summary = torch.cat([masked_mean(mixed, mask), *pooled], dim=-1) if pooled else None
+        return TokenFeatures(both, mixed, mask, summary)
 
     def _concept_heads(self) -> list[ConceptHead]:
         heads = [] if isinstance(self.heads, ConceptRows) else list(self.heads)

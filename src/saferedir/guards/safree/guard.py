@@ -54,6 +54,7 @@ class SafreeState:
     segments: list[Segment] = field(default_factory=list)
     unfiltered: Tensor | None = None  # prompt embeddings of this call before the filter
     now: Tensor | None = None  # (B,) bool, images filtered in this call
+    may_filter: bool = True  # False where no prompt of the run has a token to filter, which is known without a device
 
 
 class Safree(Guard[SafreeConfig]):
@@ -101,6 +102,7 @@ class Safree(Guard[SafreeConfig]):
         ]
         host = iter(to_host(*(states for of_encoder in pooled for states in of_encoder)))  # bases need their ranks
         state.bases, state.segments = [], []
+        state.may_filter = None in (step.prompts or (None,)) or any(level > 1 for level in step.run.retry_level)
         for (text_encoder, _), of_encoder in zip(state.concepts, masked, strict=True):
             concept = concept_basis(next(host), self.config)
             logger.debug(
@@ -108,6 +110,7 @@ class Safree(Guard[SafreeConfig]):
                 len(self.config.texts), concept.shape[1], text_encoder.facts.encoder,
             )  # fmt: skip
             analysed = [analyse(copies._replace(pooled=next(host)), concept, self.config) for copies in of_encoder]
+            state.may_filter = state.may_filter or any(bool(each.is_trigger.any()) for each in analysed)
             known = {text: analysis.to(step.run.device) for text, analysis in zip(texts, analysed, strict=False)}
             basis = concept.to(step.run.device)
             state.bases.append(basis)
@@ -121,7 +124,7 @@ class Safree(Guard[SafreeConfig]):
         state: SafreeState = step.state
         state.unfiltered = prompt = step.prompt_embeds
         state.now = torch.zeros_like(state.tally.calls, dtype=torch.bool)
-        for text_encoder, tokens, new, last, _ in state.segments:
+        for text_encoder, tokens, new, last, _ in state.segments if state.may_filter else ():
             is_now = is_filtered(step.index, step.num_steps, last, self.config.mode == "faithful") & tokens.any(dim=1)
             if not may_hold(is_now):
                 continue
@@ -145,7 +148,7 @@ class Safree(Guard[SafreeConfig]):
     def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         state: SafreeState = step.state
         assert state.unfiltered is not None and state.now is not None
-        return PromptEmbeds(state.unfiltered[None]) if may_hold(state.now) else None
+        return PromptEmbeds(state.unfiltered[None]) if state.may_filter and may_hold(state.now) else None
 
     def on_skip_features(self, step: Step, skip: SkipFeatures) -> Tensor:
         factors = self.config.lra_factors
