@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def measure(guard: SafeRedirMany, texts: list[str], steps: int, work: Path, prog
     first = kept("bare", bare)
     of_concepts = {}
     for name in progress.track(names, description="concepts"):
-        of_concepts[name] = kept(name, lambda name=name: concept(name, first["acted"][name]))
+        of_concepts[name] = kept(name, partial(concept, name, first["acted"][name]))
     return {**first, "concepts": of_concepts}
 
 

@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=60, help="alternating runs of each kind")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images at once")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--against", type=Path, help="another checkout, whose seam takes turns with this one's")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -205,16 +207,17 @@ def main() -> None:
     if arguments.against:
         rows = against(arguments.against, arguments.pairs, arguments.steps)
     else:
-        rows = compare_with_bare(arguments.pairs, arguments.steps)
+        rows = compare_with_bare(arguments.pairs, arguments.steps, arguments.batches)
     if arguments.out:
         record = {"made_by": f"saferedir {library_version()}", "steps": arguments.steps, "rows": rows}
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def compare_with_bare(pairs: int, steps: int) -> list[dict[str, Any]]:
+def compare_with_bare(pairs: int, steps: int, batches: Sequence[int]) -> list[dict[str, Any]]:
     pipe, config, rows = load(), GuardConfig(concept="nothing"), []
     for guard in (Idle(config), ReadOnly(config)):
-        for prompts in (PROMPTS[:1], PROMPTS * 4):
+        for batch in batches:
+            prompts = (PROMPTS * batch)[:batch]
             row = compare(pipe, guard, pairs, prompts, steps, seed=0)
             if not row["bit_identical"]:
                 raise SystemExit(f"{guard.method} changed the image")
