@@ -71,7 +71,8 @@ def _print_record(result: dict[str, Any]) -> None:
         errors.print("[bold red]error:[/] the audit has no record of this file.")
     else:
         if result["as_it_left"]:
-            console.print(f"record: {record['image_id']}, {record['time']}, {record['action']}", highlight=False)
+            facts = ", ".join(record[name] for name in ("image_id", "time", "action"))
+            console.print(f"record: {facts}", soft_wrap=True, highlight=False)
             console.print("file: as it left the service", highlight=False)
         elif result["record_by"] == "watermark":
             console.print(
