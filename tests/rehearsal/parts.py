@@ -15,9 +15,11 @@ import diffusers
 import torch
 import transformers
 from benchmarks.flops import Part
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import CLIPTokenizer, T5Tokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from saferedir.pipelines.precision import has_fast_bf16
 
@@ -136,3 +138,52 @@ def piece_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(
         vocab=pieces + [(letter, -3.0) for letter in string.ascii_lowercase], extra_ids=0, model_max_length=2048
     )
+
+
+#: how Qwen's tokenizers cut a text into words, before they look these up
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+#: those from 151643 on, in their published order
+QWEN_SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def chat_tokenizer(
+    *instructions: str, size: int = 151643, special: tuple[str, ...] = QWEN_SPECIAL, side: str = "right"
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of conversations: a word of the pipeline's own `instructions` is one token, others are spelt in bytes.
+
+    `size`: of the vocabulary before the `special` tokens, as published; the first of them pads.
+    """
+    words = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    known = {
+        piece
+        for text in (*instructions, "\n", "user\n", "system\n", "assistant\n")
+        for piece, _ in words.pre_tokenize_str(text)
+    }
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *sorted(known)]
+    pieces = list(dict.fromkeys(pieces))
+    vocabulary = {piece: n for n, piece in enumerate([*pieces, *(f"unused{n}" for n in range(size - len(pieces)))])}
+    tokenizer = Tokenizer(tokenizer_models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = words
+    tokenizer.add_special_tokens(list(special))
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=special[0], padding_side=side, model_max_length=4096
+    )
+    made.chat_template = CHAT_TEMPLATE
+    return made

@@ -87,7 +87,8 @@ def generate(pipe: Any, call: Mapping[str, Any], prompt: Any = "a star", **chang
     """Two steps; (latents or images, or what `protect` gives)."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), affordable_halves():
-        return pipe(prompt, **{"num_inference_steps": STEPS, "generator": generator, **call, **changes})
+        given = {"prompt": prompt, "num_inference_steps": STEPS, "generator": generator, **call, **changes}
+        return pipe(**given)  # the first argument is an image, at times
 
 
 def values(output: Any) -> Tensor:
@@ -155,7 +156,8 @@ def walk(model: Model, work: Path, log: Log) -> None:
         log.note(full=list(full.shape))
     if model.duo:
         _duo(pipe, model, work, log)
-    _negation(pipe, model, work, log)
+    if model.negation:
+        _negation(pipe, model, work, log)
     log.note(disk_bytes=disk(work))
     del pipe
     _second_processes(model, folder, guard_folder, log)
@@ -181,9 +183,10 @@ def _train(pipe: Any, model: Model, out: Path, log: Log) -> None:
     from saferedir.training.saferedir.train_config import TrainConfig
 
     rows = [Pair(*pair) for pair in PAIRS] + [Pair(None, "a house"), Pair(None, "a tree"), Pair(None, "a dog")]
+    guidance = {key: value for key, value in model.call.items() if key == "guidance_scale"}  # no argument of `call`
     config = TrainConfig(
         steps=2, batch=4, rollouts=2, held_out_rollouts=2, rollout_steps=STEPS, rollout_batch=2, held_out=0.5,
-        evaluate_every=2, call=dict(model.call),
+        evaluate_every=2, call={key: value for key, value in model.call.items() if key not in guidance}, **guidance,
     )  # fmt: skip
     with log.stage("train saferedir"), affordable_halves(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

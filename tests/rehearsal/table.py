@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.rehearsal.models import MODELS, WHOLE, Model
+from tests.rehearsal.models import MODELS, NOT_REHEARSED, WHOLE, Model
 
 ROOT = Path(__file__).parents[2]
 NAMES = (*MODELS, "whole")
@@ -28,8 +28,9 @@ every embedding table, projection and head** of the published checkpoint, random
 blocks walks the whole road of a user: save, load in bfloat16 and float16, `pairs build`, `train saferedir` (2 + 2 roll-outs of
 2 steps, 2 optimiser steps, 29 prompts), the guard's folder, other processes that load it, `attach` (a guard that never fires
 leaves the latents bit-identical, one that fires changes them) and `protect`, two steps at the published size, DUO pairs and
-two training steps where DUO can be trained, `negation build` of three images and its guard, two cells of a bench. Networks
-are random: this shows that every stage runs at real shapes and what it takes, and nothing about how well a guard works.
+two training steps where DUO can be trained, `negation build` of three images and its guard where images can be put among
+the latents, two cells of a bench. Networks are random: this shows that every stage runs at real shapes and what it takes,
+and nothing about how well a guard works.
 
 Seconds are CPU seconds of one thread without bfloat16 instructions; there, products of half-precision tensors are
 computed in float32 and rounded, as such instructions do. Memory is the highest resident size of the process in that stage.
@@ -63,6 +64,7 @@ def page(results: Mapping[str, Any]) -> str:
     parts = [HEAD, "## By model", "", *_table(_COLUMNS, rows)]
     if missing:
         parts += ["", f"Not walked yet: {', '.join(missing)}."]
+    parts += ["", "Families without a row:", "", *(f"- {family}: {why}." for family, why in NOT_REHEARSED.items())]
     parts += ["", "## By stage", "", "CPU seconds / highest memory in GB.", "", *_stage_table(results)]
     if "whole" in results:
         parts += ["", *_whole(results["whole"])]

@@ -74,7 +74,7 @@ def build(
     texts = None if prompts is None else _read_prompts(prompts)
     from saferedir.guards.negation.build import build_negation_set, image_sources, prompt_sources
     from saferedir.pipelines.families import family_of
-    from saferedir.pipelines.latents import default_size, encodes_videos, vae_of
+    from saferedir.pipelines.latents import default_size, has_frames, vae_of
 
     pipe = load_model(model, device=device, variant=variant, revision=revision)
     size = (height, width) if height and width else default_size(pipe)
@@ -104,7 +104,7 @@ def build(
     with progress_bar().task("encoding", total) as advance:
         report = build_negation_set(vae_of(pipe), sources, out, facts=facts, batch=batch, advance=advance)
     _show_report(report, left_out)
-    if encodes_videos(vae_of(pipe)):
+    if has_frames(vae_of(pipe)):
         errors.print(
             "This set holds single images: it guards this model's images (num_frames=1) and refuses its videos.",
             soft_wrap=True,

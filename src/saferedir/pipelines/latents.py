@@ -68,6 +68,11 @@ def encodes_videos(vae: Any) -> bool:
     return "CausalConv3d" in type(getattr(vae.encoder, "conv_in", None)).__name__ or "Wan" in type(vae).__name__
 
 
+def has_frames(vae: Any) -> bool:
+    """Whether the sampler's latents have the VAE's axis of frames; Qwen-Image's VAE of videos is given images one by one."""
+    return encodes_videos(vae) and "QwenImage" not in type(vae).__name__
+
+
 def is_patched(vae: Any) -> bool:
     """Whether the sampler's latents are 2x2 patches of what the VAE encodes to, normalised channel by channel (FLUX.2)."""
     return hasattr(vae, "bn")
@@ -108,6 +113,7 @@ def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
             f"{type(vae).__name__} encodes to {type(encoded).__name__}, which has neither latent_dist nor latent; "
             "supported: AutoencoderKL, AutoencoderDC, AutoencoderKLWan."
         )
+    z = z[:, :, 0] if z.ndim == 5 and not has_frames(vae) else z
     shift, scale = (torch.tensor(v, device=device).view(1, -1, *(1,) * (z.ndim - 2)) for v in latent_constants(vae))
     return ((z - shift) * scale).cpu()
 
@@ -123,12 +129,15 @@ def decode_latents(pipe: Any, latents: Tensor) -> Tensor:
         raise UnsupportedPipelineError(f"a {type(vae).__name__} is decoded by its pipeline only.")
     if isinstance(vae, PixelSpace):
         return (latents / 2 + 0.5).clamp(0, 1)
-    if encodes_videos(vae):
+    if has_frames(vae):
         raise UnsupportedPipelineError(f"a {type(vae).__name__} decodes videos; only images can be decoded here.")
     shift, scale = (
         torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in latent_constants(vae)
     )
-    pixels: Tensor = vae.decode((latents / scale + shift).to(vae.dtype), return_dict=False)[0]
+    z = (latents / scale + shift).to(vae.dtype)
+    if encodes_videos(vae):
+        return (vae.decode(z[:, :, None], return_dict=False)[0][:, :, 0].float() / 2 + 0.5).clamp(0, 1)
+    pixels: Tensor = vae.decode(z, return_dict=False)[0]
     return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
 

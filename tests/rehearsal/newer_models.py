@@ -1,0 +1,182 @@
+"""Published pipelines of the newer families, as models.py has the others: every width is the published one, depth is cut.
+
+Imports parts.py and benchmarks.flops. Configurations that are not in benchmarks/flops.py come from the defaults of the installed
+diffusers' classes, which are the published ones where nothing else is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+from benchmarks.flops import BACKBONES, QWEN_3_4B, QWEN_25_7B, Part
+from tests.rehearsal.parts import chat_tokenizer, make, piece_tokenizer
+
+_PUBLISHED = {backbone.name: backbone for backbone in BACKBONES}
+_FLOW = diffusers.FlowMatchEulerDiscreteScheduler
+LLM_CUT = {"num_hidden_layers": 2, "max_position_embeddings": 4096}
+FLUX_SCALES = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
+
+
+def _flux_vae() -> Any:
+    return make(_PUBLISHED["FLUX.1-dev"].vae, FLUX_SCALES)
+
+
+def _t5_xxl() -> Any:
+    return make(_PUBLISHED["FLUX.1-dev"].encoders[1], {"num_layers": 1})
+
+
+def z_image() -> Any:
+    return diffusers.ZImagePipeline(
+        transformer=make(_PUBLISHED["Z-Image-Turbo"].denoiser, {"n_layers": 1, "n_refiner_layers": 1}),
+        scheduler=_FLOW(shift=3.0),
+        vae=_flux_vae(),
+        text_encoder=make(Part("Qwen3Model", QWEN_3_4B, 0, {}), LLM_CUT),
+        tokenizer=chat_tokenizer(),
+    )
+
+
+#: Qwen2.5-VL 7B: beside the language model a tower for images, which a prompt alone does not use
+QWEN_25_VL = {
+    "text_config": {**QWEN_25_7B, **LLM_CUT},
+    "vision_config": {"depth": 1, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584},
+}  # fmt: skip
+
+
+def qwen_image() -> Any:
+    pipe = diffusers.QwenImagePipeline(
+        transformer=make(_PUBLISHED["Qwen-Image"].denoiser, {"num_layers": 1}),
+        scheduler=_FLOW(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        vae=make(_PUBLISHED["Qwen-Image"].vae),
+        text_encoder=make(Part("Qwen2_5_VLForConditionalGeneration", QWEN_25_VL, 0, {})),
+        tokenizer=None,
+    )
+    pipe.register_modules(tokenizer=chat_tokenizer(pipe.prompt_template_encode))
+    return pipe
+
+
+def klein() -> Any:
+    return diffusers.Flux2KleinPipeline(
+        transformer=make(_PUBLISHED["FLUX.2-klein-4B"].denoiser, {"num_layers": 1, "num_single_layers": 1}),
+        scheduler=_FLOW(use_dynamic_shifting=True),
+        vae=make(_PUBLISHED["FLUX.2-klein-4B"].vae),
+        text_encoder=make(Part("Qwen3ForCausalLM", QWEN_3_4B, 0, {}), LLM_CUT),
+        tokenizer=chat_tokenizer(),
+        is_distilled=True,
+    )
+
+
+def chroma() -> Any:
+    return diffusers.ChromaPipeline(
+        transformer=make(Part("ChromaTransformer2DModel", {}, 0, {}), {"num_layers": 1, "num_single_layers": 1}),
+        scheduler=_FLOW(use_beta_sigmas=True),
+        vae=_flux_vae(),
+        text_encoder=_t5_xxl(),
+        tokenizer=piece_tokenizer(),
+    )
+
+
+def ovis_image() -> Any:
+    pipe = diffusers.OvisImagePipeline(
+        transformer=make(Part("OvisImageTransformer2DModel", {}, 0, {}), {"num_layers": 1, "num_single_layers": 1}),
+        scheduler=_FLOW(use_dynamic_shifting=True),
+        vae=_flux_vae(),
+        text_encoder=make(Part("Qwen3Model", QWEN_3_17B, 0, {}), LLM_CUT),
+        tokenizer=None,
+    )
+    pipe.register_modules(tokenizer=chat_tokenizer(pipe.system_prompt))
+    return pipe
+
+
+#: the language model of Ovis2.5-2B
+QWEN_3_17B = {
+    **QWEN_3_4B, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
+}  # fmt: skip
+#: the autoencoder of CogView3-Plus and of CogView4
+COGVIEW_VAE = {
+    "latent_channels": 16, "block_out_channels": (128, 512, 1024, 1024), "layers_per_block": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "use_quant_conv": False, "use_post_quant_conv": False, "mid_block_add_attention": False,
+}  # fmt: skip
+#: 6.3 billion parameters, where the class's defaults make 2.8
+COGVIEW_4 = {"num_attention_heads": 32, "attention_head_dim": 128, "num_layers": 28}
+#: GLM-4 9B
+GLM_4_9B = {
+    "vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40,
+    "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "attention_bias": True, "pad_token_id": 151329,
+}  # fmt: skip
+
+
+def cogview4() -> Any:
+    return diffusers.CogView4Pipeline(
+        transformer=make(Part("CogView4Transformer2DModel", COGVIEW_4, 0, {}), {"num_layers": 1}),
+        scheduler=_FLOW(base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"),
+        vae=make(Part("AutoencoderKL", COGVIEW_VAE, 0, {}), {"scaling_factor": 1.0}),
+        text_encoder=make(Part("GlmModel", GLM_4_9B, 0, {}), LLM_CUT),
+        tokenizer=chat_tokenizer(size=151329, special=("<|endoftext|>",), side="left"),
+    )
+
+
+def cogview3() -> Any:
+    return diffusers.CogView3PlusPipeline(
+        transformer=make(Part("CogView3PlusTransformer2DModel", {}, 0, {}), {"num_layers": 2}),
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+            snr_shift_scale=4.0,
+        ),
+        vae=make(Part("AutoencoderKL", COGVIEW_VAE, 0, {}), {"scaling_factor": 0.18215}),
+        text_encoder=_t5_xxl(),
+        tokenizer=piece_tokenizer(),
+    )
+
+
+#: Qwen3-VL, its language model and its tower for images
+def _qwen3_vl(text: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "text_config": {**text, **LLM_CUT},
+        "vision_config": {"depth": 1, "out_hidden_size": text["hidden_size"], "deepstack_visual_indexes": []},
+    }  # fmt: skip
+
+
+def krea2() -> Any:
+    cut = {"num_layers": 1, "num_layerwise_text_blocks": 1, "num_refiner_text_blocks": 1}
+    pipe = diffusers.Krea2Pipeline(
+        transformer=make(Part("Krea2Transformer2DModel", {}, 0, {}), cut),
+        scheduler=_FLOW(use_dynamic_shifting=True),
+        vae=make(_PUBLISHED["Qwen-Image"].vae),
+        text_encoder=make(Part("Qwen3VLModel", _qwen3_vl(QWEN_3_4B), 0, {})),
+        tokenizer=None,
+        text_encoder_select_layers=(0, 1, 2) * 4,
+    )
+    texts = (pipe.prompt_template_encode_prefix, pipe.prompt_template_encode_suffix)
+    pipe.register_modules(tokenizer=chat_tokenizer(*texts))
+    return pipe
+
+
+#: kandinsky-community/kandinsky-3: the encoder of FLAN-UL2, 8.7 billion parameters
+FLAN_UL2 = {
+    "vocab_size": 32128, "d_model": 4096, "d_ff": 16384, "d_kv": 256, "num_heads": 16, "feed_forward_proj": "gated-silu",
+}  # fmt: skip
+#: MoVQGAN, 271 million
+MOVQ = {
+    "latent_channels": 4, "block_out_channels": (256, 512, 512, 1024), "layers_per_block": 2, "num_vq_embeddings": 16384,
+    "vq_embed_dim": 4, "norm_type": "spatial", "scaling_factor": 1.0,
+    "down_block_types": (*("DownEncoderBlock2D",) * 3, "AttnDownEncoderBlock2D"),
+    "up_block_types": ("AttnUpDecoderBlock2D", *("UpDecoderBlock2D",) * 3),
+}  # fmt: skip
+
+
+def kandinsky3() -> Any:
+    levels = {"block_out_channels": (384, 3072), "layers_per_block": 2}
+    return diffusers.Kandinsky3Pipeline(
+        tokenizer=piece_tokenizer(),
+        text_encoder=make(Part("T5EncoderModel", FLAN_UL2, 0, {}), {"num_layers": 1}),
+        unet=make(Part("Kandinsky3UNet", {}, 0, {}), levels),
+        scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False),
+        movq=make(Part("VQModel", MOVQ, 0, {})),
+    )
