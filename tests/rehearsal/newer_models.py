@@ -109,6 +109,9 @@ GLM_4_9B = {
     "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "attention_bias": True, "pad_token_id": 151329,
 }  # fmt: skip
 
+#: those from 151329 on; a text begins with two of them, so that an empty one is not of no tokens
+GLM_SPECIAL = ("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>")
+
 
 def cogview4() -> Any:
     return diffusers.CogView4Pipeline(
@@ -116,7 +119,7 @@ def cogview4() -> Any:
         scheduler=_FLOW(base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"),
         vae=make(Part("AutoencoderKL", COGVIEW_VAE, 0, {}), {"scaling_factor": 1.0}),
         text_encoder=make(Part("GlmModel", GLM_4_9B, 0, {}), LLM_CUT),
-        tokenizer=chat_tokenizer(size=151329, special=("<|endoftext|>",), side="left"),
+        tokenizer=chat_tokenizer(size=151329, special=GLM_SPECIAL, side="left", begin=("[gMASK]", "<sop>")),
     )
 
 

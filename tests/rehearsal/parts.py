@@ -15,7 +15,7 @@ import diffusers
 import torch
 import transformers
 from benchmarks.flops import Part
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -159,11 +159,16 @@ CHAT_TEMPLATE = (
 
 
 def chat_tokenizer(
-    *instructions: str, size: int = 151643, special: tuple[str, ...] = QWEN_SPECIAL, side: str = "right"
+    *instructions: str,
+    size: int = 151643,
+    special: tuple[str, ...] = QWEN_SPECIAL,
+    side: str = "right",
+    begin: tuple[str, ...] = (),
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of conversations: a word of the pipeline's own `instructions` is one token, others are spelt in bytes.
 
-    `size`: of the vocabulary before the `special` tokens, as published; the first of them pads.
+    `size`: of the vocabulary before the `special` tokens, as published; the first of them pads. `begin`: those of them that
+    every text begins with.
     """
     words = pre_tokenizers.Sequence(
         [
@@ -182,6 +187,10 @@ def chat_tokenizer(
     tokenizer = Tokenizer(tokenizer_models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = words
     tokenizer.add_special_tokens(list(special))
+    if begin:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{' '.join(begin)} $A", special_tokens=[(token, tokenizer.token_to_id(token)) for token in begin]
+        )
     made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=special[0], padding_side=side, model_max_length=4096
     )

@@ -14,7 +14,7 @@ import diffusers
 import pytest
 import torch
 from benchmarks import flops
-from tests.rehearsal import models, table
+from tests.rehearsal import models, newer_models, table
 from tests.rehearsal.parts import WideProducts, chat_tokenizer, make
 from torch import nn
 
@@ -111,6 +111,11 @@ def test_a_conversation_has_the_marks_of_the_published_one_and_words_of_its_own_
         151655,
     ]
     assert len(tokenizer("Describe the image")["input_ids"]) == 3 and len(tokenizer("a star")["input_ids"]) == 6
+
+
+def test_an_empty_text_of_cogview4_has_tokens() -> None:
+    tokenizer = chat_tokenizer(size=151329, special=newer_models.GLM_SPECIAL, begin=("[gMASK]", "<sop>"))
+    assert tokenizer("")["input_ids"] == [151331, 151333]
 
 
 def test_the_page_is_that_of_the_results() -> None:
