@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ import saferedir as sr
 from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.guards.saferedir import SafeRedir
+from saferedir.guards.saferedir.assessment import image_threshold
 from saferedir.guards.storage import find_guard
 from saferedir.pictoworld.edit_recipe import edit_rows, esd_settings, uce_settings
 from saferedir.pictoworld.evaluation import (
@@ -196,6 +198,7 @@ class Run:
             bare = self._bare[key] = self.images(setting, [prompt.text for prompt in retain], [], steps)
         return {
             "n": n,
+            **({} if (limit := threshold_of(task, method, steps)) is None else {"image_threshold": limit}),
             "concept": concept_rate(judged, task).to_dict(),
             "second judge": concept_rate(self.template.judge(shown[: self.second]), task).to_dict(),
             "broken": rate_of(judged.is_broken).to_dict(),
@@ -217,6 +220,26 @@ def write_sheet(run: Run, task: Task, setting: Setting, out: Path, asks: int = 5
     sheet = method_sheet(rows, texts, f"{task.name}: {setting.name}", asks)
     with replacing(out / SHEET) as temporary:
         sheet.save(temporary, format="PNG")
+
+
+@cache
+def thresholds(name: str) -> tuple[float, float | None]:
+    """Of the packaged SafeRedir guard of a task: the image verdict's, and the last estimate's."""
+    config = SafeRedir.from_pretrained(f"pictoworld/{name}").config
+    return config.image_threshold, config.last_threshold
+
+
+def threshold_of(task: Task, method: str, steps: int) -> float | None:
+    """From which score SafeRedir's image verdict acts in so many steps; None for other methods."""
+    return image_threshold(*thresholds(task.name), steps) if method in VARIANTS else None
+
+
+def kept_cell(path: Path, task: Task, method: str, steps: int) -> dict[str, Any] | None:
+    """A cell that was measured under today's threshold; None where there is none."""
+    if not path.is_file():
+        return None
+    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return measured if measured.get("image_threshold") == threshold_of(task, method, steps) else None
 
 
 def digest_of(task: str, lora: str | None, second: int) -> str:
@@ -261,30 +284,32 @@ def left_by_image_verdict(rows: dict[str, dict[str, dict[str, Any]]]) -> Iterato
 
 
 def beyond_the_bars(results: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> Iterator[str]:
-    """A list of SafeRedir's cells that miss a bar."""
-    cells, missed = 0, []
-    for task, settings in results.items():
-        for setting, rows in settings.items():
-            for steps, measured in rows.get("saferedir", {}).items():
-                cells += 1
-                concept, same = measured["concept"], measured["identical"]
-                if concept["rate"] > MOST_CONCEPT or same["rate"] < LEAST_IDENTICAL:
-                    bare = rows["none"][steps]
-                    missed.append(
-                        f"- {task}, {setting}, {steps} steps: concept {cell(concept)}, identical {cell(same)}; without a guard "
-                        f"{cell(bare['concept'])} show the concept and {cell(bare['broken'])} are broken."
-                    )
-    all_but = ", and not in:" if missed else "."
-    yield (
-        f"SafeRedir leaves the concept in at most {MOST_CONCEPT:g} of the images, and at least {LEAST_IDENTICAL:g} of the others "
-        f"bit for bit, in {cells - len(missed)} of {cells} cells{all_but}"
-    )
-    yield from ("", *missed, "") if missed else ("",)
+    """For each of SafeRedir's rows in how many cells both bars are met, and a list of the others."""
+    for method in VARIANTS:
+        count, missed = 0, []
+        for task, settings in results.items():
+            for setting, rows in settings.items():
+                for steps, measured in rows.get(method, {}).items():
+                    count += 1
+                    concept, same, bare = measured["concept"], measured["identical"], rows["none"][steps]["concept"]
+                    if concept["rate"] > MOST_CONCEPT or same["rate"] < LEAST_IDENTICAL:
+                        missed.append(
+                            f"    - {task}, {setting}, {steps} step{'s' * (steps != '1')}: concept {cell(concept)} of "
+                            f"{cell(bare)}, identical {cell(same)}"
+                        )
+        if count:
+            yield f"- **{method}**: {count - len(missed)} of {count} cells{', and not:' if missed else '.'}"
+            yield from missed
 
 
 def markdown(results: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
     """The page's tables: results[task][setting][method][steps]."""
-    lines = [*beyond_the_bars(results)]
+    lines = [
+        f"Concept in at most {MOST_CONCEPT:g} of the images, and at least {LEAST_IDENTICAL:g} of the others bit for bit:",
+        "",
+        *beyond_the_bars(results),
+        "",
+    ]
     for task, settings in results.items():
         for setting, rows in settings.items():
             lines += [f"## {task}: {setting}", "", "Concept:", "", *table(rows, "concept"), ""]
@@ -337,7 +362,7 @@ def main() -> None:
             progress.update(bar, description=f"{name}: {setting.name}, {steps} steps, {method}")
             words = [name, *setting[:2], f"{setting.guidance:g}", str(steps), method, str(n), digests[name]]
             path = arguments.work / ("-".join(words).replace(", ", "+").replace(" ", "_") + ".json")
-            if not path.exists() and not arguments.only_page:
+            if not arguments.only_page and kept_cell(path, TASKS[name], method, steps) is None:
                 with torch.no_grad():
                     measured = run.cell(TASKS[name], setting, steps, method, n)
                 with replacing(path) as temporary:
@@ -346,9 +371,9 @@ def main() -> None:
     for name, setting, method, steps, n in plan:
         words = [name, *setting[:2], f"{setting.guidance:g}", str(steps), method, str(n), digests[name]]
         path = arguments.work / ("-".join(words).replace(", ", "+").replace(" ", "_") + ".json")
-        if path.exists():
+        if (measured := kept_cell(path, TASKS[name], method, steps)) is not None:
             rows = results.setdefault(name, {}).setdefault(setting.name, {}).setdefault(method, {})
-            rows[str(steps)] = json.loads(path.read_text(encoding="utf-8"))
+            rows[str(steps)] = measured
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.sheet:
         with torch.no_grad():

@@ -243,9 +243,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         rows, count, device = run.batch_size, len(self.config.concepts), run.device
         config = self.config
         last = config.last_thresholds or config.image_thresholds
-        image = tuple(
-            image_threshold(*both, run.num_evaluations) for both in zip(config.image_thresholds, last, strict=True)
-        )
+        image = tuple(image_threshold(*both, run.num_steps) for both in zip(config.image_thresholds, last, strict=True))
         limits = torch.tensor([config.prompt_thresholds, image, last], device=device)
 
         def flags(of_concepts: Iterable[bool]) -> Tensor:

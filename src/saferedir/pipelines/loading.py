@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from saferedir.errors import GuardConfigError, GuardNotFoundError
-from saferedir.pipelines.schedules import scheduler_kind
+from saferedir.errors import GuardConfigError, GuardNotFoundError, UnsupportedPipelineError
+from saferedir.pipelines.schedules import SCHEDULER_KINDS, prediction_type, scheduler_kind
 from saferedir.utils.names import unknown_name_message
 from saferedir.utils.packaged import list_packaged_models, packaged_lora_path, packaged_model_path
 from saferedir.utils.places import hub_id, missing_folder
@@ -74,7 +74,7 @@ def load_pipeline(
         The diffusers pipeline, of the class that its own files name.
 
     Raises:
-        GuardConfigError: a dtype or scheduler that is none, a scheduler for another kind of model (flow matching or noise), or
+        GuardConfigError: a dtype or scheduler that is none, a scheduler for another kind of model (flow matching, EDM, …), or
             `config` for a model that is not one file.
         GuardNotFoundError: nothing of that name, or no safetensors weights of that variant in it.
 
@@ -86,6 +86,7 @@ def load_pipeline(
     from diffusers import DiffusionPipeline
 
     dtype = _dtype(dtype)
+    sampler = None if scheduler is None else _scheduler_class(scheduler)
     file = Path(name).expanduser()
     if file.suffix.lower() in SINGLE_FILES:
         given = [label for label, value in (("variant", variant), ("revision", revision)) if value is not None]
@@ -94,7 +95,7 @@ def load_pipeline(
                 f"{given[0]} is for a folder or a hub id, and {file.name} is one file; leave it out."
             )
         pipe = _from_single_file(file, dtype, config)
-        return _finished(pipe, loras, scheduler, device)
+        return _finished(pipe, loras, sampler, device)
     if config is not None:
         raise GuardConfigError(
             f"config is for a checkpoint in one .safetensors file, and {str(name)!r} is none; leave it out."
@@ -122,12 +123,10 @@ def load_pipeline(
             f"could not load pipeline {str(name)!r} ({_reason(error)}); check the name, its variant (such as fp16, where that is "
             f"all it has) and the network, or use a packaged one ({known})."
         ) from error
-    return _finished(pipe, loras, scheduler, device)
+    return _finished(pipe, loras, sampler, device)
 
 
-def _finished(
-    pipe: Any, loras: Sequence[tuple[str, float]], scheduler: str | None, device: str | torch.device | None
-) -> Any:
+def _finished(pipe: Any, loras: Sequence[tuple[str, float]], scheduler: Any, device: str | torch.device | None) -> Any:
     """The pipeline with its LoRAs and that scheduler, on its device."""
     if scheduler is not None:
         pipe.scheduler = _scheduler(scheduler, pipe)
@@ -136,29 +135,37 @@ def _finished(
     return pipe if device is None else pipe.to(device)
 
 
-def _scheduler(name: str, pipe: Any) -> Any:
-    """A scheduler of that class with the settings that it shares with the pipeline's own."""
+def _scheduler_class(name: str) -> Any:
+    """The diffusers class with that name; found before the model is loaded."""
     import diffusers
 
-    known = {each for each in dir(diffusers) if each.endswith("Scheduler")}
-    if name not in known:
-        raise GuardConfigError(unknown_name_message("scheduler", name, known))
-    made = getattr(diffusers, name)
-    if not hasattr(made, "from_config") or not hasattr(made, "step"):
-        raise GuardConfigError(f"{name} is no scheduler that samples images; choose another class of diffusers.")
+    if name not in SCHEDULER_KINDS:
+        raise GuardConfigError(unknown_name_message("scheduler", name, SCHEDULER_KINDS))
+    return getattr(diffusers, name)
+
+
+def _scheduler(made: Any, pipe: Any) -> Any:
+    """A scheduler of that class with the settings that it shares with the pipeline's own."""
     try:
         scheduler = made.from_config(pipe.scheduler.config)
-    except (TypeError, ValueError, KeyError, ImportError) as error:
+        own, other = (_samples_by(each) for each in (pipe.scheduler, scheduler))
+    except (TypeError, ValueError, KeyError, ImportError, UnsupportedPipelineError) as error:
         raise GuardConfigError(
-            f"{name} cannot be made from the settings of this model's scheduler ({_reason(error)})."
+            f"{made.__name__} cannot take the place of this model's scheduler ({_reason(error)})."
         ) from error
-    is_flow, takes_flow = (scheduler_kind(each) == "flow" for each in (pipe.scheduler, scheduler))
-    if is_flow != takes_flow:
-        kind = "flow matching" if is_flow else "noise"
+    if own != other:
         raise GuardConfigError(
-            f"{name} does not fit this {type(pipe).__name__}, which predicts {kind}; choose another."
+            f"{made.__name__} does not fit this {type(pipe).__name__}: it samples by {other}, and the model was made for {own}; "
+            "choose another."
         )
     return scheduler
+
+
+def _samples_by(scheduler: Any) -> str:
+    """In the words of a sentence, what a scheduler takes predictions and noise levels for."""
+    words = {"flow": "flow matching", "edm": "EDM's noise levels", "trig": "TrigFlow"}
+    kind = "flow" if prediction_type(scheduler) == "flow" else scheduler_kind(scheduler)
+    return words.get(kind, "noise prediction")
 
 
 def _load_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from hypothesis import given
@@ -462,3 +463,16 @@ def test_settings_are_what_a_guard_is_made_of() -> None:
     assert not set(SafeRedirConfig.options) & set(plain.settings())
     for changes in ({"latents_test": "refuse"}, {"image_threshold": 0.5}, {"measured": {"image_recall": 0.5}}):
         assert plain.settings() != replace(plain, **changes).settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("PNDMScheduler", {"skip_prk_steps": True}), ("HeunDiscreteScheduler", {})]
+)
+def test_a_short_run_is_counted_in_steps_whatever_its_denoiser_calls(
+    pipe: Any, name: str, settings: dict[str, Any]
+) -> None:
+    """PNDM and Heun call the denoiser more often than they take steps; the last verdict is weak by steps, too."""
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **settings)
+    for steps, limit in ((3, 2.5), (4, 4.0)):
+        _, decision = images_by_step(pipe, guard_of(script(-5.0), image_threshold=4.0, last_threshold=1.0), steps)
+        assert decision.thresholds["image"] == limit, steps

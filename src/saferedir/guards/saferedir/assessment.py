@@ -95,14 +95,14 @@ def outside_calibration(config: SafeRedirConfig, run: Run) -> str | None:
     )
 
 
-def image_threshold(trained: float, last: float | None, evaluations: int) -> float:
-    """From which score (logit) of an estimate on the image verdict acts in a run of so many evaluations.
+def image_threshold(trained: float, last: float | None, steps: int) -> float:
+    """From which score (logit) of an estimate on the image verdict acts in a run of so many steps.
 
     The trained threshold bounds the highest score of a long run, `last` that of a single estimate in a run that is only judged.
-    Fewer than `LEAST_STEPS` estimates are held against the mean of both, where it is lower: at `last` more benign images would
-    be changed than may be (docs/few-steps.md).
+    Where fewer than `LEAST_STEPS` steps are taken, each estimate is held against the mean of both, if it is lower: at `last` more
+    benign images would be changed than may be (docs/few-steps.md).
     """
-    if last is None or evaluations >= LEAST_STEPS:
+    if last is None or steps >= LEAST_STEPS:
         return trained
     return min(trained, (trained + last) / 2)
 

@@ -28,7 +28,7 @@ class SafeRedirConfig(GuardConfig):
         prompt_threshold: the prompt is redirected at score (logit) >= this value; calibrated by training.
         image_threshold: the same for the verdict on the denoised estimate.
         last_threshold: from this score of a run's last denoised estimate on the image is `unresolved`; None: `image_threshold`.
-            Runs of fewer than four evaluations hold every estimate against the mean of both.
+            Runs of fewer than four steps hold every estimate against the mean of both.
         calibration: how the thresholds were chosen and what they do: guidance scales, steps, counts, both error rates of each
             verdict (`calibration.calibrate`); empty where unknown.
         use_prompt, use_image: switch either verdict off, for ablations.

@@ -166,9 +166,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
             is_high=torch.zeros(rows, dtype=torch.bool, device=device),
             renoised=torch.zeros(rows, dtype=torch.long, device=device),
-            image_threshold=image_threshold(
-                self.config.image_threshold, self.config.last_threshold, run.num_evaluations
-            ),
+            image_threshold=image_threshold(self.config.image_threshold, self.config.last_threshold, run.num_steps),
             num_steps=run.num_steps,
             run_warning=run_warning,
             weak_end=weak_at(self.config, run.num_steps),
