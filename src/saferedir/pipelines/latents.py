@@ -135,9 +135,11 @@ def decode_latents(pipe: Any, latents: Tensor) -> Tensor:
         torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in latent_constants(vae)
     )
     z = (latents / scale + shift).to(vae.dtype)
+    pixels: Tensor
     if encodes_videos(vae):
-        return (vae.decode(z[:, :, None], return_dict=False)[0][:, :, 0].float() / 2 + 0.5).clamp(0, 1)
-    pixels: Tensor = vae.decode(z, return_dict=False)[0]
+        pixels = vae.decode(z[:, :, None], return_dict=False)[0][:, :, 0]
+    else:
+        pixels = vae.decode(z, return_dict=False)[0]
     return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
 
