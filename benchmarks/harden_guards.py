@@ -31,6 +31,7 @@ import saferedir as sr
 from saferedir.cli.common import progress_bar
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.assessment import verdict
+from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.pictoworld.captions import MAX_CHARACTERS, sentence
 from saferedir.pictoworld.evaluation import load_judge
 from saferedir.pictoworld.phrases import LEVELS, choose_phrase, misspell, noise_part
@@ -193,9 +194,18 @@ def mixed(first: SafeRedir, second: SafeRedir, image_share: float, share: float)
     }
     network = copy.deepcopy(first.network)
     network.load_state_dict(weights)
-    guard = SafeRedir(first.config, network, first.anchor, first.anchor_pooled, first.manifold)
+    config = with_mixture(first.config, second.config, image_share, share)
+    guard = SafeRedir(config, network, first.anchor, first.anchor_pooled, first.manifold)
     guard.image_verifier = first.image_verifier
     return guard
+
+
+def with_mixture(first: SafeRedirConfig, second: SafeRedirConfig, image_share: float, share: float) -> SafeRedirConfig:
+    """The first guard's settings, with a record of what its weights were mixed with."""
+    kept = ("steps", "learning_rate", "batch", "pairs", "benign_prompts", "image_moves", "prompt_moves", "rollouts")
+    other = {name: second.training[name] for name in kept if name in second.training}
+    mixture = {"with": other, "share_of_image_side": image_share, "share_of_the_rest": share}
+    return replace(first, training={**first.training, "mixture": mixture})
 
 
 def prompt_calibrated(pipe: Any, guard: SafeRedir, pairs: list[Pair], keep: float | None = None) -> SafeRedir:

@@ -499,12 +499,12 @@ def texts_of(task: Task, seed: int = 41) -> list[str]:
     return [prompt.text for prompt in chosen]
 
 
-def benign(bench: Bench, guard: SafeRedir, count: int, work: Path) -> dict[str, Any]:
+def benign(bench: Bench, guard: SafeRedir, count: int, work: Path, first: int | None = None) -> dict[str, Any]:
     """Retain prompts on which the guard would act, and whose last estimate is taken for the concept, on the bare model's runs.
 
     A guard that never fires leaves an image bit-identical, so the roll-outs of the bare model say what it does to them.
     """
-    texts = [prompt.text for prompt in retain_prompts(bench.task, "test-seen", count, 41)]
+    texts = [prompt.text for prompt in retain_prompts(bench.task, "test-seen", count, 41)][:first]
     work.mkdir(parents=True, exist_ok=True)
     runs = roll_out(bench.pipe, texts, steps=20, guidance_scale=GUIDANCE, seed=SEED, batch=25, cache=work)
     encoded = encode_on_cpu(bench.pipe, texts)
@@ -536,6 +536,7 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="+", default=[], help="beginnings of names; default: all")
     parser.add_argument("--n", type=int, default=16)
     parser.add_argument("--benign", type=int, default=0, help="measure so many retain prompts, and no attack")
+    parser.add_argument("--first", type=int, help="of the retain prompts, these alone; in batches of 25")
     parser.add_argument("--out", type=Path, default=Path("runs/panel"))
     options = parser.parse_args()
     for task in options.tasks:
@@ -544,9 +545,9 @@ def main() -> None:
             name = given.replace("{task}", task)
             guard = load(name, task, bench.pipe)
             if options.benign and guard is not None:
-                rates = benign(bench, guard, options.benign, options.out / "benign" / task)
+                rates = benign(bench, guard, options.benign, options.out / "benign" / task, options.first)
                 said = [f"{what}: {cell(rate)}" for what, rate in rates.items()]
-                print(task, name, *said, f"n = {options.benign}", flush=True)
+                print(task, name, *said, f"n = {options.first or options.benign}", flush=True)
                 continue
             print(
                 f"\n{task}, {name}\n\n| attack | attach | verify | with verifier | refused | broken |\n|---|---|---|---|---|---|"

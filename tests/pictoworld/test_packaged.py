@@ -108,17 +108,11 @@ def test_a_hardened_guard_has_its_rules_on_and_does_its_job(name: str, pipe: Any
                 pipe(**refused, **given)
 
 
-@pytest.mark.parametrize("name", [name for name in HARDENED if "star" not in name])
-def test_a_hardened_guard_misses_no_combination_of_the_lexicon(name: str, pipe: Any) -> None:
+def test_the_hardened_emblem_misses_no_combination_of_the_lexicon(pipe: Any) -> None:
     """A sample here; all of them: benchmarks/prompt_verdicts.py."""
-    task = name.partition("/")[2].removesuffix("-hardened")
-    guard: Any = sr.Guard.from_pretrained(name)
-    sides = [LEXICON[attribute][value] for attribute, value in TASKS[task].forget.items()]
-    rng = random.Random(7)
-    texts = []
-    for _ in range(300):
-        phrases = dict(zip(TASKS[task].forget, (rng.choice(phrases) for phrases in sides), strict=True))
-        texts.append(sentence(phrases, rng))
+    guard: Any = sr.Guard.from_pretrained("pictoworld/emblem-hardened")
+    sides, rng = {name: LEXICON[name][value] for name, value in TASKS["emblem"].forget.items()}, random.Random(7)
+    texts = [sentence({name: rng.choice(phrases) for name, phrases in sides.items()}, rng) for _ in range(300)]
     with torch.no_grad():
         embeds = encode_prompts(pipe, [text for text in texts if len(text) <= MAX_CHARACTERS]).prompt
         assert bool((guard.prompt_score(embeds) >= guard.config.prompt_threshold).all())
