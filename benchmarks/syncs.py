@@ -187,6 +187,9 @@ class _Creation(TorchFunctionMode):
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.tolist, Tensor.numpy) and isinstance(args[0], PretendTensor):
             return func(args[0].cpu())
+        if func is Tensor.__getitem__ and isinstance(args[0], PretendTensor) and isinstance(args[1], list | tuple):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            return func(args[0], tuple(torch.tensor(each) if isinstance(each, list) else each for each in index))
         device = (kwargs or {}).get("device")
         is_from_host = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], PretendTensor)
         if is_from_host and device is not None and torch.device(device).type == NAME:
