@@ -20,10 +20,11 @@ from saferedir.server.api.service import Service
 from saferedir.server.application import create_service
 from saferedir.server.audit.store import AuditStore
 from saferedir.server.config import ModelSettings, Settings
-from saferedir.server.engine.facts import GuardFacts, ModelFacts
+from saferedir.server.engine.facts import GuardFacts, JudgeFacts, ModelFacts
 from saferedir.server.engine.rows import CallKey, Outcome, Row
 
-FACTS = ModelFacts("0" * 64, (GuardFacts("plain/star", "scripted", "star", "1" * 64, True, True),), 1000, True)
+JUDGES = (JudgeFacts("star", "2" * 64),)
+FACTS = ModelFacts("0" * 64, (GuardFacts("plain/star", "scripted", "star", "1" * 64, True, True),), 1000, True, JUDGES)
 
 
 @dataclass

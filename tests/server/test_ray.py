@@ -19,9 +19,11 @@ import pytest
 from tests.server.served import FACTS, ScriptedModel, served, settings_of, wait_for
 
 from saferedir import GuardError
+from saferedir.judges.pictoworld import PictoWorldJudge
 from saferedir.server.config import ModelSettings
 from saferedir.server.engine import ray_models
-from saferedir.server.engine.facts import ModelFacts
+from saferedir.server.engine.facts import JudgeFacts, ModelFacts, difference
+from saferedir.server.engine.pipeline import PipelineModel
 from saferedir.server.engine.rows import CallKey, Outcome, Row
 from saferedir.server.errors import ServerError
 
@@ -63,19 +65,26 @@ class FakeHandle:
         self.script, self.calls = list(script), 0
         self.run, self.replica = (
             SimpleNamespace(remote=self._remote),
-            ray_models.Replica(_settings(), lambda _: ScriptedModel(facts)),
+            ray_models.Replica(_settings(), self._load(facts)),
         )
 
-    def _remote(self, key: CallKey, work: Any) -> Any:
-        pickle.dumps((key, work))  # it goes to another process
+    def _load(self, facts: ModelFacts) -> Any:
+        self.model = ScriptedModel(facts)
+        return lambda _: self.model
+
+    def _remote(self, key: CallKey, work: Any, expected: ModelFacts) -> Any:
+        given = pickle.loads(pickle.dumps((key, work, expected)))  # it goes to another process
         self.calls += 1
         error = self.script.pop(0)
 
-        def result(timeout_s: float) -> ray_models.Answer:
+        def result(timeout_s: float) -> list[Outcome]:
             if error is not None:
                 raise error
-            answer: ray_models.Answer = pickle.loads(pickle.dumps(self.replica.run(key, work)))
-            return answer
+            try:
+                outcomes: list[Outcome] = pickle.loads(pickle.dumps(self.replica.run(*given)))
+            except ServerError as raised:
+                raise Raised(raised) from None
+            return outcomes
 
         return SimpleNamespace(result=result)
 
@@ -114,6 +123,8 @@ def _with_guard(**changes: str) -> ModelFacts:
         (replace(FACTS, fingerprint="9" * 64), "another model's weights"),
         (_with_guard(fingerprint="9" * 64), "another guard 'plain/star'"),
         (replace(FACTS, guards=()), "other guards"),
+        (replace(FACTS, judges=(JudgeFacts("star", "9" * 64),)), "another judge 'star'"),
+        (replace(FACTS, judges=()), "other judges"),
         (replace(FACTS, saferedir="0.0.1"), "saferedir 0.0.1 instead of"),
         (replace(FACTS, bytes=2000), "another size in memory"),
     ],
@@ -123,8 +134,28 @@ def test_a_replica_that_has_loaded_something_else_makes_no_image(facts: ModelFac
     ray: Any = SimpleNamespace(exceptions=SimpleNamespace(RayActorError=Died, RayTaskError=Raised))
     key = CallKey("generate", "verify", 2, (16, 16))
     row = Row(key, "a circle", 1, time.monotonic() + 60, caller="a")
+    handle = FakeHandle(None, facts=facts)
+    handle.replica.check_health()
     with pytest.raises(ServerError, match=message):
-        ray_models.RemoteModel(ray, FakeHandle(None, facts=facts), FACTS).run(key, [row])
+        ray_models.RemoteModel(ray, handle, FACTS).run(key, [row])
+    assert handle.model.calls == []
+    with pytest.raises(ServerError, match=message):
+        handle.replica.check_health()
+
+
+def test_the_weights_and_the_rule_of_judges_are_among_a_models_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ModelSettings(name="pictoworld", guards=("pictoworld/star",), verify=("star", "emblem"))
+
+    def facts() -> ModelFacts:
+        return PipelineModel(settings).facts
+
+    ours = facts()
+    star, emblem = ours.judges
+    assert (star.name, emblem.name) == ("star", "emblem") and star.fingerprint != emblem.fingerprint
+    assert difference(ours, facts()) is None
+    stated = PictoWorldJudge.facts
+    monkeypatch.setattr(PictoWorldJudge, "facts", lambda self: {**stated(self), "weights": "others"})
+    assert difference(ours, facts()) == "another judge 'star'"
 
 
 def test_an_image_of_other_weights_is_answered_503_and_recorded_as_failed(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from saferedir.policy.rules import Policy
 from saferedir.policy.verifiers import NamedVerifiers, Verifier
 from saferedir.protect import protect
 from saferedir.server.config import ModelSettings
-from saferedir.server.engine.facts import GuardFacts, ModelFacts
+from saferedir.server.engine.facts import GuardFacts, JudgeFacts, ModelFacts
 from saferedir.server.engine.fingerprints import digest_of, guard_fingerprint
 from saferedir.server.engine.prompt_check import check_prompts
 from saferedir.server.engine.rows import CallKey, Outcome, Row
@@ -43,7 +43,8 @@ class PipelineModel:
         self._pipe.set_progress_bar_config(disable=True)
         self._guards: list[Guard[Any]] = [Guard.from_pretrained(name) for name in settings.guard_names]
         self._by_name = dict(zip(settings.guard_names, self._guards, strict=True))
-        self._judges = {name: preset(name).load_judge().verifier(name) for name in settings.verify}
+        judges = {name: preset(name).load_judge() for name in settings.verify}
+        self._judges = {name: judge.verifier(name) for name, judge in judges.items()}
         self._edit_pipe = _image_to_image(self._pipe)
         self._current: tuple[Any, ...] | None = None
         self._protected: Any = None
@@ -56,6 +57,10 @@ class PipelineModel:
             + sum(_bytes_of(guard.image_verifier) for guard in self._guards)
             + sum(value.numel() * value.element_size() for guard in self._guards for value in guard.tensors().values()),
             can_edit=self._edit_pipe is not None,
+            judges=tuple(
+                JudgeFacts(name, digest_of([judge.facts(), preset(name).rule.to_dict()]))
+                for name, judge in judges.items()
+            ),
         )
 
     def run(self, key: CallKey, rows: Sequence[Row]) -> list[Outcome]:

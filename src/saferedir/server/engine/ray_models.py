@@ -2,8 +2,8 @@
 
 Batches are formed by the service, which holds the queue, the keys' shares and the audit; a replica runs one at a time. Replicas
 are not reached from outside: Ray Serve's own HTTP proxy is off. A replica that dies takes no image along: its call is made again
-by another, from the same seeds. A replica that has loaded another model or other guards than the first one makes no image:
-records state what the first one has.
+by another, from the same seeds. A replica that has loaded another model, other guards or other judges than the first one makes
+no image and fails its health check, so that it leaves the rotation: records state what the first one has.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from saferedir.server.config import ModelSettings, Settings
 from saferedir.server.engine.facts import ModelFacts, difference
@@ -30,14 +30,9 @@ DEATHS = 3
 _PAUSE = 0.5
 #: seconds that the first replica of a model may take to load
 START_SECONDS = 600.0
+#: seconds between two checks of a replica's health; Ray Serve stops it after three that fail
+HEALTH_SECONDS = 2.0
 _Work = tuple[str, int, Any]  # prompt, seed, image
-
-
-class Answer(NamedTuple):
-    """What a replica makes of a call, with what it is made of itself: a later one may have loaded something else."""
-
-    facts: ModelFacts
-    outcomes: list[Outcome]
 
 
 class Replica:
@@ -45,13 +40,24 @@ class Replica:
 
     def __init__(self, settings: ModelSettings, load: Loader) -> None:
         self._model: ImageModel = load(settings)
+        self._problem: str | None = None
 
     def facts(self) -> ModelFacts:
         return self._model.facts
 
-    def run(self, key: CallKey, work: Sequence[_Work]) -> Answer:
-        rows = [Row(key, prompt, seed, 0.0, image) for prompt, seed, image in work]
-        return Answer(self._model.facts, self._model.run(key, rows))
+    def run(self, key: CallKey, work: Sequence[_Work], expected: ModelFacts) -> list[Outcome]:
+        """The outcomes of a call; ServerError, before anything is generated, where records would state `expected` wrongly."""
+        if (what := difference(expected, self._model.facts)) is not None:
+            self._problem = (
+                f"a replica has loaded {what}, so it makes no image; give all machines the same files, and restart."
+            )
+            raise ServerError(self._problem)
+        return self._model.run(key, [Row(key, prompt, seed, 0.0, image) for prompt, seed, image in work])
+
+    def check_health(self) -> None:
+        """Called by Ray Serve again and again; it stops a replica that raises, and starts another."""
+        if self._problem is not None:
+            raise ServerError(self._problem)
 
 
 class RemoteModel:
@@ -67,12 +73,7 @@ class RemoteModel:
             ServerError: what the replica has loaded is not what records would say.
         """
         work = [(row.prompt, row.seed, row.image) for row in rows]
-        answer: Answer = _called(self._ray, lambda: self._handle.run.remote(key, work))
-        if (what := difference(self.facts, answer.facts)) is not None:
-            raise ServerError(
-                f"a replica has loaded {what}, so its images are not shown; give all machines the same files, and restart."
-            )
-        return list(answer.outcomes)
+        return list(_called(self._ray, lambda: self._handle.run.remote(key, work, self.facts)))
 
     def close(self) -> None:
         """The deployment stays: other threads use it, too."""
@@ -135,6 +136,7 @@ class RayModels:
         ray = self._settings.ray
         return self._serve.deployment(Replica).options(
             max_ongoing_requests=1,
+            health_check_period_s=HEALTH_SECONDS,
             ray_actor_options={"num_cpus": ray.cpus, "num_gpus": ray.gpus},
             autoscaling_config={
                 "min_replicas": ray.min_replicas, "max_replicas": ray.max_replicas, "initial_replicas": ray.min_replicas,
