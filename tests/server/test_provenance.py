@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import random
@@ -20,10 +21,12 @@ from saferedir.cli import app
 from saferedir.errors import MissingExtraError
 from saferedir.pictoworld.renderer import render
 from saferedir.pictoworld.scene import random_scene
-from saferedir.server import watermark
+from saferedir.server import provenance, watermark
+from saferedir.server.audit.store import AuditStore, now
 from saferedir.server.credentials import Signer, development_certificate, read_credentials
 from saferedir.server.errors import ServerError
 from saferedir.server.marking import Marker
+from saferedir.server.provenance import Match, match_records
 from saferedir.server.watermark import PAYLOAD, load_watermark, payload_of
 
 TEST = {"provenance": {"certificate": "test"}}
@@ -158,7 +161,10 @@ def test_the_wavelet_mark_leads_from_a_changed_copy_to_the_record(tmp_path: Path
     assert (copy["text"], copy["as_it_left"], copy["record_by"]) == (None, False, "watermark")
     assert copy["record"]["image_id"] == item["id"]
     shown = " ".join(CliRunner().invoke(app, ["inspect", str(copied), "--audit", url]).output.split())
-    assert f"its watermark is that of {item['id']}" in shown
+    assert (
+        f"record: {item['id']}" in shown and "its watermark fits the record above; the file was changed since" in shown
+    )
+    assert "a mark has 32 bits, a strange one fits some of 2 delivered images with probability 4.7e-10" in shown
     Image.new("RGB", (64, 64), "blue").save(copied)
     shown = " ".join(CliRunner().invoke(app, ["inspect", str(copied)]).output.split())
     assert "watermark wavelet: none that can be read; there may have been one" in shown
@@ -178,3 +184,48 @@ def test_without_the_extra_the_mark_says_what_to_install(tmp_path: Path, monkeyp
     file = tmp_path / "image.png"
     Image.new("RGB", (64, 64), "blue").save(file)
     assert "saferedir[watermark]" in inspected(str(file))["watermarks"]["wavelet"]["problem"]
+
+
+def recorded(image_id: str, action: str = "delivered", sha256: str | None = "0" * 64) -> dict[str, Any]:
+    return {"image_id": image_id, "time": now(), "action": action, "image_sha256": sha256}
+
+
+def test_all_delivered_records_of_a_payload_are_listed_and_none_as_a_fact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two records share a payload; a third that does was blocked, so that no file of it left."""
+    payload, file, url = b"\x01\x02\x03\x04", tmp_path / "image.png", f"sqlite:///{tmp_path / 'audit.sqlite'}"
+    monkeypatch.setattr(provenance, "payload_of", lambda name: payload if name.startswith("shares") else b"none")
+    reading = watermark.Reading("wavelet", payload)
+    monkeypatch.setattr(watermark, "read_watermarks", lambda file: iter([reading]))
+    Image.new("RGB", (8, 8), "blue").save(file)
+    store = AuditStore(url)
+    store.append([recorded("shares-0", "blocked", None), recorded("other"), recorded("shares-1")])
+    result = inspected(str(file), "--audit", url, code=1)
+    assert (
+        result["record"]["image_id"] == "shares-1" and result["delivered"] == 2 and result["record_by"] == "watermark"
+    )
+    store.append([recorded("shares-2")])
+    result = inspected(str(file), "--audit", url, code=1)
+    assert result["record"] is None and [entry["image_id"] for entry in result["records"]] == ["shares-1", "shares-2"]
+    shown = " ".join(CliRunner().invoke(app, ["inspect", str(file), "--audit", url]).output.split())
+    assert "fits 2 records, listed above, and does not tell which" in shown and "shares-0" not in shown
+    named = match_records(store, file, {"image_id": "shares-0"})
+    assert (named.records, named.by) == ((), "")
+    assert match_records(store, file, {"image_id": "other"}).by == "name"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    store.append([recorded("first", sha256=digest), recorded("again", sha256=digest)])
+    result = inspected(str(file), "--audit", url)
+    assert result["as_it_left"] and [entry["image_id"] for entry in result["records"]] == ["first", "again"]
+    store.close()
+
+
+def test_how_often_marks_are_shared_is_the_birthday_problem() -> None:
+    """Against the exact product for few payloads, and the figures of 32 bits."""
+    match = Match((), "watermark", 100_000)
+    assert match.pair_chance == pytest.approx(0.688, abs=5e-4) and match.chance == pytest.approx(1e5 / 2**32, rel=1e-4)
+    exact = 1.0
+    for taken in range(2000):
+        exact *= 1 - taken / 2**32
+    assert Match((), "", 2000).pair_chance == pytest.approx(1 - exact, rel=1e-3)
+    assert Match((), "", 0).pair_chance == Match((), "", 1).pair_chance == Match((), "", 0).chance == 0

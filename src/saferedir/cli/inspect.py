@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from saferedir.cli.audit import DEFAULT, opened_audit
 from saferedir.cli.common import console, errors, escape, print_json
 from saferedir.cli.options import AsJson
 from saferedir.utils.extras import require_extra
+
+if TYPE_CHECKING:
+    from saferedir.server.provenance import Match
 
 
 def inspect(
@@ -23,13 +26,14 @@ def inspect(
     """Say what an image's text, content credentials and watermark tell and, with --audit, whether the file is as it left.
 
     The text can be taken out or forged by anybody, credentials be taken out, and a watermark be lost or copied; the hash in the
-    audit record cannot, as long as the chain is whole. Where no watermark can be read, the image may have had one. The exit code
-    is 1 where the audit was asked and has no such file, or is not whole.
+    audit record cannot, as long as the chain is whole. Where no watermark can be read, the image may have had one; where one can,
+    it may fit several records, or one by chance, and all that it fits are listed. The exit code is 1 where the audit was asked and
+    has no such file, or is not whole.
 
     Example:  `saferedir inspect image.png --audit sqlite:///runs/serve/audit.sqlite`
     """
     require_extra("sqlalchemy", "server", "the audit")
-    from saferedir.server.provenance import find_record, read_facts
+    from saferedir.server.provenance import match_records, read_facts
     from saferedir.server.watermark import read_watermarks
 
     facts = read_facts(image)
@@ -46,9 +50,17 @@ def inspect(
     if audit is not None:
         with opened_audit(audit) as store:
             payloads = [mark.payload for mark in marks if mark.payload is not None]
-            record, leads = find_record(store, image, facts or credentials, payloads)
+            match = match_records(store, image, facts or credentials, payloads)
             is_whole = store.verify().is_whole
-        result |= {"record": record, "record_by": leads, "as_it_left": leads == "hash", "chain_is_whole": is_whole}
+        result |= {
+            "record": match.records[0] if len(match.records) == 1 else None,
+            "records": list(match.records),
+            "record_by": match.by,
+            "delivered": match.delivered,
+            "by_chance": {"this_payload": match.chance, "some_pair": match.pair_chance},
+            "as_it_left": match.by == "hash",
+            "chain_is_whole": is_whole,
+        }
     if as_json:
         print_json(result)
     else:
@@ -60,33 +72,43 @@ def inspect(
             text = mark.payload.hex() if mark.payload is not None else text
             console.print(f"watermark {escape(mark.name)}: {escape(text)}", soft_wrap=True, highlight=False)
         if audit is not None:
-            _print_record(result)
+            _print_match(match)
+            if not is_whole:
+                errors.print("[bold red]error:[/] the audit's chain is not whole: `saferedir audit verify` says where.")
     if audit is not None and not (result["as_it_left"] and result["chain_is_whole"]):
         raise typer.Exit(1)
 
 
-def _print_record(result: dict[str, Any]) -> None:
-    record = result["record"]
-    if record is None:
-        errors.print("[bold red]error:[/] the audit has no record of this file.")
+def _print_match(match: Match) -> None:
+    """The records that match; of a watermark also that it is no proof."""
+    if not match.records:
+        errors.print("[bold red]error:[/] the audit has no record of this file among its delivered images.")
+        return
+    for record in match.records:
+        facts = ", ".join(record[name] for name in ("image_id", "time", "action"))
+        console.print(f"record: {facts}", soft_wrap=True, highlight=False)
+    if match.by == "hash":
+        text = "as it left the service"
+        if len(match.records) > 1:
+            text += f", {len(match.records)} times, with the same bytes"
+    elif match.by == "name":
+        text = f"it claims to be {match.records[0]['image_id']} and is not the file that left as that; this proves nothing of it."
     else:
-        if result["as_it_left"]:
-            facts = ", ".join(record[name] for name in ("image_id", "time", "action"))
-            console.print(f"record: {facts}", soft_wrap=True, highlight=False)
-            console.print("file: as it left the service", highlight=False)
-        elif result["record_by"] == "watermark":
-            console.print(
-                f"file: its watermark is that of {record['image_id']}, {record['time']}, {record['action']}; the file was "
-                "changed since, or the mark was copied.",
-                soft_wrap=True, highlight=False,
-            )  # fmt: skip
-        else:
-            console.print(
-                f"file: it claims to be {record['image_id']}, and is not the file that left as that; this proves nothing of it.",
-                soft_wrap=True, highlight=False,
-            )  # fmt: skip
-    if not result["chain_is_whole"]:
-        errors.print("[bold red]error:[/] the audit's chain is not whole: `saferedir audit verify` says where.")
+        text = _mark_text(match)
+    console.print(f"file: {text}", soft_wrap=True, highlight=False)
+
+
+def _mark_text(match: Match) -> str:
+    from saferedir.server.watermark import PAYLOAD
+
+    count, fits = len(match.records), "its watermark fits the record above"
+    if count > 1:
+        fits = f"its watermark fits {count} records, listed above, and does not tell which of them it is"
+    return (
+        f"{fits}; the file was changed since, or the mark was copied, or it fits by chance: a mark has {8 * PAYLOAD} bits, "
+        f"a strange one fits some of {match.delivered} delivered images with probability {match.chance:.2g}, and some two of "
+        f"them share one with probability {match.pair_chance:.2g}."
+    )
 
 
 def _credentials(image: Path) -> dict[str, Any] | None:
