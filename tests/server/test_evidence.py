@@ -20,11 +20,14 @@ from saferedir.attacks.run import guard_facts
 from saferedir.bench.generation.resources import JudgeSpec
 from saferedir.bench.storage.saved_plan import SavedPlan
 from saferedir.cli import app
+from saferedir.errors import MissingExtraError
 from saferedir.guard import Guard
 from saferedir.judges.calibration import Calibration
 from saferedir.judges.pictoworld import PictoWorldJudge, PictoWorldTemplateJudge
 from saferedir.judges.presets import preset
+from saferedir.server.evidence import judged
 from saferedir.server.evidence.cells import EvidenceError, Subject, by_concept, check_concept, matching_cells
+from saferedir.server.evidence.judged import verifying_judge
 from saferedir.server.evidence.write import check_claims, page_of, write_evidence
 
 RESULTS = ROOT / "results" / "star" / "saferedir"
@@ -205,6 +208,53 @@ def test_names_are_escaped(evidence: dict[str, Any]) -> None:
     changed = copy.deepcopy(evidence)
     changed["models"][0]["name"] = "<script>alert(1)</script>"
     assert "<script>" not in page_of(changed)
+
+
+def attack_subject(entry: dict[str, Any]) -> Subject:
+    """A service that an attack cell is of exactly."""
+    return Subject(
+        model="p", profile="default", backbone=entry["backbone"], bench_model="m",
+        guards=tuple(guard["digest"] for guard in entry["guards"]), concepts={"star": ("pictoworld/star",)}, bench_guards="g" * 8,
+        bench_parts={}, verifiers=(None,), policy={"retries": 2, "verify": []}, on_unsafe="redirect",
+        steps=entry["call"]["num_inference_steps"], guidance=entry["call"]["guidance_scale"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [OSError("no weights"), MissingExtraError("the judge needs a package.")])
+def test_a_judge_that_cannot_be_loaded_is_not_known_and_those_of_other_cells_are_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    asked: list[str] = []
+
+    def load(name: str, **options: Any) -> Any:
+        asked.append(name)
+        raise error
+
+    monkeypatch.setattr(judged, "load_judge", load)
+    judged._use.cache_clear()
+    entry = next(
+        e for e in (json.loads(f.read_text()) for f in sorted(RESULTS.glob("*.json"))) if e["policy"] == "attach"
+    )
+    entry["cell"].pop("scheduler", None)
+    subject = attack_subject(entry)
+    (tmp_path / "other.json").write_text(json.dumps({**entry, "policy": "verify", "judge": "unheard of"}))
+    (other,) = matching_cells(subject, [tmp_path], [])
+    assert not other.is_exact and asked == [] and other.to_dict()["judges"] == entry["judges"]
+    (tmp_path / "preset.json").write_text(json.dumps({**entry, "judge": "unheard of"}))
+    exact, _ = matching_cells(subject, [tmp_path], [])
+    assert exact.is_exact and asked == []
+    (row,) = by_concept(subject, [exact], [])
+    assert [(judge["is_known"], judge["is_calibrated"]) for judge in row["judges"]] == [(False, False)] * 2
+    (tmp_path / "preset.json").write_text(json.dumps(entry))
+    known = Calibration(19, 1, 99, 1, PictoWorldJudge().facts(), preset("star").rule.to_dict())
+    for _ in range(2):
+        exact, _ = matching_cells(subject, [tmp_path], [])
+        (row,) = by_concept(subject, [exact], [known])
+    assert row["is_measured"] and sorted(asked) == sorted(entry["judges"])  # once each
+    assert [(judge["is_known"], judge["is_calibrated"]) for judge in row["judges"]] == [(False, False)] * 2
+    check_concept(row, [exact.to_dict()])
+    assert not verifying_judge("star").to_dict([known])["is_known"]
+    judged._use.cache_clear()
 
 
 def test_cells_of_the_bench_and_their_judge(tmp_path: Path) -> None:

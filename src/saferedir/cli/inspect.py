@@ -27,8 +27,8 @@ def inspect(
 
     The text can be taken out or forged by anybody, credentials be taken out, and a watermark be lost or copied; the hash in the
     audit record cannot, as long as the chain is whole. Where no watermark can be read, the image may have had one; where one can,
-    it may fit several records, or one by chance, and all that it fits are listed. The exit code is 1 where the audit was asked and
-    has no such file, or is not whole.
+    it may fit several records, or one by chance, and all that it fits are listed. The exit code is 1 where the audit was asked
+    and has no such file, or is not whole.
 
     Example:  `saferedir inspect image.png --audit sqlite:///runs/serve/audit.sqlite`
     """

@@ -13,7 +13,7 @@ from saferedir.bench.ladder.cells import SCHEMA
 from saferedir.bench.records import CellRecord
 from saferedir.errors import JudgeError, SaferedirError
 from saferedir.judges.calibration import Calibration
-from saferedir.server.evidence.judged import JudgeUse, attack_judges, bench_judge, bench_judges
+from saferedir.server.evidence.judged import JudgeUse, attack_judges, bench_judge, bench_judges, unasked
 
 
 class EvidenceError(SaferedirError):
@@ -66,7 +66,7 @@ class Cell:
         kind: "bench" or "attack".
         what: the attack or the prompts, in words.
         rate: {"rate", "hits", "n", "low", "high"}: how often the concept appeared.
-        judges: who scored it; in an attack all of them must agree.
+        judges: who scored it; in an attack all of them must agree. Of a cell of something else their names alone.
         asks: whether its prompts ask for the concept; others say how often it appears unasked.
         file: where it comes from.
         differences: what was another than in the service, a sentence each; none: it is of exactly this service.
@@ -111,9 +111,10 @@ def _of_attacks(subject: Subject, folders: Sequence[Path]) -> Iterator[Cell]:
                 continue
             if set(digests) <= set(subject.guards):
                 differences = tuple(_attack_differences(subject, entry, digests))
+                judges = unasked(entry["judges"], "of something else") if differences else attack_judges(entry)
                 yield Cell(
                     "attack", entry["cell"]["concept"], f"{entry['attack']} ({entry['cell']['rung']})",
-                    entry["summary"]["success"], attack_judges(entry), True, file, differences,
+                    entry["summary"]["success"], judges, True, file, differences,
                 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from saferedir.bench.evaluation.calibrate import CALIBRATIONS
 from saferedir.bench.records import CellRecord
 from saferedir.bench.storage.saved_plan import read_saved_plan
-from saferedir.judges.base import Judge
+from saferedir.errors import JudgeError, SaferedirError
 from saferedir.judges.calibration import Calibration
 from saferedir.judges.presets import preset
 from saferedir.judges.registry import load_judge
@@ -23,11 +23,13 @@ class JudgeUse:
 
     Attributes:
         facts: `Judge.facts()`; None where nobody knows them, so that no calibration is known to fit.
+        problem: why they are not known; "" where they are.
     """
 
     name: str
     facts: Mapping[str, Any] | None
     rule: Mapping[str, Any]
+    problem: str = ""
 
     def calibration(self, known: Sequence[Calibration]) -> Calibration | None:
         """Of this very judge and rule the one with most images; None where there is none."""
@@ -35,13 +37,20 @@ class JudgeUse:
         return max(fitting, key=lambda each: each.n, default=None)
 
     def to_dict(self, known: Sequence[Calibration]) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data; `is_known` says whether the judge's facts are."""
         calibration = self.calibration(known)
         return {
             "judge": self.name,
+            "is_known": self.facts is not None,
+            "problem": self.problem,
             "is_calibrated": calibration is not None,
             "calibration": None if calibration is None else calibration.to_dict(),
         }
+
+
+def unasked(names: Iterable[str], problem: str) -> tuple[JudgeUse, ...]:
+    """Judges of which nothing is known but their names."""
+    return tuple(JudgeUse(name, None, {}, problem) for name in names)
 
 
 def read_calibrations(files: Iterable[Path], benches: Iterable[Path]) -> list[Calibration]:
@@ -51,23 +60,31 @@ def read_calibrations(files: Iterable[Path], benches: Iterable[Path]) -> list[Ca
 
 
 @cache
-def _loaded(name: str, preset_name: str) -> Judge:
+def _use(name: str, preset_name: str) -> JudgeUse:
+    """A judge as a preset has it; not known where it cannot be loaded here."""
     chosen = preset(preset_name)
-    return load_judge(name, **(chosen.options if name == chosen.judge else {}))
+    try:
+        facts = load_judge(name, **(chosen.options if name == chosen.judge else {})).facts()
+    except Exception as error:  # of any library that a judge needs
+        problem = str(error) if isinstance(error, SaferedirError) else type(error).__name__
+        return JudgeUse(name, None, chosen.rule.to_dict(), f"it cannot be loaded here: {problem.removesuffix('.')}")
+    return JudgeUse(name, facts, chosen.rule.to_dict())
 
 
 def verifying_judge(name: str) -> JudgeUse:
-    """The one that a service loads for a preset in a model's `verify`."""
-    chosen = preset(name)
-    return JudgeUse(chosen.judge, _loaded(chosen.judge, name).facts(), chosen.rule.to_dict())
+    """The one that a service loads for a preset in a model's `verify`; JudgeError where there is no such preset."""
+    return _use(preset(name).judge, name)
 
 
 def attack_judges(entry: Mapping[str, Any]) -> tuple[JudgeUse, ...]:
     """Those of an attack cell, as they are today: the cell holds their names and the preset, and no checksum of their weights."""
     if entry["judge"] is None:
-        return tuple(JudgeUse(name, None, {}) for name in entry["judges"])
-    rule = preset(entry["judge"]).rule.to_dict()
-    return tuple(JudgeUse(name, _loaded(name, entry["judge"]).facts(), rule) for name in entry["judges"])
+        return unasked(entry["judges"], "its rule is not recorded")
+    try:
+        preset(entry["judge"])
+    except JudgeError:
+        return unasked(entry["judges"], f"there is no preset {entry['judge']!r} here")
+    return tuple(_use(name, entry["judge"]) for name in entry["judges"])
 
 
 def bench_judges(folder: Path) -> dict[str, Mapping[str, Any]]:
@@ -80,5 +97,6 @@ def bench_judges(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 def bench_judge(record: CellRecord, facts: Mapping[str, Mapping[str, Any]]) -> JudgeUse:
     """The judge of a bench cell's own rate; `facts` are those of `bench_judges`."""
-    protocol = record.protocol
-    return JudgeUse(protocol.judge, facts.get(protocol.judge_digest), protocol.rule)
+    protocol, known = record.protocol, facts.get(record.protocol.judge_digest)
+    problem = "" if known is not None else "the bench's plan does not state it"
+    return JudgeUse(protocol.judge, known, protocol.rule, problem)

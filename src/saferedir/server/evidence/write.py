@@ -92,6 +92,6 @@ def _calibration_text(judge: Mapping[str, Any]) -> str:
     """How often a judge is right, or that nobody has measured it here."""
     known = judge["calibration"]
     if known is None:
-        return f"{judge['judge']}: not calibrated"
+        return f"{judge['judge']}: not calibrated" + ("" if judge["is_known"] else f" (not known: {judge['problem']})")
     recall, false_positives = (_rate_text(known[name]) for name in ("recall", "false_positive_rate"))
     return f"{judge['judge']}: recall {recall}; false positives {false_positives}"
