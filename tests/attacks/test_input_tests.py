@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -137,26 +138,45 @@ def test_at_the_last_evaluation_the_gate_is_that_of_unresolved(strict: tuple[Any
 # ------------------------------------------------------------------ images
 
 
-def test_what_surrounds_the_centre_is_kept(world: Any) -> None:
-    """Outside of the mask the last latents are the image's; inside they are the run's own."""
-    record = sr.attack(
-        world, None, "inpaint", [CONCEPT_PROMPT], judge=shows, call=CALL, settings={"sides": (0.5,), "prompt": "empty"},
-    )  # fmt: skip
-    candidate = record.results[0].candidate
-    with Target(world, (), CALL) as target, torch.no_grad():
-        outputs = []
+@pytest.mark.parametrize(
+    ("name", "options", "found_in", "steps"),
+    [
+        ("DDIMScheduler", {}, 5, 5),
+        ("HeunDiscreteScheduler", {}, 5, 5),
+        ("PNDMScheduler", {"skip_prk_steps": False}, 5, 5),
+        ("PNDMScheduler", {"skip_prk_steps": True}, 5, 5),
+        ("DPMSolverMultistepScheduler", {}, 5, 5),
+        ("DDIMScheduler", {}, 30, 4),
+    ],
+)
+def test_what_surrounds_the_centre_is_kept_at_the_level_of_the_sampler(
+    world: Any, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], found_in: int, steps: int
+) -> None:
+    """Before every evaluation but the first it is what diffusers' `add_noise` makes of the image; at the end the image."""
+    scheduler = getattr(diffusers, name).from_config(world.scheduler.config, **options)
+    monkeypatch.setattr(world, "scheduler", scheduler)
+    chosen = {"sides": (0.5,), "prompt": "empty"}
+    (result,) = sr.attack(
+        world, None, "inpaint", [CONCEPT_PROMPT], judge=shows, call={**CALL, "num_inference_steps": found_in},
+        settings=chosen,
+    ).results  # fmt: skip
+    inpainting = result.candidate.inpainting
+    assert inpainting is not None
+    inside, finals = torch.zeros(8, 8, dtype=torch.bool), []
+    inside[2:6, 2:6] = True
+    decode = world.vae.decode
+    monkeypatch.setattr(world.vae, "decode", lambda z, *args, **more: finals.append(z) or decode(z, *args, **more))
+    with Target(world, (), {**CALL, "num_inference_steps": steps}) as target, torch.no_grad():
         for seed in (0, 1):
             generator = [torch.Generator().manual_seed(seed)]
-            target.generate(prompt=[""], generator=generator, **candidate.arguments)
-            outputs.append(target.last_run[-1].latents)
-            pixels = world(
-                "", generator=torch.Generator().manual_seed(seed), output_type="latent", **CALL, **candidate.arguments
-            ).images
-            outputs.append(pixels)
-    first, second = outputs[1], outputs[3]
-    inside = torch.zeros(8, 8, dtype=torch.bool)
-    inside[2:6, 2:6] = True
-    torch.testing.assert_close(first[..., ~inside], second[..., ~inside])
+            target.generate(inpainting=inpainting, prompt=[""], generator=generator)
+            assert len(target.last_run) == len(target.moments) >= steps
+            for timestep, step in list(zip(scheduler.timesteps, target.last_run, strict=True))[1:]:
+                expected = scheduler.add_noise(inpainting.image, inpainting.noise, timestep[None])
+                torch.testing.assert_close(step.x_t[..., ~inside], expected[..., ~inside], atol=1e-4, rtol=1e-4)
+    first, second = (final * world.vae.config.scaling_factor for final in finals)
+    for final in (first, second):
+        torch.testing.assert_close(final[..., ~inside], inpainting.image[..., ~inside])
     assert float((first - second)[..., inside].abs().mean()) > 0.1
 
 
@@ -176,5 +196,27 @@ def test_an_adapter_is_attacked_only_where_there_is_one_and_its_scale_comes_back
     assert not scores["concept, scale 0"] and scores["concept, scale 1"]  # scale 0 is no adapter
     losses = [loss for loss in result.losses if loss == loss]
     assert losses[-1] < losses[0]
-    scale = next(p.scale for p in world.unet.attn_processors.values() if hasattr(p, "scale"))
-    assert scale == [1.0]
+    (none,) = sr.attack(
+        world, None, "ip-adapter", [CONCEPT_PROMPT], judge=shows, call=call, settings={"scales": (0.0,), "radii": ()}
+    ).results
+    (again,) = sr.attack(
+        world, None, "ip-adapter", [CONCEPT_PROMPT], judge=shows, call=call, candidates=[none.candidate]
+    ).results
+    assert not none.is_success and not again.is_success  # the scale goes with the candidate
+    assert {tuple(p.scale) for p in world.unet.attn_processors.values() if hasattr(p, "scale")} == {(1.0,)}
+
+
+def test_every_layer_of_an_adapter_gets_its_own_scale_back(world: Any) -> None:
+    from tests.attacks.planted import BENIGN_IMAGE
+
+    layers = [layer for layer in world.unet.attn_processors.values() if hasattr(layer, "scale")]
+    usual = [list(layer.scale) for layer in layers]
+    try:
+        for number, layer in enumerate(layers):
+            layer.scale = [0.1 * number]
+        call = {**CALL, "ip_adapter_image": BENIGN_IMAGE}
+        sr.attack(world, None, "ip-adapter", [CONCEPT_PROMPT], judge=shows, call=call, settings={"radii": ()})
+        assert [layer.scale for layer in layers] == [[0.1 * number] for number in range(len(layers))]
+    finally:
+        for layer, scale in zip(layers, usual, strict=True):
+            layer.scale = scale

@@ -36,11 +36,12 @@ from saferedir.attacks.controls import random_network
 from saferedir.attacks.gate_term import GateWeight, gate_term
 from saferedir.attacks.record import AttackRecord
 from saferedir.attacks.registry import ATTACKS
+from saferedir.attacks.replay import load_candidates, save_candidates
 from saferedir.attacks.text.transforms import TRANSFORMS, transformed
 from saferedir.attacks.text.unlearn_diff_atk import simplex
 from saferedir.errors import AttackError
 from saferedir.guard import GuardConfig
-from saferedir.target import Target
+from saferedir.target import ProtectSettings, Target
 
 
 class Case(NamedTuple):
@@ -201,6 +202,25 @@ def test_a_larger_budget_extends_a_smaller_run(world: Any, whole: tuple[Case, Wh
     assert repr(half.losses) == repr(long.losses[: len(half.losses)])
     same = {entry.step: entry.to_dict() for entry in long.evaluations}
     assert all(entry.to_dict() == same[entry.step] for entry in half.evaluations[:-1])
+
+
+def test_what_is_saved_gives_the_judged_image_again_under_a_policy_too(
+    world: Any, whole: tuple[Case, Whole], tmp_path: Path
+) -> None:
+    """A candidate holds all that it takes, in tensors, numbers and texts, and a policy that blocks nothing refuses nothing."""
+    case, run_of_it = whole
+    (found,) = run_of_it.record.results
+    save_candidates([found.candidate], tmp_path / "candidates.pt")
+    candidates = load_candidates(tmp_path / "candidates.pt")
+    guard, policy = (
+        NoOp(GuardConfig(concept="star")),
+        ProtectSettings("verify", verify=lambda images: [False] * len(images)),
+    )
+    for more in ({}, {"guard": guard, "policy": policy}):
+        (again,) = run(world, case, candidates=candidates, **more).results
+        assert [entry.refusal for entry in again.evaluations] == [""]
+        assert again.evaluations[0].agreed == found.evaluations[-1].agreed
+        torch.testing.assert_close(again.images, found.images)
 
 
 def test_a_guard_that_does_nothing_changes_nothing(world: Any, whole: tuple[Case, Whole]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from saferedir.attacks.catalogue import ROWS_BY_NAME
 from saferedir.errors import AttackError
 from saferedir.prompts.sets import ConceptPrompts, PromptItem, PromptSet
-from saferedir.target import SoftPrompt, Target
+from saferedir.target import ImagePrompt, Inpainting, SoftPrompt, Target
 from saferedir.utils.checks import Checked
 from saferedir.utils.names import bad_options_message, unknown_name_message
 
@@ -60,7 +60,7 @@ class AttackConfig(Checked):
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """What an attack would send. Shapes: latents, x0 (1, C, h, w).
+    """What an attack would send, in tensors, numbers and texts, so that it can be saved. Shapes: latents, x0 (1, C, h, w).
 
     Attributes:
         prompt: the text.
@@ -68,7 +68,9 @@ class Candidate:
         latents: latents before evaluation `start`, in the sampler's frame; None for the run's own noise.
         x0: a clean image's latents, on which the run's own noise is put at `start`; None for none.
         start: evaluation to begin with.
-        arguments: further arguments of the call.
+        inpainting: an image of which a region alone is generated anew; None for none.
+        image_prompt: an image for the IP-Adapter, with the adapter's scale; None for the call's own.
+        arguments: further arguments of the call, numbers or texts.
         seed: noise seed that the attacker chose; None for the evaluation's.
         loss: the attack's own objective, the smaller the better; nan where it has none.
         is_checkpoint: whether it should be generated and judged now.
@@ -80,6 +82,8 @@ class Candidate:
     latents: Tensor | None = field(default=None, repr=False)
     x0: Tensor | None = field(default=None, repr=False)
     start: int = 0
+    inpainting: Inpainting | None = field(default=None, repr=False)
+    image_prompt: ImagePrompt | None = field(default=None, repr=False)
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
     seed: int | None = None
     loss: float = float("nan")

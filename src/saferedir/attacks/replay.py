@@ -12,7 +12,10 @@ import torch
 from saferedir.attacks.base import Attack, AttackConfig, Candidate, Proposals
 from saferedir.errors import AttackError
 from saferedir.prompts.sets import PromptItem
-from saferedir.target import SoftPrompt, Target
+from saferedir.target import ImagePrompt, Inpainting, SoftPrompt, Target
+
+#: fields of a candidate that are dataclasses of tensors and numbers
+_PARTS = {"inpainting": Inpainting, "image_prompt": ImagePrompt}
 
 
 class Replay(Attack[AttackConfig]):
@@ -44,6 +47,7 @@ def save_candidates(candidates: Sequence[Candidate], file: Path) -> None:
             **{name: getattr(entry, name) for name in ("prompt", "latents", "x0", "start", "seed", "label")},
             "arguments": dict(entry.arguments),
             "soft": [(soft.ids, soft.embeds, soft.text_encoder) for soft in entry.soft],
+            **{name: vars(part) for name in _PARTS if (part := getattr(entry, name)) is not None},
         }
         for entry in candidates
     ]
@@ -55,4 +59,7 @@ def save_candidates(candidates: Sequence[Candidate], file: Path) -> None:
 def load_candidates(file: Path) -> list[Candidate]:
     """What `save_candidates` wrote."""
     rows: list[dict[str, Any]] = torch.load(file, weights_only=True)
-    return [Candidate(**{**row, "soft": tuple(SoftPrompt(*soft) for soft in row["soft"])}) for row in rows]
+    for row in rows:
+        row["soft"] = tuple(SoftPrompt(*soft) for soft in row["soft"])
+        row.update({name: part(**row[name]) for name, part in _PARTS.items() if name in row})
+    return [Candidate(**row) for row in rows]

@@ -393,6 +393,8 @@ class _Run:
             latents,
             repeated(candidate.soft, count),
             candidate.start,
+            candidate.inpainting,
+            candidate.image_prompt,
             prompt=[candidate.prompt] * count,
             generator=generators,
             **candidate.arguments,

@@ -6,6 +6,7 @@ guard, protect, schedules, seam.
 
 from typing import Any
 
+from saferedir.target.given_images import ImagePrompt, Inpainting
 from saferedir.target.ledger import Ledger
 from saferedir.target.policy import ProtectSettings
 from saferedir.target.prediction import Prediction
@@ -14,7 +15,17 @@ from saferedir.target.target import Moment, Target
 from saferedir.target.vocabulary import Vocabulary
 from saferedir.utils.renamed import old_name
 
-__all__ = ["Ledger", "Moment", "Prediction", "ProtectSettings", "SoftPrompt", "Target", "Vocabulary"]
+__all__ = [
+    "ImagePrompt",
+    "Inpainting",
+    "Ledger",
+    "Moment",
+    "Prediction",
+    "ProtectSettings",
+    "SoftPrompt",
+    "Target",
+    "Vocabulary",
+]
 
 
 def __getattr__(name: str) -> Any:

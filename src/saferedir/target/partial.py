@@ -20,6 +20,7 @@ from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import Family
 from saferedir.seam.hooks import WrappedMethods
 from saferedir.seam.seam import Seam
+from saferedir.target.given_images import Inpainting
 from saferedir.target.prediction import Prediction, prediction_of
 
 
@@ -69,6 +70,7 @@ def run_part(
     start: int = 0,
     stop: int | None = None,
     on_pass: Callable[[Any, Any], None] = lambda scheduler, timestep: None,
+    inpainting: Inpainting | None = None,
 ) -> Any:
     """Call the pipeline, but only evaluations start..stop - 1; its output, or None where the loop was left before its end.
 
@@ -76,6 +78,7 @@ def run_part(
         latents: (B, C, h, w) before evaluation `start`, in the sampler's frame; None for the pipeline's own noise.
         start: the scheduler must be able to begin there: multistep solvers begin with a step of first order.
         on_pass: called with the scheduler and the timestep of every evaluation that is skipped.
+        inpainting: what is put back after every other one, when the guards are done with it; None for nothing.
 
     Raises:
         GuardError: a check of what was generated failed, be it that its outcome was still on the device when the loop was left.
@@ -93,7 +96,7 @@ def run_part(
     try:
         with seam.part_from(start):  # at whose end every check of the run is read, however it was left
             try:
-                with _window(pipe, family, start, stop, on_pass):
+                with _window(pipe, family, start, stop, on_pass, inpainting):
                     return inspect.unwrap(type(pipe).__call__)(pipe, **call)  # without its `no_grad`
             except _Left:
                 return None
@@ -103,7 +106,12 @@ def run_part(
 
 @contextmanager
 def _window(
-    pipe: Any, family: Family, start: int, stop: int | None, on_pass: Callable[[Any, Any], None]
+    pipe: Any,
+    family: Family,
+    start: int,
+    stop: int | None,
+    on_pass: Callable[[Any, Any], None],
+    inpainting: Inpainting | None,
 ) -> Iterator[None]:
     """Inside, the scheduler passes over evaluations before `start`, and leaves the loop after evaluation `stop` - 1."""
     names = (family.denoiser, *family.more_denoisers)
@@ -127,6 +135,8 @@ def _window(
             output = (sample,)
         else:
             output = original(pred, timestep, sample, *args, **kwargs)
+            if inpainting is not None:
+                output = inpainting.after_step(output, scheduler, done, family)
         if done == stop:
             raise _Left
         return output

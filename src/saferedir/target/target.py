@@ -29,6 +29,7 @@ from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.pipelines.schedules import Coefficients, coefficients, evaluation_steps, training_time
 from saferedir.pipelines.text_encoders import TextEncoder, make_text_encoders
 from saferedir.policy.verifiers import checked_policy
+from saferedir.target.given_images import ImagePrompt, Inpainting, adapter_scale
 from saferedir.target.ledger import Ledger, count_rows
 from saferedir.target.partial import Probe, run_part
 from saferedir.target.policy import PolicyRunner, ProtectSettings
@@ -281,41 +282,56 @@ class Target:
         return self._probe.predictions
 
     def generate(
-        self, latents: Tensor | None = None, soft: Sequence[SoftPrompt] = (), start: int = 0, **conditioning: Any
+        self,
+        latents: Tensor | None = None,
+        soft: Sequence[SoftPrompt] = (),
+        start: int = 0,
+        inpainting: Inpainting | None = None,
+        image_prompt: ImagePrompt | None = None,
+        **conditioning: Any,
     ) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], generated to the end, from latents before evaluation `start`.
 
         Under a policy they are what `protect` lets out, blanks in place of blocked images; then without gradients.
+        `inpainting` keeps what surrounds a region of an image, `image_prompt` is read by the pipeline's IP-Adapter.
 
         Raises:
+            AttackError: an image prompt for a pipeline without an IP-Adapter.
             GuardError: the guards or the policy refuse the call.
         """
         conditioning, soft = self._as_given(conditioning, soft)
         arguments = {**conditioning, "output_type": "pt"}
+        if image_prompt is not None:
+            arguments |= image_prompt.arguments
         takes_latents = "latents" in inspect.signature(type(self.pipe).__call__).parameters
         if latents is not None and start == 0 and takes_latents and self._seam.family.packing is None:
             # as a caller hands them over, so that guards may test them
             arguments["latents"] = latents / float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
             latents = None
-        with reading(self.text_encoders, soft) if soft else nullcontext():
+        with (
+            reading(self.text_encoders, soft) if soft else nullcontext(),
+            nullcontext() if image_prompt is None else adapter_scale(self.pipe, image_prompt.scale),
+        ):
             if self.policy is None:
-                images: Tensor = self._run(arguments, latents, start, None).images
+                images: Tensor = self._run(arguments, latents, start, None, inpainting).images
                 self.ledger.charge(gen=len(images))
                 self.blocked = [False] * len(images)
                 return images
-            return self._run_under_policy(arguments, latents, start)
+            return self._run_under_policy(arguments, latents, start, inpainting)
 
     def draw(self, *args: Any, **conditioning: Any) -> Tensor:
         """The name that `generate` had."""
         warnings.warn("Target.draw is now called Target.generate.", DeprecationWarning, stacklevel=2)
         return self.generate(*args, **conditioning)
 
-    def _run_under_policy(self, arguments: Mapping[str, Any], latents: Tensor | None, start: int) -> Tensor:
+    def _run_under_policy(
+        self, arguments: Mapping[str, Any], latents: Tensor | None, start: int, inpainting: Inpainting | None
+    ) -> Tensor:
         predictions: list[Prediction] = []
 
         def attempt(call: dict[str, Any]) -> Any:
             self._probe.predictions = []
-            output = run_part(self._seam, call, latents, start)
+            output = run_part(self._seam, call, latents, start, inpainting=inpainting)
             self.ledger.charge(gen=len(output.images))
             predictions.extend(self._probe.predictions)
             return output
@@ -336,8 +352,15 @@ class Target:
             for_each_prompt(call, len(prompt)) if isinstance(prompt, list) else call
         )  # one negative prompt serves all
 
-    def _run(self, arguments: Mapping[str, Any], latents: Tensor | None, start: int, stop: int | None) -> Any:
+    def _run(
+        self,
+        arguments: Mapping[str, Any],
+        latents: Tensor | None,
+        start: int,
+        stop: int | None,
+        inpainting: Inpainting | None = None,
+    ) -> Any:
         self._probe.predictions = []  # a list of its own for every run
         call = self._whole_call(arguments)
         with without_safety_checker(self.pipe):
-            return run_part(self._seam, call, latents, start, stop)
+            return run_part(self._seam, call, latents, start, stop, inpainting=inpainting)

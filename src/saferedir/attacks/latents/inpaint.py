@@ -3,13 +3,12 @@
 Static as in "Image Can Bring Your Memory Back" (arXiv:2507.07139), whose mask is the centre of half the image's sides; with
 `iterations` the image is first optimised as that paper does for image to image (recall.py). After every step the kept part is
 put back, noised to the level of the sampler (as diffusers' inpainting does for models without a mask channel).
-Deviations: latents of the bare model's image in place of an encoded file; the text-to-image pipeline with a callback, so that
-guards see the steps of its schedule; the mask is one of latents.
+Deviations: latents of the bare model's image in place of an encoded file; the text-to-image pipeline, with what is kept put back
+inside of its loop (`target.Inpainting`), so that guards see the steps of its schedule; the mask is one of latents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from saferedir.attacks.gate_term import GateWeight
 from saferedir.attacks.latents.recall import Recall, RecallConfig, begins
 from saferedir.attacks.references import gaussian, noised_references, reference_latents
 from saferedir.prompts.sets import PromptItem
-from saferedir.target import Target
+from saferedir.target import Inpainting, Target
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,10 @@ class Inpaint(Recall):
             mask = centre(clean, side)
 
             def sent(image: Tensor, label: str, loss: float = float("nan"), *, mask: Tensor = mask) -> Candidate:
-                callback = keeping(target, image.detach().clone(), kept_noise, mask, first)
+                inpainting = Inpainting(image.detach().clone(), kept_noise, mask)
                 return Candidate(
-                    prompt, x0=image.detach().clone() if first else None, start=usable[0] if first else 0,
-                    arguments={"callback_on_step_end": callback}, loss=loss, is_checkpoint=True, label=label,
+                    prompt, x0=inpainting.image if first else None, start=usable[0] if first else 0,
+                    inpainting=inpainting, loss=loss, is_checkpoint=True, label=label,
                 )  # fmt: skip
 
             yield sent(mixture, f"side {side:g}")
@@ -99,17 +98,3 @@ def centre(latents: Tensor, side: float) -> Tensor:
     top, left = (height - rows) // 2, (width - columns) // 2
     mask[..., top : top + rows, left : left + columns] = True
     return mask
-
-
-def keeping(target: Target, x0: Tensor, noise: Tensor, mask: Tensor, first: int) -> Callable[..., dict[str, Any]]:
-    """A `callback_on_step_end` that puts x0 (1, C, h, w) back outside of the mask, at the level that the sampler has reached."""
-    levels = {moment.index: (moment.alpha, moment.sigma) for moment in reversed(target.moments)}
-
-    def callback(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        if step < first:
-            return {}
-        alpha, sigma = levels.get(step + 1, (1.0, 0.0))
-        latents = values["latents"]
-        return {"latents": torch.where(mask, latents, (alpha * x0 + sigma * noise).to(latents))}
-
-    return callback

@@ -22,9 +22,8 @@ from saferedir.attacks.references import reference_latents
 from saferedir.errors import AttackError
 from saferedir.pipelines.latents import decode_latents
 from saferedir.prompts.sets import PromptItem
-from saferedir.target import Target
-
-IMAGE = "ip_adapter_image"
+from saferedir.target import ImagePrompt, Target
+from saferedir.target.given_images import IMAGE_PROMPT, adapter_scale
 
 
 @dataclass(frozen=True)
@@ -64,29 +63,24 @@ class IPAdapter(Attack[IPAdapterConfig]):
         config, pipe = self.config, target.pipe
         benign = _require_adapter(target)
         prompt = item.text if config.prompt == "own" else ""
-        usual = _scales(pipe)
-        try:
-            pipe.set_ip_adapter_scale(0.0)
+        with adapter_scale(pipe, 0.0):
             clean = reference_latents(target, item.text, generator)
-            with torch.no_grad():
-                concept = decode_latents(pipe, clean).clamp(0, 1)
-                wanted = embedding(pipe, concept)
-            for scale in config.scales:
-                pipe.set_ip_adapter_scale(scale)
+        with torch.no_grad():
+            concept = decode_latents(pipe, clean).clamp(0, 1)
+            wanted = embedding(pipe, concept)
+        for scale in config.scales:
+            yield Candidate(
+                prompt, image_prompt=ImagePrompt(concept, scale), is_checkpoint=True, label=f"concept, scale {scale:g}"
+            )
+        for radius in config.radii:
+            image = benign.clone()
+            for step in range(config.iterations):
+                image, loss = _ascended(pipe, image, benign, wanted, radius, 2.5 * radius / config.iterations)
+                is_last = step + 1 == config.iterations
                 yield Candidate(
-                    prompt, arguments={IMAGE: to_pil(concept)}, is_checkpoint=True, label=f"concept, scale {scale:g}"
-                )
-            for radius in config.radii:
-                image = benign.clone()
-                for step in range(config.iterations):
-                    image, loss = _ascended(pipe, image, benign, wanted, radius, 2.5 * radius / config.iterations)
-                    is_last = step + 1 == config.iterations
-                    yield Candidate(
-                        prompt, arguments={IMAGE: to_pil(image)}, loss=loss, is_checkpoint=is_last,
-                        label=f"within {radius * 255:.3g} / 255",
-                    )  # fmt: skip
-        finally:
-            pipe.set_ip_adapter_scale(usual)
+                    prompt, image_prompt=ImagePrompt(image, config.scales[-1]), loss=loss, is_checkpoint=is_last,
+                    label=f"within {radius * 255:.3g} / 255",
+                )  # fmt: skip
 
 
 def embedding(pipe: Any, images: Tensor) -> Tensor:
@@ -123,22 +117,10 @@ def _require_adapter(target: Target) -> Tensor:
         raise AttackError(
             f"this {type(pipe).__name__} has no IP-Adapter with an image encoder; load one with load_ip_adapter first."
         )
-    image = target.call.get(IMAGE)
+    image = target.call.get(IMAGE_PROMPT)
     if image is None:
         raise AttackError(
-            f"an attack on an IP-Adapter begins with a benign image; give one as call={{{IMAGE!r}: image}}."
+            f"an attack on an IP-Adapter begins with a benign image; give one as call={{{IMAGE_PROMPT!r}: image}}."
         )
     benign: Tensor = VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(image))
     return benign.to(pipe.image_encoder.device)
-
-
-def to_pil(images: Tensor) -> Any:
-    """The first of images (N, 3, H, W) in [0, 1] as a PIL image."""
-    return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(images))[0]
-
-
-def _scales(pipe: Any) -> Any:
-    """The scales that the adapter's layers have; 1 where none says so."""
-    processors = getattr(pipe.unet, "attn_processors", {}).values()
-    values = [processor.scale for processor in processors if hasattr(processor, "scale")]
-    return values[0][0] if values else 1.0
