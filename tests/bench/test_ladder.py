@@ -18,8 +18,9 @@ from saferedir.attacks.registry import attack_class
 from saferedir.bench.ladder import cells as ladder_cells
 from saferedir.bench.ladder.cells import Ladder, read_cells
 from saferedir.bench.ladder.page import render
-from saferedir.bench.ladder.plan import read_plan
+from saferedir.bench.ladder.plan import planned_cells, read_plan
 from saferedir.errors import BenchError
+from saferedir.utils.packaged import packaged_guard_path
 
 PLAN = """
 title = "Two guards"
@@ -165,3 +166,12 @@ def test_a_plan_that_cannot_be_says_why(tmp_path: Path, old: str, new: str, sent
 def test_the_plan_of_the_repository_can_be() -> None:
     plan = read_plan(Path(__file__).parents[2] / "benchmarks" / "ladder.toml")
     assert {"star", "emblem", "pointillism"} == set(plan.concept)
+
+
+def test_the_guards_that_our_plan_loads_are_packaged() -> None:
+    plan = read_plan(Path(__file__).parents[2] / "benchmarks" / "ladder.toml")
+    for cell in planned_cells(plan):
+        guard = plan.guard.get(cell.guard)
+        if guard is not None and guard.load is not None:
+            name = guard.load.replace("{concept}", cell.concept)
+            assert packaged_guard_path(name) is not None, name

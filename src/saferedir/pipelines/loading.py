@@ -148,14 +148,14 @@ def _scheduler(made: Any, pipe: Any) -> Any:
     """A scheduler of that class with the settings that it shares with the pipeline's own."""
     try:
         scheduler = made.from_config(pipe.scheduler.config)
-        own, other = (_samples_by(each) for each in (pipe.scheduler, scheduler))
+        fits, other = (_samples_by(each) for each in (pipe.scheduler, scheduler))
     except (TypeError, ValueError, KeyError, ImportError, UnsupportedPipelineError) as error:
         raise GuardConfigError(
             f"{made.__name__} cannot take the place of this model's scheduler ({_reason(error)})."
         ) from error
-    if own != other:
+    if fits != other:
         raise GuardConfigError(
-            f"{made.__name__} does not fit this {type(pipe).__name__}: it samples by {other}, and the model was made for {own}; "
+            f"{made.__name__} does not fit this {type(pipe).__name__}: it samples by {other}, and the model was made for {fits}; "
             "choose another."
         )
     return scheduler
