@@ -111,3 +111,17 @@ def test_a_policy_that_redirects_into_what_it_keeps_out_says_so() -> None:
     named = all_named_conflicts(list(checked_policies(forms_of(whole)).values()))
     assert {each.concept for each in named} == set(VALUE_TASKS)
     assert named[0].sentence.endswith("train it with another anchor.")
+
+
+def test_rows_whose_image_side_is_weak_are_said_when_the_guard_is_attached(pipe: Any, guard: SafeRedirMany) -> None:
+    with pytest.warns(
+        UserWarning, match=r"19 of 20 concepts are weak .*, such as colour-red \(the image verdict misses 88%"
+    ):
+        sr.attach(pipe, guard).detach()
+    strong = guard.deciding({"shape-crescent": "crescent"})
+    assert strong.warning_text() is None
+    both = {"shape-crescent": "crescent", "shape-star": "star"}
+    assert "1 of 2 concepts are weak" in str(guard.deciding(both).warning_text())
+    assert guard.deciding(both, logged=["shape-star"]).warning_text() is None
+    others = [name for name in guard.config.concepts if name != "shape-crescent"]
+    assert str(guard.without(*others).warning_text()).endswith("switched off in this SafeRedir guard of 20 concepts.")

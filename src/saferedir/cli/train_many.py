@@ -12,7 +12,7 @@ from saferedir.cli.options import CallArguments, ModelVariant, Revision, Rollout
 from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
 from saferedir.cli.recipes import WORLD
 from saferedir.cli.stopping import GOES_ON, on_stop
-from saferedir.cli.train_edits import Device, Dtype, Force, Model, Out, Seed
+from saferedir.cli.train_edits import Device, Dtype, Model, Out, Seed
 from saferedir.utils.packaged import library_version
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def saferedir_many(
     guidance: RolloutGuidance = None,
     call: CallArguments = None,
     seed: Seed = 0,
-    force: Force = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the guard at --out; write one with weak concepts.")
+    ] = False,
     dtype: Dtype = None,
     model_variant: ModelVariant = None,
     revision: Revision = None,
@@ -52,7 +54,8 @@ def saferedir_many(
     """Train one SafeRedir guard for many concepts (arXiv:2601.08623), or add concepts to one.
 
     With --start the concepts that the guard has stay as they are, bit for bit; only the new ones are trained. A run that was
-    killed goes on where it stopped when the same command is given again.
+    killed goes on where it stopped when the same command is given again. No guard is written where the image side of a new
+    concept cannot tell it from the rest on held-out images, unless --force is given.
 
     Example:  `saferedir train saferedir-many --pairs star=star.jsonl --pairs ring=ring.jsonl --out runs/shapes`
 
@@ -84,7 +87,9 @@ def saferedir_many(
         errors.print(f"An earlier run left {out}.work; going on from there.", soft_wrap=True, highlight=False)
     on_stop(GOES_ON)
     with progress_bar() as bar:
-        guard = train_saferedir_many(pipe, rows, out, start=first, config=config, progress=bar, overwrite=force)
+        guard = train_saferedir_many(
+            pipe, rows, out, start=first, config=config, progress=bar, overwrite=force, keep_weak=force
+        )
     _show(guard, out, model)
 
 

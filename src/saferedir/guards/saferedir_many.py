@@ -20,7 +20,7 @@ from torch import Tensor
 from saferedir.decisions import Decision, logged_only
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard, GuardConfig, Run, Step
-from saferedir.guards.saferedir.assessment import image_threshold, outside_calibration, weak_at
+from saferedir.guards.saferedir.assessment import image_threshold, outside_calibration, weak_at, weak_rows_text
 from saferedir.guards.saferedir.card import many_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.fit import load_weights, require_calibrated_size, require_fit, require_weights_fit
@@ -143,7 +143,7 @@ class ManyState:
     strengths: Tensor | None = None  # (B, L)
 
 
-def _alone(config: SafeRedirManyConfig, number: int) -> SafeRedirConfig:
+def alone(config: SafeRedirManyConfig, number: int) -> SafeRedirConfig:
     """The settings of one of the concepts as a guard of its own."""
     name = config.concepts[number]
     record = dict(config.calibration.get(name, {}))
@@ -178,7 +178,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         self.network = network.eval().requires_grad_(False)
         #: of each concept that is on, its settings as a guard of its own, with the record of its calibration
         self._alone = tuple(
-            _alone(config, number) for number, name in enumerate(config.concepts) if name not in config.off
+            alone(config, number) for number, name in enumerate(config.concepts) if name not in config.off
         )
         #: concept -> name of its decisions, of a guard that decides concept by concept; {} for one decision an image
         self._names: dict[str, str] = {}
@@ -486,9 +486,11 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         return decisions
 
     def warning_text(self) -> str | None:
-        if self._names:  # a policy's rules say what is on
-            return None
-        return f"{', '.join(self.config.off)} switched off in {self._title}." if self.config.off else None
+        weak = weak_rows_text(self._title, self._acting_alone)
+        if not self.config.off or self._names:  # a policy's rules say what is on
+            return weak
+        off = f"{', '.join(self.config.off)} switched off in {self._title}."
+        return off if weak is None else f"{off} {weak[0].upper()}{weak[1:]}"
 
     def card(self) -> str:
         return many_card(self.config)

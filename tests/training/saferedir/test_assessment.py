@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.conftest import make_pipeline
 
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir, SafeRedirConfig
-from saferedir.guards.saferedir.assessment import blind_image_side, verdict, warning_text, weak_at
+from saferedir.guards.saferedir.assessment import blind_image_side, verdict, warning_text, weak_at, weak_rows_text
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig
 from saferedir.metrics import Rate
 from saferedir.training.saferedir.dataset import Pair
@@ -193,3 +194,16 @@ def test_too_few_prompts_and_other_guards_are_refused() -> None:
         calibrate_guard(make_pipeline(), guard(), [Pair(f"x{i}", f"o{i}") for i in range(3)])
     with pytest.raises(sr.GuardConfigError, match="no thresholds to calibrate"):
         calibrate_guard(make_pipeline(), sr.Guard.from_pretrained("pictoworld/star-duo"), [])  # type: ignore[arg-type]
+
+
+def test_weak_rows_are_named_weakest_first_with_their_count() -> None:
+    recalls = {"a": 0.95, "b": 0.5, "c": 0.89, "d": 0.1, "e": 0.3}
+    rows = [SafeRedirConfig(concept=name, measured={"image_recall": recall}) for name, recall in recalls.items()]
+    text = weak_rows_text("this guard", rows)
+    assert text is not None and text.startswith("4 of 5 concepts are weak in this guard by its own record, such as d (")
+    assert re.findall(r"(\w) \(the image verdict misses (\d+)%", text) == [("d", "90"), ("e", "70"), ("b", "50")]
+    assert (
+        "such as" not in str(weak_rows_text("this guard", rows[:2])) and weak_rows_text("this guard", rows[:1]) is None
+    )
+    of_prompts = SafeRedirConfig(concept="p", measured={"prompt_recall": 0.2})
+    assert "p (the prompt verdict misses 80%" in str(weak_rows_text("this guard", [*rows, of_prompts]))

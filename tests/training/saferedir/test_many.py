@@ -121,6 +121,22 @@ def test_a_start_of_another_model_is_refused(tmp_path: Path) -> None:
         train_saferedir_many(pipe, {"y": pairs("y")}, tmp_path / "two", start=guard, config=QUICK)
 
 
+def test_a_concept_whose_image_side_cannot_tell_is_written_only_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And those that were there already keep nobody from adding others."""
+    monkeypatch.setattr(
+        many_module, "blind_image_side", lambda row: "the image verdict misses it" if row.concept == "x" else None
+    )
+    pipe, out, both = make_pipeline(), tmp_path / "two", {"x": pairs("x"), "y": pairs("y")}
+    with pytest.raises(GuardConfigError, match=r"1 of 2 concepts .*, of 'x' the image verdict misses it; .*--force"):
+        train_saferedir_many(pipe, both, out, config=QUICK, keep_weak=False)
+    assert not out.exists() and (tmp_path / "two.work").exists()
+    guard = train_saferedir_many(pipe, both, out, config=QUICK)
+    assert out.exists() and not (tmp_path / "two.work").exists()
+    train_saferedir_many(pipe, {"z": pairs("z")}, tmp_path / "three", start=guard, config=QUICK, keep_weak=False)
+
+
 def test_benign_images_are_those_of_the_concepts_own_pairs() -> None:
     frames = torch.zeros(3, 2, 4, 8, 8)
     data = ImageData(frames, PromptEmbeds(torch.zeros(3, 5, 6)), torch.zeros(3), torch.zeros(2))

@@ -5,7 +5,7 @@ The trainer ends with `verdict`, `attach` warns of `weaknesses`, a run of the ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from saferedir.guards.saferedir.config import SafeRedirConfig
@@ -21,6 +21,8 @@ LEAST_STEPS = 4
 MOST_FALSE_POSITIVES = 0.03
 #: held-out images of a side below which a weak image side is no reason to keep a guard back
 LEAST_IMAGES = 20
+#: weak concepts that one warning names
+MOST_NAMED = 3
 RECALIBRATE = "`saferedir guards calibrate`"
 _WHAT = {"prompt": ("prompts that ask for it", "others"), "image": ("images that show it", "others")}
 
@@ -77,6 +79,28 @@ def warning_text(config: SafeRedirConfig) -> str | None:
         f"guard 'saferedir' for {config.concept!r} is weak: by its own record {' and '.join(weak)}; recalibrate its thresholds "
         f"({RECALIBRATE}), train it on more pairs, or use protect with a verifier."
     )
+
+
+def weak_rows_text(title: str, rows: Sequence[SafeRedirConfig]) -> str | None:
+    """What `attach` warns of where rows of a guard of many concepts are weak, the weakest by name; None where none is.
+
+    Args:
+        rows: each concept's settings as a guard of its own.
+    """
+    weak = sorted((config for config in rows if weaknesses(config)), key=_lowest_recall)
+    if not weak:
+        return None
+    named = ", ".join(f"{config.concept} ({' and '.join(weaknesses(config))})" for config in weak[:MOST_NAMED])
+    which = ":" if len(weak) <= MOST_NAMED else ", such as"
+    return (
+        f"{len(weak)} of {len(rows)} concepts are weak in {title} by its own record{which} {named}; train them on more pairs "
+        "and roll-outs, or use protect with a verifier."
+    )
+
+
+def _lowest_recall(config: SafeRedirConfig) -> float:
+    recalls = (config.measured.get(f"{side}_recall") for side in _WHAT if getattr(config, f"use_{side}"))
+    return min((recall for recall in recalls if _is_share(recall)), default=1.0)
 
 
 def outside_calibration(config: SafeRedirConfig, run: Run) -> str | None:

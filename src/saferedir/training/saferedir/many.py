@@ -8,7 +8,7 @@ there changes by a bit. Everything lands in `<out>.work/` until the guard is ren
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from saferedir.errors import GuardConfigError
+from saferedir.guards.saferedir.assessment import MOST_NAMED, blind_image_side
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig, without_joint
 from saferedir.guards.saferedir.rows import with_concept
 from saferedir.guards.saferedir.trained_text import require_trained_settings, text_lengths, text_record
-from saferedir.guards.saferedir_many import SafeRedirMany, SafeRedirManyConfig
+from saferedir.guards.saferedir_many import SafeRedirMany, SafeRedirManyConfig, alone
 from saferedir.pipelines.families import family_of
 from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.pipelines.text_settings import text_settings
@@ -83,6 +84,7 @@ def train_saferedir_many(
     progress: Progress = SILENT,
     log: Callable[[dict[str, Any]], None] | None = None,
     overwrite: bool = False,
+    keep_weak: bool = True,
 ) -> SafeRedirMany:
     """Train one guard for many concepts and save it in the folder `out`; resumes from `<out>.work` when that exists.
 
@@ -95,13 +97,16 @@ def train_saferedir_many(
         progress: shows how far it is; default: nothing is shown.
         log: called with the loss now and then.
         overwrite: whether a guard that stands at `out` may be replaced.
+        keep_weak: whether a guard is written in which the image side of a concept trained here cannot tell it from the rest on
+            held-out images.
 
     Returns:
         The guard, with thresholds calibrated concept by concept.
 
     Raises:
         OutputError: another run is writing to `out`, or a guard stands there and may not be replaced.
-        GuardConfigError: no concept, too few pairs of one, a name that `start` has, or `<out>.work` belongs to other settings.
+        GuardConfigError: no concept, too few pairs of one, a name that `start` has, `<out>.work` belongs to other settings, or a
+            concept is weak and not kept; then `<out>.work` stays, so that the same call with keep_weak=True writes the guard.
     """
     config = config or TrainConfig()
     require_call_arguments(pipe, config.call)
@@ -123,7 +128,7 @@ def train_saferedir_many(
         if start is not None:
             _require_same_model(start, pipe, config)
         claim(work, _plan(config, rows, start, pipe))
-        return _train(pipe, rows, folder, work, start, config, progress, log)
+        return _train(pipe, rows, folder, work, start, config, progress, log, keep_weak)
 
 
 def _require_same_model(start: SafeRedirMany, pipe: Any, config: TrainConfig) -> None:
@@ -155,6 +160,7 @@ def _train(
     config: TrainConfig,
     progress: Progress,
     log: Callable[[dict[str, Any]], None] | None,
+    keep_weak: bool,
 ) -> SafeRedirMany:
     lengths = text_lengths(pipe, config.call, config.text_lengths)
     split = {concept: split_pairs(of, config.held_out, config.seed) for concept, of in rows.items()}
@@ -188,10 +194,26 @@ def _train(
     limits = torch.tensor([*before, *(result.thresholds["prompt"] for result in results.values())])
     for concept, side in of_concepts[1].items():
         results[concept].record["leads_into"] = leads_into(network, concept, side.text, limits)
-    guard = SafeRedirMany(_settings(pipe, network, results, start, config, rows, lengths), network)
+    settings = _settings(pipe, network, results, start, config, rows, lengths)
+    if not keep_weak:
+        _require_telling(settings, results, work)
+    guard = SafeRedirMany(settings, network)
     guard.save_pretrained(out)
     shutil.rmtree(work)
     return guard
+
+
+def _require_telling(settings: SafeRedirManyConfig, names: Collection[str], work: Path) -> None:
+    """GuardConfigError where the image side of a concept among `names` surely cannot tell it from the rest."""
+    rows = {name: alone(settings, number) for number, name in enumerate(settings.concepts) if name in names}
+    blind = {name: why for name, row in rows.items() if (why := blind_image_side(row)) is not None}
+    if blind:
+        named = "; ".join(f"of {name!r} {why}" for name, why in list(blind.items())[:MOST_NAMED])
+        raise GuardConfigError(
+            f"no guard was written: on held-out images {len(blind)} of {len(rows)} concepts cannot be told from the rest, "
+            f"{named}; give more pairs, more roll-outs or more steps, or write it all the same with --force (keep_weak=True), "
+            f"which goes on from {work.name}."
+        )
 
 
 def _count(sides: Mapping[str, Sequence[Pair]], config: TrainConfig, number: int) -> int:
