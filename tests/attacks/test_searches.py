@@ -259,7 +259,7 @@ def test_a_random_network_recovers_nothing_and_gets_its_weights_back() -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case.is_white_box], ids=lambda case: case.name)
 def test_a_benign_reference_shows_nothing(world: Any, case: Case) -> None:
     """Every attack that is given images of the bare model, or its predictions, brings back what it was given, and no more."""
-    small = {"steps": 4, "iterations": 2}
+    small = {"steps": 4, "iterations": 4}  # tokens after fewer are still those of chance
     settings = {**case.settings, **{name: value for name, value in small.items() if name in case.settings}}
     record = run(world, case._replace(prompt="tree", settings=settings), prompts=3, control="benign-reference")
     assert record.success.hits == 0 and record.facts["control"] == "benign-reference"
