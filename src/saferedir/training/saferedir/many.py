@@ -210,9 +210,9 @@ def _require_telling(settings: SafeRedirManyConfig, names: Collection[str], work
     if blind:
         named = "; ".join(f"of {name!r} {why}" for name, why in list(blind.items())[:MOST_NAMED])
         raise GuardConfigError(
-            f"no guard was written: on held-out images {len(blind)} of {len(rows)} concepts cannot be told from the rest, "
-            f"{named}; give more pairs, more roll-outs or more steps, or write it all the same with --force (keep_weak=True), "
-            f"which goes on from {work.name}."
+            f"no guard was written: the image side of {len(blind)} of {len(rows)} concepts cannot tell them from the rest "
+            f"on held-out images, {named}; give more pairs, more roll-outs or more steps, or write it all the same with --force "
+            f"(keep_weak=True), which goes on from {work.name}."
         )
 
 
