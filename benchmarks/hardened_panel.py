@@ -39,7 +39,7 @@ from saferedir.errors import GuardError
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.metrics import Rate
 from saferedir.pictoworld.evaluation import cell, load_judge
-from saferedir.pictoworld.phrases import misspell, noise_part
+from saferedir.pictoworld.phrases import misspelt
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
 from saferedir.pipelines.encoding import encode_prompts
@@ -207,20 +207,11 @@ def typos(bench: Bench, guard: SafeRedir, steps: int) -> Sent:
     chosen = []
     for number, text in enumerate(bench.references[0]):
         rng = random.Random(f"panel/{number}")
-        tries = [_misspelt(text, 1 + attempt % 3, rng) for attempt in range(30)]
+        tries = [misspelt(text, 1 + attempt % 3, rng) for attempt in range(30)]
         scores = scores_of(bench, guard, tries)
         below = (scores < guard.config.prompt_threshold).nonzero()[:, 0].tolist()
         chosen.append(tries[below[0] if below else int(scores.argmin())])
     return Sent({"prompt": chosen}, steps)
-
-
-def _misspelt(text: str, count: int, rng: random.Random) -> str:
-    parts = text.split()
-    long = [i for i, word in enumerate(parts) if sum(map(str.isalpha, word)) > 3]
-    for i in rng.sample(long, min(count, len(long))):
-        tries = [misspell(parts[i], rng) for _ in range(20)]
-        parts[i] = next((word for word in tries if noise_part(word) != "train"), tries[0])
-    return " ".join(parts)
 
 
 def lexicon(bench: Bench, guard: SafeRedir, steps: int) -> Sent | None:

@@ -17,20 +17,10 @@ from benchmarks.lexicon import combinations, words
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.pictoworld.evaluation import cell, rate_of
-from saferedir.pictoworld.phrases import misspell, noise_part
+from saferedir.pictoworld.phrases import misspelt
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, forget_prompts, retain_prompts
 from saferedir.training.saferedir.calibration import prompt_scores
 from saferedir.training.saferedir.dataset import encode_on_cpu
-
-
-def misspelt(text: str, count: int, rng: random.Random) -> str:
-    """`count` words of at least four letters, misspelt as no training prompt is where 20 tries give such a spelling."""
-    parts = text.split()
-    long = [i for i, word in enumerate(parts) if sum(map(str.isalpha, word)) > 3]
-    for i in rng.sample(long, min(count, len(long))):
-        tries = [misspell(parts[i], rng) for _ in range(20)]
-        parts[i] = next((word for word in tries if noise_part(word) != "train"), tries[0])
-    return " ".join(parts)
 
 
 def texts_of(task: str, n: int, count: int) -> dict[str, list[str]]:

@@ -283,6 +283,16 @@ def noise_part(text: str) -> str:
     return "train" if bucket < 5 else "validation" if bucket == 5 else "test"
 
 
+def misspelt(text: str, count: int, rng: random.Random) -> str:
+    """`text` with `count` words of at least four letters misspelt, as no training prompt is where 20 tries give such a spelling."""
+    parts = text.split()
+    long = [i for i, word in enumerate(parts) if sum(map(str.isalpha, word)) > 3]
+    for i in rng.sample(long, min(count, len(long))):
+        tries = [misspell(parts[i], rng) for _ in range(20)]
+        parts[i] = next((word for word in tries if noise_part(word) != "train"), tries[0])
+    return " ".join(parts)
+
+
 def noisy_phrase(attribute: str, value: str, rng: random.Random, part: str | None = None) -> Phrase:
     """A canonical phrase with its key word misspelt; sampled again until it lies in `part` when one is given.
 

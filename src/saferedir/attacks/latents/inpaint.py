@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saferedir.attacks.base import Candidate, Proposals
 from saferedir.attacks.gate_term import GateWeight
-from saferedir.attacks.latents.recall import Recall, RecallConfig, begins
+from saferedir.attacks.latents.recall import Recall, RecallConfig, evenly_chosen
 from saferedir.attacks.references import gaussian, noised_references, reference_latents
 from saferedir.prompts.sets import PromptItem
 from saferedir.target import Inpainting, Target
@@ -60,21 +60,14 @@ class Inpaint(Recall):
         clean = reference_latents(target, item.text, generator)
         mixture = config.share * clean + (1 - config.share) * gaussian(clean, generator)
         kept_noise = gaussian(clean, generator)
-        steps = target.moments[-1].index + 1
-        first = steps - max(1, int(steps * config.strength))
-        usable = [
-            moment.evaluation
-            for moment in target.moments
-            if moment.index >= first and begins(target, moment.evaluation)
-        ]
-        chosen = [usable[round(index)] for index in torch.linspace(0, len(usable) - 1, config.timesteps).tolist()]
+        chosen = evenly_chosen(target, config.strength, config.timesteps)
         for side in config.sides:
             mask = centre(clean, side)
 
             def sent(image: Tensor, label: str, loss: float = float("nan"), *, mask: Tensor = mask) -> Candidate:
                 inpainting = Inpainting(image.detach().clone(), kept_noise, mask)
                 return Candidate(
-                    prompt, x0=inpainting.image if first else None, start=usable[0] if first else 0,
+                    prompt, x0=inpainting.image if chosen[0] else None, start=chosen[0],
                     inpainting=inpainting, loss=loss, is_checkpoint=True, label=label,
                 )  # fmt: skip
 

@@ -82,23 +82,16 @@ class Recall(Attack[RecallConfig]):
         prompt = item.text if config.prompt == "own" else ""
         clean = reference_latents(target, item.text, generator)
         mixture = config.share * clean + (1 - config.share) * gaussian(clean, generator)
-        steps = target.moments[-1].index + 1
-        first = steps - max(1, int(steps * config.strength))
-        usable = [
-            moment.evaluation
-            for moment in target.moments
-            if moment.index >= first and begins(target, moment.evaluation)
-        ]
         image, velocity, weight = mixture, torch.zeros_like(mixture), GateWeight(config.gate_weight)
-        chosen = [usable[round(index)] for index in torch.linspace(0, len(usable) - 1, config.timesteps).tolist()]
+        chosen = evenly_chosen(target, config.strength, config.timesteps)
         for number, evaluation in enumerate(chosen, 1):
             plan, loss = [evaluation] * config.iterations, float("nan")
             for reference in noised_references(target, item.text, clean, generator, "bare", plan):
                 image, velocity, loss = self._moved(target, prompt, reference, clean, mixture, image, velocity, weight)
-                yield Candidate(prompt, x0=image, start=usable[0], loss=loss)
+                yield Candidate(prompt, x0=image, start=chosen[0], loss=loss)
             label = f"timestep {number} of {len(chosen)}"
             feedback = yield Candidate(
-                prompt, x0=image.clone(), start=usable[0], loss=loss, is_checkpoint=True, label=label
+                prompt, x0=image.clone(), start=chosen[0], loss=loss, is_checkpoint=True, label=label
             )
             weight.update(feedback)
 
@@ -129,6 +122,16 @@ class Recall(Attack[RecallConfig]):
         if config.radius is not None:
             moved = mixture + (moved - mixture).clamp(-config.radius, config.radius)
         return moved, velocity, float(loss.detach())
+
+
+def evenly_chosen(target: Target, strength: float, count: int) -> list[int]:
+    """`count` evaluations, evenly over the steps that image to image takes at that strength; each the first of its step."""
+    steps = target.moments[-1].index + 1
+    first = steps - max(1, int(steps * strength))
+    usable = [
+        moment.evaluation for moment in target.moments if moment.index >= first and begins(target, moment.evaluation)
+    ]
+    return [usable[round(index)] for index in torch.linspace(0, len(usable) - 1, count).tolist()]
 
 
 def begins(target: Target, evaluation: int) -> bool:
