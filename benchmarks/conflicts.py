@@ -152,7 +152,8 @@ def conflicts(record: dict[str, Any], n: int) -> list[GuardConflict]:
 
 
 def short(rate: Rate) -> str:
-    return f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
+    low, high = rate.interval
+    return f"{rate.value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def table(record: dict[str, Any], results: list[GuardConflict], n: int) -> list[str]:

@@ -164,6 +164,7 @@ def test_an_image_of_other_weights_is_answered_503_and_recorded_as_failed(tmp_pa
     with served(tmp_path, lambda settings: ray_models.RemoteModel(ray, handle, FACTS)) as service:
         answer = service.generate()
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "guard_failed")
+        wait_for(lambda: bool(service.records()), 30)  # what failed is recorded beside its answer, not before it
         (record,) = service.records()
         assert (record["action"], record["image_sha256"], record["guards"]) == ("failed", None, {})
         assert httpx2.get(f"{service.url}/healthz").status_code == 200
