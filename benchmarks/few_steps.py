@@ -352,6 +352,11 @@ def main() -> None:
         for steps in STEPS
     ]
     digests = {name: digest_of(name, arguments.lora, arguments.second) for name in arguments.tasks}
+
+    def path_of(name: str, setting: Setting, method: str, steps: int, n: int) -> Path:
+        words = [name, *setting[:2], f"{setting.guidance:g}", str(steps), method, str(n), digests[name]]
+        return Path(arguments.work / ("-".join(words).replace(", ", "+").replace(" ", "_") + ".json"))
+
     results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     with Progress() as progress:
         bar = progress.add_task("", total=len(plan))
@@ -360,8 +365,7 @@ def main() -> None:
             plan, key=lambda row: (row[0], -row[4], chosen.index(row[1]), row[3])
         ):
             progress.update(bar, description=f"{name}: {setting.name}, {steps} steps, {method}")
-            words = [name, *setting[:2], f"{setting.guidance:g}", str(steps), method, str(n), digests[name]]
-            path = arguments.work / ("-".join(words).replace(", ", "+").replace(" ", "_") + ".json")
+            path = path_of(name, setting, method, steps, n)
             if not arguments.only_page and kept_cell(path, TASKS[name], method, steps) is None:
                 with torch.no_grad():
                     measured = run.cell(TASKS[name], setting, steps, method, n)
@@ -369,8 +373,7 @@ def main() -> None:
                     temporary.write_text(json.dumps(measured, indent=1), encoding="utf-8")
             progress.advance(bar)
     for name, setting, method, steps, n in plan:
-        words = [name, *setting[:2], f"{setting.guidance:g}", str(steps), method, str(n), digests[name]]
-        path = arguments.work / ("-".join(words).replace(", ", "+").replace(" ", "_") + ".json")
+        path = path_of(name, setting, method, steps, n)
         if (measured := kept_cell(path, TASKS[name], method, steps)) is not None:
             rows = results.setdefault(name, {}).setdefault(setting.name, {}).setdefault(method, {})
             rows[str(steps)] = measured

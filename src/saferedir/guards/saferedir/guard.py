@@ -81,9 +81,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
         self.may_be_unresolved = config.use_image and config.mode == "default"
         self.has_prompt_verdict = config.use_prompt and self.may_be_unresolved
         self.latents_test, self.latents_false_positives = config.latents_test, config.latents_false_positives
-        self.tests_embeds = self.needs_text = (
-            config.embeds_test != "off"
-        )  # text: to know which embeddings are the caller's
+        self.tests_embeds = config.embeds_test != "off"
+        self.needs_text = self.tests_embeds  # to know which embeddings are the caller's
         self.anchor, self.anchor_pooled = anchor, anchor_pooled  # (L, D), (P,): the anchor prompt, the last resort
         self.manifold = manifold
         self.network: Any = network
