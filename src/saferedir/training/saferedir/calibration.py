@@ -96,13 +96,18 @@ def chunks(count: int) -> list[slice]:
     return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
 
 
-@torch.no_grad()
 def prompt_scores(network: Redirector, prompts: PromptEmbeds) -> Tensor:
-    """Score of each prompt (N,), on the CPU."""
+    """Score of each prompt (N,) for the first concept, on the CPU."""
+    return all_prompt_scores(network, prompts)[:, 0]
+
+
+@torch.no_grad()
+def all_prompt_scores(network: Redirector, prompts: PromptEmbeds) -> Tensor:
+    """Score of each prompt for every concept (N, K), on the CPU."""
     device, logits = next(network.parameters()).device, []
     for chunk in chunks(len(prompts.prompt)):
         given = prompts.rows(chunk).map(lambda part: part.to(device)).floats
-        logits.append(network.prompt_logits(given.prompt, given.mask, given.pooled)[:, 0].cpu())
+        logits.append(network.prompt_logits(given.prompt, given.mask, given.pooled).cpu())
     return torch.cat(logits)
 
 
