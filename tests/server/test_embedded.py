@@ -41,7 +41,9 @@ def test_the_python_of_the_page(service: Served, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("builtins.print", lambda *words: lines.append(words))
     (block,) = blocks(PAGE, "python")
     exec(compile(block.source.replace(ADDRESS, service.url), str(block), "exec"), {})
-    assert lines == [("image_generation.completed",), ("moderation_blocked", ["star"])]
+    completed, (code, categories) = lines
+    # The seed is drawn by the service, so the image verdict of another concept may fire beside the one that was asked for.
+    assert completed == ("image_generation.completed",) and code == "moderation_blocked" and "star" in categories
     actions = [(record["kind"], record["action"]) for record in service.records()]
     assert actions == [
         ("generate", "delivered"),
