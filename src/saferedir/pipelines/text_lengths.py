@@ -1,6 +1,7 @@
-"""cut_prompts(pipe, prompts): which prompts are longer than a text encoder of the pipeline reads, and by how much.
+"""How long prompts are, by a pipeline's tokenizers: nothing is encoded.
 
-diffusers cuts such prompts with a note in its log; what stands behind the cut is never read.
+`cut_prompts`: which prompts are longer than a text encoder of the pipeline reads, and by how much. diffusers cuts such prompts
+with a note in its log; what stands behind the cut is never read. `token_counts`: how many tokens prompts have.
 """
 
 from __future__ import annotations
@@ -32,12 +33,25 @@ def cut_prompts(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | Non
     encoders = _tokenizers(pipe, call or {})
     cuts = []
     for prompt in prompts:
-        lengths = [
-            (name, len(tokenizer(before + prompt, truncation=False, verbose=False)["input_ids"]), limit)
-            for name, tokenizer, limit, before in encoders
-        ]
+        lengths = [(name, _count(tokenizer, before + prompt), limit) for name, tokenizer, limit, before in encoders]
         cuts.append([Cut(name, tokens, limit) for name, tokens, limit in lengths if tokens > limit])
     return cuts
+
+
+def token_counts(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any] | None = None) -> list[int] | None:
+    """Tokens of each prompt, start and end included, at most as many as are read, before the pipeline pads them.
+
+    None where it is not one tokenizer with a known limit that says so.
+    """
+    encoders = _tokenizers(pipe, call or {})
+    if len(encoders) != 1:
+        return None
+    ((_, tokenizer, limit, before),) = encoders
+    return [min(limit, _count(tokenizer, before + prompt)) for prompt in prompts]
+
+
+def _count(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
 
 
 def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> list[tuple[str, Any, int, str]]:

@@ -15,7 +15,9 @@ from tests.tiny_pipelines import PipelineCase, run
 
 import saferedir as sr
 from saferedir.errors import GuardConfigError
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import FAMILIES
+from saferedir.training.saferedir import batches
 from saferedir.training.saferedir.batches import encode_text
 from saferedir.training.saferedir.dataset import Pair, encode_on_cpu
 from saferedir.training.saferedir.train import train_saferedir
@@ -72,6 +74,30 @@ def test_prompts_as_long_as_the_longest_of_a_batch_are_trained_at_the_lengths_of
     assert sizes == [((2, 48), (4, 48)), ((1, 16), (2, 16))]
     (short,) = text.others
     torch.testing.assert_close(short.benign.prompt, encode_on_cpu(pipe, ["a c", "d"]).prompt)
+
+
+@pytest.mark.parametrize("has_counts", [True, False])
+def test_lengths_of_prompts_come_from_the_tokenizer_and_are_those_of_encoding_each(
+    has_counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in a while a prompt is encoded, for how the pipeline pads; each where there is no count."""
+    pipe = shared_pipeline("cogview-4")
+    pairs = [Pair("a " * n, "a b") if n % 3 else Pair(None, "c " * n) for n in range(1, 40)]
+    each = [
+        int(encode_on_cpu(pipe, [text for text in (pair.unsafe, pair.safe) if text], None).prompt.shape[1])
+        for pair in pairs
+    ]
+    encoded: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> PromptEmbeds:
+        encoded.append(len(args[1]))
+        return encode_on_cpu(*args, **kwargs)
+
+    monkeypatch.setattr(batches, "encode_on_cpu", counted)
+    if not has_counts:
+        monkeypatch.setattr(batches, "token_counts", lambda *args: None)
+    assert batches._lengths_alone(pipe, pairs, None) == each and len(set(each)) > 1
+    assert len(encoded) == len(pairs) if not has_counts else len(encoded) < len(pairs) / 2
 
 
 def test_pipelines_whose_text_encoder_reads_an_image_are_refused_before_anything_is_generated(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from saferedir.guards.saferedir.frames import LATENT_CLAMP, chosen_frames
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
+from saferedir.pipelines.text_lengths import token_counts
 from saferedir.pipelines.text_settings import LENGTH
 from saferedir.training.saferedir.dataset import Pair, encode_on_cpu
 
@@ -59,17 +60,52 @@ def encode_text(
         first, *others = (encode_text(pipe, pairs, {**(call or {}), LENGTH: length}) for length in lengths)
         return replace(first, others=tuple(others))
     if family_of(pipe).prompt_lengths == "longest":
-        alone_lengths = [_length_alone(pipe, pair, call) for pair in pairs]
+        alone_lengths = _lengths_alone(pipe, pairs, call)
         shown = {n for n, pair in zip(alone_lengths, pairs, strict=True) if pair.unsafe is not None}
         groups = [[p for n, p in zip(alone_lengths, pairs, strict=True) if n <= limit] for limit in sorted(shown)[:-1]]
         return replace(_encoded(pipe, pairs, call), others=tuple(_encoded(pipe, group, call) for group in groups))
     return _encoded(pipe, pairs, call)
 
 
-def _length_alone(pipe: Any, pair: Pair, call: Mapping[str, Any] | None) -> int:
-    """Tokens of the longer one of a pair's prompts, encoded in a batch of its own."""
-    texts = [pair.safe] if pair.unsafe is None else [pair.safe, pair.unsafe]
-    return int(encode_on_cpu(pipe, texts, call).prompt.shape[1])
+def _lengths_alone(pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None) -> list[int]:
+    """Length of each pair's longer prompt as the pipeline pads it in a batch of its own.
+
+    A prompt of more tokens is never padded to fewer, so by the tokenizer's counts a few prompts are encoded for all; each is
+    where no tokenizer counts.
+    """
+    texts = [[pair.safe] if pair.unsafe is None else [pair.safe, pair.unsafe] for pair in pairs]
+
+    def padded_length(some: Sequence[str]) -> int:
+        return int(encode_on_cpu(pipe, some, call).prompt.shape[1])
+
+    counts = token_counts(pipe, [text for some in texts for text in some], call)
+    if counts is None:
+        return [padded_length(some) for some in texts]
+    rest = iter(counts)
+    longest = [max((next(rest), text) for text in some) for some in texts]
+    text_of = dict(longest)
+    lengths = _by_bisection(sorted(text_of), lambda count: padded_length([text_of[count]]))
+    return [lengths[count] for count, _ in longest]
+
+
+def _by_bisection(arguments: Sequence[int], function: Callable[[int], int]) -> dict[int, int]:
+    """Values of a function that never falls at increasing arguments; between two of one value it is not asked."""
+    values: dict[int, int] = {}
+
+    def fill(low: int, high: int) -> None:
+        for index in (low, high):
+            if arguments[index] not in values:
+                values[arguments[index]] = function(arguments[index])
+        if values[arguments[low]] == values[arguments[high]]:
+            values.update(dict.fromkeys(arguments[low : high + 1], values[arguments[low]]))
+        elif high - low > 1:
+            middle = (low + high) // 2
+            fill(low, middle)
+            fill(middle, high)
+
+    if arguments:
+        fill(0, len(arguments) - 1)
+    return values
 
 
 def _encoded(pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None) -> TextData:
