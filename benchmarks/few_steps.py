@@ -19,7 +19,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffusers
 import torch
 from rich.progress import Progress
 
@@ -162,18 +161,15 @@ class Run:
     def __init__(self, second: int, lora: str, work: Path) -> None:
         self.second, self._lora, self._work = second, lora, work
         self.judge, self.template = load_judge(), TemplateJudge()
-        self._pipes: dict[str, Any] = {}
+        self._pipes: dict[tuple[str, str], Any] = {}
         self._bare: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def pipe(self, setting: Setting) -> Any:
-        """The pipeline of a setting."""
-        if setting.model not in self._pipes:
+        """The pipeline of a setting, at whatever guidance."""
+        if (key := setting[:2]) not in self._pipes:
             loras = [(self._lora, 1.0)] if setting.model == DISTILLED else []
-            self._pipes[setting.model] = sr.load_pipeline("pictoworld", loras=loras)
-        pipe = self._pipes[setting.model]
-        config = diffusers.DDIMScheduler.from_config(pipe.scheduler.config).config
-        pipe.scheduler = getattr(diffusers, setting.scheduler).from_config(config)
-        return pipe
+            self._pipes[key] = sr.load_pipeline("pictoworld", loras=loras, scheduler=setting.scheduler)
+        return self._pipes[key]
 
     def images(self, setting: Setting, texts: list[str], guards: list[Guard[Any]], steps: int) -> torch.Tensor:
         """One image a prompt."""
