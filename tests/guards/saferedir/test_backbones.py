@@ -21,7 +21,7 @@ from torch import Tensor
 
 from saferedir import BackboneMismatchError, Guard, GuardError, attach
 from saferedir.guard import Step
-from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig
+from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig, verdicts
 from saferedir.guards.saferedir.network import redirect
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
@@ -665,7 +665,7 @@ def test_gradients_reach_prompt_and_pooled_embeddings(name: str, gate: str) -> N
         SafeRedirConfig(concept="x", network=network.config.to_dict(), gate=gate, gate_sharpness=1.0), network
     )
     score = guard.prompt_score(prompt, found.mask, pooled)
-    weight = guard._gate(score, float(score.detach()) + 0.1)
+    weight = verdicts.gate(guard.config, score, float(score.detach()) + 0.1)
     parts = network.redirection(prompt, found.mask, pooled)
     active = weight[:, None]
     moved = redirect(prompt, parts, active, prompt_mask=found.mask, exempt_bos=network.config.exempt_bos)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from saferedir.decisions import Decision
 from saferedir.errors import GuardError
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.redirect import Redirection
+from saferedir.guards.step import Run
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.utils.broadcast import per_sample
 from saferedir.utils.device import is_readable, refuse, to_host
@@ -123,6 +124,50 @@ class RedirState:
     weak_end: str | None = None  # why its last image verdict says little
     prompt_scores: list[Tensor] = field(default_factory=list)
     image_scores: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def begun(
+        cls,
+        config: SafeRedirConfig,
+        run: Run,
+        is_allowed: Tensor,
+        image_threshold: float,
+        run_warning: str | None = None,
+        weak_end: str | None = None,
+    ) -> Self:
+        """State of a run that begins; images of a retry level above 0 are redirected from step 0."""
+        rows, device, retry_level = run.batch_size, run.device, run.retry_levels
+
+        def zeros(dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(rows, dtype=dtype, device=device)
+
+        return cls(
+            prompt_weight=(retry_level > 0).float(),
+            image_weight=zeros(torch.float32),
+            safe_streak=zeros(),
+            unsafe_streak=zeros(torch.long if config.escalation == "streak" else torch.float32),
+            level=retry_level.clamp(max=2),
+            is_retried=retry_level > 0,
+            is_allowed=is_allowed,
+            redirected=zeros(),
+            first_fired=torch.full((rows,), -1, dtype=torch.long, device=device),
+            is_high=zeros(torch.bool),
+            renoised=zeros(),
+            image_threshold=image_threshold,
+            num_steps=run.num_steps,
+            run_warning=run_warning,
+            weak_end=weak_end,
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        """(B,) 1 where one of the verdicts stands, in [0, 1] under a soft gate."""
+        return torch.maximum(self.prompt_weight, self.image_weight)
+
+    def note_redirected(self, rows: Tensor, index: int) -> None:
+        """Count step `index` for the images `rows` (B,) bool that are redirected in it."""
+        self.redirected = self.redirected + rows
+        self.first_fired = torch.where(rows & (self.first_fired < 0), index, self.first_fired)
 
     def fresh_noise(self, like: Tensor, seed: int, evaluation: int) -> Tensor:
         """Noise like `like`, each row's from the row's own seed: a batch equals single runs."""
