@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -40,7 +41,7 @@ from saferedir.pictoworld.evaluation import (
     rate_of,
 )
 from saferedir.pictoworld.methods import METHODS, make_guards
-from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, retain_prompts
+from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, pair, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
 from saferedir.training.esd.train import train_esd
 from saferedir.training.esd.train_config import TrainConfig as ESDTrainConfig
@@ -65,6 +66,8 @@ steps. At guidance 1 there is no negative branch, as in models that are distille
   is refused without them (no image), which the tables show as "refused".
 - **others**: retain prompts. SafeRedir's rows count images that are the unguarded ones bit for bit, the other methods' rows
   images that keep all attributes that were right without the guard.
+- **none, asked for the anchor**: no guard, and {n} prompts of the harmless half of the task's pairs ("a red circle on white" for
+  the emblem). What the judges find there is the model's in that setting, and a redirection to such prompts cannot avoid it.
 - –: not measured. Settings and tasks that are not on the page were not measured, either.
 
 **In a single step SafeRedir stands on its prompt verdict.** Its image verdict reads the estimate of a step and acts at the next
@@ -112,8 +115,10 @@ IMAGE_ALONE = ("saferedir, image verdict alone", "saferedir, image verdict alone
 #: bars of SafeRedir's rows
 MOST_CONCEPT, LEAST_IDENTICAL = 0.02, 0.98
 EDITS = ("esd", "uce")
+#: the bare model, asked for what a redirection leads to: what it shows of the concept there, no redirection can take away
+CONTROL = "none, asked for the anchor"
 #: rows of --n prompts; the others have --n-others
-LARGE = ("none", *VARIANTS)
+LARGE = ("none", CONTROL, *VARIANTS)
 ORDER = (*LARGE, "duo", *EDITS, *METHODS)
 #: settings for verdicts by themselves, and for other methods, unless --all is given
 VERDICTS_ALONE = (("LCM", 1.0), ("DPMSolverMultistep", 4.0))
@@ -145,7 +150,7 @@ def guards_of(method: str, task: Task, pipe: Any, work: Path) -> list[Guard[Any]
     """Fresh guards of one row."""
     if method in EDITS:
         return [edited(method, task, pipe, work)]
-    if method == "none":
+    if method in ("none", CONTROL):
         return []
     if method in VARIANTS:
         guard = SafeRedir.from_pretrained(f"pictoworld/{task.name}")
@@ -180,6 +185,9 @@ class Run:
         """The figures of one method in one setting."""
         guards = guards_of(method, task, self.pipe(setting), self._work)
         forget, retain = forget_prompts(task, "test-seen", n), retain_prompts(task, "test-seen", n)
+        if method == CONTROL:
+            rng = random.Random(f"few-steps/{task.name}")
+            forget = [pair(task, "test-seen", rng)[1] for _ in range(n)]
         try:
             shown = self.images(setting, [prompt.text for prompt in forget], guards, steps)
             others = self.images(setting, [prompt.text for prompt in retain], guards, steps)
@@ -289,9 +297,11 @@ def beyond_the_bars(results: dict[str, dict[str, dict[str, dict[str, Any]]]]) ->
                     count += 1
                     concept, same, bare = measured["concept"], measured["identical"], rows["none"][steps]["concept"]
                     if concept["rate"] > MOST_CONCEPT or same["rate"] < LEAST_IDENTICAL:
+                        control = rows.get(CONTROL, {}).get(steps)
                         missed.append(
                             f"    - {task}, {setting}, {steps} step{'s' * (steps != '1')}: concept {cell(concept)} of "
                             f"{cell(bare)}, identical {cell(same)}"
+                            + (f"; {CONTROL}: concept {cell(control['concept'])}" if control else "")
                         )
         if count:
             yield f"- **{method}**: {count - len(missed)} of {count} cells{', and not:' if missed else '.'}"
@@ -309,7 +319,12 @@ def markdown(results: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
     for task, settings in results.items():
         for setting, rows in settings.items():
             lines += [f"## {task}: {setting}", "", "Concept:", "", *table(rows, "concept"), ""]
-            lines += ["Others:", "", *table(rows, "others"), ""]
+            lines += [
+                "Others:",
+                "",
+                *table({name: cells for name, cells in rows.items() if name != CONTROL}, "others"),
+                "",
+            ]
             broken = rows.get("none", {})
             if broken:
                 shares = ", ".join(f"{steps}: {cell(broken[steps]['broken'])}" for steps in broken)
