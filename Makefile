@@ -65,7 +65,7 @@ OLDEST_TESTS := tests/guards/test_guard.py tests/pipelines/test_schedules.py tes
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --no-input --quiet -c constraints-oldest.txt \
-		-e '.[plots]' pytest pytest-xdist hypothesis scipy pydantic jinja2
+		-e '.[plots]' pytest pytest-xdist hypothesis scipy pydantic jinja2 sentencepiece
 	touch $@
 
 test-oldest: $(OLDEST)/.installed  ## the suite's core with the oldest versions that pyproject allows, in .venv-oldest

@@ -13,7 +13,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.utils.pil_utils import pt_to_pil
-from tests.tiny import newer
+from tests.tiny import newer, unets
 from tests.tiny_pipelines import (
     FLOW_IMAGE_TO_IMAGE,
     IMAGE,
@@ -145,6 +145,13 @@ CASES = (
         SHORT,
         unguided={"guidance_scale": 0.0},
         guidance_is_sequential=True,
+    ),
+    PipelineCase("kolors", "kolors", unets.make_kolors, SIZE),
+    PipelineCase(
+        "kolors-img2img",
+        "kolors",
+        bind(unets.make_kolors, diffusers.KolorsImg2ImgPipeline),
+        {"image": make_picture(), "strength": 0.7},
     ),
     sequential("nucleus-image", "nucleus-image", newer.make_nucleus_image, SIZE),
     sequential("ovis-image", "ovis-image", newer.make_ovis, SHORT),

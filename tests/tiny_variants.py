@@ -78,7 +78,7 @@ def _sd(name: str, make: Any, settings: dict[str, Any], **more: Any) -> Pipeline
     )
 
 
-_FAMILY = {"sdxl": SDXL, "sd3": SD3, "sd": SD, "lcm": SD, "pixart": "pixart", "sana": "sana"}
+_FAMILY = {"kolors": "kolors", "sdxl": SDXL, "sd3": SD3, "sd": SD, "lcm": SD, "pixart": "pixart", "sana": "sana"}
 IMAGE = {"image": make_picture()}
 CONTROL_IMAGE_TO_IMAGE = {**CONTROL, **STRENGTH}
 UNGUIDED: dict[str, Any] = {"guidance": {}, "unguided": {}}
@@ -182,6 +182,7 @@ _CASES += (
         bind(unets.make_sdxl_controlnet, diffusers.StableDiffusionXLControlNetPAGImg2ImgPipeline),
         {**PAG, **CONTROL_IMAGE_TO_IMAGE},
     ),
+    _sd("kolors-pag", bind(unets.make_kolors, diffusers.KolorsPAGPipeline), PAG),
     _sd("sd3-inpaint", bind(dits.make_sd3, diffusers.StableDiffusion3InpaintPipeline), {**STRENGTH, **MASK}),
     _sd("sd3-controlnet", bind(dits.make_sd3_controlnet, diffusers.StableDiffusion3ControlNetPipeline), CONTROL),
     _sd(

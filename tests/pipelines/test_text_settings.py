@@ -41,6 +41,7 @@ NAMES = {
     "qwen-image": set(),
     "cogview-3-plus": {"max_sequence_length"},
     "kandinsky-3": set(),
+    "kolors": set(),
     "krea-2": set(),
     "flux-2": {"max_sequence_length", "text_encoder_out_layers"},
 }
@@ -72,6 +73,16 @@ def draw(name: str, pipe: Any, prompt: Any = "a", **settings: Any) -> Tensor:
 def test_settings_are_what_call_and_encoder_share(name: str) -> None:
     pipe = pipeline(name)
     assert set(default_settings(pipe, family_of(pipe))) == NAMES[name]
+
+
+def test_a_length_that_the_call_hands_to_nobody_is_no_setting() -> None:
+    """Kolors encodes 256 tokens, whatever its call says; the day that it does not, this fails, and the row must change."""
+    pipe = pipeline("kolors")
+    assert torch.equal(run(EVERY["kolors"], pipe, steps=1, max_sequence_length=16), run(EVERY["kolors"], pipe, steps=1))
+    assert encode_prompts(pipe, ["a"], {"max_sequence_length": 16}).prompt.shape[1] == 256
+    with sr.attach(pipe, made("kolors")):
+        run(EVERY["kolors"], pipe, steps=1, max_sequence_length=16)
+    assert text_lengths(pipe, {}, None) == ()
 
 
 def test_a_setting_that_nobody_knows_yet_is_one() -> None:

@@ -313,6 +313,7 @@ MODELS: dict[str, Model] = {model.slug: model for model in _MODELS}
 NOT_REHEARSED = {
     "qwen-image-edit": "its processor of images needs torchvision, and it makes a megapixel of any image by itself, 4,096 tokens "
     "a call; the networks are Qwen-Image's",
+    "kolors": "its UNet is Stable Diffusion XL's, which is walked; its ChatGLM has been met in tiny pipelines alone",
     "nucleus-image": "its processor of conversations needs torchvision",
 }
 

@@ -595,10 +595,15 @@ UNLIKE_THEIR_FAMILY = (
 )
 
 
+#: its call names pooled embeddings and hands them to nobody, so that it raises, guarded or not
+TAKES_NO_EMBEDDINGS = ("kolors-img2img",)
+
+
 def probes_by_facts(case: PipelineCase) -> list[str]:
     """The probes that a newer family's pipeline or a variant goes through, by its family's facts and its call's arguments."""
     family = FAMILIES[case.family]
-    can_encode, has_controlnet = not family.encoder_reads_image, "controlnet" in case.name or "union" in case.name
+    can_encode = not family.encoder_reads_image and case.name not in TAKES_NO_EMBEDDINGS
+    has_controlnet = "controlnet" in case.name or "union" in case.name
     is_first = case is next((each for each in NEWER.values() if each.family == case.family), None)
     if not is_first and case.name not in UNLIKE_THEIR_FAMILY:
         return [

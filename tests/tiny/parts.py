@@ -6,8 +6,12 @@ Pipelines are put together in tests/tiny/unets.py and tests/tiny/dits.py.
 
 from __future__ import annotations
 
+import functools
+import io
 import string
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import diffusers
@@ -33,6 +37,7 @@ CLIP_WIDTH = 32
 T5_WIDTH = 32
 POOLED_WIDTH = 16
 GEMMA_WIDTH = 16
+GLM_WIDTH = 16
 
 
 def alive(make: Callable[[], Model], seed: int = 0, **gains: float) -> Model:
@@ -118,6 +123,61 @@ def make_gemma() -> Gemma2Model:
         pad_token_id=0,
     )
     return alive(lambda: Gemma2Model(config))
+
+
+@functools.cache
+def _sentencepiece_file() -> tuple[tempfile.TemporaryDirectory[str], Path]:
+    """A sentencepiece model of the 26 letters, trained in some milliseconds; its folder lives as long as this process."""
+    from sentencepiece import SentencePieceTrainer
+
+    folder, written = tempfile.TemporaryDirectory(), io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(string.ascii_lowercase)]),
+        model_writer=written,
+        model_type="char",
+        vocab_size=32,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    path = Path(folder.name, "tokenizer.model")
+    path.write_bytes(written.getvalue())
+    return folder, path
+
+
+def make_glm_tokenizer() -> Any:
+    """Kolors' own tokenizer of a sentencepiece model of letters; it pads on the left."""
+    from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
+
+    return ChatGLMTokenizer(str(_sentencepiece_file()[1]))
+
+
+def make_glm() -> Any:
+    """A three-layer ChatGLM: Kolors reads the layer before the last, and pools the last token of the last one."""
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+
+    config = ChatGLMConfig(
+        num_layers=3,
+        padded_vocab_size=64,
+        hidden_size=GLM_WIDTH,
+        ffn_hidden_size=32,
+        kv_channels=8,
+        num_attention_heads=2,
+        multi_query_attention=True,
+        multi_query_group_num=1,
+        seq_length=256,
+        add_qkv_bias=True,
+        original_rope=True,
+        use_cache=False,
+    )
+
+    def make() -> Any:
+        model = ChatGLMModel(config, empty_init=False)
+        for name, weight in model.named_parameters():  # norms come without values
+            if name.endswith("norm.weight"):
+                torch.nn.init.ones_(weight)
+        return model
+
+    return alive(make)
 
 
 def make_vae(channels: int = 4, *, levels: int = 3, **changes: Any) -> diffusers.AutoencoderKL:

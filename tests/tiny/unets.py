@@ -9,7 +9,16 @@ from typing import Any
 
 import diffusers
 from tests.conftest import make_scheduler, make_tokenizer
-from tests.tiny.parts import CLIP_WIDTH, POOLED_WIDTH, alive, make_clip, make_vae
+from tests.tiny.parts import (
+    CLIP_WIDTH,
+    GLM_WIDTH,
+    POOLED_WIDTH,
+    alive,
+    make_clip,
+    make_glm,
+    make_glm_tokenizer,
+    make_vae,
+)
 from transformers import CLIPTextModelWithProjection
 
 SD_SIZES: dict[str, Any] = {
@@ -184,4 +193,22 @@ def make_sdxl_refiner() -> Any:
         tokenizer=None,
         unet=make_unet(REFINER_SIZES),
         requires_aesthetics_score=True,
+    )
+
+
+def make_kolors(cls: Any = diffusers.KolorsPipeline, **more: Any) -> Any:
+    """Kolors: SDXL's UNet, which projects the states of a ChatGLM to its own width."""
+    sizes = {
+        **SDXL_SIZES,
+        "encoder_hid_dim": GLM_WIDTH,
+        "encoder_hid_dim_type": "text_proj",
+        "projection_class_embeddings_input_dim": GLM_WIDTH + 6 * SDXL_TIME_WIDTH,
+    }
+    return cls(
+        vae=make_vae(),
+        text_encoder=make_glm(),
+        tokenizer=make_glm_tokenizer(),
+        unet=make_unet(sizes, attn2=2.0),
+        scheduler=make_scheduler("ddim"),
+        **more,
     )

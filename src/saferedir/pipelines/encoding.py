@@ -37,7 +37,7 @@ def encode_prompts(
     for name in names.keys() & defaults.keys():
         if defaults[name].default not in (empty, None):
             settings[name] = defaults[name].default
-    settings |= {**family.encoder_settings, **(call or {})}
+    settings |= {**(call or {}), **family.encoder_settings}
     settings |= {"num_images_per_prompt": 1, "num_videos_per_prompt": 1, "do_classifier_free_guidance": False}
     settings |= {"device": pipe._execution_device}
     settings = {name: value for name, value in settings.items() if name in names and name != "prompt"}
@@ -86,7 +86,7 @@ def encode_to_length(
     name = "max_sequence_length"
     parameter = inspect.signature(prompt_encoder(pipe)).parameters.get(name)
     default = named_arguments(pipe).get(name, parameter)
-    if not missing or default is None:
+    if not missing or default is None or name in family_of(pipe).encoder_settings:
         return embeds
     given = (call or {}).get(name, default.default)
     return encode_prompts(pipe, texts, {**(call or {}), name: given + missing})

@@ -105,13 +105,14 @@ def text_settings(pipe: Any, arguments: Mapping[str, Any]) -> TextSettings:
 def default_settings(pipe: Any, family: Family) -> dict[str, Any]:
     """name -> default of every argument of the pipeline's call that its `encode_prompt` takes too and that changes embeddings.
 
-    An argument that is not in the tables is one of them.
+    None of those that the pipeline sets by itself. An argument that is not in the tables is one of them.
     """
     call = named_arguments(pipe)
     return {
         name: call[name].default
         for name in _parameters(pipe)
-        if name in call and not _TEXT.fullmatch(name) and (name != LENGTH or family.length_matters)
+        if name in call and name not in family.encoder_settings and not _TEXT.fullmatch(name)
+        if name != LENGTH or family.length_matters
     }
 
 

@@ -87,7 +87,7 @@ class Family:
         prompt_width: denoiser config entry with the width D of the prompt embeddings.
         prompt_layers: denoiser config entry with the number K of states of each token that it is given one beside the other,
             (R, L, K, D); guards are given (R, L, K * D). None where it is given (R, L, D).
-        encoder_settings: arguments with which the pipeline calls its own `encode_prompt`, which are no arguments of its call.
+        encoder_settings: arguments with which the pipeline calls its own `encode_prompt`, whatever its call says.
         encoded: what `encode_prompt` returns, by position; "prompt", "pooled" and "mask" are read.
         has_bos: whether prompts begin with a token that says nothing and must not be moved.
         length_matters: whether `max_sequence_length` changes the embeddings of a prompt's own tokens: False only where the

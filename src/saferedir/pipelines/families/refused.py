@@ -17,7 +17,6 @@ _TWO_PROMPTS = (
 )
 _KEPT_KEYS = "its denoiser keeps keys and values of the first step for the later ones, which an edit would not reach"
 _FRAMES = "the prompt is repeated for every frame, in more rows than there are latents, which no layout of rows here describes"
-_KOLORS = "it needs sentencepiece and ChatGLM, which the tests do not have, so nothing about it was checked"
 _LOOP = "it calls the denoiser several times a step, with schedulers of its own, so that its steps cannot be followed"
 _NO_PROMPT_ARGUMENT = (
     "the prompt enters its denoiser as token ids, not as embeddings that a guard could read or replace"
@@ -46,7 +45,6 @@ REFUSED: dict[str, str] = {
         ),
         _TWO_STAGES,
     ),
-    **dict.fromkeys(("KolorsPipeline", "KolorsImg2ImgPipeline", "KolorsPAGPipeline"), _KOLORS),
     **dict.fromkeys(("Flux2KleinKVPipeline", "QwenImage21Pipeline"), _KEPT_KEYS),
     "PRXPipeline": _UNWRITTEN,
     **dict.fromkeys(

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 and 2, XL and 3."""
+"""Stable Diffusion 1 and 2, XL and 3; Kolors, which is XL with another text encoder."""
 
 from __future__ import annotations
 
@@ -91,6 +91,21 @@ ROWS = (
         has_bos=True,
         text_encoder_facts=_CLIP_PAIR,
         differences={"StableDiffusionXLInstructPix2PixPipeline": {"cfg_layout": "cond_uncond_blank"}},
+    ),
+    Family(
+        name="kolors",
+        pipelines=("KolorsPipeline", "KolorsImg2ImgPipeline", "KolorsPAGPipeline"),
+        prompt_in_attention=True,
+        text_encoders=("text_encoder",),
+        denoiser="unet",
+        latents_arg=(0, "sample"),
+        prompt_arg=(2, "encoder_hidden_states"),
+        time_arg=(1, "timestep"),
+        row_kwargs=UNET_ROWS,
+        pooled_kwarg=("added_cond_kwargs", "text_embeds"),
+        prompt_width="encoder_hid_dim",
+        encoder_settings={"max_sequence_length": 256},  # its call tests its own argument, and hands nothing on
+        encoded=("prompt", "negative", "pooled", "negative_pooled"),
     ),
     Family(
         name="stable-diffusion-3",
