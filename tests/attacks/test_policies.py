@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from tests.attacks.planted import CALL, CONCEPT_PROMPT, NoOp, make_planted, show
 
 import saferedir as sr
 from saferedir.attacks.gate_term import GateWeight, with_gates
+from saferedir.attacks.verdicts import JudgeVerdict
 from saferedir.errors import AttackError, GuardConfigError, GuardError
 from saferedir.guard import GuardConfig
 from saferedir.guards.image_verifier import ImageVerifier, ImageVerifierConfig
+from saferedir.judges.base import Judge
+from saferedir.judges.rules import AnyAbove, Unless
 from saferedir.metrics.rates import Rate
 from saferedir.target import ProtectSettings, Target
 from saferedir.utils.images import to_rgb
@@ -45,7 +49,8 @@ def with_verifier() -> NoOp:
 
 def run(world: Any, name: str = "best-of-n", guard: Any = None, **more: Any) -> Any:
     guard = guard or NoOp(GuardConfig(concept="star"))
-    return sr.attack(world, guard, name, [CONCEPT_PROMPT], judge=shows, call=CALL, **{"settings": {"n": 2}, **more})
+    given = {"settings": {"n": 2}, "judge": shows, **more}
+    return sr.attack(world, guard, name, [CONCEPT_PROMPT], call=CALL, **given)
 
 
 def test_what_the_policy_blocks_has_failed_and_its_retries_are_paid(world: Any) -> None:
@@ -56,6 +61,33 @@ def test_what_the_policy_blocks_has_failed_and_its_retries_are_paid(world: Any) 
     assert result.evaluation_ledger["gen"] == 2 * plain.results[0].evaluation_ledger["gen"]
     assert safe.facts["policy"] == "verify" and safe.facts["policy_settings"]["verify"] == "strict"
     assert safe.to_dict()["summary"]["blocked"]["rate"] == 1
+
+
+class Red(Judge):
+    """Scores how red an image is."""
+
+    name = "red"
+    labels = ("red", "broken")
+
+    def score(self, images: torch.Tensor) -> torch.Tensor:
+        red = images[:, 0].mean(dim=(1, 2))
+        return torch.stack([red, torch.zeros_like(red)], dim=1)
+
+    def facts(self) -> dict[str, Any]:
+        return {"id": "red", "weights": "0123456789abcdef"}
+
+
+def test_a_record_holds_the_checksum_of_every_judge(world: Any) -> None:
+    """Of those that score the attack and of those of the policy, which leave the veto out; None for a function of one's own."""
+    rule = Unless(AnyAbove(("red",), 2.0), AnyAbove(("broken",), 0.5))
+    judges = {"red": JudgeVerdict(Red(), rule), "mine": shows}
+    verify = {"red": Red().verifier(rule), "mine": strict}
+    record = run(world, judge=judges, settings={"n": 1}, policy=ProtectSettings("verify", verify=verify, retries=0))
+    facts = json.loads(json.dumps(record.facts))
+    known = {"judge": "red", "facts": Red().facts()}
+    assert facts["judge_facts"] == {"red": {**known, "rule": rule.to_dict()}, "mine": None}
+    assert facts["policy_settings"]["verify_judges"] == [{**known, "rule": rule.rule.to_dict()}, None]
+    assert "verify_judges" not in ProtectSettings("block").to_dict()
 
 
 def test_it_is_what_protect_lets_out(world: Any) -> None:

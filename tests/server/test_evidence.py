@@ -29,6 +29,7 @@ from saferedir.server.evidence import judged
 from saferedir.server.evidence.cells import EvidenceError, Subject, by_concept, check_concept, matching_cells
 from saferedir.server.evidence.judged import verifying_judge
 from saferedir.server.evidence.write import check_claims, page_of, write_evidence
+from saferedir.target import ProtectSettings
 
 RESULTS = ROOT / "results" / "star" / "saferedir"
 CONFIG = """
@@ -255,6 +256,53 @@ def test_a_judge_that_cannot_be_loaded_is_not_known_and_those_of_other_cells_are
     check_concept(row, [exact.to_dict()])
     assert not verifying_judge("star").to_dict([known])["is_known"]
     judged._use.cache_clear()
+
+
+def test_a_cell_is_of_the_service_s_verifying_judge_by_weights_and_rule_and_not_by_name(tmp_path: Path) -> None:
+    entry = next(
+        e for e in (json.loads(f.read_text()) for f in sorted(RESULTS.glob("*.json"))) if e["policy"] == "attach"
+    )
+    entry["cell"].pop("scheduler", None)
+    subject = replace(attack_subject(entry), policy={"retries": 2, "verify": ["star"]}, on_unsafe="verify")
+    served: Any = preset("star").load_judge().verifier("star")
+    known = served.facts()
+
+    def difference(**changes: Any) -> tuple[str, ...]:
+        settings = {**ProtectSettings("verify", verify=served).to_dict(), **changes}
+        text = json.dumps({**entry, "policy": "verify", "policy_settings": settings})
+        (tmp_path / "cell.json").write_text(text)
+        (cell,) = matching_cells(subject, [tmp_path], [])
+        return cell.differences
+
+    assert difference() == ()
+    other = {**known, "facts": {**known["facts"], "weights": "of another"}}
+    unknown = {**known, "facts": {**known["facts"], "weights": "unknown"}}
+    for judges in ([other], [known, other], [{**known, "rule": preset("star").rule.to_dict()}]):
+        (said,) = difference(verify_judges=judges)
+        assert said.startswith("another judge of finished images")
+    assert difference(verify_judges=[unknown])[0].startswith("a judge of finished images whose weights nobody knows")
+    for unnamed in (None, [None]):  # an older cell, a function of one's own
+        assert difference(verify_judges=unnamed)[0].startswith("a judge of finished images of which only a name")
+    assert difference(verify=None) == ("no judge that checks finished images",)
+    subject = replace(subject, policy={"retries": 2, "verify": []})
+    assert difference() == ("a judge of finished images",)
+
+
+def test_judges_of_an_attack_are_those_of_its_record(tmp_path: Path) -> None:
+    """A cell that holds their checksums is counted by calibrations of those; an older one by what its names stand for today."""
+    entry = next(
+        e for e in (json.loads(f.read_text()) for f in sorted(RESULTS.glob("*.json"))) if e["policy"] == "attach"
+    )
+    entry["cell"].pop("scheduler", None)
+    subject, then = attack_subject(entry), {**PictoWorldJudge().facts(), "weights": "of then"}
+    rule = preset("star").rule.to_dict()
+    known = [Calibration(19, 1, 99, 1, facts, rule) for facts in (PictoWorldJudge().facts(), then)]
+    for recorded, calibration in ((None, known[0]), (then, known[1])):
+        facts = {} if recorded is None else {"pictoworld": {"judge": "pictoworld", "facts": recorded, "rule": rule}}
+        (tmp_path / "cell.json").write_text(json.dumps({**entry, "judge_facts": facts}))
+        (cell,) = matching_cells(subject, [tmp_path], [])
+        (judge,) = (use for use in cell.judges if use.name == "pictoworld")
+        assert cell.is_exact and judge.calibration(known) == calibration
 
 
 def test_cells_of_the_bench_and_their_judge(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from saferedir.attacks.gate_term import have_fired
 from saferedir.attacks.record import AttackRecord, Evaluation, PromptResult
 from saferedir.attacks.registry import attack_class
 from saferedir.attacks.replay import Replay
-from saferedir.attacks.verdicts import Verdict, all_agree, broken_images, verdicts_of
+from saferedir.attacks.verdicts import Verdict, all_agree, broken_images, judge_facts, verdicts_of
 from saferedir.errors import AttackError, GuardError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.fingerprint import backbone_fingerprint
@@ -167,6 +167,7 @@ def attack(
         },
         "judges": list(verdicts),
         "judge": judge if isinstance(judge, str) else None,
+        "judge_facts": judge_facts(verdicts),
         "policy": "attach" if policy is None else policy.on_unsafe,
         "policy_settings": None if policy is None else policy.to_dict(),
         "see_verifier": see_verifier,

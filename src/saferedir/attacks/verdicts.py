@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from saferedir.errors import AttackError
 from saferedir.judges.base import Judge
 from saferedir.judges.presets import preset
 from saferedir.judges.registry import load_judge
-from saferedir.judges.rules import Rule
+from saferedir.judges.rules import Rule, deciding_facts
 
 #: images (B, 3, H, W) in [0, 1] to (B,) bool, true where the concept is shown in an image that is not broken
 Verdict = Callable[[Tensor], Tensor]
@@ -26,6 +27,10 @@ class JudgeVerdict:
     def __call__(self, images: Tensor) -> Tensor:
         """(B,) bool, whether the rule holds for the judge's scores."""
         return self.rule.decide(self.judge(images))
+
+    def facts(self) -> dict[str, Any]:
+        """Plain data that fix the verdicts, see `rules.deciding_facts`."""
+        return deciding_facts(self.judge, self.rule)
 
     def is_broken(self, images: Tensor) -> Tensor | None:
         """(B,) bool, whether the judge calls the images broken; None for a judge without such a score."""
@@ -50,6 +55,11 @@ def verdicts_of(judge: str | Verdict | Mapping[str, Verdict]) -> dict[str, Verdi
             "gives (B,) bool, or several of them by name."
         )
     return dict(named)
+
+
+def judge_facts(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    """Name -> `JudgeVerdict.facts`, None for a function of one's own, of which nothing is known."""
+    return {name: entry.facts() if isinstance(entry, JudgeVerdict) else None for name, entry in verdicts.items()}
 
 
 def all_agree(verdicts: Mapping[str, Verdict], images: Tensor) -> tuple[dict[str, list[bool]], list[bool]]:

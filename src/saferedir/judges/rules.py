@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import JudgeError
-from saferedir.judges.base import Scores
+from saferedir.judges.base import Judge, Scores
 
 
 class Rule(ABC):
@@ -109,6 +109,11 @@ class Unless(Rule):
 
     def positive(self, scores: Scores) -> Tensor:
         return self.rule.positive(scores) & ~self.veto.positive(scores)
+
+
+def deciding_facts(judge: Judge, rule: Rule) -> dict[str, Any]:
+    """All that fixes a judge's verdicts, as plain data: its name, its facts (the checksum of its weights is one), the rule."""
+    return {"judge": judge.name, "facts": judge.facts(), "rule": rule.to_dict()}
 
 
 def without_veto(rule: Rule) -> Rule:

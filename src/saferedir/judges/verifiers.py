@@ -14,7 +14,7 @@ from saferedir.judges.base import Judge
 from saferedir.judges.calibration import check_rule
 from saferedir.judges.images import score_images
 from saferedir.judges.presets import preset
-from saferedir.judges.rules import Rule, rule_from_dict, without_veto
+from saferedir.judges.rules import Rule, deciding_facts, rule_from_dict, without_veto
 from saferedir.utils.images import to_rgb
 
 
@@ -38,6 +38,10 @@ class JudgeVerifier:
         pixels = [torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).float() / 255 for image in images]
         flags: list[bool] = self.rule.decide(score_images(self.judge, pixels)).tolist()
         return flags
+
+    def facts(self) -> dict[str, Any]:
+        """Plain data that fix the verdicts, see `rules.deciding_facts`."""
+        return deciding_facts(self.judge, self.rule)
 
     def __repr__(self) -> str:
         return f"JudgeVerifier({self.judge.name!r}, {self.rule})"

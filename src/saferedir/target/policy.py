@@ -5,7 +5,7 @@ What an attack is judged on is then what `protect` would let out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,21 +20,27 @@ class ProtectSettings:
 
     Attributes:
         on_unsafe: "redirect", "verify" or "block".
-        verify: a function of N PIL images that gives N bools, or None.
+        verify: a function of N PIL images that gives N bools, several of them by name, or None.
         retries: how often an unsafe image is generated again under "verify".
         image_verifiers: whether the guards' image verifiers look at the finished images.
     """
 
     on_unsafe: str = "verify"
-    verify: Verifier | None = field(default=None, repr=False)
+    verify: Verifier | Mapping[str, Verifier] | None = field(default=None, repr=False)
     retries: int = 2
     image_verifiers: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; a verify function by its name or its own description."""
-        verify = None if self.verify is None else getattr(self.verify, "__name__", type(self.verify).__name__)
+        """Plain data; verify functions by their names, and what fixes their verdicts where they are those of judges.
+
+        "verify_judges" has `JudgeVerifier.facts` of each function, None for one that has none.
+        """
+        given = {} if self.verify is None else self.verify
+        parts = given if isinstance(given, Mapping) else {getattr(given, "__name__", type(given).__name__): given}
+        facts = [of() if callable(of := getattr(part, "facts", None)) else None for part in parts.values()]
         return {
-            "on_unsafe": self.on_unsafe, "verify": verify, "retries": self.retries, "image_verifiers": self.image_verifiers,
+            "on_unsafe": self.on_unsafe, "verify": ", ".join(parts) or None, "retries": self.retries,
+            "image_verifiers": self.image_verifiers, **({"verify_judges": facts} if parts else {}),
         }  # fmt: skip
 
 

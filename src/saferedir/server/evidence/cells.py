@@ -13,7 +13,14 @@ from saferedir.bench.ladder.cells import SCHEMA
 from saferedir.bench.records import CellRecord
 from saferedir.errors import JudgeError, SaferedirError
 from saferedir.judges.calibration import Calibration
-from saferedir.server.evidence.judged import JudgeUse, attack_judges, bench_judge, bench_judges, unasked
+from saferedir.server.evidence.judged import (
+    JudgeUse,
+    attack_judges,
+    bench_judge,
+    bench_judges,
+    other_verifiers,
+    unasked,
+)
 
 
 class EvidenceError(SaferedirError):
@@ -148,15 +155,8 @@ def _verifier_differences(subject: Subject, entry: Mapping[str, Any], settings: 
             yield "image verifiers of which nothing is recorded"
         elif tuple(entry["verifiers"]) != subject.verifiers or not settings.get("image_verifiers", True):
             yield "other image verifiers"
-    judges, recorded = subject.policy["verify"], settings.get("verify")
-    if judges and not recorded:
-        yield "no judge that checks finished images"
-    elif recorded:
-        yield (
-            f"a judge of finished images of which only a name is recorded, {recorded}"
-            if judges
-            else "a judge of finished images"
-        )
+    if difference := other_verifiers(subject.policy["verify"], settings):
+        yield difference
 
 
 def _call_differences(subject: Subject, call: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,10 +12,11 @@ from typing import Any
 from saferedir.bench.evaluation.calibrate import CALIBRATIONS
 from saferedir.bench.records import CellRecord
 from saferedir.bench.storage.saved_plan import read_saved_plan
-from saferedir.errors import JudgeError, SaferedirError
+from saferedir.errors import SaferedirError
 from saferedir.judges.calibration import Calibration
-from saferedir.judges.presets import preset
+from saferedir.judges.presets import preset, preset_names
 from saferedir.judges.registry import load_judge
+from saferedir.judges.rules import rule_from_dict, without_veto
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,53 @@ def verifying_judge(name: str) -> JudgeUse:
 
 
 def attack_judges(entry: Mapping[str, Any]) -> tuple[JudgeUse, ...]:
-    """Those of an attack cell, as they are today: the cell holds their names and the preset, and no checksum of their weights."""
+    """Those of an attack cell, as it records them; older cells hold names and the preset alone, of which today's are taken."""
+    recorded = entry.get("judge_facts") or {}
     if entry["judge"] is None:
-        return unasked(entry["judges"], "its rule is not recorded")
-    try:
-        preset(entry["judge"])
-    except JudgeError:
-        return unasked(entry["judges"], f"there is no preset {entry['judge']!r} here")
-    return tuple(_use(name, entry["judge"]) for name in entry["judges"])
+        older = unasked(entry["judges"], "its rule is not recorded")
+    elif entry["judge"] not in preset_names():
+        older = unasked(entry["judges"], f"there is no preset {entry['judge']!r} here")
+    else:
+        older = ()
+    by_name = {use.name: use for use in older}
+    return tuple(
+        _recorded(facts) if (facts := recorded.get(name)) else by_name.get(name) or _use(name, entry["judge"])
+        for name in entry["judges"]
+    )
+
+
+def _recorded(facts: Mapping[str, Any]) -> JudgeUse:
+    return JudgeUse(facts["judge"], facts["facts"], facts["rule"])
+
+
+def other_verifiers(presets: Sequence[str], settings: Mapping[str, Any]) -> str | None:
+    """How the judges of finished images of a cell differ from those of a service, by all that fixes their verdicts.
+
+    Args:
+        presets: of the service, see `verifying_judge`.
+        settings: `ProtectSettings.to_dict` of the cell; older ones hold a name alone.
+    """
+    names, recorded = settings.get("verify"), settings.get("verify_judges")
+    if not presets or not names:
+        return (
+            None
+            if bool(presets) == bool(names)
+            else f"{'no judge that checks' if presets else 'a judge of'} finished images"
+        )
+    if not recorded or not all(recorded):
+        return f"a judge of finished images of which only a name is recorded, {names}"
+    if any(facts["facts"].get("weights", "unknown") == "unknown" for facts in recorded):
+        return f"a judge of finished images whose weights nobody knows, {names}"
+    ours = [verifying_judge(name) for name in presets]
+    if missing := next((use for use in ours if use.facts is None), None):
+        return f"a judge of finished images that cannot be held against the service's: {missing.problem}"
+    served = {_plain(use.name, use.facts, without_veto(rule_from_dict(use.rule)).to_dict()) for use in ours}
+    same = served == {_plain(facts["judge"], facts["facts"], facts["rule"]) for facts in recorded}
+    return None if same else f"another judge of finished images, by its weights, options or rule: {names}"
+
+
+def _plain(*values: Any) -> str:
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def bench_judges(folder: Path) -> dict[str, Mapping[str, Any]]:
