@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from saferedir.errors import AttackError
 from saferedir.prompts.sets import PromptItem
 from saferedir.target import ImagePrompt, Inpainting, SoftPrompt, Target
 
+#: relative difference of noise levels that latents from the middle of another run may have
+SAME_LEVEL = 1e-2
 #: fields of a candidate that are dataclasses of tensors and numbers
 _PARTS = {"inpainting": Inpainting, "image_prompt": ImagePrompt}
 
@@ -29,22 +32,56 @@ class Replay(Attack[AttackConfig]):
         self.candidate, self.search = candidate, search
 
     def propose(self, target: Target, item: PromptItem, generator: torch.Generator) -> Proposals:
-        """The candidate, then those of the search. AttackError where it begins beyond this schedule."""
-        steps = len(target.moments)
-        if self.candidate.start >= steps:
-            raise AttackError(
-                f"a candidate begins at evaluation {self.candidate.start}, and this run has {steps}; give the call its own steps."
-            )
-        yield replace(self.candidate, is_checkpoint=True, loss=float("nan"))
+        """The candidate, then those of the search. AttackError where it cannot begin on this schedule."""
+        start = start_on(target, self.candidate)
+        yield replace(self.candidate, start=start, is_checkpoint=True, loss=float("nan"))
         if self.search is not None:
             yield from self.search.propose(target, item, generator)
+
+
+def with_noise_level(candidate: Candidate, target: Target) -> Candidate:
+    """The candidate with the noise level at which it begins on the target's schedule; one that is noted already stays."""
+    if candidate.noise_level is not None or not candidate.start:
+        return candidate
+    return replace(candidate, noise_level=target.moments[candidate.start].noise_level)
+
+
+def start_on(target: Target, candidate: Candidate) -> int:
+    """The evaluation of the target's schedule at which a candidate begins, whatever schedule it was found on.
+
+    From the start of a run it begins at the start. From the middle it does where the noise level is nearest, and there the
+    run puts noise on its clean image; latents that are noised already need a level that is theirs, within `SAME_LEVEL`.
+
+    Raises:
+        AttackError: there is no such level, or the candidate was saved without one and begins beyond this schedule.
+    """
+    if not candidate.start:
+        return 0
+    steps, level = len(target.moments), candidate.noise_level
+    if level is None:
+        if candidate.start < steps:
+            return candidate.start
+        raise AttackError(
+            f"a candidate begins at evaluation {candidate.start}, and this run has {steps}; give the call its own steps."
+        )
+    start = target.evaluation_at(level)
+    nearest = target.moments[start].noise_level
+    if candidate.x0 is None and not math.isclose(nearest, level, rel_tol=SAME_LEVEL):
+        raise AttackError(
+            f"a candidate's latents have the noise level {level:.3g}, and the nearest of this run is {nearest:.3g}; give the "
+            "call its own steps."
+        )
+    return start
 
 
 def save_candidates(candidates: Sequence[Candidate], file: Path) -> None:
     """Write candidates, one a prompt, in order; they hold texts of prompts, so keep the file where those may be."""
     rows = [
         {
-            **{name: getattr(entry, name) for name in ("prompt", "latents", "x0", "start", "seed", "label")},
+            **{
+                name: getattr(entry, name)
+                for name in ("prompt", "latents", "x0", "start", "noise_level", "seed", "label")
+            },
             "arguments": dict(entry.arguments),
             "soft": [(soft.ids, soft.embeds, soft.text_encoder) for soft in entry.soft],
             **{name: vars(part) for name in _PARTS if (part := getattr(entry, name)) is not None},

@@ -23,7 +23,7 @@ from saferedir.attacks.controls import CONTROLS, random_network
 from saferedir.attacks.gate_term import have_fired
 from saferedir.attacks.record import AttackRecord, Evaluation, PromptResult
 from saferedir.attacks.registry import attack_class
-from saferedir.attacks.replay import Replay
+from saferedir.attacks.replay import Replay, with_noise_level
 from saferedir.attacks.verdicts import Verdict, all_agree, broken_images, judge_facts, verdicts_of
 from saferedir.errors import AttackError, GuardError
 from saferedir.guards.base import Guard
@@ -267,7 +267,7 @@ class _Run:
             stopped=stopped,
             ledger=self.search.to_dict(),
             evaluation_ledger=self.spent.to_dict(),
-            candidate=candidate,
+            candidate=with_noise_level(candidate, target),
             images=torch.cat([_sized(image[:1], last), _sized(last[:1], image)]).cpu(),
         )
 

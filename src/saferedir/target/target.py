@@ -7,6 +7,7 @@ guards attached (partial.py), so gradients pass through the defence as it is dep
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -49,6 +50,11 @@ class Moment:
     t: float
     alpha: float
     sigma: float
+
+    @property
+    def noise_level(self) -> float:
+        """sigma / alpha, which the moments of any two schedules have in common; infinite where nothing but noise is left."""
+        return self.sigma / self.alpha if self.alpha else math.inf
 
 
 class Target:
@@ -213,6 +219,15 @@ class Target:
         moment = self.moments[evaluation]
         return moment.alpha * x0 + moment.sigma * noise
 
+    def begins_step(self, evaluation: int) -> bool:
+        """Whether an evaluation is the first one of its step, where a run can begin."""
+        return evaluation == 0 or self.moments[evaluation].index != self.moments[evaluation - 1].index
+
+    def evaluation_at(self, noise_level: float) -> int:
+        """The first evaluation of the step whose noise level is nearest to `noise_level` = sigma / alpha, by their ratio."""
+        firsts = [moment for moment in self.moments if self.begins_step(moment.evaluation)]
+        return min(firsts, key=lambda moment: _log_ratio(moment.noise_level, noise_level)).evaluation
+
     # --- what it answers
     # ---------------------------------------------------------------------------------------
 
@@ -246,7 +261,7 @@ class Target:
         end = count if stop is None else stop
         if not 0 <= start < end <= count:
             raise AttackError(f"evaluations {start} to {end - 1} were asked for, but the run has 0 to {count - 1}.")
-        if start and self.moments[start].index == self.moments[start - 1].index:
+        if not self.begins_step(start):
             raise AttackError(f"evaluation {start} is in the middle of a step; begin with the first one of a step.")
         conditioning, soft = self._as_given(conditioning, soft)
         with reading(self.text_encoders, soft) if soft else nullcontext():
@@ -364,3 +379,10 @@ class Target:
         call = self._whole_call(arguments)
         with without_safety_checker(self.pipe):
             return run_part(self._seam, call, latents, start, stop, inpainting=inpainting)
+
+
+def _log_ratio(first: float, second: float) -> float:
+    """|log(first / second)| of two numbers >= 0, either of which may be 0 or infinite."""
+    if first == second:
+        return 0.0
+    return abs(math.log(first) - math.log(second)) if min(first, second) > 0 else math.inf

@@ -129,12 +129,8 @@ def evenly_chosen(target: Target, strength: float, count: int) -> list[int]:
     steps = target.moments[-1].index + 1
     first = steps - max(1, int(steps * strength))
     usable = [
-        moment.evaluation for moment in target.moments if moment.index >= first and begins(target, moment.evaluation)
+        moment.evaluation
+        for moment in target.moments
+        if moment.index >= first and target.begins_step(moment.evaluation)
     ]
     return [usable[round(index)] for index in torch.linspace(0, len(usable) - 1, count).tolist()]
-
-
-def begins(target: Target, evaluation: int) -> bool:
-    """Whether an evaluation is the first one of its step."""
-    moments = target.moments
-    return evaluation == 0 or moments[evaluation].index != moments[evaluation - 1].index
