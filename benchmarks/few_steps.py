@@ -29,7 +29,6 @@ from saferedir.guards.base import Guard
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.assessment import image_threshold
 from saferedir.guards.storage import find_guard
-from saferedir.pictoworld.edit_recipe import edit_rows, esd_settings, uce_settings
 from saferedir.pictoworld.evaluation import (
     cell,
     concept_rate,
@@ -41,12 +40,9 @@ from saferedir.pictoworld.evaluation import (
     rate_of,
 )
 from saferedir.pictoworld.methods import METHODS, make_guards
+from saferedir.pictoworld.recipes import train_edit
 from saferedir.pictoworld.tasks import TASKS, Task, forget_prompts, pair, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
-from saferedir.training.esd.train import train_esd
-from saferedir.training.esd.train_config import TrainConfig as ESDTrainConfig
-from saferedir.training.uce.train import TrainConfig as UCETrainConfig
-from saferedir.training.uce.train import train_uce
 from saferedir.utils.figures import method_sheet
 from saferedir.utils.files import replacing
 from saferedir.utils.packaged import LORA_FILE, packaged_lora_path
@@ -137,12 +133,8 @@ def edited(method: str, task: Task, pipe: Any, work: Path) -> Guard[Any]:
     """The guard of a recipe for edits of the weights, made once and kept."""
     folder = work / f"{task.name}-{method}"
     if not (folder / "guard_config.json").is_file():
-        rows = edit_rows(task)
         with torch.enable_grad():
-            if method == "uce":
-                train_uce(pipe, rows, folder, concept=task.name, config=UCETrainConfig(**uce_settings(task.name)))
-            else:
-                train_esd(pipe, rows, folder, concept=task.name, config=ESDTrainConfig(**esd_settings(task.name)))
+            train_edit(method, pipe, task, folder)
     return Guard.from_pretrained(folder)
 
 

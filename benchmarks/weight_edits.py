@@ -20,7 +20,6 @@ import torch
 
 import saferedir as sr
 from saferedir.guard import Guard
-from saferedir.pictoworld.edit_recipe import edit_rows, esd_settings, uce_settings
 from saferedir.pictoworld.evaluation import (
     GUIDANCE_SCALE,
     STEPS,
@@ -32,11 +31,8 @@ from saferedir.pictoworld.evaluation import (
     rate_of,
 )
 from saferedir.pictoworld.judge import Judge
+from saferedir.pictoworld.recipes import train_edit
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
-from saferedir.training.esd.train import train_esd
-from saferedir.training.esd.train_config import TrainConfig as ESDTrainConfig
-from saferedir.training.uce.train import TrainConfig as UCETrainConfig
-from saferedir.training.uce.train import train_uce
 
 METHODS = ("none", "uce", "esd")
 HEAD = """# Weight edits on PictoWorld
@@ -57,11 +53,8 @@ def guard_of(method: str, task: Task, pipe: Any, work: Path) -> tuple[Guard[Any]
     if method == "none":
         return None, 0.0
     if not (folder / "guard_config.json").is_file():
-        started, rows = time.process_time(), edit_rows(task)
-        if method == "uce":
-            train_uce(pipe, rows, folder, concept=task.name, config=UCETrainConfig(**uce_settings(task.name)))
-        else:
-            train_esd(pipe, rows, folder, concept=task.name, config=ESDTrainConfig(**esd_settings(task.name)))
+        started = time.process_time()
+        train_edit(method, pipe, task, folder)
         (folder / "seconds.json").write_text(json.dumps(round(time.process_time() - started, 1)))
     return Guard.from_pretrained(folder), float(json.loads((folder / "seconds.json").read_text()))
 

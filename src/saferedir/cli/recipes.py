@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any
 from saferedir.cli.common import named_values
 
 if TYPE_CHECKING:
+    from saferedir.pictoworld.recipes import WorldRecipe
     from saferedir.training.saferedir.dataset import Pair
 
-WORLD, WORLD2 = "pictoworld", "pictoworld-flux"
+#: the model that commands train on unless another is given
+WORLD = "pictoworld"
+
+
+def recipe_of(model: str) -> WorldRecipe | None:
+    """The recipes of a packaged model; None for any other."""
+    from saferedir.pictoworld.recipes import RECIPES
+
+    return RECIPES.get(model)
 
 
 def recipe_settings(
@@ -28,32 +37,11 @@ def recipe_settings(
     settings = {name: value for name, value in given.items() if value is not None}
     if call:
         settings["call"] = named_values(list(call), "--call")
-    if model == WORLD:
-        from saferedir.pictoworld import duo_recipe, edit_recipe
-
-        if method == "duo":
-            return duo_recipe.train_settings(concept, **facts, **settings)
-        return (edit_recipe.uce_settings if method == "uce" else edit_recipe.esd_settings)(concept, **settings)
-    if model == WORLD2:
-        from saferedir.pictoworld.world2 import edit_recipe as recipe
-
-        if method == "duo":
-            return recipe.duo_settings(concept, **facts, **settings)
-        return (recipe.uce_settings if method == "uce" else recipe.esd_settings)(concept, **settings)
-    return settings
+    recipe = recipe_of(model)
+    return settings if recipe is None else recipe.settings[method](concept, **facts, **settings)
 
 
 def world_rows(model: str, concept: str, count: int, seed: int) -> list[Pair]:
     """Prompts of a task of that model's world, "star" or "star-2"; none where it has no such task."""
-    if model == WORLD:
-        from saferedir.pictoworld.edit_recipe import edit_rows
-        from saferedir.pictoworld.tasks import TASKS
-
-        return edit_rows(TASKS[concept], count, seed=seed) if concept in TASKS else []
-    if model == WORLD2:
-        from saferedir.pictoworld.world2.edit_recipe import edit_rows as world2_rows
-        from saferedir.pictoworld.world2.tasks import TASKS as WORLD2_TASKS
-        from saferedir.pictoworld.world2.tasks import task_names
-
-        return world2_rows(WORLD2_TASKS[concept], count, seed=seed) if concept in task_names("flux") else []
-    return []
+    recipe = recipe_of(model)
+    return [] if recipe is None or concept not in recipe.tasks else recipe.rows(recipe.tasks[concept], count, seed=seed)

@@ -11,12 +11,12 @@ from saferedir.cli.common import console, errors, escape, load_model, named_valu
 from saferedir.cli.options import MAX_SEED, CallArguments, ModelVariant, Revision
 from saferedir.cli.output import MEGABYTE, SUMMARY, check_guard_folder, check_space, holds_out, write_json
 from saferedir.cli.pairs import Anchors, Kind, read_plan
-from saferedir.cli.recipes import WORLD, WORLD2, recipe_settings
+from saferedir.cli.recipes import recipe_of, recipe_settings
 from saferedir.cli.stopping import GOES_ON, on_stop
 from saferedir.utils.packaged import library_version
 
 if TYPE_CHECKING:
-    from saferedir.pictoworld.tasks import Task
+    from saferedir.pictoworld.recipes import GeneratedPairs
     from saferedir.training.duo.pair_files import ImagePair
     from saferedir.training.duo.pairs import ConceptJudge, PairConfig
     from saferedir.training.duo.train_config import TrainConfig
@@ -156,7 +156,7 @@ def _check_sources(
                 raise typer.BadParameter(f"{name} is for generating pairs, and --pairs gives them.", param_hint=name)
     elif prompts is not None and anchor:
         raise typer.BadParameter("--anchor is for making prompts, and --prompts gives them.", param_hint="--anchor")
-    elif prompts is None and not anchor and _world_task(model, concept) is None:
+    elif prompts is None and not anchor and _generated_pairs(model, concept) is None:
         raise typer.BadParameter("give --anchor, --prompts or --pairs.", param_hint="--anchor / --prompts / --pairs")
 
 
@@ -169,38 +169,29 @@ def _prompt_pairs(
 
         rows = read_pairs(prompts.expanduser())
         return [(row.unsafe, row.safe) for row in rows if row.unsafe is not None]
-    task = _world_task(model, concept)
-    if task is not None and not anchor:
-        from saferedir.pictoworld.duo_recipe import prompt_pairs
-
-        return prompt_pairs(task, count, seed)
+    known = _generated_pairs(model, concept)
+    if known is not None and not anchor:
+        pairs, task = known
+        return pairs.prompts(task, count, seed)
     from saferedir.training.saferedir.pairs.build import build_pairs
 
     plan = read_plan(concept, anchor, kind=kind, synonyms=None, count=count, seed=seed)
     return [(row.unsafe, row.safe) for row in build_pairs(plan, captions=[]).rows if row.unsafe is not None]
 
 
-def _world_task(model: str, concept: str) -> Task | None:
-    """PictoWorld's task of that name, if it is PictoWorld's model."""
-    if model != WORLD:
+def _generated_pairs(model: str, concept: str) -> tuple[GeneratedPairs, Any] | None:
+    """What a packaged model generates the pairs of its task of that name from, and the task; None where it does not."""
+    recipe = recipe_of(model)
+    if recipe is None or recipe.generated_pairs is None or concept not in recipe.tasks:
         return None
-    from saferedir.pictoworld.tasks import TASKS
-
-    return TASKS.get(concept)
+    return recipe.generated_pairs, recipe.tasks[concept]
 
 
 def _pair_config(model: str, **settings: Any) -> PairConfig:
     from saferedir.training.duo.pairs import PairConfig
 
-    if model == WORLD:
-        from saferedir.pictoworld.duo_recipe import pair_config
-
-        return pair_config(**settings)
-    if model == WORLD2:
-        from saferedir.pictoworld.world2.edit_recipe import pair_config as world2_pair_config
-
-        return world2_pair_config(**settings)
-    return PairConfig(**settings)
+    recipe = recipe_of(model)
+    return PairConfig(**settings) if recipe is None else recipe.pair_config(**settings)
 
 
 def _train_config(
@@ -228,11 +219,10 @@ def _generate_pairs(
 ) -> list[ImagePair]:  # fmt: skip
     from saferedir.training.duo.pairs import make_pairs
 
-    keeps, task = None, _world_task(model, concept)
-    if judge is None and task is not None:
-        from saferedir.pictoworld.duo_recipe import pair_filters
-
-        judge, keeps = pair_filters(task)
+    keeps, known = None, _generated_pairs(model, concept)
+    if judge is None and known is not None:
+        pairs, task = known
+        judge, keeps = pairs.filters(task)
     elif judge is None:
         errors.print("No judge: every pair is taken as generated. Look at them, or give --judge.", highlight=False)
     folder = out.with_name(out.name + ".pairs")

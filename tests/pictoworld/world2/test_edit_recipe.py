@@ -76,13 +76,13 @@ def test_an_edit_of_other_settings_is_not_taken_for_the_one_asked_for(
 ) -> None:
     calls = []
 
-    def train(pipe: object, rows: object, folder: Path, **given: object) -> Any:
-        calls.append(given["config"])
+    def train(method: str, pipe: object, task: object, folder: Path, **given: object) -> Any:
+        calls.append(given)
         folder.mkdir()
         (folder / "guard_config.json").write_text("{}")
         return SimpleNamespace(lora={}, save_pretrained=lambda folder: None)
 
-    monkeypatch.setattr(edits, "train_uce", train)
+    monkeypatch.setattr(edits, "train_edit", train)
     for changes in ({}, {}, {"ridge": 2.0}):
         if changes:
             with pytest.raises(ValueError, match="other settings"):

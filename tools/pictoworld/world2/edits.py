@@ -10,20 +10,11 @@ from typing import Any
 import torch
 
 from saferedir.guards.weights import WeightGuard
-from saferedir.pictoworld.world2.edit_recipe import (
-    duo_settings,
-    edit_rows,
-    esd_settings,
-    render_pairs,
-    uce_settings,
-)
+from saferedir.pictoworld.recipes import train_edit
+from saferedir.pictoworld.world2.edit_recipe import duo_settings, render_pairs
 from saferedir.pictoworld.world2.tasks import Task
 from saferedir.training.duo.train import train_duo
 from saferedir.training.duo.train_config import TrainConfig as DUOTrainConfig
-from saferedir.training.esd.train import train_esd
-from saferedir.training.esd.train_config import TrainConfig as ESDTrainConfig
-from saferedir.training.uce.train import TrainConfig as UCETrainConfig
-from saferedir.training.uce.train import train_uce
 from saferedir.utils.files import replacing
 from saferedir.utils.packaged import GUARD_CONFIG
 from saferedir.utils.progress import SILENT, Progress
@@ -54,12 +45,8 @@ def make_edit(
             render_pairs(task, pairs, seed=PAIRS_SEED)
         duo = DUOTrainConfig.of_variant("as-paper", is_flow=True, **duo_settings(task.name, **changes))
         guard = train_duo(pipe, pairs, folder, concept=task.name, config=duo, progress=progress)
-    elif method == "esd":
-        esd = ESDTrainConfig(**esd_settings(task.name, **changes))
-        guard = train_esd(pipe, edit_rows(task), folder, concept=task.name, config=esd, progress=progress)
     else:
-        uce = UCETrainConfig(**uce_settings(task.name, **changes))
-        guard = train_uce(pipe, edit_rows(task), folder, concept=task.name, config=uce, progress=progress)
+        guard = train_edit(method, pipe, task, folder, model="pictoworld-flux", progress=progress, **changes)
     guard.lora = {name: value.to(torch.float16) for name, value in guard.lora.items()}
     guard.save_pretrained(folder)
     with replacing(record) as temporary:
