@@ -25,7 +25,7 @@ from torch.nn.functional import gelu, interpolate
 
 from saferedir.errors import GuardConfigError
 from saferedir.utils.checks import is_number
-from saferedir.utils.files import replacing, save_tensors
+from saferedir.utils.files import finite_json, replacing, save_tensors
 from saferedir.utils.images import to_rgb
 
 VERIFIER_CONFIG, VERIFIER_WEIGHTS = "verifier.json", "verifier.safetensors"
@@ -75,10 +75,6 @@ class ImageVerifierConfig:
 def _file_hash(path: Path) -> str:
     """SHA-256 of a file, by which the two files know each other."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number a verifier can decide by")
 
 
 class _Residual(nn.Module):
@@ -158,7 +154,7 @@ class ImageVerifier(nn.Module):
         if not any(part.exists() for part in parts):
             return None
         try:
-            record = json.loads(parts[0].read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            record = finite_json(parts[0].read_text(encoding="utf-8"))
             written = record.pop(WEIGHTS_HASH, None) if isinstance(record, dict) else None
             verifier = cls(ImageVerifierConfig.from_dict(record))
             if written != _file_hash(parts[1]):

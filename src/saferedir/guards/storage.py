@@ -22,7 +22,7 @@ from saferedir.errors import GuardConfigError, GuardNotFoundError
 from saferedir.guards.config import GuardConfig
 from saferedir.guards.image_verifier import VERIFIER_CONFIG, VERIFIER_WEIGHTS, ImageVerifier
 from saferedir.guards.methods import class_of
-from saferedir.utils.files import replacing_folder, save_tensors, take_over
+from saferedir.utils.files import finite_json, replacing_folder, save_tensors, take_over
 from saferedir.utils.locks import output_lock
 from saferedir.utils.packaged import GUARD_CONFIG, library_version, list_packaged_guards, packaged_guard_path
 from saferedir.utils.places import hub_id, missing_folder
@@ -81,7 +81,7 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
     """See `Guard.from_pretrained`."""
     folder = find_guard(name)
     try:
-        record = json.loads((folder / GUARD_CONFIG).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        record = finite_json((folder / GUARD_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise GuardConfigError(f"cannot read {folder / GUARD_CONFIG}: {error}.") from error
     if not isinstance(record, dict) or not isinstance(record.get("method"), str):
@@ -146,10 +146,6 @@ def _with_found_files(config_class: type[GuardConfig], record: dict[str, Any], f
                 f"along with the folder, or write its place into {GUARD_CONFIG}."
             )
     return {**record, **{name: str(path) for name, path in paths.items()}}
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number a guard can decide by")
 
 
 def push_guard(guard: Storable, repo_id: str, **upload_kwargs: Any) -> str:

@@ -52,6 +52,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def finite_json(text: str) -> Any:
+    """Plain data of JSON; ValueError for NaN and infinities, which JSON has no words for and nobody can decide by."""
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number to decide by")
+
+
 def write_json(path: Path, record: Any, indent: int = 2) -> None:
     """Write JSON, whole or not at all; ValueError for numbers that JSON does not have."""
     write_text(path, json.dumps(record, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
