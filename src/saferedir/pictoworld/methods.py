@@ -23,10 +23,10 @@ from saferedir.guards.safree import Safree, SafreeConfig
 from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.guards.spell import SPELL
 from saferedir.pictoworld.renderer import render
+from saferedir.pictoworld.renders import set_of_renders
 from saferedir.pictoworld.scene import random_scene
 from saferedir.pictoworld.tasks import Task, retain_prompts
 from saferedir.pipelines.fingerprint import vae_fingerprint
-from saferedir.pipelines.latents import encode_pixels
 from saferedir.utils.packaged import list_packaged_guards
 
 #: the words that every method working with words is given: the concept's name and phrases a guard may train on
@@ -56,15 +56,13 @@ def negation_set(
 ) -> NegationSet:
     """`count` rendered images that show the concept, in scenes of the guards' training part, and as many that do not."""
     rng = random.Random(f"negation/{task.name}/{seed}")
-    groups = [[random_scene(rng, **dict(task.forget)) for _ in range(count)]]
+    shown = render([random_scene(rng, **dict(task.forget)) for _ in range(count)])
     sources = f"{count} rendered pictures of {task.name}"  # as the packaged sets say it
+    benign = None
     if with_benign:
-        groups.append([prompt.scene for prompt in retain_prompts(task, "guard-train", count, seed)])
+        benign = render([prompt.scene for prompt in retain_prompts(task, "guard-train", count, seed)]) * 2 - 1
         sources += f", {count} benign ones"
-    with torch.no_grad():
-        latents, *benign = (encode_pixels(pipe.vae, render(scenes) * 2 - 1) for scenes in groups)
-    facts = {"vae": vae_fingerprint(pipe.vae), "sources": sources}
-    return NegationSet.from_latents(latents, benign[0] if benign else None, facts, dtype=dtype)
+    return set_of_renders(pipe, shown * 2 - 1, benign, sources, dtype)
 
 
 def _negative_prompt(task: Task, pipe: Any) -> Guard[Any]:

@@ -24,13 +24,12 @@ from saferedir.guards.safree import Safree, SafreeConfig
 from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.guards.spell import SPELL
 from saferedir.pictoworld.phrases import Phrase
+from saferedir.pictoworld.renders import set_of_renders
 from saferedir.pictoworld.scene import IMAGE_SIZE
 from saferedir.pictoworld.world2.phrases import phrases_of, poster_phrases
 from saferedir.pictoworld.world2.posters import POSTERS
 from saferedir.pictoworld.world2.renderer import render_contents
 from saferedir.pictoworld.world2.tasks import Content, Task, concept_contents, other_contents
-from saferedir.pipelines.fingerprint import vae_fingerprint
-from saferedir.pipelines.latents import encode_pixels, vae_of
 from saferedir.utils.packaged import GUARD_CONFIG, list_packaged_guards
 
 Maker = Callable[[Task, Any], Guard[Any] | None]
@@ -88,15 +87,13 @@ def negation_set(
 
     A poster is one image, so its set has one.
     """
-    contents = [concept_contents(task, 1 if task.poster else count, seed)]
-    sources = f"{len(contents[0])} rendered images of {task.name}"
+    shown = _pixels(pipe, concept_contents(task, 1 if task.poster else count, seed))
+    sources = f"{len(shown)} rendered images of {task.name}"
+    benign = None
     if with_benign:
-        contents.append(other_contents(task, count, seed))
+        benign = _pixels(pipe, other_contents(task, count, seed))
         sources += f", {count} benign ones"
-    vae = vae_of(pipe)
-    latents, *benign = (encode_pixels(vae, _pixels(pipe, group)) for group in contents)
-    facts = {"vae": vae_fingerprint(vae), "sources": sources}
-    return NegationSet.from_latents(latents, benign[0] if benign else None, facts, dtype=dtype)
+    return set_of_renders(pipe, shown, benign, sources, dtype)
 
 
 def _pixels(pipe: Any, contents: Sequence[Content]) -> Tensor:
