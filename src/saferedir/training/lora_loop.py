@@ -7,6 +7,7 @@ the step's number alone, so that a resumed run goes on alike. One process; sever
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from saferedir.guards.base import Guard
 from saferedir.utils.files import replacing
 from saferedir.utils.progress import Progress
 
@@ -73,6 +75,14 @@ class LoraLoop:
         self.optimiser.step()
         self.optimiser.zero_grad()
         return float(norm)
+
+    def hand_over(self, guard: Guard[Any], out: Path) -> None:
+        """Save the finished guard with its log in `out`, and drop the work folder; every process waits for that."""
+        if self.accelerator.is_main_process:
+            guard.save_pretrained(out)
+            shutil.copyfile(self.work / LOG, out / LOG)
+            shutil.rmtree(self.work)
+        self.accelerator.wait_for_everyone()
 
     def fit(self, progress: Progress, log: Log | None) -> dict[str, Any]:
         """All steps, from the last checkpoint on; returns facts for the record."""

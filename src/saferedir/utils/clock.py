@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from saferedir.utils.files import write_text
 
@@ -29,6 +31,16 @@ class WorkClock:
     def seconds(self) -> float:
         """Seconds of all sessions until now."""
         return self._earlier + time.monotonic() - self._started
+
+    def ticking(self, log: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[str, Any]], None]:
+        """`log` with a tick before each of its lines; without one, the ticks alone."""
+
+        def logged(numbers: dict[str, Any]) -> None:
+            self.tick()
+            if log is not None:
+                log(numbers)
+
+        return logged
 
     def tick(self) -> None:
         """Keep the count, if the last time is a while ago."""

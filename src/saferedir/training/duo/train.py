@@ -9,7 +9,6 @@ model's own precision, with the same kernels and a float32 LoRA; half-precision 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +26,7 @@ from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.pipelines.latents import call_size
 from saferedir.pipelines.schedules import prediction_type
 from saferedir.training.denoiser_calls import CALLS
-from saferedir.training.duo.loop import LOG, Log, Loop
+from saferedir.training.duo.loop import Log, Loop
 from saferedir.training.duo.noise import schedule_of
 from saferedir.training.duo.pair_files import (
     MIN_PAIRS,
@@ -117,12 +116,6 @@ def _train(
     work = out.with_name(out.name + ".work")
     claim(work, {"config": asdict(config), "concept": concept, "pairs": pairs_sha256, "backbone": backbone})
     clock = WorkClock(work / "seconds.json")
-
-    def logged(numbers: dict[str, Any]) -> None:
-        clock.tick()
-        if log is not None:
-            log(numbers)
-
     height, width = config.size or call_size(pipe, config.call)
     latents = encode_image_pairs(pipe, rows, height, width)
     family = family_of(pipe)
@@ -130,7 +123,7 @@ def _train(
     targets = config.targets or TARGETS[family.denoiser]
     with trainable_lora(unwrapped(getattr(pipe, family.denoiser)), config.rank, targets, seed=config.seed) as denoiser:
         loop = Loop(denoiser, CALLS[family.name], latents, *_prompts(pipe, rows, config), schedule, config, work)
-        facts = loop.fit(progress, logged)
+        facts = loop.fit(progress, clock.ticking(log))
         lora = lora_of(denoiser, ADAPTER)
     guard = DUO(
         DUOConfig(
@@ -153,11 +146,7 @@ def _train(
         ),
         lora,
     )
-    if loop.accelerator.is_main_process:
-        guard.save_pretrained(out)
-        shutil.copyfile(work / LOG, out / LOG)
-        shutil.rmtree(work)
-    loop.accelerator.wait_for_everyone()
+    loop.hand_over(guard, out)
     return guard
 
 

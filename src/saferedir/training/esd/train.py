@@ -7,7 +7,6 @@ Deviations: a LoRA for weights, several prompts, prompts and moments in batches;
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,7 @@ from saferedir.training.denoiser_calls import CALLS
 from saferedir.training.esd.loop import Loop, Prompts
 from saferedir.training.esd.train_config import TrainConfig, adapted_layers
 from saferedir.training.lora import ADAPTER, check_reads_latents, lora_of, trainable_lora, versions
-from saferedir.training.lora_loop import LOG, Log
+from saferedir.training.lora_loop import Log
 from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs, require_call_arguments
 from saferedir.training.work_folder import claim
 from saferedir.utils.clock import WorkClock
@@ -109,18 +108,12 @@ def _train(
     plan = {"config": asdict(config), "concept": concept, "prompts": hash_pairs(rows), "backbone": backbone}
     claim(work, plan)
     clock = WorkClock(work / "seconds.json")
-
-    def logged(numbers: dict[str, Any]) -> None:
-        clock.tick()
-        if log is not None:
-            log(numbers)
-
     prompts = _encode(pipe, rows, config)
     with trainable_lora(denoiser, config.rank, targets, seed=config.seed) as student:
         loop = Loop(
             student, CALLS[family.name], prompts, _without_shift(pipe.scheduler), (channels, *cells), config, work
         )
-        facts = loop.fit(progress, logged)
+        facts = loop.fit(progress, clock.ticking(log))
         lora = lora_of(student, ADAPTER)
     guard = ESD(
         ESDConfig(
@@ -144,11 +137,7 @@ def _train(
         lora,
     )
     guard.require_effect()
-    if loop.accelerator.is_main_process:
-        guard.save_pretrained(out)
-        shutil.copyfile(work / LOG, out / LOG)
-        shutil.rmtree(work)
-    loop.accelerator.wait_for_everyone()
+    loop.hand_over(guard, out)
     return guard
 
 

@@ -46,6 +46,7 @@ from saferedir.training.saferedir.rollouts import (
 from saferedir.training.saferedir.train_config import TrainConfig
 from saferedir.training.work_folder import claim
 from saferedir.utils.clock import WorkClock
+from saferedir.utils.digests import add_values
 from saferedir.utils.files import check_guard_folder
 from saferedir.utils.locks import output_lock
 from saferedir.utils.progress import SILENT, Progress
@@ -130,12 +131,6 @@ def _train(
     known = {} if start is None else {"start": weights_digest(start.network)}
     claim(work, {**known, "config": asdict(config), "concept": concept, "pairs": hash_pairs(rows), **model_facts(pipe)})
     clock = WorkClock(work / "seconds.json")
-
-    def logged(scores: dict[str, Any]) -> None:
-        clock.tick()
-        if log is not None:
-            log(scores)
-
     lengths = text_lengths(pipe, config.call, config.text_lengths)
     text, held_text = (encode_text(pipe, side, config.call, lengths) for side in (training, held_out))
     images = generate_images(
@@ -167,7 +162,7 @@ def _train(
     if start is not None:
         network.load_state_dict(_weights_of(start, network))
     best = fit_redirector(
-        network, text, images, held_text, held_images, config, work, progress, logged,
+        network, text, images, held_text, held_images, config, work, progress, clock.ticking(log),
         on_cpu=pipe.device.type == "cpu", is_warm=start is not None, brief=brief,
     )  # fmt: skip
     network.load_state_dict(best["network"])
@@ -234,8 +229,7 @@ def _weights_of(guard: SafeRedir, network: Redirector) -> dict[str, Tensor]:
 def weights_digest(network: nn.Module) -> str:
     """A short digest of a network's weights, to recognise the guard that a training starts from."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+    add_values(digest, network.state_dict())
     return digest.hexdigest()[:16]
 
 
