@@ -38,6 +38,7 @@ from saferedir.pictoworld.judge import WEIGHTS, Judge
 from saferedir.pictoworld.methods import CONTROLS, ORDER, make_guards
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pipelines.precision import fast_precision, precision_name
+from saferedir.utils.digests import add_values
 from saferedir.utils.packaged import library_version, packaged_model_path
 
 HEAD = """# Methods on PictoWorld
@@ -72,8 +73,7 @@ def digest_of(guards: Sequence[Guard[Any]], n: int) -> str:
     for guard in guards:
         settings = {k: v for k, v in guard.config.to_dict().items() if k not in ("training", "measured", "backbone")}
         found.update(json.dumps([guard.method, settings], sort_keys=True).encode())
-        for name, value in sorted(guard.tensors().items()):
-            found.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+        add_values(found, guard.tensors())
     return found.hexdigest()[:12]
 
 

@@ -31,6 +31,7 @@ from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.prompts.sets import PromptItem, PromptSet
 from saferedir.target import Ledger, ProtectSettings, Target
 from saferedir.target.ledger import BudgetSpent
+from saferedir.utils.digests import add_values
 from saferedir.utils.packaged import library_version
 from saferedir.utils.progress import SILENT, Progress
 
@@ -209,8 +210,7 @@ def verifier_digest(guard: Guard[Any]) -> str | None:
     if verifier is None:
         return None
     digest = hashlib.sha256(repr(verifier.config.threshold).encode())
-    for name, value in sorted(verifier.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+    add_values(digest, verifier.state_dict())
     return digest.hexdigest()[:16]
 
 
