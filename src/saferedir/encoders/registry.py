@@ -6,12 +6,11 @@ To add an encoder: one file and one line here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from saferedir.encoders.base import Encoder
 from saferedir.errors import EncoderError
-from saferedir.utils.names import bad_options_message, unknown_name_message
+from saferedir.utils.registry import Registry
 from saferedir.utils.renamed import old_name
 
 
@@ -28,14 +27,13 @@ class RegisteredEncoder:
     about: str
 
 
-ENCODERS: dict[str, RegisteredEncoder] = {}
+_REGISTRY: Registry[Encoder, RegisteredEncoder] = Registry("an encoder", EncoderError)
+ENCODERS = _REGISTRY.entries
 
 
 def register(name: str, entry: RegisteredEncoder) -> None:
     """Add one encoder; a name already taken is an error."""
-    if name in ENCODERS:
-        raise EncoderError(f"an encoder named {name!r} is registered already.")
-    ENCODERS[name] = entry
+    _REGISTRY.register(name, entry)
 
 
 _HERE = "saferedir.encoders"
@@ -56,11 +54,7 @@ def encoder_names() -> list[str]:
 
 def encoder_class(name: str) -> type[Encoder]:
     """The class of an encoder; an unknown name is one clear sentence."""
-    if name not in ENCODERS:
-        raise EncoderError(unknown_name_message("encoder", name, ENCODERS))
-    module, _, attribute = ENCODERS[name].path.partition(":")
-    encoder: type[Encoder] = getattr(import_module(module), attribute)
-    return encoder
+    return _REGISTRY.class_of(name)
 
 
 def load_encoder(name: str, /, **options: Any) -> Encoder:
@@ -71,10 +65,7 @@ def load_encoder(name: str, /, **options: Any) -> Encoder:
         MetricError: no weights file where the options say. JudgeError: no function of your own there.
         MissingExtraError: an optional package is not installed.
     """
-    kind = encoder_class(name)
-    if why := bad_options_message("encoder", name, kind, options):
-        raise EncoderError(why)
-    return kind(**options)
+    return _REGISTRY.load(name, options)
 
 
 def __getattr__(name: str) -> Any:

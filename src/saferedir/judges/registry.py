@@ -6,12 +6,11 @@ What their scores mean: presets.py. To add a judge: one file and one line here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from saferedir.errors import JudgeError
 from saferedir.judges.base import Judge
-from saferedir.utils.names import bad_options_message, unknown_name_message
+from saferedir.utils.registry import Registry
 from saferedir.utils.renamed import old_name
 
 
@@ -30,14 +29,13 @@ class RegisteredJudge:
     extra: str = ""
 
 
-JUDGES: dict[str, RegisteredJudge] = {}
+_REGISTRY: Registry[Judge, RegisteredJudge] = Registry("a judge", JudgeError)
+JUDGES = _REGISTRY.entries
 
 
 def register(name: str, entry: RegisteredJudge) -> None:
     """Add one judge; a name already taken is an error."""
-    if name in JUDGES:
-        raise JudgeError(f"a judge named {name!r} is registered already.")
-    JUDGES[name] = entry
+    _REGISTRY.register(name, entry)
 
 
 _HERE = "saferedir.judges"
@@ -87,11 +85,7 @@ def judge_names() -> list[str]:
 
 def judge_class(name: str) -> type[Judge]:
     """The class of a judge; an unknown name is one clear sentence."""
-    if name not in JUDGES:
-        raise JudgeError(unknown_name_message("judge", name, JUDGES))
-    module, _, attribute = JUDGES[name].path.partition(":")
-    judge: type[Judge] = getattr(import_module(module), attribute)
-    return judge
+    return _REGISTRY.class_of(name)
 
 
 def load_judge(name: str, /, **options: Any) -> Judge:
@@ -101,10 +95,7 @@ def load_judge(name: str, /, **options: Any) -> Judge:
         JudgeError: unknown name, unknown or missing option, or the judge's own refusal.
         MissingExtraError: an optional package is not installed.
     """
-    kind = judge_class(name)
-    if why := bad_options_message("judge", name, kind, options):
-        raise JudgeError(why)
-    return kind(**options)
+    return _REGISTRY.load(name, options)
 
 
 def __getattr__(name: str) -> Any:
