@@ -5,18 +5,17 @@ Training: tools/pictoworld/training/judge.py. A second, independent judge is in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from saferedir.pictoworld.judge_network import JudgeNetwork
 from saferedir.pictoworld.scene import JUDGED, VALUES, Scene
-from saferedir.utils.files import save_tensors
 from saferedir.utils.images import to_rgb
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
@@ -80,37 +79,11 @@ def to_tensor(images: Sequence[Image.Image] | Tensor | np.ndarray) -> Tensor:
     return tensor
 
 
-class Judge(nn.Module):
+class Judge(JudgeNetwork):
     """Convolutional network, (B, 3, 64, 64) in [0, 1] to one logit row per attribute and a broken logit."""
 
     def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        widths = (width, 2 * width, 3 * width, 4 * width)
-        layers: list[nn.Module] = []
-        channels = 3
-        for out in widths:
-            layers += [
-                nn.Conv2d(channels, out, 3, stride=2, padding=1),
-                nn.GroupNorm(8, out),
-                nn.SiLU(),
-                nn.Conv2d(out, out, 3, padding=1),
-                nn.GroupNorm(8, out),
-                nn.SiLU(),
-            ]
-            channels = out
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * 16, 128), nn.SiLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(128, len(VALUES[name])) for name in JUDGED})
-        self.broken = nn.Linear(128, 1)
-
-    def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Logits per attribute (B, classes) and the broken logit (B,)."""
-        hidden = self.trunk(images * 2 - 1)
-        return {name: head(hidden) for name, head in self.heads.items()}, self.broken(hidden)[:, 0]
-
-    def features(self, images: Tensor) -> Tensor:
-        """The 128-dimensional description before the heads, for distances between images."""
-        out: Tensor = self.trunk(images * 2 - 1)
-        return out
+        super().__init__({name: len(VALUES[name]) for name in JUDGED}, width, hidden=128)
 
     @torch.no_grad()
     def judge(self, images: Sequence[Image.Image] | Tensor | np.ndarray, batch: int = 128) -> Judgement:
@@ -122,22 +95,7 @@ class Judge(nn.Module):
             torch.cat([broken for _, broken in outputs]).sigmoid(),
         )
 
-    def verifier(self, values: Mapping[str, str]) -> Callable[[Sequence[Image.Image]], list[bool]]:
-        """A function for `verify` of `saferedir.protect`: which images are labelled with all of `values`, broken or not."""
-
-        def is_labelled(images: Sequence[Image.Image]) -> list[bool]:
-            flags: list[bool] = self.judge(images).is_labelled(values).tolist()
-            return flags
-
-        return is_labelled
-
-    def save(self, path: Path) -> None:
-        """Write the weights as float16 safetensors."""
-        save_tensors({name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}, path)
-
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Judge:
         """The packaged judge, or one trained elsewhere."""
-        judge = cls()
-        judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-        return judge.eval().requires_grad_(False)
+        return cls().with_weights(path)

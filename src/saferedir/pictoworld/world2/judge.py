@@ -5,21 +5,20 @@ Places are in reading order: the first is the left or upper one, or the only one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from saferedir.pictoworld.judge import to_tensor
+from saferedir.pictoworld.judge_network import JudgeNetwork
 from saferedir.pictoworld.scene import BACKGROUNDS, COLOURS, SHAPES, STYLES
 from saferedir.pictoworld.world2.characters import CHARACTERS
 from saferedir.pictoworld.world2.judgement import Judgement
 from saferedir.pictoworld.world2.scene import Item, Scene
-from saferedir.utils.files import save_tensors
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 LAYOUTS = ("one", "beside", "over", "poster")
@@ -61,36 +60,11 @@ def scene_of(values: Mapping[str, str]) -> Scene | None:
     return Scene(values["background"], tuple(items), RELATION_OF_LAYOUT[values["layout"]])
 
 
-class Judge(nn.Module):
+class Judge(JudgeNetwork):
     """Convolutional network, (B, 3, 64, 64) in [0, 1] to one logit row per head and a broken logit."""
 
     def __init__(self, width: int = 32, hidden: int = 256) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for out in (width, 2 * width, 3 * width, 4 * width):
-            layers += [
-                nn.Conv2d(channels, out, 3, stride=2, padding=1),
-                nn.GroupNorm(8, out),
-                nn.SiLU(),
-                nn.Conv2d(out, out, 3, padding=1),
-                nn.GroupNorm(8, out),
-                nn.SiLU(),
-            ]
-            channels = out
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * 16, hidden), nn.SiLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(hidden, len(values)) for name, values in HEADS.items()})
-        self.broken = nn.Linear(hidden, 1)
-
-    def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Logits per head (B, classes) and the broken logit (B,)."""
-        hidden = self.trunk(images * 2 - 1)
-        return {name: head(hidden) for name, head in self.heads.items()}, self.broken(hidden)[:, 0]
-
-    def features(self, images: Tensor) -> Tensor:
-        """The description before the heads, for distances between images."""
-        out: Tensor = self.trunk(images * 2 - 1)
-        return out
+        super().__init__({name: len(values) for name, values in HEADS.items()}, width, hidden)
 
     @torch.no_grad()
     def judge(self, images: Sequence[Image.Image] | Tensor | np.ndarray, batch: int = 128) -> Judgement:
@@ -101,19 +75,6 @@ class Judge(nn.Module):
         scenes = tuple(scene_of({name: HEADS[name][labels[name][row]] for name in HEADS}) for row in range(len(broken)))
         return Judgement(scenes, broken)
 
-    def verifier(self, values: Mapping[str, str]) -> Callable[[Sequence[Image.Image]], list[bool]]:
-        """A function for `verify` of `saferedir.protect`: which images have an item with all of `values`, broken or not."""
-
-        def is_labelled(images: Sequence[Image.Image]) -> list[bool]:
-            flags: list[bool] = self.judge(images).is_labelled(values).tolist()
-            return flags
-
-        return is_labelled
-
-    def save(self, path: Path) -> None:
-        """Write the weights as float16 safetensors."""
-        save_tensors({name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}, path)
-
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Judge:
         """The packaged judge, or one trained elsewhere."""
@@ -122,6 +83,4 @@ class Judge(nn.Module):
                 f"there is no judge of PictoWorld 2 in {path.name}, and none is packaged yet; train one "
                 "(`python -m tools.pictoworld world2 judge`) and give its file, or take the template judge."
             )
-        judge = cls()
-        judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-        return judge.eval().requires_grad_(False)
+        return cls().with_weights(path)
