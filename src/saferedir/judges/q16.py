@@ -7,7 +7,6 @@ Deviations: prompts are read from safetensors only, for the published file is a 
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from saferedir.errors import JudgeError
-from saferedir.judges.base import Judge
-from saferedir.judges.images import file_checksum, weights_checksum
-from saferedir.judges.pretrained import image_processor, in_batches, load_part, model_facts, pixel_values
+from saferedir.judges.clip import CLIPFeatures
+from saferedir.judges.images import file_checksum
+from saferedir.judges.pretrained import in_batches, model_facts
 
 #: name of the tensor in the file of prompts
 PROMPTS = "prompts"
 CONVERT = "convert it where you trust it: safetensors.torch.save_file({'prompts': tensor}, 'q16.safetensors')"
 
 
-class Q16Judge(Judge):
+class Q16Judge(CLIPFeatures):
     """Probability that an image is inappropriate, in [0, 1]: label "inappropriate".
 
     Args:
@@ -62,15 +61,8 @@ class Q16Judge(Judge):
             )
         path = Path(prompts).expanduser()
         values = read_prompts(path)
-        from transformers import CLIPModel
-
-        self.id, self.device, self.batch = str(model), device, batch
         self.inappropriate, self.scale, self.prompts_checksum = inappropriate, float(scale), file_checksum(path)
-        self.processor = image_processor(self.id, allow_download=allow_download)
-        self.network: Any = load_part(
-            CLIPModel.from_pretrained, self.id, "a CLIP model", allow_download=allow_download, use_safetensors=True
-        )
-        self.network.to(device).eval().requires_grad_(False)
+        super().__init__(model, allow_download=allow_download, device=device, batch=batch)
         width = int(self.network.config.projection_dim)
         if values.shape[1] != width:
             raise JudgeError(
@@ -79,26 +71,12 @@ class Q16Judge(Judge):
             )
         self.prompts = torch.nn.functional.normalize(values, dim=1).to(device)
 
-    def _features(self, images: Tensor) -> Tensor:
-        output = self.network.get_image_features(pixel_values=pixel_values(self.processor, images).to(self.device))
-        features: Tensor = (output if isinstance(output, Tensor) else output.pooler_output).float()
-        return torch.nn.functional.normalize(features, dim=1)
-
     def score(self, images: Tensor) -> Tensor:
         def probability(chunk: Tensor) -> Tensor:
-            both = (self.scale * self._features(chunk) @ self.prompts.T).softmax(dim=1)
+            both = (self.scale * self.embeddings(chunk) @ self.prompts.T).softmax(dim=1)
             return both[:, self.inappropriate : self.inappropriate + 1]
 
         return in_batches(probability, images, self.batch)
-
-    def features(self, images: Tensor) -> Tensor:
-        """(B, d) image embeddings of unit length."""
-        return in_batches(self._features, self.check(images), self.batch)
-
-    @cached_property
-    def checksum(self) -> str:
-        """Digest of CLIP's weights, computed once."""
-        return weights_checksum(self.network)
 
     def facts(self) -> dict[str, Any]:
         return model_facts(
