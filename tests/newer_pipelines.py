@@ -28,6 +28,7 @@ from tests.tiny_pipelines import (
 
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
+from saferedir.pipelines.joined import Parts, cut
 from saferedir.pipelines.listed import unpadded
 
 bind = functools.partial
@@ -139,6 +140,28 @@ CASES = (
         {"image": make_picture(), "strength": 0.7},
     ),
     PipelineCase(
+        "hunyuan-image",
+        "hunyuan-image",
+        newer.make_hunyuan_image,
+        SIZE,
+        guidance_is_sequential=True,
+    ),
+    PipelineCase(
+        "hunyuan-image-distilled",
+        "hunyuan-image",
+        bind(newer.make_hunyuan_image, is_distilled=True),
+        SIZE,
+        guidance={},
+        unguided={},
+    ),
+    PipelineCase(
+        "hunyuan-image-refiner",
+        "hunyuan-image",
+        bind(newer.make_hunyuan_image, diffusers.HunyuanImageRefinerPipeline),
+        {**SIZE, "image": make_picture()},
+        guidance_is_sequential=True,
+    ),
+    PipelineCase(
         "krea-2",
         "krea-2",
         newer.make_krea2,
@@ -168,6 +191,8 @@ def embeds_arguments(pipe: Any, embeds: PromptEmbeds, prefix: str = "") -> dict[
         mask = torch.ones(embeds.prompt.shape[:2])  # some want one that nobody reads
     if family_of(pipe).prompt_layers:
         embeds = embeds._replace(prompt=embeds.prompt.unflatten(2, (len(pipe.text_encoder_select_layers), -1)))
+    if family_of(pipe).second_prompt:
+        return second_arguments(pipe, embeds, mask, prefix)
     if family_of(pipe).listed:
         return {f"{prefix}prompt_embeds": unpadded(embeds.prompt.detach(), mask)}
     given = {
@@ -178,3 +203,14 @@ def embeds_arguments(pipe: Any, embeds: PromptEmbeds, prefix: str = "") -> dict[
         f"{prefix}attention_mask": mask,
     }
     return {name: value.detach() for name, value in given.items() if name in names and value is not None}
+
+
+def second_arguments(pipe: Any, embeds: PromptEmbeds, mask: torch.Tensor, prefix: str) -> dict[str, Any]:
+    """The same where the denoiser is given two sequences: of HunyuanImage."""
+    fact, config = family_of(pipe).second_prompt, pipe.transformer.config
+    assert fact is not None
+    second = torch.zeros(1, pipe.tokenizer_2_max_length, config.text_embed_2_dim)
+    like = Parts(torch.zeros(1, 1, config.text_embed_dim), second, mask, second[..., 0])
+    names = ("prompt_embeds", "prompt_embeds_2", "prompt_embeds_mask", "prompt_embeds_mask_2")
+    parts = cut(fact, embeds.prompt.detach(), mask, like)
+    return {f"{prefix}{name}": part for name, part in zip(names, parts, strict=True)}

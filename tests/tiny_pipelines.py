@@ -17,6 +17,8 @@ import torch
 from tests.tiny import dits, unets
 from torch import Tensor
 
+from saferedir.pipelines.guiders import guided_call
+
 HEIGHT, WIDTH = 32, 48
 SIZE = {"height": HEIGHT, "width": WIDTH}
 CFG = {"guidance_scale": 5.0}
@@ -160,5 +162,6 @@ def run(
     prompt = list(prompt) if isinstance(prompt, list) else prompt  # Z-Image writes into it
     with torch.random.fork_rng():  # Stable Diffusion 3 encodes the image of its ControlNet with the global generator
         torch.manual_seed(0)
-        output = pipe(prompt=prompt, num_inference_steps=steps, **{many: num_images_per_prompt}, **arguments)
+        with guided_call(pipe, arguments) as given:
+            output = pipe(prompt=prompt, num_inference_steps=steps, **{many: num_images_per_prompt}, **given)
     return output.frames if "frames" in output else output.images

@@ -192,8 +192,9 @@ class Undecorated:
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        if hasattr(pipe, "controlnet"):
-            self.controlnet = pipe.controlnet
+        for name in ("controlnet", "guider", "ocr_guider"):
+            if hasattr(pipe, name):
+                setattr(self, name, getattr(pipe, name))
 
     def __call__(self, **arguments: Any) -> Any:
         return type(self.pipe).__call__.__wrapped__(self.pipe, **arguments)  # type: ignore[attr-defined]

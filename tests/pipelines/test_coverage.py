@@ -22,6 +22,7 @@ from saferedir.guard import Conditioning, Guard, GuardConfig, Step
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import FAMILIES, REFUSED, TEXT_FAMILIES, family_of, refusal_of
+from saferedir.pipelines.joined import Joined
 from saferedir.pipelines.listed import Lists
 
 
@@ -55,7 +56,7 @@ def recorded(pipe: Any) -> Iterator[dict[str, list[PromptEmbeds]]]:
         def look(_: Any, args: Any, kwargs: Any, name: str = name) -> None:
             if kwargs.get(family.prompt_arg[1], True) is None:  # a ControlNet that reads no prompt
                 kwargs = {**kwargs, family.prompt_arg[1]: torch.zeros(1, 0, 1)}
-            given = Lists(family).tensors(args, kwargs) if family.listed else kwargs
+            given = Lists(family).tensors(args, kwargs) if family.listed else Joined(family, pipe).flat(kwargs)
             calls[name].append(Call(family, args, given).embeds)
 
         handles.append(module.register_forward_pre_hook(look, with_kwargs=True))

@@ -43,6 +43,7 @@ NAMES = {
     "kandinsky-3": set(),
     "kolors": set(),
     "krea-2": set(),
+    "hunyuan-image": set(),
     "flux-2": {"max_sequence_length", "text_encoder_out_layers"},
 }
 _PIPES: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 from benchmarks.flops import BACKBONES, QWEN_3_4B, QWEN_25_7B, Part
 from tests.rehearsal.parts import chat_tokenizer, make, piece_tokenizer
+from transformers import ByT5Tokenizer
 
 _PUBLISHED = {backbone.name: backbone for backbone in BACKBONES}
 _FLOW = diffusers.FlowMatchEulerDiscreteScheduler
@@ -183,3 +184,30 @@ def kandinsky3() -> Any:
         scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False),
         movq=make(Part("VQModel", MOVQ, 0, {})),
     )
+
+
+#: hunyuanvideo-community/HunyuanImage-2.1-Diffusers: 32 pixels a latent
+HUNYUAN_VAE = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 64, "block_out_channels": (128, 256, 512, 512, 1024, 1024),
+    "layers_per_block": 2, "spatial_compression_ratio": 32, "sample_size": 384, "scaling_factor": 0.75289,
+}  # fmt: skip
+BYT5_SMALL = {
+    "vocab_size": 384, "d_model": 1472, "d_ff": 3584, "d_kv": 64, "num_heads": 6, "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+
+
+def hunyuan_image() -> Any:
+    cut = {"num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1, "text_embed_2_dim": 1472}
+    text = {**QWEN_25_VL, "text_config": {**QWEN_25_7B, **LLM_CUT, "num_hidden_layers": 3}}
+    pipe = diffusers.HunyuanImagePipeline(
+        scheduler=_FLOW(shift=5.0),
+        vae=make(Part("AutoencoderKLHunyuanImage", HUNYUAN_VAE, 0, {})),
+        text_encoder=make(Part("Qwen2_5_VLForConditionalGeneration", text, 0, {})),
+        tokenizer=None,
+        text_encoder_2=make(Part("T5EncoderModel", BYT5_SMALL, 0, {}), {"num_layers": 1}),
+        tokenizer_2=ByT5Tokenizer(),
+        transformer=make(Part("HunyuanImageTransformer2DModel", {}, 0, {}), cut),
+        guider=diffusers.AdaptiveProjectedMixGuidance(),
+    )
+    pipe.register_modules(tokenizer=chat_tokenizer(pipe.prompt_template_encode.split("{}")[0]))
+    return pipe

@@ -414,7 +414,10 @@ def writing(is_below: bool) -> Attempt:
     """A callback that returns the word's embeddings after each step, of the protected pipeline or of the one below."""
 
     def attempt(target: Target, word: str) -> Tensor:
-        embeds = target.encode(word).prompt
+        given_to_call = target.encode(word)
+        embeds = given_to_call.prompt
+        if FAMILIES[target.case.family].second_prompt:  # the first of its two sequences
+            embeds = target.embeds_arguments(given_to_call, "")["prompt_embeds"]
 
         def callback(pipe: Any, index: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
             given = values["prompt_embeds"]

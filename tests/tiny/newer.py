@@ -15,9 +15,10 @@ import diffusers
 import numpy as np
 import torch
 from tests.tiny.parts import T5_WIDTH, T5Tokenizer, alive, make_flow_vae, make_t5, make_t5_tokenizer, make_vae
-from transformers import Qwen3Config, Qwen3Model
+from transformers import ByT5Tokenizer, Qwen3Config, Qwen3Model, T5Config, T5EncoderModel
 
 LLM_WIDTH = 16
+GLYPH_WIDTH = 12
 #: what the user says, and nothing of the instructions around it
 TEMPLATE = (
     "{% for m in messages if m['role'] == 'user' %}{% if m['content'] is string %}{{ m['content'] }}"
@@ -47,6 +48,12 @@ def make_llm(layers: int = 2, cls: Any = Qwen3Model) -> Any:
         pad_token_id=0,
     )
     return alive(lambda: cls(config))
+
+
+def make_glyph_encoder() -> T5EncoderModel:
+    """A one-layer T5 encoder of bytes."""
+    config = T5Config(vocab_size=384, d_model=GLYPH_WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return alive(lambda: T5EncoderModel(config))
 
 
 def with_defaults(cls: Any, **changes: Any) -> Any:
@@ -320,6 +327,73 @@ def make_cogview3() -> Any:
         scheduler=diffusers.CogVideoXDDIMScheduler(
             prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
         ),
+    )
+
+
+class Painted:
+    """Every prompt is in quotation marks, so that HunyuanImage's second text encoder reads it, too; few tokens."""
+
+    tokenizer_max_length = property(lambda self: 24, lambda self, value: None)
+    tokenizer_2_max_length = property(lambda self: 18, lambda self, value: None)
+
+    @functools.wraps(diffusers.HunyuanImagePipeline.encode_prompt)
+    def encode_prompt(self, prompt: Any = None, *args: Any, **kwargs: Any) -> Any:
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        quoted = texts and [f'"{text}"' if text else text for text in texts]
+        return super().encode_prompt(quoted, *args, **kwargs)  # type: ignore[misc]
+
+
+def make_hunyuan_image(cls: Any = diffusers.HunyuanImagePipeline, *, is_distilled: bool = False) -> Any:
+    """Guided by its guider, whose last step is projected; or distilled, by "meanflow", and without painted words."""
+    is_refiner = cls is diffusers.HunyuanImageRefinerPipeline
+    transformer = alive(
+        lambda: diffusers.HunyuanImageTransformer2DModel(
+            in_channels=16 if is_refiner else 8,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            patch_size=(1, 1, 1) if is_refiner else (1, 1),
+            rope_axes_dim=(2, 2, 4) if is_refiner else (4, 4),
+            guidance_embeds=is_distilled or is_refiner,
+            use_meanflow=is_distilled,
+            text_embed_dim=LLM_WIDTH,
+            text_embed_2_dim=None if is_refiner else GLYPH_WIDTH,
+        ),
+        proj_in=6.0,
+        linear_3=8.0,
+        add_v_proj=6.0,
+        to_v=4.0,
+        to_out=4.0,
+    )
+    config = {"in_channels": 3, "out_channels": 3, "block_out_channels": (32, 32, 32), "layers_per_block": 1}
+    if is_refiner:
+        vae = alive(
+            lambda: diffusers.AutoencoderKLHunyuanImageRefiner(
+                **config, latent_channels=4, spatial_compression_ratio=4, temporal_compression_ratio=1
+            )
+        )
+    else:
+        vae = alive(
+            lambda: diffusers.AutoencoderKLHunyuanImage(
+                **config, latent_channels=8, spatial_compression_ratio=4, sample_size=64, scaling_factor=0.75
+            )
+        )
+    parts = {} if is_refiner else {"text_encoder_2": make_glyph_encoder(), "tokenizer_2": ByT5Tokenizer()}
+    guider = diffusers.AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=1)
+    bases = (cls,) if is_refiner or is_distilled else (Painted, cls)
+    few = {name: value for name, value in vars(Painted).items() if name.startswith("tokenizer")}
+    short = type(cls.__name__, bases, {**few, "__module__": cls.__module__})
+    return without_instructions(short, "prompt_template_encode", "prompt_template_encode_start_idx")(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=make_llm(3),
+        tokenizer=make_chat_tokenizer(),
+        guider=None if is_distilled else guider,
+        **parts,
     )
 
 

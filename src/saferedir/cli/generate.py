@@ -279,6 +279,7 @@ def _generate(
     """One result for each prompt from `first` on."""
     import torch
 
+    from saferedir.pipelines.guiders import guided_call
     from saferedir.pipelines.safety_checker import flagged_images
     from saferedir.protect import protect
 
@@ -289,9 +290,8 @@ def _generate(
                 chunk = prompts[start : start + BATCH]
                 seeds = [seed + start + i for i in range(len(chunk))]
                 generators = [torch.Generator().manual_seed(s) for s in seeds]
-                output = (guarded or pipe)(
-                    chunk, generator=generators, output_type="pil", **for_each_prompt(call, len(chunk))
-                )
+                with guided_call(pipe, for_each_prompt(call, len(chunk))) as given:
+                    output = (guarded or pipe)(chunk, generator=generators, output_type="pil", **given)
                 flags = flagged_images(output, len(chunk))
                 for i, image in enumerate(output.images if "images" in output else output.frames):
                     decisions = [decision for decision in output.decisions if decision.image == i] if guarded else []

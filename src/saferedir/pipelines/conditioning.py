@@ -98,12 +98,19 @@ def cat_parts(parts: Sequence[Tensor | None]) -> Tensor | None:
 def cat_lengths(parts: Sequence[Tensor]) -> Tensor:
     """All rows of embeddings (N, L, D) or masks (N, L) as long as the longest; the others end in zeros, for under a mask."""
     length = max(part.shape[1] for part in parts)
+    return torch.cat([lengthened(part, length) for part in parts])
 
-    def padded(part: Tensor) -> Tensor:
-        missing = length - part.shape[1]
-        return torch.cat([part, part.new_zeros(len(part), missing, *part.shape[2:])], dim=1) if missing else part
 
-    return torch.cat([padded(part) for part in parts])
+def lengthened(part: Tensor, length: int) -> Tensor:
+    """Embeddings (N, L, D) or masks (N, L) with zeros at their end, L = `length`; `part` itself if it is as long."""
+    missing = length - part.shape[1]
+    return torch.cat([part, part.new_zeros(len(part), missing, *part.shape[2:])], dim=1) if missing else part
+
+
+def cat_widths(parts: Sequence[Tensor]) -> Tensor:
+    """The tokens of embeddings (N, L, D), one sequence after the other, as wide as the widest; the others end in zeros."""
+    width = max(part.shape[2] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[2])) for part in parts], dim=1)
 
 
 def flat_layers(prompt: Tensor) -> Tensor:

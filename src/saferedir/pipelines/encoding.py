@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from saferedir.pipelines.conditioning import PromptEmbeds, flat_layers
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
+from saferedir.pipelines.joined import encoded_prompt
 from saferedir.pipelines.listed import padded
 from saferedir.pipelines.text_settings import named_arguments
 from saferedir.utils.renamed import old_name
@@ -43,13 +44,17 @@ def encode_prompts(
     settings = {name: value for name, value in settings.items() if name in names and name != "prompt"}
     parts = []
     for start in range(0, len(texts), batch):
-        answer = encode(prompt=list(texts[start : start + batch]), **settings)
+        some = list(texts[start : start + batch])
+        if "batch_size" in names:
+            settings["batch_size"] = len(some)
+        answer = encode(prompt=some, **settings)
         answer = answer if isinstance(answer, tuple) else (answer,)
         values = dict(zip(family.encoded, answer, strict=False))
         if family.listed:
             parts += [padded([prompt]) for prompt in values["prompt"]]
             continue
-        part = PromptEmbeds(flat_layers(values["prompt"]), values.get("pooled"), values.get("mask"))
+        prompt, mask = encoded_prompt(family, answer)
+        part = PromptEmbeds(prompt, values.get("pooled"), mask)
         if family.prompt_lengths == "own" and part.mask is None:  # left out where it hides nothing in this batch
             part = part._replace(mask=torch.ones(part.prompt.shape[:2], dtype=torch.bool, device=part.prompt.device))
         parts.append(part)

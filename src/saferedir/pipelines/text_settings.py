@@ -21,9 +21,12 @@ from saferedir.pipelines.families import Family, family_of
 #: the argument that pads, or cuts, prompts to a length
 LENGTH = "max_sequence_length"
 #: arguments of `encode_prompt` that are no settings: which rows it makes, and where
-_ROWS = {"self", "device", "dtype", "num_images_per_prompt", "num_videos_per_prompt", "do_classifier_free_guidance"}
+_ROWS = {
+    *("self", "device", "dtype", "batch_size"),
+    *("num_images_per_prompt", "num_videos_per_prompt", "do_classifier_free_guidance"),
+}
 _TEXT = re.compile(r"prompt(_\d+)?")
-_GIVEN = re.compile(r"negative.*|.*_(embeds|mask)|(.*_)?(image|images)")
+_GIVEN = re.compile(r"negative.*|.*_(embeds|mask)(_(mask_)?(\d+|t5|llama3))?|(.*_)?(image|images)")
 #: attributes of a pipeline with what it writes around a prompt (Qwen-Image, FLUX.2, Lumina 2, Krea 2), not those for rewriting it
 _TEMPLATE = re.compile(r"(prompt_template|system_(message|prompt))(?!.*upsampling)\w*")
 #: how such an attribute is named among the settings

@@ -18,6 +18,7 @@ from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.encoding import encode_to_length
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.families.facts import Part
+from saferedir.pipelines.guiders import scale_of
 from saferedir.pipelines.schedules import (
     evaluation_steps,
     on_host,
@@ -153,6 +154,8 @@ def guidance_scale_of(pipe: Any, family: Family, settings: Mapping[str, Any]) ->
     values += (
         [1.0] if family.distilled_guidance else [getattr(pipe, "guidance_scale", None), settings.get("guidance_scale")]
     )
+    if family.guiders:
+        values.append(scale_of(settings.get("guider")))
     known = [float(value) for value in values if isinstance(value, int | float)]
     return known[0] + family.guidance_offset if known else None
 

@@ -19,6 +19,7 @@ from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import Family, unwrapped
+from saferedir.pipelines.joined import Joined
 from saferedir.pipelines.listed import Layers, Lists, Rows
 from saferedir.pipelines.schedules import check_scheduler
 from saferedir.seam.feature_hooks import MARK, AttentionHooks, SkipHooks
@@ -81,7 +82,8 @@ class Hooks:
 
         # Plain functions, because deepcopy copies a bound method's owner, and with it the whole pipeline again;
         # not to be compiled, because they decide anew at every call.
-        lists, layers = Lists(family), Layers(family)
+        lists = Lists(family)
+        layers = Layers(family) if family.prompt_layers else Joined(family, self._pipe)
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if family.listed:

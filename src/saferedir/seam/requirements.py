@@ -21,6 +21,7 @@ from saferedir.seam.guard_calls import EARLY_POINTS
 
 def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) -> None:
     """Raise GuardError if the pipeline lacks what an enabled one of `guards` needs."""
+    check_guiders(pipe, family)
     for guard in guards:
         if guard.enabled and not family.has_text:
             check_works_without_text(pipe, guard)
@@ -34,6 +35,18 @@ def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) 
             check_latents_are_known(pipe, guard)
         if guard.enabled and (why := guard.refusal_text()):
             raise GuardError(why)
+
+
+def check_guiders(pipe: Any, family: Family) -> None:
+    """Raise UnsupportedPipelineError if a `guider` of the pipeline may call its denoiser in a way that guards do not know."""
+    for name in ("guider", "ocr_guider") if family.guiders else ():
+        kind = type(getattr(pipe, name, None)).__name__
+        if kind not in ("NoneType", *family.guiders):
+            raise UnsupportedPipelineError(
+                f"the {name} of this {type(pipe).__name__} is a {kind}, which decides how often a step calls the denoiser, under "
+                f"which prompts and with which layers, so that a guard cannot know which calls make the image; use "
+                f"{' or '.join(family.guiders)}, or None."
+            )
 
 
 def check_works_without_text(pipe: Any, guard: Guard[Any]) -> None:

@@ -398,6 +398,7 @@ def check_guidance(pred: Tensor, cond: Tensor | None, uncond: Tensor | None) -> 
     refuse(
         negative_weight(pred, cond, uncond) > NEGATIVE_WEIGHT,
         lambda: GuardError(
-            "guidance below 1 makes the negative prompt shape the image, past the guards; use a guidance scale of 1 or more."
+            "guidance below 1 makes the negative prompt shape the image, past the guards; use a guidance scale of 1 or more, "
+            "and of a guider that clips it adaptive_projected_guidance_rescale=0."
         ),
     )

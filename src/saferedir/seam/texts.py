@@ -7,6 +7,7 @@ embeddings handed over by the user, prompts that differ between text encoders, a
 from __future__ import annotations
 
 import inspect
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferedir.pipelines.conditioning import flat_layers
 from saferedir.pipelines.families import Family
+from saferedir.pipelines.joined import encoded_prompt
 from saferedir.pipelines.listed import padded
 from saferedir.pipelines.text_settings import named_arguments
 from saferedir.utils.device import to_host
@@ -23,6 +24,8 @@ from saferedir.utils.device import to_host
 #: one answer of encode_prompt: texts, and the conditional embeddings (N, L, D) made from them
 Record = tuple[tuple[str | None, ...], Tensor]
 KEPT = 4
+#: arguments of encode_prompt with embeddings of the prompt, or of a part of it
+_EMBEDS = re.compile(r"(pooled_)?prompt_embeds(?!_mask)")
 
 
 class PromptTexts:
@@ -45,10 +48,10 @@ class PromptTexts:
         )  # before the call: Z-Image writes into the list of prompts
         answer = original(*args, **kwargs)
         parts = answer if isinstance(answer, tuple) else (answer,)
-        embeds = parts[self._family.encoded.index("prompt")]
         if self._family.listed:
-            embeds = padded(embeds).prompt
-        embeds = flat_layers(embeds)
+            embeds = padded(parts[self._family.encoded.index("prompt")]).prompt
+        else:
+            embeds = encoded_prompt(self._family, parts)[0]
         if texts and len(embeds) % len(texts) == 0:
             copies = len(embeds) // len(texts)  # images per prompt
             self._records.append((tuple(text for text in texts for _ in range(copies)), embeds.detach()))
@@ -81,10 +84,10 @@ def texts_of(rows: Tensor, records: tuple[Record, ...]) -> tuple[str | None, ...
 
 def _texts(given: Mapping[str, Any], call: Mapping[str, inspect.Parameter]) -> list[str | None]:
     """Texts of one call of encode_prompt; () where embeddings were given, None where the text encoders got different ones."""
-    if given.get("prompt") is None or given.get("prompt_embeds") is not None:
+    if given.get("prompt") is None or any(_EMBEDS.match(name) for name, value in given.items() if value is not None):
         return []
     texts = _listed(given["prompt"])
-    others = [_listed(given[name]) for name in ("prompt_2", "prompt_3") if given.get(name)]
+    others = [_listed(given[name]) for name in ("prompt_2", "prompt_3", "prompt_4") if given.get(name)]
     if "clean_caption" in call and given.get("clean_caption") != call["clean_caption"].default:
         return [None] * len(texts)
     return [text if all(other[i : i + 1] == [text] for other in others) else None for i, text in enumerate(texts)]

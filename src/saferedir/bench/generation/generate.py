@@ -31,6 +31,7 @@ from saferedir.errors import (
     UnsupportedPipelineError,
 )
 from saferedir.metrics.cost import Stopwatch
+from saferedir.pipelines.guiders import guided_call
 from saferedir.utils.calls import for_each_prompt
 
 #: a guard that was set up wrongly, which says nothing about any image
@@ -216,12 +217,13 @@ def _generate(
     }
     fired = [False] * len(rows)
     if guards:
-        with attach(pipe, list(guards)) as attached:
-            output = pipe(**call)
+        with attach(pipe, list(guards)) as attached, guided_call(pipe, call) as given:
+            output = pipe(**given)
             for decision in attached.decisions:
                 fired[decision.image] |= decision.fired
     else:
-        output = pipe(**call)
+        with guided_call(pipe, call) as given:
+            output = pipe(**given)
     images = getattr(output, "images", None)
     if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != len(rows):
         raise BenchError(

@@ -47,6 +47,28 @@ class TextEncoderFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecondPrompt:
+    """A second sequence of prompt embeddings that a denoiser is given; guards are given both as one (`pipelines.joined`).
+
+    Attributes:
+        argument: keyword of the denoiser with the embeddings (R, M, E); with `layers` they are (K, R, M, E), K states a token.
+        position: "tokens": its tokens stand before the prompt's, (R, M + L, max(D, E)), the narrower ones end in zeros.
+            "channels": its states stand beside the prompt's, (R, max(L, M), D + K * E), the shorter sequence ends in zeros.
+        width: denoiser config entry with E.
+        layers: denoiser config entry with the places among the K states of those that are read; None for one state a token.
+        mask: keyword of its mask (R, M), where the prompt has one, too.
+        length: attribute of the pipeline with M, where it is always the same; other ones are refused.
+    """
+
+    argument: str
+    position: Literal["tokens", "channels"]
+    width: str
+    layers: str | None = None
+    mask: str | None = None
+    length: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One row: everything the seam must know about a family of pipelines.
 
@@ -87,8 +109,14 @@ class Family:
         prompt_width: denoiser config entry with the width D of the prompt embeddings.
         prompt_layers: denoiser config entry with the number K of states of each token that it is given one beside the other,
             (R, L, K, D); guards are given (R, L, K * D). None where it is given (R, L, D).
+        second_prompt: a second sequence of prompt embeddings; None where the denoiser is given one.
+        first_token_is_read: whether the denoiser reads a prompt's first token even where its mask hides it, so that such masks
+            are refused.
+        guiders: classes of the pipeline's `guider` that are known to call the denoiser for the prompt, and then for the negative
+            prompt; others are refused. () where there is no such component.
         encoder_settings: arguments with which the pipeline calls its own `encode_prompt`, whatever its call says.
-        encoded: what `encode_prompt` returns, by position; "prompt", "pooled" and "mask" are read.
+        encoded: what `encode_prompt` returns, by position; "prompt", "pooled", "mask", "second" and
+            "second_mask" are read.
         has_bos: whether prompts begin with a token that says nothing and must not be moved.
         length_matters: whether `max_sequence_length` changes the embeddings of a prompt's own tokens: False only where the
             encoder gets the mask of the padding, and so does the denoiser (or it gets zeros).
@@ -131,6 +159,9 @@ class Family:
     sign: float = 1.0
     prompt_width: str = "joint_attention_dim"
     prompt_layers: str | None = None
+    second_prompt: SecondPrompt | None = None
+    first_token_is_read: bool = False
+    guiders: tuple[str, ...] = ()
     encoder_settings: Mapping[str, Any] = field(default_factory=dict)
     encoded: tuple[str, ...] = ("prompt",)
     has_bos: bool = False
@@ -163,9 +194,16 @@ class Family:
 
     def prompt_width_in(self, config: Mapping[str, Any]) -> int | None:
         """Width of the prompt embeddings as guards are given them, by the denoiser's config; None where it does not say it."""
-        width: int | None = config.get(self.prompt_width)
+        width: int | None = _entry(config, self.prompt_width)
         layers: int | None = config.get(self.prompt_layers) if self.prompt_layers else 1
-        return width * layers if isinstance(width, int) and isinstance(layers, int) else width
+        width = width * layers if isinstance(width, int) and isinstance(layers, int) else width
+        second = self.second_prompt
+        other = None if second is None else _entry(config, second.width)
+        if second is None or width is None or other is None:
+            return width
+        if second.position == "tokens":
+            return max(width, other)
+        return width + other * (max(config[second.layers]) + 1 if second.layers else 1)
 
     def parts(self, *, is_guided: bool) -> tuple[Part, ...]:
         """Blocks of rows of a call, in its order, with and without classifier-free guidance in it."""
@@ -179,3 +217,11 @@ _PARTS: Mapping[CfgLayout, tuple[Part, ...]] = {
     "none": ("cond",),
     "cond_uncond_blank": ("cond", "uncond", "blank"),
 }
+
+
+def _entry(config: Mapping[str, Any], name: str) -> int | None:
+    """The number of a config entry, "name" or "name.0" for the first one of a list; None where it is not there."""
+    name, _, index = name.partition(".")
+    value = config.get(name)
+    number: int | None = value[int(index)] if index and value is not None else value
+    return number

@@ -26,6 +26,7 @@ from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import family_of
+from saferedir.pipelines.guiders import guided_call
 from saferedir.pipelines.latents import latent_shape
 from saferedir.pipelines.precision import fast_precision
 from saferedir.pipelines.safety_checker import without_safety_checker
@@ -306,15 +307,16 @@ def roll_out(
             part = load_file(path)
         else:
             generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
-            with without_safety_checker(pipe), attach(pipe, recorder), precision, torch.no_grad():
-                pipe(
-                    prompt=chunk,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance_scale,
-                    generator=generators,
-                    output_type="latent",
-                    **for_each_prompt(call or {}, len(chunk)),
-                )
+            asked = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "generator": generators}
+            asked |= {"prompt": chunk, "output_type": "latent", **for_each_prompt(call or {}, len(chunk))}
+            with (
+                without_safety_checker(pipe),
+                attach(pipe, recorder),
+                precision,
+                torch.no_grad(),
+                guided_call(pipe, asked) as arguments,
+            ):
+                pipe(**arguments)
             part = {"frames": torch.stack(recorder.frames, dim=1), "t": torch.stack(recorder.times)}
             if path is not None:
                 save_tensors(part, path)
