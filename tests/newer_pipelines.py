@@ -139,6 +139,19 @@ CASES = (
         bind(newer.make_kandinsky3, diffusers.Kandinsky3Img2ImgPipeline),
         {"image": make_picture(), "strength": 0.7},
     ),
+    sequential("kandinsky-5", "kandinsky-5", newer.make_kandinsky5, SIZE),
+    sequential(
+        "kandinsky-5-edit",
+        "kandinsky-5-edit",
+        bind(newer.make_kandinsky5, diffusers.Kandinsky5I2IPipeline),
+        {**SIZE, "image": [PICTURE["image"]]},
+    ),
+    sequential(
+        "kandinsky-5-video",
+        "kandinsky-5-video",
+        bind(newer.make_kandinsky5, diffusers.Kandinsky5T2VPipeline),
+        {**SIZE, "num_frames": 5},
+    ),
     PipelineCase(
         "hunyuan-image",
         "hunyuan-image",
@@ -195,7 +208,11 @@ def embeds_arguments(pipe: Any, embeds: PromptEmbeds, prefix: str = "") -> dict[
         return second_arguments(pipe, embeds, mask, prefix)
     if family_of(pipe).listed:
         return {f"{prefix}prompt_embeds": unpadded(embeds.prompt.detach(), mask)}
+    length = torch.tensor([0, *[embeds.prompt.shape[1]] * len(embeds.prompt)]).cumsum(0)
     given = {
+        f"{prefix}prompt_embeds_qwen": embeds.prompt,  # Kandinsky 5
+        f"{prefix}prompt_embeds_clip": embeds.pooled,
+        f"{prefix}prompt_cu_seqlens": length,
         f"{prefix}prompt_embeds": embeds.prompt,
         f"{prefix}pooled_prompt_embeds": embeds.pooled,
         f"{prefix}prompt_attention_mask": mask,

@@ -8,7 +8,7 @@ gives final latents whose image i starts from the same noise in any batch. Pictu
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from tests.tiny import dits, unets
 from torch import Tensor
 
 from saferedir.pipelines.guiders import guided_call
+from saferedir.utils.images import output_images
 
 HEIGHT, WIDTH = 32, 48
 SIZE = {"height": HEIGHT, "width": WIDTH}
@@ -127,6 +128,11 @@ CASES = (
 PIPELINES: dict[str, PipelineCase] = {case.name: case for case in CASES}
 
 
+def embeds_argument(names: Collection[str]) -> str:
+    """That of a call's arguments which hands over prompt embeddings; Kandinsky 5 has one for each of its text encoders."""
+    return "prompt_embeds_qwen" if "prompt_embeds_qwen" in names else "prompt_embeds"
+
+
 def run(
     case: PipelineCase,
     pipe: Any,
@@ -144,7 +150,7 @@ def run(
     """
     arguments = {**case.settings, **case.guidance, "output_type": "latent", **changes}
     if prompt is None:
-        num_prompts = len(arguments["prompt_embeds"])
+        num_prompts = len(arguments[embeds_argument(arguments)])
     else:
         num_prompts = len(prompt) if isinstance(prompt, list) else 1
         if isinstance(prompt, list) and isinstance(arguments.get("negative_prompt"), str):
@@ -156,6 +162,8 @@ def run(
     for name in {"image", "mask_image"} & arguments.keys():
         if isinstance(arguments[name], Tensor) and len(arguments[name]) == 1:
             arguments[name] = arguments[name].repeat(num_pictures, 1, 1, 1)
+        if isinstance(arguments[name], list) and len(arguments[name]) == 1:
+            arguments[name] = arguments[name] * num_pictures
     many = "num_videos_per_prompt" if "num_frames" in arguments or case.family == "wan" else "num_images_per_prompt"
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(num_images)]
     arguments.setdefault("generator", generators if num_images > 1 else generators[0])
@@ -164,4 +172,5 @@ def run(
         torch.manual_seed(0)
         with guided_call(pipe, arguments) as given:
             output = pipe(prompt=prompt, num_inference_steps=steps, **{many: num_images_per_prompt}, **given)
-    return output.frames if "frames" in output else output.images
+    images: Tensor = output_images(output)
+    return images

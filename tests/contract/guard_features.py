@@ -24,12 +24,12 @@ from tests.contract.feature import (
 )
 from tests.contract.guards import OTHER_PROMPT, PROMPT, ExtraRows, GuardCase, Watcher, X0Editor, shared_pipeline
 from tests.newer_pipelines import EVERY, embeds_arguments
-from tests.tiny_pipelines import PipelineCase, run
+from tests.tiny_pipelines import PipelineCase, embeds_argument, run
 
 import saferedir as sr
 from saferedir.attach import Attached
 from saferedir.guard import Guard
-from saferedir.pipelines.encoding import encode_prompts
+from saferedir.pipelines.encoding import encode_prompts, prompt_encoder
 
 #: the pipeline on which the images of a guard that was saved are compared; on the others its tensors and config are
 IMAGES_COMPARED_ON = "sd"
@@ -144,7 +144,10 @@ def given_embeds(name: str) -> dict[str, Any]:
     """Arguments with which a user hands over prompt embeddings, as this pipeline wants them. Not to be changed."""
     case, pipe = EVERY[name], shared_pipeline(name)
     names = inspect.signature(type(pipe).__call__).parameters
-    call = {name: case.settings[name] for name in ("max_sequence_length", "system_prompt") if name in case.settings}
+    shared = ["max_sequence_length", "system_prompt"]
+    if (image := inspect.signature(prompt_encoder(pipe)).parameters.get("image")) and image.default is image.empty:
+        shared.append("image")
+    call = {name: case.settings[name] for name in shared if name in case.settings}
     is_negative = bool(case.guidance) and "negative_prompt" in names
     given: dict[str, Any] = {"negative_prompt": None} if is_negative else {}  # some have "" there by themselves
     for prefix, text in (("", PROMPT), ("negative_", "b")):
@@ -204,11 +207,12 @@ def check_gradients(case: PipelineCase, guard: GuardCase) -> None:
     skip_if_lacking(guard, case)
     pipe = shared_pipeline(case.name)
     given = given_embeds(case.name)
-    is_listed = isinstance(given["prompt_embeds"], list)
-    leaf = (given["prompt_embeds"][0] if is_listed else given["prompt_embeds"]).clone().requires_grad_()
+    name = embeds_argument(given)
+    is_listed = isinstance(given[name], list)
+    leaf = (given[name][0] if is_listed else given[name]).clone().requires_grad_()
     with torch.enable_grad():
         with sr.attach(pipe, guard.make(pipe, case)):
-            images = run(case, Undecorated(pipe), None, **{**given, "prompt_embeds": [leaf] if is_listed else leaf})
+            images = run(case, Undecorated(pipe), None, **{**given, name: [leaf] if is_listed else leaf})
         images.square().sum().backward()
     assert leaf.grad is not None and leaf.grad.isfinite().all() and leaf.grad.abs().sum() > 0
     pipe_parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]

@@ -256,19 +256,24 @@ def by_references(method: str, **settings: Any) -> Callable[[Any, PipelineCase],
     return make
 
 
+#: names of projections in Kandinsky 5
+SPELLED_OUT = {"to_q": "to_query", "to_k": "to_key", "to_v": "to_value"}
+
+
 def by_lora(method: str, targets: tuple[str, ...]) -> Callable[[Any, PipelineCase], Guard[Any]]:
     """Random LoRA layers on some projections; ten times stronger they blow rounding up (in float64 all agrees)."""
 
     def make(pipe: Any, case: PipelineCase) -> Guard[Any]:
         generator = torch.Generator().manual_seed(0)
         name = FAMILIES[case.family].denoiser
+        chosen = tuple(map(SPELLED_OUT.__getitem__, targets)) if case.family.startswith("kandinsky-5") else targets
         lora: dict[str, Tensor] = {}
         for module, layer in getattr(shared_pipeline(case.name), name).named_modules():
-            if module.endswith(targets):
+            if module.endswith(chosen):
                 lora[f"{module}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator)
                 lora[f"{module}.lora_B.weight"] = 0.1 * torch.randn(layer.out_features, 2, generator=generator)
         found: Any = guard_class(method)
-        return found(found.config_class(concept="star", component=name, rank=2, targets=targets), lora)
+        return found(found.config_class(concept="star", component=name, rank=2, targets=chosen), lora)
 
     return make
 

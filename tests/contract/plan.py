@@ -85,6 +85,14 @@ OF_READERS = {
 REFUSED_OF_NEWER = {
     ("acts", "cogview-4", "dual_latent_r1"): "cannot be mixed",
     ("acts", "cogview-4", "dual_latent_r2"): "cannot be mixed",
+    **{
+        ("acts", f"kandinsky-5{kind}", f"dual_latent_r{n}"): "cannot be mixed"
+        for kind in ("", "-video")
+        for n in (1, 2)
+    },
+    **{("acts", "kandinsky-5-edit", guard): "reads the input image" for guard in ("sld", "dual_latent_r1")},
+    # the pipeline repeats latents, and not the prompt
+    **{("images per prompt", "kandinsky-5-video", guard): "got 1 rows where 2" for guard in ("saferedir", "sld")},
     ("acts", "kandinsky-3", "dual_latent_r1"): "mean of all tokens",
     ("acts", "kandinsky-3", "dual_latent_r2"): "mean of all tokens",
     ("acts", "qwen-image-edit", "sld"): "reads the input image",

@@ -42,6 +42,8 @@ NAMES = {
     "cogview-3-plus": {"max_sequence_length"},
     "kandinsky-3": set(),
     "kolors": set(),
+    "kandinsky-5": set(),
+    "kandinsky-5-video": set(),
     "krea-2": set(),
     "hunyuan-image": set(),
     "flux-2": {"max_sequence_length", "text_encoder_out_layers"},
@@ -131,7 +133,8 @@ def test_a_subclass_that_hands_arguments_on_hides_no_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sd3", "flux", "pixart-sigma", "sana", "lumina2", "aura-flow", "wan", "qwen-image", "krea-2"]
+    "name",
+    ["sd3", "flux", "pixart-sigma", "sana", "lumina2", "aura-flow", "wan", "qwen-image", "krea-2", "kandinsky-5"],
 )
 @torch.no_grad()
 def test_a_familys_fact_on_lengths_is_what_its_embeddings_show(name: str) -> None:

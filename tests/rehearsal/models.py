@@ -318,6 +318,11 @@ NOT_REHEARSED = {
     "a call; the networks are Qwen-Image's",
     "kolors": "its UNet is Stable Diffusion XL's, which is walked; its ChatGLM has been met in tiny pipelines alone",
     "nucleus-image": "its processor of conversations needs torchvision",
+    **dict.fromkeys(
+        ("kandinsky-5", "kandinsky-5-edit"),
+        "its processor of texts and images needs torchvision, and it makes a megapixel of any size, 4,096 tokens a call",
+    ),
+    "kandinsky-5-video": "its processor of texts and images needs torchvision",
 }
 
 #: rows that are ready and were not walked yet, `python -m tests.rehearsal.table NAME`

@@ -20,7 +20,7 @@ import torch
 from tests.contract.guards import shared_pipeline
 from tests.contract.pipeline_features import image_width, ip_adapter_state
 from tests.newer_pipelines import NEWER, embeds_arguments
-from tests.tiny_pipelines import PIPELINES, PipelineCase, make_picture, run
+from tests.tiny_pipelines import PIPELINES, PipelineCase, embeds_argument, make_picture, run
 from tests.tiny_variants import VARIANTS
 from torch import Tensor
 
@@ -91,7 +91,7 @@ class ToSafe(Guard[GuardConfig]):
     def on_step_start(self, step: Step) -> Conditioning:
         length = step.prompt_embeds.shape[1]
         if length not in step.state:
-            constant = PromptEmbeds(torch.full_like(step.prompt_embeds[:1], 0.1))
+            constant = PromptEmbeds(step.prompt_embeds, step.pooled).map(lambda part: torch.full_like(part[:1], 0.1))
             step.state[length] = constant if self.reads_image else self.encode(SAFE, length)
         safe: PromptEmbeds = step.state[length]
         prompt = torch.where(step.prompt_mask.bool()[..., None], safe.prompt.to(step.prompt_embeds), step.prompt_embeds)
@@ -420,13 +420,14 @@ def writing(is_below: bool) -> Attempt:
             embeds = target.embeds_arguments(given_to_call, "")["prompt_embeds"]
 
         def callback(pipe: Any, index: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
-            given = values["prompt_embeds"]
+            name = embeds_argument(values)
+            given = values[name]
             if isinstance(given, list):
-                return {"prompt_embeds": [*given[:-1], *embeds]}
-            return {"prompt_embeds": torch.cat([given[: len(given) - 1], embeds.view(-1, *given.shape[1:])])}
+                return {name: [*given[:-1], *embeds]}
+            return {name: torch.cat([given[: len(given) - 1], embeds.view(-1, *given.shape[1:])])}
 
         call = target.pipe if is_below else None
-        inputs = ["latents", "prompt_embeds"]
+        inputs = ["latents", embeds_argument(target.pipe._callback_tensor_inputs)]
         return target.draw(SAFE, call=call, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=inputs)
 
     return attempt
@@ -625,6 +626,7 @@ def probes_by_facts(case: PipelineCase) -> list[str]:
         "copied pipeline",
         "other denoiser",
         "other scheduler",
+        *(["pooled_prompt_embeds"] if family.pooled_kwarg and can_encode else []),
         *(["unguided"] if case.guidance else []),
         *(["negative, guidance -5"] if "negative_prompt" in takes else []),
         *(["negative, guidance 1"] if "negative_prompt" in takes and not family.guidance_offset else []),

@@ -14,7 +14,18 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from tests.tiny.parts import T5_WIDTH, T5Tokenizer, alive, make_flow_vae, make_t5, make_t5_tokenizer, make_vae
+from tests.conftest import make_tokenizer
+from tests.tiny.parts import (
+    CLIP_WIDTH,
+    T5_WIDTH,
+    T5Tokenizer,
+    alive,
+    make_clip,
+    make_flow_vae,
+    make_t5,
+    make_t5_tokenizer,
+    make_vae,
+)
 from transformers import ByT5Tokenizer, Qwen3Config, Qwen3Model, T5Config, T5EncoderModel
 
 LLM_WIDTH = 16
@@ -430,6 +441,78 @@ def make_kandinsky3(cls: Any = diffusers.Kandinsky3Pipeline) -> Any:
         unet=unet,
         scheduler=diffusers.DDPMScheduler(clip_sample=False),
         movq=movq,
+    )
+
+
+class QwenProcessor(Processor):
+    """As Qwen2.5-VL's, images come first; texts are filled up to multiples of `multiple` tokens, which are not masked.
+
+    The pipeline masks nothing, so that an image depends on the longest prompt of its batch: filled, short ones are alike.
+    """
+
+    def __init__(self, multiple: int = 16) -> None:
+        super().__init__()
+        self.multiple, self.image_token_id = multiple, -1
+
+    def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> Any:
+        if "max_length" in kwargs:
+            kwargs["max_length"] = -(-kwargs["max_length"] // self.multiple) * self.multiple
+        inputs = super().__call__(text, images, **kwargs, pad_to_multiple_of=self.multiple)
+        if self.multiple > 1:
+            inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+        return inputs
+
+    def decode(self, ids: Any) -> str:
+        return str(self.tokenizer.decode(ids))
+
+
+def make_kandinsky5(cls: Any = diffusers.Kandinsky5T2IPipeline, multiple: int = 16) -> Any:
+    """It generates at resolutions of its own, here that of the tests alone."""
+    is_video, reads_image = cls is diffusers.Kandinsky5T2VPipeline, cls is diffusers.Kandinsky5I2IPipeline
+    transformer = alive(
+        lambda: diffusers.Kandinsky5Transformer3DModel(
+            in_visual_dim=4,
+            out_visual_dim=4,
+            in_text_dim=LLM_WIDTH,
+            in_text_dim2=CLIP_WIDTH,
+            time_dim=16,
+            model_dim=32,
+            ff_dim=32,
+            num_text_blocks=1,
+            num_visual_blocks=2,
+            axes_dims=(4, 6, 6),
+            visual_cond=is_video or reads_image,
+        ),
+        to_value=4.0,
+        cross_attention=2.0,
+    )
+    short = without_instructions(cls, "prompt_template", "prompt_template_encode_start_idx")
+    sizes = property(lambda self: [(48, 32)], lambda self, value: None)
+    return type(cls.__name__, (short,), {"resolutions": sizes, "__module__": cls.__module__})(
+        transformer=transformer,
+        vae=make_hunyuan_vae() if is_video else make_vae(levels=4, shift_factor=0.5, scaling_factor=1.5),
+        text_encoder=make_llm(cls=SeeingModel if reads_image else Qwen3Model),
+        tokenizer=QwenProcessor(multiple),
+        text_encoder_2=make_clip(),
+        tokenizer_2=make_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
+    )
+
+
+def make_hunyuan_vae() -> Any:
+    """A VAE of videos that shrinks sides and frames by 4."""
+    return alive(
+        lambda: diffusers.AutoencoderKLHunyuanVideo(
+            latent_channels=4,
+            block_out_channels=(8, 8, 8),
+            down_block_types=("HunyuanVideoDownBlock3D",) * 3,
+            up_block_types=("HunyuanVideoUpBlock3D",) * 3,
+            layers_per_block=1,
+            norm_num_groups=2,
+            spatial_compression_ratio=4,
+            temporal_compression_ratio=4,
+            mid_block_add_attention=False,
+        )
     )
 
 

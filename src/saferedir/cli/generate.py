@@ -29,6 +29,7 @@ from saferedir.cli.resuming import UNFINISHED, copy_rows, digest_of_json, guard_
 from saferedir.cli.stopping import on_stop
 from saferedir.utils.calls import for_each_prompt, is_prompt_argument
 from saferedir.utils.image_output import save_output
+from saferedir.utils.images import output_images
 
 BATCH = 8  # images per pipeline call
 BYTES_PER_IMAGE = 4 * MEGABYTE
@@ -293,7 +294,7 @@ def _generate(
                 with guided_call(pipe, for_each_prompt(call, len(chunk))) as given:
                     output = (guarded or pipe)(chunk, generator=generators, output_type="pil", **given)
                 flags = flagged_images(output, len(chunk))
-                for i, image in enumerate(output.images if "images" in output else output.frames):
+                for i, image in enumerate(output_images(output)):
                     decisions = [decision for decision in output.decisions if decision.image == i] if guarded else []
                     flagged = None if flags is None else flags[i]
                     yield Result(image, output.blocked[i] if guarded else bool(flagged), flagged, decisions)

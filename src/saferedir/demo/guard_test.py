@@ -26,6 +26,7 @@ from saferedir.utils.calls import for_each_prompt
 from saferedir.utils.extras import require_extra
 from saferedir.utils.files import write_json, write_text
 from saferedir.utils.image_output import save_output
+from saferedir.utils.images import output_images
 from saferedir.utils.progress import SILENT, Advance, Progress
 
 PAGE = "index.html"
@@ -197,7 +198,7 @@ class _Runner:
             generators = [torch.Generator().manual_seed(number) for number in seeds]
             arguments = {**for_each_prompt(self.call, len(texts)), "generator": generators, "output_type": "pil"}
             output = self.pipe(prompt=texts, **arguments)
-            images = list(output.images if "images" in output else output.frames)
+            images = list(output_images(output))
             shown = self._shown(images)
             by_image = {decision.image: decision for decision in decisions()}
             for i, image in enumerate(images):

@@ -29,6 +29,7 @@ from saferedir.pipelines.loading import load_pipeline
 from saferedir.pipelines.safety_checker import remove_safety_checker
 from saferedir.protect import protect
 from saferedir.utils.calls import for_each_prompt
+from saferedir.utils.images import output_images
 from saferedir.utils.names import unknown_name_message
 from saferedir.utils.renamed import OldAttribute
 
@@ -180,7 +181,7 @@ class GuardTechnique:
         output = self.pipe(
             prompt=prompts, generator=generators, output_type="pil", **for_each_prompt(settings, len(prompts))
         )
-        images = list(getattr(output, "images", ()))
+        images = list(output_images(output))
         if len(images) != len(prompts) or not all(isinstance(image, Image.Image) for image in images):
             raise GuardError(
                 f"{len(images)} images came back for {len(prompts)} prompts, so none is scored; expected a text-to-image "

@@ -26,6 +26,7 @@ from saferedir.judges.presets import preset
 from saferedir.pipelines.loading import load_pipeline
 from saferedir.protect import protect
 from saferedir.utils.extras import require_extra
+from saferedir.utils.images import output_images
 
 _litserve: Any = require_extra("litserve", "litserve", "GuardedImages")
 _MAX_PROMPT = 4000
@@ -129,7 +130,7 @@ class GuardedImages(_litserve.LitAPI):  # type: ignore[misc]
             for decision in output.decisions
             if decision.image == row
         )
-        image = None if output.blocked[row] else output.images[row]
+        image = None if output.blocked[row] else output_images(output)[row]
         return Made(ask.seed, image, guards, tuple(output.blocked_by[row]))
 
     def encode_response(self, output: Made) -> Any:

@@ -180,6 +180,9 @@ class Call(NamedTuple):
             if family.is_prompt_per_frame:
                 prompt = prompt.repeat_interleave(self.latents.shape[2], dim=0)
             _put(family.prompt_arg, args, kwargs, prompt)
+            positions = kwargs.get(family.positions_kwarg) if family.positions_kwarg else None
+            if positions is not None and len(positions) != prompt.shape[1]:
+                kwargs[str(family.positions_kwarg)] = torch.arange(prompt.shape[1], device=positions.device)
         if pooled is not None:
             kwargs = _with_nested(kwargs, family.pooled_kwarg, pooled)
         if mask is not None and family.mask_kwarg:
@@ -211,7 +214,7 @@ class Call(NamedTuple):
             return {name: extend(part) for name, part in value.items()} if isinstance(value, dict) else value
 
         added = [
-            current if new is None else _with_rest(packed(new), current)
+            current if new is None else with_rest(packed(new), current)
             for current, new in zip(copies(latents), extra.latents, strict=True)
         ]
         _put(self.family.latents_arg, args, kwargs, torch.cat([latents, *added]))
@@ -239,7 +242,7 @@ def _mask_of(rows: PromptEmbeds) -> Tensor:
     return torch.ones_like(rows.prompt[..., 0], dtype=torch.bool) if rows.mask is None else rows.mask
 
 
-def _with_rest(latents: Tensor, current: Tensor) -> Tensor:
+def with_rest(latents: Tensor, current: Tensor) -> Tensor:
     """`current` with `latents` in the place of its own: what is no latent stays.
 
     That is an inpainting model's mask and image in the channels behind them, and the tokens behind those of packed latents.

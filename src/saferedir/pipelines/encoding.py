@@ -98,10 +98,17 @@ def encode_to_length(
 
 
 def _beside_filler(pipe: Any, texts: Sequence[str], length: int, call: Mapping[str, Any] | None) -> PromptEmbeds:
-    """Embeddings of `texts` in a batch with a text of L = `length`, padded as the pipeline pads them."""
+    """Embeddings of `texts` in a batch with a text of L = `length`, padded as the pipeline pads them.
+
+    Where a word is two tokens, the text ends in a word of one token more.
+    """
     words = range(1, length + 1)
     count = bisect.bisect_left(words, length, key=lambda n: encode_prompts(pipe, ["a " * n], call).prompt.shape[1])
-    embeds = encode_prompts(pipe, [*texts, "a " * words[min(count, length - 1)]], call, batch=len(texts) + 1)
+    count = words[min(count, length - 1)]
+    for filler in ("a " * count, "a " * (count - 2) + "aa"):
+        embeds = encode_prompts(pipe, [*texts, filler], call, batch=len(texts) + 1)
+        if embeds.prompt.shape[1] == length:
+            break
     return embeds.rows(slice(0, len(texts)))
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from saferedir.errors import UnsupportedPipelineError
+from saferedir.pipelines.families import family_of
 from saferedir.pipelines.text_settings import named_arguments
 from saferedir.utils.images import to_rgb
 
@@ -47,10 +48,31 @@ class PixelSpace(nn.Module):
         return SimpleNamespace(latent=pixels)
 
 
+class UnshiftedVAE(nn.Module):
+    """An autoencoder whose `shift_factor` its pipeline leaves out (Kandinsky 5, with FLUX's); else as it is."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__["_modules"]
+        return modules[name] if name in modules else getattr(modules["vae"], name)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """That of the autoencoder, without the shift."""
+        return {**self.vae.config, "shift_factor": None}
+
+
 def vae_of(pipe: Any) -> Any:
     """The autoencoder of a pipeline, or `PixelSpace` where its kind has none (`DDPMPipeline`)."""
     name = next((name for name in ("vae", "movq") if hasattr(pipe, name)), None)
-    return PixelSpace() if name is None else getattr(pipe, name)
+    if name is None:
+        return PixelSpace()
+    vae = getattr(pipe, name)
+    is_shifted = vae is not None and vae.config.get("shift_factor")
+    return UnshiftedVAE(vae) if is_shifted and family_of(pipe).omits_shift else vae
 
 
 def latent_constants(vae: Any) -> LatentConstants:

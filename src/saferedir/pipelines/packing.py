@@ -1,4 +1,4 @@
-"""Latent packing: transformers that see latents as a sequence of patches, and the way back to (R, C, h, w).
+"""Latent packing: transformers that see latents as a sequence of patches or channels last, and the way back to (R, C, h, w).
 
 Pure functions. Used by `families` (which family packs, and where its grid is written) and by `seam`.
 """
@@ -19,23 +19,25 @@ Grid = tuple[int, int]
 
 
 class Packing(NamedTuple):
-    """How a family packs latents into a sequence of tokens (R, N, C').
+    """How a family packs latents into a sequence of tokens (R, N, C'), or into frames with channels last (R, F, h, w, C').
 
     The first rows * columns tokens of the sequence are the latents', and their first channels. What else a pipeline puts there
     stays as it is: tokens of reference images behind them (FLUX Kontext), channels of a control image, a mask or a masked image
-    (FLUX Control, FLUX Fill).
+    (FLUX Control, FLUX Fill, Kandinsky 5).
 
     Attributes:
         grid: reads the grid of the latents' tokens from the denoiser's keyword arguments.
         unpack: latents of a sequence and its grid; further tokens are left out, further channels come along.
         pack: inverse of `unpack` for a sequence of latents alone.
         channels: how many token channels make one latent channel.
+        ndim: axes of packed latents, which are the last of them the channels.
     """
 
     grid: Callable[[Mapping[str, Any]], Grid]
     unpack: Callable[[Tensor, Grid], Tensor]
     pack: Callable[[Tensor], Tensor]
     channels: int
+    ndim: int = 3
 
 
 def unpack_2x2(tokens: Tensor, grid: Grid) -> Tensor:
@@ -116,6 +118,36 @@ def pack_1x1(latents: Tensor) -> Tensor:
     return latents.flatten(2).transpose(1, 2)
 
 
+def grid_of_frames(kwargs: Mapping[str, Any]) -> Grid:
+    """The grid of latents (R, F, h, w, C): their own height and width."""
+    _, _, rows, columns, _ = kwargs["hidden_states"].shape
+    return int(rows), int(columns)
+
+
+def unpack_channels_last(frames: Tensor, grid: Grid) -> Tensor:
+    """(R, F, h, w, C) -> (R, C, F, h, w), a copy: pipelines go on to write into what they gave."""
+    return frames.movedim(-1, 1).clone(memory_format=torch.contiguous_format)
+
+
+def pack_channels_last(latents: Tensor) -> Tensor:
+    """Inverse of `unpack_channels_last`."""
+    return latents.movedim(1, -1).contiguous()
+
+
+def unpack_image_channels_last(frames: Tensor, grid: Grid) -> Tensor:
+    """(R, 1, h, w, C) -> (R, C, h, w), a copy."""
+    if frames.shape[1] != 1:
+        raise GuardError(
+            f"{frames.shape[1]} frames of latents where images have one; this way of calling the transformer is not supported."
+        )
+    return unpack_channels_last(frames, grid)[:, :, 0]
+
+
+def pack_image_channels_last(latents: Tensor) -> Tensor:
+    """Inverse of `unpack_image_channels_last`."""
+    return pack_channels_last(latents[:, :, None])
+
+
 #: FLUX and its relatives
 FLUX_PACKING = Packing(grid_of_img_ids, unpack_2x2, pack_2x2, 4)
 
@@ -127,3 +159,9 @@ KREA_PACKING = FLUX_PACKING._replace(grid=grid_of_position_ids)
 
 #: FLUX.2, whose latents are patches already
 FLUX2_PACKING = Packing(grid_of_img_ids, unpack_1x1, pack_1x1, 1)
+
+#: Kandinsky 5: images are videos of one frame
+KANDINSKY_IMAGE_PACKING = Packing(grid_of_frames, unpack_image_channels_last, pack_image_channels_last, 1, ndim=5)
+
+#: Kandinsky 5's videos
+KANDINSKY_VIDEO_PACKING = Packing(grid_of_frames, unpack_channels_last, pack_channels_last, 1, ndim=5)

@@ -63,6 +63,7 @@ def _tokenizers(pipe: Any, call: Mapping[str, Any]) -> list[tuple[str, Any, int,
     for name, part in pipe.components.items():
         if not name.startswith("tokenizer") or not callable(part):
             continue
+        part = getattr(part, "tokenizer", part)  # a processor takes images first
         limit = getattr(part, "model_max_length", None)
         is_clip = "clip" in type(part).__name__.lower()  # always to its own length
         if asked is not None and not is_clip:

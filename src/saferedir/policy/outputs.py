@@ -18,6 +18,7 @@ from saferedir.decisions import Decision
 from saferedir.errors import BlockedError, GuardError
 from saferedir.pipelines.safety_checker import NAME, flagged_images
 from saferedir.policy.views import GuardedTuple, guarded_class
+from saferedir.utils.images import OUTPUT_NAMES, output_images
 
 
 class Result:
@@ -27,7 +28,7 @@ class Result:
         self.output, self.decisions = output, decisions
         parts = dict(enumerate(output)) if isinstance(output, tuple) else output if isinstance(output, Mapping) else {}
         self.parts: dict[Any, Any] = {key: copied(value) for key, value in parts.items()}
-        key = next((key for key in (0, "images", "frames") if key in parts), None)
+        key = next((key for key in (0, *OUTPUT_NAMES) if key in parts), None)
         if key is None or not isinstance(parts[key], list | np.ndarray | Tensor):
             raise GuardError(
                 f"no images were found in the {type(output).__name__} of this pipeline; it is not supported."
@@ -105,7 +106,7 @@ def blocked_error(output: Any) -> BlockedError:
     """What to raise in place of a finished output of which images are blocked."""
     flags: list[bool] = output.blocked
     rows = [row for row, is_blocked in enumerate(flags) if is_blocked]
-    images = output[0] if isinstance(output, tuple) else output[next(k for k in ("images", "frames") if k in output)]
+    images = output_images(output)
     kept = {row: images[row] for row in range(len(flags)) if row not in rows}
     reasons = " ".join(dict.fromkeys(d.message for d in output.decisions if d.image in rows))
     message = f"{len(rows)} of {len(flags)} images blocked. {reasons}".strip()

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from saferedir.decisions import Decision
+from saferedir.utils.images import output_images
 
 _SHOWN = 256  # pixels of a thumbnail's longer side
 
@@ -67,17 +68,13 @@ class GuardedOutput:
 
     def by_image(self) -> list[GuardedImage]:
         """The output image by image, each with its decisions."""
-        images = self._images()
+        images = output_images(self)
         return [
             GuardedImage(
                 row, images[row], is_blocked, tuple(decision for decision in self.decisions if decision.image == row)
             )
             for row, is_blocked in enumerate(self.blocked)
         ]
-
-    def _images(self) -> Any:
-        parts: Any = self
-        return parts[0] if isinstance(self, tuple) else parts[next(key for key in ("images", "frames") if key in parts)]
 
     def __repr__(self) -> str:
         name = type(self).__name__

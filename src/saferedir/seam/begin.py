@@ -165,8 +165,8 @@ def latent_channels(denoiser: nn.Module, family: Family, latents: Tensor) -> int
     packing = family.packing
     config: Any = denoiser.config
     # a control LoRA widens what the denoiser takes, in its config, too; what it returns stays in its attribute
-    known = [config.get("in_channels"), config.get("out_channels") or getattr(denoiser, "out_channels", None)]
-    if packing and isinstance(known[1], int):  # those of a pixel of a token
+    known = [config.get("in_channels"), config.get(family.latent_channels) or getattr(denoiser, "out_channels", None)]
+    if packing and packing.ndim == 3 and isinstance(known[1], int):  # those of a pixel of a token
         known[1] *= int(config.get("patch_size") or 1) ** 2
     channels = min([latents.shape[-1 if packing else 1], *(n for n in known if isinstance(n, int))])
     return channels // packing.channels if packing else channels

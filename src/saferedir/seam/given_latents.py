@@ -96,8 +96,11 @@ class GivenLatents:
     def _spatial(self, pipe: Any, latents: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """(B, C, ..., h, w) of latents as the caller gives them."""
         packing = self._family.packing
-        if packing is None or latents.ndim > 3:  # FLUX.2 packs them itself
+        if packing is None or latents.ndim != packing.ndim:  # FLUX.2 packs them itself
             return latents
+        if packing.ndim > 3:
+            grid = int(latents.shape[2]), int(latents.shape[3])
+            return packing.unpack(latents, grid)[:, : arguments.get("num_channels_latents")]
         side = int(pipe.vae_scale_factor) * 2
         return packing.unpack(latents, (int(arguments["height"]) // side, int(arguments["width"]) // side))
 

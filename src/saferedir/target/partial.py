@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
 from saferedir.guards.base import Guard, GuardConfig, Step
 from saferedir.guards.gates import Gate
-from saferedir.pipelines.denoiser_call import Call
+from saferedir.pipelines.denoiser_call import Call, with_rest
 from saferedir.pipelines.families import Family
 from saferedir.seam.hooks import WrappedMethods
 from saferedir.seam.seam import Seam
@@ -59,8 +60,9 @@ class _PassingOver:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any]:
-        return (Call(self._family, args, kwargs).latents,)
+    def __call__(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        latents = Call(self._family, args, kwargs).latents
+        return SimpleNamespace(sample=latents) if return_dict else (latents,)
 
 
 def run_part(
@@ -90,7 +92,9 @@ def run_part(
         if latents is None:
             return prepared
         mine = latents if family.packing is None else family.packing.pack(latents)
-        return (mine, *prepared[1:]) if isinstance(prepared, tuple) else mine
+        if isinstance(prepared, tuple):
+            return (mine, *prepared[1:])
+        return with_rest(mine, prepared) if family.packing is not None else mine
 
     replaced = WrappedMethods(pipe, {"prepare_latents": prepare}, seam)
     try:

@@ -37,6 +37,7 @@ from saferedir.target.policy import PolicyRunner, ProtectSettings
 from saferedir.target.prediction import Prediction
 from saferedir.target.soft_prompt import SoftPrompt, reading, table_of
 from saferedir.utils.calls import for_each_prompt
+from saferedir.utils.images import output_images
 
 _ALL = 1 << 31
 
@@ -328,7 +329,7 @@ class Target:
             nullcontext() if image_prompt is None else adapter_scale(self.pipe, image_prompt.scale),
         ):
             if self.policy is None:
-                images: Tensor = self._run(arguments, latents, start, None, inpainting).images
+                images: Tensor = output_images(self._run(arguments, latents, start, None, inpainting))
                 self.ledger.charge(gen=len(images))
                 self.blocked = [False] * len(images)
                 return images
@@ -347,7 +348,7 @@ class Target:
         def attempt(call: dict[str, Any]) -> Any:
             self._probe.predictions = []
             output = run_part(self._seam, call, latents, start, inpainting=inpainting)
-            self.ledger.charge(gen=len(output.images))
+            self.ledger.charge(gen=len(output_images(output)))
             predictions.extend(self._probe.predictions)
             return output
 
@@ -358,7 +359,7 @@ class Target:
         finally:
             self._probe.predictions = predictions
         self.blocked = list(output.blocked)
-        images: Tensor = output.images
+        images: Tensor = output_images(output)
         return images
 
     def _whole_call(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,18 @@ _NOT_DECODED = frozenset({"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"})
 _NEEDS = {"AVIF": "avif", "WEBP": "webp", "JPEG2000": "jpg_2000", "JPEG": "jpg", "PNG": "zlib"}
 _STRICT = threading.RLock()
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+#: names that the images of a pipeline's output have there: of most, of videos, of Kandinsky 5's images
+OUTPUT_NAMES = ("images", "frames", "image")
+
+
+def output_images(output: Any) -> Any:
+    """The images (or videos) of what a pipeline returned, by whatever name its class has for them.
+
+    Raises AttributeError for an output without images.
+    """
+    if isinstance(output, tuple):
+        return output[0]
+    return getattr(output, next((name for name in OUTPUT_NAMES if hasattr(output, name)), OUTPUT_NAMES[0]))
 
 
 @cache

@@ -47,7 +47,8 @@ def test_a_set_of_images_is_of_the_latents_that_guards_are_given(family: str, tm
     build()
     guard = SafeDenoiser.from_set(tmp_path / "set.safetensors", concept="star", outside_window="ignore")
     with sr.attach(pipe, guard) as attached:
-        assert torch.isfinite(run(case, pipe, "a star", steps=2)).all()
+        one = {"num_frames": 1} if "num_frames" in case.settings else {}
+        assert torch.isfinite(run(case, pipe, "a star", steps=2, **one)).all()
         assert attached.runs == 1
 
 

@@ -30,7 +30,7 @@ from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.utils.file_names import shown_name
 from saferedir.utils.files import replacing, save_tensors, write_text
 from saferedir.utils.image_folders import list_images
-from saferedir.utils.images import read_image
+from saferedir.utils.images import output_images, read_image
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 PARTS = ("references", "benign")
@@ -86,7 +86,7 @@ def prompt_sources(
             generator = torch.Generator().manual_seed(seed + number)
             with without_safety_checker(pipe):
                 output = pipe(prompt=prompt, height=height, width=width, generator=generator, **settings)
-            image = output.images[0] if hasattr(output, "images") else _first_frame(output.frames[0])
+            image = _first_frame(output_images(output)[0])
             return fit_image(image, height, width)
 
         return Source(prompt, f"{prompt}:{seed + number}:{sorted(settings.items())}", load)
@@ -94,8 +94,9 @@ def prompt_sources(
     return [source(number, prompt) for number, prompt in enumerate(dict.fromkeys(prompts))]
 
 
-def _first_frame(frames: Any) -> Image.Image:
-    frame = frames[0]
+def _first_frame(shown: Any) -> Image.Image:
+    """Of a video; an image itself."""
+    frame = shown if isinstance(shown, Image.Image) else shown[0]
     return (
         frame if isinstance(frame, Image.Image) else Image.fromarray((np.asarray(frame) * 255).round().astype(np.uint8))
     )

@@ -18,6 +18,7 @@ from saferedir.pipelines.families import (
     flux_like,
     hunyuan_image,
     kandinsky3,
+    kandinsky5,
     krea2,
     qwen_image,
     stable_diffusion,
@@ -44,7 +45,7 @@ __all__ = [
 
 _GROUPS = (
     *(stable_diffusion, flux, transformers, video),
-    *(qwen_image, flux2, z_image, cogview4, flux_like, kandinsky3, krea2),
+    *(qwen_image, flux2, z_image, cogview4, flux_like, kandinsky3, kandinsky5, krea2),
     hunyuan_image,
     text_free,
 )

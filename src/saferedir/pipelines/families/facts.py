@@ -94,6 +94,7 @@ class Family:
         pooled_kwarg: path of the pooled embeddings in the keyword arguments, () where there are none.
         mask_kwarg: keyword of the prompt mask; None where the denoiser attends to every token, padding
             included.
+        positions_kwarg: keyword of the positions of a prompt's tokens, (L,) from 0; None where the denoiser counts by itself.
         auxiliary_kwarg: keyword that marks a call beside the prediction proper (SD3's skip-layer guidance).
         steps_both_halves: whether the scheduler is given the rows of both halves, which are copies of one another.
         guidance_offset: what is added to the pipeline's guidance scale to make the factor of the prompt's prediction less the
@@ -105,8 +106,10 @@ class Family:
         listed: names of the denoiser's leading arguments where its latents and prompts are lists with one tensor a row, and so is
             its output; () where they are tensors. Their mask, `mask_kwarg`, is made by us.
         packing: how latents become a sequence; None where the denoiser takes (R, C, h, w).
+        omits_shift: whether the pipeline scales its autoencoder's latents without the `shift_factor` that its config has.
         sign: denoiser output times `sign` is what the scheduler is given.
         prompt_width: denoiser config entry with the width D of the prompt embeddings.
+        latent_channels: denoiser config entry with the number C of channels of what it returns.
         prompt_layers: denoiser config entry with the number K of states of each token that it is given one beside the other,
             (R, L, K, D); guards are given (R, L, K * D). None where it is given (R, L, D).
         second_prompt: a second sequence of prompt embeddings; None where the denoiser is given one.
@@ -149,6 +152,7 @@ class Family:
     row_kwargs: tuple[str, ...] = ("timestep", "guidance")
     pooled_kwarg: tuple[str, ...] = ()
     mask_kwarg: str | None = None
+    positions_kwarg: str | None = None
     auxiliary_kwarg: str | None = None
     guidance_offset: float = 0.0
     truncates_guidance: bool = False
@@ -156,8 +160,10 @@ class Family:
     time_from_sigma: bool = False
     listed: tuple[str, ...] = ()
     packing: Packing | None = None
+    omits_shift: bool = False
     sign: float = 1.0
     prompt_width: str = "joint_attention_dim"
+    latent_channels: str = "out_channels"
     prompt_layers: str | None = None
     second_prompt: SecondPrompt | None = None
     first_token_is_read: bool = False

@@ -47,10 +47,7 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(("Flux2KleinKVPipeline", "QwenImage21Pipeline"), _KEPT_KEYS),
     "PRXPipeline": _UNWRITTEN,
-    **dict.fromkeys(
-        ("Kandinsky5T2IPipeline", "Kandinsky5I2IPipeline", "Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline"),
-        "its latents have their channels last, where guards expect them second",
-    ),
+    "Kandinsky5I2VPipeline": "its scheduler steps all frames but the first, which its denoiser is given and predicts, too",
     **dict.fromkeys(
         ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline"),
         "its latents have frames before channels, and schedulers of their own",

@@ -31,6 +31,7 @@ from saferedir.server.engine.rows import CallKey, Outcome, Row
 from saferedir.server.engine.scores import raise_to, share_of
 from saferedir.server.errors import ServerError
 from saferedir.server.policies import acting_guards, rules_of
+from saferedir.utils.images import output_images
 
 
 class PipelineModel:
@@ -96,7 +97,7 @@ class PipelineModel:
         if self._settings.unguarded is False:
             raise ServerError("the configuration does not allow images without guards.")
         self._detach()
-        return [Outcome(image, False, ()) for image in self._pipe(**call).images]
+        return [Outcome(image, False, ()) for image in output_images(self._pipe(**call))]
 
     def _policy_of(self, key: CallKey) -> Policy | None:
         """The model's policy as calls of this kind have it."""
@@ -112,8 +113,9 @@ class PipelineModel:
         return distinct(guards)
 
     def _outcomes(self, key: CallKey, output: Any, rows: Sequence[Row]) -> list[Outcome]:
-        if not (len(output.images) == len(output.blocked) == len(rows)):
-            raise ServerError(f"{len(rows)} images were asked for and {len(output.images)} came, so none is shown.")
+        images = output_images(output)
+        if not (len(images) == len(output.blocked) == len(rows)):
+            raise ServerError(f"{len(rows)} images were asked for and {len(images)} came, so none is shown.")
         policy = self._policy_of(key)
         expected = 0 if policy is None else sum(rule.action != "off" for rule in policy.concepts)
         return [
@@ -125,7 +127,7 @@ class PipelineModel:
                 expected=expected,
             )
             for index, (image, is_blocked, blocked_by) in enumerate(
-                zip(output.images, output.blocked, output.blocked_by, strict=True)
+                zip(images, output.blocked, output.blocked_by, strict=True)
             )
         ]
 

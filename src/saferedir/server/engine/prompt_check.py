@@ -75,6 +75,7 @@ def _tokens(pipe: Any, prompts: Sequence[str]) -> list[tuple[str, ...]]:
     tokenizer = getattr(pipe, "tokenizer", None)
     if tokenizer is None:
         return [() for _ in prompts]
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor takes images first
     ids = tokenizer(
         list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length
     ).input_ids

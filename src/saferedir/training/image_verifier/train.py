@@ -33,7 +33,7 @@ from saferedir.training.work_folder import claim
 from saferedir.utils.calls import for_each_prompt
 from saferedir.utils.checks import is_number
 from saferedir.utils.files import save_tensors
-from saferedir.utils.images import to_rgb
+from saferedir.utils.images import output_images, to_rgb
 from saferedir.utils.locks import output_lock
 from saferedir.utils.progress import SILENT, Progress
 
@@ -209,7 +209,7 @@ def _generated(
 ) -> Tensor:
     noise = [torch.Generator().manual_seed(_SEED + 1_000_000 * config.seed + start + row) for row in range(len(texts))]
     call = for_each_prompt({**settings, "prompt": texts, "generator": noise, "output_type": "pil"}, len(texts))
-    images = [np.array(to_rgb(image)) for image in pipe(**call).images]
+    images = [np.array(to_rgb(image)) for image in output_images(pipe(**call))]
     pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images]).float()
     size = (config.size, config.size)
     if pixels.shape[-2:] != size:
