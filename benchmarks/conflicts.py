@@ -4,7 +4,8 @@ Run: python benchmarks/conflicts.py --out docs
 Does guarding A raise B, and does redirecting from A lead into B? Captions of random scenes, the same noise with and without a
 guard. A first run only logs all concepts, which leaves the images as they are and says which concept would act where; then
 each concept's row acts alone on the images that it would act on, and once more together with the rows that it leads into by
-the guard's own record. Finished concepts are kept in --work, so that a killed run goes on.
+the guard's own record. Last, a policy that keeps out every second value, by the guard's own anchors and by anchors that it
+chooses among the others. Finished concepts are kept in --work, so that a killed run goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,12 +29,15 @@ from saferedir.guards.saferedir_many import SafeRedirMany
 from saferedir.metrics import GuardConflict, Rate, guard_conflicts
 from saferedir.pictoworld.captions import caption, scene_part
 from saferedir.pictoworld.evaluation import GUIDANCE_SCALE, cell, load_judge
-from saferedir.pictoworld.scene import random_scene
+from saferedir.pictoworld.scene import VALUES, random_scene
 from saferedir.pictoworld.tasks import VALUE_TASKS
 from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.utils.files import replacing
 
 SEED, BATCH = 7_000_000, 40
+ATTRIBUTES = ("shape", "colour", "style")
+#: name and how to make it -> a record, made unless it is kept from an earlier run
+Kept = Callable[[str, Callable[[], Any]], Any]
 HEAD = """# Conflicts among twenty concepts
 
 Made by `python benchmarks/conflicts.py --n {n} --steps {steps} --out docs`: {n} captions of random test scenes, {steps} DDIM
@@ -53,6 +58,17 @@ BOTH = """## Both at once
 
 The row of each concept and those that it leads into, on together, on the images that the concept's row acts on: how many still
 show either, and how many of those images the guard calls `unresolved` (a policy of `verify` generates them again or blocks them).
+
+"""
+ANCHORS = """## Anchors that the policy chooses
+
+A policy that keeps out every second shape, colour and style of the world's lists ({guarded}). The guard's own anchors
+lie within that half, each value's being the one half its list away. By default, and with an anchor for each rule that
+names a shape, a colour and a style of the other half only (a rule's `anchor`; such as "{example}"). Rates have their
+95 % Wilson intervals; "raised" and "newly show" are as above, each concept's row alone; Holm's correction is over the
+{pairs} ordered pairs of guarded concepts. An anchor takes the place of the whole prompt, so that what else it asked
+for goes: "rest kept" are the images on which a row acted whose other two attributes (of shape, colour and style) are
+judged as in the bare image.
 
 """
 
@@ -102,7 +118,7 @@ def measure(guard: SafeRedirMany, texts: list[str], steps: int, work: Path, prog
     everything = list(range(len(texts)))
     names = guard.config.concepts
 
-    def kept(name: str, make: Any) -> Any:
+    def kept(name: str, make: Callable[[], Any]) -> Any:
         path = work / f"{name}-{len(texts)}-{steps}.json"
         if not path.exists():
             with replacing(path) as temporary:
@@ -135,7 +151,104 @@ def measure(guard: SafeRedirMany, texts: list[str], steps: int, work: Path, prog
     of_concepts = {}
     for name in progress.track(names, description="concepts"):
         of_concepts[name] = kept(name, partial(concept, name, first["acted"][name]))
-    return {**first, "concepts": of_concepts}
+    anchors = measure_anchors(guard, first, texts, steps, kept, progress)
+    return {**first, "concepts": of_concepts, "with_anchors": anchors}
+
+
+def chosen_anchors(guarded: list[str]) -> dict[str, str]:
+    """Guarded concept -> a caption of a scene of which shape, colour and style are all not guarded."""
+    rng = random.Random("anchors")
+    free = {
+        attribute: [value for value in VALUES[attribute] if f"{attribute}-{value}" not in guarded]
+        for attribute in ATTRIBUTES
+    }
+    levels = dict.fromkeys(("shape", "colour", "background", "style"), "canonical")
+    return {
+        name: caption(
+            random_scene(rng, **{attribute: values[number % len(values)] for attribute, values in free.items()}),
+            rng, part="test", levels=levels, level_name="canonical",
+        ).text
+        for number, name in enumerate(guarded)
+    }  # fmt: skip
+
+
+def measure_anchors(
+    guard: SafeRedirMany, first: dict[str, Any], texts: list[str], steps: int, kept: Kept, progress: Progress
+) -> dict[str, Any]:
+    """Each guarded concept's row alone under the anchor of its rule, and all rows at once under either kind of anchors."""
+    pipe, judge = sr.load_pipeline("pictoworld"), load_judge()
+    pipe.set_progress_bar_config(disable=True)
+    guarded = list(VALUE_TASKS)[::2]
+    anchors = chosen_anchors(guarded)
+
+    def alone(name: str) -> dict[str, Any]:
+        row = guard.deciding({name: name}).with_anchors({name: anchors[name]})
+        return {"shown": shown(judge, generate(pipe, row, texts, first["acted"][name], steps)[0])}
+
+    def together(policy: SafeRedirMany) -> dict[str, Any]:
+        images, decisions = generate(pipe, policy, texts, list(range(len(texts))), steps)
+        unresolved = {decision.image for decision in decisions if decision.unresolved}
+        return {"shown": shown(judge, images), "unresolved": sorted(unresolved)}
+
+    every = guard.deciding({name: name for name in guarded})
+    of_concepts = {
+        name: kept(f"anchor-{name}", partial(alone, name)) for name in progress.track(guarded, description="anchors")
+    }
+    policies = {
+        "default": kept("policy-default", partial(together, every)),
+        "chosen": kept("policy-chosen", partial(together, every.with_anchors(anchors))),
+    }
+    return {"anchors": anchors, "concepts": of_concepts, "policies": policies}
+
+
+def anchors_table(record: dict[str, Any], n: int) -> tuple[list[str], dict[str, list[GuardConflict]]]:
+    """A line a question, a column a kind of anchors; and the pairs of guarded concepts."""
+    chosen = record["with_anchors"]
+    guarded = list(chosen["anchors"])
+    kinds = {"default": record["concepts"], "chosen": chosen["concepts"]}
+    results, columns = {}, {}
+    of_policy = {"bare": {"shown": record["shown"], "unresolved": []}, **chosen["policies"]}
+    for kind, of_concepts in kinds.items():
+        part = {
+            "shown": {name: record["shown"][name] for name in guarded},
+            "acted": record["acted"],
+            "concepts": {name: of_concepts[name] for name in guarded},
+        }
+        results[kind] = conflicts(part, n)
+        acted, newly, rest = 0, 0, 0
+        for name in guarded:
+            flags = of_concepts[name]["shown"]
+            others = [each for each in VALUE_TASKS if each.partition("-")[0] != name.partition("-")[0]]
+            for place, row in enumerate(record["acted"][name]):
+                acted += 1
+                new = [
+                    each for each in guarded if each != name and flags[each][place] and not record["shown"][each][row]
+                ]
+                newly += bool(new)
+                rest += all(flags[each][place] == record["shown"][each][row] for each in others)
+        columns[kind] = {
+            "raised pairs": f"{sum(each.is_raised() for each in results[kind])} of {len(results[kind])}",
+            "images on which a row acted, alone, that newly show another guarded concept": ratio(newly, acted),
+            "rest kept": ratio(rest, acted),
+        }
+    for kind, of in of_policy.items():
+        shows = [any(of["shown"][name][i] for name in guarded) for i in range(n)]
+        left = [i for i, flag in enumerate(shows) if flag]
+        caught = len(set(left) & set(of["unresolved"]))
+        columns.setdefault(kind, {}).update({
+            "all rows at once: images that show a guarded concept": ratio(sum(shows), n),
+            "of those: unresolved": "–" if kind == "bare" else ratio(caught, len(left)) if left else "none is left",
+        })  # fmt: skip
+    order = ("bare", "default", "chosen")
+    lines = ["| | no guard | default anchors | chosen anchors |", "|---" * 4 + "|"]
+    for question in columns["default"]:
+        lines.append(f"| {question} | {' | '.join(columns[kind].get(question, '–') for kind in order)} |")
+    return lines, results
+
+
+def ratio(hits: int, n: int) -> str:
+    """Counts, and the rate with its interval."""
+    return f"{hits} of {n}: {short(Rate(hits, n))}"
 
 
 def conflicts(record: dict[str, Any], n: int) -> list[GuardConflict]:
@@ -218,11 +331,18 @@ def main() -> None:
         f"Of {len(results)} ordered pairs {len(raised)} are raised, {len(outside)} of them not what the record names.", "",
         *BOTH.splitlines(), *both_table(record), "",
     ]  # fmt: skip
+    anchors_lines, of_anchors = anchors_table(record, arguments.n)
+    chosen = record["with_anchors"]["anchors"]
+    anchors_head = ANCHORS.format(
+        guarded=", ".join(chosen), example=next(iter(chosen.values())), pairs=len(of_anchors["chosen"])
+    )
+    lines += [*anchors_head.splitlines(), *anchors_lines, ""]
     arguments.out.mkdir(parents=True, exist_ok=True)
     plain = {
         "n": arguments.n,
         "steps": arguments.steps,
         "pairs": [each.to_dict() for each in results],
+        "pairs_of_policy": {kind: [each.to_dict() for each in pairs] for kind, pairs in of_anchors.items()},
         "record": record,
     }
     for ending, content in {"md": text + "\n".join(lines), "json": json.dumps(plain) + "\n"}.items():

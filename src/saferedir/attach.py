@@ -26,6 +26,7 @@ from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.pipelines.lora import guard_adapters, remove_adapter
 from saferedir.pipelines.own_adapters import fused_adapters
 from saferedir.pipelines.schedules import check_scheduler
+from saferedir.seam.anchors import encode_anchors
 from saferedir.seam.feature_hooks import remove_foreign_feature_hooks, remove_marked_hooks
 from saferedir.seam.hooks import owner_of_hooks, remove_foreign_wrappers
 from saferedir.seam.requirements import check_requirements, warn_of_copies
@@ -99,6 +100,8 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
     check_requirements(pipe, family, chosen)
     if not force:
         _check_backbones(pipe, chosen)
+    for guard in chosen:
+        encode_anchors(pipe, family, guard)
     for guard in chosen:
         if (warning := guard.warning_text()) is not None:
             warnings.warn(warning, stacklevel=2)

@@ -110,7 +110,7 @@ def test_a_policy_that_redirects_into_what_it_keeps_out_says_so() -> None:
     whole = sr.Policy.from_dict({"name": "p", "version": 1, "concepts": {"values": RULE}})
     named = all_named_conflicts(list(checked_policies(forms_of(whole)).values()))
     assert {each.concept for each in named} == set(VALUE_TASKS)
-    assert named[0].sentence.endswith("train it with another anchor.")
+    assert named[0].sentence.endswith("give its rule another anchor.")
 
 
 def test_rows_whose_image_side_is_weak_are_said_when_the_guard_is_attached(pipe: Any, guard: SafeRedirMany) -> None:

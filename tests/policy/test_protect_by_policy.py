@@ -115,7 +115,7 @@ def test_an_anchor_that_another_guard_keeps_out_is_a_conflict(pipe: Any, tmp_pat
     (named,) = named_conflicts(guards, rules)
     assert (
         named.sentence
-        == "emblem redirects to 'two red Dots, on white', which names dots; train it with another anchor."
+        == "emblem redirects to 'two red Dots, on white', which names dots; give its rule another anchor."
     )
     guards[0].config.training["anchor"] = "a red heart on white"
     assert anchor_conflicts(decide, guards, rules) == named_conflicts(guards, rules) == []

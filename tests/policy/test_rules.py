@@ -48,11 +48,11 @@ def test_a_file_says_concepts_categories_and_profiles(tmp_path: Path) -> None:
 
 
 def test_a_policy_without_later_fields_keeps_its_fingerprint(tmp_path: Path) -> None:
-    """The value is that of the first version that had policies (commit f150bbe), in which rules had neither row nor allow."""
+    """The value is that of the first version that had policies (commit f150bbe), in which rules had no row, anchor or allow."""
     (tmp_path / "shop.toml").write_text(TOML)
     shop = Policy.from_file(tmp_path / "shop.toml")
     assert shop.fingerprint == "ffbac7c917a6424a4f32f1892fe5f4894ce8e4def7bf3aecef98cd146fdf5ece"
-    for changed in ({"row": "star"}, {"allow": ["a starfish"]}):
+    for changed in ({"row": "star"}, {"anchor": "a ring"}, {"allow": ["a starfish"]}):
         rule = {**shop.concepts[1].to_dict(), **changed}
         other = Policy.from_dict({**shop.to_dict(), "concepts": {**shop.to_dict()["concepts"], "dots": rule}})
         assert other.fingerprint != shop.fingerprint and other.concepts[1].to_dict() == rule

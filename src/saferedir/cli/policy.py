@@ -64,7 +64,7 @@ def check(
             of = ", ".join(part for part in ("" if guard is None else guard.method, rule.row) if part)
             table.add_row(
                 *map(escape, (rule.concept, rule.category, f"{rule.guard} ({of})" if of else rule.guard)),
-                "" if guard is None else escape(anchor_of(guard)), rule.action, *of_profiles, _grades(rule),
+                "" if guard is None else escape(anchor_of(guard, rule)), rule.action, *of_profiles, _grades(rule),
                 escape(", ".join(map(repr, rule.allow))),
             )  # fmt: skip
         console.print(table)

@@ -103,6 +103,9 @@ class Guard(Generic[ConfigT]):
     has_prompt_verdict: bool = False
     #: concepts that it scores and never acts on, as a policy's action "log" wants it; they count in the guard's checksums
     logged_concepts: tuple[str, ...] = ()
+    #: concept -> prompt that it redirects to in place of what it learned, as a policy's `anchor` wants it (`with_anchors`); they
+    #: count in the guard's checksums
+    anchor_prompts: Mapping[str, str] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Take a subclass's `caution` for its `warning_text`, of which it was the name."""
@@ -191,6 +194,26 @@ class Guard(Generic[ConfigT]):
 
         Args:
             denoiser: the pipeline's UNet or transformer.
+        """
+
+    def with_anchors(self, anchors: str | Mapping[str, str]) -> Self:
+        """This guard redirecting to other prompts than those it learned; what it holds beside them is shared.
+
+        Args:
+            anchors: one prompt for all its concepts, or concept -> prompt for some of them.
+
+        Raises:
+            GuardConfigError: the guard redirects to no prompt.
+        """
+        raise GuardConfigError(
+            f"guard {self.method!r} ({self.config.concept}) redirects to no prompt that could be another one; leave out anchor."
+        )
+
+    def take_anchors(self, embeds: PromptEmbeds) -> None:
+        """Take the conditioning of the distinct `anchor_prompts`, in their order; `attach` calls it, once.
+
+        Args:
+            embeds: of N prompts, by the encoder of the pipeline that the guard is being attached to.
         """
 
     def check_text(self, text: TextSettings) -> None:

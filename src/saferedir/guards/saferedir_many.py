@@ -4,11 +4,13 @@ The method is SafeRedir's (arXiv:2601.08623), `guards/saferedir`, of which this 
 thresholds and verdicts; the directions of those that act are added up and bounded per token, docs/methods/saferedir.md (4).
 
 Deviations from the guard of one concept: at most `most` concepts act on an image at once, those furthest above their
-thresholds; the prompt verdict stands for as long as the embeddings do; there is no anchor: escalation ends with a longer shift.
+thresholds; the prompt verdict stands for as long as the embeddings do; escalation ends with a longer shift, and the only anchors
+are those of a policy (`with_anchors`). Of several concepts with anchors that act on one image, the first row's is led to.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,7 @@ from torch import Tensor
 from saferedir.decisions import Decision, logged_only
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard, GuardConfig, Run, Step
+from saferedir.guards.saferedir.anchors import Anchors, checked_anchors
 from saferedir.guards.saferedir.assessment import image_threshold, outside_calibration, weak_at, weak_rows_text
 from saferedir.guards.saferedir.card import many_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
@@ -37,6 +40,7 @@ from saferedir.guards.saferedir.rows import strongest
 from saferedir.guards.saferedir.state import LATE, Source, relative_shift
 from saferedir.guards.saferedir.trained_text import require_trained_settings
 from saferedir.guards.step import Conditioned
+from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.text_settings import TextSettings
 from saferedir.utils.checks import is_number
 from saferedir.utils.device import is_readable, may_hold, refuse, refuse_nonfinite, to_host
@@ -182,13 +186,31 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         )
         #: concept -> name of its decisions, of a guard that decides concept by concept; {} for one decision an image
         self._names: dict[str, str] = {}
+        self._anchors: Anchors | None = None
+        self._anchor_of: Tensor | None = None  # (K,) int, which of the anchors each concept has, -1 for none
 
     def without(self, *concepts: str) -> Self:
         """This guard with some concepts switched off; the weights are shared. GuardConfigError for an unknown name."""
         other = type(self)(replace(self.config, off=tuple(sorted({*self.config.off, *concepts}))), self.network)
         other.name, other.enabled, other.image_verifier = self.name, self.enabled, self.image_verifier
         other._has_weights = self._has_weights
+        other.anchor_prompts = {name: text for name, text in self.anchor_prompts.items() if name in other._on}
         return other
+
+    def with_anchors(self, anchors: str | Mapping[str, str]) -> Self:
+        other = copy.copy(self)
+        other.anchor_prompts = checked_anchors(anchors, self._on, self._title)
+        other._anchors = other._anchor_of = None
+        return other
+
+    def take_anchors(self, embeds: PromptEmbeds) -> None:
+        texts = list(dict.fromkeys(self.anchor_prompts.values()))
+        numbers = [
+            texts.index(self.anchor_prompts[name]) if name in self.anchor_prompts else -1
+            for name in self.config.concepts
+        ]
+        self._anchors = Anchors.of(embeds)
+        self._anchor_of = torch.tensor(numbers, device=embeds.prompt.device)
 
     def deciding(self, names: Mapping[str, str], logged: Collection[str] = ()) -> Self:
         """This guard with decisions of their own for some concepts, as a policy's rules want it; all others are off.
@@ -239,6 +261,8 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
     def start(self, run: Run) -> ManyState:
         if not self._has_weights:
             raise GuardError("This SafeRedir guard has no weights; use Guard.from_pretrained or pass a network.")
+        if self.anchor_prompts and self._anchors is None:
+            raise GuardError("This SafeRedir guard's anchors were not encoded; attach it, which does that.")
         self.network.to(run.device)
         rows, count, device = run.batch_size, len(self.config.concepts), run.device
         config = self.config
@@ -298,6 +322,20 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
 
     def _redirected(self, step: Step, state: ManyState, chosen: Tensor, weight: Tensor) -> Redirected:
         """The conditioning of all images moved away from the chosen concepts (B, M), by their weights (B, M)."""
+        cond = step.conditioning.cond
+        if any(name not in self.anchor_prompts for name in self._on if name not in self.logged_concepts):
+            cond = self._moved(step, state, chosen, weight)
+        if self._anchors is not None and self._anchor_of is not None:
+            anchor_of = self._anchor_of.to(chosen.device)
+            is_led = (anchor_of[chosen] >= 0) & (weight > 0)
+            first = torch.where(is_led, chosen, len(anchor_of)).argmin(dim=1, keepdim=True)
+            index = anchor_of[chosen.gather(1, first)[:, 0]].clamp(min=0)
+            cond = self._anchors.in_place(cond, is_led.any(dim=1).float(), index)
+        strength = relative_shift(cond.prompt.detach(), step.prompt_embeds.detach())
+        return Redirected(cond.prompt, cond.pooled, strength, chosen, weight, state.level)
+
+    def _moved(self, step: Step, state: ManyState, chosen: Tensor, weight: Tensor) -> PromptEmbeds:
+        """The conditional embeddings moved by the directions of the chosen concepts."""
         e0, real, network = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask), self.network.config
         with torch.autocast(e0.device.type, enabled=False):
             if state.features is None:
@@ -313,8 +351,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         pooled = step.pooled
         if pooled is not None and redirection.pooled_delta is not None:
             pooled = redirect_pooled(pooled, *common)
-        strength = relative_shift(prompt.detach(), e0.detach())
-        return Redirected(prompt, pooled, strength, chosen, weight, state.level)
+        return step.conditioning.cond._replace(prompt=prompt, pooled=pooled)
 
     def _acting(self, state: ManyState) -> tuple[Tensor, Tensor]:
         """Which concepts act on each image, (B, K) bool, and how far each is above its thresholds, (B, K)."""

@@ -55,6 +55,8 @@ def guards_of(
         for rule in of_guard:
             guard = copy.copy(load(name))
             guard.name = rule.concept
+            if rule.anchor:
+                guard = _with_anchors(guard, rule, rule.anchor)
             guards.append(observing(guard) if rule.action == "log" else guard)
             rules.append(rule)
     for guard, rule in zip(guards, rules, strict=True):
@@ -75,7 +77,17 @@ def _guard_of_rows(whole: Any, rules: Sequence[ConceptRule]) -> Guard[Any]:
         )
     logged = [rule.row for rule in rules if rule.action == "log"]
     guard: Guard[Any] = whole.deciding({rule.row: rule.concept for rule in rules}, logged)
+    if anchors := {rule.row: rule.anchor for rule in rules if rule.anchor}:
+        guard = _with_anchors(guard, rules[0], anchors)
     return observing(guard) if len(logged) == len(rules) else guard
+
+
+def _with_anchors(guard: Guard[Any], rule: ConceptRule, anchors: str | Mapping[str, str]) -> Guard[Any]:
+    """The guard redirecting to the anchors of its rules, of which `rule` is the first."""
+    try:
+        return guard.with_anchors(anchors)
+    except GuardConfigError as error:
+        raise GuardConfigError(f"[concepts.{rule.concept}] has an anchor, but {error}") from error
 
 
 def distinct(guards: Iterable[Guard[Any]]) -> tuple[Guard[Any], ...]:

@@ -42,6 +42,7 @@ class ConceptRule(Checked):
             generates again and blocks, "block" blocks an image on which the guard acts.
         grades: name -> least score of the guard (the higher of its prompt and image scores), each higher than the one before.
         block_at: the grade from which an image is blocked whatever `action` says; "" for none.
+        anchor: the prompt that its guard redirects to in place of what it learned; "" for that. For SafeRedir guards.
         allow: whole prompts that pass the prompt verdict, upper and lower case and white space aside; images are judged as ever.
     """
 
@@ -52,11 +53,14 @@ class ConceptRule(Checked):
     grades: Mapping[str, float] = field(default_factory=dict)
     block_at: str = ""
     row: str = ""
+    anchor: str = ""
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.require_text("concept", "guard")
         self.require(isinstance(self.row, str), "row", "the name of a concept")
+        is_text = isinstance(self.anchor, str) and (not self.anchor or is_nonempty_str(self.anchor))
+        self.require(is_text, "anchor", "a prompt")
         is_list = isinstance(self.allow, list | tuple) and all(is_nonempty_str(text) for text in self.allow)
         self.require(is_list, "allow", "a list of prompts")
         object.__setattr__(self, "allow", tuple(self.allow))
@@ -83,9 +87,9 @@ class ConceptRule(Checked):
         return bool(self.block_at and grade) and names.index(grade) >= names.index(self.block_at)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a policy file; `row` and `allow` only where set, so that policies without them keep their fingerprint."""
+        """As in a policy file; `row`, `anchor`, `allow` only where set, so that policies without them keep their fingerprint."""
         values = {"guard": self.guard, "category": self.category, "action": self.action, "block_at": self.block_at}
-        later = {"row": self.row, "allow": list(self.allow)}
+        later = {"row": self.row, "anchor": self.anchor, "allow": list(self.allow)}
         return {**values, "grades": dict(self.grades), **{name: value for name, value in later.items() if value}}
 
 
@@ -167,12 +171,12 @@ class Policy(Checked):
         """Of the tables of a file; GuardConfigError for an unknown or missing key."""
         values = _table(values, "a policy", ("name", "version", "concepts", "categories", "profiles"))
         categories = {
-            name: _table(table, f"[categories.{name}]", ("action", "grades", "block_at"))
+            name: _table(table, f"[categories.{name}]", ("action", "grades", "block_at", "anchor"))
             for name, table in _table(values.get("categories", {}), "[categories]").items()
         }
         rules = []
         for concept, given in _table(values.get("concepts", {}), "[concepts]").items():
-            keys = ("guard", "category", "action", "grades", "block_at", "row", "allow")
+            keys = ("guard", "category", "action", "grades", "block_at", "row", "anchor", "allow")
             table = _table(given, f"[concepts.{concept}]", keys)
             if not is_nonempty_str(table.get("guard")):
                 raise GuardConfigError(f"[concepts.{concept}] needs a guard: a packaged name, a folder or a hub id.")
@@ -244,7 +248,7 @@ class Policy(Checked):
             raise GuardConfigError(f"[profiles.{name}]: {error}") from error
 
     def changes(self, other: Policy) -> list[Change]:
-        """What differs in `other`; `is_weaker` marks what lets more through, or may: another guard is not compared."""
+        """What differs in `other`; `is_weaker` marks what lets more through, or may: another guard or anchor is not compared."""
         mine, theirs = ({rule.concept: rule for rule in policy.concepts} for policy in (self, other))
         changes = []
         for concept in dict.fromkeys((*mine, *theirs)):
@@ -288,12 +292,12 @@ def _is_weaker(action: str, rule: ConceptRule) -> bool:
 
 
 def _lets_more(before: ConceptRule, after: ConceptRule, key: str) -> bool:
-    """Whether a change of one key lets more through, or may: another guard, or row of it, is not compared."""
+    """Whether a change of one key lets more through, or may: another guard, row of it, or anchor is not compared."""
     if key == "action":
         return _is_weaker(after.action, before)
     if key == "allow":
         return bool(set(map(normalised, after.allow)) - set(map(normalised, before.allow)))
-    return key in ("guard", "row") or _blocks_less(before, after, key)
+    return key in ("guard", "row", "anchor") or _blocks_less(before, after, key)
 
 
 def _blocks_less(before: ConceptRule, after: ConceptRule, key: str) -> bool:

@@ -111,6 +111,8 @@ def warn_of_copies(present: Sequence[Guard[Any]], chosen: Sequence[Guard[Any]], 
 def _is_copy(guard: Guard[Any], other: Guard[Any]) -> bool:
     if guard is other or type(guard) is not type(other) or guard.method != other.method or guard.config != other.config:
         return False
+    if guard.anchor_prompts != other.anchor_prompts:
+        return False
     mine, theirs = guard.tensors(), other.tensors()
     return mine.keys() == theirs.keys() and all(
         value.shape == theirs[name].shape and torch.equal(value.cpu(), theirs[name].cpu())

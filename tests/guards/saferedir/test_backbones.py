@@ -22,6 +22,7 @@ from torch import Tensor
 from saferedir import BackboneMismatchError, Guard, GuardError, attach
 from saferedir.guard import Step
 from saferedir.guards.saferedir import Redirector, RedirectorConfig, SafeRedir, SafeRedirConfig, verdicts
+from saferedir.guards.saferedir.anchors import without_padding
 from saferedir.guards.saferedir.network import redirect
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
@@ -30,7 +31,7 @@ from saferedir.training.saferedir import calibration as calibration_module
 from saferedir.training.saferedir import fit as fit_module
 from saferedir.training.saferedir.batches import ImageData, TextBatch, TextData, encode_text, image_batch
 from saferedir.training.saferedir.calibration import evaluate, held_out_scores
-from saferedir.training.saferedir.dataset import Pair, encode_on_cpu, moved_tokens, roll_out, without_padding
+from saferedir.training.saferedir.dataset import Pair, encode_on_cpu, moved_tokens, roll_out
 from saferedir.training.saferedir.losses import LossWeights, classification_term, redirection_terms, total
 from saferedir.training.saferedir.train import train_saferedir
 from saferedir.training.saferedir.train_config import TrainConfig

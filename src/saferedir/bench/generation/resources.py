@@ -255,13 +255,17 @@ def _make(source: Mapping[str, Any], pipe: Any) -> list[Guard[Any]]:
 
 
 def guards_digest(guards: Sequence[Guard[Any]]) -> str:
-    """Checksum of a stack: methods, settings, weights and what is only logged, in order; records of measurements and training
-    do not count."""
+    """Checksum of a stack, in order: methods, settings, weights, what is only logged, a policy's anchors.
+
+    Records of measurements and training do not count.
+    """
     digest = hashlib.sha256()
     for guard in guards:
         settings = {k: v for k, v in guard.config.to_dict().items() if k not in ("training", "measured", "backbone")}
         if guard.logged_concepts:
             settings["logged_concepts"] = list(guard.logged_concepts)
+        if guard.anchor_prompts:
+            settings["anchor_prompts"] = dict(guard.anchor_prompts)
         digest.update(_json([guard.method, settings]).encode())
         for name, value in sorted(guard.tensors().items()):
             digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from saferedir.errors import GuardError
 from saferedir.guards.base import Conditioning, Step
+from saferedir.guards.saferedir.anchors import Anchors
 from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.guards.saferedir.hardening import ANCHOR_LEVEL
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.network import Redirection, RedirectorConfig, redirect, redirect_pooled
 from saferedir.guards.saferedir.redirect import match_length
@@ -29,12 +31,14 @@ class Choice(NamedTuple):
         network: its `Redirector`.
         anchor: (L, D), embeddings of the anchor prompt, the last level; None where there are none.
         anchor_pooled: (P,), its pooled embedding; None where there is none.
+        anchors: what a policy redirects to in place of all that, from the first; the first of them counts.
     """
 
     config: SafeRedirConfig
     network: Any
     anchor: Tensor | None
     anchor_pooled: Tensor | None
+    anchors: Anchors | None = None
 
     def conditioning(self, step: Step, state: RedirState, weight: Tensor, level: Tensor) -> tuple[Conditioning, Tensor]:
         """(redirected conditioning, (B, L) how far its tokens are moved), of each image at its level.
@@ -45,11 +49,13 @@ class Choice(NamedTuple):
         if not is_hard or torch.is_grad_enabled() or self.config.redirect_uncond:
             answer = self._shifted(step, state, weight, level)
             return answer, relative_shift(answer.cond.prompt.detach(), step.prompt_embeds.detach())
-        self._require_finite(self._redirection(step, state), weight, state)
+        if self.anchors is None:
+            self._require_finite(self._redirection(step, state), weight, state)
         acts, e0, pooled = weight > 0, step.prompt_embeds, step.pooled
-        highest = 2 if self.anchor is not None or self.anchor_pooled is not None else 1
+        has_anchor = any(part is not None for part in (self.anchor, self.anchor_pooled, self.anchors))
+        highest = ANCHOR_LEVEL if has_anchor else 1
         chosen: Kept | None = None
-        for rung in range(highest + 1):
+        for rung in range(state.lowest_level, highest + 1):
             rows = acts & (level >= rung)  # an image at a level above 0 is redirected
             if not may_hold(rows):
                 break
@@ -80,6 +86,9 @@ class Choice(NamedTuple):
     def _shifted(
         self, step: Step, state: RedirState, weight: Tensor, level: Tensor, *, is_checked: bool = False
     ) -> Conditioning:
+        if self.anchors is not None:
+            cond = self.anchors.in_place(step.conditioning.cond, weight, is_hard=self.config.gate == "hard")
+            return self._with_uncond(step, step.conditioning._replace(cond=cond))
         e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         redirection = self._redirection(step, state)
         if not is_checked:
@@ -98,10 +107,13 @@ class Choice(NamedTuple):
             pooled = redirect_pooled(pooled, *common)
             if self.anchor_pooled is not None:
                 pooled = torch.where(replaced.view(-1, 1), self.anchor_pooled.to(pooled), pooled)
-        answer = step.conditioning.with_cond(prompt=prompt, pooled=pooled)
-        if self.config.redirect_uncond and step.negative_prompt_embeds is not None:
-            answer = answer.with_uncond(prompt=step.negative_prompt_embeds + (prompt - e0))
-        return answer
+        return self._with_uncond(step, step.conditioning.with_cond(prompt=prompt, pooled=pooled))
+
+    def _with_uncond(self, step: Step, answer: Conditioning) -> Conditioning:
+        """The negative prompt moved as the prompt was; `redirect_uncond` only."""
+        if not self.config.redirect_uncond or step.negative_prompt_embeds is None:
+            return answer
+        return answer.with_uncond(prompt=step.negative_prompt_embeds + (answer.cond.prompt - step.prompt_embeds))
 
     def _require_finite(self, redirection: Redirection, weight: Tensor, state: RedirState) -> None:
         lost = ~redirection.finite & (weight.detach() > 0)

@@ -25,6 +25,7 @@ from saferedir.guards.base import Conditioning, Guard, GuardConfig, Run, Step, T
 from saferedir.guards.gates import Gate
 from saferedir.guards.guidance import guidance_weight
 from saferedir.guards.saferedir import assessment, embeds_test, verdicts
+from saferedir.guards.saferedir.anchors import Anchors, checked_anchors
 from saferedir.guards.saferedir.assessment import image_threshold, outside_calibration, weak_at
 from saferedir.guards.saferedir.card import model_card
 from saferedir.guards.saferedir.choice import Choice
@@ -38,6 +39,7 @@ from saferedir.guards.saferedir.fit import (
     require_weights_fit,
 )
 from saferedir.guards.saferedir.hardening import (
+    ANCHOR_LEVEL,
     at_once,
     checks_left,
     renoised,
@@ -80,6 +82,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         self.tests_embeds = config.embeds_test != "off"
         self.needs_text = self.tests_embeds  # to know which embeddings are the caller's
         self.anchor, self.anchor_pooled = anchor, anchor_pooled  # (L, D), (P,): the anchor prompt, the last resort
+        self._anchors: Anchors | None = None  # of a policy, in the place of all directions
         self.manifold = manifold
         self.network: Any = network
         self._has_weights = network is not None
@@ -114,7 +117,22 @@ class SafeRedir(Guard[SafeRedirConfig]):
         other = type(self)(config, self.network, self.anchor, self.anchor_pooled, self.manifold)
         other.name, other.enabled, other._has_weights = self.name, self.enabled, self._has_weights
         other.image_verifier = self.image_verifier
+        return other.with_anchors(self.anchor_prompts) if self.anchor_prompts else other
+
+    def with_anchors(self, anchors: str | Mapping[str, str]) -> Self:
+        if self.config.mode == "faithful":
+            raise GuardConfigError(
+                f"the SafeRedir guard for {self.config.concept!r} runs the released loop (mode='faithful'), which has no anchor; "
+                "leave out anchor."
+            )
+        other = copy.copy(self)
+        title = f"this SafeRedir guard for {self.config.concept!r}"
+        other.anchor_prompts = checked_anchors(anchors, [self.config.concept], title)
+        other._anchors = None
         return other
+
+    def take_anchors(self, embeds: PromptEmbeds) -> None:
+        self._anchors = Anchors.of(embeds)
 
     def uses(self, point: str) -> bool:
         if point in ("extra_embeds", "on_prediction") and self.config.recheck == "next_step":
@@ -135,6 +153,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
             raise GuardError(
                 f"redirect_uncond needs both halves of guidance in one denoiser call, but {run.family} makes two; leave it off."
             )
+        if self.anchor_prompts and self._anchors is None:
+            raise GuardError("This SafeRedir guard's anchors were not encoded; attach it, which does that.")
         self.network.to(run.device)
         if self.faithful is not None:
             return self.faithful.start(run)
@@ -152,6 +172,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             image_threshold=image_threshold(self.config.image_threshold, self.config.last_threshold, run.num_steps),
             run_warning=run_warning,
             weak_end=weak_at(self.config, run.num_steps),
+            lowest_level=ANCHOR_LEVEL if self.anchor_prompts else 0,
         )
 
     def on_step_start(self, step: Step) -> Tensor | Conditioning:
@@ -275,7 +296,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
 
     @property
     def _choice(self) -> Choice:
-        return Choice(self.config, self.network, self.anchor, self.anchor_pooled)
+        return Choice(self.config, self.network, self.anchor, self.anchor_pooled, self._anchors)
 
     def prompt_score(self, prompt_embeds: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> Tensor:
         """(B,) logit that the prompt asks for any of the concepts; the highest over concepts."""

@@ -108,6 +108,7 @@ class RedirState:
     candidate_level: Tensor | None = None  # (B,) int, level of the embeddings in the extra rows of this step
     image_threshold: float = 0.0  # of the run's image verdict
     num_steps: int = 0
+    lowest_level: int = 0  # above it an image counts as escalated
     countdown: int = 0
     image_countdown: int = 0
     standing: Conditioning | None = None  # what this step's redirection is made from
@@ -134,6 +135,7 @@ class RedirState:
         image_threshold: float,
         run_warning: str | None = None,
         weak_end: str | None = None,
+        lowest_level: int = 0,
     ) -> Self:
         """State of a run that begins; images of a retry level above 0 are redirected from step 0."""
         rows, device, retry_level = run.batch_size, run.device, run.retry_levels
@@ -146,7 +148,8 @@ class RedirState:
             image_weight=zeros(torch.float32),
             safe_streak=zeros(),
             unsafe_streak=zeros(torch.long if config.escalation == "streak" else torch.float32),
-            level=retry_level.clamp(max=2),
+            level=retry_level.clamp(min=lowest_level, max=2),
+            lowest_level=lowest_level,
             is_retried=retry_level > 0,
             is_allowed=is_allowed,
             redirected=zeros(),
@@ -258,7 +261,7 @@ def decisions(config: SafeRedirConfig, state: RedirState) -> list[Decision]:
                 concept=config.concept,
                 image=row,
                 fired=fired,
-                action="escalated" if level else "redirected" if fired else "none",
+                action="escalated" if level > state.lowest_level else "redirected" if fired else "none",
                 prompt_score=float(prompt[:, row].max()) if state.prompt_scores else None,
                 image_score=float(image[:, row].max()) if state.image_scores else None,
                 thresholds=thresholds,

@@ -111,7 +111,8 @@ def decide_image(config: SafeRedirConfig, state: RedirState, score: Tensor, chec
         outcome = by_evidence(state.unsafe_streak, before, margin, was_redirected, config.patience, checks_left)
     state.unsafe_streak, state.level = outcome
     if config.answer == "renoise":
-        rows = state.is_high if state.is_last else needs_noise(high, before, state.level)
+        again = high & was_redirected if state.lowest_level else high  # an anchor of a policy is no escalation
+        rows = state.is_high if state.is_last else needs_noise(again, before, state.level)
         threshold = last_threshold(config) if state.is_last else state.image_threshold
         state.renoised_now = gate(config, score, threshold) * rows
         state.renoised = state.renoised + rows

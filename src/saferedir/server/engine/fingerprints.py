@@ -17,7 +17,7 @@ def digest_of(value: Any) -> str:
 
 
 def guard_fingerprint(guard: Guard[Any]) -> str:
-    """SHA-256 of a guard's settings, weights and image verifier, and of what it only logs."""
+    """SHA-256 of a guard's settings, weights and image verifier, of what it only logs, and of its anchors."""
     import torch
 
     tensors = {f"guard.{name}": value for name, value in guard.tensors().items()}
@@ -27,6 +27,7 @@ def guard_fingerprint(guard: Guard[Any]) -> str:
     else:
         verifier = None
     logged = [list(guard.logged_concepts)] if guard.logged_concepts else []
+    logged += [dict(guard.anchor_prompts)] if guard.anchor_prompts else []
     digest = hashlib.sha256(digest_of([guard.method, guard.config.to_dict(), verifier, *logged]).encode())
     for name, value in sorted(tensors.items()):
         flat = value.detach().cpu().contiguous()

@@ -188,22 +188,6 @@ def moved_tokens(unsafe: Tensor, safe: Tensor, mask: Tensor | None = None) -> Te
     return (moved & real_tokens(unsafe, mask)).float()
 
 
-def without_padding(prompts: PromptEmbeds) -> Tensor:
-    """Embeddings (N, L, D) with each prompt's last real token in place of its padding.
-
-    A denoiser goes on reading through the mask of the prompt it was given. In a longer prompt's place a shorter one would
-    show padding, which nothing was trained to read there; its end once more says nothing new. Padding of zeros stays: such
-    denoisers (Wan's) have no mask and read it.
-    """
-    if prompts.mask is None:
-        return prompts.prompt
-    real = prompts.mask.bool()
-    last = (real * torch.arange(real.shape[1], device=real.device)).amax(dim=1)
-    ends = prompts.prompt[torch.arange(len(real), device=real.device), last]
-    kept = real | ~real_tokens(prompts.prompt)
-    return torch.where(kept[..., None], prompts.prompt, ends[:, None])
-
-
 class Recorder(Guard[GuardConfig]):
     """A guard that changes nothing and keeps what a classifier could read: x0, or another of `VIEWS`."""
 

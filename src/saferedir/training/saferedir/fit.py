@@ -15,11 +15,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from saferedir.errors import GuardConfigError
+from saferedir.guards.saferedir.anchors import without_padding
 from saferedir.guards.saferedir.network import Redirector
 from saferedir.training.saferedir.adversarial import moved_frames, moved_prompts
 from saferedir.training.saferedir.batches import ImageData, TextBatch, TextData, image_batch, text_batch
 from saferedir.training.saferedir.calibration import evaluate
-from saferedir.training.saferedir.dataset import moved_tokens, without_padding
+from saferedir.training.saferedir.dataset import moved_tokens
 from saferedir.training.saferedir.losses import classification_term, redirection_terms, total
 from saferedir.training.saferedir.train_config import TrainConfig
 from saferedir.utils.files import replacing

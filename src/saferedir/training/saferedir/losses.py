@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits, cosine_similarity
 
+from saferedir.guards.saferedir.anchors import without_padding
 from saferedir.guards.saferedir.layers import masked_mean
 from saferedir.guards.saferedir.network import Redirector, redirect, redirect_pooled
 from saferedir.pipelines.conditioning import PromptEmbeds
-from saferedir.training.saferedir.dataset import moved_tokens, without_padding
+from saferedir.training.saferedir.dataset import moved_tokens
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from saferedir.errors import GuardConfigError
+from saferedir.guards.saferedir.anchors import without_padding
 from saferedir.guards.saferedir.assessment import blind_image_side, verdict
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
@@ -33,7 +34,6 @@ from saferedir.training.saferedir.dataset import (
     read_pairs,
     require_call_arguments,
     split_pairs,
-    without_padding,
 )
 from saferedir.training.saferedir.fit import fit_redirector
 from saferedir.training.saferedir.rollouts import (
