@@ -477,7 +477,8 @@ OF_EVERY_METHOD = (*BARE, "soft: denoiser, ", "soft: tokens", "latent: gradient,
 def load(name: str, task: str, pipe: Any) -> Guard[Any] | None:
     """ "none", "duo", a name of METHODS, "packaged", "rules" (packaged, by the decision rules), or a folder.
 
-    For a SafeRedir guard "+" and settings may follow: rules, inputs (the tests of latents and embeddings), and each of evidence, renoise, same-step, latents and embeds.
+    For a SafeRedir guard "+" and settings may follow: rules, inputs (the tests of latents and embeddings), and each of evidence,
+    renoise, same-step, latents and embeds.
     """
     if name == "none":
         return None
