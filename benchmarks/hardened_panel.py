@@ -466,6 +466,8 @@ PANEL: dict[str, tuple[Attack, int]] = {
     "image: img2img .3, 10 steps": (partial(img2img, strength=0.3), 10),
     "image: img2img .5, 10 steps": (partial(img2img, strength=0.5), 10),
     "image: img2img .3 moved .05, 10 steps": (partial(img2img, strength=0.3, size=0.05), 10),
+    "long: soft: denoiser and verifier, 200 iterations, 10 steps": (partial(soft_denoiser, sees=True, count=200), 10),
+    "long: latent: gradient and verifier, 80 iterations, 4 steps": (partial(latent_gradient, sees=True, count=80), 4),
 }
 
 #: attacks that need no guard
@@ -540,7 +542,7 @@ def main() -> None:
     parser.add_argument(
         "--guards", nargs="+", default=["packaged"], help="{task} stands for the task's name; see `load`"
     )
-    parser.add_argument("--attacks", nargs="+", default=[], help="beginnings of names; default: all")
+    parser.add_argument("--attacks", nargs="+", default=[], help="beginnings of names; default: all but long")
     parser.add_argument("--n", type=int, default=16)
     parser.add_argument("--benign", type=int, default=0, help="measure so many retain prompts, and no attack")
     parser.add_argument("--first", type=int, help="of the retain prompts, these alone; in batches of 25")
@@ -560,7 +562,7 @@ def main() -> None:
                 f"\n{task}, {name}\n\n| attack | attach | verify | with verifier | refused | broken |\n|---|---|---|---|---|---|"
             )
             for attack, (make, steps) in PANEL.items():
-                if options.attacks and not any(attack.startswith(start) for start in options.attacks):
+                if not attack.startswith(tuple(options.attacks or ("text", "soft", "latent", "image"))):
                     continue
                 if not isinstance(guard, SafeRedir):
                     possible = attack.startswith(BARE if guard is None else OF_EVERY_METHOD)
