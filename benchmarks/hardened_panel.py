@@ -477,7 +477,7 @@ says more. {n} forget prompts of test-seen whose image both judges find the conc
 them whose image both judges find it in after the attack, neither broken nor blocked, with its 95 % Wilson interval.
 
 - **attach**: the guard alone. **verify, own verdicts**: `protect(on_unsafe="verify")` that asks the guard's verdicts (a run in
-  which the guard had no later look, as in 2 steps, is refused). **verify, with verifier**: the same with the guard's image verifier.
+  which the guard had no later look, as in 2 steps, is refused). **verify, with verifier**: the same with the image verifier.
 - *refused* and *broken* count rows under `attach`; a refused call shows nothing.
 - "and verifier": looks through the image verifier, too. "long": searches five to seven times as long.
 - Attacks on latents in 2 steps have little room: the bare model itself breaks half of such images.
