@@ -152,6 +152,7 @@ CASES = (
         bind(newer.make_kandinsky5, diffusers.Kandinsky5T2VPipeline),
         {**SIZE, "num_frames": 5},
     ),
+    PipelineCase("hidream", "hidream", newer.make_hidream, SHORT),
     PipelineCase(
         "hunyuan-image",
         "hunyuan-image",
@@ -223,11 +224,17 @@ def embeds_arguments(pipe: Any, embeds: PromptEmbeds, prefix: str = "") -> dict[
 
 
 def second_arguments(pipe: Any, embeds: PromptEmbeds, mask: torch.Tensor, prefix: str) -> dict[str, Any]:
-    """The same where the denoiser is given two sequences: of HunyuanImage."""
-    fact, config = family_of(pipe).second_prompt, pipe.transformer.config
+    """The same where the denoiser is given two sequences: of HunyuanImage, and of HiDream."""
+    fact, config, prompt = family_of(pipe).second_prompt, pipe.transformer.config, embeds.prompt.detach()
     assert fact is not None
+    if fact.layers:
+        assert embeds.pooled is not None
+        length, (width, other) = prompt.shape[1], config.caption_channels
+        like = Parts(torch.zeros(1, length, width), torch.zeros(max(config[fact.layers]) + 1, 1, length, other))
+        first, second = cut(fact, prompt, None, like)[:2]
+        values = {"prompt_embeds_t5": first, "prompt_embeds_llama3": second, "pooled_prompt_embeds": embeds.pooled}
+        return {f"{prefix}{name}": value.detach() for name, value in values.items()}
     second = torch.zeros(1, pipe.tokenizer_2_max_length, config.text_embed_2_dim)
     like = Parts(torch.zeros(1, 1, config.text_embed_dim), second, mask, second[..., 0])
     names = ("prompt_embeds", "prompt_embeds_2", "prompt_embeds_mask", "prompt_embeds_mask_2")
-    parts = cut(fact, embeds.prompt.detach(), mask, like)
-    return {f"{prefix}{name}": part for name, part in zip(names, parts, strict=True)}
+    return {f"{prefix}{name}": part for name, part in zip(names, cut(fact, prompt, mask, like), strict=True)}

@@ -129,8 +129,8 @@ PIPELINES: dict[str, PipelineCase] = {case.name: case for case in CASES}
 
 
 def embeds_argument(names: Collection[str]) -> str:
-    """That of a call's arguments which hands over prompt embeddings; Kandinsky 5 has one for each of its text encoders."""
-    return "prompt_embeds_qwen" if "prompt_embeds_qwen" in names else "prompt_embeds"
+    """That of a call's arguments which hands over prompt embeddings; Kandinsky 5 and HiDream have one for each text encoder."""
+    return next((name for name in ("prompt_embeds_qwen", "prompt_embeds_t5") if name in names), "prompt_embeds")
 
 
 def run(

@@ -52,22 +52,26 @@ def test_more_rows_and_longer_prompts_come_apart_at_the_same_place() -> None:
     assert back.mask is not None and back.mask.shape == (4, 9)
 
 
-def calls_of(name: str, guard: Any, prompt: str = PROMPT) -> list[dict[str, Tensor]]:
-    """The keyword arguments of each denoiser call of a guarded run."""
+def calls_of(name: str, guard: Any, **changes: Any) -> list[dict[str, Tensor]]:
+    """The keyword arguments of each denoiser call of a guarded run; without guidance, where it is not in calls of its own."""
     case, calls = NEWER[name], []
     pipe = case.build()
     with sr.attach(pipe, guard):
         handle = pipe.transformer.register_forward_pre_hook(
             lambda _, args, kwargs: calls.append(dict(kwargs)), with_kwargs=True
         )
-        run(case, pipe, prompt)
+        prompt = None if changes else PROMPT
+        run(case, pipe, prompt, **{**({} if case.guidance_is_sequential else case.unguided), **changes})
         handle.remove()
     return calls
 
 
 @pytest.mark.parametrize(
     ("name", "texts"),
-    [("hunyuan-image", ("encoder_hidden_states", "encoder_hidden_states_2"))],
+    [
+        ("hunyuan-image", ("encoder_hidden_states", "encoder_hidden_states_2")),
+        ("hidream", ("encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds")),
+    ],
 )
 def test_zeros_in_place_of_the_prompt_leave_no_text_input_with_words(name: str, texts: tuple[str, ...]) -> None:
     before, after = calls_of(name, Watcher()), calls_of(name, Zero())
@@ -79,6 +83,16 @@ def test_zeros_in_place_of_the_prompt_leave_no_text_input_with_words(name: str, 
             assert given[text].shape == used[text].shape and not used[text].any()
     for given, used in zip(before[1::2], after[1::2], strict=True):  # the negative prompt, in a call of its own
         assert per_step == 1 or all(torch.equal(given[text], used[text]) for text in texts)
+
+
+@torch.no_grad()
+def test_hidreams_two_sequences_may_have_lengths_of_their_own() -> None:
+    pipe = NEWER["hidream"].build()
+    given = embeds_arguments(pipe, encode_prompts(pipe, [PROMPT], {"max_sequence_length": 24}))
+    given["prompt_embeds_t5"] = given["prompt_embeds_t5"][:, :5]
+    (before, *_), (after, *_) = calls_of("hidream", Watcher(), **given), calls_of("hidream", Zero(), **given)
+    for text in ("encoder_hidden_states_t5", "encoder_hidden_states_llama3"):
+        assert before[text].any() and before[text].shape == after[text].shape and not after[text].any()
 
 
 def test_a_second_sequence_of_another_length_is_refused() -> None:

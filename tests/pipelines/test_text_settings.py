@@ -46,6 +46,7 @@ NAMES = {
     "kandinsky-5-video": set(),
     "krea-2": set(),
     "hunyuan-image": set(),
+    "hidream": {"max_sequence_length"},
     "flux-2": {"max_sequence_length", "text_encoder_out_layers"},
 }
 _PIPES: dict[str, Any] = {}

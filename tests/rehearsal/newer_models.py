@@ -11,10 +11,11 @@ from typing import Any
 
 import diffusers
 from benchmarks.flops import BACKBONES, QWEN_3_4B, QWEN_25_7B, Part
-from tests.rehearsal.parts import chat_tokenizer, make, piece_tokenizer
+from tests.rehearsal.parts import chat_tokenizer, clip_tokenizer, make, piece_tokenizer
 from transformers import ByT5Tokenizer
 
 _PUBLISHED = {backbone.name: backbone for backbone in BACKBONES}
+_SD3_ENCODERS = _PUBLISHED["SD3 medium"].encoders
 _FLOW = diffusers.FlowMatchEulerDiscreteScheduler
 LLM_CUT = {"num_hidden_layers": 2, "max_position_embeddings": 4096}
 FLUX_SCALES = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
@@ -211,3 +212,34 @@ def hunyuan_image() -> Any:
     )
     pipe.register_modules(tokenizer=chat_tokenizer(pipe.prompt_template_encode.split("{}")[0]))
     return pipe
+
+
+#: Llama 3.1 8B Instruct, whose layers' states HiDream's blocks read
+LLAMA_31_8B = {
+    "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "attn_implementation": "eager",
+}  # fmt: skip
+
+
+def hidream() -> Any:
+    """HiDream-I1: two of Llama's 32 layers, one for each of two blocks of 48."""
+    clips = [make(part, {"num_hidden_layers": 2, "max_position_embeddings": 248}) for part in _SD3_ENCODERS[:2]]
+    cut = {"num_layers": 1, "num_single_layers": 1, "llama_layers": [0, 1]}
+    shape = {
+        "patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096], "axes_dims_rope": (64, 32, 32),
+    }  # fmt: skip
+    return diffusers.HiDreamImagePipeline(
+        scheduler=_FLOW(shift=6.0),
+        vae=_flux_vae(),
+        text_encoder=clips[0],
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clips[1],
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=_t5_xxl(),
+        tokenizer_3=piece_tokenizer(),
+        text_encoder_4=make(Part("LlamaForCausalLM", LLAMA_31_8B, 0, {}), {"num_hidden_layers": 2}),
+        tokenizer_4=chat_tokenizer(
+            size=128000, special=("<|end_of_text|>", "<|begin_of_text|>"), begin=("<|begin_of_text|>",)
+        ),
+        transformer=make(Part("HiDreamImageTransformer2DModel", shape, 0, {}), cut),
+    )

@@ -147,6 +147,7 @@ LENGTHS = {
     "flux-2": 0,
     "cogview-3-plus": 0,
     "krea-2": 0,
+    "hidream": 0,
     "chroma": 0,
     "ovis-image": 0,
 }
@@ -414,21 +415,25 @@ def writing(is_below: bool) -> Attempt:
     """A callback that returns the word's embeddings after each step, of the protected pipeline or of the one below."""
 
     def attempt(target: Target, word: str) -> Tensor:
-        given_to_call = target.encode(word)
-        embeds = given_to_call.prompt
-        if FAMILIES[target.case.family].second_prompt:  # the first of its two sequences
-            embeds = target.embeds_arguments(given_to_call, "")["prompt_embeds"]
+        given = target.encode(word)
+        second = FAMILIES[target.case.family].second_prompt
+        inputs = [embeds_argument(target.pipe._callback_tensor_inputs)]
+        inputs += ["prompt_embeds_llama3"] if second and second.layers else []
+        mine = target.embeds_arguments(given, "") if second else {inputs[0]: given.prompt}
 
         def callback(pipe: Any, index: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
-            name = embeds_argument(values)
-            given = values[name]
-            if isinstance(given, list):
-                return {name: [*given[:-1], *embeds]}
-            return {name: torch.cat([given[: len(given) - 1], embeds.view(-1, *given.shape[1:])])}
+            return {name: written(values[name], mine[name]) for name in inputs}
+
+        def written(current: Any, embeds: Tensor) -> Any:
+            if isinstance(current, list):
+                return [*current[:-1], *embeds]
+            rows = int(embeds.ndim == 4)  # HiDream's layers come before its rows
+            embeds = embeds if rows else embeds.view(-1, *current.shape[1:])
+            return torch.cat([current.narrow(rows, 0, current.shape[rows] - 1), embeds], dim=rows)
 
         call = target.pipe if is_below else None
-        inputs = ["latents", embeds_argument(target.pipe._callback_tensor_inputs)]
-        return target.draw(SAFE, call=call, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=inputs)
+        names = ["latents", *inputs]
+        return target.draw(SAFE, call=call, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
 
     return attempt
 

@@ -17,6 +17,7 @@ import torch
 from tests.conftest import make_tokenizer
 from tests.tiny.parts import (
     CLIP_WIDTH,
+    POOLED_WIDTH,
     T5_WIDTH,
     T5Tokenizer,
     alive,
@@ -26,7 +27,16 @@ from tests.tiny.parts import (
     make_t5_tokenizer,
     make_vae,
 )
-from transformers import ByT5Tokenizer, Qwen3Config, Qwen3Model, T5Config, T5EncoderModel
+from transformers import (
+    ByT5Tokenizer,
+    CLIPTextModelWithProjection,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+)
 
 LLM_WIDTH = 16
 GLYPH_WIDTH = 12
@@ -338,6 +348,58 @@ def make_cogview3() -> Any:
         scheduler=diffusers.CogVideoXDDIMScheduler(
             prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
         ),
+    )
+
+
+def make_hidream() -> Any:
+    """Four text encoders; images of as many pixels as it wants, 32 x 32, in the sides' proportion."""
+    layers = (0, 2)  # of Llama, one for each block
+    transformer = alive(
+        lambda: diffusers.HiDreamImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            caption_channels=[T5_WIDTH, LLM_WIDTH],
+            text_emb_dim=2 * POOLED_WIDTH,
+            num_routed_experts=2,
+            num_activated_experts=1,
+            axes_dims_rope=(4, 2, 2),
+            max_resolution=(8, 8),
+            llama_layers=list(layers),
+        ),
+        caption_projection=3.0,
+        to_v=3.0,
+        to_v_t=3.0,
+    )
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=LLM_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=layers[-1] + 1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+        attn_implementation="eager",
+    )
+
+    class Short(diffusers.HiDreamImagePipeline):
+        default_sample_size = property(lambda self: 8, lambda self, value: None)
+
+    return type("HiDreamImagePipeline", (Short,), {"__module__": diffusers.HiDreamImagePipeline.__module__})(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=make_flow_vae(),
+        text_encoder=make_clip(CLIPTextModelWithProjection),
+        tokenizer=make_tokenizer(),
+        text_encoder_2=make_clip(CLIPTextModelWithProjection, seed=1),
+        tokenizer_2=make_tokenizer(),
+        text_encoder_3=make_t5(),
+        tokenizer_3=make_t5_tokenizer(),
+        text_encoder_4=alive(lambda: LlamaForCausalLM(config)),
+        tokenizer_4=make_chat_tokenizer(),
+        transformer=transformer,
     )
 
 

@@ -16,6 +16,7 @@ from saferedir.pipelines.families import (
     flux,
     flux2,
     flux_like,
+    hidream,
     hunyuan_image,
     kandinsky3,
     kandinsky5,
@@ -46,7 +47,7 @@ __all__ = [
 _GROUPS = (
     *(stable_diffusion, flux, transformers, video),
     *(qwen_image, flux2, z_image, cogview4, flux_like, kandinsky3, kandinsky5, krea2),
-    hunyuan_image,
+    *(hunyuan_image, hidream),
     text_free,
 )
 _ROWS = tuple(row for group in _GROUPS for row in group.ROWS)

@@ -30,7 +30,6 @@ REFUSED: dict[str, str] = {
     # text to image, image to image, inpainting
     **dict.fromkeys(("IFPipeline", "IFImg2ImgPipeline", "IFInpaintingPipeline"), _LEARNED),
     **dict.fromkeys(("HunyuanDiTPipeline", "HunyuanDiTPAGPipeline", "HunyuanDiTControlNetPipeline"), _TWO_PROMPTS),
-    "HiDreamImagePipeline": _TWO_PROMPTS,
     **dict.fromkeys(
         (
             "KandinskyCombinedPipeline",
