@@ -36,6 +36,8 @@ bind = functools.partial
 PICTURE = {**SIZE, "image": pt_to_pil(2 * make_picture() - 1)[0]}
 #: Kandinsky 3 rounds up to 64
 LARGE = {"height": 64, "width": 128}
+#: LTX-Video's sides are multiples of 32; three frames of latents
+SHORT_VIDEO = {"height": 32, "width": 64, "num_frames": 9, "max_sequence_length": 24}
 SHORT = {**SIZE, "max_sequence_length": 24}
 
 
@@ -189,6 +191,13 @@ CASES = (
         "kolors",
         bind(unets.make_kolors, diffusers.KolorsImg2ImgPipeline),
         {"image": make_picture(), "strength": 0.7},
+    ),
+    PipelineCase("ltx-video", "ltx-video", newer.make_ltx, SHORT_VIDEO),
+    PipelineCase(
+        "ltx-video-image",
+        "ltx-video",
+        bind(newer.make_ltx, diffusers.LTXImageToVideoPipeline),
+        {**SHORT_VIDEO, "image": make_picture()},
     ),
     sequential("nucleus-image", "nucleus-image", newer.make_nucleus_image, SIZE),
     sequential("ovis-image", "ovis-image", newer.make_ovis, SHORT),

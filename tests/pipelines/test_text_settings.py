@@ -44,6 +44,7 @@ NAMES = {
     "kolors": set(),
     "kandinsky-5": set(),
     "kandinsky-5-video": set(),
+    "ltx-video": {"max_sequence_length"},
     "krea-2": set(),
     "hunyuan-image": set(),
     "hidream": {"max_sequence_length"},

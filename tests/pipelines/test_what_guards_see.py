@@ -55,6 +55,14 @@ def test_distilled_guidance_is_no_weight(name: str) -> None:
     assert step.pred_uncond is None and step.guidance_scale == 1.0
 
 
+def test_constants_that_an_autoencoder_keeps_in_buffers_count() -> None:
+    pipe = EVERY["ltx-video"].build()
+    pixels = torch.rand(2, 3, 32, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mode = pipe.vae.encode(pixels[:, :, None]).latent_dist.mode()
+    own = pipe._normalize_latents(mode, pipe.vae.latents_mean, pipe.vae.latents_std, pipe.vae.config.scaling_factor)
+    torch.testing.assert_close(encode_pixels(pipe.vae, pixels), own.detach())
+
+
 def test_normalised_patches_are_not_encoded_by_halves() -> None:
     pipe = EVERY["flux-2"].build()
     with pytest.raises(UnsupportedPipelineError, match="normalised patches"):

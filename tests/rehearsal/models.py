@@ -320,6 +320,7 @@ NOT_REHEARSED = {
     "qwen-image-edit": "its processor of images needs torchvision, and it makes a megapixel of any image by itself, 4,096 tokens "
     "a call; the networks are Qwen-Image's",
     "kolors": "its UNet is Stable Diffusion XL's, which is walked; its ChatGLM has been met in tiny pipelines alone",
+    "ltx-video": "its row is new; it was met in tiny pipelines alone",
     "nucleus-image": "its processor of conversations needs torchvision",
     **dict.fromkeys(
         ("kandinsky-5", "kandinsky-5-edit"),

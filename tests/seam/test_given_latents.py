@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.newer_pipelines import EVERY
 from tests.tiny_pipelines import PIPELINES, PipelineCase, run
 
 import saferedir as sr
@@ -14,7 +15,7 @@ from saferedir.guards.base import Guard, GuardConfig
 
 #: pipelines of images, whose `latents` stand for something else
 REFUSED = {"sd3-img2img", "sdxl-img2img", "sdxl-refiner", "flux-img2img"}
-TESTED = sorted(set(PIPELINES) - REFUSED - {"sd-img2img"})
+TESTED = sorted({*PIPELINES, "kolors", "ltx-video"} - REFUSED - {"sd-img2img"})
 
 
 class Checker(Guard[GuardConfig]):
@@ -45,7 +46,7 @@ def shape_of(case: PipelineCase, pipe: Any) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("name", TESTED)
 def test_noise_goes_through_and_the_rest_is_replaced(name: str) -> None:
-    case = PIPELINES[name]
+    case = EVERY[name]
     pipe = case.build()
     shape = shape_of(case, pipe)
     good = torch.randn(shape, generator=torch.Generator().manual_seed(5))

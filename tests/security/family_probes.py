@@ -148,6 +148,7 @@ LENGTHS = {
     "cogview-3-plus": 0,
     "krea-2": 0,
     "hidream": 0,
+    "ltx-video": 0,
     "chroma": 0,
     "ovis-image": 0,
 }

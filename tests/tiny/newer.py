@@ -698,3 +698,42 @@ def make_nucleus_image() -> Any:
         text_encoder=make_llm(8),
         processor=Processor(),
     )
+
+
+def make_ltx(cls: Any = diffusers.LTXPipeline) -> Any:
+    """LTX-Video, whose VAE shrinks each side by 4 and time by 4; its means and deviations are buffers."""
+    channels = 8
+    vae = alive(
+        lambda: diffusers.AutoencoderKLLTXVideo(
+            latent_channels=channels,
+            block_out_channels=(8,) * 4,
+            decoder_block_out_channels=(8,) * 4,
+            layers_per_block=(1,) * 5,
+            decoder_layers_per_block=(1,) * 5,
+            spatio_temporal_scaling=(True, True, False, False),
+            decoder_spatio_temporal_scaling=(True, True, False, False),
+            patch_size=1,
+        )
+    )
+    vae.latents_mean.fill_(0.2)
+    vae.latents_std.fill_(1.5)
+    transformer = alive(
+        lambda: diffusers.LTXVideoTransformer3DModel(
+            in_channels=channels,
+            out_channels=channels,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            cross_attention_dim=24,
+            num_layers=2,
+            caption_channels=T5_WIDTH,
+        ),
+        attn2=4.0,
+        caption_projection=3.0,
+    )
+    return cls(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=make_t5(),
+        tokenizer=make_t5_tokenizer(),
+        transformer=transformer,
+    )

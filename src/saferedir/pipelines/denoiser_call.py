@@ -5,7 +5,7 @@ Nothing else knows where a family keeps them, nor how the rows of classifier-fre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -164,9 +164,7 @@ class Call(NamedTuple):
                 kwargs[argument] = variables[variable]
         return self._replace(kwargs=kwargs)
 
-    def write(
-        self, edit: Edit, packed: Callable[[Tensor], Tensor] = lambda latents: latents
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def write(self, edit: Edit) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) with the conditioning of `edit`; each part that it changes is put together once.
 
         An extra row has latents, unless it brings some, and everything else of its image.
@@ -174,7 +172,7 @@ class Call(NamedTuple):
         family, extra = self.family, edit.extra
         args, kwargs = list(self.args), dict(self.kwargs)
         if extra is not None:
-            self._write_rows(args, kwargs, extra, edit.layout, packed)
+            self._write_rows(args, kwargs, extra, edit.layout)
         prompt, pooled, mask = (_joined(edit, name) for name in PromptEmbeds._fields)
         if prompt is not None and family.has_text:
             if family.is_prompt_per_frame:
@@ -189,16 +187,10 @@ class Call(NamedTuple):
             kwargs[family.mask_kwarg] = mask
         return tuple(args), kwargs
 
-    def _write_rows(
-        self,
-        args: list[Any],
-        kwargs: dict[str, Any],
-        extra: Extra,
-        layout: Layout,
-        packed: Callable[[Tensor], Tensor],
-    ) -> None:
+    def _write_rows(self, args: list[Any], kwargs: dict[str, Any], extra: Extra, layout: Layout) -> None:
         """Latents of extra rows, and every argument with an entry a row that is no conditioning."""
         latents, rows = self.latents, self.embeds.prompt.shape[0]
+        with_latents = _with_latents if self.family.packing is None else self.family.packing.into
 
         def copies(value: Tensor) -> list[Tensor]:
             halves = [layout.split(value)[half] for half in extra.halves]
@@ -214,7 +206,7 @@ class Call(NamedTuple):
             return {name: extend(part) for name, part in value.items()} if isinstance(value, dict) else value
 
         added = [
-            current if new is None else with_rest(packed(new), current)
+            current if new is None else with_latents(current, new)
             for current, new in zip(copies(latents), extra.latents, strict=True)
         ]
         _put(self.family.latents_arg, args, kwargs, torch.cat([latents, *added]))
@@ -242,11 +234,8 @@ def _mask_of(rows: PromptEmbeds) -> Tensor:
     return torch.ones_like(rows.prompt[..., 0], dtype=torch.bool) if rows.mask is None else rows.mask
 
 
-def with_rest(latents: Tensor, current: Tensor) -> Tensor:
-    """`current` with `latents` in the place of its own: what is no latent stays.
-
-    That is an inpainting model's mask and image in the channels behind them, and the tokens behind those of packed latents.
-    """
+def _with_latents(current: Tensor, latents: Tensor) -> Tensor:
+    """`current` with `latents` in the place of its own: an inpainting model's mask and image in the channels behind them stay."""
     if latents.shape == current.shape:
         return latents
     whole = current.clone()

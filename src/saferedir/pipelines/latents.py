@@ -22,6 +22,8 @@ from saferedir.utils.images import to_rgb
 
 #: of all images in one call of an encoder: 8 of 512 pixels, 2 of 1024; in float32 the latter take some 5 GB each
 PIXELS_AT_ONCE = 8 * 512 * 512
+#: where pipelines keep how many frames a frame of latents stands for
+_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 
 
 class LatentConstants(NamedTuple):
@@ -76,9 +78,13 @@ def vae_of(pipe: Any) -> Any:
 
 
 def latent_constants(vae: Any) -> LatentConstants:
-    """The constants in a VAE's config: scaling_factor, shift_factor, and per channel latents_mean and latents_std."""
+    """The constants in a VAE's config: scaling_factor, shift_factor, and per channel latents_mean and latents_std.
+
+    The last two may be buffers instead (LTX-Video).
+    """
     config = vae.config
-    mean, std = config.get("latents_mean"), config.get("latents_std")
+    kept = dict(vae.named_buffers(recurse=False)) if isinstance(vae, nn.Module) else {}
+    mean, std = (config.get(name, kept.get(name)) for name in ("latents_mean", "latents_std"))
     scale = float(config.get("scaling_factor") or 1.0)
     if mean is not None and std is not None:
         return LatentConstants(tuple(float(v) for v in mean), tuple(scale / float(v) for v in std))
@@ -215,14 +221,14 @@ def latent_shape(pipe: Any, call: Mapping[str, Any] | None = None) -> tuple[int,
     height, width = call_size(pipe, asked)
     factor = int(_pixels_per_latent(pipe) or getattr(pipe, "vae_scale_factor_spatial", None) or 8)
     frames = asked.get("num_frames") or _call_default(pipe, "num_frames") or 1
-    temporal = int(getattr(pipe, "vae_scale_factor_temporal", None) or 1)
+    temporal = next((n for name in _TEMPORAL if (n := getattr(pipe, name, None))), 1)
     vae = vae_of(pipe)
     if isinstance(vae, PixelSpace):
         return int(pipe.unet.config.in_channels), 1, int(height), int(width)
     config = vae.config
     channels, patch = int(config.get("latent_channels") or config.get("z_dim") or 16), 2 if is_patched(vae) else 1
     factor *= patch
-    return channels * patch**2, (int(frames) - 1) // temporal + 1, int(height) // factor, int(width) // factor
+    return channels * patch**2, (int(frames) - 1) // int(temporal) + 1, int(height) // factor, int(width) // factor
 
 
 def _pixels_per_latent(pipe: Any) -> int | None:
@@ -230,6 +236,8 @@ def _pixels_per_latent(pipe: Any) -> int | None:
     vae = vae_of(pipe)
     if isinstance(vae, PixelSpace):
         return 1
+    if ratio := getattr(pipe, "vae_spatial_compression_ratio", None):  # LTX-Video
+        return int(ratio)
     levels = getattr(getattr(vae, "config", None), "block_out_channels", None)
     if not hasattr(pipe, "vae_scale_factor") and levels:
         return int(2 ** (len(levels) - 1))

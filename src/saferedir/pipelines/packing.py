@@ -1,4 +1,6 @@
-"""Latent packing: transformers that see latents as a sequence of patches or channels last, and the way back to (R, C, h, w).
+"""Latent packing: transformers that see latents as a sequence of patches or channels last, and the way back.
+
+Unpacked latents are (R, C, h, w), of videos (R, C, F, h, w).
 
 Pure functions. Used by `families` (which family packs, and where its grid is written) and by `seam`.
 """
@@ -14,16 +16,16 @@ from torch import Tensor
 from saferedir.errors import GuardError
 from saferedir.utils.device import read_together
 
-#: (rows, columns) of the token grid
-Grid = tuple[int, int]
+#: (rows, columns) of the token grid, of videos (frames, rows, columns)
+Grid = tuple[int, ...]
 
 
 class Packing(NamedTuple):
     """How a family packs latents into a sequence of tokens (R, N, C'), or into frames with channels last (R, F, h, w, C').
 
-    The first rows * columns tokens of the sequence are the latents', and their first channels. What else a pipeline puts there
-    stays as it is: tokens of reference images behind them (FLUX Kontext), channels of a control image, a mask or a masked image
-    (FLUX Control, FLUX Fill, Kandinsky 5).
+    The first tokens of the sequence, as many as the grid has, are the latents', and their first channels. What else a pipeline
+    puts there stays as it is: tokens of reference images behind them (FLUX Kontext), channels of a control image, a mask or a
+    masked image (FLUX Control, FLUX Fill, Kandinsky 5).
 
     Attributes:
         grid: reads the grid of the latents' tokens from the denoiser's keyword arguments.
@@ -31,6 +33,8 @@ class Packing(NamedTuple):
         pack: inverse of `unpack` for a sequence of latents alone.
         channels: how many token channels make one latent channel.
         ndim: axes of packed latents, which are the last of them the channels.
+        is_behind_given: whether the latents' tokens are the last ones instead, behind those of a first frame that is given, and
+            the scheduler gets them unpacked, without that frame (LTX-Video from an image).
     """
 
     grid: Callable[[Mapping[str, Any]], Grid]
@@ -38,6 +42,19 @@ class Packing(NamedTuple):
     pack: Callable[[Tensor], Tensor]
     channels: int
     ndim: int = 3
+    is_behind_given: bool = False
+
+    def into(self, packed: Tensor, latents: Tensor) -> Tensor:
+        """`packed` as the denoiser is given it, with `latents` in the place of its own; what is no latent stays."""
+        new = self.pack(latents)
+        if new.shape == packed.shape:
+            return new
+        where = [slice(size) for size in new.shape]
+        if self.is_behind_given:
+            where[1] = slice(packed.shape[1] - new.shape[1], None)
+        whole = packed.clone()
+        whole[tuple(where)] = new.to(whole)
+        return whole
 
 
 def unpack_2x2(tokens: Tensor, grid: Grid) -> Tensor:
@@ -148,6 +165,29 @@ def pack_image_channels_last(latents: Tensor) -> Tensor:
     return pack_channels_last(latents[:, :, None])
 
 
+def grid_of_video(kwargs: Mapping[str, Any]) -> Grid:
+    """The grid from LTX-Video's `num_frames`, `height` and `width`, which count latents."""
+    return int(kwargs["num_frames"]), int(kwargs["height"]), int(kwargs["width"])
+
+
+def unpack_video(tokens: Tensor, grid: Grid) -> Tensor:
+    """(R, F*h*w, C) -> (R, C, F, h, w)."""
+    frames, rows, columns = grid
+    if tokens.shape[1] != frames * rows * columns:
+        raise GuardError(
+            f"{tokens.shape[1]} tokens do not fill a grid of {frames} x {rows} x {columns}, so guards cannot see the latents in "
+            "them; this way of calling the transformer is not supported."
+        )
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, frames, rows, columns)
+
+
+def unpack_after_first_frame(tokens: Tensor, grid: Grid) -> Tensor:
+    """(R, F*h*w, C) -> (R, C, F - 1, h, w): the first frame is given, and the scheduler never gets it."""
+    if grid[0] < 2:
+        raise GuardError("a video of one frame that is given has no latents to guard; ask for more frames.")
+    return unpack_video(tokens, grid)[:, :, 1:]
+
+
 #: FLUX and its relatives
 FLUX_PACKING = Packing(grid_of_img_ids, unpack_2x2, pack_2x2, 4)
 
@@ -165,3 +205,9 @@ KANDINSKY_IMAGE_PACKING = Packing(grid_of_frames, unpack_image_channels_last, pa
 
 #: Kandinsky 5's videos
 KANDINSKY_VIDEO_PACKING = Packing(grid_of_frames, unpack_channels_last, pack_channels_last, 1, ndim=5)
+
+#: LTX-Video, whose tokens are single latents
+LTX_PACKING = Packing(grid_of_video, unpack_video, pack_1x1, 1)
+
+#: ... from an image
+LTX_IMAGE_PACKING = LTX_PACKING._replace(unpack=unpack_after_first_frame, is_behind_given=True)

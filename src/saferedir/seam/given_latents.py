@@ -17,6 +17,7 @@ from saferedir.errors import GuardError, UnsupportedPipelineError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.latent_prior import PriorTest, prior_test
+from saferedir.pipelines.latents import latent_shape
 
 LATENTS, PREPARE = "latents", "prepare_latents"
 
@@ -101,6 +102,9 @@ class GivenLatents:
         if packing.ndim > 3:
             grid = int(latents.shape[2]), int(latents.shape[3])
             return packing.unpack(latents, grid)[:, : arguments.get("num_channels_latents")]
+        if "num_frames" in arguments:
+            _, frames, height, width = latent_shape(pipe, arguments)
+            return packing.unpack(latents, (frames, height, width))
         side = int(pipe.vae_scale_factor) * 2
         return packing.unpack(latents, (int(arguments["height"]) // side, int(arguments["width"]) // side))
 

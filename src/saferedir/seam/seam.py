@@ -249,7 +249,7 @@ class Seam:
             if not session.is_idle:
                 position = "auxiliary" if call.is_auxiliary else session.position
                 self._caches.before(module, position, is_edited=edit is not None or session.has_edited)
-            return None if edit is None else call.write(edit, self._packed)
+            return None if edit is None else call.write(edit)
 
     def after_denoiser(self, call: Call, output: Any) -> Any:
         """The denoiser's output without extra rows, or None for the one it gave."""
@@ -324,11 +324,14 @@ class Seam:
 
     def _unpacked(self, values: Tensor) -> Tensor:
         packing = self.family.packing
-        return values if packing is None or self._grid is None else packing.unpack(values, self._grid)
+        if packing is None or self._grid is None or values.ndim != packing.ndim:
+            return values
+        return packing.unpack(values, self._grid)
 
     def _packed(self, values: Tensor) -> Tensor:
+        """As the scheduler gets latents."""
         packing = self.family.packing
-        return values if packing is None else packing.pack(values)
+        return values if packing is None or packing.is_behind_given else packing.pack(values)
 
     # --- runs
 

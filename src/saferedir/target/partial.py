@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saferedir.guards.base import Guard, GuardConfig, Step
 from saferedir.guards.gates import Gate
-from saferedir.pipelines.denoiser_call import Call, with_rest
+from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import Family
 from saferedir.seam.hooks import WrappedMethods
 from saferedir.seam.seam import Seam
@@ -91,10 +91,9 @@ def run_part(
         prepared = original(*args, **kwargs)
         if latents is None:
             return prepared
-        mine = latents if family.packing is None else family.packing.pack(latents)
-        if isinstance(prepared, tuple):
-            return (mine, *prepared[1:])
-        return with_rest(mine, prepared) if family.packing is not None else mine
+        sequence = prepared[0] if isinstance(prepared, tuple) else prepared
+        mine = latents if family.packing is None else family.packing.into(sequence, latents)
+        return (mine, *prepared[1:]) if isinstance(prepared, tuple) else mine
 
     replaced = WrappedMethods(pipe, {"prepare_latents": prepare}, seam)
     try:

@@ -15,6 +15,9 @@ _LEARNED = (
 _TWO_PROMPTS = (
     "its denoiser is given the prompt twice, by two text encoders in two arguments, and guards would edit one of them"
 )
+_WITH_SOUND = (
+    "its denoiser is given the prompt twice, once for video and once for sound, and guards would edit one of them"
+)
 _KEPT_KEYS = "its denoiser keeps keys and values of the first step for the later ones, which an edit would not reach"
 _FRAMES = "the prompt is repeated for every frame, in more rows than there are latents, which no layout of rows here describes"
 _LOOP = "it calls the denoiser several times a step, with schedulers of its own, so that its steps cannot be followed"
@@ -59,6 +62,20 @@ REFUSED: dict[str, str] = {
     "ZImageOmniPipeline": "its prompts hold the features of input images, which no guard reads",
     "QwenImageLayeredPipeline": "its latents are the layers of one image, an axis that guards do not know",
     "OmniGenPipeline": _NO_PROMPT_ARGUMENT,
+    "LTXConditionPipeline": "its scheduler steps every token by a time of its own, which no schedule here describes",
+    "LTXI2VLongMultiPromptPipeline": "its prompt changes from window to window of a video, within one call",
+    **dict.fromkeys(
+        (
+            "LTX2Pipeline",
+            "LTX2ImageToVideoPipeline",
+            "LTX2ConditionPipeline",
+            "LTX2InContextPipeline",
+            "LTX2HDRPipeline",
+            "LTX2DFRPipeline",
+            "LTX2DFRTemporalRefinePipeline",
+        ),
+        _WITH_SOUND,
+    ),
     # relatives
     **dict.fromkeys(
         (

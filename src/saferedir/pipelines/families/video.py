@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from saferedir.pipelines.families.facts import Family, TextEncoderFacts
+from saferedir.pipelines.packing import LTX_IMAGE_PACKING, LTX_PACKING
 
 ROWS = (
     Family(
@@ -19,5 +20,18 @@ ROWS = (
         differences={
             "WanVideoToVideoPipeline": {"time_arg": (2, "timestep")}
         },  # it begins late, and sets no begin_index
+    ),
+    Family(
+        name="ltx-video",
+        pipelines=("LTXPipeline", "LTXImageToVideoPipeline"),
+        prompt_in_attention=True,
+        text_encoders=("text_encoder",),
+        row_kwargs=("timestep", "attention_kwargs"),
+        mask_kwarg="encoder_attention_mask",
+        packing=LTX_PACKING,
+        prompt_width="caption_channels",
+        encoded=("prompt", "mask"),
+        text_encoder_facts=(TextEncoderFacts(kind="t5"),),
+        differences={"LTXImageToVideoPipeline": {"packing": LTX_IMAGE_PACKING}},
     ),
 )
