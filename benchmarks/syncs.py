@@ -4,13 +4,14 @@ The pretend device is PyTorch's third-party one with a tensor class behind it th
 device would be asked for: waits (a value read by the host, or a shape that depends on values), copies between host and device,
 and kernels launched. Operations that a real device refuses (a tensor of the host among its own) are refused here, too.
 
-    python benchmarks/syncs.py                          # every guard of the contract tests on a few families, every family once
-    python benchmarks/syncs.py --all                    # every guard on every family, some minutes
+    python benchmarks/syncs.py                          # every guard of the contract tests on a few pipelines
+    python benchmarks/syncs.py --families --methods     # every method on a pipeline of every family, some minutes
+    python benchmarks/syncs.py --all                    # every guard on every pipeline of the contract tests
     python benchmarks/syncs.py --pipelines sd flux --guards saferedir sld --where
-    python benchmarks/syncs.py --all --json runs/syncs.json --table   # goes on where it stopped, and prints the table at the end
+    python benchmarks/syncs.py --families --methods --json runs/syncs.json --waits   # goes on where it stopped, then the table
 
-Counts of one step are (run of 5 steps - run of 3 steps) / 2, those of a run what is left, both less those of the bare pipeline,
-which are counted alike. "--where" prints the lines of saferedir that wait.
+Counts of one step are (run of 4 steps - run of 3 steps), those of a run what is left, both less those of the bare pipeline, which
+are counted alike; image-to-image counts the steps that are left of more. "--where" prints the lines of saferedir that wait.
 """
 
 from __future__ import annotations
@@ -191,6 +192,10 @@ class _Creation(TorchFunctionMode):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             return func(args[0], tuple(torch.tensor(each) if isinstance(each, list) else each for each in index))
         device = (kwargs or {}).get("device")
+        if func is torch.tensor and isinstance(
+            args[0], list | tuple
+        ):  # of numbers on the device, each of which is read
+            args = (tree_map_only(PretendTensor, lambda each: each.item(), args[0]), *args[1:])
         is_from_host = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], PretendTensor)
         if is_from_host and device is not None and torch.device(device).type == NAME:
             return func(*args, **{**(kwargs or {}), "device": "cpu"}).to(DEVICE)
@@ -296,7 +301,12 @@ def split(short: Cost, long: Cost, steps: tuple[int, int]) -> tuple[Cost, Cost]:
 
 
 def run_cost(pipe: Any, case: Any, guard: Any, steps: int, prompts: list[str]) -> tuple[Cost, Cost, Counter[str]]:
-    """(of attaching, of the run, lines that wait) on the pretend device; `guard` None for the bare pipeline."""
+    """(of attaching, of the run, lines that wait) on the pretend device; `guard` None for the bare pipeline.
+
+    Image-to-image is asked for as many steps as leave `steps` of them.
+    """
+    strength = case.settings.get("strength", 1.0)
+    asked = next(count for count in range(steps, 20 * steps) if int(count * strength) == steps)
     from tests.tiny_pipelines import run
 
     import saferedir as sr
@@ -305,7 +315,7 @@ def run_cost(pipe: Any, case: Any, guard: Any, steps: int, prompts: list[str]) -
         attached = None if guard is None else sr.attach(pipe, guard)
         attaching = counter.cost
         try:
-            run(case, pipe, prompts, steps=steps)
+            run(case, pipe, prompts, steps=asked)
         finally:
             if attached is not None:
                 attached.detach()
@@ -317,23 +327,27 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """One row for each pipeline and guard: waits, copies and launches of a guarded step, run and attach beside the bare ones."""
     from tests.contract.guards import GUARDS
-    from tests.tiny_pipelines import PIPELINES
+    from tests.newer_pipelines import EVERY
 
     prompts = ["a star", "the moon", "a cat", "red", "b", "c", "d", "e"][:batch]
     for name in pipelines:
-        case = PIPELINES[name]
+        case = EVERY[name]
         pipe = case.build()
         made = {each: GUARDS[each].make(pipe, case) for each in guards if not GUARDS[each].lacks(case)}
         with counted():
             pipe.to(DEVICE)
-        bare = split(*(run_cost(pipe, case, None, count, prompts)[1] for count in steps), steps)
+        try:
+            bare = split(*(run_cost(pipe, case, None, count, prompts)[1] for count in steps), steps)
+        except (NotImplementedError, RuntimeError) as refusal:  # what the pretend device cannot do, and a real one can
+            yield {"pipeline": name, "guard": "bare", "refused": str(refusal).splitlines()[0][:100]}
+            continue
         yield row_of(name, "bare", batch, bare, Cost(), {})
         for label, guard in made.items():
             try:
                 run_cost(pipe, case, guard, 2, prompts)  # networks go to the device once
                 measured = [run_cost(pipe, case, guard, count, prompts) for count in steps]
             except (SaferedirError, NotImplementedError) as refusal:
-                yield {"pipeline": name, "guard": label, "refused": str(refusal)[:100]}
+                yield {"pipeline": name, "guard": label, "refused": str(refusal).splitlines()[0][:200]}
                 continue
             step, rest = split(measured[0][1], measured[1][1], steps)
             guarded = step.minus(bare[0]), rest.minus(bare[1])
@@ -370,6 +384,31 @@ def text_of(row: dict[str, Any], *, with_where: bool) -> str:
     return "\n".join(lines)
 
 
+def waits_table(measured: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a line a pipeline; the most that any guard adds to its waits, and which guards do."""
+    lines = ["| pipeline | guards | waits a step | a run | by | an attach | saferedir's kernels a step |"]
+    lines.append("|---" * 7 + "|")
+    by_pipeline: dict[str, list[dict[str, Any]]] = {}
+    for row in measured:
+        if row["guard"] != "bare" and "refused" not in row:
+            by_pipeline.setdefault(row["pipeline"], []).append(row)
+    for name, of in by_pipeline.items():
+        run = max(row["run"]["waits"] for row in of)
+        by = [row["guard"] for row in of if row["run"]["waits"] == run]
+        others = "all" if len(by) == len(of) else ", ".join(by) if len(by) < 4 else f"{len(by)} of them"
+        step, attaching = (max(row[part]["waits"] for row in of) for part in ("step", "attach"))
+        kernels = next((f"{row['step']['launches']:.0f}" for row in of if row["guard"] == "saferedir"), "–")
+        lines.append(
+            f"| {name} | {len(of)} | {max(step, 0):.0f} | {run:.0f} | {others} | {attaching:.0f} | {kernels} |"
+        )
+    refused = [row for row in measured if "refused" in row]
+    lines += [
+        "",
+        f"{sum(map(len, by_pipeline.values()))} pairs of pipeline and guard; {len(refused)} do not go together, or not here.",
+    ]
+    return "\n".join(lines)
+
+
 def table(measured: Sequence[dict[str, Any]]) -> str:
     """Markdown: a line a guard, a column a pipeline; kernels a step, and waits where there are some."""
     bare = {row["pipeline"]: row for row in measured if row["guard"] == "bare"}
@@ -397,12 +436,15 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def main() -> None:
     from tests.contract.guards import GUARDS
+    from tests.newer_pipelines import EVERY
     from tests.tiny_pipelines import PIPELINES
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--pipelines", nargs="+", default=["sd", "flux"], choices=list(PIPELINES))
+    parser.add_argument("--pipelines", nargs="+", default=["sd", "flux"], choices=list(EVERY))
     parser.add_argument("--guards", nargs="+", default=list(GUARDS), choices=list(GUARDS))
-    parser.add_argument("--all", action="store_true", help="every pipeline")
+    parser.add_argument("--all", action="store_true", help="every pipeline of the contract tests")
+    parser.add_argument("--families", action="store_true", help="a pipeline of every family, and image-to-image")
+    parser.add_argument("--methods", action="store_true", help="the registered methods, and one that reads everything")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, nargs=2, default=(3, 4), help="of the two runs that are compared")
     parser.add_argument("--where", action="store_true", help="print the lines of saferedir that wait")
@@ -413,6 +455,7 @@ def main() -> None:
         "--json", type=Path, help="write the rows to this file; pipelines that it has already are not counted again"
     )
     parser.add_argument("--table", action="store_true", help="print all rows as a table of Markdown at the end")
+    parser.add_argument("--waits", action="store_true", help="print the waits of all pipelines as a table at the end")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -421,7 +464,11 @@ def main() -> None:
     path: Path | None = options.json
     measured = json.loads(path.read_text()) if path is not None and path.is_file() else []
     finished = {row["pipeline"] for row in measured}
-    for name in list(PIPELINES) if options.all else options.pipelines:
+    if options.methods:
+        options.guards = [name for name, case in GUARDS.items() if case.is_method or name == "watcher"]
+    of_families = {case.family: name for name, case in reversed(EVERY.items())}
+    chosen = [*of_families.values(), *(name for name in EVERY if name.endswith(("img2img", "-true-cfg")))][::-1]
+    for name in list(PIPELINES) if options.all else chosen if options.families else options.pipelines:
         if name in finished:
             continue
         for row in rows([name], options.guards, options.batch, tuple(options.steps)):
@@ -431,6 +478,8 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    if options.waits:
+        print(waits_table(measured))
     if options.table:
         print(table(measured))
 

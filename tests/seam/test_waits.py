@@ -89,11 +89,12 @@ def test_a_scheduler_that_is_written_to_is_read_again() -> None:
     assert not schedules._is_kept(values)
 
 
-@pytest.mark.parametrize("name", ["sd", "flux"])
+@pytest.mark.parametrize("name", ["sd", "flux", "pixart-sigma"])
 def test_a_guarded_step_does_not_wait(name: str, tmp_path: Path) -> None:
     """In a process of its own: PyTorch does not forget the pretend device. Packed latents have their grid read in one copy."""
     out = tmp_path / "syncs.json"
-    guards = ["watcher", *(label for label, case in GUARDS.items() if case.is_method and name == "sd")]
+    methods = [label for label, case in GUARDS.items() if case.is_method]
+    guards = ["watcher", *{"sd": methods, "pixart-sigma": ["dual_latent_r2"]}.get(name, [])]
     command = [sys.executable, str(ROOT / "benchmarks" / "syncs.py"), "--pipelines", name, "--json", str(out)]
     command += ["--steps", "2", "3", "--guards", *guards, "--selftest"]
     subprocess.run(command, check=True, capture_output=True, timeout=900)

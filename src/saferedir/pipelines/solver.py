@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import UnsupportedPipelineError
-from saferedir.pipelines.schedules import Coefficients, coefficients
+from saferedir.pipelines.schedules import Coefficients, coefficients, on_host
 from saferedir.utils.broadcast import per_sample
 
 #: scheduler class name -> attributes that hold what it remembers of earlier steps; subclasses count
@@ -94,6 +94,7 @@ class Solver:
         """The present step, made by a forked scheduler with the arguments of the live one, and with its noise."""
         args, kwargs = self._arguments
         timestep = self._timesteps[self._evaluation]
+        _know_first_step(scheduler, timestep)
         with same_noise((*args, *kwargs.values()), latents.device):
             output = scheduler.step(self.pack(pred.to(self._dtype)), timestep, self.pack(latents), *args, **kwargs)
         return self.unpack(output[0])
@@ -158,6 +159,13 @@ def _copy(scheduler: Any) -> Any:
             continue
         copied.__dict__[name] = type(value)(value) if type(value) in (list, dict) else value
     return copied
+
+
+def _know_first_step(scheduler: Any, timestep: Any) -> None:
+    """Have a scheduler look for its first step among timesteps on the host: among those on a device the host would wait."""
+    is_unknown = all(getattr(scheduler, name, 0) is None for name in ("_step_index", "_begin_index"))
+    if is_unknown and hasattr(scheduler, "index_for_timestep"):
+        scheduler._step_index = scheduler.index_for_timestep(timestep, on_host(scheduler.timesteps))
 
 
 @contextmanager
