@@ -15,6 +15,7 @@ import torch
 from diffusers.utils.pil_utils import pt_to_pil
 from tests.tiny import newer, unets
 from tests.tiny_pipelines import (
+    EXACT_SIZE,
     FLOW_IMAGE_TO_IMAGE,
     IMAGE,
     INPAINT,
@@ -199,6 +200,10 @@ CASES = (
         bind(newer.make_ltx, diffusers.LTXImageToVideoPipeline),
         {**SHORT_VIDEO, "image": make_picture()},
     ),
+    PipelineCase(
+        "prx-unguided", "prx", newer.make_prx, {**EXACT_SIZE, "guidance_scale": 1.0}, guidance={}, unguided={}
+    ),
+    PipelineCase("prx", "prx", newer.make_prx, EXACT_SIZE),
     sequential("nucleus-image", "nucleus-image", newer.make_nucleus_image, SIZE),
     sequential("ovis-image", "ovis-image", newer.make_ovis, SHORT),
 )

@@ -63,9 +63,9 @@ def test_guidance_switches(case: PipelineCase) -> None:
     assert distance(run(case, pipe), run(case, pipe, **case.unguided)) > 0.02
 
 
-#: the first takes one prompt a call, the second one image, which it spreads over a batch in another way than alone; Kandinsky 3
-#: takes the mean of a prompt's tokens and of the padding up to the longest prompt of its batch
-OF_ONE = {"qwen-image-edit-plus", "qwen-image-edit-inpaint", "kandinsky-3", "kandinsky-3-img2img"}
+#: the first takes one prompt a call, the second one image, which it spreads over a batch in another way than alone; PRX takes one
+#: prompt a call where it guides; Kandinsky 3 takes the mean of a prompt's tokens and of padding up to the longest of its batch
+OF_ONE = {"qwen-image-edit-plus", "qwen-image-edit-inpaint", "prx", "kandinsky-3", "kandinsky-3-img2img"}
 
 
 @pytest.mark.parametrize(

@@ -256,8 +256,11 @@ def by_references(method: str, **settings: Any) -> Callable[[Any, PipelineCase],
     return make
 
 
-#: names of projections in Kandinsky 5
-SPELLED_OUT = {"to_q": "to_query", "to_k": "to_key", "to_v": "to_value"}
+#: start of a family's name -> its names of projections
+PROJECTIONS = {
+    "kandinsky-5": {"to_q": "to_query", "to_k": "to_key", "to_v": "to_value"},
+    "prx": {"to_q": "img_qkv_proj", "to_k": "txt_kv_proj", "to_v": "txt_kv_proj"},
+}
 
 
 def by_lora(method: str, targets: tuple[str, ...]) -> Callable[[Any, PipelineCase], Guard[Any]]:
@@ -266,7 +269,8 @@ def by_lora(method: str, targets: tuple[str, ...]) -> Callable[[Any, PipelineCas
     def make(pipe: Any, case: PipelineCase) -> Guard[Any]:
         generator = torch.Generator().manual_seed(0)
         name = FAMILIES[case.family].denoiser
-        chosen = tuple(map(SPELLED_OUT.__getitem__, targets)) if case.family.startswith("kandinsky-5") else targets
+        names = next((names for start, names in PROJECTIONS.items() if case.family.startswith(start)), {})
+        chosen = tuple(dict.fromkeys(names.get(target, target) for target in targets))
         lora: dict[str, Tensor] = {}
         for module, layer in getattr(shared_pipeline(case.name), name).named_modules():
             if module.endswith(chosen):

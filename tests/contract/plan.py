@@ -100,6 +100,9 @@ REFUSED_OF_NEWER = {
 }
 #: not where an image depends on the padding of its batch, and negative embeddings must be as long as the prompt's (Kandinsky 3)
 NOT_WHERE_PADDING_IS_READ = ("batch", "prompt embeddings", "gradients", "images per prompt")
+#: shown without guidance where a pipeline that guides generates one image a call (PRX)
+OF_BATCHES = ("batch", "images per prompt", "extra rows", "own rows only")
+ONE_IMAGE = {"prx": "prx-unguided"}
 #: ... and on the others of its pipelines
 OF_NEWER_RELATIVES = {"read-only": ("watcher",), "acts": ("saferedir", "sld"), "batch": ("saferedir",)}
 
@@ -109,13 +112,17 @@ def newer_checks() -> Iterator[Check]:
     for case in NEWER.values():
         is_reader = FAMILIES[case.family].encoder_reads_image
         plan = OF_READERS if is_reader else OF_NEWER
+        if case.name in ONE_IMAGE.values():
+            continue
         if case is not representative(case.family):
             plan = {} if is_reader else OF_NEWER_RELATIVES  # see tests/pipelines/test_coverage.py
         for feature, guards in plan.items():
             if FAMILIES[case.family].padding_is_read and feature in NOT_WHERE_PADDING_IS_READ:
                 continue
+            shown = NEWER[ONE_IMAGE.get(case.name, case.name)] if feature in OF_BATCHES else case
             for guard in guards:
-                yield Check(FEATURES[feature], case, GUARDS[guard])
+                if shown is case or not GUARDS[guard].needs:
+                    yield Check(FEATURES[feature], shown, GUARDS[guard])
 
 
 def checks(with_scripts: bool = True, families: Sequence[str] = ()) -> Iterator[Check]:

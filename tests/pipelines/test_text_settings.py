@@ -46,6 +46,7 @@ NAMES = {
     "kandinsky-5-video": set(),
     "ltx-video": {"max_sequence_length"},
     "krea-2": set(),
+    "prx": {"tokenizer_max_length", "skip_text_cleaning"},
     "hunyuan-image": set(),
     "hidream": {"max_sequence_length"},
     "flux-2": {"max_sequence_length", "text_encoder_out_layers"},

@@ -125,7 +125,8 @@ class Target:
     def draw_embeds(self, given: PromptEmbeds, **changes: Any) -> Tensor:
         """A run from embeddings in place of a prompt."""
         mine = self.embeds_arguments(given, "")
-        if FAMILIES[self.case.family].listed and self.case.guidance:  # these want both, or none
+        wants_both = FAMILIES[self.case.family].listed or self.case.family == "prx"
+        if wants_both and self.case.guidance:
             empty = self.encode("")
             mine |= self.embeds_arguments(empty.cat(*[empty] * (len(given.prompt) - 1)), "negative_")
         return self.draw(None, **{**mine, **changes})
@@ -601,7 +602,7 @@ FAMILY_PROBES: dict[str, FamilyProbe] = {
 #: variants whose calls differ most from their family's, so that they go through as many probes as a family's first pipeline
 UNLIKE_THEIR_FAMILY = (
     *("flux-kontext", "flux-fill", "lcm", "sd-pix2pix", "sd-animatediff", "sana-sprint", "wan-image", "sdxl-union"),
-    *("sd3-controlnet", "qwen-image-edit"),
+    *("sd3-controlnet", "qwen-image-edit", "prx"),
 )
 
 

@@ -26,7 +26,10 @@ TRIALS_OF_LATER = [(name, case) for case in LATER for name in probes_by_facts(LA
 HEARD = [name for name in CASES if name not in VARIANTS or name in UNLIKE_THEIR_FAMILY]
 LIMIT_TRIALS = [(name, case) for name, probe in LIMITS.items() for case in probe.cases]
 #: pipelines of a probe which do not take such arguments, guarded or not
-NOT_POSSIBLE = {("faint mask", "lumina2"), ("tilted mask", "lumina2")}
+NOT_POSSIBLE = {
+    *(("faint mask", "lumina2"), ("tilted mask", "lumina2")),
+    *(("several images", "prx"), ("negative, guidance -5", "prx"), ("negative, guidance -5", "prx-unguided")),
+}
 
 
 @pytest.mark.parametrize(("name", "case"), TRIALS)
@@ -39,7 +42,8 @@ def test_nothing_of_the_attackers_prompt_is_left(name: str, case: str) -> None:
 @pytest.mark.parametrize(("name", "case"), TRIALS_OF_LATER)
 def test_nothing_of_it_is_left_on_newer_families_and_variants(name: str, case: str) -> None:
     found = outcome(FAMILY_PROBES[name], case, ask_bare=False)
-    assert found.kind in ("steered", "refused"), found
+    allowed = ("refused", "not possible") if (name, case) in NOT_POSSIBLE else ("steered", "refused")
+    assert found.kind in allowed, found
 
 
 @pytest.mark.parametrize("case", HEARD)

@@ -17,12 +17,14 @@ import torch
 from tests.conftest import make_tokenizer
 from tests.tiny.parts import (
     CLIP_WIDTH,
+    GEMMA_WIDTH,
     POOLED_WIDTH,
     T5_WIDTH,
     T5Tokenizer,
     alive,
     make_clip,
     make_flow_vae,
+    make_gemma,
     make_t5,
     make_t5_tokenizer,
     make_vae,
@@ -575,6 +577,33 @@ def make_hunyuan_vae() -> Any:
             temporal_compression_ratio=4,
             mid_block_add_attention=False,
         )
+    )
+
+
+def make_prx() -> Any:
+    """A Gemma stands in for T5Gemma's encoder; prompts are as long as its tokenizer says, and not cleaned, which needs ftfy."""
+    tokenizer = make_t5_tokenizer()
+    tokenizer.model_max_length = 24
+    transformer = alive(
+        lambda: diffusers.PRXTransformer2DModel(
+            context_in_dim=GEMMA_WIDTH, hidden_size=32, num_heads=2, depth=2, axes_dim=[8, 8]
+        ),
+        txt_in=6.0,
+        txt_kv_proj=4.0,
+    )
+    as_given = types.SimpleNamespace(clean_text=str, basic_clean=str)
+    cleaner = property(lambda self: as_given, lambda self, value: None)
+    cls = type(
+        "PRXPipeline",
+        (diffusers.PRXPipeline,),
+        {"text_preprocessor": cleaner, "__module__": diffusers.PRXPipeline.__module__},
+    )
+    return cls(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=make_gemma(),
+        tokenizer=tokenizer,
+        vae=make_flow_vae(),
     )
 
 

@@ -21,6 +21,7 @@ from saferedir.pipelines.families import (
     kandinsky3,
     kandinsky5,
     krea2,
+    prx,
     qwen_image,
     stable_diffusion,
     text_free,
@@ -46,7 +47,7 @@ __all__ = [
 
 _GROUPS = (
     *(stable_diffusion, flux, transformers, video),
-    *(qwen_image, flux2, z_image, cogview4, flux_like, kandinsky3, kandinsky5, krea2),
+    *(qwen_image, flux2, z_image, cogview4, flux_like, kandinsky3, kandinsky5, krea2, prx),
     *(hunyuan_image, hidream),
     text_free,
 )

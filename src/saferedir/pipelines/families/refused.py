@@ -24,9 +24,6 @@ _LOOP = "it calls the denoiser several times a step, with schedulers of its own,
 _NO_PROMPT_ARGUMENT = (
     "the prompt enters its denoiser as token ids, not as embeddings that a guard could read or replace"
 )
-_UNWRITTEN = (
-    "nobody has written down where its denoiser takes prompt and latents, and no test has shown that guards reach them"
-)
 
 #: class name -> why, as the end of a sentence
 REFUSED: dict[str, str] = {
@@ -48,7 +45,6 @@ REFUSED: dict[str, str] = {
         _TWO_STAGES,
     ),
     **dict.fromkeys(("Flux2KleinKVPipeline", "QwenImage21Pipeline"), _KEPT_KEYS),
-    "PRXPipeline": _UNWRITTEN,
     "Kandinsky5I2VPipeline": "its scheduler steps all frames but the first, which its denoiser is given and predicts, too",
     **dict.fromkeys(
         ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline"),
