@@ -19,7 +19,6 @@ from tests.tiny_pipelines import run
 import saferedir as sr
 from saferedir.guard import Guard, GuardConfig, Step
 from saferedir.pipelines import packing
-from saferedir.pipelines.denoiser_call import with_rest
 from saferedir.pipelines.families import refusal_of
 from saferedir.pipelines.fingerprint import vae_fingerprint
 from saferedir.pipelines.latents import decode_latents, encode_images, vae_of
@@ -58,7 +57,7 @@ def test_packing_has_an_inverse_and_leaves_further_channels(kind: packing.Packin
     unpacked = kind.unpack(given, grid)
     assert grid == (4, 6) and unpacked.shape == ((2, 9, 4, 6) if frames == 1 else (2, 9, 3, 4, 6))
     assert torch.equal(kind.pack(unpacked), given)
-    edited = with_rest(kind.pack(-unpacked[:, :4]), given)
+    edited = kind.into(given, -unpacked[:, :4])
     assert torch.equal(edited[..., :4], -given[..., :4]) and torch.equal(edited[..., 4:], given[..., 4:])
 
 
