@@ -11,7 +11,8 @@ from typing import Any
 
 import diffusers
 from benchmarks.flops import BACKBONES, QWEN_3_4B, QWEN_25_7B, Part
-from tests.rehearsal.parts import chat_tokenizer, clip_tokenizer, make, piece_tokenizer
+from tests.rehearsal.parts import chat_tokenizer, clip_tokenizer, make, piece_tokenizer, with_quick_weights
+from tests.tiny.parts import make_glm_tokenizer, with_norms
 from transformers import ByT5Tokenizer
 
 _PUBLISHED = {backbone.name: backbone for backbone in BACKBONES}
@@ -242,4 +243,45 @@ def hidream() -> Any:
             size=128000, special=("<|end_of_text|>", "<|begin_of_text|>"), begin=("<|begin_of_text|>",)
         ),
         transformer=make(Part("HiDreamImageTransformer2DModel", shape, 0, {}), cut),
+    )
+
+
+def ltx_video() -> Any:
+    """LTX-Video 2B."""
+    return diffusers.LTXPipeline(
+        transformer=make(Part("LTXVideoTransformer3DModel", {}, 0, {}), {"num_layers": 1}),
+        scheduler=_FLOW(
+            use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, shift_terminal=0.1
+        ),
+        vae=make(Part("AutoencoderKLLTXVideo", {}, 0, {})),
+        text_encoder=_t5_xxl(),
+        tokenizer=piece_tokenizer(),
+    )
+
+
+#: ChatGLM3 6B, as Kolors reads it
+CHATGLM_3 = {"multi_query_attention": True, "multi_query_group_num": 2, "add_qkv_bias": True, "original_rope": True}
+
+
+def _chatglm() -> Any:
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+
+    config = ChatGLMConfig(**CHATGLM_3, num_layers=2)
+    return with_quick_weights(lambda: with_norms(ChatGLMModel(config, empty_init=False)))
+
+
+def kolors() -> Any:
+    """Kolors: SDXL's UNet, cut as SDXL's is; the file of its tokenizer is one of letters."""
+    cut = {"layers_per_block": 1, "transformer_layers_per_block": (1, 1, 1)}
+    own = {
+        "encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj", "projection_class_embeddings_input_dim": 4096 + 6 * 256,
+    }  # fmt: skip
+    return diffusers.KolorsPipeline(
+        vae=make(_PUBLISHED["SDXL base 1.0"].vae, {"scaling_factor": 0.13025}),
+        text_encoder=_chatglm(),
+        tokenizer=make_glm_tokenizer(),
+        unet=make(_PUBLISHED["SDXL base 1.0"].denoiser, {**cut, **own}),
+        scheduler=diffusers.EulerDiscreteScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.014, num_train_timesteps=1100, steps_offset=1
+        ),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,12 +72,20 @@ def make(
 ) -> Any:
     """A network of a published configuration, `cut` in depth, with random weights in eval mode."""
     config = {**part.config, **(cut or {})}
-    with _quick_weights(seed):
+
+    def build() -> Any:
         if hasattr(diffusers, part.kind):
-            model = getattr(diffusers, part.kind)(**config)
-        else:
-            kind = getattr(transformers, part.kind)
-            model = kind(kind.config_class(**config))
+            return getattr(diffusers, part.kind)(**config)
+        kind = getattr(transformers, part.kind)
+        return kind(kind.config_class(**config))
+
+    return with_quick_weights(build, dtype=dtype, seed=seed)
+
+
+def with_quick_weights(build: Callable[[], Any], *, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Any:
+    """A network with random weights that are made in seconds, in eval mode."""
+    with _quick_weights(seed):
+        model = build()
     return model.to(dtype).eval()
 
 

@@ -170,14 +170,15 @@ def make_glm() -> Any:
         use_cache=False,
     )
 
-    def make() -> Any:
-        model = ChatGLMModel(config, empty_init=False)
-        for name, weight in model.named_parameters():  # norms come without values
-            if name.endswith("norm.weight"):
-                torch.nn.init.ones_(weight)
-        return model
+    return alive(lambda: with_norms(ChatGLMModel(config, empty_init=False)))
 
-    return alive(make)
+
+def with_norms(model: Any) -> Any:
+    """The ChatGLM, its norms ones: they come without values."""
+    for name, weight in model.named_parameters():
+        if name.endswith("norm.weight"):
+            torch.nn.init.ones_(weight)
+    return model
 
 
 def make_vae(channels: int = 4, *, levels: int = 3, **changes: Any) -> diffusers.AutoencoderKL:
