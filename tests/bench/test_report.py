@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import re
 from html.parser import HTMLParser
@@ -27,6 +28,8 @@ from tests.bench.report_world import (
 
 from saferedir.bench.report import ReportData, page, write_report
 from saferedir.bench.report import markdown as markdown_file
+from saferedir.bench.report.plots import svg
+from saferedir.bench.report.plots.kept import FIGURES
 from saferedir.bench.report.sections import cost_rows
 
 HOSTILE = '<script>alert("$x_{")</script>'
@@ -256,8 +259,33 @@ def test_a_report_replaces_an_older_one_and_leaves_nothing_else(tmp_path: Path) 
     out = tmp_path / "deep" / "folder"
     write_report(small(title="first"), out)
     write_report(small(title="second"), out)
-    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.md"]
+    assert sorted(path.name for path in out.iterdir()) == ["figures.json", "report.html", "report.md"]
     assert "second" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_figures_of_an_earlier_report_are_kept_and_only_new_ones_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = report_data()
+    page, _ = write_report(whole, tmp_path)
+    first = page.read_text(encoding="utf-8")
+    assert first.count("<svg") >= 4 and "0x" not in repr(whole)
+    made: list[str] = []
+    plain = svg.to_svg
+
+    def counted(figure: Any, name: str, *more: str) -> str:
+        made.append(name)
+        return plain(figure, name, *more)
+
+    monkeypatch.setattr(svg, "to_svg", counted)
+    write_report(whole, tmp_path)
+    assert page.read_text(encoding="utf-8") == first and not made
+    (tmp_path / FIGURES).write_text("{damaged", encoding="utf-8")
+    write_report(whole, tmp_path)
+    assert page.read_text(encoding="utf-8") == first and len(made) == len(set(made)) >= 4
+    made.clear()
+    write_report(dataclasses.replace(whole, costs=()), tmp_path)  # the rankings have costs, the bars have none
+    assert 0 < len(made) and not any(name.startswith("rates") for name in made)
 
 
 def test_nothing_is_written_when_the_report_cannot_be_made(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from saferedir.bench.schema import SCHEMA, read_record
@@ -102,7 +103,7 @@ class Protocol:
 
     draws = OldAttribute("images_per_prompt")
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Ten hexadecimal digits over all of it."""
         facts = self.to_dict()

@@ -110,7 +110,7 @@ def run(
             for shard in spec.shards
             for scorer in store.lacks(spec.scorers, shard)
         }
-        _write_plan(plan, store)
+        write_json(store.root / "matrix.json", plan.matrix.model_dump(mode="json"))  # the plan itself: `write_cells`
         unscored = {image_set: why for image_set, why in unscored.items() if image_set in still}
         return write_cells(saved_plan(plan), store, broken=broken, unscored=unscored)
 

@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def list_packaged_models() -> list[str]:
     return [name for name in sorted(_MODELS) if packaged_model_path(name) is not None]
 
 
+@cache
 def library_version() -> str:
     """Version of the installed saferedir, "0+unknown" from a bare source tree."""
     try:

@@ -24,13 +24,15 @@ from saferedir.bench.report.content.numbers import (
 from saferedir.bench.report.content.sentences import TEMPLATES
 from saferedir.bench.report.plots import bars as figures
 from saferedir.bench.report.plots.bars import DESKTOP, MOBILE, FigureSize
+from saferedir.bench.report.plots.kept import KeptFigures
 from saferedir.bench.report.plots.scatter import absent, scatter
 from saferedir.bench.report.sections import Contents, Section
 from saferedir.utils.extras import require_extra
 
 
-def render(contents: Contents) -> str:
-    """The whole page as HTML text."""
+def render(contents: Contents, kept: KeptFigures | None = None) -> str:
+    """The whole page as HTML text, with figures of an earlier one where they would be the same."""
+    kept = kept or KeptFigures()
     jinja2 = require_extra("jinja2", "bench", "the report's page")
     markup = require_extra("markupsafe", "bench", "the report's page").Markup
     environment = jinja2.Environment(
@@ -55,9 +57,9 @@ def render(contents: Contents) -> str:
     script = (TEMPLATES / "sort.js.j2").read_text(encoding="utf-8")
     text: str = environment.get_template("page.html.j2").render(
         contents.values,
-        plots={section.group.anchor: _plots(section) for section in contents.sections},
+        plots={section.group.anchor: _plots(section, kept) for section in contents.sections},
         cost_plots=[
-            {size: figures.cost_bars(rows, f"cost-{number}", size) for size in (DESKTOP, MOBILE)}
+            {size: kept.get(figures.cost_bars, rows, f"cost-{number}", size) for size in (DESKTOP, MOBILE)}
             for number, rows in enumerate(contents.costs.values(), start=1)
         ],
         sizes=(("wide", DESKTOP), ("thin", MOBILE)),
@@ -70,13 +72,15 @@ def render(contents: Contents) -> str:
     return text
 
 
-def _plots(section: Section) -> Mapping[str, Mapping[FigureSize, Any]]:
+def _plots(section: Section, kept: KeptFigures) -> Mapping[str, Mapping[FigureSize, Any]]:
     """Figures of a section by name, for wide windows and narrow ones."""
     title, name = f"Concept rate by phrasing: {section.title}", f"rates-{section.group.anchor}"
     stressed = [row.guard for row in section.ranking.rows if is_marked(row)]
     return {
-        "scatter": {size: scatter(section.ranking, size) for size in (DESKTOP, MOBILE)},
-        "bars": {size: figures.bars(section.rates.table, stressed, name, title, size) for size in (DESKTOP, MOBILE)},
+        "scatter": {size: kept.get(scatter, section.ranking, size) for size in (DESKTOP, MOBILE)},
+        "bars": {
+            size: kept.get(figures.bars, section.rates.table, stressed, name, title, size) for size in (DESKTOP, MOBILE)
+        },
     }
 
 

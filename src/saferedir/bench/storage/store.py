@@ -5,7 +5,7 @@
     images/<key>/<shard>.<judge>.parquet    one row an image: raw scores and features of that judge or encoder
     texts/  references/                     embeddings of prompts and of reference images, see embeddings.py
     cells/<slug>.json                       one record a cell
-    costs.json  counted.json  report.html  report.md
+    costs.json  counted.json  report.html  report.md  figures.json
 
 `drawings/` in place of `images/`, and other names of columns and keys, are those of schema 1: ../schema.py reads them.
 """
@@ -39,9 +39,8 @@ from saferedir.utils.files import reason, replacing
 from saferedir.utils.locks import output_lock
 
 _FORMAT = 2
-_ROOT_FILES = (
-    r"(matrix|plan|costs|counted)\.json|report\.(html|md)"  # what the bench writes at the top, see the list above
-)
+#: what the bench writes at the top, see the list above
+_ROOT_FILES = r"(matrix|plan|costs|counted|figures)\.json|report\.(html|md)"
 _SCORE = "score/"  # prefix of score columns, for no label is to meet "features"
 
 
