@@ -40,11 +40,12 @@ ATTRIBUTES = ("shape", "colour", "style")
 Kept = Callable[[str, Callable[[], Any]], Any]
 HEAD = """# Conflicts among twenty concepts
 
-Made by `python benchmarks/conflicts.py --n {n} --steps {steps} --out docs`: {n} captions of random test scenes, {steps} DDIM
-steps, guidance {guidance}, the same noise with and without the guard (`pictoworld/values`), judged by the CNN;
-`saferedir.metrics.guard_conflicts`. A row of the first table is the guard of that concept alone. Rates are of the {n} images with
-their 95 % Wilson intervals; "raised" are the concepts of which more images show it than without the guard, by an exact
-one-sided McNemar test with Holm's correction over all {pairs} ordered pairs.
+Made by `python benchmarks/conflicts.py --n {n} --steps {steps} --together {together} --out docs`: {n} captions of
+random test scenes, {steps} DDIM steps, guidance {guidance}, the same noise with and without the guard
+(`pictoworld/values`), judged by the CNN; `saferedir.metrics.guard_conflicts`. A row of the first table is the guard
+of that concept alone. Rates are of the {n} images with their 95 % Wilson intervals; "raised" are the concepts of
+which more images show it than without the guard, by an exact one-sided McNemar test with Holm's correction over all
+{pairs} ordered pairs.
 
 - **acted**: images on which the concept's row acted.
 - **itself**: images that show the concept, bare → guarded.
@@ -111,7 +112,9 @@ def shown(judge: Any, images: Tensor) -> dict[str, list[bool]]:
     return {name: judged.shows(dict(task.forget)).tolist() for name, task in VALUE_TASKS.items()}
 
 
-def measure(guard: SafeRedirMany, texts: list[str], steps: int, work: Path, progress: Progress) -> dict[str, Any]:
+def measure(
+    guard: SafeRedirMany, texts: list[str], together_n: int, steps: int, work: Path, progress: Progress
+) -> dict[str, Any]:
     """The bare images' concepts, and for each concept the images that its row acts on, alone and with those it leads into."""
     pipe, judge = sr.load_pipeline("pictoworld"), load_judge()
     pipe.set_progress_bar_config(disable=True)
@@ -151,7 +154,7 @@ def measure(guard: SafeRedirMany, texts: list[str], steps: int, work: Path, prog
     of_concepts = {}
     for name in progress.track(names, description="concepts"):
         of_concepts[name] = kept(name, partial(concept, name, first["acted"][name]))
-    anchors = measure_anchors(guard, first, texts, steps, kept, progress)
+    anchors = measure_anchors(guard, first, texts, together_n, steps, kept, progress)
     return {**first, "concepts": of_concepts, "with_anchors": anchors}
 
 
@@ -173,7 +176,13 @@ def chosen_anchors(guarded: list[str]) -> dict[str, str]:
 
 
 def measure_anchors(
-    guard: SafeRedirMany, first: dict[str, Any], texts: list[str], steps: int, kept: Kept, progress: Progress
+    guard: SafeRedirMany,
+    first: dict[str, Any],
+    texts: list[str],
+    together_n: int,
+    steps: int,
+    kept: Kept,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Each guarded concept's row alone under the anchor of its rule, and all rows at once under either kind of anchors."""
     pipe, judge = sr.load_pipeline("pictoworld"), load_judge()
@@ -185,20 +194,31 @@ def measure_anchors(
         row = guard.deciding({name: name}).with_anchors({name: anchors[name]})
         return {"shown": shown(judge, generate(pipe, row, texts, first["acted"][name], steps)[0])}
 
-    def together(policy: SafeRedirMany) -> dict[str, Any]:
-        images, decisions = generate(pipe, policy, texts, list(range(len(texts))), steps)
+    def part(policy: SafeRedirMany, rows: list[int]) -> dict[str, Any]:
+        images, decisions = generate(pipe, policy, texts, rows, steps)
         unresolved = {decision.image for decision in decisions if decision.unresolved}
-        return {"shown": shown(judge, images), "unresolved": sorted(unresolved)}
+        return {"shown": shown(judge, images), "unresolved": [rows[place] for place in sorted(unresolved)]}
+
+    def together(kind: str, policy: SafeRedirMany) -> dict[str, Any]:
+        """Of all captions, batch by batch."""
+        whole: dict[str, Any] = {"shown": {name: [] for name in VALUE_TASKS}, "unresolved": []}
+        for start in range(0, together_n, BATCH):
+            rows = list(range(start, min(start + BATCH, together_n)))
+            result = kept(f"policy-{kind}-{start}", partial(part, policy, rows))
+            whole["unresolved"] += result["unresolved"]
+            for name, flags in result["shown"].items():
+                whole["shown"][name] += flags
+        return whole
 
     every = guard.deciding({name: name for name in guarded})
     of_concepts = {
         name: kept(f"anchor-{name}", partial(alone, name)) for name in progress.track(guarded, description="anchors")
     }
     policies = {
-        "default": kept("policy-default", partial(together, every)),
-        "chosen": kept("policy-chosen", partial(together, every.with_anchors(anchors))),
+        "default": together("default", every),
+        "chosen": together("chosen", every.with_anchors(anchors)),
     }
-    return {"anchors": anchors, "concepts": of_concepts, "policies": policies}
+    return {"anchors": anchors, "concepts": of_concepts, "policies": policies, "together_n": together_n}
 
 
 def anchors_table(record: dict[str, Any], n: int) -> tuple[list[str], dict[str, list[GuardConflict]]]:
@@ -231,16 +251,17 @@ def anchors_table(record: dict[str, Any], n: int) -> tuple[list[str], dict[str, 
             "images on which a row acted, alone, that newly show another guarded concept": ratio(newly, acted),
             "rest kept": ratio(rest, acted),
         }
-    for kind, of in of_policy.items():
-        shows = [any(of["shown"][name][i] for name in guarded) for i in range(n)]
+    for kind, of in of_policy.items() if chosen["together_n"] else ():
+        shows = [any(of["shown"][name][i] for name in guarded) for i in range(chosen["together_n"])]
         left = [i for i, flag in enumerate(shows) if flag]
         caught = len(set(left) & set(of["unresolved"]))
         columns.setdefault(kind, {}).update({
-            "all rows at once: images that show a guarded concept": ratio(sum(shows), n),
+            "all rows at once: images that show a guarded concept": ratio(sum(shows), len(shows)),
             "of those: unresolved": "–" if kind == "bare" else ratio(caught, len(left)) if left else "none is left",
         })  # fmt: skip
-    order = ("bare", "default", "chosen")
-    lines = ["| | no guard | default anchors | chosen anchors |", "|---" * 4 + "|"]
+    order = ("bare", "default", "chosen") if chosen["together_n"] else ("default", "chosen")
+    titles = {"bare": "no guard", "default": "default anchors", "chosen": "chosen anchors"}
+    lines = [f"| | {' | '.join(titles[kind] for kind in order)} |", "|---" * (len(order) + 1) + "|"]
     for question in columns["default"]:
         lines.append(f"| {question} | {' | '.join(columns[kind].get(question, '–') for kind in order)} |")
     return lines, results
@@ -314,18 +335,22 @@ def main() -> None:
     parser.add_argument("--guard", default="pictoworld/values")
     parser.add_argument("--n", type=int, default=320, help="captions")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--together", type=int, default=160, help="captions for all rows at once; 0: none")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/conflicts"))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     guard = SafeRedirMany.from_pretrained(arguments.guard)
     with Progress() as progress:
-        record = measure(guard, captions(arguments.n), arguments.steps, arguments.work, progress)
+        together_n = min(arguments.n, arguments.together)
+        record = measure(guard, captions(arguments.n), together_n, arguments.steps, arguments.work, progress)
     results = conflicts(record, arguments.n)
     anchors = {(name, other) for name, result in record["concepts"].items() for other in result["leads_into"]}
     raised = [each for each in results if each.is_raised()]
     outside = [each for each in raised if (each.guarded, each.concept) not in anchors]
-    text = HEAD.format(n=arguments.n, steps=arguments.steps, guidance=f"{GUIDANCE_SCALE:g}", pairs=len(results))
+    text = HEAD.format(
+        n=arguments.n, steps=arguments.steps, together=together_n, guidance=f"{GUIDANCE_SCALE:g}", pairs=len(results)
+    )
     lines = [
         *table(record, results, arguments.n), "",
         f"Of {len(results)} ordered pairs {len(raised)} are raised, {len(outside)} of them not what the record names.", "",
