@@ -25,7 +25,7 @@ from saferedir.pipelines.denoiser_call import Call, Edit
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.own_adapters import fused_adapters, own_adapters, unknown_adapters
 from saferedir.pipelines.packing import Grid
-from saferedir.pipelines.schedules import on_host
+from saferedir.pipelines.schedules import on_host, read_schedule
 from saferedir.pipelines.solver import Solver, history_of
 from saferedir.pipelines.text_settings import text_settings
 from saferedir.seam.begin import is_unguided_now, latent_channels, run_of
@@ -234,7 +234,10 @@ class Seam:
             self._expect_run()
         packing, latents = self.family.packing, call.latents
         if packing is not None and (self._state.is_expected or self._grid is None):
-            self._grid = packing.grid(call.kwargs)
+            given = dict(call.kwargs)
+            if isinstance(ids := given.get("img_ids"), Tensor):  # in one copy with what the run reads of the schedule
+                (given["img_ids"],) = read_schedule(self.hooks.scheduler, ids)
+            self._grid = packing.grid(given)
         if self._state.is_expected:
             with self._state.failing_closed():
                 self._state.begin(self._new_session(call))
