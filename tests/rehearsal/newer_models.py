@@ -229,6 +229,9 @@ def hidream() -> Any:
     shape = {
         "patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096], "axes_dims_rope": (64, 32, 32),
     }  # fmt: skip
+    begin = "<|begin_of_text|>"
+    llama_tokenizer = chat_tokenizer(size=128000, special=("<|end_of_text|>", begin), begin=(begin,))
+    llama_tokenizer.eos_token = "<|end_of_text|>"
     return diffusers.HiDreamImagePipeline(
         scheduler=_FLOW(shift=6.0),
         vae=_flux_vae(),
@@ -239,9 +242,7 @@ def hidream() -> Any:
         text_encoder_3=_t5_xxl(),
         tokenizer_3=piece_tokenizer(),
         text_encoder_4=make(Part("LlamaForCausalLM", LLAMA_31_8B, 0, {}), {"num_hidden_layers": 2}),
-        tokenizer_4=chat_tokenizer(
-            size=128000, special=("<|end_of_text|>", "<|begin_of_text|>"), begin=("<|begin_of_text|>",)
-        ),
+        tokenizer_4=llama_tokenizer,
         transformer=make(Part("HiDreamImageTransformer2DModel", shape, 0, {}), cut),
     )
 
