@@ -39,6 +39,8 @@ PICTURE = {**SIZE, "image": pt_to_pil(2 * make_picture() - 1)[0]}
 LARGE = {"height": 64, "width": 128}
 #: LTX-Video's sides are multiples of 32; three frames of latents
 SHORT_VIDEO = {"height": 32, "width": 64, "num_frames": 9, "max_sequence_length": 24}
+#: HunyuanDiT takes latents for an eighth of the image's sides
+BINNED = {"height": 64, "width": 96, "use_resolution_binning": False}
 SHORT = {**SIZE, "max_sequence_length": 24}
 
 
@@ -156,6 +158,7 @@ CASES = (
         {**SIZE, "num_frames": 5},
     ),
     PipelineCase("hidream", "hidream", newer.make_hidream, SHORT),
+    PipelineCase("hunyuan-dit", "hunyuan-dit", newer.make_hunyuan_dit, BINNED),
     PipelineCase(
         "hunyuan-image",
         "hunyuan-image",
@@ -248,6 +251,13 @@ def second_arguments(pipe: Any, embeds: PromptEmbeds, mask: torch.Tensor, prefix
         first, second = cut(fact, prompt, None, like)[:2]
         values = {"prompt_embeds_t5": first, "prompt_embeds_llama3": second, "pooled_prompt_embeds": embeds.pooled}
         return {f"{prefix}{name}": value.detach() for name, value in values.items()}
+    if fact.encoder_settings:  # HunyuanDiT, all of whose tokens guards are given
+        like = Parts(torch.zeros(1, 77, config.cross_attention_dim), torch.zeros(1, 256, config.cross_attention_dim_t5))
+        first, second = cut(fact, prompt, None, like)[:2]
+        values = {"prompt_embeds": first, "prompt_embeds_2": second}
+        masks = {"prompt_attention_mask": first, "prompt_attention_mask_2": second}
+        values |= {name: torch.ones(states.shape[:2], dtype=torch.int64) for name, states in masks.items()}
+        return {f"{prefix}{name}": value for name, value in values.items()}
     second = torch.zeros(1, pipe.tokenizer_2_max_length, config.text_embed_2_dim)
     like = Parts(torch.zeros(1, 1, config.text_embed_dim), second, mask, second[..., 0])
     names = ("prompt_embeds", "prompt_embeds_2", "prompt_embeds_mask", "prompt_embeds_mask_2")

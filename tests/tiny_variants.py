@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-from tests.newer_pipelines import EVERY, qwen
+from tests.newer_pipelines import BINNED, EVERY, qwen
 from tests.tiny import dits, newer, unets
 from tests.tiny_pipelines import (
     EXACT_SIZE,
@@ -266,6 +266,18 @@ _CASES += (
         bind(dits.make_sana_sprint, diffusers.SanaSprintImg2ImgPipeline),
         {**SPRINT, **STRENGTH},
         **UNGUIDED,
+    ),
+    PipelineCase(
+        "hunyuan-dit-pag",
+        "hunyuan-dit",
+        bind(newer.make_hunyuan_dit, diffusers.HunyuanDiTPAGPipeline),
+        {**BINNED, **PAG},
+    ),
+    PipelineCase(
+        "hunyuan-dit-controlnet",
+        "hunyuan-dit",
+        bind(newer.make_hunyuan_dit, diffusers.HunyuanDiTControlNetPipeline),
+        {**BINNED, **CONTROL},
     ),
 )
 VARIANTS: dict[str, PipelineCase] = {case.name: case for case in _CASES}

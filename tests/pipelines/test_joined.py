@@ -70,6 +70,7 @@ def calls_of(name: str, guard: Any, **changes: Any) -> list[dict[str, Tensor]]:
     ("name", "texts"),
     [
         ("hunyuan-image", ("encoder_hidden_states", "encoder_hidden_states_2")),
+        ("hunyuan-dit", ("encoder_hidden_states", "encoder_hidden_states_t5")),
         ("hidream", ("encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds")),
     ],
 )
@@ -167,3 +168,17 @@ def test_the_text_of_embeddings_handed_over_in_part_is_unknown() -> None:
     mixed = PromptTexts(family_of(pipe))
     mixed.encode_prompt(pipe, pipe.encode_prompt, prompt=[PROMPT], **second)
     assert mixed.known() == ()
+
+
+@torch.no_grad()
+def test_two_calls_of_encode_prompt_make_one_text_known_if_they_say_the_same() -> None:
+    pipe = NEWER["hunyuan-dit"].build()
+    family = family_of(pipe)
+    second = family.second_prompt
+    assert second is not None
+    own = encode_prompts(pipe, [PROMPT]).prompt
+    for first, expected in ((PROMPT, (PROMPT,)), ("b", (None,))):
+        texts = PromptTexts(family)
+        texts.encode_prompt(pipe, pipe.encode_prompt, prompt=[first], **family.encoder_settings)
+        texts.encode_prompt(pipe, pipe.encode_prompt, prompt=[PROMPT], **second.encoder_settings)
+        assert texts_of(own, texts.known()) == expected

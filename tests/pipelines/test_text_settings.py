@@ -47,6 +47,7 @@ NAMES = {
     "ltx-video": {"max_sequence_length"},
     "krea-2": set(),
     "prx": {"tokenizer_max_length", "skip_text_cleaning"},
+    "hunyuan-dit": set(),
     "hunyuan-image": set(),
     "hidream": {"max_sequence_length"},
     "flux-2": {"max_sequence_length", "text_encoder_out_layers"},

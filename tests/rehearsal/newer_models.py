@@ -286,3 +286,34 @@ def kolors() -> Any:
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.014, num_train_timesteps=1100, steps_offset=1
         ),
     )
+
+
+#: Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers
+HUNYUAN_DIT = {
+    "num_attention_heads": 16, "attention_head_dim": 88, "in_channels": 4, "patch_size": 2, "sample_size": 128,
+    "hidden_size": 1408, "mlp_ratio": 4.3637, "use_style_cond_and_image_meta_size": False,
+}  # fmt: skip
+BERT_LARGE = {
+    "vocab_size": 47020, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}  # fmt: skip
+MT5_XL = {
+    "vocab_size": 250112, "d_model": 2048, "d_ff": 5120, "d_kv": 64, "num_heads": 32, "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+
+
+def hunyuan_dit() -> Any:
+    return diffusers.HunyuanDiTPipeline(
+        vae=make(_PUBLISHED["SDXL base 1.0"].vae, {"scaling_factor": 0.13025}),
+        text_encoder=make(Part("BertModel", BERT_LARGE, 0, {}), {"num_hidden_layers": 2}),
+        tokenizer=piece_tokenizer(),
+        transformer=make(Part("HunyuanDiT2DModel", HUNYUAN_DIT, 0, {}), {"num_layers": 4}),
+        scheduler=diffusers.DDPMScheduler(
+            beta_end=0.018, beta_schedule="scaled_linear", prediction_type="v_prediction", steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        text_encoder_2=make(Part("MT5EncoderModel", MT5_XL, 0, {}), {"num_layers": 1}),
+        tokenizer_2=piece_tokenizer(),
+    )

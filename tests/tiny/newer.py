@@ -30,6 +30,8 @@ from tests.tiny.parts import (
     make_vae,
 )
 from transformers import (
+    BertConfig,
+    BertModel,
     ByT5Tokenizer,
     CLIPTextModelWithProjection,
     LlamaConfig,
@@ -42,6 +44,7 @@ from transformers import (
 
 LLM_WIDTH = 16
 GLYPH_WIDTH = 12
+BERT_WIDTH = 24
 #: what the user says, and nothing of the instructions around it
 TEMPLATE = (
     "{% for m in messages if m['role'] == 'user' %}{% if m['content'] is string %}{{ m['content'] }}"
@@ -350,6 +353,59 @@ def make_cogview3() -> Any:
         scheduler=diffusers.CogVideoXDDIMScheduler(
             prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
         ),
+    )
+
+
+HUNYUAN_DIT = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "in_channels": 4,
+    "patch_size": 2,
+    "sample_size": 8,
+    "hidden_size": 16,
+    "cross_attention_dim": BERT_WIDTH,
+    "cross_attention_dim_t5": T5_WIDTH,
+    "pooled_projection_dim": 8,
+}
+
+
+def make_hunyuan_dit(cls: Any = diffusers.HunyuanDiTPipeline) -> Any:
+    """BERT's 77 tokens, and 256 of T5."""
+    transformer = alive(
+        lambda: diffusers.HunyuanDiT2DModel(**HUNYUAN_DIT, num_layers=4),
+        text_embedder=2.0,
+        to_v=3.0,
+        to_out=3.0,
+        c_proj=6.0,
+    )
+    bert = BertConfig(
+        vocab_size=64,
+        hidden_size=BERT_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=80,
+        initializer_range=0.5,
+    )
+    more = {}
+    if cls is diffusers.HunyuanDiTControlNetPipeline:
+        more["controlnet"] = alive(
+            lambda: diffusers.HunyuanDiT2DControlNetModel(**HUNYUAN_DIT, transformer_num_layers=4)
+        )
+    return cls(
+        vae=encodes_the_mean(make_vae(levels=4)),
+        text_encoder=alive(lambda: BertModel(bert)),
+        tokenizer=make_t5_tokenizer(),
+        transformer=transformer,
+        scheduler=diffusers.DDPMScheduler(
+            beta_end=0.018, beta_schedule="scaled_linear", prediction_type="v_prediction"
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        text_encoder_2=make_t5(),
+        tokenizer_2=make_t5_tokenizer(),
+        **more,
     )
 
 

@@ -211,6 +211,8 @@ class Call(NamedTuple):
         ]
         _put(self.family.latents_arg, args, kwargs, torch.cat([latents, *added]))
         kwargs |= {name: extend(kwargs[name]) for name in self.family.row_kwargs if name in kwargs}
+        conditioning = (self.family.latents_arg[0], self.family.prompt_arg[0])
+        args[:] = [value if index in conditioning else extend(value) for index, value in enumerate(args)]
 
 
 def _joined(edit: Edit, name: str) -> Tensor | None:

@@ -14,7 +14,7 @@ import torch
 
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
-from saferedir.pipelines.joined import encoded_prompt
+from saferedir.pipelines.joined import Parts, encoded_prompt, join
 from saferedir.pipelines.listed import padded
 from saferedir.pipelines.text_settings import named_arguments
 from saferedir.utils.renamed import old_name
@@ -53,7 +53,11 @@ def encode_prompts(
         if family.listed:
             parts += [padded([prompt]) for prompt in values["prompt"]]
             continue
-        prompt, mask = encoded_prompt(family, answer)
+        if family.second_prompt and family.second_prompt.encoder_settings:
+            second = encode(prompt=some, **{**settings, **family.second_prompt.encoder_settings})[0]
+            prompt, mask = join(family.second_prompt, Parts(values["prompt"], second))
+        else:
+            prompt, mask = encoded_prompt(family, answer)
         part = PromptEmbeds(prompt, values.get("pooled"), mask)
         if family.prompt_lengths == "own" and part.mask is None:  # left out where it hides nothing in this batch
             part = part._replace(mask=torch.ones(part.prompt.shape[:2], dtype=torch.bool, device=part.prompt.device))

@@ -103,7 +103,7 @@ class Hooks:
             if family.listed:
                 answer = moments.before_auxiliary(module, Call(family, (), lists.tensors(args, kwargs)))
                 return None if answer is None else lists.lists(answer[1], args)
-            return moments.before_auxiliary(module, Call(family, args, kwargs))
+            return layers.apart(moments.before_auxiliary(module, Call(family, args, layers.flat(kwargs))))
 
         hooks = []
         for hook in (before, after, beside):

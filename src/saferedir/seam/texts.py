@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from saferedir.pipelines.families import Family
-from saferedir.pipelines.joined import encoded_prompt
+from saferedir.pipelines.joined import Parts, encoded_prompt, join
 from saferedir.pipelines.listed import padded
 from saferedir.pipelines.text_settings import named_arguments
 from saferedir.utils.device import to_host
@@ -34,6 +34,10 @@ class PromptTexts:
     def __init__(self, family: Family) -> None:
         self._family = family
         self._records: deque[Record] = deque(maxlen=KEPT)
+        self._first: tuple[list[str | None], Tensor] = (
+            [],
+            torch.empty(0),
+        )  # of the call before that for the second sequence
 
     def known(self) -> tuple[Record, ...]:
         """What was recorded up to now, the newest last."""
@@ -48,8 +52,17 @@ class PromptTexts:
         )  # before the call: Z-Image writes into the list of prompts
         answer = original(*args, **kwargs)
         parts = answer if isinstance(answer, tuple) else (answer,)
+        second = self._family.second_prompt
         if self._family.listed:
             embeds = padded(parts[self._family.encoded.index("prompt")]).prompt
+        elif second is not None and second.encoder_settings:
+            states = parts[self._family.encoded.index("prompt")]
+            if any(bound.arguments[name] != value for name, value in second.encoder_settings.items()):
+                self._first = texts, states
+                return answer
+            (known, first), self._first = self._first, ([], states)
+            texts = texts if known == texts else []
+            embeds = join(second, Parts(first, states))[0] if texts else states
         else:
             embeds = encoded_prompt(self._family, parts)[0]
         if texts and len(embeds) % len(texts) == 0:

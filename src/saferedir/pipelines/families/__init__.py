@@ -17,6 +17,7 @@ from saferedir.pipelines.families import (
     flux2,
     flux_like,
     hidream,
+    hunyuan_dit,
     hunyuan_image,
     kandinsky3,
     kandinsky5,
@@ -48,7 +49,7 @@ __all__ = [
 _GROUPS = (
     *(stable_diffusion, flux, transformers, video),
     *(qwen_image, flux2, z_image, cogview4, flux_like, kandinsky3, kandinsky5, krea2, prx),
-    *(hunyuan_image, hidream),
+    *(hunyuan_image, hidream, hunyuan_dit),
     text_free,
 )
 _ROWS = tuple(row for group in _GROUPS for row in group.ROWS)

@@ -58,6 +58,7 @@ class SecondPrompt:
         layers: denoiser config entry with the places among the K states of those that are read; None for one state a token.
         mask: keyword of its mask (R, M), where the prompt has one, too.
         length: attribute of the pipeline with M, where it is always the same; other ones are refused.
+        encoder_settings: of a call of `encode_prompt` of its own that makes it; {} where one call makes both.
     """
 
     argument: str
@@ -66,6 +67,7 @@ class SecondPrompt:
     layers: str | None = None
     mask: str | None = None
     length: str | None = None
+    encoder_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,6 @@ _TWO_STAGES = (
 _LEARNED = (
     "its denoiser works on pixels in stages and predicts the variance, which the known schedules have no place for"
 )
-_TWO_PROMPTS = (
-    "its denoiser is given the prompt twice, by two text encoders in two arguments, and guards would edit one of them"
-)
 _WITH_SOUND = (
     "its denoiser is given the prompt twice, once for video and once for sound, and guards would edit one of them"
 )
@@ -29,7 +26,6 @@ _NO_PROMPT_ARGUMENT = (
 REFUSED: dict[str, str] = {
     # text to image, image to image, inpainting
     **dict.fromkeys(("IFPipeline", "IFImg2ImgPipeline", "IFInpaintingPipeline"), _LEARNED),
-    **dict.fromkeys(("HunyuanDiTPipeline", "HunyuanDiTPAGPipeline", "HunyuanDiTControlNetPipeline"), _TWO_PROMPTS),
     **dict.fromkeys(
         (
             "KandinskyCombinedPipeline",
