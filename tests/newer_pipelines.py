@@ -157,6 +157,12 @@ CASES = (
         bind(newer.make_kandinsky5, diffusers.Kandinsky5T2VPipeline),
         {**SIZE, "num_frames": 5},
     ),
+    sequential(
+        "kandinsky-5-image-video",
+        "kandinsky-5-video",
+        bind(newer.make_kandinsky5, diffusers.Kandinsky5I2VPipeline),
+        {**SIZE, "num_frames": 9, "image": PICTURE["image"]},
+    ),
     PipelineCase("hidream", "hidream", newer.make_hidream, SHORT),
     PipelineCase("hunyuan-dit", "hunyuan-dit", newer.make_hunyuan_dit, BINNED),
     PipelineCase(

@@ -74,7 +74,8 @@ OF_ONE = {"qwen-image-edit-plus", "qwen-image-edit-inpaint", "prx", "kandinsky-3
 def test_a_batch_equals_single_runs(case: PipelineCase) -> None:
     pipe = case.build()
     singles = [run(case, pipe, prompt, seeds=[seed]) for seed, prompt in enumerate([PROMPT, OTHER_PROMPT])]
-    torch.testing.assert_close(run(case, pipe, [PROMPT, OTHER_PROMPT]), torch.cat(singles), rtol=1e-4, atol=1e-4)
+    near = 1e-3 if case.name.startswith("kandinsky-5") else 1e-4  # it rounds rotated queries and keys to bfloat16
+    torch.testing.assert_close(run(case, pipe, [PROMPT, OTHER_PROMPT]), torch.cat(singles), rtol=near, atol=near)
 
 
 @by_case

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -19,13 +18,13 @@ from tests.tiny_pipelines import run
 import saferedir as sr
 from saferedir.guard import Guard, GuardConfig, Step
 from saferedir.pipelines import packing
-from saferedir.pipelines.families import refusal_of
 from saferedir.pipelines.fingerprint import vae_fingerprint
 from saferedir.pipelines.latents import decode_latents, encode_images, vae_of
 from saferedir.pipelines.text_lengths import cut_prompts
 from saferedir.target import Target
 
 IMAGE, VIDEO, EDIT = (NEWER[name] for name in ("kandinsky-5", "kandinsky-5-video", "kandinsky-5-edit"))
+FROM_IMAGE = NEWER["kandinsky-5-image-video"]
 LONG = "a star over the sky and the moon"
 
 
@@ -165,6 +164,11 @@ def test_prompts_that_are_cut_are_counted_by_the_processors_tokenizer() -> None:
     assert not short and {cut.text_encoder.split()[0] for cut in long} == {"text_encoder", "text_encoder_2"}
 
 
-def test_image_to_video_is_refused_with_the_reason() -> None:
-    assert diffusers.Kandinsky5I2VPipeline
-    assert "steps all frames but the first" in refusal_of(["Kandinsky5I2VPipeline", "DiffusionPipeline"])
+def test_a_video_from_an_image_has_no_latents_in_its_first_frame() -> None:
+    case, pipe, watcher = FROM_IMAGE, shared_pipeline(FROM_IMAGE.name), Watcher()
+    with sr.attach(pipe, watcher):
+        guarded = run(case, pipe)
+    assert torch.equal(guarded, run(case, pipe)) and guarded.shape == (1, 3, 8, 12, 4)
+    assert all(step.x_t.shape == step.pred_cond.shape == (1, 4, 2, 8, 12) for step in watcher.steps)
+    with sr.attach(pipe, watcher), pytest.raises(sr.GuardError, match="has no latents to guard; ask for more frames"):
+        run(case, pipe, num_frames=1)

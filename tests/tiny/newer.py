@@ -285,12 +285,12 @@ def make_z_image_controlnet(cls: Any = diffusers.ZImageControlNetPipeline, chann
 
 
 def encodes_the_mean(vae: Any) -> Any:
-    """The VAE, its samples the mean: CogView4's control image is sampled without the call's generator."""
+    """The VAE, its samples the mean: images are sampled without the call's generator, or by one of many."""
     encode = vae.encode
 
     def encoded(image: Any) -> Any:
         mean = encode(image).latent_dist.mode()
-        return types.SimpleNamespace(latent_dist=types.SimpleNamespace(sample=lambda *_: mean))
+        return types.SimpleNamespace(latent_dist=types.SimpleNamespace(sample=lambda *_, **__: mean))
 
     vae.encode = encoded
     return vae
@@ -587,8 +587,13 @@ class QwenProcessor(Processor):
 
 
 def make_kandinsky5(cls: Any = diffusers.Kandinsky5T2IPipeline, multiple: int = 16) -> Any:
-    """It generates at resolutions of its own, here that of the tests alone."""
-    is_video, reads_image = cls is diffusers.Kandinsky5T2VPipeline, cls is diffusers.Kandinsky5I2IPipeline
+    """It generates at resolutions of its own, here that of the tests alone.
+
+    From an image it moves the first frames of a finished video to the mean of all later ones of the batch; not here, for a
+    video of the tests has none.
+    """
+    reads_image = cls is diffusers.Kandinsky5I2IPipeline
+    is_video = cls in (diffusers.Kandinsky5T2VPipeline, diffusers.Kandinsky5I2VPipeline)
     transformer = alive(
         lambda: diffusers.Kandinsky5Transformer3DModel(
             in_visual_dim=4,
@@ -608,9 +613,16 @@ def make_kandinsky5(cls: Any = diffusers.Kandinsky5T2IPipeline, multiple: int = 
     )
     short = without_instructions(cls, "prompt_template", "prompt_template_encode_start_idx")
     sizes = property(lambda self: [(48, 32)], lambda self, value: None)
-    return type(cls.__name__, (short,), {"resolutions": sizes, "__module__": cls.__module__})(
+    changes = {
+        "resolutions": sizes,
+        "normalize_first_frame": lambda self, latents: latents,
+        "__module__": cls.__module__,
+    }
+    return type(cls.__name__, (short,), changes)(
         transformer=transformer,
-        vae=make_hunyuan_vae() if is_video else make_vae(levels=4, shift_factor=0.5, scaling_factor=1.5),
+        vae=encodes_the_mean(make_hunyuan_vae())
+        if is_video
+        else make_vae(levels=4, shift_factor=0.5, scaling_factor=1.5),
         text_encoder=make_llm(cls=SeeingModel if reads_image else Qwen3Model),
         tokenizer=QwenProcessor(multiple),
         text_encoder_2=make_clip(),

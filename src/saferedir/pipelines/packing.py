@@ -33,8 +33,9 @@ class Packing(NamedTuple):
         pack: inverse of `unpack` for a sequence of latents alone.
         channels: how many token channels make one latent channel.
         ndim: axes of packed latents, which are the last of them the channels.
-        is_behind_given: whether the latents' tokens are the last ones instead, behind those of a first frame that is given, and
-            the scheduler gets them unpacked, without that frame (LTX-Video from an image).
+        is_behind_given: whether the latents' tokens, or frames, are the last ones instead, behind those of a first frame that is
+            given, which the scheduler never gets (videos from an image).
+        is_for_scheduler: whether the scheduler gets latents packed, too; LTX-Video's from an image are not.
     """
 
     grid: Callable[[Mapping[str, Any]], Grid]
@@ -43,6 +44,7 @@ class Packing(NamedTuple):
     channels: int
     ndim: int = 3
     is_behind_given: bool = False
+    is_for_scheduler: bool = True
 
     def into(self, packed: Tensor, latents: Tensor) -> Tensor:
         """`packed` as the denoiser is given it, with `latents` in the place of its own; what is no latent stays."""
@@ -165,6 +167,18 @@ def pack_image_channels_last(latents: Tensor) -> Tensor:
     return pack_channels_last(latents[:, :, None])
 
 
+def grid_of_video_frames(kwargs: Mapping[str, Any]) -> Grid:
+    """The grid of latents (R, F, h, w, C): their own frames, height and width."""
+    return int(kwargs["hidden_states"].shape[1]), *grid_of_frames(kwargs)
+
+
+def unpack_frames_after_first(frames: Tensor, grid: Grid) -> Tensor:
+    """(R, F, h, w, C) as the denoiser gets it, or (R, F - 1, h, w, C) as the scheduler does -> (R, C, F - 1, h, w), a copy."""
+    if grid[0] < 2:
+        raise GuardError("a video of one frame that is given has no latents to guard; ask for more frames.")
+    return unpack_channels_last(frames[:, 1:] if frames.shape[1] == grid[0] else frames, grid)
+
+
 def grid_of_video(kwargs: Mapping[str, Any]) -> Grid:
     """The grid from LTX-Video's `num_frames`, `height` and `width`, which count latents."""
     return int(kwargs["num_frames"]), int(kwargs["height"]), int(kwargs["width"])
@@ -206,8 +220,13 @@ KANDINSKY_IMAGE_PACKING = Packing(grid_of_frames, unpack_image_channels_last, pa
 #: Kandinsky 5's videos
 KANDINSKY_VIDEO_PACKING = Packing(grid_of_frames, unpack_channels_last, pack_channels_last, 1, ndim=5)
 
+#: ... from an image
+KANDINSKY_IMAGE_VIDEO_PACKING = KANDINSKY_VIDEO_PACKING._replace(
+    grid=grid_of_video_frames, unpack=unpack_frames_after_first, is_behind_given=True
+)
+
 #: LTX-Video, whose tokens are single latents
 LTX_PACKING = Packing(grid_of_video, unpack_video, pack_1x1, 1)
 
 #: ... from an image
-LTX_IMAGE_PACKING = LTX_PACKING._replace(unpack=unpack_after_first_frame, is_behind_given=True)
+LTX_IMAGE_PACKING = LTX_PACKING._replace(unpack=unpack_after_first_frame, is_behind_given=True, is_for_scheduler=False)

@@ -334,7 +334,7 @@ class Seam:
     def _packed(self, values: Tensor) -> Tensor:
         """As the scheduler gets latents."""
         packing = self.family.packing
-        return values if packing is None or packing.is_behind_given else packing.pack(values)
+        return values if packing is None or not packing.is_for_scheduler else packing.pack(values)
 
     # --- runs
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from saferedir.pipelines.families.facts import Family
-from saferedir.pipelines.packing import KANDINSKY_IMAGE_PACKING, KANDINSKY_VIDEO_PACKING
+from saferedir.pipelines.packing import (
+    KANDINSKY_IMAGE_PACKING,
+    KANDINSKY_IMAGE_VIDEO_PACKING,
+    KANDINSKY_VIDEO_PACKING,
+)
 
 _KANDINSKY_5 = Family(
     name="kandinsky-5",
@@ -34,7 +38,8 @@ ROWS = (
     replace(
         _KANDINSKY_5,
         name="kandinsky-5-video",
-        pipelines=("Kandinsky5T2VPipeline",),
+        pipelines=("Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline"),
         packing=KANDINSKY_VIDEO_PACKING,
+        differences={"Kandinsky5I2VPipeline": {"packing": KANDINSKY_IMAGE_VIDEO_PACKING}},
     ),
 )

@@ -41,7 +41,6 @@ REFUSED: dict[str, str] = {
         _TWO_STAGES,
     ),
     **dict.fromkeys(("Flux2KleinKVPipeline", "QwenImage21Pipeline"), _KEPT_KEYS),
-    "Kandinsky5I2VPipeline": "its scheduler steps all frames but the first, which its denoiser is given and predicts, too",
     **dict.fromkeys(
         ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline"),
         "its latents have frames before channels, and schedulers of their own",
