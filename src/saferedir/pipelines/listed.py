@@ -108,7 +108,10 @@ class Lists:
         kwargs = {name: value for name, value in given.items() if name != family.mask_kwarg}
         (_, latents), (_, prompt) = family.latents_arg, family.prompt_arg
         kwargs[latents] = list(given[latents].unsqueeze(2).unbind(0))
-        kwargs[prompt] = unpadded(given[prompt], given[family.mask_kwarg])
+        if given[family.mask_kwarg] is self._padded.mask:  # lengths are known, and nothing waits for a mask on a device
+            kwargs[prompt] = [row[: len(own)] for row, own in zip(given[prompt], self._given, strict=True)]
+        else:
+            kwargs[prompt] = unpadded(given[prompt], given[family.mask_kwarg])
         more = args[len(family.listed) :]
         first = tuple(kwargs.pop(name) for name in family.listed) if more else ()
         return (*first, *more), kwargs
