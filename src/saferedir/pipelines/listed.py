@@ -109,7 +109,7 @@ class Lists:
         (_, latents), (_, prompt) = family.latents_arg, family.prompt_arg
         kwargs[latents] = list(given[latents].unsqueeze(2).unbind(0))
         if given[family.mask_kwarg] is self._padded.mask:  # lengths are known, and nothing waits for a mask on a device
-            kwargs[prompt] = [row[: len(own)] for row, own in zip(given[prompt], self._given, strict=True)]
+            kwargs[prompt] = [row[: len(tokens)] for row, tokens in zip(given[prompt], self._given, strict=True)]
         else:
             kwargs[prompt] = unpadded(given[prompt], given[family.mask_kwarg])
         more = args[len(family.listed) :]
