@@ -21,6 +21,7 @@ from saferedir.decisions import Decision, score_text
 from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.metrics.rates import Rate
+from saferedir.pipelines.guiders import guided_call
 from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.utils.calls import for_each_prompt
 from saferedir.utils.extras import require_extra
@@ -197,7 +198,8 @@ class _Runner:
             seeds = [self.seed + start + i for i in range(len(texts))]
             generators = [torch.Generator().manual_seed(number) for number in seeds]
             arguments = {**for_each_prompt(self.call, len(texts)), "generator": generators, "output_type": "pil"}
-            output = self.pipe(prompt=texts, **arguments)
+            with guided_call(self.pipe, arguments) as given:
+                output = self.pipe(prompt=texts, **given)
             images = list(output_images(output))
             shown = self._shown(images)
             by_image = {decision.image: decision for decision in decisions()}

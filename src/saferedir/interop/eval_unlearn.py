@@ -25,6 +25,7 @@ from PIL import Image
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard
 from saferedir.guards.registry import guard_class
+from saferedir.pipelines.guiders import guided_call
 from saferedir.pipelines.loading import load_pipeline
 from saferedir.pipelines.safety_checker import remove_safety_checker
 from saferedir.protect import protect
@@ -178,9 +179,8 @@ class GuardTechnique:
             **self.config.call,
             **call,
         }
-        output = self.pipe(
-            prompt=prompts, generator=generators, output_type="pil", **for_each_prompt(settings, len(prompts))
-        )
+        with guided_call(self.pipe, for_each_prompt(settings, len(prompts))) as given:
+            output = self.pipe(prompt=prompts, generator=generators, output_type="pil", **given)
         images = list(output_images(output))
         if len(images) != len(prompts) or not all(isinstance(image, Image.Image) for image in images):
             raise GuardError(

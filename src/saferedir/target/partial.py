@@ -19,6 +19,7 @@ from saferedir.guards.base import Guard, GuardConfig, Step
 from saferedir.guards.gates import Gate
 from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.families import Family
+from saferedir.pipelines.guiders import guided_call
 from saferedir.seam.hooks import WrappedMethods
 from saferedir.seam.seam import Seam
 from saferedir.target.given_images import Inpainting
@@ -99,8 +100,8 @@ def run_part(
     try:
         with seam.part_from(start):  # at whose end every check of the run is read, however it was left
             try:
-                with _window(pipe, family, start, stop, on_pass, inpainting):
-                    return inspect.unwrap(type(pipe).__call__)(pipe, **call)  # without its `no_grad`
+                with _window(pipe, family, start, stop, on_pass, inpainting), guided_call(pipe, call) as given:
+                    return inspect.unwrap(type(pipe).__call__)(pipe, **given)  # without its `no_grad`
             except _Left:
                 return None
     finally:

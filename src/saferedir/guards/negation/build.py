@@ -25,6 +25,7 @@ from saferedir.errors import GuardConfigError, ImageFileError
 from saferedir.guards.negation.bank import NegationSet, header_facts
 from saferedir.guards.negation.calibration import GRID, KernelCalibration, calibrate
 from saferedir.pipelines.fingerprint import vae_fingerprint
+from saferedir.pipelines.guiders import guided_call
 from saferedir.pipelines.latents import encode_images, fit_image, latent_constants
 from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.utils.file_names import shown_name
@@ -84,8 +85,8 @@ def prompt_sources(
     def source(number: int, prompt: str) -> Source:
         def load() -> Pixels:
             generator = torch.Generator().manual_seed(seed + number)
-            with without_safety_checker(pipe):
-                output = pipe(prompt=prompt, height=height, width=width, generator=generator, **settings)
+            with without_safety_checker(pipe), guided_call(pipe, settings) as given:
+                output = pipe(prompt=prompt, height=height, width=width, generator=generator, **given)
             image = _first_frame(output_images(output)[0])
             return fit_image(image, height, width)
 

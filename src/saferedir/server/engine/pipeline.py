@@ -18,6 +18,7 @@ from saferedir.errors import BlockedError
 from saferedir.guard import Guard
 from saferedir.judges.presets import preset
 from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.pipelines.guiders import guided_call
 from saferedir.pipelines.loading import load_pipeline
 from saferedir.policy.loading import allow_listed, distinct, guards_of
 from saferedir.policy.rules import Policy
@@ -72,6 +73,10 @@ class PipelineModel:
             "guidance_scale": self._settings.guidance,
             "generator": [torch.Generator().manual_seed(row.seed) for row in rows],
         }
+        with guided_call(self._pipe, call) as given:
+            return self._run(key, rows, given)
+
+    def _run(self, key: CallKey, rows: Sequence[Row], call: dict[str, Any]) -> list[Outcome]:
         try:
             if key.kind == "score":
                 images = [row.image for row in rows if row.image is not None]

@@ -22,6 +22,7 @@ from PIL import Image
 
 from saferedir.errors import GuardConfigError
 from saferedir.pipelines.fingerprint import backbone_fingerprint
+from saferedir.pipelines.guiders import guided_call
 from saferedir.pipelines.precision import fast_precision
 from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.training.duo.pair_files import (
@@ -208,7 +209,7 @@ class _Maker:
             "output_type": "pil",
         }
         precision = fast_precision(self.pipe.device) if self.pipe.dtype == torch.float32 else nullcontext()
-        with precision:
+        with precision, guided_call(self.pipe, call) as call:
             if stage == "unsafe":
                 return list(self.pipe(prompt=list(asked), **call).images)
             given = [read_image(image_path(self.out, "unsafe", index)) for index in chunk]

@@ -24,6 +24,7 @@ from saferedir.guards.image_verifier import ImageVerifier, ImageVerifierConfig
 from saferedir.guards.storage import find_guard
 from saferedir.metrics import Rate, auroc
 from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
+from saferedir.pipelines.guiders import guided_call
 from saferedir.pipelines.safety_checker import without_safety_checker
 from saferedir.training.lora import versions
 from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs
@@ -209,7 +210,8 @@ def _generated(
 ) -> Tensor:
     noise = [torch.Generator().manual_seed(_SEED + 1_000_000 * config.seed + start + row) for row in range(len(texts))]
     call = for_each_prompt({**settings, "prompt": texts, "generator": noise, "output_type": "pil"}, len(texts))
-    images = [np.array(to_rgb(image)) for image in output_images(pipe(**call))]
+    with guided_call(pipe, call) as given:
+        images = [np.array(to_rgb(image)) for image in output_images(pipe(**given))]
     pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images]).float()
     size = (config.size, config.size)
     if pixels.shape[-2:] != size:
