@@ -137,6 +137,7 @@ def test_a_guard_of_one_concept_takes_its_rules_anchor_and_checksums_know_it() -
     wanted = pipe(["a red heart on sand", prompts[1]], generator=noise(), **call).images
     with sr.attach(pipe, guard):
         assert torch.equal(pipe(prompts, generator=noise(), **call).images, wanted)
+    assert isinstance(guard, SafeRedir)
     again = guard.with_settings(recheck="same_step")
     with sr.attach(pipe, again):
         assert torch.equal(pipe(prompts, generator=noise(), **call).images, wanted)
