@@ -15,7 +15,7 @@ from tests.attacks.planted import CALL, CONCEPT_PROMPT, make_planted, shows
 
 import saferedir as sr
 from saferedir.attacks.base import Candidate
-from saferedir.attacks.replay import load_candidates, save_candidates, start_on
+from saferedir.attacks.replay import latents_on, load_candidates, save_candidates, start_on, with_noise_level
 from saferedir.errors import AttackError
 from saferedir.target import Target
 
@@ -85,6 +85,29 @@ def test_a_replay_of_a_strength_runs_about_as_many_of_fewer_steps(world: Any) ->
     (result,) = run(world, "image-to-image", 10, {"strengths": (0.5,)}).results
     with Target(world, (), {**CALL, "num_inference_steps": 4}) as target:
         assert result.candidate.start == 5 and start_on(target, result.candidate) in (1, 2)
+
+
+@pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "DDIMScheduler"])
+@pytest.mark.parametrize("start", [0, 5])
+def test_latents_are_carried_into_the_frame_of_another_sampler(
+    world: Any, usual: Any, scheduler: str, start: int, tmp_path: Path
+) -> None:
+    """The same clean image and noise, mixed by DDIM, are what the other sampler would mix of them at that noise level."""
+    clean, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with Target(world, (), {**CALL, "num_inference_steps": 10}) as target:
+        one = target.moments[start]
+        found = with_noise_level(Candidate("a", latents=target.noised(clean, noise, start), start=start), target)
+    save_candidates([found], tmp_path / "one.pt")
+    (found,) = load_candidates(tmp_path / "one.pt")
+    world.scheduler = getattr(diffusers, scheduler).from_config(usual.config)
+    with Target(world, (), {**CALL, "num_inference_steps": 10}) as target:
+        other = target.moments[start]
+        carried = latents_on(target, found, start)
+    assert carried is not None and (scheduler != "DDIMScheduler" or torch.equal(carried, found.latents))
+    ratio = other.amplitude / one.amplitude
+    torch.testing.assert_close(carried, ratio * (one.alpha * clean + one.sigma * noise), rtol=2e-3, atol=2e-3)
+    if math.isclose(one.noise_level, other.noise_level, rel_tol=1e-3):
+        torch.testing.assert_close(carried, other.alpha * clean + other.sigma * noise, rtol=5e-3, atol=5e-3)
 
 
 def test_noised_latents_need_a_level_of_their_own(world: Any) -> None:

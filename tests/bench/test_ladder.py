@@ -155,12 +155,24 @@ def test_the_page_says_what_speaks_against_the_cells(ladder: Any, tmp_path: Path
         ("n = 2", "n = 0", "n is 0"),
         ("n = 2", 'n = 2\npolicies = ["veto"]', "verify"),
         ('setting = "short"', 'setting = "shot"', "short"),
+        (
+            'attacks = ["soft-embedding"]\nsetting',
+            'attacks = ["completion"]\nsetting',
+            "'completion' sends .* leave optimised_at out",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_says_why(tmp_path: Path, old: str, new: str, sentence: str) -> None:
     (tmp_path / "plan.toml").write_text(PLAN.replace(old, new))
     with pytest.raises(BenchError, match=sentence):
         read_plan(tmp_path / "plan.toml")
+
+
+def test_an_image_to_image_candidate_may_have_been_searched_under_another_setting(tmp_path: Path) -> None:
+    plan = PLAN.replace('attacks = ["soft-embedding"]\nsetting', 'attacks = ["image-to-image"]\nsetting')
+    (tmp_path / "plan.toml").write_text(plan)
+    (block,) = [block for block in read_plan(tmp_path / "plan.toml").cells if block.optimised_at]
+    assert list(block.attacks) == ["image-to-image"] and block.setting == "short"
 
 
 def test_the_plan_of_the_repository_can_be() -> None:

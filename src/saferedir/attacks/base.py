@@ -69,6 +69,7 @@ class Candidate:
         x0: a clean image's latents, on which the run's own noise is put at `start`; None for none.
         start: evaluation to begin with.
         noise_level: sigma / alpha there, by which a replay on another schedule begins; None where it was not noted.
+        amplitude: of the frame of `latents` there, see `Moment.amplitude`; None where it was not noted.
         inpainting: an image of which a region alone is generated anew; None for none.
         image_prompt: an image for the IP-Adapter, with the adapter's scale; None for the call's own.
         arguments: further arguments of the call, numbers or texts.
@@ -84,6 +85,7 @@ class Candidate:
     x0: Tensor | None = field(default=None, repr=False)
     start: int = 0
     noise_level: float | None = None
+    amplitude: float | None = None
     inpainting: Inpainting | None = field(default=None, repr=False)
     image_prompt: ImagePrompt | None = field(default=None, repr=False)
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)

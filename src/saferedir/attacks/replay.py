@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from saferedir.attacks.base import Attack, AttackConfig, Candidate, Proposals
 from saferedir.errors import AttackError
@@ -17,6 +18,8 @@ from saferedir.target import ImagePrompt, Inpainting, SoftPrompt, Target
 
 #: relative difference of noise levels that latents from the middle of another run may have
 SAME_LEVEL = 1e-2
+#: relative difference of amplitudes up to which two frames are one
+SAME_FRAME = 1e-3
 #: fields of a candidate that are dataclasses of tensors and numbers
 _PARTS = {"inpainting": Inpainting, "image_prompt": ImagePrompt}
 
@@ -34,16 +37,28 @@ class Replay(Attack[AttackConfig]):
     def propose(self, target: Target, item: PromptItem, generator: torch.Generator) -> Proposals:
         """The candidate, then those of the search. AttackError where it cannot begin on this schedule."""
         start = start_on(target, self.candidate)
-        yield replace(self.candidate, start=start, is_checkpoint=True, loss=float("nan"))
+        latents = latents_on(target, self.candidate, start)
+        yield replace(self.candidate, start=start, latents=latents, is_checkpoint=True, loss=float("nan"))
         if self.search is not None:
             yield from self.search.propose(target, item, generator)
 
 
 def with_noise_level(candidate: Candidate, target: Target) -> Candidate:
-    """The candidate with the noise level at which it begins on the target's schedule; one that is noted already stays."""
-    if candidate.noise_level is not None or not candidate.start:
-        return candidate
-    return replace(candidate, noise_level=target.moments[candidate.start].noise_level)
+    """The candidate with noise level and frame of where it begins on the target's schedule; what is noted already stays."""
+    changes: dict[str, float] = {}
+    if candidate.noise_level is None and candidate.start:
+        changes["noise_level"] = target.moments[candidate.start].noise_level
+    if candidate.amplitude is None and candidate.latents is not None:
+        changes["amplitude"] = target.moments[candidate.start].amplitude
+    return replace(candidate, **changes) if changes else candidate
+
+
+def latents_on(target: Target, candidate: Candidate, start: int) -> Tensor | None:
+    """The candidate's latents in the frame of the target's sampler; as they are where the frames agree or none was noted."""
+    if candidate.latents is None or candidate.amplitude is None:
+        return candidate.latents
+    ratio = target.moments[start].amplitude / candidate.amplitude
+    return candidate.latents if math.isclose(ratio, 1.0, rel_tol=SAME_FRAME) else ratio * candidate.latents
 
 
 def start_on(target: Target, candidate: Candidate) -> int:
@@ -80,7 +95,7 @@ def save_candidates(candidates: Sequence[Candidate], file: Path) -> None:
         {
             **{
                 name: getattr(entry, name)
-                for name in ("prompt", "latents", "x0", "start", "noise_level", "seed", "label")
+                for name in ("prompt", "latents", "x0", "start", "noise_level", "amplitude", "seed", "label")
             },
             "arguments": dict(entry.arguments),
             "soft": [(soft.ids, soft.embeds, soft.text_encoder) for soft in entry.soft],

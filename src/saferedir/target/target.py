@@ -57,6 +57,11 @@ class Moment:
         """sigma / alpha, which the moments of any two schedules have in common; infinite where nothing but noise is left."""
         return self.sigma / self.alpha if self.alpha else math.inf
 
+    @property
+    def amplitude(self) -> float:
+        """Of latents in the sampler's frame, for data and noise of unit variance: 1 where variance is preserved."""
+        return math.hypot(self.alpha, self.sigma)
+
 
 class Target:
     """The model as defended, for attacks with gradients (threat model T3). Text to image only.

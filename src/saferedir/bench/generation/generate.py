@@ -33,6 +33,7 @@ from saferedir.errors import (
 from saferedir.metrics.cost import Stopwatch
 from saferedir.pipelines.guiders import guided_call
 from saferedir.utils.calls import for_each_prompt
+from saferedir.utils.images import output_images
 
 #: a guard that was set up wrongly, which says nothing about any image
 GUARD_SETUP_ERRORS = (
@@ -224,7 +225,10 @@ def _generate(
     else:
         with guided_call(pipe, call) as given:
             output = pipe(**given)
-    images = getattr(output, "images", None)
+    try:
+        images = output_images(output)
+    except AttributeError:
+        images = None
     if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != len(rows):
         raise BenchError(
             f"{type(pipe).__name__} did not return one image a prompt; the bench generates text to image only."

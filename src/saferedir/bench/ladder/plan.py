@@ -194,8 +194,8 @@ def _check(plan: Plan, cell: Cell) -> None:
         raise BenchError(f"attack {cell.attack!r} has nothing to search for; {hint}.")
     if cell.see_verifier and not kind_of_attack.is_adaptive:
         raise BenchError(f"attack {cell.attack!r} has no gate term, so see_verifier means nothing to it; leave it out.")
-    starts_amid = cell.attack in ("completion", "image-to-image")
-    if cell.is_transfer and starts_amid and cell.source.setting != cell.setting:
+    if cell.is_transfer and cell.attack == "completion" and cell.source.setting != cell.setting:
         raise BenchError(
-            f"attack {cell.attack!r} begins amid a run, so what was found under one setting has no meaning under another."
+            "attack 'completion' sends latents that are noised already, so what was found under one setting has no meaning under "
+            "another; leave optimised_at out."
         )

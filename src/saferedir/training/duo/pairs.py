@@ -35,7 +35,7 @@ from saferedir.training.duo.pair_files import (
     write_manifest,
 )
 from saferedir.utils.calls import for_each_prompt
-from saferedir.utils.images import read_image, to_rgb
+from saferedir.utils.images import output_images, read_image, to_rgb
 from saferedir.utils.progress import SILENT, Progress
 
 #: N images -> N bools, True where the concept is there
@@ -211,12 +211,12 @@ class _Maker:
         precision = fast_precision(self.pipe.device) if self.pipe.dtype == torch.float32 else nullcontext()
         with precision, guided_call(self.pipe, call) as call:
             if stage == "unsafe":
-                return list(self.pipe(prompt=list(asked), **call).images)
+                return list(output_images(self.pipe(prompt=list(asked), **call)))
             given = [read_image(image_path(self.out, "unsafe", index)) for index in chunk]
             edited = _image_to_image(self.pipe)(
                 **{**call, **_away_from(asked, call)}, prompt=list(instead), image=given, strength=self.config.strength
             )
-            return list(edited.images)
+            return list(output_images(edited))
 
     def _passes(self, stage: str, chunk: list[int], images: list[Image.Image]) -> list[bool]:
         wanted = stage == "unsafe"
