@@ -45,12 +45,12 @@ class Replay(Attack[AttackConfig]):
 
 def with_noise_level(candidate: Candidate, target: Target) -> Candidate:
     """The candidate with noise level and frame of where it begins on the target's schedule; what is noted already stays."""
-    changes: dict[str, float] = {}
+    moment = target.moments[candidate.start]
     if candidate.noise_level is None and candidate.start:
-        changes["noise_level"] = target.moments[candidate.start].noise_level
+        candidate = replace(candidate, noise_level=moment.noise_level)
     if candidate.amplitude is None and candidate.latents is not None:
-        changes["amplitude"] = target.moments[candidate.start].amplitude
-    return replace(candidate, **changes) if changes else candidate
+        candidate = replace(candidate, amplitude=moment.amplitude)
+    return candidate
 
 
 def latents_on(target: Target, candidate: Candidate, start: int) -> Tensor | None:
