@@ -108,7 +108,9 @@ def test_every_argument_of_every_guarded_pipeline_is_known() -> None:
         "mask_image", "control_mask", "image_guidance_scale", "num_images_per_prompt", "num_videos_per_prompt", "num_frames",
         "negative_ip_adapter_image", "negative_ip_adapter_image_embeds", "prompt_attention_mask", "prompt_embeds_mask",
         "negative_prompt_attention_mask", "negative_prompt_embeds_mask", "max_area", "frame_rate",
-            "attention_mask", "negative_attention_mask",  # of the prompt, Kandinsky 3
+        "attention_mask", "negative_attention_mask",  # of the prompt, Kandinsky 3
+        "prompt_attention_mask_2", "negative_prompt_attention_mask_2",  # of its second sequence, HunyuanDiT
+        "prompt_embeds_mask_2", "negative_prompt_embeds_mask_2",  # HunyuanImage
     }  # fmt: skip
 
 

@@ -74,11 +74,10 @@ def build(
     texts = None if prompts is None else _read_prompts(prompts)
     from saferedir.guards.negation.build import build_negation_set, image_sources, prompt_sources
     from saferedir.pipelines.families import family_of
-    from saferedir.pipelines.latents import default_size, has_frames, vae_of
+    from saferedir.pipelines.latents import call_size, has_frames, vae_of
 
     pipe = load_model(model, device=device, variant=variant, revision=revision)
-    size = (height, width) if height and width else default_size(pipe)
-    tall, wide = height or size[0] or 0, width or size[1] or 0
+    tall, wide = call_size(pipe, {"height": height, "width": width})
     sources: dict[str, list[Source]] = {}
     left_out: dict[str, str] = {}
     if texts is not None and not family_of(pipe).has_text:

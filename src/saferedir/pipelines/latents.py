@@ -6,6 +6,7 @@ video VAEs (N, C, 1, h, w): as guards see them, so nothing is packed here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
@@ -204,12 +205,17 @@ def default_size(pipe: Any) -> tuple[int, int]:
 
 
 def call_size(pipe: Any, call: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) in pixels of a call; sides that it leaves out are `default_size`'s."""
+    """(height, width) in pixels of what a call generates; sides that it leaves out are `default_size`'s."""
     height, width = call.get("height"), call.get("width")
-    if not (height and width):
+    is_scaled = family_of(pipe).keeps_area
+    if not (height and width) or is_scaled:
         default = default_size(pipe)
         height, width = height or default[0], width or default[1]
-    return int(height), int(width)
+    if not is_scaled:
+        return int(height), int(width)
+    side = 2 * int(_pixels_per_latent(pipe) or 8)
+    scale = math.sqrt(default[0] * default[1] / (width * height))
+    return int(height * scale // side * side), int(width * scale // side * side)
 
 
 def latent_shape(pipe: Any, call: Mapping[str, Any] | None = None) -> tuple[int, int, int, int]:

@@ -17,7 +17,7 @@ import saferedir as sr
 from saferedir.errors import UnsupportedPipelineError
 from saferedir.guards.negation.build import build_negation_set, image_sources
 from saferedir.guards.safe_denoiser import SafeDenoiser
-from saferedir.pipelines.latents import decode_latents, encode_images, vae_of
+from saferedir.pipelines.latents import call_size, decode_latents, encode_images, vae_of
 
 #: normalised patches; codes of a book
 WITHOUT_SETS = ("flux-2", "kandinsky-3")
@@ -30,7 +30,7 @@ def test_a_set_of_images_is_of_the_latents_that_guards_are_given(family: str, tm
     vars(pipe.vae if hasattr(pipe, "vae") else pipe.movq).pop(
         "encode", None
     )  # that of the tiny CogView4, for its control image
-    height, width = (case.settings[side] for side in ("height", "width"))
+    height, width = call_size(pipe, case.settings)
     (tmp_path / "images").mkdir()
     for number, colour in enumerate(("red", "green", "blue")):
         Image.new("RGB", (width, height), colour).save(tmp_path / "images" / f"{number}.png")

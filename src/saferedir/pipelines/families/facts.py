@@ -108,6 +108,7 @@ class Family:
         listed: names of the denoiser's leading arguments where its latents and prompts are lists with one tensor a row, and so is
             its output; () where they are tensors. Their mask, `mask_kwarg`, is made by us.
         packing: how latents become a sequence; None where the denoiser takes (R, C, h, w).
+        keeps_area: whether the pipeline scales the size that is asked for to the area of its default, in steps of two latents.
         omits_shift: whether the pipeline scales its autoencoder's latents without the `shift_factor` that its config has.
         sign: denoiser output times `sign` is what the scheduler is given.
         prompt_width: denoiser config entry with the width D of the prompt embeddings.
@@ -162,6 +163,7 @@ class Family:
     time_from_sigma: bool = False
     listed: tuple[str, ...] = ()
     packing: Packing | None = None
+    keeps_area: bool = False
     omits_shift: bool = False
     sign: float = 1.0
     prompt_width: str = "joint_attention_dim"

@@ -12,6 +12,7 @@ ROWS = (
         prompt_arg=(2, "encoder_hidden_states_t5"),
         row_kwargs=("timesteps",),
         pooled_kwarg=("pooled_embeds",),
+        keeps_area=True,
         sign=-1.0,
         prompt_width="caption_channels.0",
         second_prompt=SecondPrompt(
