@@ -81,6 +81,25 @@ def test_pipelines_without_latents_have_nothing_to_test() -> None:
         assert torch.equal(run(case, pipe), bare)
 
 
+@pytest.mark.parametrize("name", ["sd-img2img"])
+@pytest.mark.parametrize("kind", ["refuse", "refresh"])
+def test_an_image_handed_over_as_latents_is_refused(name: str, kind: str) -> None:
+    """diffusers takes a tensor with the autoencoder's channels for latents, whose start an attack can choose value by value."""
+    case = EVERY[name]
+    pipe = case.build()
+    shape = shape_of(case, pipe)
+    latents = torch.randn(
+        shape[0], pipe.vae.config.latent_channels, *shape[-2:], generator=torch.Generator().manual_seed(5)
+    )
+    assert torch.isfinite(run(case, pipe, steps=2, image=latents)).all()
+    with sr.attach(pipe, Checker(kind)):
+        assert torch.isfinite(run(case, pipe, steps=2)).all()
+        with pytest.raises(GuardError, match="give a picture of three channels"):
+            run(case, pipe, steps=2, image=latents)
+    with sr.attach(pipe, Checker("off")):
+        assert torch.isfinite(run(case, pipe, steps=2, image=latents)).all()
+
+
 def test_a_row_never_depends_on_its_neighbours() -> None:
     case = PIPELINES["sd"]
     pipe = case.build()

@@ -56,11 +56,19 @@ class GivenLatents:
         return notes
 
     def prepare_latents(self, pipe: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The pipeline's own answer, or one from fresh noise in rows that failed; GuardError where a guard refuses them."""
+        """The pipeline's own answer, or one from fresh noise in rows that failed; GuardError where a guard refuses them.
+
+        An input image that is handed over as latents is refused by every test: it begins a run past the prior.
+        """
         self._notes = ()
         bound = inspect.signature(original).bind(*args, **kwargs)
         given = bound.arguments.get(LATENTS)
         testing = [guard for guard in self.guards if guard.enabled and guard.latents_test != "off"]
+        if testing and _is_of_latents(pipe, bound.arguments.get("image")):
+            raise GuardError(
+                f"the image given is a tensor of latents, which guard {testing[0].method!r} cannot test as it tests `latents` "
+                f"(latents_test={testing[0].latents_test!r}); give a picture of three channels in its place."
+            )
         if given is None or not testing:
             return original(*args, **kwargs)
         test = prior_test(self._spatial(pipe, given, bound.arguments))
@@ -107,6 +115,13 @@ class GivenLatents:
             return packing.unpack(latents, (frames, height, width))
         side = int(pipe.vae_scale_factor) * 2
         return packing.unpack(latents, (int(arguments["height"]) // side, int(arguments["width"]) // side))
+
+
+def _is_of_latents(pipe: Any, image: Any) -> bool:
+    """Whether an input image, as the pipeline has prepared it, is what its autoencoder would have made of a picture."""
+    config = getattr(getattr(pipe, "vae", None), "config", {})
+    channels = config.get("latent_channels") or config.get("z_dim")
+    return isinstance(image, Tensor) and image.ndim >= 4 and image.shape[1] == channels != 3
 
 
 def _generators(given: Any) -> list[torch.Generator]:
