@@ -42,6 +42,9 @@ from saferedir.utils.files import replacing
 
 NAME = "pretend"
 DEVICE = f"{NAME}:0"
+#: behind the name of a guard: as a policy has it that says where its concepts are redirected to
+ANCHORED = "+anchor"
+REDIRECTORS = ("saferedir", "saferedir_many")
 #: operations that give memory and launch nothing
 _ALLOCATIONS = ("aten::empty", "aten::new_empty", "aten::lift_fresh", "aten::empty_like")
 
@@ -294,16 +297,19 @@ def selftest() -> None:
         raise SystemExit("the counter is wrong: " + "; ".join(wrong))
 
 
-def split(short: Cost, long: Cost, steps: tuple[int, int]) -> tuple[Cost, Cost]:
-    """(of one step, of the rest of a run) of two runs that differ in their number of steps."""
-    step = long.minus(short).times(1 / (steps[1] - steps[0]))
-    return step, short.minus(step.times(steps[0]))
+class Counted(NamedTuple):
+    """One run: what attaching and the run asked for, its number of steps, and the lines of saferedir that waited."""
+
+    attach: Cost
+    run: Cost
+    steps: int
+    where: Counter[str]
 
 
-def run_cost(pipe: Any, case: Any, guard: Any, steps: int, prompts: list[str]) -> tuple[Cost, Cost, Counter[str]]:
-    """(of attaching, of the run, lines that wait) on the pretend device; `guard` None for the bare pipeline.
+def run_cost(pipe: Any, case: Any, guard: Any, steps: int, prompts: list[str]) -> Counted:
+    """A run on the pretend device; `guard` None for the bare pipeline.
 
-    Image-to-image is asked for as many steps as leave `steps` of them.
+    Image-to-image is asked for so many steps that about `steps` of them are left; families round in their own ways.
     """
     strength = case.settings.get("strength", 1.0)
     asked = next(count for count in range(steps, 20 * steps) if int(count * strength) == steps)
@@ -319,7 +325,14 @@ def run_cost(pipe: Any, case: Any, guard: Any, steps: int, prompts: list[str]) -
         finally:
             if attached is not None:
                 attached.detach()
-        return attaching, counter.cost.minus(attaching), counter.where
+        made = int(getattr(pipe, "_num_timesteps", steps))
+        return Counted(attaching, counter.cost.minus(attaching), made, counter.where)
+
+
+def split(short: Counted, long: Counted) -> tuple[Cost, Cost]:
+    """(of one step, of the rest of a run) of two runs that differ in their number of steps."""
+    step = long.run.minus(short.run).times(1 / (long.steps - short.steps))
+    return step, short.run.minus(step.times(short.steps))
 
 
 def rows(
@@ -333,11 +346,14 @@ def rows(
     for name in pipelines:
         case = EVERY[name]
         pipe = case.build()
-        made = {each: GUARDS[each].make(pipe, case) for each in guards if not GUARDS[each].lacks(case)}
+        chosen = {each: GUARDS[each.removesuffix(ANCHORED)] for each in guards}
+        made = {each: guard.make(pipe, case) for each, guard in chosen.items() if not guard.lacks(case)}
+        made |= {each: guard.with_anchors("the moon") for each, guard in made.items() if each.endswith(ANCHORED)}
         with counted():
             pipe.to(DEVICE)
         try:
-            bare = split(*(run_cost(pipe, case, None, count, prompts)[1] for count in steps), steps)
+            run_cost(pipe, case, None, 2, prompts)  # what is made once and kept
+            bare = split(*(run_cost(pipe, case, None, count, prompts) for count in steps))
         except (NotImplementedError, RuntimeError) as refusal:  # what the pretend device cannot do, and a real one can
             yield {"pipeline": name, "guard": "bare", "refused": str(refusal).splitlines()[0][:100]}
             continue
@@ -349,10 +365,11 @@ def rows(
             except (SaferedirError, NotImplementedError) as refusal:
                 yield {"pipeline": name, "guard": label, "refused": str(refusal).splitlines()[0][:200]}
                 continue
-            step, rest = split(measured[0][1], measured[1][1], steps)
+            step, rest = split(*measured)
             guarded = step.minus(bare[0]), rest.minus(bare[1])
-            where = measured[1][2] - Counter({key: 10**9 for key in measured[1][2] if key.endswith("the pipeline")})
-            yield row_of(name, label, batch, guarded, measured[1][0], dict(where.most_common(12)))
+            last = measured[-1]
+            where = last.where - Counter({key: 10**9 for key in last.where if key.endswith("the pipeline")})
+            yield row_of(name, label, batch, guarded, last.attach, dict(where.most_common(12)))
 
 
 def row_of(
@@ -441,7 +458,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pipelines", nargs="+", default=["sd", "flux"], choices=list(EVERY))
-    parser.add_argument("--guards", nargs="+", default=list(GUARDS), choices=list(GUARDS))
+    parser.add_argument(
+        "--guards", nargs="+", default=list(GUARDS), choices=[*GUARDS, *(f"{each}{ANCHORED}" for each in REDIRECTORS)]
+    )
     parser.add_argument("--all", action="store_true", help="every pipeline of the contract tests")
     parser.add_argument("--families", action="store_true", help="a pipeline of every family, and image-to-image")
     parser.add_argument("--methods", action="store_true", help="the registered methods, and one that reads everything")

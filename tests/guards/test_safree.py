@@ -323,6 +323,19 @@ def test_text_encoder_states_in_place_are_the_prompt_embeddings(name: str) -> No
     assert pooled_only == (case.family == "flux")
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_mask_of_t5_in_the_form_of_its_attention_changes_no_bit(attention: str) -> None:
+    case = PIPELINES["pixart-sigma"]
+    pipe = case.build()
+    pipe.text_encoder.set_attn_implementation(attention)
+    (text_encoder,) = encoders_of(case, pipe, 24)
+    for texts in ([PROMPT, "", "ab cd " * 90], ["ab cd " * 90]):  # with padding, and without any
+        ids = text_encoder.ids(texts)
+        with torch.no_grad():
+            expected = pipe.text_encoder(ids, attention_mask=text_encoder.attended(ids).long())[0]
+            assert torch.equal(text_encoder.states(ids)[0], expected.float())
+
+
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3"])
 def test_text_encoders_follow_clip_skip(name: str) -> None:
     case, spy = PIPELINES[name], Spy()

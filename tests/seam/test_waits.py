@@ -18,12 +18,12 @@ from saferedir.attach import find_seam
 from saferedir.errors import GuardError
 from saferedir.guard import Guard, GuardConfig, Step
 from saferedir.guards.saferedir.state import Source
-from saferedir.pipelines import schedules
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families import family_of
 from saferedir.seam.run_state import has_callback
 from saferedir.target import Target
 from saferedir.target.partial import run_part
+from saferedir.utils import host_copies
 from saferedir.utils.device import Pending, collecting, rehearsal
 
 ROOT = Path(__file__).parents[2]
@@ -83,18 +83,19 @@ def test_nan_of_any_step_is_refused_before_the_image_leaves(pipes: Any, step: in
 
 def test_a_scheduler_that_is_written_to_is_read_again() -> None:
     values = torch.ones(3)
-    schedules._ON_HOST[values] = (schedules._writes(values), values.clone())
-    assert schedules._is_kept(values)
+    host_copies._ON_HOST[values] = (host_copies._writes(values), values.clone())
+    assert host_copies._copy(values) is not None
     values[0] = 2
-    assert not schedules._is_kept(values)
+    assert host_copies._copy(values) is None
 
 
-@pytest.mark.parametrize("name", ["sd", "flux", "pixart-sigma"])
+@pytest.mark.parametrize("name", ["sd", "flux", "pixart-sigma", "z-image"])
 def test_a_guarded_step_does_not_wait(name: str, tmp_path: Path) -> None:
     """In a process of its own: PyTorch does not forget the pretend device. Packed latents have their grid read in one copy."""
     out = tmp_path / "syncs.json"
     methods = [label for label, case in GUARDS.items() if case.is_method]
-    guards = ["watcher", *{"sd": methods, "pixart-sigma": ["dual_latent_r2"]}.get(name, [])]
+    more = {"sd": methods, "pixart-sigma": ["dual_latent_r2", "safree"], "z-image": ["dual_latent_r2"]}
+    guards = ["watcher", *more.get(name, [])]
     command = [sys.executable, str(ROOT / "benchmarks" / "syncs.py"), "--pipelines", name, "--json", str(out)]
     command += ["--steps", "2", "3", "--guards", *guards, "--selftest"]
     subprocess.run(command, check=True, capture_output=True, timeout=900)

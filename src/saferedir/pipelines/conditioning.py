@@ -52,6 +52,11 @@ class PromptEmbeds(NamedTuple):
         return self.prompt is other.prompt and self.pooled is other.pooled and self.mask is other.mask
 
     @property
+    def writes(self) -> tuple[int, ...]:
+        """How often each part was written to in place; tensors made for inference alone do not count."""
+        return tuple(-1 if part is None or part.is_inference() else part._version for part in self)
+
+    @property
     def floats(self) -> PromptEmbeds:
         """prompt and pooled in float32, mask as booleans."""
         pooled, mask = self.pooled, self.mask
@@ -97,6 +102,8 @@ def cat_parts(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 def cat_lengths(parts: Sequence[Tensor]) -> Tensor:
     """All rows of embeddings (N, L, D) or masks (N, L) as long as the longest; the others end in zeros, for under a mask."""
+    if len(parts) == 1:
+        return parts[0]
     length = max(part.shape[1] for part in parts)
     return torch.cat([lengthened(part, length) for part in parts])
 

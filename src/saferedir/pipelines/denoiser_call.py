@@ -167,6 +167,7 @@ class Call(NamedTuple):
     def write(self, edit: Edit) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) with the conditioning of `edit`; each part that it changes is put together once.
 
+        A denoiser that takes lists (`listed`) has the masks of its blocks apart, whose rows are cut by them.
         An extra row has latents, unless it brings some, and everything else of its image.
         """
         family, extra = self.family, edit.extra
@@ -184,7 +185,7 @@ class Call(NamedTuple):
         if pooled is not None:
             kwargs = _with_nested(kwargs, family.pooled_kwarg, pooled)
         if mask is not None and family.mask_kwarg:
-            kwargs[family.mask_kwarg] = mask
+            kwargs[family.mask_kwarg] = _masks(edit) if family.listed else mask
         return tuple(args), kwargs
 
     def _write_rows(self, args: list[Any], kwargs: dict[str, Any], extra: Extra, layout: Layout) -> None:
@@ -221,14 +222,19 @@ def _joined(edit: Edit, name: str) -> Tensor | None:
     added = [] if edit.extra is None else [getattr(block, name) for block in edit.extra.blocks]
     added = [part for part in added if part is not None]
     if name == "mask" and added:  # one that hides nothing may have been left out
-        rows = [*edit.layout.halves(edit.used), *(edit.extra.blocks if edit.extra else ())]
-        return cat_lengths([_mask_of(each).to(_mask_of(rows[0])) for each in rows])
+        return cat_lengths(_masks(edit))
     if used[0] is None or (not added and all(new is old for new, old in zip(used, given, strict=True))):
         return None
     parts: list[Tensor] = [*used, *(part.to(used[0]) for part in added)]
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts) if name == "pooled" else cat_lengths(parts)
+
+
+def _masks(edit: Edit) -> list[Tensor]:
+    """The masks (N, L) of the blocks of a call, whose lengths may differ; those that stay are the same objects in every step."""
+    rows = [*edit.layout.halves(edit.used), *(edit.extra.blocks if edit.extra else ())]
+    return [_mask_of(each).to(_mask_of(rows[0])) for each in rows]
 
 
 def _mask_of(rows: PromptEmbeds) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from saferedir.errors import GuardError
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families.facts import Family
+from saferedir.utils.host_copies import keep, on_host, read_once
 
 #: rows of a denoiser's output
 Rows = list[Tensor]
@@ -24,14 +25,30 @@ Rows = list[Tensor]
 
 def padded(prompts: Sequence[Tensor]) -> PromptEmbeds:
     """Embeddings of prompts (L_i, D), zero beyond their ends."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].device)
     prompt = pad_sequence(list(prompts), batch_first=True)
-    return PromptEmbeds(prompt, None, torch.arange(prompt.shape[1], device=prompt.device) < lengths[:, None])
+    known = torch.arange(prompt.shape[1], device="cpu") < torch.tensor([[len(row)] for row in prompts], device="cpu")
+    mask = known.to(prompt.device)
+    keep(mask, known)
+    return PromptEmbeds(prompt, None, mask)
 
 
-def unpadded(prompt: Tensor, mask: Tensor) -> Rows:
-    """Inverse of `padded`: the tokens of each row that are not masked."""
-    return [row[real.bool()] for row, real in zip(prompt, mask, strict=True)]
+def unpadded(prompt: Tensor, *masks: Tensor) -> Rows:
+    """Inverse of `padded`: the tokens of each row that are not masked.
+
+    Args:
+        prompt: (N, L, D).
+        masks: (N_i, L_i), of the first rows and of those below, N in all; L_i may be below L. Each is read once at most.
+    """
+    read_once(masks)
+    rows = [row for mask in masks for row in on_host(mask).bool()]
+    return [_kept(tokens, is_kept) for tokens, is_kept in zip(prompt, rows, strict=True)]
+
+
+def _kept(tokens: Tensor, is_kept: Tensor) -> Tensor:
+    """Tokens (L', D) of (L, D); `is_kept` (L or fewer,) on the CPU."""
+    places = is_kept.nonzero()[:, 0]
+    count = len(places)
+    return tokens[:count] if bool(is_kept[:count].all()) else tokens[places.to(tokens.device)]
 
 
 class Layers:
@@ -111,7 +128,8 @@ class Lists:
         if given[family.mask_kwarg] is self._padded.mask:  # lengths are known, and nothing waits for a mask on a device
             kwargs[prompt] = [row[: len(tokens)] for row, tokens in zip(given[prompt], self._given, strict=True)]
         else:
-            kwargs[prompt] = unpadded(given[prompt], given[family.mask_kwarg])
+            masks = given[family.mask_kwarg]
+            kwargs[prompt] = unpadded(given[prompt], *([masks] if isinstance(masks, Tensor) else masks))
         more = args[len(family.listed) :]
         first = tuple(kwargs.pop(name) for name in family.listed) if more else ()
         return (*first, *more), kwargs

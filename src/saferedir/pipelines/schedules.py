@@ -31,10 +31,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from saferedir.errors import UnsupportedPipelineError
-from saferedir.utils.device import read_together
+from saferedir.utils.host_copies import on_host, read_once
 
 #: scheduler class name -> kind; subclasses inherit the row of the first base class listed here
 SCHEDULER_KINDS: dict[str, str] = {
@@ -84,8 +83,6 @@ PREDICTION_TYPES: dict[str, str] = {
 
 #: attributes of a scheduler that its runs are read from
 _SCHEDULE = ("timesteps", "sigmas", "sigmas_interpol", "alphas_cumprod")
-#: tensor on another device -> how often it had been written to, and its copy on the CPU; one goes with the other
-_ON_HOST: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class Coefficients(NamedTuple):
@@ -190,31 +187,7 @@ def least_steps(scheduler: Any) -> int:
 def read_schedule(scheduler: Any, *others: Tensor) -> list[Tensor]:
     """Copy a scheduler's tensors to the CPU, all together, once for each run; `others` come along and are returned."""
     tensors = [value for name in _SCHEDULE if isinstance(value := getattr(scheduler, name, None), Tensor)]
-    missing = [value for value in tensors if value.device.type != "cpu" and not _is_kept(value)]
-    copies = read_together(*missing, *others)
-    for value, copy in zip(missing, copies, strict=False):
-        _ON_HOST[value] = (_writes(value), copy)
-    return copies[len(missing) :]
-
-
-def on_host(values: Tensor) -> Tensor:
-    """A tensor of a scheduler on the CPU: itself if it is there, else the copy that `read_schedule` made."""
-    if values.device.type == "cpu":
-        return values
-    if not _is_kept(values):
-        _ON_HOST[values] = (_writes(values), values.cpu())
-    copy: Tensor = _ON_HOST[values][1]
-    return copy
-
-
-def _is_kept(values: Tensor) -> bool:
-    """Whether there is a copy of a tensor as it is now."""
-    return values in _ON_HOST and _ON_HOST[values][0] == _writes(values)
-
-
-def _writes(values: Tensor) -> int:
-    """How often a tensor was written to in place; tensors made for inference alone do not count."""
-    return -1 if values.is_inference() else values._version
+    return read_once(tensors, *others)
 
 
 def coefficients(scheduler: Any, timestep: Tensor | float) -> Coefficients:

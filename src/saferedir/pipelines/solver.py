@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from saferedir.errors import UnsupportedPipelineError
-from saferedir.pipelines.schedules import Coefficients, coefficients, on_host
+from saferedir.pipelines.schedules import Coefficients, coefficients
 from saferedir.utils.broadcast import per_sample
+from saferedir.utils.host_copies import on_host
 
 #: scheduler class name -> attributes that hold what it remembers of earlier steps; subclasses count
 HISTORIES: dict[str, tuple[str, ...]] = {

@@ -77,8 +77,7 @@ class TextEncoder:
 
     def states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(states, pooled) of ids; of CLIP the pooled state is that of the closing token, of T5 the mean without padding."""
-        mask = self.attended(ids).long() if self._is_masked else None
-        given = {} if mask is None else {"attention_mask": mask}
+        given = {"attention_mask": self._mask(ids)} if self._is_masked else {}
         if self.layer == -1:
             states = self.encoder(ids, **given)[0]
         else:
@@ -103,6 +102,21 @@ class TextEncoder:
     @property
     def _is_masked(self) -> bool:
         return self.facts.is_masked or bool(getattr(self.encoder.config, "use_attention_mask", False))
+
+    def _mask(self, ids: Tensor) -> Tensor:
+        """The encoder's mask, (N, L), or of T5 (N, 1, 1, L) in the form of its attention.
+
+        transformers takes the latter as it is; of (N, L) it reads whether it hides a token at all, which waits for a device.
+        """
+        attended = self.attended(ids)
+        attention = getattr(self.encoder.config, "_attn_implementation", None)
+        if self.facts.kind != "t5" or attention not in ("eager", "sdpa"):
+            return attended.long()
+        attended = attended[:, None, None, :]
+        if attention == "sdpa":
+            return attended
+        dtype = self.encoder.dtype
+        return torch.zeros_like(attended, dtype=dtype).masked_fill(~attended, torch.finfo(dtype).min)
 
     def _tail(self, ids: Tensor) -> Tensor:
         """(N, L) bool: the closing token and the padding after it. A closing token typed by the user is a word."""

@@ -21,7 +21,6 @@ from saferedir.pipelines.families.facts import Part
 from saferedir.pipelines.guiders import scale_of
 from saferedir.pipelines.schedules import (
     evaluation_steps,
-    on_host,
     prediction_type,
     read_schedule,
     scheduler_kind,
@@ -29,6 +28,7 @@ from saferedir.pipelines.schedules import (
 )
 from saferedir.pipelines.text_encoders import make_text_encoders
 from saferedir.pipelines.text_settings import encoder_arguments
+from saferedir.utils.host_copies import on_host
 
 
 def run_of(

@@ -6,7 +6,7 @@ latents of their own, one unconditional row at the same latents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +39,15 @@ class GuardRows(NamedTuple):
         return 0 if self.embeds is None else self.embeds.prompt.shape[0]
 
 
+class Block(NamedTuple):
+    """What `block_beside` made of `extra` beside `embeds`, and how often these had been written to."""
+
+    extra: PromptEmbeds
+    embeds: PromptEmbeds
+    writes: tuple[int, ...]
+    rows: PromptEmbeds
+
+
 class ExtraRows:
     """Extra rows of one run: guards give them once, and say before each denoiser call which of them are in it."""
 
@@ -56,6 +65,7 @@ class ExtraRows:
         self._asked = [rows_of_run(guard, run) for guard in guards]
         self._rows = [GuardRows()] * len(self._guards)
         self._latents: Tensor | None = None  # what the last step returned
+        self._blocks: list[Block] = []
 
     def first(self, steps: Steps, used: Conditioning) -> Extra | None:
         """For the first denoiser call of an evaluation; `used`: conditioning of the pipeline's own rows."""
@@ -71,7 +81,7 @@ class ExtraRows:
                 f"guard {methods[0]!r} adds rows to the denoiser's calls, and perturbed-attention guidance divides these by "
                 "their number, so that it would take other rows than its own; call with pag_scale=0, or use a guard without rows."
             )
-        extra = extra_of(self._rows, used.cond, used.uncond if self._layout.has_both else None, has_mask=self._has_mask)
+        extra = extra_of(self._rows, used.cond, used.uncond if self._layout.has_both else None, self._beside)
         length = used.cond.prompt.shape[1]
         if extra and not self._may_lengthen and any(block.prompt.shape[1] > length for block in extra.blocks):
             raise GuardError(
@@ -80,6 +90,17 @@ class ExtraRows:
                 "words of its own (saferedir, duo, safe_denoiser)."
             )
         return extra
+
+    def _beside(self, extra: PromptEmbeds, embeds: PromptEmbeds) -> PromptEmbeds:
+        """`block_beside`, made once for rows and embeddings that stay the same objects from step to step."""
+        writes = extra.writes + embeds.writes
+        for kept in self._blocks:
+            if kept.extra.is_same(extra) and kept.embeds.is_same(embeds) and kept.writes == writes:
+                return kept.rows
+        rows = block_beside(extra, embeds, has_mask=self._has_mask)
+        if not any(part is not None and part.requires_grad for part in rows):
+            self._blocks = [*self._blocks, Block(extra, embeds, writes, rows)][-len(self._guards) :]
+        return rows
 
     def second(self, uncond: PromptEmbeds) -> Extra | None:
         """For the unconditional call, where it comes after the conditional one."""
@@ -178,18 +199,21 @@ def _checked(guard: Guard[Any], embeds: PromptEmbeds, batch: int) -> PromptEmbed
 
 
 def extra_of(
-    rows: Sequence[GuardRows], cond: PromptEmbeds, uncond: PromptEmbeds | None, *, has_mask: bool = False
+    rows: Sequence[GuardRows],
+    cond: PromptEmbeds,
+    uncond: PromptEmbeds | None,
+    beside: Callable[[PromptEmbeds, PromptEmbeds], PromptEmbeds],
 ) -> Extra | None:
     """The extra rows of a call whose own rows are `cond` and `uncond` (B, ...); `uncond` None where it has none of these.
 
-    `has_mask`: whether the denoiser takes a mask, given or left out.
+    `beside`: as `block_beside`.
     """
     blocks: list[PromptEmbeds] = []
     halves: list[int] = []
     latents: list[Tensor | None] = []
     for each in rows:
         if each.embeds is not None:
-            blocks.append(block_beside(each.embeds, cond, has_mask=has_mask))
+            blocks.append(beside(each.embeds, cond))
             halves += [0] * each.copies
             latents += [each.model_input] * each.copies
         if each.model_input is not None and uncond is not None:

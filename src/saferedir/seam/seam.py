@@ -25,7 +25,7 @@ from saferedir.pipelines.denoiser_call import Call, Edit
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.own_adapters import fused_adapters, own_adapters, unknown_adapters
 from saferedir.pipelines.packing import Grid
-from saferedir.pipelines.schedules import on_host, read_schedule
+from saferedir.pipelines.schedules import read_schedule
 from saferedir.pipelines.solver import Solver, history_of
 from saferedir.pipelines.text_settings import text_settings
 from saferedir.seam.begin import is_unguided_now, latent_channels, run_of
@@ -46,6 +46,7 @@ from saferedir.seam.run_state import (
 )
 from saferedir.seam.session import Session
 from saferedir.seam.texts import texts_of
+from saferedir.utils.host_copies import on_host
 
 
 class Attachment(Protocol):

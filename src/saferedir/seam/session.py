@@ -30,7 +30,6 @@ from saferedir.pipelines.schedules import (
     Coefficients,
     coefficients,
     evaluation_steps,
-    on_host,
     scaled_for_model,
     trigflow_output,
 )
@@ -51,6 +50,7 @@ from saferedir.seam.guard_calls import (
     users_of,
 )
 from saferedir.utils.device import is_readable, refuse
+from saferedir.utils.host_copies import on_host
 
 #: largest share that the unconditional rows may have in a guided prediction; at guidance scales >= 1 it is not above 0
 NEGATIVE_WEIGHT = 0.1

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from saferedir.errors import AttackError
 from saferedir.pipelines.families import Family
-from saferedir.pipelines.schedules import coefficients, on_host
+from saferedir.pipelines.schedules import coefficients
+from saferedir.utils.host_copies import on_host
 
 IMAGE_PROMPT = "ip_adapter_image"
 

@@ -15,9 +15,18 @@ from saferedir.errors import GuardError
 from saferedir.guards.base import Run, Step
 from saferedir.guards.dual_latent.config import DualLatentConfig
 from saferedir.guards.guidance import of_length
-from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.conditioning import PromptEmbeds, lengthened
+from saferedir.utils.host_copies import keep, known
 
 SAFE_PROMPT, SAFE_POOLED = "safe_prompt_embeds", "safe_pooled_embeds"
+
+
+class SafeRow(NamedTuple):
+    """A safe row, (1, B, ...), and what it was made of: (N, ...), with how often that had been written to."""
+
+    source: PromptEmbeds
+    writes: tuple[int, ...]
+    embeds: PromptEmbeds
 
 
 @dataclass
@@ -27,6 +36,7 @@ class SafeTexts:
     words: PromptEmbeds | None = None
     prompts: tuple[str | None, ...] = field(default=(), repr=False)  # texts are private
     in_context: PromptEmbeds | None = field(default=None, repr=False)
+    row: SafeRow | None = field(default=None, repr=False)
 
 
 class Learned(NamedTuple):
@@ -44,18 +54,30 @@ def words_of(config: DualLatentConfig, run: Run) -> PromptEmbeds | None:
 
 
 def safe_row(step: Step, config: DualLatentConfig, texts: SafeTexts, learned: Learned, method: str) -> PromptEmbeds:
-    """Conditioning of the safe row, (1, B, ...)."""
+    """Conditioning of the safe row, (1, B, ...): the same objects for as long as what it is made of is the same."""
+    source, last = _source(step, config, texts, method), texts.row
+    if last is not None and last.source.is_same(source) and last.writes == source.writes:
+        return last.embeds
     if config.provider == "learned":
         embeds = _learned(step, learned, method)
-    elif config.provider == "context_text":
-        embeds = _in_context(step, config, texts, method)
-    elif texts.words is None:
-        raise GuardError(f"guard {method!r} has no safe words in this run.")
-    elif config.provider == "phrase":
-        embeds = texts.words
+    elif config.provider in ("context_text", "phrase"):
+        embeds = source
     else:
+        assert texts.words is not None
         embeds = _mixed(step, config, texts.words, method)
-    return embeds.map(lambda part: part.expand(step.run.batch_size, *part.shape[1:])[None])
+    row = embeds.map(lambda part: part.expand(step.run.batch_size, *part.shape[1:])[None])
+    if not any(part is not None and part.requires_grad for part in row):
+        texts.row = SafeRow(source, source.writes, row)
+    return row
+
+
+def _source(step: Step, config: DualLatentConfig, texts: SafeTexts, method: str) -> PromptEmbeds:
+    """What changes of that which the safe row is made of: the guard's encoded words, or the prompts' embeddings."""
+    if config.provider == "context_text":
+        return _in_context(step, config, texts, method)
+    if config.provider != "learned" and texts.words is None:
+        raise GuardError(f"guard {method!r} has no safe words in this run.")
+    return texts.words if config.provider == "phrase" and texts.words is not None else step.conditioning.cond
 
 
 def _learned(step: Step, learned: Learned, method: str) -> PromptEmbeds:
@@ -87,9 +109,8 @@ def _in_context(step: Step, config: DualLatentConfig, texts: SafeTexts, method: 
 
 def _mixed(step: Step, config: DualLatentConfig, texts: PromptEmbeds, method: str) -> PromptEmbeds:
     pooled, a = step.pooled, config.amount
-    prompts, texts = _alike(
-        PromptEmbeds(step.prompt_embeds, pooled, None if texts.mask is None else step.prompt_mask), texts, method
-    )
+    masks = None if texts.mask is None else (step.prompt_mask, texts.mask)
+    prompts, texts = _alike(PromptEmbeds(step.prompt_embeds, pooled, masks and masks[0]), texts, method)
     first, last = texts.rows(slice(0, 1)), texts.rows(slice(-1, None))
 
     def mixed(prompt: Tensor, toward: Tensor, away: Tensor) -> Tensor:
@@ -98,9 +119,20 @@ def _mixed(step: Step, config: DualLatentConfig, texts: PromptEmbeds, method: st
     embeds = PromptEmbeds(mixed(prompts.prompt, first.prompt, last.prompt))
     if pooled is not None and first.pooled is not None and last.pooled is not None:
         embeds = embeds._replace(pooled=mixed(pooled, first.pooled, last.pooled))
-    if texts.mask is not None and prompts.mask is not None:
-        embeds = embeds._replace(mask=prompts.mask | texts.mask.bool().any(dim=0))
+    if masks is not None:
+        embeds = embeds._replace(mask=_either(*masks, embeds.prompt.shape[1]))
     return embeds
+
+
+def _either(prompts: Tensor, texts: Tensor, length: int) -> Tensor:
+    """(B, L) of masks (B, L1) and (N, L2), where a prompt or a text has a token; made on the host where both are known there."""
+    copies = known(prompts), known(texts)
+    if copies[0] is None or copies[1] is None:
+        return lengthened(prompts, length) | lengthened(texts, length).bool().any(dim=0)
+    mask = lengthened(copies[0], length) | lengthened(copies[1], length).bool().any(dim=0)
+    on_device = mask.to(prompts.device)
+    keep(on_device, mask)
+    return on_device
 
 
 def _alike(prompts: PromptEmbeds, texts: PromptEmbeds, method: str) -> tuple[PromptEmbeds, PromptEmbeds]:

@@ -57,14 +57,14 @@ class Source:
     """
 
     def __init__(self, given: PromptEmbeds) -> None:
-        self._given, self._writes = given, writes_of(given)
+        self._given, self._writes = given, given.writes
         self._copy = given.map(lambda part: part.detach().clone())
 
     def is_unchanged(self, now: PromptEmbeds) -> bool:
         """Whether `now` has the values that were given."""
         if is_readable(now.prompt):
             return same_conditioning(now, self._copy)
-        if not now.is_same(self._given) or writes_of(now) != self._writes:
+        if not now.is_same(self._given) or now.writes != self._writes:
             return False
         for part, kept in zip(now, self._copy, strict=True):
             if part is not None and kept is not None:
@@ -77,11 +77,6 @@ def _changed() -> GuardError:
         "the prompt embeddings were written to in the middle of a run, so the guard's verdict on them no longer holds and no "
         "image is returned; give other embeddings as another tensor."
     )
-
-
-def writes_of(given: PromptEmbeds) -> tuple[int, ...]:
-    """How often each part was written to in place; tensors made for inference alone do not count."""
-    return tuple(-1 if part is None or part.is_inference() else part._version for part in given)
 
 
 @dataclass
