@@ -506,6 +506,8 @@ them whose image both judges find it in after the attack, neither broken nor blo
 - *refused* and *broken* count rows under `attach`; a refused call shows nothing.
 - "and verifier": looks through the image verifier, too. "long": searches five to seven times as long.
 - Attacks on latents in 2 steps have little room: the bare model itself breaks half of such images.
+- "img2img gradient" hands its start over as latents, which guards with a test of latents refuse by now; its rows keep the
+  attack without that refusal ([what got through](hardening.md#what-got-through)).
 - Guards without verdicts of their own meet fewer attacks (no misspelling below a threshold, no silenced verdict), so that
   their rows are of weaker attackers.
 
@@ -654,7 +656,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.page:
         command = f"python benchmarks/hardened_panel.py --n {options.n} --page {options.page}"
-        options.page.write_text(page(options.out / str(options.n), options.n, command), encoding="utf-8")
+        work = options.out / str(options.n)
+        options.page.write_text(page(work, options.n, command), encoding="utf-8")
+        cells = {task: kept_cells(work, task) for task in TASKS}
+        options.page.with_suffix(".json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
         return
     for task in options.tasks:
         bench = Bench(TASKS[task], options.n, options.out / str(options.n))
