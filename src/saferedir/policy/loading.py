@@ -87,7 +87,13 @@ def _with_anchors(guard: Guard[Any], rule: ConceptRule, anchors: str | Mapping[s
     try:
         return guard.with_anchors(anchors)
     except GuardConfigError as error:
-        raise GuardConfigError(f"[concepts.{rule.concept}] has an anchor, but {error}") from error
+        table = f"[concepts.{rule.concept}]"
+        if not rule.category:
+            raise GuardConfigError(f"{table} has an anchor, but {error}") from error
+        raise GuardConfigError(
+            f"{table} has an anchor, of its own or of its category {rule.category!r}, but {error} If it is the category's, say "
+            f'anchor = "" in {table}.'
+        ) from error
 
 
 def distinct(guards: Iterable[Guard[Any]]) -> tuple[Guard[Any], ...]:
