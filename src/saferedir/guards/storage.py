@@ -39,6 +39,7 @@ class Storable(Protocol):
     method: ClassVar[str]
     name: str
     image_verifier: ImageVerifier | None
+    anchor_prompts: Mapping[str, str]
     config_class: ClassVar[type[GuardConfig]]
 
     @property
@@ -60,6 +61,11 @@ def save_guard(guard: Storable, directory: Path) -> Path:
     An existing guard folder of that name is replaced; any other non-empty folder is left alone with an error.
     Other files in a replaced guard folder stay.
     """
+    if guard.anchor_prompts:
+        raise GuardConfigError(
+            f"this guard redirects to {next(iter(guard.anchor_prompts.values()))!r}, and an anchor is the policy's; save the "
+            "guard without it."
+        )
     directory = directory.absolute()
     if directory.exists() and any(directory.iterdir()) and not (directory / GUARD_CONFIG).is_file():
         raise GuardConfigError(f"{directory} is not empty and holds no guard; choose another folder to save to.")
@@ -158,9 +164,9 @@ def push_guard(guard: Storable, repo_id: str, **upload_kwargs: Any) -> str:
             f"this guard's references stay in {' and '.join(named)}, which is not uploaded; make it with a smaller set, or hand "
             "on its folder together with that file."
         )
-    create_repo(repo_id, exist_ok=True)
     with tempfile.TemporaryDirectory() as room:
         folder = save_guard(guard, Path(room) / "guard")
+        create_repo(repo_id, exist_ok=True)
         return str(upload_folder(repo_id=repo_id, folder_path=folder, **upload_kwargs))
 
 
