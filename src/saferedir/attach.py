@@ -26,7 +26,7 @@ from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.pipelines.lora import guard_adapters, remove_adapter
 from saferedir.pipelines.own_adapters import fused_adapters
 from saferedir.pipelines.schedules import check_scheduler
-from saferedir.seam.anchors import encode_anchors
+from saferedir.seam.anchors import check_anchors, encode_anchors
 from saferedir.seam.feature_hooks import remove_foreign_feature_hooks, remove_marked_hooks
 from saferedir.seam.hooks import owner_of_hooks, remove_foreign_wrappers
 from saferedir.seam.requirements import check_requirements, warn_of_copies
@@ -51,7 +51,8 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
         UnsupportedPipelineError: the pipeline's family, scheduler or prediction type has no row in the tables.
         BackboneMismatchError: a guard was trained for another architecture, and `force` is false.
         AlreadyAttachedError: a guard is attached here already, or the denoiser belongs to another guarded pipeline.
-        GuardError: two guards both replace guidance, or both the sampler's step; or a text encoder that a guard needs is gone.
+        GuardError: two guards both replace guidance, or both the sampler's step; or a text encoder that a guard needs is gone;
+            or a policy's anchor asks for what one of the guards keeps out, by its prompt verdict.
 
     Example:
         >>> import saferedir as sr
@@ -100,6 +101,7 @@ def attach(pipe: Any, guards: Guard[Any] | Sequence[Guard[Any]], *, force: bool 
     check_requirements(pipe, family, chosen)
     if not force:
         _check_backbones(pipe, chosen)
+    check_anchors(pipe, family, present, chosen)
     for guard in chosen:
         encode_anchors(pipe, family, guard)
     for guard in chosen:

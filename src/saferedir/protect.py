@@ -89,12 +89,13 @@ def protect(
         profile: one of the policy's profiles, which is stricter.
         on_unsafe: what happens with an unsafe image, for all guards. "redirect" steers, and returns what came out. "verify"
             steers, checks every image, generates unsafe ones again from the same noise more strongly, and blocks those that stay
-            unsafe. "block" blocks an image at once on which a guard acted, which is unsafe, or of which a guard's classifier
-            cannot tell and nothing else looks for its concept.
+            unsafe, at once where every guard acted from step 0 on as strongly as it can (an anchor of the policy's): another try
+            would be the same image. "block" blocks an image at once on which a guard acted, which is unsafe, or of which a
+            guard's classifier cannot tell and nothing else looks for its concept.
         verify: a function of N finished PIL images that gives N bools, true where the concept is there (of a judge:
             `judge.verifier(rule)`), or several by the name of what each looks for; or one of `guards`; default: the guards' own
             decisions.
-        retries: how often an unsafe image is generated again under "verify", >= 0.
+        retries: how often an unsafe image is generated again under "verify", >= 0, at most.
         image_verifiers: whether the guards' image verifiers look at the finished images; False to measure a guard without.
         check_inputs: whether images that a call is given (image-to-image, inpainting, editing, image prompts) are checked
             before anything is generated: True for the guards' image verifiers and `verify`, or a function like `verify` for
@@ -148,6 +149,9 @@ def protect(
 def prompt_decisions(pipe: Any, guard: Guard[Any], prompts: Sequence[str]) -> list[Decision]:
     """What a guard decides on prompts in one step of the pipeline, which has nothing attached; one decision each."""
     generators = [torch.Generator().manual_seed(0) for _ in prompts]
+    guard = (
+        guard.with_anchors({}) if guard.anchor_prompts else guard
+    )  # they change no score, and may be what is asked about
     with attach(pipe, guard) as attached, torch.no_grad():
         pipe(prompt=list(prompts), generator=generators, num_inference_steps=1, output_type="latent")
         return attached.decisions
@@ -269,6 +273,8 @@ class GuardedPipeline:
         after = [generator.get_state() for generator in generators]
         try:
             for attempt in range(1, self._retries + 1 if unsafe else 1):
+                if all(self._would_repeat(result, row) for row in unsafe):
+                    break
                 for generator, state in zip(generators, before, strict=True):
                     generator.set_state(state)
                 levels = tuple(attempt if row in unsafe else 0 for row in range(result.count))
@@ -283,6 +289,15 @@ class GuardedPipeline:
                 generator.set_state(state)
         reasons = dict.fromkeys(sorted(blocked), _WHY["block"]) | dict.fromkeys(unsafe, _WHY["verify"])
         return result.finished(reasons, {**blocked, **unsafe})
+
+    def _would_repeat(self, result: Result, row: int) -> bool:
+        """Whether another try of an image would be the last one over again, for every guard that acts in the end."""
+        of_guard: dict[int, bool] = {}
+        for number, decision in enumerate(result.decisions):
+            guard, action = self._deciding[number // result.count], self._actions[number // result.count]
+            if decision.image == row and action != "log":
+                of_guard[id(guard)] = of_guard.get(id(guard), False) or guard.would_repeat(decision)
+        return bool(of_guard) and all(of_guard.values())
 
     def _run(self, call: dict[str, Any], levels: tuple[int, ...]) -> Result:
         """One run of the pipeline, of which every step was guarded, or a GuardError."""

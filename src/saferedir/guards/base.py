@@ -216,6 +216,21 @@ class Guard(Generic[ConfigT]):
             embeds: of N prompts, by the encoder of the pipeline that the guard is being attached to.
         """
 
+    def prompt_gates(self, embeds: PromptEmbeds) -> Mapping[str, Gate]:
+        """Prompt verdicts on N prompts, outside of a run: name of each concept that it acts on -> (N,) scores and a threshold.
+
+        {} for a guard without a prompt verdict, and for embeddings of another width than it was made for. `attach` refuses an
+        anchor whose score is at or above a threshold.
+
+        Args:
+            embeds: of N prompts, by the encoder of the pipeline that the guard is being attached to.
+        """
+        return {}
+
+    def rule_name(self, concept: str) -> str:
+        """What one of its concepts is called in a policy: the name of its decisions, or the concept itself."""
+        return concept
+
     def check_text(self, text: TextSettings) -> None:
         """Raise GuardError where this guard cannot judge prompts that are encoded under these settings.
 
@@ -361,6 +376,16 @@ class Guard(Generic[ConfigT]):
         """
         return {}
 
+    def would_repeat(self, decision: Decision) -> bool:
+        """Whether a retry of this image would be the run of `decision` over again: from step 0 on it acted as strongly as it can.
+
+        False where a retry acts more strongly, or nobody knows. `protect` blocks such an image and does not generate it again.
+
+        Args:
+            decision: of this guard, on one image; its last try was number `decision.attempts`, of level `attempts` - 1.
+        """
+        return False
+
     def differentiable(self) -> Self:
         """This guard with a gradient through its hard decisions: the same values, a surrogate's derivative.
 
@@ -392,7 +417,10 @@ class Guard(Generic[ConfigT]):
         )
 
     def save_pretrained(self, directory: str | Path) -> Path:
-        """Write `guard_config.json`, `model.safetensors` (if any) and `README.md`; all or nothing."""
+        """Write `guard_config.json`, `model.safetensors` (if any) and `README.md`; all or nothing.
+
+        GuardConfigError for a guard with anchors of a policy, which its folder does not hold.
+        """
         return save_guard(self, Path(directory))
 
     @classmethod

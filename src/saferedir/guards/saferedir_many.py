@@ -22,11 +22,18 @@ from torch import Tensor
 from saferedir.decisions import Decision, logged_only
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard, GuardConfig, Run, Step
+from saferedir.guards.gates import Gate
 from saferedir.guards.saferedir.anchors import Anchors, checked_anchors
 from saferedir.guards.saferedir.assessment import image_threshold, outside_calibration, weak_at, weak_rows_text
 from saferedir.guards.saferedir.card import many_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
-from saferedir.guards.saferedir.fit import load_weights, require_calibrated_size, require_fit, require_weights_fit
+from saferedir.guards.saferedir.fit import (
+    fits_prompts,
+    load_weights,
+    require_calibrated_size,
+    require_fit,
+    require_weights_fit,
+)
 from saferedir.guards.saferedir.frames import highest_over_frames
 from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.network import (
@@ -211,6 +218,24 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         ]
         self._anchors = Anchors.of(embeds)
         self._anchor_of = torch.tensor(numbers, device=embeds.prompt.device)
+
+    def prompt_gates(self, embeds: PromptEmbeds) -> dict[str, Gate]:
+        if not self._has_weights or not fits_prompts(self.network.config, embeds):
+            return {}
+        if self.config.concept in self.logged_concepts:
+            return {}
+        self.network.to(embeds.prompt.device)
+        prompt, real = embeds.prompt, real_tokens(embeds.prompt, embeds.mask)
+        with torch.autocast(prompt.device.type, enabled=False):
+            scores = self._finite(self.network.prompt_logits(prompt, real, embeds.pooled), "prompt")
+        return {
+            self.rule_name(name): Gate(scores[:, row], self.config.prompt_thresholds[row])
+            for row, name in enumerate(self.config.concepts)
+            if name in self._on and name not in self.logged_concepts
+        }
+
+    def rule_name(self, concept: str) -> str:
+        return self._names.get(concept, concept)
 
     def deciding(self, names: Mapping[str, str], logged: Collection[str] = ()) -> Self:
         """This guard with decisions of their own for some concepts, as a policy's rules want it; all others are off.
@@ -405,6 +430,11 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         return score
 
     # --- records and weights
+
+    def would_repeat(self, decision: Decision) -> bool:
+        """Whether an anchor of the policy's stood in the prompt's place from step 0 on."""
+        is_led = decision.concepts and all(name in self.anchor_prompts for name in decision.concepts)
+        return bool(is_led) and decision.first_fired_step == 0
 
     def verdict(self, run: Run, state: ManyState) -> list[Decision]:
         """One record an image: of an unresolved concept, or the one furthest above its threshold, and all that acted.

@@ -40,7 +40,8 @@ class Anchors(NamedTuple):
             raise GuardError(
                 "the text encoder makes values that are not finite of the policy's anchors; use another dtype."
             )
-        return cls(without_padding(embeds._replace(mask=real_tokens(embeds.prompt, embeds.mask))), embeds.pooled)
+        real = embeds._replace(mask=real_tokens(embeds.prompt, embeds.mask))
+        return cls(without_padding(real, zeros_are_read=embeds.mask is None), embeds.pooled)
 
     def in_place(
         self, given: PromptEmbeds, weight: Tensor, index: Tensor | None = None, *, is_hard: bool = True
@@ -82,17 +83,18 @@ def checked_anchors(anchors: str | Mapping[str, str], concepts: Collection[str],
     return given
 
 
-def without_padding(prompts: PromptEmbeds) -> Tensor:
+def without_padding(prompts: PromptEmbeds, *, zeros_are_read: bool = True) -> Tensor:
     """Embeddings (N, L, D) with each prompt's last real token in place of its padding.
 
     A denoiser goes on reading through the mask of the prompt it was given. In a longer prompt's place a shorter one would
     show padding, which nothing was trained to read there; its end once more says nothing new. Padding of zeros stays: such
-    denoisers (Wan's) have no mask and read it.
+    denoisers (Wan's) have no mask and read it. Not so with `zeros_are_read=False`, where the zeros are only there to make
+    prompts of unlike lengths one tensor.
     """
     if prompts.mask is None:
         return prompts.prompt
     real = prompts.mask.bool()
     last = (real * torch.arange(real.shape[1], device=real.device)).amax(dim=1)
     ends = prompts.prompt[torch.arange(len(real), device=real.device), last]
-    kept = real | ~real_tokens(prompts.prompt)
+    kept = real | ~real_tokens(prompts.prompt) if zeros_are_read else real
     return torch.where(kept[..., None], prompts.prompt, ends[:, None])

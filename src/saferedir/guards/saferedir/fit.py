@@ -11,6 +11,7 @@ from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.redirector_config import RedirectorConfig
 from saferedir.guards.step import Step
+from saferedir.pipelines.conditioning import PromptEmbeds
 
 #: factor of cells within which latents count as of a size; SDXL's buckets lie within 1.07
 AREA = 1.3
@@ -29,6 +30,12 @@ def require_fit(sizes: RedirectorConfig, step: Step, concept: str) -> None:
             f"this SafeRedir guard for {concept!r} was made for another pipeline: it is given {', '.join(wrong)}; train one for "
             "this pipeline."
         )
+
+
+def fits_prompts(sizes: RedirectorConfig, embeds: PromptEmbeds) -> bool:
+    """Whether prompt embeddings have the widths that the network was made for."""
+    pooled = 0 if embeds.pooled is None else embeds.pooled.shape[-1]
+    return embeds.prompt.shape[-1] == sizes.prompt_dim and sizes.pooled_dim in (0, pooled)
 
 
 def require_calibrated_size(config: SafeRedirConfig, step: Step) -> None:

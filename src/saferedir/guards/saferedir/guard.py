@@ -32,6 +32,7 @@ from saferedir.guards.saferedir.choice import Choice
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.faithful import FaithfulLoop, FaithfulState
 from saferedir.guards.saferedir.fit import (
+    fits_prompts,
     load_weights,
     require_anchors_fit,
     require_calibrated_size,
@@ -133,6 +134,18 @@ class SafeRedir(Guard[SafeRedirConfig]):
 
     def take_anchors(self, embeds: PromptEmbeds) -> None:
         self._anchors = Anchors.of(embeds)
+
+    def prompt_gates(self, embeds: PromptEmbeds) -> dict[str, Gate]:
+        if not (self.has_prompt_verdict and self._has_weights) or not fits_prompts(self.network.config, embeds):
+            return {}
+        if self.config.concept in self.logged_concepts:
+            return {}
+        self.network.to(embeds.prompt.device)
+        score = self.prompt_score(embeds.prompt, real_tokens(embeds.prompt, embeds.mask), embeds.pooled)
+        return {self.rule_name(self.config.concept): Gate(score, self.config.prompt_threshold)}
+
+    def rule_name(self, concept: str) -> str:
+        return self.name or concept
 
     def uses(self, point: str) -> bool:
         if point in ("extra_embeds", "on_prediction") and self.config.recheck == "next_step":
@@ -316,6 +329,11 @@ class SafeRedir(Guard[SafeRedirConfig]):
             assert self.faithful is not None
             return self.faithful.verdict(run, state)
         return decisions(self.config, state)
+
+    def would_repeat(self, decision: Decision) -> bool:
+        """Whether the anchor, of the policy or the last resort, stood in the prompt's place from step 0 on."""
+        level = ANCHOR_LEVEL if self.anchor_prompts else decision.attempts - 1
+        return self.config.mode == "default" and decision.first_fired_step == 0 and level >= ANCHOR_LEVEL
 
     def warning_text(self) -> str | None:
         return assessment.warning_text(self.config)

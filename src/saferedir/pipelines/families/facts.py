@@ -130,6 +130,7 @@ class Family:
             "own": as long as the prompt; shorter ones of a batch are masked, and where nothing is masked the mask is left out.
             "longest": as the longest prompt of a batch, without a mask.
         padding_is_read: whether masked padding shapes the image none the less, so that a guard must not make prompts longer.
+        has_inner_mask: whether the denoiser hides a prompt's padding by a mask that guards neither read nor write.
         encoder_reads_image: whether the text encoder reads an image beside the prompt. Guards judge what came of both; those with
             words of their own are refused, for there are no embeddings without an image.
         prompt_in_attention: whether image tokens meet the prompt's tokens in attention layers alone, where `on_attention` can
@@ -178,6 +179,7 @@ class Family:
     length_matters: bool = True
     prompt_lengths: PromptLengths = "set"
     padding_is_read: bool = False
+    has_inner_mask: bool = False
     encoder_reads_image: bool = False
     prompt_in_attention: bool = False
     is_prompt_per_frame: bool = False

@@ -16,6 +16,7 @@ ROWS = (
         row_kwargs=(
             *("text_embedding_mask", "text_embedding_mask_t5", "image_meta_size", "style", "controlnet_block_samples"),
         ),
+        has_inner_mask=True,
         prompt_width="cross_attention_dim",
         second_prompt=SecondPrompt(
             argument="encoder_hidden_states_t5",
