@@ -110,7 +110,7 @@ def test_whoever_differentiates_gets_the_gradient_through_the_gate() -> None:
     embeds = given.prompt.clone().requires_grad_()
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with acting(pipe, soft):
-        images = type(pipe).__call__.__wrapped__(
+        images = type(pipe).__call__.__wrapped__(  # type: ignore[attr-defined]
             pipe, prompt_embeds=embeds, negative_prompt_embeds=torch.zeros_like(given.prompt), latents=latents,
             num_inference_steps=2, output_type="latent",
         ).images  # fmt: skip
@@ -282,9 +282,8 @@ def test_an_anchor_that_another_attached_guard_keeps_out_is_refused_in_either_or
         with sr.attach(pipe, order[0]), pytest.raises(GuardError, match="asks for 'pictoworld/pointillism'"):
             sr.attach(pipe, order[1])
     rows = {"shape-heart": "heart", "shape-ring": "ring"}
-    values = (
-        sr.Guard.from_pretrained("pictoworld/values").deciding(rows).with_anchors({"shape-ring": "a red heart on sand"})
-    )
+    whole: Any = sr.Guard.from_pretrained("pictoworld/values")
+    values = whole.deciding(rows).with_anchors({"shape-ring": "a red heart on sand"})
     with pytest.raises(GuardError, match="'ring' would be redirected to 'a red heart on sand', which asks for 'heart'"):
         sr.attach(pipe, values)
     sr.attach(pipe, values.deciding({"shape-ring": "ring"})).detach()
