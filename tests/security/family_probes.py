@@ -75,10 +75,11 @@ SPLIT_IN_THREE = cases_where(lambda case, family: len(family.text_encoders) > 2 
 class ToSafe(Guard[GuardConfig]):
     """Puts the safe prompt in place of every real token of every image, in every call.
 
-    Where no prompt can be encoded without an image, a constant.
+    Where no prompt can be encoded without an image, a constant. If `passes_safe`, a safe prompt is left as it is.
     """
 
     method = "to-safe"
+    passes_safe = False
 
     def __init__(self, target: Target) -> None:
         super().__init__(GuardConfig(concept="star"))
@@ -95,6 +96,8 @@ class ToSafe(Guard[GuardConfig]):
             step.state[length] = constant if self.reads_image else self.encode(SAFE, length)
         safe: PromptEmbeds = step.state[length]
         prompt = torch.where(step.prompt_mask.bool()[..., None], safe.prompt.to(step.prompt_embeds), step.prompt_embeds)
+        if self.passes_safe and torch.allclose(prompt, step.prompt_embeds, atol=1e-5):
+            return step.conditioning
         pooled = None if step.pooled is None or safe.pooled is None else safe.pooled.expand_as(step.pooled)
         return step.conditioning.with_cond(prompt=prompt, pooled=pooled)
 
@@ -105,8 +108,9 @@ class Target:
     def __init__(self, case: PipelineCase, is_guarded: bool) -> None:
         self.case, self.is_guarded = case, is_guarded
         self.pipe = self.call = case.build()
+        self.guard = ToSafe(self)
         if is_guarded:
-            self.call = sr.protect(self.pipe, ToSafe(self))
+            self.call = sr.protect(self.pipe, self.guard)
 
     def draw(self, prompt: Any = None, *, call: Any = None, **changes: Any) -> Tensor:
         """Latents of a short run with the case's guidance, unless `changes` say otherwise."""
@@ -440,6 +444,37 @@ def writing(is_below: bool) -> Attempt:
     return attempt
 
 
+def writing_in_place(target: Target, word: str) -> Tensor:
+    """A callback of the pipeline below that writes the word's embeddings into the tensors of the prompt after each step."""
+    target.guard.passes_safe = True  # else it would not matter which prompt it is given
+    given = target.encode(word)
+    second = FAMILIES[target.case.family].second_prompt
+    takes = target.pipe._callback_tensor_inputs
+    first = embeds_argument(takes)
+    mine = target.embeds_arguments(given, "") if second else {first: given.prompt}
+    inputs = [first, *(name for name in mine if name in takes and name != first and not name.startswith("pooled"))]
+
+    def callback(pipe: Any, index: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        for name in inputs:
+            write(values[name], mine[name])
+        return {}
+
+    def write(current: Any, embeds: Any) -> None:
+        if isinstance(current, list):  # of one tensor a row, the prompt's own
+            for row, tokens in zip(current[-len(embeds) :], embeds, strict=True):
+                row.copy_(tokens[: len(row)])
+            return
+        rows = int(embeds.ndim == 4 and second is not None)  # HiDream's layers come before its rows
+        embeds = embeds if rows else embeds.view(-1, *current.shape[1:])
+        count = embeds.shape[rows]
+        current.narrow(rows, current.shape[rows] - count, count).copy_(embeds)
+
+    names = ["latents", *inputs]
+    return target.draw(
+        SAFE, call=target.pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names
+    )  # a protected call refuses callbacks that write
+
+
 # ---------------------------------------------------------------------- what redirection does not stop
 
 
@@ -581,6 +616,10 @@ FAMILY_PROBES: dict[str, FamilyProbe] = {
     "writing embeddings, below": FamilyProbe(
         "api", "the same on the pipeline below", ("sd", "sdxl", "sd3", "flux", "lumina2", "aura-flow", "wan"), writing(True)
     ),
+    "writing in place": FamilyProbe(
+        "api", "a callback of the pipeline below that writes the word's into the prompt's own tensors",
+        ("sd", "sdxl", "sd3", "flux"), writing_in_place,
+    ),
     "called below": FamilyProbe("api", "in the prompt of the pipeline below", GUIDED, called_below),
     "sibling": FamilyProbe("api", "from_pipe: another pipeline object on the same modules", GUIDED, sibling),
     "img2img sibling": FamilyProbe("api", "from_pipe to img2img", ("sd", "sdxl", "sd3", "flux"), image_sibling),
@@ -628,6 +667,11 @@ def probes_by_facts(case: PipelineCase) -> list[str]:
         "prompt",
         "several images",
         *(embeddings if can_encode else ()),
+        *(
+            ["writing in place"]
+            if can_encode and (family.second_prompt or family.listed or family.prompt_layers)
+            else []
+        ),
         "called below",
         "sibling",
         "copied pipeline",

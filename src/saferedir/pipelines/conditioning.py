@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saferedir.utils.writes import writes_of
+
 
 class PromptEmbeds(NamedTuple):
     """Embeddings of N prompts.
@@ -54,7 +56,7 @@ class PromptEmbeds(NamedTuple):
     @property
     def writes(self) -> tuple[int, ...]:
         """How often each part was written to in place; tensors made for inference alone do not count."""
-        return tuple(-1 if part is None or part.is_inference() else part._version for part in self)
+        return writes_of(self)
 
     @property
     def floats(self) -> PromptEmbeds:

@@ -16,7 +16,8 @@ from torch import Tensor
 from saferedir.errors import GuardError
 from saferedir.pipelines.conditioning import cat_widths, flat_layers, lengthened
 from saferedir.pipelines.families.facts import Family, SecondPrompt
-from saferedir.utils.device import refuse
+from saferedir.utils.device import is_readable, refuse
+from saferedir.utils.writes import are_objects, have_values, writes_of
 
 
 class Parts(NamedTuple):
@@ -74,16 +75,31 @@ def encoded_prompt(family: Family, answer: Sequence[Any]) -> tuple[Tensor, Tenso
     return whole.to(prompt.dtype), mask
 
 
+class _Known(NamedTuple):
+    """Prompts that were joined.
+
+    Attributes:
+        parts: as the denoiser was given them.
+        prompt: both sequences as one.
+        mask: of `prompt`.
+        writes: to `parts`, up to then.
+    """
+
+    parts: Parts
+    prompt: Tensor
+    mask: Tensor | None
+    writes: tuple[int, ...]
+
+
 class Joined:
     """The prompts of one family's denoiser; the same prompts are joined once, so that guards know them again.
 
-    `pipe` says how long the second sequence is.
+    Prompts that were written to since are others. `pipe` says how long the second sequence is.
     """
 
     def __init__(self, family: Family, pipe: Any) -> None:
         self._family, self._pipe, self._fact = family, pipe, family.second_prompt
-        self._known: list[tuple[Parts, Tensor, Tensor | None]] = []  # of the prompts, and of the negative ones
-        self._checked: list[Tensor] = []
+        self._known: list[_Known] = []  # of the prompts, and of the negative ones
 
     def flat(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Keyword arguments with both sequences as one in the place of the prompt; `kwargs` themselves where there is one."""
@@ -91,14 +107,25 @@ class Joined:
         if self._fact is None:
             return kwargs
         parts = self._parts(self._fact, kwargs)
-        known = next((each for each in self._known if all(a is b for a, b in zip(each[0], parts, strict=True))), None)
-        if known is None:
-            self._check_length(self._fact, parts)
-            known = (parts, *join(self._fact, parts))
+        known = next((each for each in self._known if are_objects(parts, each.parts)), None)
         others = [each for each in self._known if each is not known]
+        if known is None or not self._is_unwritten(self._fact, known):
+            self._check_length(self._fact, parts)
+            known = _Known(parts, *join(self._fact, parts), writes_of(parts))
         self._known = [*others[-1:], known]
-        given = {**kwargs, self._family.prompt_arg[1]: known[1]}
-        return given | ({} if self._family.mask_kwarg is None else {self._family.mask_kwarg: known[2]})
+        given = {**kwargs, self._family.prompt_arg[1]: known.prompt}
+        return given | ({} if self._family.mask_kwarg is None else {self._family.mask_kwarg: known.mask})
+
+    def forget(self) -> None:
+        """Let the prompts go: a run has ended."""
+        self._known = []
+
+    def _is_unwritten(self, fact: SecondPrompt, known: _Known) -> bool:
+        """Whether the parts still hold what was joined: by values, or where reading waits, by the counts of writes, too."""
+        if not is_readable(known.prompt) and writes_of(known.parts) != known.writes:
+            return False
+        with torch.no_grad():
+            return have_values(join(fact, known.parts), (known.prompt, known.mask))
 
     def apart(
         self, answer: tuple[tuple[Any, ...], dict[str, Any]] | None
@@ -107,7 +134,7 @@ class Joined:
         if answer is None or self._fact is None:
             return answer
         args, kwargs = answer
-        like, prompt, mask = self._known[-1]
+        like, prompt, mask, _ = self._known[-1]
         names = self._names(self._fact)
         new_prompt, new_mask = kwargs[names[0]], kwargs.get(names[2]) if names[2] else None
         is_same = new_prompt is prompt and new_mask is mask
@@ -142,7 +169,7 @@ class Joined:
     def _check_first_token(self, kwargs: Mapping[str, Any]) -> None:
         name = self._family.mask_kwarg
         mask = kwargs.get(name) if name and self._family.first_token_is_read else None
-        if not isinstance(mask, Tensor) or any(mask is each for each in self._checked):
+        if not isinstance(mask, Tensor):
             return
         refuse(
             mask[:, 0] == 0,
@@ -151,4 +178,3 @@ class Joined:
                 "pass the mask that encode_prompt returns."
             ),
         )
-        self._checked = [*self._checked[-1:], mask]

@@ -17,7 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from saferedir.errors import GuardError
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.families.facts import Family
+from saferedir.utils.device import is_readable
 from saferedir.utils.host_copies import keep, on_host, read_once
+from saferedir.utils.writes import are_objects, have_values, writes_of
 
 #: rows of a denoiser's output
 Rows = list[Tensor]
@@ -52,13 +54,15 @@ def _kept(tokens: Tensor, is_kept: Tensor) -> Tensor:
 
 
 class Layers:
-    """The prompts of one family's denoiser; the same prompts are flattened once, so that guards know them again."""
+    """The prompts of one family's denoiser; the same prompts are flattened once, so that guards know them again.
+
+    Where that takes a copy, prompts that were written to since are others.
+    """
 
     def __init__(self, family: Family) -> None:
         self._name = family.prompt_arg[1] if family.prompt_layers else ""
-        self._known: list[
-            tuple[Tensor, Tensor]
-        ] = []  # (R, L, K, D), (R, L, K * D): of the prompts, and of the negative ones
+        #: (R, L, K, D), (R, L, K * D) and the writes to the former: of the prompts, and of the negative ones
+        self._known: list[tuple[Tensor, Tensor, tuple[int, ...]]] = []
         self._layers = 1
 
     def flat(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -67,11 +71,25 @@ class Layers:
         if not isinstance(prompt, Tensor) or prompt.ndim != 4:
             return kwargs
         self._layers = prompt.shape[2]
-        flat = next((flat for given, flat in self._known if given is prompt), None)
-        if flat is None:
-            flat = prompt.flatten(2)
-            self._known = [*self._known[-1:], (prompt, flat)]
-        return {**kwargs, self._name: flat}
+        known = next((each for each in self._known if each[0] is prompt), None)
+        if known is None or not self._is_unwritten(*known):
+            others = [each for each in self._known if each is not known]
+            known = (prompt, prompt.flatten(2), writes_of((prompt,)))
+            self._known = [*others[-1:], known]
+        return {**kwargs, self._name: known[1]}
+
+    def forget(self) -> None:
+        """Let the prompts go: a run has ended."""
+        self._known = []
+
+    def _is_unwritten(self, prompt: Tensor, flat: Tensor, writes: tuple[int, ...]) -> bool:
+        """Whether `flat` shows what `prompt` holds now."""
+        now = prompt.detach().flatten(2)
+        if _is_same_view(now, flat):
+            return True
+        if not is_readable(prompt) and writes_of((prompt,)) != writes:
+            return False
+        return have_values((now,), (flat,))
 
     def apart(
         self, answer: tuple[tuple[Any, ...], dict[str, Any]] | None
@@ -83,12 +101,24 @@ class Layers:
         return args, {**kwargs, self._name: kwargs[self._name].unflatten(2, (self._layers, -1))}
 
 
+def _is_same_view(one: Tensor, other: Tensor) -> bool:
+    """Whether both show the same memory in the same way; False where that is not known."""
+    is_alike = one.shape == other.shape and one.stride() == other.stride() and one.dtype == other.dtype
+    return is_alike and one.device == other.device and one.data_ptr() == other.data_ptr() != 0
+
+
 class Lists:
-    """The arguments of one family's denoiser; the same prompts are padded once."""
+    """The arguments of one family's denoiser; the same prompts are padded once. Those that were written to since are others."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the prompts go: a run has ended."""
         self._given: list[Tensor] = []
+        self._lengths: list[int] = []
+        self._writes: tuple[int, ...] = ()
         self._padded = PromptEmbeds(torch.empty(0, 0, 0))
 
     def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,15 +130,21 @@ class Lists:
             raise GuardError(
                 f"the latents of {family.name} must be images of one size; call the pipeline once for each size."
             )
-        if len(prompts) != len(self._given) or any(
-            new is not old for new, old in zip(prompts, self._given, strict=True)
-        ):
-            self._given, self._padded = list(prompts), padded(prompts)
+        if not are_objects(prompts, self._given) or not self._are_unwritten():
+            self._given, self._lengths = list(prompts), [len(each) for each in prompts]
+            self._padded, self._writes = padded(prompts), writes_of(prompts)
         given[family.latents_arg[1]] = torch.stack(latents).squeeze(2)
         given[family.prompt_arg[1]] = self._padded.prompt
         if family.mask_kwarg is not None:
             given[family.mask_kwarg] = self._padded.mask
         return given
+
+    def _are_unwritten(self) -> bool:
+        """Whether the prompts still hold what was padded: by values, or where reading waits, by the counts of writes, too."""
+        if not is_readable(self._given[0]) and writes_of(self._given) != self._writes:
+            return False
+        rows = [row[:length] for row, length in zip(self._padded.prompt, self._lengths, strict=True)]
+        return have_values(self._given, rows)
 
     def _rows(self, value: Any) -> Rows:
         if not isinstance(value, list) or not value or not all(isinstance(each, Tensor) for each in value):

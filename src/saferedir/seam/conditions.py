@@ -16,6 +16,7 @@ from saferedir.errors import GuardError
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.denoiser_call import Edit, Layout
 from saferedir.seam.guard_calls import Steps, Users, edited_conditioning, match_shape
+from saferedir.utils.writes import Remembered
 
 #: (conditioning of the pipeline, prompts) -> the steps that guards are asked at
 MakeSteps = Callable[[Conditioning, tuple[str | None, ...]], Steps]
@@ -53,7 +54,7 @@ class Conditions:
         self._prompts: tuple[str | None, ...] = ()
         self._read_from: PromptEmbeds | None = None
         self._read: Conditioning | None = None
-        self._standing_for: PromptEmbeds | None = None
+        self._standing_for: Remembered | None = None
         self._standing: Conditioning | None = None  # after on_prompt
         self._asked: Asked | None = None  # in this evaluation, by an auxiliary call
         self._used: Asked | None = None  # in this evaluation, by the call that makes the prediction
@@ -93,6 +94,11 @@ class Conditions:
         self._layout, self._read_from, self._standing_for, self._standing = layout, None, None, None
         self.close()
 
+    def forget(self) -> None:
+        """Let the prompts go: the run has ended."""
+        self._read_from, self._read, self._standing_for, self._standing = None, None, None, None
+        self.close()
+
     def close(self) -> None:
         """An evaluation has ended; guards are asked anew in the next one."""
         self._asked, self._used = None, None
@@ -104,16 +110,19 @@ class Conditions:
         return self._read
 
     def _ask(self, embeds: PromptEmbeds, make_steps: MakeSteps) -> Asked:
-        """Guards are asked once in an evaluation."""
+        """Guards are asked once in an evaluation, about the prompt once for as long as nobody writes to it."""
+        is_judged = bool(self._users["on_prompt"]) or self._texts is not None
+        is_new = is_judged and (self._standing_for is None or not self._standing_for.is_same(embeds))
         given = self.read(embeds)
         if self._asked is not None and torch.equal(self._asked.given.cond.prompt, given.cond.prompt):
             return self._asked
-        is_new = self._standing_for is None or not embeds.is_same(self._standing_for)
         if is_new and self._texts is not None:
             self._prompts = self._texts(given.cond.prompt)
         steps = make_steps(given, self._prompts)
-        if is_new or self._standing is None:
-            self._standing_for = embeds
+        if not is_judged:
+            self._standing = given
+        elif is_new or self._standing is None:
+            self._standing_for = Remembered(embeds)
             self._standing = self._condition("on_prompt", steps, given)
         return Asked(steps, given, self._condition("on_step_start", steps, self._standing))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MethodType, TracebackType
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ Wrapper = Callable[..., Any]
 class Moments(Protocol):
     """What the hooks call at every denoiser call and scheduler step, and whose mark they bear. Its answers go to the pipeline."""
 
+    def failing_closed(self) -> AbstractContextManager[None]: ...
     def before_denoiser(self, module: nn.Module, call: Call) -> Any: ...
     def after_denoiser(self, call: Call, output: Any) -> Any: ...
     def before_auxiliary(self, module: nn.Module, call: Call) -> Any: ...
@@ -64,6 +66,7 @@ class Hooks:
         self._wrapped: WrappedMethods | None = None
         self._call: WrappedMethods | None = None
         self._handles: list[Any] = []
+        self._prompts: tuple[Lists | Layers | Joined, ...] = ()
 
     @property
     def denoiser(self) -> nn.Module:
@@ -84,12 +87,21 @@ class Hooks:
         # not to be compiled, because they decide anew at every call.
         lists = Lists(family)
         layers = Layers(family) if family.prompt_layers else Joined(family, self._pipe)
+        self._prompts = lists, layers
+
+        def listed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+            with moments.failing_closed():
+                return Call(family, (), lists.tensors(args, kwargs))
+
+        def flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+            with moments.failing_closed():
+                return Call(family, args, layers.flat(kwargs))
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if family.listed:
-                answer = moments.before_denoiser(module, Call(family, (), lists.tensors(args, kwargs)))
+                answer = moments.before_denoiser(module, listed(args, kwargs))
                 return None if answer is None else lists.lists(answer[1], args)
-            return layers.apart(moments.before_denoiser(module, Call(family, args, layers.flat(kwargs))))
+            return layers.apart(moments.before_denoiser(module, flat(args, kwargs)))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if family.listed:
@@ -101,9 +113,9 @@ class Hooks:
 
         def beside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if family.listed:
-                answer = moments.before_auxiliary(module, Call(family, (), lists.tensors(args, kwargs)))
+                answer = moments.before_auxiliary(module, listed(args, kwargs))
                 return None if answer is None else lists.lists(answer[1], args)
-            return layers.apart(moments.before_auxiliary(module, Call(family, args, layers.flat(kwargs))))
+            return layers.apart(moments.before_auxiliary(module, flat(args, kwargs)))
 
         hooks = []
         for hook in (before, after, beside):
@@ -121,6 +133,11 @@ class Hooks:
                 self._handles.append(module.register_forward_pre_hook(hooks[0], with_kwargs=True))
                 self._handles.append(module.register_forward_hook(hooks[1], with_kwargs=True))
 
+    def forget_prompts(self) -> None:
+        """Let the prompts go that a run has been given."""
+        for each in self._prompts:
+            each.forget()
+
     def held_now(self) -> dict[str, nn.Module]:
         """The denoisers and their conditioned_modules that the pipeline holds at this moment, by attribute."""
         family = self._family
@@ -131,7 +148,7 @@ class Hooks:
         """Take off what `put_on` put on; harmless where there is nothing."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self.modules = [], {}
+        self._handles, self.modules, self._prompts = [], {}, ()
         self._unwrap_scheduler()
         if self._call is not None:
             self._call.release()

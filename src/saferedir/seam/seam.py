@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -166,9 +166,14 @@ class Seam:
 
     # --- moments
 
+    def failing_closed(self) -> AbstractContextManager[None]:
+        """Whatever is raised within fails the run in progress."""
+        return self._state.failing_closed()
+
     def set_timesteps(self, scheduler: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline sets timesteps: another run begins."""
         check_not_nested(self.pipe)
+        self.hooks.forget_prompts()  # of a run that broke off
         if self._state.was_detached:
             self._leave()
         else:
@@ -304,6 +309,7 @@ class Seam:
             edited = session.after_step(latents)
             self._state.steps += 1
             if session.finished:
+                self.hooks.forget_prompts()
                 self._record(session)
         if edited is not latents:
             if isinstance(output, tuple):  # LCM's pipeline takes the second, which is the first at the last step
@@ -368,6 +374,8 @@ class Seam:
         self._caches.check(enabled)
         # whoever keeps features has to know who is edited, and a callback must not be shown what a check would have refused
         self._state.pending.is_eager = self._caches.are_there or has_callback(settings)
+        if self._state.pending.is_eager:
+            self._state.settle()  # of what was looked at before this
         if enabled:
             self._caches.check_layout(parts)
         spoken = (
@@ -395,6 +403,7 @@ class Seam:
             self._first, self._is_partial = 0, False
             if self._state.session is not None and not self._state.session.finished:
                 self._state.forget()
+            self.hooks.forget_prompts()
 
     def gates(self) -> dict[str, Gate]:
         """ "<guard>.<gate>" -> gate, of the run under way; a second guard of one method is "<guard>-2"."""

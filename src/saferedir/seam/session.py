@@ -301,6 +301,8 @@ class Session:
         self._conditions.close()
         self.evaluation += 1
         self.finished = self.evaluation == len(self._timesteps)
+        if self.finished:
+            self._conditions.forget()
         return edited
 
     def verdicts(self) -> list[list[Decision]]:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from saferedir.decisions import Decision
-from saferedir.errors import GuardError
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.redirect import Redirection
 from saferedir.guards.step import Run
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.utils.broadcast import per_sample
 from saferedir.utils.device import is_readable, refuse, to_host
+from saferedir.utils.writes import written_error
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +68,8 @@ class Source:
             return False
         for part, kept in zip(now, self._copy, strict=True):
             if part is not None and kept is not None:
-                refuse(part != kept, _changed)
+                refuse(part != kept, written_error)
         return True
-
-
-def _changed() -> GuardError:
-    return GuardError(
-        "the prompt embeddings were written to in the middle of a run, so the guard's verdict on them no longer holds and no "
-        "image is returned; give other embeddings as another tensor."
-    )
 
 
 @dataclass

@@ -1,0 +1,65 @@
+"""Writes in place to tensors that somebody remembers: by counts, and by values where nothing counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from saferedir.errors import GuardError
+from saferedir.utils.device import is_readable, refuse
+
+
+def writes_of(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
+    """How often each tensor was written to in place; tensors made for inference alone do not count."""
+    return tuple(-1 if each is None or each.is_inference() else each._version for each in tensors)
+
+
+def are_objects(now: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> bool:
+    """Whether both hold the very same objects."""
+    return len(now) == len(given) and all(mine is theirs for mine, theirs in zip(now, given, strict=True))
+
+
+def have_values(now: Sequence[Tensor | None], kept: Sequence[Tensor | None]) -> bool:
+    """Whether tensors have the values of `kept`, which nobody wrote to.
+
+    Where reading would wait, equal shapes are enough, and other values are refused at the end of the run.
+    """
+    for mine, theirs in zip(now, kept, strict=True):
+        if mine is theirs:
+            continue
+        if mine is None or theirs is None or _form(mine) != _form(theirs):
+            return False
+        if not is_readable(mine):
+            refuse(mine.detach() != theirs.detach(), written_error)
+        elif not torch.equal(mine, theirs):
+            return False
+    return True
+
+
+class Remembered:
+    """Tensors of somebody else, and whether others are the very same objects with the values that they had."""
+
+    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
+        self._given, self._writes = tuple(tensors), writes_of(tensors)
+        self._copies = tuple(None if each is None else each.detach().clone() for each in tensors)
+
+    def is_same(self, now: Sequence[Tensor | None]) -> bool:
+        """Where reading would wait, by the counts of writes; what only values show is refused at the end of the run."""
+        if not are_objects(now, self._given):
+            return False
+        is_read = all(each is None or is_readable(each) for each in now)
+        return (is_read or writes_of(now) == self._writes) and have_values(now, self._copies)
+
+
+def _form(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def written_error() -> GuardError:
+    """Of a write that only values show."""
+    return GuardError(
+        "the prompt embeddings were written to in the middle of a run, so the guard's verdict on them no longer holds and no "
+        "image is returned; give other embeddings as another tensor."
+    )
