@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import saferedir as sr
 from saferedir.attacks.run import verifier_digest
 from saferedir.cli import app
+from saferedir.errors import GuardError
 from saferedir.server import running
 from saferedir.server.api.information import policy_items
 from saferedir.server.api.records import Asked, record_of
@@ -117,6 +118,16 @@ def test_keys_and_requests_get_the_rules_of_their_profile(settings: Any) -> None
     assert checked.decisions[0].fired and not checked.blocked
     assert not run("a red star on sand", kind="check").decisions[0].fired
     model.close()
+
+
+def test_a_model_whose_anchor_asks_for_its_concept_is_not_loaded(tmp_path: Path) -> None:
+    def settings(anchor: str) -> ModelSettings:
+        policy = POLICY.replace('action = "redirect"', f'action = "redirect"\nanchor = "{anchor}"')
+        return read_settings(written(tmp_path, policy=policy)).models[0]
+
+    PipelineModel(settings("a red heart on sand")).close()
+    with pytest.raises(GuardError, match="'logo' would be redirected to 'a red pentagram', which asks for 'logo'"):
+        PipelineModel(settings("a red pentagram"))
 
 
 def test_what_a_key_is_held_to_is_a_floor_under_the_file(tmp_path: Path) -> None:

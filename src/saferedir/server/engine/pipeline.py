@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from saferedir.attach import attach
 from saferedir.decisions import Decision
 from saferedir.errors import BlockedError
 from saferedir.guard import Guard
@@ -47,6 +48,12 @@ class PipelineModel:
         self._by_name = dict(zip(settings.guard_names, self._guards, strict=True))
         judges = {name: preset(name).load_judge() for name in settings.verify}
         self._judges = {name: judge.verifier(name) for name, judge in judges.items()}
+        rules = settings.rules
+        if rules is not None and any(rule.anchor and rule.action != "off" for rule in rules.concepts):
+            guards, _ = guards_of(rules, None, load=self._by_name.__getitem__)
+            attach(
+                self._pipe, distinct(guards)
+            ).detach()  # refuses anchors that ask for a concept, before there are calls
         self._edit_pipe = _image_to_image(self._pipe)
         self._current: tuple[Any, ...] | None = None
         self._protected: Any = None
