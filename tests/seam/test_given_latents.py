@@ -94,7 +94,7 @@ def test_an_image_handed_over_as_latents_is_refused(name: str, kind: str) -> Non
     assert torch.isfinite(run(case, pipe, steps=2, image=latents)).all()
     with sr.attach(pipe, Checker(kind)):
         assert torch.isfinite(run(case, pipe, steps=2)).all()
-        with pytest.raises(GuardError, match="give a picture of three channels"):
+        with pytest.raises(GuardError, match="give an RGB image"):
             run(case, pipe, steps=2, image=latents)
     with sr.attach(pipe, Checker("off")):
         assert torch.isfinite(run(case, pipe, steps=2, image=latents)).all()

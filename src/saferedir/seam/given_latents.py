@@ -67,7 +67,7 @@ class GivenLatents:
         if testing and _is_of_latents(pipe, bound.arguments.get("image")):
             raise GuardError(
                 f"the image given is a tensor of latents, which guard {testing[0].method!r} cannot test as it tests `latents` "
-                f"(latents_test={testing[0].latents_test!r}); give a picture of three channels in its place."
+                f"(latents_test={testing[0].latents_test!r}); give an RGB image in its place."
             )
         if given is None or not testing:
             return original(*args, **kwargs)
@@ -118,7 +118,7 @@ class GivenLatents:
 
 
 def _is_of_latents(pipe: Any, image: Any) -> bool:
-    """Whether an input image, as the pipeline has prepared it, is what its autoencoder would have made of a picture."""
+    """Whether an input image, as the pipeline has prepared it, is what its autoencoder would have made of RGB pixels."""
     config = getattr(getattr(pipe, "vae", None), "config", {})
     channels = config.get("latent_channels") or config.get("z_dim")
     return isinstance(image, Tensor) and image.ndim >= 4 and image.shape[1] == channels != 3
