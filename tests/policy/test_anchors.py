@@ -351,3 +351,18 @@ def test_conflicts_are_those_of_the_anchors_that_the_rules_give() -> None:
     assert measured == [] and calls == [2]  # one guard is asked once, whatever the number of its rules
     forbidden = anchor_conflicts(counted, *guards_of(rules("a red star on sand", "a blue crescent on snow"), None))
     assert {(each.concept, each.other) for each in forbidden} == {("star", "star"), ("crescent", "crescent")}
+
+
+def test_anchors_of_many_guards_are_encoded_together_to_be_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all guards of the same call, and once for each that takes its own: nothing that grows with their pairs."""
+    asked: list[int] = []
+
+    def counted(pipe: Any, texts: Any, call: Any = None) -> Any:
+        asked.append(len(texts))
+        return encode_prompts(pipe, texts, call)
+
+    monkeypatch.setattr("saferedir.seam.anchors.encode_prompts", counted)
+    anchors = {"star": "a red heart on sand", "emblem": "a blue ring on snow", "pointillism": "a green square"}
+    guards = [sr.Guard.from_pretrained(f"pictoworld/{name}").with_anchors(text) for name, text in anchors.items()]
+    with sr.attach(sr.load_pipeline("pictoworld"), guards):
+        assert asked == [3, 1, 1, 1]

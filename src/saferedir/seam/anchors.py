@@ -23,23 +23,35 @@ def check_anchors(pipe: Any, family: Family, present: Sequence[Guard[Any]], chos
     Anchors of `chosen` are held against all guards, those of `present` against `chosen`. Nothing is redirected by what is only
     logged, and nothing is kept out by it. A guard without a prompt verdict says nothing here.
     """
-    for guard in (*present, *chosen):
-        acting = {
-            concept: text
-            for concept, text in guard.anchor_prompts.items()
-            if not {concept, guard.config.concept} & set(guard.logged_concepts)
-        }
-        texts = list(dict.fromkeys(acting.values()))
-        others = chosen if any(guard is other for other in present) else (*present, *chosen)
-        for other in others if texts else ():
-            if not other.uses("prompt_gates"):
-                continue
-            embeds = _encoded(pipe, family, guard, texts, other.config.training.get("call"))
-            for name, gate in other.prompt_gates(embeds).items():
-                scores = dict(zip(texts, gate.score.tolist(), strict=True))
-                for concept, text in acting.items():
+    guards = (*present, *chosen)
+    of_guard = {id(guard): acting for guard in guards if (acting := _acting_anchors(guard))}
+    texts = list(dict.fromkeys(text for acting in of_guard.values() for text in acting.values()))
+    anchored = [guard for guard in guards if id(guard) in of_guard]
+    new = {id(guard) for guard in chosen}
+    encoded: dict[str, PromptEmbeds] = {}  # by the settings of the call, which most guards have in common
+    for other in guards if texts else ():
+        asking = [guard for guard in anchored if id(guard) in new or id(other) in new]
+        if not asking or not other.uses("prompt_gates"):
+            continue
+        call = other.config.training.get("call")
+        if repr(call) not in encoded:
+            for guard in asking:
+                _check_encodable(pipe, family, guard)
+            encoded[repr(call)] = encode_prompts(pipe, texts, call)
+        for name, gate in other.prompt_gates(encoded[repr(call)]).items():
+            scores = dict(zip(texts, gate.score.tolist(), strict=True))
+            for guard in asking:
+                for concept, text in of_guard[id(guard)].items():
                     if (score := scores[text]) >= gate.threshold:
                         raise GuardError(_asks_for(guard.rule_name(concept), text, name, score, gate.threshold))
+
+
+def _acting_anchors(guard: Guard[Any]) -> dict[str, str]:
+    """The anchors of a guard's concepts, without those of what it only logs."""
+    logged = set(guard.logged_concepts)
+    return {
+        concept: text for concept, text in guard.anchor_prompts.items() if not {concept, guard.config.concept} & logged
+    }
 
 
 @torch.no_grad()
@@ -51,11 +63,12 @@ def encode_anchors(pipe: Any, family: Family, guard: Guard[Any]) -> None:
         UnsupportedPipelineError: the pipeline reads no prompt, or encodes it together with an image.
     """
     if texts := list(dict.fromkeys(guard.anchor_prompts.values())):
-        guard.take_anchors(_encoded(pipe, family, guard, texts, guard.config.training.get("call")))
+        _check_encodable(pipe, family, guard)
+        guard.take_anchors(encode_prompts(pipe, texts, guard.config.training.get("call")))
 
 
-def _encoded(pipe: Any, family: Family, guard: Guard[Any], texts: Sequence[str], call: Any) -> PromptEmbeds:
-    """Conditioning of a guard's anchors under the settings `call`."""
+def _check_encodable(pipe: Any, family: Family, guard: Guard[Any]) -> None:
+    """Raise where a guard's anchors cannot be encoded, see `encode_anchors`."""
     if not family.has_text:
         check_works_without_text(pipe, guard)
     if family.encoder_reads_image:
@@ -67,7 +80,6 @@ def _encoded(pipe: Any, family: Family, guard: Guard[Any], texts: Sequence[str],
             f"the anchors of guard {guard.method!r} ({guard.config.concept}) are encoded when a guard is attached, and this "
             f"{type(pipe).__name__} has no {' and no '.join(missing)}; attach before you drop the text encoders."
         )
-    return encode_prompts(pipe, texts, call)
 
 
 def whole_anchor_refusal(family: Family) -> str | None:
