@@ -25,6 +25,7 @@ from saferedir.target import Target
 from saferedir.target.partial import run_part
 from saferedir.utils import host_copies
 from saferedir.utils.device import Pending, collecting, rehearsal
+from saferedir.utils.writes import writes_of
 
 ROOT = Path(__file__).parents[2]
 #: distances to all references are summed on a device, on the CPU those to the near ones
@@ -83,7 +84,7 @@ def test_nan_of_any_step_is_refused_before_the_image_leaves(pipes: Any, step: in
 
 def test_a_scheduler_that_is_written_to_is_read_again() -> None:
     values = torch.ones(3)
-    host_copies._ON_HOST[values] = (host_copies._writes(values), values.clone())
+    host_copies._ON_HOST[values] = (writes_of([values]), values.clone())
     assert host_copies._copy(values) is not None
     values[0] = 2
     assert host_copies._copy(values) is None

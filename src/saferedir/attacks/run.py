@@ -191,9 +191,7 @@ def _items(prompts: Sequence[str] | Sequence[PromptItem] | PromptSet) -> list[Pr
 
 def guard_facts(guard: Guard[Any]) -> dict[str, Any]:
     """Method, name, concept and checksum of a guard's settings and tensors, of what it only logs, and of its anchors."""
-    logged = {"logged_concepts": list(guard.logged_concepts)} if guard.logged_concepts else {}
-    anchors = {"anchor_prompts": dict(guard.anchor_prompts)} if guard.anchor_prompts else {}
-    settings = json.dumps({**guard.config.settings(), **logged, **anchors}, sort_keys=True, default=str)
+    settings = json.dumps({**guard.config.settings(), **guard.set_by_policy()}, sort_keys=True, default=str)
     digest = hashlib.sha256(f"{guard.method} {settings}".encode())
     for name, tensor in sorted(guard.tensors().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -209,6 +209,11 @@ class Guard(Generic[ConfigT]):
             f"guard {self.method!r} ({self.config.concept}) redirects to no prompt that could be another one; leave out anchor."
         )
 
+    def set_by_policy(self) -> dict[str, Any]:
+        """What a policy set beside the config, for checksums: `logged_concepts` and `anchor_prompts`, each only where set."""
+        logged, anchors = list(self.logged_concepts), dict(self.anchor_prompts)
+        return {**({"logged_concepts": logged} if logged else {}), **({"anchor_prompts": anchors} if anchors else {})}
+
     def take_anchors(self, embeds: PromptEmbeds) -> None:
         """Take the conditioning of the distinct `anchor_prompts`, in their order; `attach` calls it, once.
 

@@ -232,9 +232,15 @@ def latent_shape(pipe: Any, call: Mapping[str, Any] | None = None) -> tuple[int,
     if isinstance(vae, PixelSpace):
         return int(pipe.unet.config.in_channels), 1, int(height), int(width)
     config = vae.config
-    channels, patch = int(config.get("latent_channels") or config.get("z_dim") or 16), 2 if is_patched(vae) else 1
+    channels, patch = channels_of(config) or 16, 2 if is_patched(vae) else 1
     factor *= patch
     return channels * patch**2, (int(frames) - 1) // int(temporal) + 1, int(height) // factor, int(width) // factor
+
+
+def channels_of(config: Mapping[str, Any]) -> int | None:
+    """C of an autoencoder's latents by its config, before patches of them are put together; None where it does not say it."""
+    channels = config.get("latent_channels") or config.get("z_dim")
+    return int(channels) if channels else None
 
 
 def _pixels_per_latent(pipe: Any) -> int | None:

@@ -18,6 +18,7 @@ from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.denoiser_call import Extra, Layout
 from saferedir.seam.guard_calls import Steps, call_guard
 from saferedir.utils.device import refuse
+from saferedir.utils.writes import MadeOf
 
 
 class GuardRows(NamedTuple):
@@ -39,15 +40,6 @@ class GuardRows(NamedTuple):
         return 0 if self.embeds is None else self.embeds.prompt.shape[0]
 
 
-class Block(NamedTuple):
-    """What `block_beside` made of `extra` beside `embeds`, and how often these had been written to."""
-
-    extra: PromptEmbeds
-    embeds: PromptEmbeds
-    writes: tuple[int, ...]
-    rows: PromptEmbeds
-
-
 class ExtraRows:
     """Extra rows of one run: guards give them once, and say before each denoiser call which of them are in it."""
 
@@ -65,7 +57,7 @@ class ExtraRows:
         self._asked = [rows_of_run(guard, run) for guard in guards]
         self._rows = [GuardRows()] * len(self._guards)
         self._latents: Tensor | None = None  # what the last step returned
-        self._blocks: list[Block] = []
+        self._blocks: list[MadeOf[PromptEmbeds]] = []
 
     def first(self, steps: Steps, used: Conditioning) -> Extra | None:
         """For the first denoiser call of an evaluation; `used`: conditioning of the pipeline's own rows."""
@@ -93,13 +85,12 @@ class ExtraRows:
 
     def _beside(self, extra: PromptEmbeds, embeds: PromptEmbeds) -> PromptEmbeds:
         """`block_beside`, made once for rows and embeddings that stay the same objects from step to step."""
-        writes = extra.writes + embeds.writes
-        for kept in self._blocks:
-            if kept.extra.is_same(extra) and kept.embeds.is_same(embeds) and kept.writes == writes:
-                return kept.rows
+        kept = next((block for block in self._blocks if block.is_of(*extra, *embeds)), None)
+        if kept is not None:
+            return kept.value
         rows = block_beside(extra, embeds, has_mask=self._has_mask)
         if not any(part is not None and part.requires_grad for part in rows):
-            self._blocks = [*self._blocks, Block(extra, embeds, writes, rows)][-len(self._guards) :]
+            self._blocks = [*self._blocks, MadeOf(rows, *extra, *embeds)][-len(self._guards) :]
         return rows
 
     def second(self, uncond: PromptEmbeds) -> Extra | None:

@@ -17,7 +17,7 @@ from saferedir.errors import GuardError, UnsupportedPipelineError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.latent_prior import PriorTest, prior_test
-from saferedir.pipelines.latents import latent_shape
+from saferedir.pipelines.latents import channels_of, latent_shape
 
 LATENTS, PREPARE = "latents", "prepare_latents"
 
@@ -119,8 +119,7 @@ class GivenLatents:
 
 def _is_of_latents(pipe: Any, image: Any) -> bool:
     """Whether an input image, as the pipeline has prepared it, is what its autoencoder would have made of RGB pixels."""
-    config = getattr(getattr(pipe, "vae", None), "config", {})
-    channels = config.get("latent_channels") or config.get("z_dim")
+    channels = channels_of(getattr(getattr(pipe, "vae", None), "config", {}))
     return isinstance(image, Tensor) and image.ndim >= 4 and image.shape[1] == channels != 3
 
 

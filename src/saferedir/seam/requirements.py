@@ -14,6 +14,7 @@ import torch
 from saferedir.errors import GuardError, UnsupportedPipelineError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.families import Family, unwrapped
+from saferedir.pipelines.guiders import GUIDERS
 from saferedir.seam.begin import words_need_no_image
 from saferedir.seam.given_latents import check_latents_are_known
 from saferedir.seam.guard_calls import EARLY_POINTS
@@ -39,7 +40,7 @@ def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) 
 
 def check_guiders(pipe: Any, family: Family) -> None:
     """Raise UnsupportedPipelineError if a `guider` of the pipeline may call its denoiser in a way that guards do not know."""
-    for name in ("guider", "ocr_guider") if family.guiders else ():
+    for name in GUIDERS if family.guiders else ():
         kind = type(getattr(pipe, name, None)).__name__
         if kind not in ("NoneType", *family.guiders):
             raise UnsupportedPipelineError(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from saferedir.utils.device import read_together
+from saferedir.utils.writes import writes_of
 
 #: tensor on another device -> how often it had been written to, and its copy on the CPU; one goes with the other
 _ON_HOST: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -19,7 +20,7 @@ _ON_HOST: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def keep(values: Tensor, copy: Tensor) -> None:
     """Remember `copy`, on the CPU, as that of `values`."""
     if values.device.type != "cpu":
-        _ON_HOST[values] = (_writes(values), copy)
+        _ON_HOST[values] = (writes_of([values]), copy)
 
 
 def read_once(values: Sequence[Tensor], *others: Tensor) -> list[Tensor]:
@@ -56,9 +57,4 @@ def known(values: Tensor) -> Tensor | None:
 def _copy(values: Tensor) -> Tensor | None:
     """The copy of a tensor as it is now."""
     writes, copy = _ON_HOST.get(values, (None, None))
-    return copy if writes == _writes(values) else None
-
-
-def _writes(values: Tensor) -> int:
-    """How often a tensor was written to in place; tensors made for inference alone do not count."""
-    return -1 if values.is_inference() else values._version
+    return copy if writes == writes_of([values]) else None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from saferedir.errors import GuardError
 from saferedir.utils.device import is_readable, refuse
+
+ValueT = TypeVar("ValueT")
 
 
 def writes_of(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
@@ -51,6 +54,20 @@ class Remembered:
             return False
         is_read = all(each is None or is_readable(each) for each in now)
         return (is_read or writes_of(now) == self._writes) and have_values(now, self._copies)
+
+
+class MadeOf(Generic[ValueT]):
+    """A value, and what it was made of: taken again while these tensors are the same objects and nobody wrote to them.
+
+    For what no guard decides by: on the CPU, too, writes that nothing counts go unseen (see `Remembered`).
+    """
+
+    def __init__(self, value: ValueT, *sources: Tensor | None) -> None:
+        self.value, self._sources, self._writes = value, sources, writes_of(sources)
+
+    def is_of(self, *sources: Tensor | None) -> bool:
+        """Whether the value would be made of the same again."""
+        return are_objects(sources, self._sources) and writes_of(sources) == self._writes
 
 
 def _form(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:

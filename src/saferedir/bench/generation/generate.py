@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -217,14 +218,10 @@ def _generate(
         "output_type": "pt",
     }
     fired = [False] * len(rows)
-    if guards:
-        with attach(pipe, list(guards)) as attached, guided_call(pipe, call) as given:
-            output = pipe(**given)
-            for decision in attached.decisions:
-                fired[decision.image] |= decision.fired
-    else:
-        with guided_call(pipe, call) as given:
-            output = pipe(**given)
+    with attach(pipe, list(guards)) if guards else nullcontext() as attached, guided_call(pipe, call) as given:
+        output = pipe(**given)
+        for decision in attached.decisions if attached else ():
+            fired[decision.image] |= decision.fired
     try:
         images = output_images(output)
     except AttributeError:

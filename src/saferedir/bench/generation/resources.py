@@ -28,6 +28,7 @@ from saferedir.pipelines.latents import default_size
 from saferedir.pipelines.loading import load_pipeline
 from saferedir.pipelines.precision import fast_precision, precision_name
 from saferedir.pipelines.safety_checker import remove_safety_checker
+from saferedir.utils.digests import add_values
 
 #: guards loaded at a time
 MAX_LOADED_GUARDS = 64
@@ -262,13 +263,8 @@ def guards_digest(guards: Sequence[Guard[Any]]) -> str:
     digest = hashlib.sha256()
     for guard in guards:
         settings = {k: v for k, v in guard.config.to_dict().items() if k not in ("training", "measured", "backbone")}
-        if guard.logged_concepts:
-            settings["logged_concepts"] = list(guard.logged_concepts)
-        if guard.anchor_prompts:
-            settings["anchor_prompts"] = dict(guard.anchor_prompts)
-        digest.update(_json([guard.method, settings]).encode())
-        for name, value in sorted(guard.tensors().items()):
-            digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+        digest.update(_json([guard.method, settings | guard.set_by_policy()]).encode())
+        add_values(digest, guard.tensors())
     return digest.hexdigest()[:16]
 
 

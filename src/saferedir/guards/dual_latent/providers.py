@@ -17,16 +17,9 @@ from saferedir.guards.dual_latent.config import DualLatentConfig
 from saferedir.guards.guidance import of_length
 from saferedir.pipelines.conditioning import PromptEmbeds, lengthened
 from saferedir.utils.host_copies import keep, known
+from saferedir.utils.writes import MadeOf
 
 SAFE_PROMPT, SAFE_POOLED = "safe_prompt_embeds", "safe_pooled_embeds"
-
-
-class SafeRow(NamedTuple):
-    """A safe row, (1, B, ...), and what it was made of: (N, ...), with how often that had been written to."""
-
-    source: PromptEmbeds
-    writes: tuple[int, ...]
-    embeds: PromptEmbeds
 
 
 @dataclass
@@ -36,7 +29,7 @@ class SafeTexts:
     words: PromptEmbeds | None = None
     prompts: tuple[str | None, ...] = field(default=(), repr=False)  # texts are private
     in_context: PromptEmbeds | None = field(default=None, repr=False)
-    row: SafeRow | None = field(default=None, repr=False)
+    row: MadeOf[PromptEmbeds] | None = field(default=None, repr=False)  # (1, B, ...)
 
 
 class Learned(NamedTuple):
@@ -55,9 +48,9 @@ def words_of(config: DualLatentConfig, run: Run) -> PromptEmbeds | None:
 
 def safe_row(step: Step, config: DualLatentConfig, texts: SafeTexts, learned: Learned, method: str) -> PromptEmbeds:
     """Conditioning of the safe row, (1, B, ...): the same objects for as long as what it is made of is the same."""
-    source, last = _source(step, config, texts, method), texts.row
-    if last is not None and last.source.is_same(source) and last.writes == source.writes:
-        return last.embeds
+    source = _source(step, config, texts, method)
+    if texts.row is not None and texts.row.is_of(*source):
+        return texts.row.value
     if config.provider == "learned":
         embeds = _learned(step, learned, method)
     elif config.provider in ("context_text", "phrase"):
@@ -67,7 +60,7 @@ def safe_row(step: Step, config: DualLatentConfig, texts: SafeTexts, learned: Le
         embeds = _mixed(step, config, texts.words, method)
     row = embeds.map(lambda part: part.expand(step.run.batch_size, *part.shape[1:])[None])
     if not any(part is not None and part.requires_grad for part in row):
-        texts.row = SafeRow(source, source.writes, row)
+        texts.row = MadeOf(row, *source)
     return row
 
 

@@ -227,10 +227,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
         if self.config.escalation == "evidence":
             state.candidate_level = at_once(state.level, self.config.patience, self._checks_left(step))
         original = dataclasses.replace(step, conditioning=state.standing)
-        cond = self._choice.conditioning(original, state, torch.ones_like(state.image_weight), state.candidate_level)[
-            0
-        ].cond
-        return cond.map(lambda part: part[None])
+        weight = torch.ones_like(state.image_weight)
+        redirected, _ = self._choice.conditioning(original, state, weight, state.candidate_level)
+        return redirected.cond.map(lambda part: part[None])
 
     def on_prediction(self, step: Step) -> Tensor:
         """The redirected prediction in rows whose image verdict fires now; `recheck="same_step"` only."""

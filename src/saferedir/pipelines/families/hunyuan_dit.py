@@ -14,7 +14,11 @@ ROWS = (
         time_arg=(1, "timestep"),
         # no `mask_kwarg`: T5's states are pooled over all tokens, padding included, and padding holds what words say
         row_kwargs=(
-            *("text_embedding_mask", "text_embedding_mask_t5", "image_meta_size", "style", "controlnet_block_samples"),
+            "text_embedding_mask",
+            "text_embedding_mask_t5",
+            "image_meta_size",
+            "style",
+            "controlnet_block_samples",
         ),
         has_inner_mask=True,
         prompt_width="cross_attention_dim",

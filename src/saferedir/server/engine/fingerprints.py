@@ -26,9 +26,8 @@ def guard_fingerprint(guard: Guard[Any]) -> str:
         verifier: Any = vars(guard.image_verifier.config)
     else:
         verifier = None
-    logged: list[Any] = [list(guard.logged_concepts)] if guard.logged_concepts else []
-    logged += [dict(guard.anchor_prompts)] if guard.anchor_prompts else []
-    digest = hashlib.sha256(digest_of([guard.method, guard.config.to_dict(), verifier, *logged]).encode())
+    facts = [guard.method, guard.config.to_dict(), verifier, *guard.set_by_policy().values()]
+    digest = hashlib.sha256(digest_of(facts).encode())
     for name, value in sorted(tensors.items()):
         flat = value.detach().cpu().contiguous()
         digest.update(f"{name}{tuple(flat.shape)}{flat.dtype}".encode())
