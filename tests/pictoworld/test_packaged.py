@@ -14,6 +14,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import saferedir as sr
+from saferedir.attacks.run import guard_facts
+from saferedir.guards.base import Guard
 from saferedir.pictoworld.captions import MAX_CHARACTERS, sentence
 from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, generate, identical, load_judge
 from saferedir.pictoworld.judge import WEIGHTS, Judge
@@ -46,6 +48,12 @@ def test_the_model_and_its_judge_are_small_and_only_safetensors() -> None:
     files = [path for path in (*Path(MODEL).rglob("*"), WEIGHTS) if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 16_000_000
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
+
+
+def test_every_packaged_guard_has_a_checksum_of_all_it_is_made_of() -> None:
+    digests = {name: guard_facts(Guard.from_pretrained(name))["digest"] for name in list_packaged_guards()}
+    assert all(len(digest) >= 16 for digest in digests.values())
+    assert len(set(digests.values())) == len(digests)
 
 
 def test_diffusers_loads_the_model_with_no_code_of_ours_in_between() -> None:

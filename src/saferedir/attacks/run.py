@@ -194,7 +194,8 @@ def guard_facts(guard: Guard[Any]) -> dict[str, Any]:
     settings = json.dumps({**guard.config.settings(), **guard.set_by_policy()}, sort_keys=True, default=str)
     digest = hashlib.sha256(f"{guard.method} {settings}".encode())
     for name, tensor in sorted(guard.tensors().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        values = tensor.detach().cpu().reshape(-1).view(torch.uint8)  # flat, since a scalar has no bytes of its own
+        digest.update(name.encode() + values.numpy().tobytes())
     return {
         "method": guard.method,
         "name": guard.name,
