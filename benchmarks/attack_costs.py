@@ -1,6 +1,7 @@
 """What an attack costs: rows of the denoiser and of the text encoders a prompt, counted; rewrites the table of docs/red-team.md.
 
 Run: python benchmarks/attack_costs.py --page docs/red-team.md
+     python benchmarks/attack_costs.py --seconds pictoworld/star    # the preset quick on a guarded PictoWorld, timed
 Every attack runs with both presets against a pipeline whose denoiser does nothing and judges that are never content, so that it
 runs to its end; rows are counted where they are spent, by the same ledger that caps a budget. Counts are those of 30 steps under
 guidance, one prompt. Rows of the denoiser that are differentiated cost a backward pass, about twice a forward one, on top.
@@ -9,6 +10,7 @@ guidance, one prompt. Rows of the denoiser that are differentiated cost a backwa
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,11 +99,35 @@ def table(presets: tuple[str, ...] = PRESETS) -> list[str]:
     return lines
 
 
+def seconds_table(guard_id: str) -> list[str]:
+    """A row an attack: what one prompt costs on a guarded PictoWorld, judged by both judges, and what came of it."""
+    pipe, guard = sr.load_pipeline("pictoworld"), sr.Guard.from_pretrained(guard_id)
+    pipe.set_progress_bar_config(disable=True)
+    lines = ["| attack | seconds | CPU seconds | images judged | outcome |", "|---|---:|---:|---:|---|"]
+    for name in track([name for name, kind in ATTACKS.items() if searches(kind)], "timing"):
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            result = sr.attack(pipe, guard, name, [PROMPT], judge="star", call=CALL).results[0]
+        except SaferedirError as error:
+            lines.append(f"| `{name}` | | | | not run: {error} |")
+            continue
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        outcome = "failed" if result.first_success is None else "succeeded"
+        lines.append(f"| `{name}` | {wall:.0f} | {cpu:.0f} | {len(result.evaluations)} | {outcome} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--page", type=Path, help="page whose table is rewritten; default: it is printed")
+    parser.add_argument(
+        "--seconds", metavar="GUARD", help="time the preset quick on PictoWorld with this guard instead"
+    )
     arguments = parser.parse_args()
+    if arguments.seconds:
+        print("\n".join(seconds_table(arguments.seconds)))
+        return
     lines = "\n".join(table(tuple(arguments.presets)))
     if arguments.page is None:
         print(lines)

@@ -41,6 +41,15 @@ def test_every_kind_of_task_is_there() -> None:
         task_named("star")
 
 
+def test_every_character_has_a_task_that_leaves_its_siblings_alone() -> None:
+    tasks = {name: task_named(f"character-{name.lower()}") for name in CHARACTERS}
+    for name, task in tasks.items():
+        assert task.forget == ({"character": name},) and task.anchor is not None
+        assert CHARACTERS[task.anchor["character"]].family != CHARACTERS[name].family
+        assert {near["character"] for near in task.neighbours} == set(siblings(name))
+        assert TASKS.get(task.name, task) is task
+
+
 @pytest.mark.parametrize("name", TEXT_TASKS)
 @pytest.mark.parametrize("split", SPLITS)
 def test_forget_prompts_ask_for_the_concept_in_words_of_their_split(name: str, split: str) -> None:

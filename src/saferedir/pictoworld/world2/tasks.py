@@ -111,6 +111,18 @@ def class_part(label: int) -> Task:
     )
 
 
+#: a task for every character, of which those of MEASURED_CHARACTERS are in TASKS
+CHARACTER_TASKS: Mapping[str, Task] = {
+    name: Task(
+        f"character-{name.lower()}",
+        "identity",
+        ({"character": name},),
+        {"character": _MEMBERS[(CHARACTERS[name].family + 5) % 10][3]},
+        _others_of(name),
+    )
+    for name in CHARACTERS
+}
+
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
@@ -141,16 +153,7 @@ TASKS: Mapping[str, Task] = {
             {"colour": "blue", "shape": "cross", "background": "white"},
             {"colour": "red", "shape": "cross", "background": "sky"},
         ),
-        *(
-            Task(
-                f"character-{name.lower()}",
-                "identity",
-                ({"character": name},),
-                {"character": _MEMBERS[(CHARACTERS[name].family + 5) % 10][3]},
-                _others_of(name),
-            )
-            for name in MEASURED_CHARACTERS
-        ),
+        *(CHARACTER_TASKS[name] for name in MEASURED_CHARACTERS),
         Task(
             "characters-20",
             "identities",
@@ -180,10 +183,11 @@ TASKS: Mapping[str, Task] = {
 
 
 def task_named(name: str) -> Task:
-    """The task of that name, or a `ValueError` that lists the known ones."""
-    if name not in TASKS:
-        raise ValueError(unknown_name_message("task of PictoWorld 2", name, TASKS))
-    return TASKS[name]
+    """The task of that name, any character's among them, or a `ValueError` that lists the known ones."""
+    known = {**TASKS, **{task.name: task for task in CHARACTER_TASKS.values()}}
+    if name not in known:
+        raise ValueError(unknown_name_message("task of PictoWorld 2", name, known))
+    return known[name]
 
 
 def _check(task: Task, split: str) -> None:
