@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,11 @@ RULES: dict[str, dict[str, Any]] = {
     "both": {"recheck": "same_step", "escalation": "evidence"},
 }
 SQUARES = (0.9, 1.1, 1.15, 1.2, 1.34)
+NEGATIVE_WORDS = (
+    "blurry low quality ugly bad anatomy text watermark worst normal lowres jpeg artifacts hands error missing fingers extra "
+    "digit fewer digits cropped signature username deformed disfigured poorly drawn proportions mutation out of frame duplicate limbs "
+    "cloned face malformed long neck tiling grain contrast oversaturated star red no ((( ))) !!! -"
+)
 MOVES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
@@ -60,6 +66,12 @@ def latents(count: int, seed: int) -> dict[str, Any]:
     }
 
 
+def negative_prompts(count: int, seed: int) -> list[str]:
+    """The empty text, and random lists of 1 to 40 words that negative prompts are usually made of, as many as fit."""
+    rng, known = random.Random(seed), NEGATIVE_WORDS.split()
+    return ["", *(", ".join(rng.choices(known, k=rng.randint(1, 40))) for _ in range(count - 1))]
+
+
 def embeddings(pipe: Any, name: str, seed: int) -> dict[str, Any]:
     """Share of embeddings above the bound: fitted on prompts of the training split, asked on other splits and moved ones."""
     task = TASKS[name]
@@ -81,6 +93,10 @@ def embeddings(pipe: Any, name: str, seed: int) -> dict[str, Any]:
         rates[f"every token moved {move}"] = rate_of(manifold.distance(moved) > manifold.bound).to_dict()
         moved[:, 0] = embeds[:, 0]
         rates[f"all but the opening token moved {move}"] = rate_of(manifold.distance(moved) > manifold.bound).to_dict()
+    with torch.no_grad():
+        negatives = encode_prompts(pipe, negative_prompts(1000, seed)).prompt
+    rates["lists of negative words"] = rate_of(manifold.distance(negatives) > manifold.bound).to_dict()
+    rates["farthest of them, over the bound"] = float(manifold.distance(negatives).max() / manifold.bound)
     mixed = (embeds + embeds.roll(1, dims=0)) / 2
     rates["mean of two prompts"] = rate_of(manifold.distance(mixed) > manifold.bound).to_dict()
     return rates

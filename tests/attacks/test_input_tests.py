@@ -106,7 +106,7 @@ def test_a_soft_prompt_is_what_a_caller_would_hand_over(strict: tuple[Any, SafeR
             own + 30 * own.std() * torch.randn(own.shape, generator=torch.Generator().manual_seed(1))
         ).requires_grad_()
         prediction = target.predict(latents, 1, [SoftPrompt(ids, far)], prompt=["a star"])
-        (gate,) = (gate for name, gate in prediction.gates.items() if name.endswith("embeds"))
+        (gate,) = (gate for name, gate in prediction.gates.items() if name.endswith(".embeds"))
         assert float(gate.margin) > 0
         (slope,) = torch.autograd.grad(gate.margin.sum(), far)
         assert bool(slope.isfinite().all()) and float(slope.abs().sum()) > 0

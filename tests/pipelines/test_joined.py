@@ -15,6 +15,7 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.errors import UnsupportedPipelineError
+from saferedir.pipelines.conditioning import Conditioning
 from saferedir.pipelines.encoding import encode_prompts
 from saferedir.pipelines.families import family_of
 from saferedir.pipelines.families.facts import SecondPrompt
@@ -159,9 +160,9 @@ def test_a_guiders_scale_is_the_runs_and_stays_the_guiders() -> None:
 def test_the_text_of_embeddings_handed_over_in_part_is_unknown() -> None:
     pipe = NEWER["hunyuan-image"].build()
     texts = PromptTexts(family_of(pipe))
-    own = encode_prompts(pipe, [PROMPT]).prompt
+    own = Conditioning(encode_prompts(pipe, [PROMPT]))
     texts.encode_prompt(pipe, pipe.encode_prompt, prompt=[PROMPT])
-    assert texts_of(own, texts.known()) == (PROMPT,)
+    assert texts_of(own, texts.known()).prompts == (PROMPT,)
     other = encode_prompts(pipe, ["b"])
     given = embeds_arguments(pipe, other)
     second = {name: given[name] for name in ("prompt_embeds_2", "prompt_embeds_mask_2")}
@@ -176,9 +177,9 @@ def test_two_calls_of_encode_prompt_make_one_text_known_if_they_say_the_same() -
     family = family_of(pipe)
     second = family.second_prompt
     assert second is not None
-    own = encode_prompts(pipe, [PROMPT]).prompt
+    own = Conditioning(encode_prompts(pipe, [PROMPT]))
     for first, expected in ((PROMPT, (PROMPT,)), ("b", (None,))):
         texts = PromptTexts(family)
         texts.encode_prompt(pipe, pipe.encode_prompt, prompt=[first], **family.encoder_settings)
         texts.encode_prompt(pipe, pipe.encode_prompt, prompt=[PROMPT], **second.encoder_settings)
-        assert texts_of(own, texts.known()) == expected
+        assert texts_of(own, texts.known()).prompts == expected

@@ -133,6 +133,9 @@ class Step:
         x0_previous: (B, C, h, w) float32, `x0` of the evaluation before.
         frame: `alpha` and `sigma` of all images, on the CPU; there in every step that the seam makes.
         prompts: (B,) texts of the images, None where the caller gave embeddings; filled only if a guard has `needs_text`.
+        is_encoded: (B,) whether the prompts' embeddings, pooled ones with them, were made from text, as the pipeline gave them;
+            filled only if a guard has `needs_text`.
+        is_negative_encoded: (B,) the same of the negative prompts.
 
     Example:
         >>> from saferedir.guard import Guard, Step
@@ -165,6 +168,8 @@ class Step:
     x0_uncond: Tensor | None = None
     x0_previous: Tensor | None = None
     prompts: tuple[str | None, ...] = dataclasses.field(default=(), repr=False)
+    is_encoded: tuple[bool, ...] = dataclasses.field(default=(), repr=False)
+    is_negative_encoded: tuple[bool, ...] = dataclasses.field(default=(), repr=False)
     frame: Coefficients | None = dataclasses.field(default=None, repr=False)
 
     @property

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from saferedir.errors import GuardError
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.denoiser_call import Edit, Layout
 from saferedir.seam.guard_calls import Steps, Users, edited_conditioning, match_shape
+from saferedir.seam.texts import RowTexts
 from saferedir.utils.writes import Remembered
 
-#: (conditioning of the pipeline, prompts) -> the steps that guards are asked at
-MakeSteps = Callable[[Conditioning, tuple[str | None, ...]], Steps]
+#: (conditioning of the pipeline, what is known of its texts) -> the steps that guards are asked at
+MakeSteps = Callable[[Conditioning, RowTexts], Steps]
 
 
 class Asked(NamedTuple):
@@ -37,7 +37,7 @@ class Conditions:
         layout: rows of its denoiser calls.
         is_sequential: whether the unconditional half comes in a later call.
         has_set_lengths: whether that half has the length of the conditional one.
-        texts: the prompts of embeddings (B, L, D), where a guard needs them.
+        texts: what is known of the texts of a conditioning, where a guard needs them.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Conditions:
         *,
         is_sequential: bool,
         has_set_lengths: bool = True,
-        texts: Callable[[Tensor], tuple[str | None, ...]] | None,
+        texts: Callable[[Conditioning], RowTexts] | None,
     ) -> None:
         self._users, self._layout, self._is_sequential, self._texts = users, layout, is_sequential, texts
         self._has_set_lengths = has_set_lengths
-        self._prompts: tuple[str | None, ...] = ()
+        self._known = RowTexts()
         self._read_from: PromptEmbeds | None = None
         self._read: Conditioning | None = None
         self._standing_for: Remembered | None = None
@@ -117,8 +117,8 @@ class Conditions:
         if self._asked is not None and torch.equal(self._asked.given.cond.prompt, given.cond.prompt):
             return self._asked
         if is_new and self._texts is not None:
-            self._prompts = self._texts(given.cond.prompt)
-        steps = make_steps(given, self._prompts)
+            self._known = self._texts(given)
+        steps = make_steps(given, self._known)
         if not is_judged:
             self._standing = given
         elif is_new or self._standing is None:

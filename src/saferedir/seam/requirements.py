@@ -6,7 +6,7 @@ Used by `attach` before anything is changed, and by `seam` again when a run begi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from saferedir.pipelines.guiders import GUIDERS
 from saferedir.seam.begin import words_need_no_image
 from saferedir.seam.given_latents import check_latents_are_known
 from saferedir.seam.guard_calls import EARLY_POINTS
+
+#: embeddings that a caller may give in place of an image
+IMAGE_EMBEDS = ("ip_adapter_image_embeds", "negative_ip_adapter_image_embeds")
 
 
 def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) -> None:
@@ -36,6 +39,20 @@ def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) 
             check_latents_are_known(pipe, guard)
         if guard.enabled and (why := guard.refusal_text()):
             raise GuardError(why)
+
+
+def check_given_embeds(given: Mapping[str, Any], guards: Sequence[Guard[Any]]) -> None:
+    """Raise GuardError where an image prompt comes as embeddings, and an enabled guard tests those of a caller.
+
+    `given`: arguments of the pipeline's call.
+    """
+    testing = [guard for guard in guards if guard.enabled and guard.tests_embeds]
+    names = [name for name in IMAGE_EMBEDS if given.get(name) is not None]
+    if testing and names:
+        raise GuardError(
+            f"{names[0]} are given, which guard {testing[0].method!r} cannot test as it tests prompt_embeds; give "
+            f"{names[0].removesuffix('_embeds')}, an RGB image, in their place."
+        )
 
 
 def check_guiders(pipe: Any, family: Family) -> None:

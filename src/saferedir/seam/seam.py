@@ -32,7 +32,7 @@ from saferedir.seam.begin import is_unguided_now, latent_channels, run_of
 from saferedir.seam.caches import Caches
 from saferedir.seam.guard_calls import call_guard
 from saferedir.seam.hooks import Hooks, Loop
-from saferedir.seam.requirements import check_requirements
+from saferedir.seam.requirements import check_given_embeds, check_requirements
 from saferedir.seam.run_state import (
     RunState,
     arguments_of_call,
@@ -355,6 +355,7 @@ class Seam:
     def _new_session(self, call: Call) -> Session:
         settings = arguments_of_running_call(self.pipe, self.family.denoiser)
         check_requirements(self.pipe, self.family, self.guards())
+        check_given_embeds(settings, self.guards())
         denoiser, scheduler, known_texts = self.hooks.denoiser, self.hooks.scheduler, self.hooks.texts
         for guard in self.guards():  # whatever the user did to the adapters, or to `enabled`, since
             (guard.load if guard.enabled else guard.unload)(denoiser)

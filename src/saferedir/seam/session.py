@@ -49,6 +49,7 @@ from saferedir.seam.guard_calls import (
     edited_skip_features,
     users_of,
 )
+from saferedir.seam.texts import RowTexts
 from saferedir.utils.device import is_readable, refuse
 from saferedir.utils.host_copies import on_host
 
@@ -60,8 +61,8 @@ class Session:
     """State of one run. Made at its first denoiser call, thrown away with the next run.
 
     `channels`: latent channels C of the sampler; a denoiser may take more (masks) or return more (variances).
-    `offset`: index of the run's first evaluation in the scheduler's timesteps. `texts`: the prompts of embeddings (B, L, D),
-    where a guard needs them. `parts`: blocks of rows of its denoiser calls, where they are not those of the family.
+    `offset`: index of the run's first evaluation in the scheduler's timesteps. `texts`: what is known of the texts of
+    a conditioning, where a guard needs them. `parts`: blocks of rows of its denoiser calls, where they are not the family's.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Session:
         scheduler: Any,
         channels: int,
         offset: int = 0,
-        texts: Callable[[Tensor], tuple[str | None, ...]] | None = None,
+        texts: Callable[[Conditioning], RowTexts] | None = None,
         first: int = 0,
         parts: tuple[Part, ...] | None = None,
     ) -> None:
@@ -328,9 +329,7 @@ class Session:
     # --- rows and steps
     # ---------------------------------------------------------------------------------------
 
-    def _make_steps(
-        self, latents: Tensor, mask: Tensor | None, given: Conditioning, prompts: tuple[str | None, ...]
-    ) -> Steps:
+    def _make_steps(self, latents: Tensor, mask: Tensor | None, given: Conditioning, texts: RowTexts) -> Steps:
         """This moment, before the denoiser call with model input `latents` (R, C, h, w) and `mask` (R, L)."""
         self._check_evaluation()
         if mask is not None:
@@ -348,7 +347,7 @@ class Session:
             conditioning=given,
             guidance_scale=self.run.guidance_scale,
             x0_previous=self._x0_previous,
-            prompts=prompts,
+            **texts._asdict(),
         )
         if self._is_asked_early:
             self._frame = coefficients(self._scheduler, self._time())

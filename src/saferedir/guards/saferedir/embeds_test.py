@@ -1,6 +1,11 @@
-"""`embeds_test`: embeddings that a caller hands over and no text makes are refused, by the statistics of manifold.py."""
+"""`embeds_test`: embeddings that a caller hands over and no text makes are refused, by the statistics of manifold.py.
+
+Prompts and negative prompts are tested alike, each with its pooled embeddings where the denoiser is given some.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,36 +13,99 @@ from torch import Tensor
 from saferedir.errors import GuardError
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.manifold import PromptManifold
-from saferedir.guards.step import Step
+from saferedir.guards.step import Run, Step
+from saferedir.pipelines.conditioning import PromptEmbeds
+from saferedir.pipelines.families import FAMILIES
 from saferedir.utils.device import refuse
 
 
-def tested_distance(config: SafeRedirConfig, manifold: PromptManifold | None, step: Step) -> Tensor | None:
-    """(B,) distance of the caller's embeddings over the bound, 0 for those of a text; `embeds_test="refuse"` only.
+class Distances(NamedTuple):
+    """Distance of each row over the bound, 0 for rows of a text; for attacks with gradients.
 
-    GuardError above 1. Whoever differentiates through the guard gets the distance to keep below 1 in place of the error.
+    Attributes:
+        prompt: (B,).
+        negative: (B,); None where there is no negative prompt.
+    """
+
+    prompt: Tensor
+    negative: Tensor | None = None
+
+
+def tested_distances(config: SafeRedirConfig, manifold: PromptManifold | None, step: Step) -> Distances | None:
+    """Test the rows that no text made; `embeds_test="refuse"` only.
+
+    GuardError above 1. Whoever differentiates through the guard gets the distances to keep below 1 in place of the error.
     """
     if config.embeds_test == "off" or manifold is None:
         return None
-    texts = step.prompts or (None,) * len(step.prompt_embeds)
-    rows = [row for row, text in enumerate(texts) if text is None]
-    given, bound = manifold.distance(step.prompt_embeds[rows]), manifold.bound
-    distance = given.detach()
-    is_far = ~(distance <= bound)
-    if config.gate != "hard" and torch.is_grad_enabled():
-        ratio = torch.zeros(len(texts), device=given.device)
-        return ratio.index_put((torch.tensor(rows, dtype=torch.long, device=given.device),), given / bound.to(given))
+    cond, uncond = step.conditioning
+    prompt = _half(config, manifold, cond, step.is_encoded, "prompt")
+    negative = None
+    if uncond is not None:
+        negative = _half(config, manifold, uncond, step.is_negative_encoded, "negative prompt")
+    return Distances(prompt, negative) if _is_attacked(config) else None
+
+
+def _is_attacked(config: SafeRedirConfig) -> bool:
+    return config.gate != "hard" and torch.is_grad_enabled()
+
+
+def _half(
+    config: SafeRedirConfig, manifold: PromptManifold, embeds: PromptEmbeds, is_encoded: tuple[bool, ...], name: str
+) -> Tensor:
+    """(B,) distance over the bound of prompts or negative prompts, refused above 1 unless somebody attacks."""
+    count = len(embeds.prompt)
+    rows = [row for row, known in enumerate(is_encoded or (False,) * count) if not known]
+    ratio = torch.zeros(count, device=embeds.prompt.device)
+    if not rows:
+        return ratio
+    if embeds.pooled is not None and manifold.pooled is None:
+        raise GuardError(
+            f"this SafeRedir guard for {config.concept!r} has statistics of the text encoder, but none of its pooled embeddings, "
+            "to test those of the caller with; make them again with `saferedir guards manifold`, or give the prompt as text."
+        )
+    is_filler = name != "prompt"  # pipelines have zeros in place of an empty negative prompt
+    given = _ratio(manifold, embeds.prompt[rows], is_filler)
+    refused = [(name, given, manifold.bound)]
+    if embeds.pooled is not None and manifold.pooled is not None:
+        pooled = _ratio(manifold.pooled, embeds.pooled[rows][:, None], is_filler)
+        refused.append((f"pooled {name}", pooled, manifold.pooled.bound))
+        given = torch.maximum(given, pooled)
+    if not _is_attacked(config):
+        for kind, values, bound in refused:
+            _refuse(config, kind, values.detach(), bound, rows)
+        return ratio
+    return ratio.index_put((torch.tensor(rows, dtype=torch.long, device=ratio.device),), given)
+
+
+def _ratio(manifold: PromptManifold, embeds: Tensor, is_filler: bool) -> Tensor:
+    """(N,) distance over the bound; with `is_filler`, 0 for embeddings that are all zeros."""
+    distance = manifold.distance(embeds)
+    ratio = distance / manifold.bound
+    return torch.where(embeds.flatten(1).any(dim=1), ratio, 0.0) if is_filler else ratio
+
+
+def _refuse(config: SafeRedirConfig, kind: str, ratio: Tensor, bound: Tensor, rows: list[int]) -> None:
+    is_far = ~(ratio <= 1)
 
     def error() -> GuardError:
         index = int(is_far.nonzero()[0])
+        text = kind.removeprefix("pooled ")
         return GuardError(
-            f"the prompt embeddings given for image {rows[index]} are none that the text encoder makes (distance "
-            f"{float(distance[index]):.3g}, at most {float(bound):.3g} expected), so this SafeRedir guard for "
-            f"{config.concept!r} generates nothing; give the prompt as text."
+            f"the {kind} embeddings given for image {rows[index]} are none that the text encoder makes (distance "
+            f"{float(ratio[index] * bound):.3g}, at most {float(bound):.3g} expected), so this SafeRedir guard for "
+            f"{config.concept!r} generates nothing; give the {text} as text."
         )
 
     refuse(is_far, error)
-    return None
+
+
+def require_both_halves(config: SafeRedirConfig, run: Run) -> None:
+    """GuardError where negative prompts come in a later denoiser call than the one that is tested."""
+    if config.embeds_test != "off" and FAMILIES[run.family].is_sequential:
+        raise GuardError(
+            f"embeds_test needs both halves of guidance in one denoiser call, but {run.family} makes two; set it to 'off'."
+        )
 
 
 def refusal_text(config: SafeRedirConfig, manifold: PromptManifold | None) -> str | None:

@@ -166,6 +166,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             raise GuardError(
                 f"redirect_uncond needs both halves of guidance in one denoiser call, but {run.family} makes two; leave it off."
             )
+        embeds_test.require_both_halves(self.config, run)
         if self.anchor_prompts and self._anchors is None:
             raise GuardError("This SafeRedir guard's anchors were not encoded; attach it, which does that.")
         self.network.to(run.device)
@@ -175,6 +176,8 @@ class SafeRedir(Guard[SafeRedirConfig]):
             self.anchor = self.anchor.to(run.device)
         if self.anchor_pooled is not None:
             self.anchor_pooled = self.anchor_pooled.to(run.device)
+        if self.manifold is not None:
+            self.manifold = self.manifold.to(run.device)
         run_warning = outside_calibration(self.config, run)
         if run_warning is not None:
             warnings.warn(run_warning, stacklevel=2)
@@ -207,15 +210,23 @@ class SafeRedir(Guard[SafeRedirConfig]):
 
     def _check_prompt(self, step: Step, state: RedirState) -> None:
         """Score the conditioning once as long as it stays the same, and decide by it at every step."""
-        if state.source is None or not state.source.is_unchanged(step.conditioning.cond):
+        is_new = state.source is None or not state.source.is_unchanged(step.conditioning.cond)
+        if self.tests_embeds and (is_new or self._has_new_negative(step, state)):
+            state.distances = embeds_test.tested_distances(self.config, self.manifold, step)
+            uncond = step.conditioning.uncond
+            state.negative_source = None if uncond is None else Source(uncond)
+        if is_new:
             require_fit(self.network.config, step, self.config.concept)
             require_calibrated_size(self.config, step)
-            state.embeds_distance = embeds_test.tested_distance(self.config, self.manifold, step)
             e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
             state.source, state.redirection, state.kept = Source(step.conditioning.cond), None, {}
             state.score = self.prompt_score(e0, real, step.pooled) if self.config.use_prompt else None
             state.countdown = 0  # other embeddings than before are checked at once
         verdicts.decide_prompt(self.config, state)
+
+    def _has_new_negative(self, step: Step, state: RedirState) -> bool:
+        uncond = step.conditioning.uncond
+        return uncond is not None and (state.negative_source is None or not state.negative_source.is_unchanged(uncond))
 
     def extra_embeds(self, step: Step, extra: PromptEmbeds | None) -> PromptEmbeds | None:
         """Redirected embeddings beside the image's, for as long as some image is not redirected; `recheck="same_step"` only."""
@@ -288,8 +299,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
         return torch.where(rows > 0, mixed, latents)
 
     def gates(self, state: RedirState | FaithfulState) -> dict[str, Gate]:
-        """ "prompt" and "image", whichever verdict has been given, and "embeds", the distance of the caller's over its bound.
+        """ "prompt" and "image", whichever verdict has been given; distances of the caller's embeddings over their bound.
 
+        Those are "embeds" and, under guidance, "negative_embeds".
         That of the last evaluation has the threshold of `unresolved`. None in faithful mode.
         """
         if not isinstance(state, RedirState):

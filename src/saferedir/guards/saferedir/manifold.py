@@ -9,15 +9,16 @@ no text is taken to have made the embeddings.
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from saferedir.errors import GuardConfigError
 
-PREFIX = "manifold_"
+PREFIX, POOLED = "manifold_", "pooled_"
+NAMES = ("mean", "whitening", "scale", "bound")
 #: share of the mean variance that every direction is given, so that rounding of half precision is no distance
 RIDGE = 1e-2
 #: smallest usual distance of a position, as a share of the median one: the opening token is always the same
@@ -33,12 +34,14 @@ class PromptManifold:
         whitening: (D, D), W with W W^T the inverse covariance.
         scale: (L,), root mean square Mahalanobis distance at each position.
         bound: (), distance that embeddings of text do not exceed.
+        pooled: the same of pooled embeddings (N, P), as sequences (N, 1, P) of one token; None where there are none.
     """
 
     mean: Tensor
     whitening: Tensor
     scale: Tensor
     bound: Tensor
+    pooled: PromptManifold | None = None
 
     def distance(self, embeds: Tensor) -> Tensor:
         """(B,) float32 distance of embeddings (B, L', D), in the graph; infinite where they do not fit, or are not finite.
@@ -47,14 +50,24 @@ class PromptManifold:
         """
         length, width = self.mean.shape
         if embeds.shape[2] != width or embeds.shape[1] % length or not embeds.shape[1]:
-            return torch.full((len(embeds),), torch.inf)
+            return torch.full((len(embeds),), torch.inf, device=embeds.device)
         values = embeds.float().to(self.mean.device).unflatten(1, (-1, length))
         tokens = _token_distance(values - self.mean, self.whitening) / self.scale
         return torch.where(tokens.isfinite(), tokens, torch.inf).flatten(1).amax(dim=1).to(embeds.device)
 
+    def to(self, device: torch.device) -> Self:
+        """These statistics on a device, where embeddings are read without a copy to the host."""
+        if self.mean.device == device:
+            return self
+        parts: dict[str, Any] = {name: getattr(self, name).to(device) for name in NAMES}
+        return replace(self, **parts, pooled=None if self.pooled is None else self.pooled.to(device))
+
     def tensors(self) -> dict[str, Tensor]:
         """For `model.safetensors`."""
-        return {PREFIX + name: value for name, value in vars(self).items()}
+        tensors = {PREFIX + name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        if self.pooled is None:
+            return tensors
+        return tensors | {PREFIX + POOLED + name: getattr(self.pooled, name) for name in NAMES}
 
     @classmethod
     def taken_from(cls, tensors: MutableMapping[str, Tensor]) -> Self | None:
@@ -63,8 +76,18 @@ class PromptManifold:
         Raises:
             GuardConfigError: some are missing, or their shapes or values cannot be.
         """
-        names = ("mean", "whitening", "scale", "bound")
-        parts = {name: tensors.pop(PREFIX + name, None) for name in names}
+        pooled = cls._taken(tensors, PREFIX + POOLED)
+        tokens = cls._taken(tensors, PREFIX)
+        if tokens is None and pooled is not None:
+            raise GuardConfigError(
+                "model.safetensors has statistics of the text encoder's pooled embeddings alone; make them again with "
+                "`saferedir guards manifold`."
+            )
+        return None if tokens is None else replace(tokens, pooled=pooled)
+
+    @classmethod
+    def _taken(cls, tensors: MutableMapping[str, Tensor], prefix: str) -> Self | None:
+        parts = {name: tensors.pop(prefix + name, None) for name in NAMES}
         present = {name: value.float() for name, value in parts.items() if value is not None}
         if not present:
             return None
@@ -77,7 +100,7 @@ class PromptManifold:
                 f"the statistics of the text encoder in model.safetensors have the shapes {shapes}, or values that cannot be; "
                 "make them again with `saferedir guards manifold`."
             )
-        return cls(**present)
+        return cls(present["mean"], present["whitening"], present["scale"], present["bound"])
 
 
 @torch.no_grad()

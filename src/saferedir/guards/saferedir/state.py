@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saferedir.decisions import Decision
 from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.guards.saferedir.embeds_test import Distances
 from saferedir.guards.saferedir.redirect import Redirection
 from saferedir.guards.step import Run
 from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
@@ -104,7 +105,8 @@ class RedirState:
     score: Tensor | None = None
     image_score: Tensor | None = None  # of the latest check
     is_last: bool = False  # whether the latest check was that of the last evaluation
-    embeds_distance: Tensor | None = None  # (B,) of the caller's embeddings over the bound, for attacks with gradients
+    distances: Distances | None = None  # of the caller's embeddings over the bound, for attacks with gradients
+    negative_source: Source | None = None  # negative prompts that they were last taken of
     redirection: Redirection | None = None
     kept: dict[int, Kept] = field(default_factory=dict)  # by level
     left_alone: Tensor | None = None  # (B,) bool, whose redirection was not finite

@@ -62,9 +62,10 @@ def last_threshold(config: SafeRedirConfig) -> float:
 
 def gates(config: SafeRedirConfig, state: RedirState) -> dict[str, Gate]:
     """Score and limit of each verdict that has been given."""
-    scores = {"prompt": state.score, "image": state.image_score, "embeds": state.embeds_distance}
+    prompt, negative = state.distances or (None, None)
+    scores = {"prompt": state.score, "image": state.image_score, "embeds": prompt, "negative_embeds": negative}
     image = last_threshold(config) if state.is_last else state.image_threshold
-    limits = {"prompt": config.prompt_threshold, "image": image, "embeds": 1.0}
+    limits = {"prompt": config.prompt_threshold, "image": image, "embeds": 1.0, "negative_embeds": 1.0}
     return {name: Gate(score, limits[name]) for name, score in scores.items() if score is not None}
 
 

@@ -49,6 +49,7 @@ ROWS = (
         time_arg=(1, "timestep"),
         row_kwargs=UNET_ROWS,
         prompt_width="cross_attention_dim",
+        encoded=("prompt", "negative"),
         has_bos=True,
         text_encoder_facts=(TextEncoderFacts(kind="clip"),),
         differences={

@@ -1,16 +1,19 @@
 """measure_manifold(pipe, texts): statistics of what a pipeline's CLIP text encoders say, for `embeds_test`.
 
 Half of the texts, and half of a set of random token sequences, give mean and covariance; the other halves give the bound. The
-random ones are there so that honest prompts unlike the guard's own pass: they lie further out than sentences do.
+random ones are there so that honest prompts unlike the guard's own pass: they lie further out than sentences do. Pooled
+embeddings, where the denoiser is given some, have statistics of their own, from as many more random ones as they are wide.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from saferedir.errors import GuardConfigError
 from saferedir.guards.saferedir.manifold import PromptManifold, fit_manifold
@@ -22,6 +25,8 @@ FALSE_POSITIVES = 0.005
 MARGIN = 1.1
 #: texts below which no bound is taken
 LEAST_TEXTS = 20
+#: texts for each dimension of pooled embeddings, of which a text has one, not one a token
+POOLED_TEXTS = 4
 
 
 def measure_manifold(
@@ -69,8 +74,17 @@ def measure_manifold(
     sequences = random_sequences(pipe.tokenizer, random_texts, generator)
     halves = [half + sequences[index::2] for index, half in enumerate(halves)]
     with torch.no_grad():
-        fitted, held_out = (encode_prompts(pipe, half, call).prompt.float().cpu() for half in halves)
-    return fit_manifold(fitted, held_out, false_positives, margin)
+        encoded = [encode_prompts(pipe, half, call) for half in halves]
+        fitted, held_out = (embeds.prompt.float().cpu() for embeds in encoded)
+        manifold = fit_manifold(fitted, held_out, false_positives, margin)
+        width = 0 if encoded[0].pooled is None else encoded[0].pooled.shape[1]
+        if not width:
+            return manifold
+        more = random_sequences(pipe.tokenizer, max(0, POOLED_TEXTS * width - sum(map(len, halves))), generator)
+        for index in range(2) if more else ():
+            encoded[index] = encoded[index].cat(encode_prompts(pipe, more[index::2], call))
+        fitted, held_out = (cast(Tensor, embeds.pooled).float().cpu()[:, None] for embeds in encoded)
+    return replace(manifold, pooled=fit_manifold(fitted, held_out, false_positives, margin))
 
 
 def random_sequences(tokenizer: Any, count: int, generator: random.Random) -> list[str]:
