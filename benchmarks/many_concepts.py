@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -168,15 +168,17 @@ def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def pooled(rows: dict[str, dict[str, Any]], split: str) -> Rate:
-    """The rate of all concepts together."""
-    cells = [row["concept"][split] for row in rows.values()]
-    return Rate(sum(each["hits"] for each in cells), sum(each["n"] for each in cells))
+def pooled(cells: Iterable[dict[str, Any]]) -> str:
+    """The rate of all concepts together, as a table has it."""
+    every = list(cells)
+    return cell(Rate(sum(each["hits"] for each in every), sum(each["n"] for each in every)).to_dict())
 
 
 def markdown(rows: dict[str, dict[str, Any]], singles: dict[str, dict[str, Any]]) -> str:
     """The page's tables."""
-    every = ", ".join(f"{split.removeprefix('test-')} {cell(pooled(rows, split).to_dict())}" for split in TEST_SPLITS)
+    rates = {split: pooled(row["concept"][split] for row in rows.values()) for split in TEST_SPLITS}
+    rates["identical"] = pooled(row["identical"] for row in rows.values())
+    every = ", ".join(f"{name.removeprefix('test-')} {rate}" for name, rate in rates.items())
     lines = [*table(rows), "", f"All concepts together: {every}.", ""]
     if singles:
         lines += ["## The same concepts under guards of their own", "", *table(singles), ""]
