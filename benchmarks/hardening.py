@@ -36,8 +36,8 @@ RULES: dict[str, dict[str, Any]] = {
 SQUARES = (0.9, 1.1, 1.15, 1.2, 1.34)
 NEGATIVE_WORDS = (
     "blurry low quality ugly bad anatomy text watermark worst normal lowres jpeg artifacts hands error missing fingers extra "
-    "digit fewer digits cropped signature username deformed disfigured poorly drawn proportions mutation out of frame duplicate limbs "
-    "cloned face malformed long neck tiling grain contrast oversaturated star red no ((( ))) !!! -"
+    "digit fewer digits cropped signature username deformed disfigured poorly drawn proportions mutation out of frame "
+    "duplicate limbs cloned face malformed long neck tiling grain contrast oversaturated star red no ((( ))) !!! -"
 )
 MOVES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -40,6 +41,10 @@ def strict(family: str, **changes: Any) -> SafeRedir:
     return guard
 
 
+def texts_only(family: str) -> SafeRedir:
+    return strict(family).with_settings(embeds_test="texts")
+
+
 def refusing_all(family: str) -> SafeRedir:
     """Everything that is tested at all is refused."""
     guard, statistics = strict(family), manifold(family)
@@ -63,8 +68,8 @@ def images(family: str, prompt: Any, steps: int = 1, **how: Any) -> Tensor:
     return answer if isinstance(answer, Tensor) else torch.as_tensor(answer.images)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_texts_are_never_tested_whatever_the_bound(family: str) -> None:
+@pytest.mark.parametrize(("family", "guard_of"), [("sd", refusing_all), ("sdxl", refusing_all), ("sdxl", texts_only)])
+def test_texts_are_never_tested_whatever_the_bound(family: str, guard_of: Callable[[str], SafeRedir]) -> None:
     """Negative prompts left out, which SDXL has zeros for; of their own for the second encoder; several images a prompt."""
     second: dict[str, Any] = {"negative_prompt_2": ["d"] * 2} if family == "sdxl" else {}
     for how in (
@@ -73,13 +78,15 @@ def test_texts_are_never_tested_whatever_the_bound(family: str) -> None:
         {"negative_prompt": ["x", ""], **second, "num_images_per_prompt": 2},
     ):
         bare = images(family, ["a", "b"], **how)
-        with attach(pipeline(family), refusing_all(family)):
+        with attach(pipeline(family), guard_of(family)):
             assert torch.equal(images(family, ["a", "b"], **how), bare)
-    with attach(pipeline(family), refusing_all(family)):
+    with attach(pipeline(family), guard_of(family)):
         given = encoded(family, ["x"])  # while the guard is attached: known to be of a text
         images(family, None, **given)
         for name in set(given) - {"prompt_embeds"}:
-            with pytest.raises(GuardError, match="negative" if "negative" in name else "prompt embeddings"):
+            with pytest.raises(
+                GuardError, match="negative prompt emb|pooled negative" if "negative" in name else "prompt emb"
+            ):
                 images(family, None, **given | {name: given[name] + 1e-3})
 
 
@@ -121,6 +128,25 @@ def test_what_no_text_makes_is_refused_row_by_row(family: str, is_device: bool) 
                 images(family, None, **given | {name: moved})
             assert not attached.decisions
             images(family, None, **given)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_alone_pass_where_that_is_asked_for(family: str) -> None:
+    """What was encoded before the guard was attached is not known; zeros in place of no negative prompt are."""
+    given, none = encoded(family, ["x"]), encoded(family, None)
+    negatives = {name: value for name, value in given.items() if "negative" in name}
+    with attach(pipeline(family), texts_only(family).with_settings(gate="hard")):
+        for row, known in ((given, "the prompt embeddings"), (negatives, "the negative prompt embeddings")):
+            prompt = None if row is given else ["a"]
+            with pytest.raises(GuardError, match=f"{known} given for image 0 are not known to be of a text"):
+                images(family, prompt, **row)
+        if family == "sdxl":
+            images(family, ["a"], **{name: value for name, value in none.items() if "negative" in name})
+    call = {**CASES[family].settings, **CASES[family].guidance, "num_inference_steps": 2}
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with Target(pipeline(family), [texts_only(family)], call) as target:
+        gates = target.predict(latents, 0, prompt=["a"], **negatives).gates
+        assert float(gates["saferedir.negative_embeds"].margin) == 1.0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

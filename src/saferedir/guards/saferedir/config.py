@@ -15,7 +15,7 @@ ESCALATIONS = ("streak", "evidence")
 ANSWERS = ("redirect", "renoise")
 SIZES = ("refuse", "allow")
 LATENTS_TESTS = ("off", "refuse", "refresh")
-EMBEDS_TESTS = ("off", "refuse")
+EMBEDS_TESTS = ("off", "refuse", "texts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,9 @@ class SafeRedirConfig(GuardConfig):
             latents, too: fresh noise on a flat image at the same level (`hardening.needs_noise`).
         latents_test: what becomes of `latents` of the caller that do not look like noise: "off", "refuse" or "refresh".
         latents_false_positives: share of honest noise that may fail that test, in (0, 1).
-        embeds_test: what becomes of `prompt_embeds` of the caller that no text encoder makes: "off" or "refuse"; needs a guard
-            folder with statistics (`saferedir guards manifold`).
+        embeds_test: what becomes of embeddings of the caller, of prompts and negative prompts: "off"; "refuse" those that no text
+            encoder makes, which needs a guard folder with statistics (`saferedir guards manifold`); "texts": refuse all but what
+            the pipeline's `encode_prompt` made while the guard was attached.
         other_sizes: what becomes of a run at a size that the image verdict was not calibrated at (`fit.require_calibrated_size`):
             "refuse", or "allow". Guards without a record of their sizes run at any.
         fail_closed: raise on a redirection that is not finite; False leaves that row alone and logs a warning.

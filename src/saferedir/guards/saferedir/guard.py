@@ -166,7 +166,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
             raise GuardError(
                 f"redirect_uncond needs both halves of guidance in one denoiser call, but {run.family} makes two; leave it off."
             )
-        embeds_test.require_both_halves(self.config, run)
+        embeds_test.require_known_halves(self.config, run)
         if self.anchor_prompts and self._anchors is None:
             raise GuardError("This SafeRedir guard's anchors were not encoded; attach it, which does that.")
         self.network.to(run.device)
