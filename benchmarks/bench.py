@@ -47,7 +47,7 @@ CALL = {"num_inference_steps": 30, "guidance_scale": 4.0}
 
 def matrix(prompts: int, steps: int, attacks: list[str], guards: list[str]) -> dict[str, Any]:
     """One concept; `prompts` of each kind."""
-    known = {"saferedir": {"load": "pictoworld/{concept}"}, "sld-max": {"recipe": "pictoworld/sld-max"}}
+    known = {"saferedir": {"load": "pictoworld/{concept}-usual"}, "sld-max": {"recipe": "pictoworld/sld-max"}}
     return {
         "title": "benchmark",
         "attacks": attacks,

@@ -1,4 +1,4 @@
-"""Chooses the image thresholds of the packaged SafeRedir guards anew; weights and prompt thresholds stay as they are.
+"""Chooses the image thresholds of the usual SafeRedir guards anew; weights and prompt thresholds stay as they are.
 
 Run: python benchmarks/calibrate_guards.py --out runs/calibrated
 Prompts are those of the guard-validation split (phrasings and scenes that neither training nor the tests use), 416 roll-outs a
@@ -17,11 +17,13 @@ from typing import Any
 import saferedir as sr
 from saferedir.cli.common import progress_bar
 from saferedir.guards.saferedir import SafeRedir
-from saferedir.guards.storage import find_guard
+from saferedir.guards.storage import CARD, SHARED_FILES, find_guard
 from saferedir.pictoworld.captions import MAX_CHARACTERS
 from saferedir.pictoworld.tasks import TASKS, Task, pair, retain_prompts
 from saferedir.training.saferedir.dataset import Pair
 from saferedir.training.saferedir.recalibrate import CalibrationConfig, calibrate_guard
+from saferedir.utils.files import write_json
+from saferedir.utils.packaged import GUARD_CONFIG
 
 SPLIT = "guard-validation"
 
@@ -60,7 +62,7 @@ def main() -> None:
     config = CalibrationConfig(rollouts=arguments.rollouts, verdicts=("image",))
     with progress_bar() as progress:
         for name in arguments.tasks:
-            source = find_guard(f"pictoworld/{name}")
+            source = find_guard(f"pictoworld/{name}-usual")
             guard = SafeRedir.from_pretrained(source)
             work = arguments.out / f"{name}.work"
             work.mkdir(parents=True, exist_ok=True)
@@ -71,8 +73,10 @@ def main() -> None:
             folder = found.save_pretrained(arguments.out / name)
             print(name, json.dumps(found.config.calibration["verdict"]), found.config.image_threshold, flush=True)
             if arguments.in_place:
-                for part in ("guard_config.json", "README.md"):
-                    (source / part).write_bytes((folder / part).read_bytes())
+                shared = json.loads((source / GUARD_CONFIG).read_text(encoding="utf-8"))[SHARED_FILES]
+                record = json.loads((folder / GUARD_CONFIG).read_text(encoding="utf-8"))
+                write_json(source / GUARD_CONFIG, {**record, SHARED_FILES: shared})
+                (source / CARD).write_bytes((folder / CARD).read_bytes())
                 write_summary(source / "summary.json", found)
 
 

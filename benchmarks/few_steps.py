@@ -28,7 +28,6 @@ from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.guards.saferedir import SafeRedir
 from saferedir.guards.saferedir.assessment import image_threshold
-from saferedir.guards.storage import find_guard
 from saferedir.pictoworld.evaluation import (
     cell,
     concept_rate,
@@ -57,6 +56,7 @@ for SafeRedir and for no guard, {n_others} for the other methods; the same noise
 Wilson interval. The packaged model in fewer steps than it was made for: the first row says what it shows without a guard, and
 the line below the tables what breaks. `pictoworld-few-steps`, where it stands, is the same model with a LoRA distilled for few
 steps. At guidance 1 there is no negative branch, as in models that are distilled for few steps.
+SafeRedir is `pictoworld/{{concept}}-usual`, the guard [without rules and tests](hardening.md#hardened-guards).
 
 - **concept**: images that show the concept and are not broken, by the CNN; a method that needs guidance, or more steps,
   is refused without them (no image), which the tables show as "refused".
@@ -145,7 +145,7 @@ def guards_of(method: str, task: Task, pipe: Any, work: Path) -> list[Guard[Any]
     if method in ("none", CONTROL):
         return []
     if method in VARIANTS:
-        guard = SafeRedir.from_pretrained(f"pictoworld/{task.name}")
+        guard = SafeRedir.from_pretrained(f"pictoworld/{task.name}-usual")
         return [SafeRedir(replace(guard.config, **VARIANTS[method]), guard.network, guard.anchor)]
     if method == "duo":
         return [Guard.from_pretrained(f"pictoworld/{task.name}-duo")]
@@ -220,8 +220,8 @@ def write_sheet(run: Run, task: Task, setting: Setting, out: Path, asks: int = 5
 
 @cache
 def thresholds(name: str) -> tuple[float, float | None]:
-    """Of the packaged SafeRedir guard of a task: the image verdict's, and the last estimate's."""
-    config = SafeRedir.from_pretrained(f"pictoworld/{name}").config
+    """Of the usual SafeRedir guard of a task: the image verdict's, and the last estimate's."""
+    config = SafeRedir.from_pretrained(f"pictoworld/{name}-usual").config
     return config.image_threshold, config.last_threshold
 
 
@@ -241,9 +241,8 @@ def kept_cell(path: Path, task: Task, method: str, steps: int) -> dict[str, Any]
 def digest_of(task: str, lora: str | None, second: int) -> str:
     """What a kept cell belongs to, beside what its name says: the packaged guards, a LoRA of the user's, the second judge's n."""
     parts = [lora and hashlib.sha256((Path(lora) / LORA_FILE).read_bytes()).hexdigest()[:12], str(second)]
-    for name in (task, f"{task}-duo"):
-        folder = find_guard(f"pictoworld/{name}")
-        parts.append(guard_digest(folder, Guard.from_pretrained(folder).config.to_dict()))
+    for method in ("usual", "duo"):
+        parts.append(guard_digest(Guard.from_pretrained(f"pictoworld/{task}-{method}")))
     return "-".join(part for part in parts if part)
 
 

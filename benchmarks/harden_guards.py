@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument(
         "--calibration", type=Path, default=Path("runs/calibrated"), help="of calibrate_guards.py, its roll-outs"
     )
-    parser.add_argument("--start", default="pictoworld/{task}", help="guard that the training begins with")
+    parser.add_argument("--start", default="pictoworld/{task}-usual", help="guard that the training begins with")
     parser.add_argument("--name", default="{variant}", help="of the guard's folder, after the task's name")
     parser.add_argument("--with", dest="other", default="", help="guard that mixed weights lead to")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """A fixed panel of attacks on guards of PictoWorld, small and batched; prints one row an attack and guard.
 
-Run: python benchmarks/hardened_panel.py --tasks star --guards packaged rules runs/hardened/star-both --n 16
+Run: python benchmarks/hardened_panel.py --tasks star --guards usual rules runs/hardened/star-both --n 16
 Attacked are forget prompts of test-seen whose image both judges find the concept in on the bare model, in 10 steps. Success: both
 judges find the concept, in an image that is neither broken nor blocked. Three columns: `attach`; `verify`, the guard's own
 verdicts; `verify` with the image verifier, too. A call that is refused shows nothing. No attack here looks through the image
@@ -595,7 +595,8 @@ OF_EVERY_METHOD = (*BARE, "soft: denoiser, ", "soft: tokens", "latent: gradient,
 
 
 def load(name: str, task: str, pipe: Any) -> Guard[Any] | None:
-    """ "none", "duo", a name of METHODS, "packaged", "rules" (packaged, by the decision rules), or a folder.
+    """ "none", "duo", a name of METHODS, "usual", "rules" (the usual guard by the decision rules),
+    or a guard.
 
     For a SafeRedir guard "+" and settings may follow: rules, inputs (the tests of latents and embeddings), and each of evidence,
     renoise, same-step, latents and embeds.
@@ -607,7 +608,7 @@ def load(name: str, task: str, pipe: Any) -> Guard[Any] | None:
     if name in METHODS:
         return METHODS[name](TASKS[task], pipe)
     place, *more = name.split("+")
-    guard = SafeRedir.from_pretrained(f"pictoworld/{task}" if place in ("packaged", "rules") else place)
+    guard = SafeRedir.from_pretrained(f"pictoworld/{task}-usual" if place in ("usual", "rules") else place)
     if guard.image_verifier is None:
         guard.image_verifier = SafeRedir.from_pretrained(f"pictoworld/{task}").image_verifier
     changes: dict[str, Any] = {}
@@ -657,9 +658,7 @@ def main() -> None:
     """Measure what is missing, and print everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["star"], choices=list(TASKS))
-    parser.add_argument(
-        "--guards", nargs="+", default=["packaged"], help="{task} stands for the task's name; see `load`"
-    )
+    parser.add_argument("--guards", nargs="+", default=["usual"], help="{task} stands for the task's name; see `load`")
     parser.add_argument("--attacks", nargs="+", default=[], help="beginnings of names; default: all but long")
     parser.add_argument("--n", type=int, default=16)
     parser.add_argument("--benign", type=int, default=0, help="measure so many retain prompts, and no attack")

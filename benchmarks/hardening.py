@@ -44,7 +44,7 @@ MOVES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 def few_steps(pipe: Any, name: str, steps: int, rule: str, n: int, seed: int) -> dict[str, Any]:
     """Concept rate among forget prompts, and the share of benign ones that were acted on."""
-    guard = SafeRedir.from_pretrained(f"pictoworld/{name}").with_settings(use_prompt=False, **RULES[rule])
+    guard = SafeRedir.from_pretrained(f"pictoworld/{name}-usual").with_settings(use_prompt=False, **RULES[rule])
     task, settings = TASKS[name], {"steps": steps, "guidance_scale": 4.0, "seed": 10_000 * seed, "batch": 50}
     forget = [prompt.text for prompt in forget_prompts(task, "test-seen", n, seed)]
     retain = [prompt.text for prompt in retain_prompts(task, "test-seen", n, seed)]

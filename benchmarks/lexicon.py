@@ -97,7 +97,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["emblem", "pointillism"], choices=["emblem", "pointillism"])
-    parser.add_argument("--guards", nargs="+", default=["pictoworld/{task}"])
+    parser.add_argument("--guards", nargs="+", default=["pictoworld/{task}-usual", "pictoworld/{task}"])
     parser.add_argument("--most", type=int, default=200, help="misses of the prompt verdict that are generated")
     parser.add_argument("--out", type=Path, default=Path("runs/lexicon"))
     arguments = parser.parse_args()

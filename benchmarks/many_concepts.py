@@ -43,6 +43,7 @@ HEAD = """# {title}
 Made by `python benchmarks/many_concepts.py {options} --out docs`: one `saferedir_many` guard with a row for every
 {rows}; {n} prompts a phrasing and {n} retain prompts a concept, the same noise with and without the
 guard, each rate with its 95 % Wilson interval. In a row of the table only that concept's row is on.
+Guards of one concept have no [rules and tests](hardening.md).
 
 - **unguarded** and the four phrasings: images that show the concept and are not broken, by the CNN; **second judge**: by the
   template judge, of the first {second} images of "seen". Where the lexicon has too few phrasings of a value to keep some for
@@ -73,7 +74,7 @@ class World(NamedTuple):
 def world_named(number: int) -> World:
     """PictoWorld or PictoWorld 2."""
     if number == 1:
-        single = {"shape-star": "pictoworld/star", "style-pointillism": "pictoworld/pointillism"}
+        single = {"shape-star": "pictoworld/star-usual", "style-pointillism": "pictoworld/pointillism-usual"}
         texts = (
             "Twenty concepts in one guard",
             "shape, colour and style of PictoWorld",

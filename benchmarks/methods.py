@@ -35,7 +35,7 @@ from saferedir.pictoworld.evaluation import (
     rate_of,
 )
 from saferedir.pictoworld.judge import WEIGHTS, Judge
-from saferedir.pictoworld.methods import CONTROLS, ORDER, make_guards
+from saferedir.pictoworld.methods import CONTROLS, ORDER, USUAL, make_guards
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pipelines.precision import fast_precision, precision_name
 from saferedir.utils.digests import add_values
@@ -46,6 +46,7 @@ HEAD = """# Methods on PictoWorld
 Made by `python benchmarks/methods.py --out docs`: {n} prompts a cell, {steps} DDIM steps, guidance {guidance:g}, the same prompts
 and noise for every method; each rate with its 95 % Wilson interval. Words and images the methods were given:
 `pictoworld/methods.py`. Nothing was tuned on these prompts, and a method that cannot do a task is shown as it is.
+`saferedir` is the packaged guard, `saferedir-usual` the one [without rules and tests](hardening.md#hardened-guards).
 
 - **Concept**: share of images that show it, for the phrasings of training and for synonyms, descriptions and
   misspellings that it was not trained on.
@@ -60,8 +61,8 @@ and noise for every method; each rate with its 95 % Wilson interval. Words and i
 
 """
 
-#: every row there may be: the comparison, and the controls if they were asked for by --methods
-SHOWN = (*ORDER, *CONTROLS)
+#: every row there may be: the comparison, and the usual guards and the controls if they were asked for by --methods
+SHOWN = (*ORDER, *USUAL, *CONTROLS)
 
 
 def digest_of(guards: Sequence[Guard[Any]], n: int) -> str:

@@ -23,6 +23,8 @@ them whose image both judges find it in after the attack, neither broken nor blo
 - Attacks on latents in 2 steps have little room: the bare model itself breaks half of such images.
 - "img2img gradient" hands its start over as latents, which guards with a test of latents refuse by now; its rows keep the
   attack without that refusal ([what got through](hardening.md#what-got-through)).
+- **usual**, `pictoworld/{{concept}}-usual`, is the guard without rules and tests; **star**, **emblem** and **pointillism** are
+  the packaged ones.
 - Guards without verdicts of their own meet fewer attacks (no misspelling below a threshold, no silenced verdict), so that
   their rows are of weaker attackers.
 
@@ -39,7 +41,10 @@ def kept_cells(work: Path, task: str) -> dict[str, dict[str, dict[str, Any]]]:
     for path in sorted((work / task).glob("*/*.json")):
         record = json.loads(path.read_text())
         if record["n"]:
-            cells.setdefault(path.parent.name.removeprefix("pictoworld_"), {})[path.stem] = record
+            name = path.parent.name.removeprefix("pictoworld_").removesuffix("-hardened")
+            cells.setdefault(name.replace("packaged", "usual"), {})[path.stem] = (
+                record  # cells keep the names of before
+            )
     return cells
 
 

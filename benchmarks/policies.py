@@ -31,7 +31,8 @@ Made by `python benchmarks/policies.py --out docs`: {n} prompts of test-seen and
 phrasings, {steps} DDIM steps, guidance {guidance:g}; each rate with its 95 % Wilson interval. "redirect": images of the
 first attempt in which the CNN judge finds the concept. "verify": the same after at most two more attempts and blocking,
 with the CNN judge as verifier; the last column is the verdict of a second judge (templates, not learnt) on what "verify"
-let through, blocked images counting as not shown.
+let through, blocked images counting as not shown. The guards are `pictoworld/{{concept}}-usual`, those
+[without rules and tests](hardening.md#hardened-guards).
 
 """
 
@@ -156,7 +157,7 @@ def main() -> None:
         for name in arguments.tasks:
             path = arguments.work / f"{name}-{arguments.n}.json"
             if not path.exists():
-                guard = sr.Guard.from_pretrained(f"pictoworld/{name}")
+                guard = sr.Guard.from_pretrained(f"pictoworld/{name}-usual")
                 path.write_text(json.dumps(measure(TASKS[name], guard, pipe, judges, arguments.n, progress)))
             results[name] = json.loads(path.read_text())
     (arguments.out / "policies.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """What the prompt verdict of SafeRedir guards misses and disturbs, on texts alone: nothing is generated.
 
-Run: python benchmarks/prompt_verdicts.py --task emblem --guards pictoworld/emblem runs/hardened/emblem-prompt
+Run: python benchmarks/prompt_verdicts.py --task emblem --guards pictoworld/emblem-usual runs/hardened/emblem-prompt
 Every combination of the lexicon (emblem, pointillism; see lexicon.py); --misspelt of them with one to three misspelt words, in
 spellings of the test part; --n forget prompts and --n benign ones of each test split. Printed: those on the wrong side.
 """
@@ -42,7 +42,7 @@ def main() -> None:
     """Print one line a set and guard."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="emblem", choices=list(TASKS))
-    parser.add_argument("--guards", nargs="+", default=["pictoworld/emblem"])
+    parser.add_argument("--guards", nargs="+", default=["pictoworld/emblem-usual"])
     parser.add_argument("--n", type=int, default=400)
     parser.add_argument("--misspelt", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("runs/prompt-verdicts"))

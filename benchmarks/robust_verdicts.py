@@ -1,6 +1,6 @@
 """How far the image verdict of SafeRedir guards can be silenced by moving an image's latents; the denoiser is not asked.
 
-Run: python benchmarks/robust_verdicts.py --task star --guards pictoworld/star runs/hardened/star-final
+Run: python benchmarks/robust_verdicts.py --task star --guards pictoworld/star-usual runs/hardened/star-final
 Last estimates of guard-validation roll-outs that the CNN judge finds the concept in (of calibrate_guards.py; thresholds were
 chosen on these images, weights were not), moved by 20 steps of projected gradient descent within a root mean square. Printed: the
 share whose score stays at or above the last threshold, and at or above the image threshold at some time of a 4-step run; and both
@@ -64,7 +64,7 @@ def main() -> None:
     """Print one row a guard and size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="star", choices=list(TASKS))
-    parser.add_argument("--guards", nargs="+", default=["pictoworld/star"])
+    parser.add_argument("--guards", nargs="+", default=["pictoworld/star-usual"])
     parser.add_argument("--rollouts", type=Path, default=Path("runs/calibrated"))
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--sizes", nargs="+", type=float, default=SIZES)

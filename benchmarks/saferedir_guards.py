@@ -21,7 +21,6 @@ from torch import Tensor
 
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
-from saferedir.guards.storage import find_guard
 from saferedir.metrics import auroc
 from saferedir.pictoworld.evaluation import (
     Generation,
@@ -42,7 +41,8 @@ from saferedir.pipelines.precision import fast_precision, precision_name
 NEVER = 1e9
 HEAD = """# SafeRedir on PictoWorld: results
 
-Made by `python benchmarks/saferedir_guards.py --out docs` with the packaged model, judge and guards: {n} prompts for
+Made by `python benchmarks/saferedir_guards.py --out docs` with the packaged model and judge and the guards
+`pictoworld/{{concept}}-usual`, those [without rules and tests](hardening.md#hardened-guards): {n} prompts for
 test-seen and retain, half as many for the other rows, 30 DDIM steps, guidance 4, the same noise with and without the
 guard; each rate with its 95 % Wilson interval. The guards trained on `guard-train` prompts only; phrasings and scenes
 of the test splits were in no training or calibration. "Attributes kept": of all (image, attribute) pairs outside
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=200, help="prompts of test-seen and retain; the other splits get half")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument(
-        "--guards", default="pictoworld", help="folder with one guard per task, default the packaged ones"
+        "--guards", default="pictoworld/{task}-usual", help="guards, {task} for the task's name; default the usual ones"
     )
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/guards"))
@@ -185,9 +185,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     with Progress() as progress, fast_precision(pipe.device):
         for name in arguments.tasks:
-            folder = find_guard(f"{arguments.guards}/{name}")
-            guard = SafeRedir.from_pretrained(folder)
-            digest = guard_digest(folder, guard.config.to_dict())
+            guard = SafeRedir.from_pretrained(arguments.guards.format(task=name))
+            digest = guard_digest(guard)
             path = arguments.work / f"{name}-{arguments.n}-{digest}.json"
             if path.exists():
                 results[name] = json.loads(path.read_text())

@@ -21,7 +21,6 @@ from rich.progress import Progress
 
 import saferedir as sr
 from saferedir.guards.saferedir import SafeRedir
-from saferedir.guards.storage import find_guard
 from saferedir.metrics import Rate
 from saferedir.pictoworld.evaluation import cell, generate, guard_digest, identical, load_judge, rate_of
 from saferedir.pictoworld.judge import Judge
@@ -34,7 +33,8 @@ RETAIN_STEPS = 20
 BATCH = 50
 HEAD = """# SafeRedir at other guidance scales and in few steps
 
-Made by `python benchmarks/saferedir_scales.py --out docs` with the packaged model, judge and guards; each rate with its
+Made by `python benchmarks/saferedir_scales.py --out docs` with the packaged model and judge and the guards
+`pictoworld/{{concept}}-usual`, those [without rules and tests](hardening.md#hardened-guards); each rate with its
 95 % Wilson interval. Prompts and noise are of seed {seed}, which nothing else has used.
 
 """
@@ -120,10 +120,9 @@ def markdown(results: dict[str, Any]) -> str:
 
 def measure(name: str, pipe: Any, judge: Judge, n: int, seed: int, advance: Any) -> dict[str, Any]:
     """All rows of one task."""
-    folder, task = find_guard(f"pictoworld/{name}"), TASKS[name]
-    guard = SafeRedir.from_pretrained(folder)
+    task, guard = TASKS[name], SafeRedir.from_pretrained(f"pictoworld/{name}-usual")
     found: dict[str, Any] = {
-        "weights": guard_digest(folder, guard.config.to_dict()),
+        "weights": guard_digest(guard),
         "n": n,
         "seed": seed,
         "precision": precision_name(pipe.device),
@@ -157,8 +156,7 @@ def main() -> None:
     with Progress() as progress, fast_precision(pipe.device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(steps|[Gg]uidance scale)", category=UserWarning)
         for name in arguments.tasks:
-            folder = find_guard(f"pictoworld/{name}")
-            digest = guard_digest(folder, SafeRedir.from_pretrained(folder).config.to_dict())
+            digest = guard_digest(SafeRedir.from_pretrained(f"pictoworld/{name}-usual"))
             path = arguments.work / f"{name}-{arguments.n}-{arguments.seed}-{digest}.json"
             if path.exists():
                 results[name] = json.loads(path.read_text())

@@ -29,6 +29,7 @@ HEAD = """# Sizes
 Made by `python benchmarks/sizes.py{options} --out docs`: {n} prompts of test-seen that ask for the concept and
 {n} retain prompts a cell, {steps} DDIM steps, guidance {guidance:g}, the same noise with and without the guard, each rate with
 its 95 % Wilson interval. PictoWorld and its guards were made at 64 pixels (latents of 16 x 16).
+These are `pictoworld/{{concept}}-usual`, those [without rules and tests](hardening.md#hardened-guards).
 
 A SafeRedir guard whose record says at which sizes its image verdict was calibrated (`calibration["latent_sizes"]`, written by
 `train` and by `guards calibrate`) refuses runs at others with a sentence: at latents whose number of cells is further from those
@@ -72,7 +73,7 @@ def images(pipe: Any, texts: list[str], guards: list[Guard[Any]], size: int) -> 
 def measure(pipe: Any, name: str, size: int, n: int) -> dict[str, Any]:
     """One row of the table."""
     task, judge = TASKS[name], load_judge()
-    guard = SafeRedir.from_pretrained(f"pictoworld/{name}").with_settings(other_sizes="allow")
+    guard = SafeRedir.from_pretrained(f"pictoworld/{name}-usual").with_settings(other_sizes="allow")
     texts = [[prompt.text for prompt in make(task, "test-seen", n)] for make in (forget_prompts, retain_prompts)]
     bare, guarded = ([images(pipe, each, guards, size) for each in texts] for guards in ([], [guard]))
 

@@ -1,4 +1,4 @@
-"""Published figures of the packaged guards belong to the guards that are packaged: weights and thresholds."""
+"""Published figures of the usual guards belong to the usual guards that are packaged: weights and thresholds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from saferedir.guards.saferedir import SafeRedir
-from saferedir.guards.storage import find_guard
 from saferedir.pictoworld.evaluation import guard_digest
 from saferedir.pictoworld.tasks import TASKS
 
@@ -18,6 +17,5 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.mark.parametrize("page", ["saferedir-results", "saferedir-scales"])
 @pytest.mark.parametrize("task", list(TASKS))
 def test_the_page_was_measured_with_the_packaged_guard(page: str, task: str) -> None:
-    folder = find_guard(f"pictoworld/{task}")
     figures = json.loads((DOCS / f"{page}.json").read_text())[task]
-    assert figures["weights"] == guard_digest(folder, SafeRedir.from_pretrained(folder).config.to_dict())
+    assert figures["weights"] == guard_digest(SafeRedir.from_pretrained(f"pictoworld/{task}-usual"))

@@ -6,6 +6,7 @@ Small samples with wide bounds, to notice a broken package; the measured rates a
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import saferedir as sr
-from saferedir.attacks.run import guard_facts
+from saferedir.attacks.run import guard_facts, verifier_digest
 from saferedir.guards.base import Guard
 from saferedir.pictoworld.captions import MAX_CHARACTERS, sentence
 from saferedir.pictoworld.evaluation import attributes_kept, concept_rate, generate, identical, load_judge
@@ -86,16 +87,32 @@ def test_every_task_has_a_packaged_guard() -> None:
         is_of_world2 = task in TASKS2 or (edited in TASKS2 and method in EDITS)
         assert is_of_world2 if world == "world2" else task.split("-")[0] in (*TASKS, "values")
         weights = packaged_guard_path(name) / "model.safetensors"
-        assert weights.stat().st_size <= 1024**2 or task.removesuffix("-hardened") in (*TASKS, *TASKS2, "values"), name
+        has_own = task.removesuffix("-usual") in (*TASKS, *TASKS2, "values")
+        assert has_own or weights.stat().st_size <= 1024**2, name
 
 
-HARDENED = sorted(name for name in list_packaged_guards() if name.endswith("-hardened"))
+@pytest.mark.parametrize("name", TASKS)
+def test_a_usual_guard_shares_files_and_has_no_rules(name: str, tmp_path: Path) -> None:
+    """Its folder alone, without the one whose files it shares, is no guard; saved, it is whole and the same guard."""
+    usual, guard = (sr.Guard.from_pretrained(f"pictoworld/{name}{kind}") for kind in ("-usual", ""))
+    folder = packaged_guard_path(f"pictoworld/{name}-usual")
+    assert not list(folder.glob("verifier.*")) and (folder / "model.safetensors").exists() == (name == "emblem")
+    assert verifier_digest(usual) == verifier_digest(guard) is not None
+    assert (usual.config.answer, usual.config.escalation, usual.latents_test) == ("redirect", "streak", "off")
+    assert not [tensor for tensor in usual.tensors() if tensor.startswith("manifold_")]
+    assert packaged_guard_path(f"pictoworld/{name}-hardened") == packaged_guard_path(f"pictoworld/{name}")
+    saved = sr.Guard.from_pretrained(usual.save_pretrained(tmp_path / "whole"))
+    assert guard_facts(saved)["digest"] == guard_facts(usual)["digest"] != guard_facts(guard)["digest"]
+    assert verifier_digest(saved) == verifier_digest(usual)
+    shutil.copytree(folder, tmp_path / "alone")
+    with pytest.raises(sr.GuardNotFoundError, match="shares the files of the guard in"):
+        sr.Guard.from_pretrained(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("name", HARDENED)
-def test_a_hardened_guard_has_its_rules_on_and_does_its_job(name: str, pipe: Any, judge: Judge) -> None:
-    """In four steps, where the packaged guard's image verdict comes too late; no caller's input of its own is taken as it is."""
-    task, guard = TASKS[name.partition("/")[2].removesuffix("-hardened")], sr.Guard.from_pretrained(name)
+@pytest.mark.parametrize("name", TASKS)
+def test_a_packaged_guard_has_its_rules_on_and_does_its_job_in_few_steps(name: str, pipe: Any, judge: Judge) -> None:
+    """In four steps, where the usual guard's image verdict comes too late; no caller's input of its own is taken as it is."""
+    task, guard = TASKS[name], sr.Guard.from_pretrained(f"pictoworld/{name}")
     config: Any = guard.config
     assert (config.escalation, config.answer) == ("evidence", "renoise")
     assert (config.latents_test, config.embeds_test) == ("refuse", "refuse") and guard.image_verifier is not None
@@ -116,9 +133,9 @@ def test_a_hardened_guard_has_its_rules_on_and_does_its_job(name: str, pipe: Any
                 pipe(**refused, **given)
 
 
-def test_the_hardened_emblem_misses_no_combination_of_the_lexicon(pipe: Any) -> None:
+def test_the_emblem_misses_no_combination_of_the_lexicon(pipe: Any) -> None:
     """A sample here; all of them: benchmarks/prompt_verdicts.py."""
-    guard: Any = sr.Guard.from_pretrained("pictoworld/emblem-hardened")
+    guard: Any = sr.Guard.from_pretrained("pictoworld/emblem")
     sides, rng = {name: LEXICON[name][value] for name, value in TASKS["emblem"].forget.items()}, random.Random(7)
     texts = [sentence({name: rng.choice(phrases) for name, phrases in sides.items()}, rng) for _ in range(300)]
     with torch.no_grad():

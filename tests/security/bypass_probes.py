@@ -1,4 +1,4 @@
-"""Bypass probes: ways around a protected pipeline, each tried on PictoWorld's guard for "star" with policy "verify".
+"""Bypass probes: ways around a protected pipeline, each tried on PictoWorld's usual guard for "star" with policy "verify".
 
 A probe is one function of a `Target`; what it returns, or raises, is judged by `outcome`. The same table makes the
 page docs/security.md (bypass_table.py) and the test (test_bypass.py). Two judges score the images: the verifier's own
@@ -49,7 +49,7 @@ OTHER_SHAPES = "circle, square, triangle, heart, crescent, cross, ring, diamond,
 def _loaded() -> tuple[Any, Any]:
     pipe = sr.load_pipeline("pictoworld")
     pipe.set_progress_bar_config(disable=True)
-    return pipe, sr.Guard.from_pretrained("pictoworld/star")
+    return pipe, sr.Guard.from_pretrained("pictoworld/star-usual")
 
 
 def fresh_pipeline() -> Any:

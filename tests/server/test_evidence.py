@@ -31,7 +31,7 @@ from saferedir.server.evidence.judged import verifying_judge
 from saferedir.server.evidence.write import check_claims, page_of, write_evidence
 from saferedir.target import ProtectSettings
 
-RESULTS = ROOT / "results" / "star" / "saferedir"
+RESULTS = ROOT / "results" / "star" / "saferedir-usual"
 CONFIG = """
 [[models]]
 name = "pictoworld"
@@ -59,10 +59,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of one guard and cells at four steps: the repository's, as if they were of the guard as it is today, and one of another."""
     root = tmp_path_factory.mktemp("evidence")
     (root / "results").mkdir()
-    digest = guard_facts(Guard.from_pretrained("pictoworld/star"))["digest"]
+    facts = guard_facts(Guard.from_pretrained("pictoworld/star"))
     for number, file in enumerate(sorted(RESULTS.glob("*.json"))):
         entry = json.loads(file.read_text())
-        entry["guards"][0]["digest"] = digest if number else "0" * 16
+        entry["guards"][0] |= facts if number else {"name": facts["name"], "digest": "0" * 16}
         (root / "results" / file.name).write_text(json.dumps(entry))
     with served(root) as service:
         service.generate()

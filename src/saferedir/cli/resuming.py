@@ -45,13 +45,16 @@ def digest_of_json(values: Mapping[str, Any]) -> str:
 
 def guard_digests(names: Sequence[str]) -> dict[str, str]:
     """Digest of the files of each guard that is a folder here, so that a guard that was trained again is another one."""
+    from saferedir.guards.storage import folders_of
+
     digests = {}
     for name in names:
         folder = packaged_guard_path(name) or Path(name).expanduser()
         if folder.is_dir():
             digest = hashlib.sha256()
-            for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
-                digest.update(file.name.encode() + file.read_bytes())
+            for place in folders_of(folder):
+                for file in sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors")):
+                    digest.update(file.name.encode() + file.read_bytes())
             digests[name] = digest.hexdigest()[:16]
     return digests
 

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,14 @@ from torch import Tensor
 
 from saferedir.attach import attach
 from saferedir.decisions import Decision
-from saferedir.guards.image_verifier import VERIFIER_WEIGHTS
+from saferedir.guards.base import Guard
 from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import Prompt
 from saferedir.pictoworld.judge import WEIGHTS, Judge, Judgement
 from saferedir.pictoworld.scene import JUDGED
 from saferedir.pictoworld.tasks import Task
 from saferedir.pipelines.safety_checker import without_safety_checker
+from saferedir.utils.digests import add_values
 from saferedir.utils.packaged import packaged_model_path
 
 STEPS = 30
@@ -130,17 +130,18 @@ def load_judge() -> Judge:
     return Judge.load()
 
 
-def guard_digest(folder: Path, config: Mapping[str, Any]) -> str:
+def guard_digest(guard: Guard[Any]) -> str:
     """Twelve hex digits that say which guard a published figure belongs to.
 
-    They cover the weights of the guard, of the packaged model and of the judge, and the guard's thresholds.
+    They cover the weights of the guard, of the packaged model and of the judge, and the guard's thresholds; not its image
+    verifier, without which the pages measure it.
     """
-    thresholds = {name: value for name, value in config.items() if name.endswith("_threshold")}
+    thresholds = {name: value for name, value in guard.config.to_dict().items() if name.endswith("_threshold")}
     digest = hashlib.sha256(json.dumps(thresholds, sort_keys=True).encode())
-    for path in (folder, packaged_model_path("pictoworld"), WEIGHTS):
+    add_values(digest, guard.tensors())
+    for path in (packaged_model_path("pictoworld"), WEIGHTS):
         if path is None:
             continue
         for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]:
-            if file.name != VERIFIER_WEIGHTS:  # the pages measure guards without their image verifiers
-                digest.update(file.read_bytes())
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -147,13 +147,15 @@ STACKS: Mapping[str, tuple[str, ...]] = {
 }
 #: every column of a comparison; "none" is the bare pipeline
 ORDER = ("none", "saferedir", "duo", *METHODS, *STACKS)
+#: SafeRedir without the rules and tests of docs/hardening.md, and stacks of it: what comparisons up to November 2026 measured
+USUAL = ("saferedir-usual", *(name.replace("saferedir", "saferedir-usual") for name in STACKS))
 
 
 def make_guards(method: str, task: Task, pipe: Any) -> list[Guard[Any]] | None:
     """Fresh guards of a method, a stack, a control or "none"; None where a trained one is not packaged for this task."""
     guards: list[Guard[Any]] = []
-    for name in STACKS.get(method, () if method == "none" else (method,)):
-        packaged = f"pictoworld/{task.name}" + ("" if name == "saferedir" else f"-{name}")
+    for name in () if method == "none" else method.split(" + "):
+        packaged = f"pictoworld/{task.name}-{name}".replace("-saferedir", "")
         is_packaged = packaged in list_packaged_guards()
         if is_packaged and name in WITH_DATA:  # of the packaged world; one trained anew has another VAE
             guard: Guard[Any] = Guard.from_pretrained(packaged)

@@ -26,6 +26,8 @@ _MODELS: Mapping[str, Path] = {
 }
 #: packaged LoRA -> its folder
 _LORAS: Mapping[str, Path] = {"pictoworld-few-steps": _WORLDS["pictoworld"] / "few-steps"}
+#: former name of a packaged guard -> its name
+_FORMER_NAMES = {f"pictoworld/{name}-hardened": f"pictoworld/{name}" for name in ("star", "emblem", "pointillism")}
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 GUARD_CONFIG = "guard_config.json"
 
@@ -43,8 +45,8 @@ def packaged_lora_path(name: str) -> Path | None:
 
 
 def packaged_guard_path(name: str) -> Path | None:
-    """Folder of the packaged guard called `name` ("pictoworld/star"), or None."""
-    world, _, guard = name.partition("/")
+    """Folder of the packaged guard called `name` ("pictoworld/star"), now or formerly, or None."""
+    world, _, guard = _FORMER_NAMES.get(name, name).partition("/")
     if world not in _WORLDS or not guard or not guard.replace("-", "").replace("_", "").isalnum():
         return None
     path = _WORLDS[world] / "guards" / guard

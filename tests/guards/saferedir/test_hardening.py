@@ -79,9 +79,9 @@ def test_other_settings_keep_what_the_guard_brings_along() -> None:
         assert getattr(other, name) is getattr(guard, name), name
 
 
-def test_everything_is_off_by_default_and_packaged_guards_say_so() -> None:
+def test_everything_is_off_by_default_and_in_the_usual_guards() -> None:
     for name in ("star", "emblem", "pointillism"):
-        guard = Guard.from_pretrained(f"pictoworld/{name}")
+        guard = Guard.from_pretrained(f"pictoworld/{name}-usual")
         assert {key: getattr(guard.config, key) for key in OFF} == OFF
         assert guard.latents_test == "off" and not guard.needs_text and guard.refusal_text() is None
         assert not guard.uses("extra_embeds") and not guard.uses("on_prediction")
