@@ -52,8 +52,8 @@ def guard_digests(names: Sequence[str]) -> dict[str, str]:
         folder = packaged_guard_path(name) or Path(name).expanduser()
         if folder.is_dir():
             digest = hashlib.sha256()
-            for place in folders_of(folder):
-                for file in sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors")):
+            for directory in folders_of(folder):
+                for file in sorted(path for path in directory.iterdir() if path.suffix in (".json", ".safetensors")):
                     digest.update(file.name.encode() + file.read_bytes())
             digests[name] = digest.hexdigest()[:16]
     return digests

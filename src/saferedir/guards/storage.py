@@ -143,12 +143,12 @@ def _shared_files(config: dict[str, Any], folder: Path) -> tuple[Path | None, tu
     record = config.pop(SHARED_FILES, None)
     if record is None:
         return None, ()
-    place, left = (record.get("folder"), record.get("without", [])) if isinstance(record, dict) else (None, None)
-    if not isinstance(place, str) or not isinstance(left, list) or not all(isinstance(name, str) for name in left):
+    relative, left = (record.get("folder"), record.get("without", [])) if isinstance(record, dict) else (None, None)
+    if not isinstance(relative, str) or not isinstance(left, list) or not all(isinstance(name, str) for name in left):
         raise GuardConfigError(
             f'{SHARED_FILES!r} in {folder / GUARD_CONFIG} is {record!r}; expected {{"folder": "../other", "without": []}}.'
         )
-    shared = Path(os.path.normpath(folder.resolve() / place))
+    shared = Path(os.path.normpath(folder.resolve() / relative))
     if not (shared / GUARD_CONFIG).is_file():
         raise GuardNotFoundError(
             f"the guard in {folder} shares the files of the guard in {shared}, which is not there; copy both folders, or "
