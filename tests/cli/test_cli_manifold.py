@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 import saferedir as sr
 from saferedir.cli import app
-from saferedir.utils.packaged import packaged_guard_path
 
 TEXTS = [f"a {colour} {shape} {place}" for colour in ("red", "blue", "green") for shape in ("star", "circle", "cross", "heart")
          for place in ("on sand", "at night", "on grass")]  # fmt: skip
@@ -25,12 +24,11 @@ def call(*words: object) -> tuple[int, str]:
 def test_a_guard_gets_statistics_and_then_refuses_soft_embeddings(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(TEXTS) + "\n")
-    code, output = call("pictoworld/star", "--prompts", prompts, "--random", 100, "--out", tmp_path / "new")
+    code, output = call("pictoworld/star-usual", "--prompts", prompts, "--random", 100, "--out", tmp_path / "new")
     assert code == 0, output
     assert "Distance bound" in output and "from 36 prompts" in output
-    source = packaged_guard_path("pictoworld/star")
-    assert source is not None
-    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "new" / "model.safetensors")
+    before = sr.Guard.from_pretrained("pictoworld/star-usual").tensors()
+    after = load_file(tmp_path / "new" / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {name.removeprefix("manifold_") for name in after.keys() - before.keys()} == {
         "mean", "whitening", "scale", "bound",

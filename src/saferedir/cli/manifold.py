@@ -45,7 +45,7 @@ def manifold(
     Encodes the prompts and random token sequences with that checkpoint, and writes the guard with what it found and with
     embeds_test set to refuse; weights and thresholds stay. Only embeddings that a caller gives are tested, never a text.
 
-    Example:  `saferedir guards manifold pictoworld/star --prompts prompts.txt --out runs/star-strict`
+    Example:  `saferedir guards manifold pictoworld/star-usual --prompts prompts.txt --out runs/star-strict`
     """
     check_guard_folder(out, force)
     loras = scaled_loras(lora or [])
