@@ -100,6 +100,17 @@ def test_an_image_handed_over_as_latents_is_refused(name: str, kind: str) -> Non
         assert torch.isfinite(run(case, pipe, steps=2, image=latents)).all()
 
 
+@pytest.mark.parametrize("name", ["sd-inpaint", "sd-inpaint9", "sdxl-inpaint"])
+def test_masked_images_come_as_images(name: str) -> None:
+    case = PIPELINES[name]
+    pipe = case.build()
+    bare = run(case, pipe, steps=2)
+    with sr.attach(pipe, Checker("refresh")):
+        with pytest.raises(GuardError, match="masked_image_latents are given, which guard 'checker' cannot test"):
+            run(case, pipe, steps=2, masked_image_latents=torch.zeros(1, 4, 8, 8))
+        assert torch.equal(run(case, pipe, steps=2), bare)
+
+
 def test_a_row_never_depends_on_its_neighbours() -> None:
     case = PIPELINES["sd"]
     pipe = case.build()

@@ -18,8 +18,9 @@ from saferedir.guards.base import Guard
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.latent_prior import PriorTest, prior_test
 from saferedir.pipelines.latents import channels_of, latent_shape
+from saferedir.seam.run_state import arguments_of_call
 
-LATENTS, PREPARE = "latents", "prepare_latents"
+LATENTS, PREPARE, MASKED = "latents", "prepare_latents", "masked_image_latents"
 
 
 def check_latents_are_known(pipe: Any, guard: Guard[Any]) -> None:
@@ -58,7 +59,8 @@ class GivenLatents:
     def prepare_latents(self, pipe: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own answer, or one from fresh noise in rows that failed; GuardError where a guard refuses them.
 
-        An input image that is handed over as latents is refused by every test: it begins a run past the prior.
+        An input image that is handed over as latents is refused by every test: it begins a run past the prior, or as
+        `masked_image_latents` stands beside the latents in every step.
         """
         self._notes = ()
         bound = inspect.signature(original).bind(*args, **kwargs)
@@ -68,6 +70,11 @@ class GivenLatents:
             raise GuardError(
                 f"the image given is a tensor of latents, which guard {testing[0].method!r} cannot test as it tests `latents` "
                 f"(latents_test={testing[0].latents_test!r}); give an RGB image in its place."
+            )
+        if testing and (arguments_of_call(pipe) or {}).get(MASKED) is not None:
+            raise GuardError(
+                f"{MASKED} are given, which guard {testing[0].method!r} cannot test as it tests `latents` "
+                f"(latents_test={testing[0].latents_test!r}); leave them out, the pipeline makes them from image and mask_image."
             )
         if given is None or not testing:
             return original(*args, **kwargs)
