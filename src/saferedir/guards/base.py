@@ -196,6 +196,20 @@ class Guard(Generic[ConfigT]):
             denoiser: the pipeline's UNet or transformer.
         """
 
+    def compile(self, **options: Any) -> None:
+        """Compile the networks that a run asks, in place, by `torch.compile`, as `nn.Module.compile` does.
+
+        Guards without a network are left as they are: what they add to a step is a few operations beside the denoiser's.
+
+        Args:
+            options: of `torch.compile`, such as `mode="max-autotune"` and `fullgraph=True`.
+
+        Example:
+            >>> import saferedir as sr
+            >>> guard = sr.Guard.from_pretrained("pictoworld/star")
+            >>> guard.compile(fullgraph=True)
+        """
+
     def with_anchors(self, anchors: str | Mapping[str, str]) -> Self:
         """This guard redirecting to other prompts than those it learned; what it holds beside them is shared.
 

@@ -204,6 +204,9 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         other.anchor_prompts = {name: text for name, text in self.anchor_prompts.items() if name in other._on}
         return other
 
+    def compile(self, **options: Any) -> None:
+        self.network.compile(**options)
+
     def with_anchors(self, anchors: str | Mapping[str, str]) -> Self:
         other = copy.copy(self)
         other.anchor_prompts = checked_anchors(anchors, self._on, self._title)

@@ -1,17 +1,23 @@
 """Torch hooks inside a denoiser, for guards that edit its features; on only while a guard needs them. No run in sight.
 
 Each class holds the modules that it hooked: a deep copy of a denoiser brings the hooks along, and there they do nothing.
+
+Under `torch.compile` the hooks are traced with the denoiser, and what they do is one operation, `saferedir::edited_features`,
+into which nothing looks: it asks the guards of the run, as the hooks of a denoiser that is not compiled do. No graph breaks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from itertools import count
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from saferedir.errors import GuardError
+from saferedir.pipelines.families import is_compiled
 
 MARK = "saferedir_seam"
 _HOOK_DICTS = (
@@ -24,6 +30,40 @@ _HOOK_DICTS = (
 HIDDEN, SKIPS = "hidden_states", "res_hidden_states_tuple"
 #: blocks whose attention reads one sequence, the prompt's tokens first
 _SINGLE_STREAM = "single_transformer_blocks"
+#: places in a denoiser that are no stage of skip features: attention to the prompt, and a sequence with the prompt in front
+_TO_PROMPT, _TAIL = 0, 1
+
+
+class _Edits(Protocol):
+    def edited(self, values: Tensor, location: int) -> Tensor: ...
+
+
+#: by number, those that are on now; a compiled denoiser knows the number of its kind of hooks, which outlives a `release`
+_ACTIVE: dict[int, _Edits] = {}
+_NUMBERS: dict[type, WeakKeyDictionary[nn.Module, int]] = {}
+_next_number = count()
+
+
+def _number(kind: type, denoiser: nn.Module) -> int:
+    """The number that hooks of this kind have on this denoiser, each time they are put on."""
+    return _NUMBERS.setdefault(kind, WeakKeyDictionary()).setdefault(denoiser, next(_next_number))
+
+
+#: CUDA graphs would replay what the guards answered once; versions without the tag find no answer, and the run is refused
+_TAGS: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+
+
+@torch.library.custom_op("saferedir::edited_features", mutates_args=(), **_TAGS)
+def _edited_features(values: Tensor, number: int, location: int) -> Tensor:
+    """Features as the hooks of that number have them now; as they are where those are off."""
+    hooks = _ACTIVE.get(number)
+    edited = values if hooks is None else hooks.edited(values, location)
+    return values.clone(memory_format=torch.contiguous_format) if edited is values else edited.contiguous()
+
+
+@_edited_features.register_fake
+def _(values: Tensor, number: int, location: int) -> Tensor:
+    return values.new_empty(values.shape)
 
 
 class SkipHooks:
@@ -35,9 +75,10 @@ class SkipHooks:
 
     def __init__(self, unet: Any, edit: Callable[[Tensor, int], Tensor]) -> None:
         self.modules: tuple[nn.Module, ...] = tuple(unet.up_blocks)
+        self._edit, self._number = edit, _number(SkipHooks, unet)
         widths = sorted(set(unet.config.block_out_channels), reverse=True)
 
-        # A plain function, not to be compiled: see seam/hooks.py.
+        # A plain function: see seam/hooks.py.
         def before(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if all(block is not hooked for hooked in self.modules):
                 return None  # of a copy, whose denoiser refuses by itself
@@ -45,18 +86,21 @@ class SkipHooks:
                 raise GuardError(f"this {type(block).__name__} was called without {SKIPS!r}; not supported.")
             skips, width = list(kwargs[SKIPS]), kwargs[HIDDEN].shape[1]
             for position, layer in enumerate(block.resnets, start=1):  # they take the last one first
-                skips[-position] = edit(skips[-position], widths.index(width))
+                skips[-position] = _edited(self, skips[-position], widths.index(width))
                 width = layer.out_channels
             return args, {**kwargs, SKIPS: tuple(skips)}
 
-        hook = torch.compiler.disable(before)
-        setattr(hook, MARK, self)
-        self._handles = [block.register_forward_pre_hook(hook, with_kwargs=True) for block in self.modules]
+        setattr(before, MARK, self)
+        self._handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in self.modules]
+        _ACTIVE[self._number] = self
+
+    def edited(self, values: Tensor, location: int) -> Tensor:
+        """Skip features (R, C, h, w) to use; `location` is their stage."""
+        return self._edit(values, location)
 
     def release(self) -> None:
         """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
+        _release(self)
 
 
 class AttentionHooks:
@@ -67,30 +111,31 @@ class AttentionHooks:
     """
 
     def __init__(self, denoisers: Sequence[nn.Module], edit: Callable[[Tensor], Tensor]) -> None:
-        self._edit = edit
+        self._edit, self._number = edit, _number(AttentionHooks, denoisers[0])
         self._handles: list[Any] = []
-        self._reads_prompt: dict[nn.Module, bool] = {}
         self._count = 0  # image tokens N, as the layers before showed it
         self.modules: list[nn.Module] = []
         for name, module in _attention_modules(denoisers):
             self._hook(module, is_single=_SINGLE_STREAM in name)
+        _ACTIVE[self._number] = self
 
     def _hook(self, module: nn.Module, *, is_single: bool) -> None:
+        layer = _Layer()
+
         def before(hooked: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             prompt = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
             if hooked is module:
-                self._reads_prompt[module] = isinstance(prompt, Tensor)
+                layer.reads_prompt = isinstance(prompt, Tensor)
 
         def before_output(projection: nn.Module, args: tuple[Any, ...]) -> Any:
             if projection is not output:
                 return None
-            if not self._reads_prompt.get(module):
-                return (self._edited_tail(args[0]), *args[1:]) if is_single else None
-            self._count = args[0].shape[1]
-            return (self._edit(args[0]), *args[1:])
+            if layer.reads_prompt:
+                return (_edited(self, args[0], _TO_PROMPT), *args[1:])
+            return (_edited(self, args[0], _TAIL), *args[1:]) if is_single else None
 
         def after(hooked: nn.Module, args: tuple[Any, ...], value: Any) -> Any:
-            return self._edited_tail(value) if hooked is module else None
+            return _edited(self, value, _TAIL) if hooked is module else None
 
         output = _output_projection(module)
         if output is None:  # the block itself projects, together with its MLP
@@ -100,10 +145,16 @@ class AttentionHooks:
             self._add(output, output.register_forward_pre_hook, before_output)
 
     def _add(self, module: nn.Module, register: Callable[..., Any], hook: Callable[..., Any], **options: Any) -> None:
-        kept = torch.compiler.disable(hook)
-        setattr(kept, MARK, self)
+        setattr(hook, MARK, self)
         self.modules.append(module)
-        self._handles.append(register(kept, **options))
+        self._handles.append(register(hook, **options))
+
+    def edited(self, values: Tensor, location: int) -> Tensor:
+        """Features to use; `location` says whether `values` are (R, N, D) of image tokens, or (R, L + N, D) of both."""
+        if location == _TAIL:
+            return self._edited_tail(values)
+        self._count = values.shape[1]
+        return self._edit(values)
 
     def _edited_tail(self, values: Tensor) -> Tensor:
         """Values (R, L + N, D) of one sequence, the N image tokens at its end edited; as they are where N is unknown."""
@@ -121,9 +172,38 @@ class AttentionHooks:
 
     def release(self) -> None:
         """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._reads_prompt.clear()
+        _release(self)
+
+
+class _Layer:
+    """What is known of one attention layer while it is called."""
+
+    reads_prompt = False
+
+
+def _edited(hooks: SkipHooks | AttentionHooks, values: Tensor, location: int) -> Tensor:
+    """Features as the hooks have them; one operation of the graph where the denoiser is compiled."""
+    if torch.compiler.is_compiling():
+        answer: Tensor = _edited_features(values, hooks._number, location)
+        return answer
+    return hooks.edited(values, location)
+
+
+def _release(hooks: SkipHooks | AttentionHooks) -> None:
+    for handle in hooks._handles:
+        handle.remove()
+    if _ACTIVE.get(hooks._number) is hooks:
+        del _ACTIVE[hooks._number]
+
+
+def forget_compiled(held: Sequence[nn.Module]) -> None:
+    """Have compiled denoisers compiled anew: PyTorch does not look whether layers have hooks that they had not before.
+
+    Args:
+        held: the denoisers that hooks are put on, as the pipeline holds them.
+    """
+    if any(map(is_compiled, held)):
+        torch.compiler.reset()
 
 
 def _attention_modules(denoisers: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module]]:

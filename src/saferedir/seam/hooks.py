@@ -23,7 +23,7 @@ from saferedir.pipelines.families import Family, unwrapped
 from saferedir.pipelines.joined import Joined
 from saferedir.pipelines.listed import Layers, Lists, Rows
 from saferedir.pipelines.schedules import check_scheduler
-from saferedir.seam.feature_hooks import MARK, AttentionHooks, SkipHooks
+from saferedir.seam.feature_hooks import MARK, AttentionHooks, SkipHooks, forget_compiled
 from saferedir.seam.given_latents import PREPARE, GivenLatents
 from saferedir.seam.texts import PromptTexts
 
@@ -178,6 +178,7 @@ class Hooks:
                 self._skips.release()
             self._skips = None
         elif self._skips is None:
+            forget_compiled([self.held_now()[self._family.denoiser]])
             self._skips = SkipHooks(self.denoiser, moments.skip_features)
         if not any(guard.uses("on_attention") for guard in guards):
             if self._attention is not None:
@@ -188,12 +189,13 @@ class Hooks:
 
     def renew_attention(self, moments: Moments) -> None:
         """Put hooks of attention on the layers that the denoisers have now, unless they are there: adapters replace layers."""
-        held = self.held_now()
-        denoisers = [unwrapped(held[name]) for name in held if name not in self._family.conditioned_modules]
+        held = [each for name, each in self.held_now().items() if name not in self._family.conditioned_modules]
+        denoisers = [unwrapped(each) for each in held]
         if self._attention is not None:
             if self._attention.are_on(denoisers):
                 return
             self._attention.release()
+        forget_compiled(held)
         self._attention = AttentionHooks(denoisers, moments.attention)
 
     def wrap_scheduler(self, moments: Moments) -> None:

@@ -120,6 +120,10 @@ class SafeRedir(Guard[SafeRedirConfig]):
         other.image_verifier = self.image_verifier
         return other.with_anchors(self.anchor_prompts) if self.anchor_prompts else other
 
+    def compile(self, **options: Any) -> None:
+        if self.network is not None:
+            self.network.compile(**options)
+
     def with_anchors(self, anchors: str | Mapping[str, str]) -> Self:
         if self.config.mode == "faithful":
             raise GuardConfigError(

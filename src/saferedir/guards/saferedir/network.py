@@ -14,7 +14,8 @@ GroupNorm; no gate, no learned scale.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from types import MethodType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ __all__ = [
 ]
 
 POOL_QUERIES = 4
+#: what guards and training ask for by itself, each compiled by `Redirector.compile`
+PIECES = ("prompt_logits", "image_logits", "redirection", "token_features", "redirection_of")
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,20 @@ class Redirector(nn.Module):
             if config.row_heads
             else nn.ModuleList(ConceptHead(config, dim + width, width) for _ in config.concepts)
         )
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network in place, as `nn.Module.compile` does, and each of its pieces; a copy is not compiled.
+
+        Args:
+            args: of `torch.compile`.
+            kwargs: of `torch.compile`, such as `mode` and `fullgraph`.
+        """
+        super().compile(*args, **kwargs)
+        for name in PIECES:
+            setattr(self, name, torch.compile(MethodType(getattr(type(self), name), self), *args, **kwargs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in (*PIECES, "_compiled_call_impl")}
 
     def prompt_logits(
         self, prompt_embeds: Tensor, prompt_mask: Tensor | None = None, pooled: Tensor | None = None

@@ -10,6 +10,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
+from torch import nn
+
 from saferedir.errors import UnsupportedPipelineError
 from saferedir.pipelines.families import (
     cogview4,
@@ -42,6 +44,7 @@ __all__ = [
     "Family",
     "TextEncoderFacts",
     "family_of",
+    "is_compiled",
     "refusal_of",
     "unwrapped",
 ]
@@ -65,6 +68,13 @@ TEXT_FAMILIES = {name: family for name, family in FAMILIES.items() if family.has
 def unwrapped(module: Any) -> Any:
     """The module under torch.compile's wrapper, if there is one."""
     return getattr(module, "_orig_mod", module)
+
+
+def is_compiled(module: Any) -> bool:
+    """Whether torch.compile's wrapper is around a module, or it or one of its parts is compiled in place."""
+    if not isinstance(module, nn.Module):
+        return False
+    return unwrapped(module) is not module or any(part._compiled_call_impl is not None for part in module.modules())
 
 
 def family_of(pipe: Any) -> Family:
