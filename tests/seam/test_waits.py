@@ -90,12 +90,17 @@ def test_a_scheduler_that_is_written_to_is_read_again() -> None:
     assert host_copies._copy(values) is None
 
 
-@pytest.mark.parametrize("name", ["sd", "flux", "pixart-sigma", "z-image"])
+@pytest.mark.parametrize("name", ["sd", "flux", "pixart-sigma", "z-image", "kandinsky-3"])
 def test_a_guarded_step_does_not_wait(name: str, tmp_path: Path) -> None:
     """In a process of its own: PyTorch does not forget the pretend device. Packed latents have their grid read in one copy."""
     out = tmp_path / "syncs.json"
     methods = [label for label, case in GUARDS.items() if case.is_method]
-    more = {"sd": methods, "pixart-sigma": ["dual_latent_r2", "safree"], "z-image": ["dual_latent_r2"]}
+    more = {
+        "sd": methods,
+        "pixart-sigma": ["dual_latent_r2", "safree"],
+        "z-image": ["dual_latent_r2", "negative_prompt"],
+    }
+    more["kandinsky-3"] = ["negative_prompt"]  # zeros are written under a mask, and its length cuts the embeddings
     guards = ["watcher", *more.get(name, [])]
     command = [sys.executable, str(ROOT / "benchmarks" / "syncs.py"), "--pipelines", name, "--json", str(out)]
     command += ["--steps", "2", "3", "--guards", *guards, "--selftest"]

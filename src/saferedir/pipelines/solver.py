@@ -159,6 +159,7 @@ def _copy(scheduler: Any) -> Any:
         if callable(value) and hasattr(kind, name):
             continue
         copied.__dict__[name] = type(value)(value) if type(value) in (list, dict) else value
+    copied.timesteps = on_host(scheduler.timesteps)  # DDPM looks for the next one among them at every step
     return copied
 
 

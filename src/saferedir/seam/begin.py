@@ -16,7 +16,7 @@ from saferedir.guards.base import Run
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.denoiser_call import Call
 from saferedir.pipelines.encoding import encode_to_length
-from saferedir.pipelines.families import Family
+from saferedir.pipelines.families import Family, is_compiled
 from saferedir.pipelines.families.facts import Part
 from saferedir.pipelines.guiders import scale_of
 from saferedir.pipelines.schedules import (
@@ -29,6 +29,7 @@ from saferedir.pipelines.schedules import (
 from saferedir.pipelines.text_encoders import make_text_encoders
 from saferedir.pipelines.text_settings import encoder_arguments
 from saferedir.utils.host_copies import on_host
+from saferedir.utils.host_values import knowing_host_values
 
 
 def run_of(
@@ -75,7 +76,12 @@ def run_of(
             raise GuardError(f"a {type(pipe).__name__} reads no text, so there is nothing to encode words with.")
         if family.encoder_reads_image:
             raise GuardError(words_need_no_image(pipe))
-        return encode_to_length(pipe, texts, length, spoken)
+        if latents.device.type == "cpu" or _has_compiled_encoder(pipe, family):
+            return encode_to_length(pipe, texts, length, spoken)
+        with knowing_host_values() as known:
+            embeds = encode_to_length(pipe, texts, length, spoken)
+            known.remember(embeds.mask)
+        return embeds
 
     run = Run(
         batch_size=batch,
@@ -93,6 +99,12 @@ def run_of(
         text_encoders=make_text_encoders(pipe, family, length) if with_text_encoders else (),
     )
     return run, offset, parts
+
+
+def _has_compiled_encoder(pipe: Any, family: Family) -> bool:
+    """Whether something beside the denoisers is compiled: following host values would be traced together with it."""
+    others = (family.denoiser, *family.more_denoisers, *family.conditioned_modules, "vae")
+    return any(is_compiled(part) for name, part in pipe.components.items() if name not in others)
 
 
 def words_need_no_image(pipe: Any) -> str:

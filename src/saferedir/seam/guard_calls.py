@@ -21,6 +21,7 @@ from saferedir.pipelines.conditioning import Conditioning, PromptEmbeds
 from saferedir.pipelines.denoiser_call import Layout
 from saferedir.pipelines.schedules import from_x0, to_x0
 from saferedir.utils.device import refuse, refuse_nonfinite
+from saferedir.utils.host_copies import on_host
 
 T = TypeVar("T")
 
@@ -177,7 +178,7 @@ def match_shape(wanted: PromptEmbeds, given: PromptEmbeds, *, has_set_lengths: b
         prompt, mask = wanted.prompt.to(given.prompt), wanted.mask
         if mask is None and given.mask is not None:
             mask = given.mask.new_ones(prompt.shape[:2])
-        if mask is not None and given.mask is None and bool(mask.all()):
+        if mask is not None and given.mask is None and bool(on_host(mask).all()):
             mask = None
         return PromptEmbeds(prompt, given.pooled, mask)
 
