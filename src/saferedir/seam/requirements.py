@@ -34,7 +34,7 @@ def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) 
         if guard.enabled and guard.needs_text_encoder and family.encoder_reads_image:
             raise UnsupportedPipelineError(f"guard {guard.method!r}: {words_need_no_image(pipe)}")
         if guard.enabled and (guard.needs_text_encoder or guard.needs_text):
-            check_text_encoders(pipe, family, guard.method)
+            check_text_encoders(pipe, family, guard)
         if guard.enabled and guard.latents_test != "off":
             check_latents_are_known(pipe, guard)
         if guard.enabled and (why := guard.refusal_text()):
@@ -86,12 +86,18 @@ def check_one_denoiser(pipe: Any, family: Family, method: str) -> None:
             )
 
 
-def check_text_encoders(pipe: Any, family: Family, method: str) -> None:
+def check_text_encoders(pipe: Any, family: Family, guard: Guard[Any]) -> None:
     """Raise GuardError if the pipeline cannot encode words, because a text encoder or tokenizer was left out or dropped."""
     if missing := missing_text_encoders(pipe, family):
+        does = (
+            "encodes words of its own in every run"
+            if guard.needs_text_encoder
+            else "has to know the texts of embeddings"
+        )
+        without = " (SafeRedir with embeds_test='off' needs none)" if guard.tests_embeds else ""
         raise GuardError(
-            f"guard {method!r} encodes words of its own in every run, and this {type(pipe).__name__} has no "
-            f"{' and no '.join(missing)}; keep the text encoders while the guard is attached, or use one that needs none."
+            f"guard {guard.method!r} {does}, and this {type(pipe).__name__} has no {' and no '.join(missing)}; keep the text "
+            f"encoders while the guard is attached, or use one that needs none{without}."
         )
 
 
