@@ -36,14 +36,22 @@ from saferedir.pictoworld.world2.evaluation import (
     shows_concept,
 )
 from saferedir.pictoworld.world2.judge import Judge
-from saferedir.pictoworld.world2.methods import EDIT_STACKS, EDITS, METHODS, STACKS, WITHOUT_TEXT, make_guards
+from saferedir.pictoworld.world2.methods import (
+    EDIT_STACKS,
+    EDITS,
+    METHODS,
+    OF_IMAGES,
+    STACKS,
+    WITHOUT_TEXT,
+    make_guards,
+)
 from saferedir.pictoworld.world2.poster_judge import PosterJudge
 from saferedir.pictoworld.world2.tasks import TASKS, Task, forget_prompts, neighbour_prompts, retain_prompts, task_names
 from saferedir.pictoworld.world2.template_judge import TemplateJudge
 from saferedir.utils.files import replacing
 
 TRAINED = ("saferedir", *EDITS)
-ORDER = ("none", *TRAINED, *METHODS, *STACKS, *EDIT_STACKS)
+ORDER = ("none", *TRAINED, *METHODS, *OF_IMAGES, *STACKS, *EDIT_STACKS)
 VALIDATION = "guard-validation"
 MODELS = {"flux": "pictoworld-flux", "dit": "pictoworld-dit", "ddpm": "pictoworld-ddpm"}
 HEAD = """# PictoWorld 2: what each method does
@@ -53,8 +61,9 @@ title says; each rate with its 95 % Wilson interval. The same noise with and wit
 
 - **concept**: images that show the concept and are not broken (a poster: given back, see [the world](pictoworld.md)), by the
   CNN; **second judge**: by the template judge, of the first images of "seen".
-- **largest change of another share**: of images without the concept, which must rise where it falls; the last column counts from
-  the share that the other has among the images that do not show the concept without the guard.
+- **largest change of another share**: of images without the concept. An ideal removal leaves these their proportions, so that a
+  share s rises to s (1 - p') / (1 - p), with p and p' the concept's share without and with the guard; the last column is the
+  largest distance from there, and the one to hold to a bar. The column before it counts from s itself, to which none keeps.
 - **other item**, **background**: of what was right without the guard and is no part of the concept, how often it still is.
 - **near**: of neighbours' prompts met without the guard, those still met. **identical**: retain prompts whose image is the bare
   pipeline's, bit for bit. **kept**: retain prompts met without the guard that are still met. **as edited**: of SafeRedir on top
@@ -189,7 +198,9 @@ class Run:
 
 def methods_for(task: Task) -> list[str]:
     """Methods that can serve a task."""
-    return [name for name in ORDER if task.model == "flux" or name in ("none", *WITHOUT_TEXT)]
+    if task.model == "flux":
+        return [name for name in ORDER if name not in OF_IMAGES]
+    return [name for name in ORDER if name in ("none", *WITHOUT_TEXT)]
 
 
 def text_table(rows: dict[str, dict[str, Any]]) -> list[str]:

@@ -8,6 +8,8 @@ Deviations of `default`: a tempered kernel (kappa), because literal weights pick
 references the same shift is written as pi (E_safe - E_unsafe), pi the posterior probability of unsafe: equal where all is
 exact, but (at eta 1, outside of retries) never longer than the distance of two means, where beta* (E - E_unsafe), a large
 number times a small difference of two estimates, can diverge. Without benign references the odds are capped at beta_max.
+`form="replace"` (ours, for images that no prompt describes) puts a benign image in the place of one that is called unsafe, for a
+shift towards E_safe, weighted by nearness, hands most of what it takes away to the nearest kind of image.
 `faithful` follows the released code (unsquared distance, channel-normalised references, re-noising with the stale prediction),
 but with modes of the VAE's posterior, noise of its own, and, as `renoise="stale"` too, in float32 and with deterministic
 first-order samplers only (DDIM with eta=0, Euler, flow-matching Euler): the authors' own DDPM with 50 steps and half-precision
@@ -32,15 +34,18 @@ from saferedir.guards.negation.config import NegationConfig
 from saferedir.guards.negation.index import CandidateIndex, attend_near, require_index_file
 from saferedir.guards.negation.released import released_step, released_threshold
 from saferedir.guards.negation.renoise import derivative, require_single_evaluations
+from saferedir.guards.negation.replacement import Replacement
 from saferedir.guards.negation.state import NegationState, Numbers, frame, noise_fraction
 from saferedir.utils.broadcast import per_sample
 from saferedir.utils.checks import is_nonempty_str
 
 GATES = ("auto", "ratio", "quantile", "literal", "always")
 KERNELS = ("gaussian_xt", "gaussian_x0")
-FORMS = ("odds", "posterior")
+FORMS = ("odds", "posterior", "replace")
 #: what `SafeDenoiser.from_set` sets for a set with benign references, where the caller says nothing else
 POSTERIOR: Mapping[str, Any] = {"form": "posterior", "window": (0.0, 1.0), "trust": None}
+#: the same with form="replace"
+REPLACE: Mapping[str, Any] = {"form": "replace", "window": (0.3, 0.8), "trust": None}
 #: settings of the odds: with one of them `from_set` leaves the form at "odds"
 ODDS_ONLY = ("gate", "base", "beta_max", "renoise", "mode")
 #: settings that only one mode reads; the other refuses values of them
@@ -60,11 +65,13 @@ class SafeDenoiserConfig(NegationConfig):
     `faithful` all but window, outside_window, width, seed, scale, threshold, margin.
 
     Attributes:
-        form: "odds", beta (E - E_unsafe), or "posterior", pi (E_safe - E_unsafe), which needs benign references and reads
-            neither `base` nor `beta_max`. `SafeDenoiser.from_set` takes "posterior", all noise fractions and no trust region
-            for a set with benign references, unless a setting of the odds is given.
+        form: "odds", beta (E - E_unsafe); "posterior", pi (E_safe - E_unsafe); or "replace": an image that the odds call unsafe
+            in the window is led to one benign reference chosen at random, and no other image is touched. The last two need
+            benign references and read neither `base` nor `beta_max`. `SafeDenoiser.from_set` takes "posterior", all noise
+            fractions and no trust region for a set with benign references, unless a setting of the odds is given.
         kernel: "gaussian_xt" (the forward process' own) or "gaussian_x0" (needs `width`).
-        kappa: tempering of gaussian_xt; None: calibrated, 1: literal, 0: the plain mean of the set.
+        kappa: tempering of gaussian_xt; None: calibrated (in the form "replace": literal), 1: literal, 0: the plain mean of the
+            set.
         width: h of gaussian_x0; in faithful mode s of the released kernel (3.15).
         base: "guided" x0, or "uncond", the unconditional estimate, as in the paper.
         eta: factor on the shift; 0 with renoise="stale" is the re-noise-only control.
@@ -128,14 +135,13 @@ class SafeDenoiserConfig(NegationConfig):
             self.require(
                 is_plain, entry.name, f"{entry.default!r} in mode {self.mode!r}, it is a setting of {other!r} mode"
             )
-        is_posterior = self.form == "posterior"
-        self.require(not is_posterior or self.gate in ("auto", "ratio"), "gate", 'auto or ratio with form "posterior"')
-        self.require(
-            not is_posterior or self.base == "guided", "base", 'guided with form "posterior", which has no base'
-        )
-        self.require(
-            not is_posterior or self.beta_max == 1.0, "beta_max", '1.0 with form "posterior", which has no odds to cap'
-        )
+        is_odds, form = self.form == "odds", f"form {self.form!r}"
+        self.require(is_odds or self.gate in ("auto", "ratio"), "gate", f"auto or ratio with {form}")
+        self.require(is_odds or self.base == "guided", "base", f"guided with {form}, which has no base")
+        self.require(is_odds or self.beta_max == 1.0, "beta_max", f"1.0 with {form}, which has no odds to cap")
+        only = {"renoise": "none", "beta_min": 0.05} if self.form == "replace" else {}
+        for name, value in only.items():
+            self.require(getattr(self, name) == value, name, f"{value!r} with {form}")
         self.require(self.kernel != "gaussian_x0" or self.width is not None, "width", "a number for gaussian_x0")
         is_calibrated = self.gate != "quantile" or self.has_calibrated_kernel
         self.require(is_calibrated, "gate", "ratio, literal or always with a kernel of your own")
@@ -191,12 +197,14 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
     @classmethod
     def defaults_for(cls, negation: NegationSet, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         is_left_open = "form" not in settings and negation.benign is not None and not set(ODDS_ONLY) & set(settings)
+        if settings.get("form") == "replace":
+            return REPLACE
         return POSTERIOR if is_left_open or settings.get("form") == "posterior" else {}
 
     def check_set(self, negation: NegationSet) -> None:
         config = self.config
         for name in ("gate", "form"):
-            if getattr(config, name) in ("ratio", "posterior") and negation.benign is None:
+            if getattr(config, name) in ("ratio", "posterior", "replace") and negation.benign is None:
                 raise GuardError(
                     f"{name}={getattr(config, name)!r} compares with benign references, and this set has none; build it with "
                     "--benign."
@@ -225,7 +233,11 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         state.negation.require_shape(tuple(x0.shape[1:]))
         config = self.config
         is_idle = config.eta == 0 and config.renoise == "none" and config.mode == "default"
-        if is_idle or not self.is_due(step):
+        if is_idle:
+            return x0
+        if config.form == "replace":
+            return self._replaced(step, x0, state)
+        if not self.is_due(step):
             return x0
         if config.mode == "faithful":
             result = released_step(step, x0, state, config, state.threshold)
@@ -256,6 +268,30 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         changed = (state.pending != 0).flatten(1).any(dim=1)
         return torch.where(per_sample(changed, latents), latents + slope * state.pending, latents)
 
+    def _replaced(self, step: Step, x0: Tensor, state: NegationState) -> Tensor:
+        """The estimate, of images that were called unsafe in the window led to a benign reference of their own."""
+        config, negation = self.config, state.negation
+        assert negation.benign is not None
+        (alpha, sigma), is_due = frame(step), self.is_due(step)
+        ratio = alpha / sigma if sigma else math.inf
+        if not is_due and (state.replacement is None or not state.replacement.may_lead(ratio)):
+            return x0
+        if state.replacement is None:
+            generators = state.row_generators(step, config.seed)
+            state.replacement = Replacement.choose(negation.benign, generators, step.run.retry_level)
+        query = self._query(step, x0, 1.0 if config.kappa is None else config.kappa)
+        odds = self._log_odds(query, self._attend(step, query, negation), negation)[0]
+        is_unsafe = (odds > 0) | (state.retry_level > 0) if is_due else None
+        is_led = state.replacement.lead(is_unsafe, ratio)
+        flat = x0.flatten(1)
+        delta, share, factor = correction(flat, state.replacement.target, flat, config.eta, config.trust)
+
+        def numbers() -> Numbers:
+            return Numbers(odds, (share if factor is None else share * factor).squeeze(1))
+
+        state.record(step, is_led, numbers)
+        return torch.where(per_sample(is_led, x0), x0 + delta.view_as(x0), x0)
+
     def _delta(self, step: Step, x0: Tensor, state: NegationState) -> tuple[Tensor, Tensor | None]:
         """(Delta (B, D), gate open (B,), None for all of them) of this step."""
         config, negation = self.config, state.negation
@@ -276,8 +312,7 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
             score = attention.log_sum / kappa
             is_open = score >= threshold
         elif gate == "ratio" and negation.benign is not None:
-            benign = attend(query, negation.benign, with_ess=False)
-            odds = log_odds(attention.log_sum, len(negation), benign.log_sum, len(negation.benign), config.prior)
+            odds, benign = self._log_odds(query, attention, negation)
             if is_posterior:
                 target = benign.mean
         elif gate == "literal":
@@ -306,6 +341,13 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
 
         state.record(step, is_open, numbers)
         return delta, is_open
+
+    def _log_odds(self, query: Query, attention: Attention, negation: NegationSet) -> tuple[Tensor, Attention]:
+        """(log of unsafe : safe (B,), the same query to the benign references)."""
+        assert negation.benign is not None
+        benign = attend(query, negation.benign, with_ess=False)
+        counts = len(negation), len(negation.benign)
+        return log_odds(attention.log_sum, counts[0], benign.log_sum, counts[1], self.config.prior), benign
 
     def _gate(self, negation: NegationSet) -> str:
         """The gate in use. Thresholds are calibrated for the calibrated kernel only."""

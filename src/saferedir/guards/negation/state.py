@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saferedir.guards.base import Step
 from saferedir.guards.negation.bank import NegationSet
+from saferedir.guards.negation.replacement import Replacement
 from saferedir.utils.device import to_host
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class NegationState:
     threshold: float = 0.0
     frame: tuple[Tensor | None, float, float] = (None, 0.0, 0.0)  # a step's alpha; the same and its sigma as numbers
     generators: list[torch.Generator] | None = None
+    replacement: Replacement | None = None  # from the first step on at which images are replaced
 
     def record(self, step: Step, is_edited: Tensor | None, numbers: Callable[[], Numbers]) -> None:
         """Keep one step's numbers, without a host synchronisation; they are worked out for the verdict, not at each step.
@@ -76,13 +78,16 @@ class NegationState:
         """Fresh noise like `step.x_t`, from generators of our own: one a row, seeded by `seed` and that row's first latents,
         so that a batch equals single runs and the pipeline's random stream stays as it is.
         """
-        latents = step.x_t
+        shape = step.x_t.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in self.row_generators(step, seed)])
+        return noise.to(step.x_t.device)
+
+    def row_generators(self, step: Step, seed: int) -> list[torch.Generator]:
+        """One generator a row, seeded by `seed` and that row's latents at the first step at which this is asked."""
         if self.generators is None:
-            rows = [row.numpy().tobytes() for row in to_host(latents.detach().float())[0]]
+            rows = [row.numpy().tobytes() for row in to_host(step.x_t.detach().float())[0]]
             self.generators = [torch.Generator().manual_seed(seed ^ zlib.crc32(row)) for row in rows]
-        shape = latents.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
-        return noise.to(latents.device)
+        return self.generators
 
 
 def noise_fraction(step: Step) -> float:

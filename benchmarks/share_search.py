@@ -1,0 +1,130 @@
+"""Which setting of Safe Denoiser leaves other shares as they are: the class-part of PictoWorld 2, on seeds of validation.
+
+Run: python benchmarks/share_search.py --out docs         # writes share-search.md and .json; some 5 minutes of one core
+Finished rows are kept in --work, and an interrupted run goes on. Rings of the class-conditional model, of which pink ones are
+the concept. An ideal removal leaves all other images their proportions: a share s without the guard becomes s (1 - p') / (1 - p),
+p and p' the concept's share without and with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import saferedir as sr
+from saferedir.cli.common import progress_bar
+from saferedir.guards.negation import NegationSet
+from saferedir.guards.safe_denoiser import SafeDenoiser
+from saferedir.pictoworld.evaluation import cell, rate_of
+from saferedir.pictoworld.world2.evaluation import concept_rate, generate_classes
+from saferedir.pictoworld.world2.judge import Judge
+from saferedir.pictoworld.world2.methods import REFERENCES, negation_set
+from saferedir.pictoworld.world2.tasks import TASKS
+from saferedir.utils.files import replacing
+
+TASK = TASKS["class-part"]
+SEED = 7_000_000
+MANY = 2000
+#: name -> (references of each side, settings); None: no guard
+VARIANTS: dict[str, tuple[int, dict[str, Any]] | None] = {
+    "no guard": None,
+    'form "posterior"': (REFERENCES, {}),
+    '"posterior", prior .2': (REFERENCES, {"prior": 0.2}),
+    '"posterior", prior .2, kappa 1, 2,000 references': (MANY, {"prior": 0.2, "kappa": 1.0}),
+    '"posterior", window .6 to 1': (REFERENCES, {"window": (0.6, 1.0)}),
+    '"posterior", window 0 to .6': (REFERENCES, {"window": (0.0, 0.6)}),
+    '**form "replace"**': (REFERENCES, {"form": "replace"}),
+    '"replace", prior .2': (REFERENCES, {"form": "replace", "prior": 0.2}),
+    '"replace", kappa .1': (REFERENCES, {"form": "replace", "kappa": 0.1}),
+}
+PARTS = ("orange", "green", "brown", "red")
+HEAD = """# Shares: what Safe Denoiser does to its neighbours
+
+Made by `python benchmarks/share_search.py --out docs`: {n} rings of PictoWorld 2's class-conditional model a row, seeds of
+validation, 30 DDIM steps, shares by the CNN with 95 % Wilson intervals. The concept is pink. Orange, green and brown are
+the class's other parts, red is what the model makes between orange and pink. In brackets, the distance from
+what an ideal removal leaves, in which all other images keep their proportions: s (1 - p') / (1 - p). *Same* counts images with
+every label as without the guard. What follows from it: [negation sets](negation.md#shares).
+
+| settings | pink | broken | {parts} | same |
+|---|---|---|{lines}---|
+"""
+
+
+def labels_of(images: torch.Tensor, judge: Judge) -> tuple[list[str], dict[str, Any]]:
+    """A label an image, and the rates that every row has."""
+    judged = judge.judge(images)
+    labels = [
+        "broken"
+        if is_broken
+        else ""
+        if scene is None
+        else " ".join(f"{i.shape or i.character} {i.colour}" for i in scene.items)
+        for scene, is_broken in zip(judged.scenes, judged.is_broken.tolist(), strict=True)
+    ]
+    return labels, {"pink": concept_rate(judged, TASK).to_dict(), "broken": rate_of(judged.is_broken).to_dict()}
+
+
+def markdown(rows: dict[str, Any], n: int) -> str:
+    """The table with its heading."""
+    bare = rows["no guard"]
+    shares = Counter(bare["labels"])
+    head = HEAD.format(n=n, parts=" | ".join(PARTS), lines="---|" * len(PARTS))
+    lines = []
+    for name, row in rows.items():
+        found = Counter(row["labels"])
+        left = (1 - row["pink"]["rate"]) / (1 - bare["pink"]["rate"])
+        cells = [cell(row["pink"]), cell(row["broken"])]
+        for part in PARTS:
+            share, before = found[f"ring {part}"] / n, shares[f"ring {part}"] / n
+            cells.append(f"{share:.2f} ({share - left * before:+.3f})" if name != "no guard" else f"{share:.2f}")
+        same = sum(a == b for a, b in zip(row["labels"], bare["labels"], strict=True)) / n
+        lines.append(f"| {name} | {' | '.join(cells)} | {same:.2f} |\n")
+    missing = [name for name in VARIANTS if name not in rows]
+    return head + "".join(lines) + (f"\nNot measured yet: {'; '.join(missing)}.\n" if missing else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=100, help="images a row")
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--work", type=Path, default=Path("runs/share-search"))
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    pipe, judge = sr.load_pipeline("pictoworld-dit"), Judge.load()
+    sets: dict[int, NegationSet] = {}
+
+    def measured(variant: tuple[int, dict[str, Any]] | None) -> dict[str, Any]:
+        guards = []
+        if variant is not None:
+            count, settings = variant
+            sets.setdefault(count, negation_set(TASK, pipe, count))
+            guards = [SafeDenoiser.from_set(sets[count], concept=TASK.name, **settings)]
+        with torch.no_grad():
+            images = generate_classes(pipe, [TASK.label or 0] * arguments.n, guards=guards, seed=SEED).images
+        labels, rates = labels_of(images, judge)
+        return {"labels": labels, **rates}
+
+    rows = {}
+    with progress_bar() as progress, progress.task("settings", len(VARIANTS)) as advance:
+        for name, variant in VARIANTS.items():
+            path = arguments.work / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}-{arguments.n}.json"
+            if not path.exists():
+                with replacing(path) as temporary:
+                    temporary.write_text(json.dumps({"name": name, **measured(variant)}))
+            row = json.loads(path.read_text())
+            rows[row.pop("name")] = row
+            advance(1, name)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "share-search.json").write_text(json.dumps({"n": arguments.n, "rows": rows}, indent=1) + "\n")
+    (arguments.out / "share-search.md").write_text(markdown(rows, arguments.n))
+
+
+if __name__ == "__main__":
+    main()
