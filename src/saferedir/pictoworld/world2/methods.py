@@ -134,8 +134,8 @@ def _dual_latent(w: float) -> Maker:
 
 
 def _safe_denoiser(task: Task, pipe: Any) -> Guard[Any]:
-    # a class says nothing of its parts, so an image of the wrong part is replaced as a whole
-    form = "replace" if task.kind == "class part" else "posterior"
+    # without text nothing but the guard says what an image shows, so one that shows the concept is replaced as a whole
+    form = "posterior" if task.model == "flux" else "replace"
     return SafeDenoiser.from_set(negation_set(task, pipe), concept=task.name, form=form)
 
 
