@@ -20,7 +20,7 @@ def test_every_kind_of_task_is_there_once() -> None:
 def test_the_demo_shows_what_is_packaged_and_says_what_is_not(tmp_path: Path) -> None:
     tasks = [task for task in first_of_each_kind() if task.kind in ("object", "share")]
     summary = run_world2_demo(
-        sr.load_pipeline, Judge.load(), tmp_path, forget=2, retain=2, tasks=tasks, num_inference_steps=1
+        sr.load_pipeline, Judge.load(), tmp_path, forget=2, retain=2, tasks=tasks, num_inference_steps=2
     )
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     rows = {row["task"]: row for row in summary["tasks"]}
