@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 import saferedir as sr
 from saferedir.attacks.run import guard_facts, verifier_digest
@@ -156,6 +157,33 @@ def test_a_packaged_guard_removes_its_concept_and_leaves_the_rest(name: str, pip
     assert attributes_kept(after, before, forget, task).value >= 0.8
     assert identical(plain.images, guarded.images)[len(forget) :].float().mean() >= 0.85
     assert len(guarded.decisions) == len(texts)
+
+
+def test_what_an_honest_caller_gives_is_taken_bit_for_bit(pipe: Any) -> None:
+    """Noise, embeddings that the pipeline encoded before and while the guard was attached, and an image to begin with."""
+    text, generator = "a blue heart on white", torch.Generator().manual_seed(3)
+    noise, picture = torch.randn(1, 4, 16, 16, generator=generator), render([random_scene(random.Random(4))])
+    encode = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    image_to_image = StableDiffusionImg2ImgPipeline(**pipe.components)
+    image_to_image.set_progress_bar_config(disable=True)
+    made: list[list[torch.Tensor]] = []
+    for guards in ([], [sr.Guard.from_pretrained(f"pictoworld/{name}") for name in TASKS]):
+        found = []
+        for caller in (pipe, image_to_image):
+            given = {"num_inference_steps": 4, "output_type": "latent"}
+            with sr.attach(caller, guards) if guards else nullcontext():
+                prompt, negative = caller.encode_prompt(text, **encode)
+                embeds = {"prompt_embeds": prompt.clone(), "negative_prompt_embeds": negative.clone()}
+                if caller is pipe:
+                    found += [
+                        caller(text, latents=noise, **given).images,
+                        caller(latents=noise, **embeds, **given).images,
+                    ]
+                else:
+                    start = torch.Generator().manual_seed(5)
+                    found += [caller(image=picture, strength=0.8, generator=start, **embeds, **given).images]
+        made.append(found)
+    assert all(torch.equal(bare, guarded) for bare, guarded in zip(*made, strict=True))
 
 
 def test_a_packaged_guard_refuses_another_architecture(pipe: Any) -> None:
