@@ -13,7 +13,8 @@ GroupNorm; no gate, no learned scale.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -143,13 +144,16 @@ class Redirector(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the network in place, as `nn.Module.compile` does, and each of its pieces; a copy is not compiled.
 
+        What the pieces return is copied out of the graphs' memory, which CUDA graphs write over: guards keep it for a run.
+
         Args:
             args: of `torch.compile`.
             kwargs: of `torch.compile`, such as `mode` and `fullgraph`.
         """
         super().compile(*args, **kwargs)
         for name in PIECES:
-            setattr(self, name, torch.compile(MethodType(getattr(type(self), name), self), *args, **kwargs))
+            piece = torch.compile(MethodType(getattr(type(self), name), self), *args, **kwargs)
+            setattr(self, name, _copying(piece))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in (*PIECES, "_compiled_call_impl")}
@@ -343,6 +347,22 @@ class Redirector(nn.Module):
     def _concept_heads(self) -> list[ConceptHead]:
         heads = [] if isinstance(self.heads, ConceptRows) else list(self.heads)
         return [head for head in heads if isinstance(head, ConceptHead)]
+
+
+def _copying(piece: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that returns copies of what `piece` returns: a tensor, or a record of some."""
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.clone()
+        if isinstance(value, Redirection):
+            return replace(value, **{entry.name: copied(getattr(value, entry.name)) for entry in fields(value)})
+        return value if value is None else type(value)(*map(copied, value))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return copied(piece(*args, **kwargs))
+
+    return call
 
 
 def without_joint(network: Redirector) -> Redirector:
