@@ -111,6 +111,18 @@ def test_masked_images_come_as_images(name: str) -> None:
         assert torch.equal(run(case, pipe, steps=2), bare)
 
 
+def test_no_latents_are_taken_where_that_is_asked_for() -> None:
+    """Honest noise neither, under any stack; a call without latents is the bare one, bit for bit."""
+    case = PIPELINES["sd"]
+    pipe = case.build()
+    noise = torch.randn(shape_of(case, pipe), generator=torch.Generator().manual_seed(5))
+    bare = run(case, pipe, steps=2)
+    with sr.attach(pipe, [Checker("refresh"), Checker("refuse_all")]):
+        assert torch.equal(run(case, pipe, steps=2), bare)
+        with pytest.raises(GuardError, match=r"takes none .* give a generator in their place"):
+            run(case, pipe, steps=2, latents=noise)
+
+
 def test_a_row_never_depends_on_its_neighbours() -> None:
     case = PIPELINES["sd"]
     pipe = case.build()

@@ -85,7 +85,8 @@ class Guard(Generic[ConfigT]):
     needs_text_encoder: bool = False
 
     #: what becomes of `latents` that the caller gives and that do not look like noise of the pipeline's prior: "off" takes
-    #: them as they are, "refuse" raises, "refresh" puts fresh noise of the run's generator in their place
+    #: them as they are, "refuse" raises, "refresh" puts fresh noise of the run's generator in their place;
+    #: "refuse_all" raises whatever they look like
     latents_test: str = "off"
     #: share of honest noise that may fail that test, in (0, 1)
     latents_false_positives: float = 1e-3

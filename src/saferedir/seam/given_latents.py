@@ -78,6 +78,11 @@ class GivenLatents:
             )
         if given is None or not testing:
             return original(*args, **kwargs)
+        if refusing := [guard for guard in testing if guard.latents_test == "refuse_all"]:
+            raise GuardError(
+                f"latents are given, and guard {refusing[0].method!r} takes none (latents_test='refuse_all'); give a generator "
+                "in their place."
+            )
         test = prior_test(self._spatial(pipe, given, bound.arguments))
         for guard in testing:
             failed = test.p_value < guard.latents_false_positives

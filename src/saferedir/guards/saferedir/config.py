@@ -14,7 +14,7 @@ RECHECKS = ("next_step", "same_step")
 ESCALATIONS = ("streak", "evidence")
 ANSWERS = ("redirect", "renoise")
 SIZES = ("refuse", "allow")
-LATENTS_TESTS = ("off", "refuse", "refresh")
+LATENTS_TESTS = ("off", "refuse", "refresh", "refuse_all")
 EMBEDS_TESTS = ("off", "refuse", "texts")
 
 
@@ -50,7 +50,8 @@ class SafeRedirConfig(GuardConfig):
             comes at once where too few steps are left (`hardening.by_evidence`).
         answer: "redirect": the image verdict changes the prompt's embeddings alone. "renoise": where that does not help, the
             latents, too: fresh noise on a flat image at the same level (`hardening.needs_noise`).
-        latents_test: what becomes of `latents` of the caller that do not look like noise: "off", "refuse" or "refresh".
+        latents_test: what becomes of `latents` of the caller that do not look like noise: "off", "refuse" or "refresh";
+            "refuse_all" takes none of the caller at all.
         latents_false_positives: share of honest noise that may fail that test, in (0, 1).
         embeds_test: what becomes of embeddings of the caller, of prompts and negative prompts: "off"; "refuse" those that no text
             encoder makes, which needs a guard folder with statistics (`saferedir guards manifold`); "texts": refuse all but what
