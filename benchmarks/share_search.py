@@ -1,6 +1,7 @@
 """Which setting of Safe Denoiser leaves other shares as they are: the class-part of PictoWorld 2, on seeds of validation.
 
 Run: python benchmarks/share_search.py --out docs         # writes share-search.md and .json; some 5 minutes of one core
+     python benchmarks/share_search.py --copies           # prints how near replaced images are to benign references
 Finished rows are kept in --work, and an interrupted run goes on. Rings of the class-conditional model, of which pink ones are
 the concept. An ideal removal leaves all other images their proportions: a share s without the guard becomes s (1 - p') / (1 - p),
 p and p' the concept's share without and with it.
@@ -25,7 +26,8 @@ from saferedir.pictoworld.evaluation import cell, rate_of
 from saferedir.pictoworld.world2.evaluation import concept_rate, generate_classes
 from saferedir.pictoworld.world2.judge import Judge
 from saferedir.pictoworld.world2.methods import REFERENCES, negation_set
-from saferedir.pictoworld.world2.tasks import TASKS
+from saferedir.pictoworld.world2.renderer import render_contents
+from saferedir.pictoworld.world2.tasks import TASKS, other_contents
 from saferedir.utils.files import replacing
 
 TASK = TASKS["class-part"]
@@ -71,6 +73,25 @@ def labels_of(images: torch.Tensor, judge: Judge) -> tuple[list[str], dict[str, 
     return labels, {"pink": concept_rate(judged, TASK).to_dict(), "broken": rate_of(judged.is_broken).to_dict()}
 
 
+def copies(pipe: Any, n: int) -> str:
+    """How near the images that the form "replace" changes are to the benign references, and the same images without it."""
+    pixels = render_contents(other_contents(TASK, REFERENCES))
+    guard = SafeDenoiser.from_set(negation_set(TASK, pipe), concept=TASK.name, form="replace")
+    with torch.no_grad():
+        before, after = (
+            generate_classes(pipe, [TASK.label or 0] * n, guards=guards, seed=SEED).images for guards in ([], [guard])
+        )
+    changed = (before != after).flatten(1).any(dim=1)
+    nearest = [
+        torch.cdist(images[changed].flatten(1), pixels.flatten(1)).amin(dim=1).median() / pixels[0].numel() ** 0.5
+        for images in (before, after)
+    ]
+    return (
+        f"{int(changed.sum())} of {n} images changed; root mean square to the nearest of {len(pixels)} benign images, median: "
+        f"{nearest[0]:.3f} before, {nearest[1]:.3f} after"
+    )
+
+
 def markdown(rows: dict[str, Any], n: int) -> str:
     """The table with its heading."""
     bare = rows["no guard"]
@@ -95,7 +116,11 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100, help="images a row")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/share-search"))
+    parser.add_argument("--copies", action="store_true", help="print how near replaced images are to their references")
     arguments = parser.parse_args()
+    if arguments.copies:
+        print(copies(sr.load_pipeline("pictoworld-dit"), arguments.n))
+        return
     arguments.work.mkdir(parents=True, exist_ok=True)
     pipe, judge = sr.load_pipeline("pictoworld-dit"), Judge.load()
     sets: dict[int, NegationSet] = {}
