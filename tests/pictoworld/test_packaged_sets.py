@@ -69,7 +69,7 @@ def test_the_package_is_used_where_it_fits_the_world(pipe: Any, monkeypatch: pyt
     made: list[str] = []
     for name in WITH_DATA:
         monkeypatch.setitem(METHODS, name, lambda task, pipe, name=name: made.append(name))  # type: ignore[attr-defined]
-    (stack,) = (stack for stack, parts in STACKS.items() if "safe-denoiser" in parts)
+    (stack,) = (stack for stack in STACKS if "safe-denoiser" in stack)
     for method in (*WITH_DATA, stack):
         guards = make_guards(method, TASKS["star"], pipe)
         assert guards is not None and type(guards[-1]) is CLASSES.get(method, SafeDenoiser)

@@ -140,11 +140,8 @@ CONTROLS: Mapping[str, Callable[[Task, Any], Guard[Any]]] = {"renoise-only": _re
 
 #: methods whose guards carry data; the package has them as "pictoworld/<task>-<method>"
 WITH_DATA = ("safe-denoiser", "spell")
-#: guards that act together, in this order
-STACKS: Mapping[str, tuple[str, ...]] = {
-    "saferedir + safe-denoiser": ("saferedir", "safe-denoiser"),
-    "duo + saferedir": ("duo", "saferedir"),
-}
+#: guards that act together, in this order, joined by " + "
+STACKS = ("saferedir + safe-denoiser", "duo + saferedir")
 #: every column of a comparison; "none" is the bare pipeline
 ORDER = ("none", "saferedir", "duo", *METHODS, *STACKS)
 #: SafeRedir without the rules and tests of docs/hardening.md, and stacks of it: what comparisons up to November 2026 measured
@@ -155,7 +152,8 @@ def make_guards(method: str, task: Task, pipe: Any) -> list[Guard[Any]] | None:
     """Fresh guards of a method, a stack, a control or "none"; None where a trained one is not packaged for this task."""
     guards: list[Guard[Any]] = []
     for name in () if method == "none" else method.split(" + "):
-        packaged = f"pictoworld/{task.name}-{name}".replace("-saferedir", "")
+        suffix = {"saferedir": "", "saferedir-usual": "-usual"}.get(name, f"-{name}")
+        packaged = f"pictoworld/{task.name}{suffix}"
         is_packaged = packaged in list_packaged_guards()
         if is_packaged and name in WITH_DATA:  # of the packaged world; one trained anew has another VAE
             guard: Guard[Any] = Guard.from_pretrained(packaged)
