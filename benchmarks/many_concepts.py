@@ -38,6 +38,8 @@ from saferedir.pictoworld.world2.template_judge import TemplateJudge as Template
 from saferedir.utils.files import replacing
 
 SEED = 2_000_000
+#: the bar that the share of bit-identical retain images is held against
+IDENTICAL = 0.98
 HEAD = """# {title}
 
 Made by `python benchmarks/many_concepts.py {options} --out docs`: one `saferedir_many` guard with a row for every
@@ -175,12 +177,23 @@ def pooled(cells: Iterable[dict[str, Any]]) -> str:
     return cell(Rate(sum(each["hits"] for each in every), sum(each["n"] for each in every)).to_dict())
 
 
-def markdown(rows: dict[str, dict[str, Any]], singles: dict[str, dict[str, Any]]) -> str:
+def limits(rows: dict[str, dict[str, Any]], singles: dict[str, dict[str, Any]], n: int) -> str:
+    """What the tables do not show, in a sentence."""
+    cells = [row["identical"] for row in rows.values()]
+    share = sum(each["hits"] for each in cells) / sum(each["n"] for each in cells)
+    verdict = "misses" if share < IDENTICAL else "meets"
+    return (
+        f'{n} a cell cannot show "within one point of a guard of its own", {len(singles)} of {len(rows)} concepts have a guard '
+        f"of their own beside them, and identical {share:.3f} {verdict} the bar of {IDENTICAL:.2f}."
+    )
+
+
+def markdown(rows: dict[str, dict[str, Any]], singles: dict[str, dict[str, Any]], n: int) -> str:
     """The page's tables."""
     rates = {split: pooled(row["concept"][split] for row in rows.values()) for split in TEST_SPLITS}
     rates["identical"] = pooled(row["identical"] for row in rows.values())
     every = ", ".join(f"{name.removeprefix('test-')} {rate}" for name, rate in rates.items())
-    lines = [*table(rows), "", f"All concepts together: {every}.", ""]
+    lines = [*table(rows), "", f"All concepts together: {every}.", "", limits(rows, singles, n), ""]
     if singles:
         lines += ["## The same concepts under guards of their own", "", *table(singles), ""]
     return "\n".join(lines)
@@ -214,7 +227,10 @@ def main() -> None:
     options = f"{'--world 2 ' if arguments.world == 2 else ''}--guard {arguments.guard} --n {arguments.n}"
     facts = {"title": world.title, "rows": world.rows, "neighbours": world.neighbours, "options": options}
     head = HEAD.format(n=arguments.n, second=arguments.second, **facts)
-    texts = {"json": json.dumps(rows, indent=1) + "\n", "md": head + markdown(rows["many"], rows["single"])}
+    texts = {
+        "json": json.dumps(rows, indent=1) + "\n",
+        "md": head + markdown(rows["many"], rows["single"], arguments.n),
+    }
     for ending, text in texts.items():
         with replacing(arguments.out / f"{world.page}.{ending}") as temporary:
             temporary.write_text(text, encoding="utf-8")
