@@ -198,9 +198,10 @@ class Guard(Generic[ConfigT]):
         """
 
     def compile(self, **options: Any) -> None:
-        """Compile the networks that a run asks, in place, by `torch.compile`, as `nn.Module.compile` does.
+        """Compile the networks that every step asks, in place, by `torch.compile`, as `nn.Module.compile` does.
 
-        Guards without a network are left as they are: what they add to a step is a few operations beside the denoiser's.
+        That is SafeRedir's redirector. Image verifiers and deep copies of the guard are not compiled, and guards without a
+        network are left as they are. No gain was measured on PictoWorld (docs/performance.md).
 
         Args:
             options: of `torch.compile`, such as `mode="max-autotune"` and `fullgraph=True`.
