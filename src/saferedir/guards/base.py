@@ -81,6 +81,8 @@ class Guard(Generic[ConfigT]):
     replaces_step: bool = False
     #: whether it reads `step.prompts` and `run.text_encoders`; some settings of a guard may, and others not
     needs_text: bool = False
+    #: whether it takes every prompt for one of an unknown text where the pipeline has no text encoder any more
+    works_without_texts: bool = False
     #: whether it has words encoded in every run; `attach` refuses it where a text encoder was dropped
     needs_text_encoder: bool = False
 

@@ -33,7 +33,7 @@ def check_requirements(pipe: Any, family: Family, guards: Sequence[Guard[Any]]) 
             check_one_denoiser(pipe, family, guard.method)
         if guard.enabled and guard.needs_text_encoder and family.encoder_reads_image:
             raise UnsupportedPipelineError(f"guard {guard.method!r}: {words_need_no_image(pipe)}")
-        if guard.enabled and (guard.needs_text_encoder or guard.needs_text):
+        if guard.enabled and (guard.needs_text_encoder or (guard.needs_text and not guard.works_without_texts)):
             check_text_encoders(pipe, family, guard)
         if guard.enabled and guard.latents_test != "off":
             check_latents_are_known(pipe, guard)
@@ -94,7 +94,7 @@ def check_text_encoders(pipe: Any, family: Family, guard: Guard[Any]) -> None:
             if guard.needs_text_encoder
             else "has to know the texts of embeddings"
         )
-        without = " (SafeRedir with embeds_test='off' needs none)" if guard.tests_embeds else ""
+        without = " (SafeRedir with embeds_test='refuse' or 'off' needs none)" if guard.tests_embeds else ""
         raise GuardError(
             f"guard {guard.method!r} {does}, and this {type(pipe).__name__} has no {' and no '.join(missing)}; keep the text "
             f"encoders while the guard is attached, or use one that needs none{without}."

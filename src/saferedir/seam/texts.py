@@ -30,7 +30,7 @@ _NEGATIVE_EMBEDS = re.compile(r"negative_(pooled_)?prompt_embeds(?!_mask)")
 
 
 class Record(NamedTuple):
-    """One answer of `encode_prompt`, or its half of negative prompts.
+    """One answer of `encode_prompt`, or its half of negative prompts, in copies: the caller may write into the answer.
 
     Attributes:
         texts: (N,), None where one is not certain.
@@ -91,9 +91,9 @@ class PromptTexts:
         elif second is not None and second.encoder_settings:
             states = parts[self._family.encoded.index("prompt")]
             if any(bound.arguments[name] != value for name, value in second.encoder_settings.items()):
-                self._first = texts, states
+                self._first = texts, _copied(states)
                 return answer
-            (known, first), self._first = self._first, ([], states)
+            (known, first), self._first = self._first, ([], torch.empty(0))
             texts = texts if known == texts else []
             embeds = join(second, Parts(first, states))[0] if texts else states
         else:
@@ -102,7 +102,7 @@ class PromptTexts:
         if texts and len(embeds) % len(texts) == 0:
             copies = len(embeds) // len(texts)  # images per prompt
             every = tuple(text for text in texts for _ in range(copies))
-            self._records.append(Record(every, embeds.detach(), None if pooled is None else pooled.detach()))
+            self._records.append(Record(every, _copied(embeds), None if pooled is None else _copied(pooled)))
         return answer
 
     def _note_negatives(self, given: Mapping[str, Any], parts: tuple[Any, ...]) -> None:
@@ -114,8 +114,12 @@ class PromptTexts:
         if any(_NEGATIVE_EMBEDS.match(name) for name, value in given.items() if value is not None):
             return
         texts = (None,) * len(embeds)
-        pooled = pooled.detach() if isinstance(pooled, Tensor) else None
-        self._negatives.append(Record(texts, embeds.detach(), pooled, is_negative=True))
+        pooled = _copied(pooled) if isinstance(pooled, Tensor) else None
+        self._negatives.append(Record(texts, _copied(embeds), pooled, is_negative=True))
+
+
+def _copied(embeds: Tensor) -> Tensor:
+    return embeds.detach().clone()
 
 
 def texts_of(given: Conditioning, records: tuple[Record, ...]) -> RowTexts:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from saferedir import GuardConfigError, GuardError, attach
 from saferedir.guards.saferedir import SafeRedir
+from saferedir.guards.saferedir.embeds_test import require_known_halves
 from saferedir.guards.saferedir.manifold import PromptManifold
 from saferedir.target import Target
 from saferedir.training.saferedir.manifold import measure_manifold
@@ -206,6 +208,58 @@ def test_negatives_that_are_changed_in_the_middle_are_tested() -> None:
     given = encoded("sd", ["x"])
     with attach(pipeline("sd"), strict("sd")), pytest.raises(GuardError, match="the negative prompt embeddings"):
         images("sd", None, 2, **given, **how)
+
+
+@pytest.mark.parametrize("guard_of", [strict, texts_only])
+@pytest.mark.parametrize("half", [0, 1])
+def test_an_answer_of_encode_prompt_that_is_written_into_is_no_text(
+    guard_of: Callable[[str], SafeRedir], half: int
+) -> None:
+    with attach(pipeline("sd"), guard_of("sd").with_settings(gate="hard")):
+        given = encoded("sd", ["x"])  # while the guard is attached, and without a copy
+        images("sd", None, **given)
+        name = ("prompt_embeds", "negative_prompt_embeds")[half]
+        given[name] += 5
+        with pytest.raises(GuardError, match=("the prompt", "the negative prompt")[half]):
+            images("sd", None, **given)
+
+
+def test_a_prompt_that_a_callback_writes_into_is_no_text() -> None:
+    """Without guidance the pipeline goes on with the very tensor that encode_prompt answered."""
+
+    def change(pipe: Any, index: int, t: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        values["prompt_embeds"] += 5
+        return values
+
+    how: dict[str, Any] = {
+        "guidance_scale": 1.0,
+        "callback_on_step_end": change,
+        "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+    }
+    with attach(pipeline("sd"), strict("sd")), pytest.raises(GuardError, match="the prompt embeddings"):
+        images("sd", ["a"], 2, **how)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_text_encoders_all_embeddings_are_the_callers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, given = pipeline(family), encoded(family, ["x"])
+    bare, guard, other = images(family, None, **given), strict(family), texts_only(family)
+    for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+        if hasattr(pipe, name):
+            monkeypatch.setattr(pipe, name, None)
+    with attach(pipe, guard):
+        assert torch.equal(images(family, None, **given), bare)
+        with pytest.raises(GuardError, match="the prompt embeddings"):
+            images(family, None, **given | {"prompt_embeds": given["prompt_embeds"] + 5})
+    with pytest.raises(GuardError, match="has to know the texts"):
+        attach(pipe, other)
+
+
+@pytest.mark.parametrize("family", ["flux", "hidream", "hunyuan-image", "z-image"])
+def test_texts_alone_needs_a_family_whose_negatives_are_recorded(family: str) -> None:
+    config = strict("sd").with_settings(embeds_test="texts", gate="hard").config
+    with pytest.raises(GuardError, match="which negative prompts a text made"):
+        require_known_halves(config, SimpleNamespace(family=family))  # type: ignore[arg-type]
 
 
 def test_statistics_without_pooled_ones_refuse_what_they_cannot_test() -> None:

@@ -82,6 +82,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         self.latents_test, self.latents_false_positives = config.latents_test, config.latents_false_positives
         self.tests_embeds = config.embeds_test != "off"
         self.needs_text = self.tests_embeds  # to know which embeddings are the caller's
+        self.works_without_texts = config.embeds_test == "refuse"  # all are the caller's, and all are tested
         self.anchor, self.anchor_pooled = anchor, anchor_pooled  # (L, D), (P,): the anchor prompt, the last resort
         self._anchors: Anchors | None = None  # of a policy, in the place of all directions
         self.manifold = manifold
