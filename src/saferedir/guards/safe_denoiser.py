@@ -235,6 +235,8 @@ class SafeDenoiser(NegationGuard[SafeDenoiserConfig]):
         is_idle = config.eta == 0 and config.renoise == "none" and config.mode == "default"
         if is_idle:
             return x0
+        if config.form == "replace" or self.replaces_step:
+            state.row_generators(step, config.seed)  # of initial latents, whether the window is open yet or not
         if config.form == "replace":
             return self._replaced(step, x0, state)
         if not self.is_due(step):

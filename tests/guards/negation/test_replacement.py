@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMPipeline, DDIMScheduler
 from tests.conftest import LATENT_SHAPE, generate, make_pipeline
 from tests.guards.negation.oracle import circle, frame, make_run, make_step, randn, sd1_schedule
+from tests.tiny.text_free import make_unconditional
 from torch import Tensor
 
 import saferedir as sr
@@ -161,3 +163,25 @@ def test_through_a_pipeline() -> None:
             images = generate(pipe)
             assert all(decision.fired == is_touched for decision in attached.decisions)
         assert torch.equal(images, bare) != is_touched
+
+
+@pytest.mark.parametrize(
+    "settings", [{"form": "replace"}, {"renoise": "stale", "gate": "always", "window": (0.2, 0.7)}]
+)
+def test_whole_runs_of_a_batch_equal_single_ones(settings: dict[str, Any]) -> None:
+    """What is drawn depends on the initial latents alone, though the window opens steps later."""
+    pipe = make_unconditional(DDIMPipeline, DDIMScheduler(clip_sample="form" in settings))
+    shape = (3, 16, 16)
+    negation = NegationSet.from_latents(randn(40, *shape), 3.0 + randn(40, *shape, seed=1), dtype=torch.float32)
+    guard = make_guard(negation, **settings)
+
+    def run(*seeds: int) -> tuple[Tensor, list[int | None]]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        with sr.attach(pipe, guard) as attached, torch.no_grad():
+            images = pipe(batch_size=len(seeds), generator=generators, num_inference_steps=8, output_type="np").images
+        return torch.from_numpy(images), [decision.first_fired_step for decision in attached.decisions]
+
+    batch, first = run(*range(6))
+    assert all(step is not None and step > 1 for step in first)
+    singles = torch.cat([run(seed)[0] for seed in range(6)])
+    torch.testing.assert_close(batch, singles, atol=1e-4, rtol=0)

@@ -75,7 +75,7 @@ class NegationState:
         return logger.isEnabledFor(logging.DEBUG)
 
     def sample_noise(self, step: Step, seed: int) -> Tensor:
-        """Fresh noise like `step.x_t`, from generators of our own: one a row, seeded by `seed` and that row's first latents,
+        """Fresh noise like `step.x_t`, from generators of our own: one a row, seeded by `seed` and that row's initial latents,
         so that a batch equals single runs and the pipeline's random stream stays as it is.
         """
         shape = step.x_t.shape[1:]
@@ -83,7 +83,11 @@ class NegationState:
         return noise.to(step.x_t.device)
 
     def row_generators(self, step: Step, seed: int) -> list[torch.Generator]:
-        """One generator a row, seeded by `seed` and that row's latents at the first step at which this is asked."""
+        """One generator a row, seeded by `seed` and that row's initial latents.
+
+        To be asked at the run's first evaluation, acted at or not: later latents hold predictions of the denoiser, whose last
+        bits depend on the batch.
+        """
         if self.generators is None:
             rows = [row.numpy().tobytes() for row in to_host(step.x_t.detach().float())[0]]
             self.generators = [torch.Generator().manual_seed(seed ^ zlib.crc32(row)) for row in rows]
