@@ -17,13 +17,14 @@ from typing import Any
 import saferedir as sr
 from saferedir.cli.common import progress_bar
 from saferedir.guards.saferedir import SafeRedir
-from saferedir.guards.storage import CARD, SHARED_FILES, find_guard
+from saferedir.guards.storage import find_guard
 from saferedir.pictoworld.captions import MAX_CHARACTERS
 from saferedir.pictoworld.tasks import TASKS, Task, pair, retain_prompts
 from saferedir.training.saferedir.dataset import Pair
 from saferedir.training.saferedir.recalibrate import CalibrationConfig, calibrate_guard
 from saferedir.utils.files import write_json
 from saferedir.utils.packaged import GUARD_CONFIG
+from saferedir.utils.shared_files import CARD, SHARED_FILES, with_shared_files
 
 SPLIT = "guard-validation"
 
@@ -76,7 +77,8 @@ def main() -> None:
                 shared = json.loads((source / GUARD_CONFIG).read_text(encoding="utf-8"))[SHARED_FILES]
                 record = json.loads((folder / GUARD_CONFIG).read_text(encoding="utf-8"))
                 write_json(source / GUARD_CONFIG, {**record, SHARED_FILES: shared})
-                (source / CARD).write_bytes((folder / CARD).read_bytes())
+                card = with_shared_files((folder / CARD).read_text(encoding="utf-8"), source)
+                (source / CARD).write_text(card, encoding="utf-8")
                 write_summary(source / "summary.json", found)
 
 

@@ -21,13 +21,14 @@ from torch import Tensor
 import saferedir as sr
 from saferedir.cli.common import progress_bar
 from saferedir.guards.base import Guard
-from saferedir.guards.image_verifier import VERIFIER_CONFIG, ImageVerifier
+from saferedir.guards.image_verifier import ImageVerifier
 from saferedir.guards.storage import find_guard
 from saferedir.pictoworld.evaluation import cell, generate, load_judge, rate_of
 from saferedir.pictoworld.judge import Judge
 from saferedir.pictoworld.tasks import TASKS, TEST_SPLITS, Task, forget_prompts, retain_prompts
 from saferedir.pictoworld.template_judge import TemplateJudge
 from saferedir.utils.files import replacing
+from saferedir.utils.shared_files import VERIFIER_CONFIG
 
 STEPS = (30, 4)
 SEED = 31_000_000

@@ -25,7 +25,8 @@ from saferedir.cli.output import staged_output
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.guard import SafeRedir
 from saferedir.training.saferedir.dataset import read_pairs
-from saferedir.utils.packaged import list_packaged_guards
+from saferedir.utils.packaged import list_packaged_guards, packaged_guard_path
+from saferedir.utils.shared_files import with_shared_files
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,31 @@ def test_guards_as_json(run: Run, guard: Path) -> None:
     record = json.loads(shown.output)
     assert record["config"]["concept"] == "star" and record["thresholds"]["prompt"] == -100.0
     assert record["bytes"] > 1000
+
+
+def test_guards_show_their_rules_and_count_the_files_that_they_share(run: Run) -> None:
+    records = {record["guard"]: record for record in json.loads(run("guards", "list", "--json").output)}
+    hardened, usual = (records[f"pictoworld/star{ending}"] for ending in ("", "-usual"))
+    assert hardened["rules"]["latents_test"] == "refuse" and usual["rules"] == {}
+    weights = (Path(hardened["folder"]) / "model.safetensors").stat().st_size
+    verifier = (Path(hardened["folder"]) / "verifier.safetensors").stat().st_size
+    files = sum(path.stat().st_size for path in Path(usual["folder"]).iterdir())
+    own_weights = (Path(records["pictoworld/emblem-usual"]["folder"]) / "model.safetensors").stat().st_size
+    assert usual["bytes"] == files + weights + verifier + (Path(hardened["folder"]) / "verifier.json").stat().st_size
+    assert verifier + own_weights < records["pictoworld/emblem-usual"]["bytes"] < verifier + own_weights + 50_000
+    assert json.loads(run("guards", "show", "pictoworld/star-usual", "--json").output)["bytes"] == usual["bytes"]
+    assert "escalation evidence" in run("guards", "list").output
+
+
+@pytest.mark.parametrize("name", ["star", "star-usual", "emblem", "emblem-usual", "pointillism", "pointillism-usual"])
+def test_the_card_of_a_packaged_guard_is_its_own(name: str) -> None:
+    """It names its rules and tests, and the files that it shares."""
+    folder = packaged_guard_path(f"pictoworld/{name}")
+    assert folder is not None
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card == with_shared_files(SafeRedir.from_pretrained(folder).card(), folder)
+    is_usual = name.endswith("-usual")
+    assert is_usual == ("verifier.safetensors" in card) and is_usual == ('escalation="evidence"' not in card)
 
 
 def check_demo(run: Run, out: Path) -> None:

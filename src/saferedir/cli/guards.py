@@ -53,6 +53,11 @@ def list_guards(as_json: AsJson = False) -> None:
         thresholds = "\n".join(f"{k} {v:.2f}" for k, v in record["thresholds"].items())
         table.add_row(*map(escape, (record["guard"], f"{_concept_text(config)}\n{config['method']}", thresholds)))
     console.print(table)
+    console.print("Rules and tests that are on (docs/hardening.md); none in the others:")
+    for record in records:
+        if record["rules"]:
+            rules = ", ".join(f"{name} {value}" for name, value in record["rules"].items())
+            console.print(f"  {escape(record['guard'])}: {rules}", soft_wrap=True)
 
 
 def _concept_text(config: dict[str, Any]) -> str:
@@ -98,6 +103,8 @@ def _read_facts(name: str, folder: Path | None) -> dict[str, Any]:
     """The same from the guard's files alone, without loading it, and so without torch."""
     from saferedir.errors import GuardConfigError, GuardNotFoundError
     from saferedir.utils.packaged import GUARD_CONFIG
+    from saferedir.utils.rules import active_rules
+    from saferedir.utils.shared_files import files_of
 
     if folder is None or not (folder / GUARD_CONFIG).is_file():
         raise GuardNotFoundError(f"guard {name!r} is not there whole; install saferedir again.")
@@ -108,8 +115,9 @@ def _read_facts(name: str, folder: Path | None) -> dict[str, Any]:
     if not isinstance(config, dict) or "method" not in config or "concept" not in config:
         raise GuardConfigError(f"{folder / GUARD_CONFIG} names no method and concept, so it is not a guard.")
     thresholds = {k.removesuffix("_threshold"): v for k, v in config.items() if k.endswith("_threshold")}
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    return {"guard": name, "folder": str(folder), "thresholds": thresholds, "bytes": size, "config": config}
+    size = sum(path.stat().st_size for path in files_of(folder))
+    facts = {"thresholds": thresholds, "rules": active_rules(config), "bytes": size, "config": config}
+    return {"guard": name, "folder": str(folder), **facts}
 
 
 def _facts_table(title: str, values: dict[str, Any]) -> None:

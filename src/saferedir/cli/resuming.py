@@ -11,6 +11,7 @@ from typing import Any
 
 from saferedir.cli.output import SUMMARY, OutputError
 from saferedir.utils.packaged import packaged_guard_path
+from saferedir.utils.shared_files import folders_of
 
 #: key of the summary of an interrupted run: the prompts of all images that were asked for
 UNFINISHED = "unfinished"
@@ -45,8 +46,6 @@ def digest_of_json(values: Mapping[str, Any]) -> str:
 
 def guard_digests(names: Sequence[str]) -> dict[str, str]:
     """Digest of the files of each guard that is a folder here, so that a guard that was trained again is another one."""
-    from saferedir.guards.storage import folders_of
-
     digests = {}
     for name in names:
         folder = packaged_guard_path(name) or Path(name).expanduser()

@@ -27,8 +27,8 @@ from saferedir.errors import GuardConfigError
 from saferedir.utils.checks import is_number
 from saferedir.utils.files import finite_json, replacing, save_tensors
 from saferedir.utils.images import to_rgb
+from saferedir.utils.shared_files import VERIFIER_CONFIG, VERIFIER_WEIGHTS
 
-VERIFIER_CONFIG, VERIFIER_WEIGHTS = "verifier.json", "verifier.safetensors"
 WEIGHTS_HASH = "weights_sha256"
 _BATCH = 32
 

@@ -20,18 +20,14 @@ from torch import Tensor
 
 from saferedir.errors import GuardConfigError, GuardNotFoundError
 from saferedir.guards.config import GuardConfig
-from saferedir.guards.image_verifier import VERIFIER_CONFIG, VERIFIER_WEIGHTS, ImageVerifier
+from saferedir.guards.image_verifier import ImageVerifier
 from saferedir.guards.methods import class_of
 from saferedir.utils.files import finite_json, replacing_folder, save_tensors, take_over
 from saferedir.utils.locks import output_lock
 from saferedir.utils.packaged import GUARD_CONFIG, library_version, list_packaged_guards, packaged_guard_path
 from saferedir.utils.places import hub_id, missing_folder
+from saferedir.utils.shared_files import CARD, VERIFIER_CONFIG, VERIFIER_WEIGHTS, WEIGHTS, first_with, shared_files
 
-WEIGHTS = "model.safetensors"
-CARD = "README.md"
-#: key of `guard_config.json` of a guard that has another's weights or image verifier and no copy of them: {"folder": that
-#: guard's, relative to its own, "without": beginnings of the names of tensors that it leaves there}
-SHARED_FILES = "shared_files"
 #: no code and no pickles are ever fetched
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.md"]
 
@@ -97,7 +93,7 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
         raise GuardConfigError(f'{folder / GUARD_CONFIG} has no "method"; it was not written by save_pretrained.')
     method = record.pop("method")
     record.pop("version", None)
-    shared, left = _shared_files(record, folder)
+    shared, left = shared_files(record, folder)
     guard_class: type[Any] = cls if cls.method == method else class_of(method)
     if not issubclass(guard_class, cls):
         raise GuardConfigError(
@@ -106,7 +102,7 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
     config = guard_class.config_class.from_dict(_with_found_files(guard_class.config_class, record, folder))
     build: Any = guard_class  # a protocol has no constructor
     guard: GuardT = build(replace(config, backbone=None) if force else config)
-    weights = _first_with(WEIGHTS, folder, shared) / WEIGHTS
+    weights = first_with(WEIGHTS, folder, shared) / WEIGHTS
     is_there = weights.is_file()
     try:
         tensors = load_file(weights) if is_there else {}
@@ -117,7 +113,7 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
         if is_there or any(getattr(config, name) is not None for name in config.file_fields):
             raise
         raise GuardConfigError(f"{weights} is missing; copy the whole folder, or train the guard again.") from error
-    guard.image_verifier = ImageVerifier.load(_first_with(VERIFIER_CONFIG, folder, shared))
+    guard.image_verifier = ImageVerifier.load(first_with(VERIFIER_CONFIG, folder, shared))
     if guard.image_verifier is not None and guard.image_verifier.config.concept != config.concept:
         raise GuardConfigError(
             f"the image verifier in {folder} is for {guard.image_verifier.config.concept!r}, the guard for {config.concept!r}; "
@@ -127,39 +123,6 @@ def load_guard(cls: type[GuardT], name: str | Path, force: bool = False) -> Guar
         Path(name).name if Path(name).expanduser().exists() else str(name)
     )  # no path of this machine in decisions
     return guard
-
-
-def folders_of(folder: Path) -> list[Path]:
-    """The folder of a guard, and that of the guard whose files it shares, if any; what cannot be read shares none."""
-    try:
-        shared, _ = _shared_files(json.loads((folder / GUARD_CONFIG).read_text(encoding="utf-8")), folder)
-    except (OSError, ValueError, AttributeError):
-        return [folder]
-    return [folder] if shared is None else [folder, shared]
-
-
-def _shared_files(config: dict[str, Any], folder: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """Take `SHARED_FILES` out of a config: that folder, or None, and beginnings of the names of tensors that are left there."""
-    record = config.pop(SHARED_FILES, None)
-    if record is None:
-        return None, ()
-    relative, left = (record.get("folder"), record.get("without", [])) if isinstance(record, dict) else (None, None)
-    if not isinstance(relative, str) or not isinstance(left, list) or not all(isinstance(name, str) for name in left):
-        raise GuardConfigError(
-            f'{SHARED_FILES!r} in {folder / GUARD_CONFIG} is {record!r}; expected {{"folder": "../other", "without": []}}.'
-        )
-    shared = Path(os.path.normpath(folder.resolve() / relative))
-    if not (shared / GUARD_CONFIG).is_file():
-        raise GuardNotFoundError(
-            f"the guard in {folder} shares the files of the guard in {shared}, which is not there; copy both folders, or "
-            "load it where both are and save it, which makes a whole folder."
-        )
-    return shared, tuple(left)
-
-
-def _first_with(file: str, folder: Path, shared: Path | None) -> Path:
-    """A guard's folder where it has this file, or none that it shares; the other's else."""
-    return folder if shared is None or (folder / file).is_file() else shared
 
 
 def _with_relative_files(config: GuardConfig, directory: Path) -> dict[str, Any]:

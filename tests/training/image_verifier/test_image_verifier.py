@@ -15,7 +15,7 @@ from tests.tiny_pipelines import PIPELINES
 
 import saferedir as sr
 from saferedir.guards.base import Guard
-from saferedir.guards.image_verifier import VERIFIER_CONFIG, VERIFIER_WEIGHTS, ImageVerifier, ImageVerifierConfig
+from saferedir.guards.image_verifier import ImageVerifier, ImageVerifierConfig
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.pipelines.fingerprint import backbone_fingerprint
 from saferedir.training.image_verifier.train import (
@@ -25,6 +25,7 @@ from saferedir.training.image_verifier.train import (
     train_verifier,
 )
 from saferedir.training.saferedir.dataset import Pair
+from saferedir.utils.shared_files import VERIFIER_CONFIG, VERIFIER_WEIGHTS
 
 PAIRS = [Pair(f"a star number {i}", f"a ring number {i}") for i in range(40)] + [
     Pair(None, f"moon {i}") for i in range(40)

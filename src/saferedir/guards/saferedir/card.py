@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from saferedir.guards.saferedir.config import SafeRedirConfig
+from saferedir.utils.rules import active_rules
 
 
 def _table(values: dict[str, object]) -> str:
@@ -34,6 +35,15 @@ def _calibration(config: SafeRedirConfig) -> str:
     )
 
 
+def _rules(config: SafeRedirConfig) -> str:
+    """The rules and tests that are on, in a sentence."""
+    rules = active_rules(vars(config))
+    if not rules:
+        return "None of those that saferedir offers (docs/hardening.md) is on."
+    listed = ", ".join(f'`{name}="{value}"`' for name, value in rules.items())
+    return f"On, of those that saferedir offers (docs/hardening.md): {listed}."
+
+
 def model_card(config: SafeRedirConfig) -> str:
     """The card as Markdown with the front matter that the Hugging Face hub reads."""
     backbone = config.backbone or {}
@@ -56,6 +66,9 @@ Method: SafeRedir (arXiv:2601.08623), this project's `default` mode. Backbone: {
 ## Thresholds
 Prompt score {config.prompt_threshold:.3f}, image score {config.image_threshold:.3f}{_last(config)} (logits).
 {_calibration(config)}
+
+## Rules and tests
+{_rules(config)}
 
 ## Training
 {_table(config.training)}

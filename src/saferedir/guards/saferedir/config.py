@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from saferedir.guards.base import GuardConfig
+from saferedir.utils.rules import PLAIN_RULES
 
 MODES = ("default", "faithful")
 GATES = ("hard", "soft", "straight_through")
@@ -88,15 +89,7 @@ class SafeRedirConfig(GuardConfig):
     other_sizes: str = "refuse"
     fail_closed: bool = True
 
-    options: ClassVar[Mapping[str, Any]] = {
-        "recheck": "next_step",
-        "escalation": "streak",
-        "answer": "redirect",
-        "latents_test": "off",
-        "latents_false_positives": 1e-3,
-        "embeds_test": "off",
-        "other_sizes": "refuse",
-    }
+    options: ClassVar[Mapping[str, Any]] = {**PLAIN_RULES, "latents_false_positives": 1e-3, "other_sizes": "refuse"}
 
     def validate(self) -> None:
         self.require(isinstance(self.network, dict), "network", "the sizes of a redirector, by name")
