@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,6 +19,9 @@ from torch._dynamo.utils import counters
 
 import saferedir as sr
 from saferedir.guards.saferedir.network import PIECES
+from saferedir.pipelines.families import family_of, is_compiled
+from saferedir.seam.begin import _has_compiled_encoder
+from saferedir.seam.feature_hooks import _warn_once, forget_compiled
 
 #: SAFREE that also damps the skip features of a UNet
 DAMPING = GuardCase("safree", by_config("safree", margin=-1.0, svf="off", negative=False, lra="paper"), kind="rows")
@@ -138,6 +142,40 @@ def recorded(network: Any, piece: str, layouts: list[Any]) -> None:
         return original(*args, **kwargs)
 
     setattr(network, piece, call)
+
+
+def test_a_compiled_forward_counts_as_compiled() -> None:
+    module: Any = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    assert not is_compiled(module)
+    module[0].forward = torch.compiler.disable(module[0].forward)
+    assert not is_compiled(module)
+    module[0].forward = torch.compile(torch.nn.Linear(2, 2).forward, backend="eager")
+    assert is_compiled(module)
+    module[0]._old_forward, module[0].forward = module[0].forward, lambda value: value
+    assert is_compiled(module)
+
+
+def test_the_encoder_of_a_pipeline_may_be_a_compiled_forward() -> None:
+    case = PIPELINES["sd"]
+    pipe: Any = case.build()
+    assert not _has_compiled_encoder(pipe, family_of(pipe))
+    pipe.unet.forward = torch.compile(pipe.unet.forward, backend="eager")
+    assert not _has_compiled_encoder(pipe, family_of(pipe))
+    pipe.text_encoder.forward = torch.compile(pipe.text_encoder.forward, backend="eager")
+    assert _has_compiled_encoder(pipe, family_of(pipe))
+
+
+def test_forgetting_what_is_compiled_is_said_once() -> None:
+    module = torch.nn.Linear(2, 2)
+    _warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        forget_compiled([module])
+        assert not caught
+        module.compile(backend="eager")
+        forget_compiled([module])
+        forget_compiled([module])
+    assert ["is forgotten" in str(each.message) for each in caught] == [True]
 
 
 def test_a_copy_of_a_compiled_network_is_one_of_its_own() -> None:

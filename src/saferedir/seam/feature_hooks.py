@@ -8,7 +8,9 @@ into which nothing looks: it asks the guards of the run, as the hooks of a denoi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import count
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -204,6 +206,16 @@ def forget_compiled(held: Sequence[nn.Module]) -> None:
     """
     if any(map(is_compiled, held)):
         torch.compiler.reset()
+        _warn_once()
+
+
+@cache
+def _warn_once() -> None:
+    warnings.warn(
+        "a guard edits features inside of a compiled denoiser, so all that this process has compiled is forgotten and will be "
+        "compiled again (docs/howto/compile.md).",
+        stacklevel=2,
+    )
 
 
 def _attention_modules(denoisers: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module]]:

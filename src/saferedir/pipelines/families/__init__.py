@@ -71,10 +71,21 @@ def unwrapped(module: Any) -> Any:
 
 
 def is_compiled(module: Any) -> bool:
-    """Whether torch.compile's wrapper is around a module, or it or one of its parts is compiled in place."""
+    """Whether torch.compile's wrapper is around a module, or it or one of its parts is compiled in place, whole or `forward`."""
     if not isinstance(module, nn.Module):
         return False
-    return unwrapped(module) is not module or any(part._compiled_call_impl is not None for part in module.modules())
+    if unwrapped(module) is not module:
+        return True
+    return any(part._compiled_call_impl is not None or _has_compiled_forward(part) for part in module.modules())
+
+
+def _has_compiled_forward(module: nn.Module) -> bool:
+    """Whether `forward` was replaced by what torch.compile made of it; accelerate keeps that as `_old_forward`."""
+    replaced = [vars(module).get(name) for name in ("forward", "_old_forward")]
+    return any(
+        hasattr(each, "_torchdynamo_orig_callable") and not getattr(each, "_torchdynamo_disable", False)
+        for each in replaced
+    )
 
 
 def family_of(pipe: Any) -> Family:
