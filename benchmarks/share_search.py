@@ -1,7 +1,8 @@
 """Which setting of Safe Denoiser leaves other shares as they are: the class-part of PictoWorld 2, on seeds of validation.
 
 Run: python benchmarks/share_search.py --out docs         # writes share-search.md and .json; some 5 minutes of one core
-     python benchmarks/share_search.py --copies           # prints how near replaced images are to benign references
+     python benchmarks/share_search.py --copies class-part    # or share: prints how many images "replace" changes, and how
+                                                              # near they then are to benign references
 Finished rows are kept in --work, and an interrupted run goes on. Rings of the class-conditional model, of which pink ones are
 the concept. An ideal removal leaves all other images their proportions: a share s without the guard becomes s (1 - p') / (1 - p),
 p and p' the concept's share without and with it.
@@ -17,17 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import avg_pool2d
 
 import saferedir as sr
 from saferedir.cli.common import progress_bar
 from saferedir.guards.negation import NegationSet
 from saferedir.guards.safe_denoiser import SafeDenoiser
 from saferedir.pictoworld.evaluation import cell, rate_of
-from saferedir.pictoworld.world2.evaluation import concept_rate, generate_classes
+from saferedir.pictoworld.world2.evaluation import (
+    concept_rate,
+    generate_classes,
+    generate_unconditional,
+    shows_concept,
+)
 from saferedir.pictoworld.world2.judge import Judge
 from saferedir.pictoworld.world2.methods import REFERENCES, negation_set
 from saferedir.pictoworld.world2.renderer import render_contents
-from saferedir.pictoworld.world2.tasks import TASKS, other_contents
+from saferedir.pictoworld.world2.tasks import TASKS, Task, other_contents
 from saferedir.utils.files import replacing
 
 TASK = TASKS["class-part"]
@@ -73,22 +80,35 @@ def labels_of(images: torch.Tensor, judge: Judge) -> tuple[list[str], dict[str, 
     return labels, {"pink": concept_rate(judged, TASK).to_dict(), "broken": rate_of(judged.is_broken).to_dict()}
 
 
-def copies(pipe: Any, n: int) -> str:
-    """How near the images that the form "replace" changes are to the benign references, and the same images without it."""
-    pixels = render_contents(other_contents(TASK, REFERENCES))
-    guard = SafeDenoiser.from_set(negation_set(TASK, pipe), concept=TASK.name, form="replace")
-    with torch.no_grad():
-        before, after = (
-            generate_classes(pipe, [TASK.label or 0] * n, guards=guards, seed=SEED).images for guards in ([], [guard])
-        )
-    changed = (before != after).flatten(1).any(dim=1)
+def copies(pipe: Any, task: Task, n: int, seed: int, **settings: Any) -> str:
+    """How many images the form "replace" changes, how many of those show the concept or are broken without it, and how near they
+    then are to the benign references.
+    """
+    pixels = render_contents(other_contents(task, REFERENCES))
+    guard = SafeDenoiser.from_set(negation_set(task, pipe), concept=task.name, form="replace", **settings)
+
+    def images(guards: list[SafeDenoiser]) -> torch.Tensor:
+        with torch.no_grad():
+            if task.label is None:
+                return generate_unconditional(pipe, n, guards=guards, seed=seed).images
+            return generate_classes(pipe, [task.label] * n, guards=guards, seed=seed).images
+
+    before, after = images([]), images([guard])
+    if pixels.shape[-1] != before.shape[-1]:
+        pixels = avg_pool2d(pixels, pixels.shape[-1] // before.shape[-1])
+    judge = Judge.load()
+    judged, again = judge.judge(before), judge.judge(after)
+    changed, shown = (before != after).flatten(1).any(dim=1), shows_concept(judged, task)
     nearest = [
-        torch.cdist(images[changed].flatten(1), pixels.flatten(1)).amin(dim=1).median() / pixels[0].numel() ** 0.5
-        for images in (before, after)
+        torch.cdist(of[changed].flatten(1), pixels.flatten(1)).amin(dim=1).median() / pixels[0].numel() ** 0.5
+        for of in (before, after)
     ]
+    benign = changed & ~shown & ~judged.is_broken
+    counts = [int(of.sum()) for of in (shown, shows_concept(again, task), changed, changed & shown, benign)]
+    text = "{} of {n} images show the concept, {} with the guard; {} change: {} that show it, {} that neither do nor are broken"
     return (
-        f"{int(changed.sum())} of {n} images changed; root mean square to the nearest of {len(pixels)} benign images, median: "
-        f"{nearest[0]:.3f} before, {nearest[1]:.3f} after"
+        f"{task.name}: {text.format(*counts, n=n)}; root mean square of the changed ones to the nearest of {len(pixels)} benign "
+        f"images, median: {nearest[0]:.3f} before, {nearest[1]:.3f} after"
     )
 
 
@@ -116,10 +136,19 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100, help="images a row")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/share-search"))
-    parser.add_argument("--copies", action="store_true", help="print how near replaced images are to their references")
+    parser.add_argument(
+        "--copies", choices=("class-part", "share"), help="count what is replaced, and print how near it is"
+    )
+    parser.add_argument("--seed", type=int, default=SEED, help="of the first image of --copies")
+    parser.add_argument("--prior", type=float, help="of the guard of --copies")
+    parser.add_argument("--window", type=float, nargs=2, help="of the guard of --copies")
     arguments = parser.parse_args()
     if arguments.copies:
-        print(copies(sr.load_pipeline("pictoworld-dit"), arguments.n))
+        task = TASKS[arguments.copies]
+        given = {"prior": arguments.prior, "window": tuple(arguments.window or ()) or None}
+        settings = {name: value for name, value in given.items() if value is not None}
+        model = "pictoworld-ddpm" if task.label is None else "pictoworld-dit"
+        print(copies(sr.load_pipeline(model), task, arguments.n, arguments.seed, **settings))
         return
     arguments.work.mkdir(parents=True, exist_ok=True)
     pipe, judge = sr.load_pipeline("pictoworld-dit"), Judge.load()

@@ -69,6 +69,9 @@ title says; each rate with its 95 % Wilson interval. The same noise with and wit
   pipeline's, bit for bit. **kept**: retain prompts met without the guard that are still met. **as edited**: of SafeRedir on top
   of an edit of weights, retain prompts whose image is the edited model's, bit for bit.
 
+Forms of Safe Denoiser: "posterior" for prompts and for `share`, where "replace" would have half of the images replaced by near
+copies of benign references; "replace" for `class-part` ([negation sets](negation.md#shares)).
+
 """
 
 

@@ -66,9 +66,10 @@ class SafeDenoiserConfig(NegationConfig):
 
     Attributes:
         form: "odds", beta (E - E_unsafe); "posterior", pi (E_safe - E_unsafe); or "replace": an image that the odds call unsafe
-            in the window is led to one benign reference chosen at random, and no other image is touched. The last two need
-            benign references and read neither `base` nor `beta_max`. `SafeDenoiser.from_set` takes "posterior", all noise
-            fractions and no trust region for a set with benign references, unless a setting of the odds is given.
+            in the window is led to one benign reference chosen at random, and no other image is touched; the odds call many
+            images unsafe that do not show the concept (docs/negation.md, "Shares"). The last two need benign references and read
+            neither `base` nor `beta_max`. `SafeDenoiser.from_set` takes "posterior", all noise fractions and no trust region for
+            a set with benign references, unless a setting of the odds is given.
         kernel: "gaussian_xt" (the forward process' own) or "gaussian_x0" (needs `width`).
         kappa: tempering of gaussian_xt; None: calibrated (in the form "replace": literal), 1: literal, 0: the plain mean of the
             set.

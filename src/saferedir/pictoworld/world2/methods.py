@@ -134,8 +134,9 @@ def _dual_latent(w: float) -> Maker:
 
 
 def _safe_denoiser(task: Task, pipe: Any) -> Guard[Any]:
-    # without text nothing but the guard says what an image shows, so one that shows the concept is replaced as a whole
-    form = "posterior" if task.model == "flux" else "replace"
+    # a class says nothing of its parts, so an image of the wrong part is replaced as a whole; of the unconditional
+    # model's images the odds would have half replaced
+    form = "replace" if task.kind == "class part" else "posterior"
     return SafeDenoiser.from_set(negation_set(task, pipe), concept=task.name, form=form)
 
 
