@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -251,7 +252,10 @@ def print_verdict(config: Any, out: Path, model: str) -> None:
     verdict = config.calibration["verdict"]
     style = "bold green" if verdict["good"] else "bold red"
     console.print(f"[{style}]{escape(verdict['why'])}[/]", soft_wrap=True, highlight=False)
-    steps = [f'saferedir generate "…{config.concept}…" --model {model} --guard {out} --out runs/trial']
+    call = "".join(
+        f" --call {name}={shlex.quote(str(value))}" for name, value in config.training.get("call", {}).items()
+    )
+    steps = [f'saferedir generate "…{config.concept}…" --model {model} --guard {out}{call} --out runs/trial']
     if not verdict["good"]:
         steps = [
             "more pairs, phrasings and near misses (saferedir pairs build --count --synonyms), and more --rollouts",

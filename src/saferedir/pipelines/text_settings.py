@@ -69,7 +69,7 @@ class TextSettings:
             if name == LENGTH and lengths:
                 if isinstance(value, int) and min(lengths) <= value <= max(lengths):
                     continue
-                known = f"{min(lengths)} to {max(lengths)}"
+                known = f"{min(lengths)} to {max(lengths)}" if len(set(lengths)) > 1 else lengths[0]
             if value == known:
                 continue
             remedy = f"leave {name} out" if self.defaults[name] == known else f"call with {name}={known!r}"
@@ -78,7 +78,7 @@ class TextSettings:
                     f"this call encodes its prompts with {name}={value!r}, but {who} judges embeddings and was trained with "
                     f"{name}={known}; give {name} its value of that training back, or train a guard on this pipeline."
                 )
-            if name == LENGTH and lengths:
+            if name == LENGTH and len(set(lengths)) > 1:
                 remedy = f"give a length from {known}"
             raise GuardError(
                 f"this call encodes its prompts with {name}={value!r}, but {who} judges embeddings and was trained with "
