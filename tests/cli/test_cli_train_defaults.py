@@ -85,11 +85,16 @@ def test_a_guard_is_trained_for_a_model_with_its_loras(tmp_path: Path) -> None:
 
 
 def test_the_next_command_is_of_the_same_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`finish_guard`: a guard that was made for a model with a LoRA is tried on that model."""
+    """`finish_guard`: a guard that was made for a model with a LoRA is tried on that model, called as in its training."""
     config = SimpleNamespace(
         concept="star", prompt_threshold=1.0, image_threshold=2.0, last_threshold=None, measured={},
+        training={"call": {"max_sequence_length": 32, "negative_prompt": ""}},
         calibration={"verdict": {"good": True, "why": "Good: on held-out data it is."}},
     )  # fmt: skip
     finish_guard(SimpleNamespace(config=config, method="saferedir"), tmp_path, "some/model", ["style:0.5"], {})
-    assert "--model some/model --lora style:0.5 --guard" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--model some/model --lora style:0.5 --guard" in shown
+    assert (
+        "--call max_sequence_length=32 --call negative_prompt='' --out" in shown
+    )  # without it the guard refuses FLUX's call
     assert json.loads((tmp_path / "summary.json").read_text())["loras"] == ["style:0.5"]
