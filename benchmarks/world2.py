@@ -195,7 +195,7 @@ class Run:
         with torch.no_grad():
             if task.model != "flux":
                 return self.share_row(task, guards)
-            edit = EDIT_STACKS[method][1] if method in EDIT_STACKS else "none"
+            edit = method.split(" + ")[1] if method in EDIT_STACKS else "none"
             return self.text_row(task, guards, make_guards(edit, task, self.pipe("flux"), self.trained) or ())
 
 

@@ -190,12 +190,9 @@ OF_IMAGES: Mapping[str, Maker] = {"safe-denoiser-generated": _safe_denoiser_gene
 WITHOUT_TEXT = ("safe-denoiser", *OF_IMAGES, "spell")
 #: trained guards that edit weights
 EDITS = ("duo", "uce", "esd")
-#: guards that act together, in this order
-STACKS: Mapping[str, tuple[str, ...]] = {
-    f"{name} + safe-denoiser": (name, "safe-denoiser") for name in ("sld-max", "safree", "dual-latent-100")
-}
-#: SafeRedir on top of a model whose weights were edited; both guards are trained
-EDIT_STACKS: Mapping[str, tuple[str, ...]] = {f"saferedir + {name}": ("saferedir", name) for name in EDITS}
+#: guards that act together, in this order, joined by " + "
+STACKS = tuple(f"{name} + safe-denoiser" for name in ("sld-max", "safree", "dual-latent-100"))
+EDIT_STACKS = tuple(f"saferedir + {name}" for name in EDITS)
 
 
 def make_guards(method: str, task: Task, pipe: Any, trained: Path | None = None) -> list[Guard[Any]] | None:
@@ -204,7 +201,7 @@ def make_guards(method: str, task: Task, pipe: Any, trained: Path | None = None)
     trained: a folder of trained guards, "<task>" or "<task>-<method>" each, that go before the packaged ones.
     """
     guards: list[Guard[Any]] = []
-    for name in {**STACKS, **EDIT_STACKS}.get(method, () if method == "none" else (method,)):
+    for name in () if method == "none" else method.split(" + "):
         maker = METHODS.get(name) or OF_IMAGES.get(name)
         guard = maker(task, pipe) if maker is not None else _trained(name, task, trained)
         if guard is None:
