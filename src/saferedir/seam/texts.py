@@ -109,7 +109,7 @@ class PromptTexts:
         """Record the negative prompts of an answer that has them beside the prompts, unless their embeddings were given."""
         values = dict(zip(self._family.encoded, parts, strict=False))
         embeds, pooled = values.get("negative"), values.get("negative_pooled")
-        if not isinstance(embeds, Tensor) or self._family.listed or self._family.second_prompt is not None:
+        if not isinstance(embeds, Tensor) or not self._family.encodes_negatives:
             return
         if any(_NEGATIVE_EMBEDS.match(name) for name, value in given.items() if value is not None):
             return

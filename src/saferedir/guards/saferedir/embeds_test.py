@@ -136,10 +136,7 @@ def _refuse_unknown(config: SafeRedirConfig, name: str, is_unknown: Tensor, rows
 def require_known_halves(config: SafeRedirConfig, run: Run) -> None:
     """GuardError where negative prompts come in a later denoiser call, or nobody knows which of them a text made."""
     family = FAMILIES[run.family]
-    records_negatives = (
-        family.encoded[:2] == ("prompt", "negative") and family.second_prompt is None and not family.listed
-    )
-    if config.embeds_test == "texts" and not records_negatives:
+    if config.embeds_test == "texts" and not family.encodes_negatives:
         raise GuardError(
             f"embeds_test='texts' has to know which negative prompts a text made, and of {run.family} that is unknown; set it to "
             "'off'."

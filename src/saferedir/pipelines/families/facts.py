@@ -204,6 +204,11 @@ class Family:
         """Whether conditional and unconditional rows come in calls of their own."""
         return self.cfg_layout == "sequential"
 
+    @property
+    def encodes_negatives(self) -> bool:
+        """Whether `encode_prompt` answers with negative embeddings as the denoiser is given them."""
+        return "negative" in self.encoded and self.second_prompt is None and not self.listed
+
     def prompt_width_in(self, config: Mapping[str, Any]) -> int | None:
         """Width of the prompt embeddings as guards are given them, by the denoiser's config; None where it does not say it."""
         width: int | None = _entry(config, self.prompt_width)
