@@ -40,6 +40,7 @@ from saferedir.policy.verifiers import (
     refuse_judge,
     refuse_unverified,
 )
+from saferedir.policy.weak_verdicts import weak_verdict_texts
 
 __all__ = [
     "ON_BLOCK",
@@ -134,6 +135,8 @@ def protect(
         require_verifiers(chosen, rules, verify, image_verifiers=image_verifiers)
         for conflict in named_conflicts(chosen, rules):
             warnings.warn(conflict.sentence, stacklevel=2)
+        for text in weak_verdict_texts(chosen, rules, verify, image_verifiers=image_verifiers):
+            warnings.warn(text, stacklevel=2)
         acting = tuple(guard for guard, rule in zip(chosen, rules, strict=True) if rule.action != "log")
         chosen = distinct(chosen)
     elif profile is not None or guards is None:

@@ -309,6 +309,17 @@ def test_the_policies_of_the_other_tests_can_be_served(settings: Any) -> None:
     check_policies(settings)
 
 
+@pytest.mark.parametrize(("judges", "says"), [("", True), ('verify = ["star"]', False)])
+def test_the_log_says_where_no_image_would_come_out(
+    tmp_path: Path, judges: str, says: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = POLICY.replace('"pictoworld/star"', '"pictoworld/values"\nrow = "shape-star"').replace("allow =", "#")
+    file = written(tmp_path, SETTINGS.replace("steps = 2", f"steps = 2\n{judges}"), policy)
+    check_policies(read_settings(file))
+    texts = [record.getMessage() for record in caplog.records if "every image is blocked" in record.getMessage()]
+    assert len(texts) == says and all("policy 'shop': [profiles.children]: Under" in text for text in texts), texts
+
+
 def test_a_model_needs_a_policy_or_guards() -> None:
     with pytest.raises(ValueError, match="needs guards, or a policy"):
         ModelSettings(name="pictoworld")

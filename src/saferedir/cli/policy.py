@@ -30,12 +30,13 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Explain a policy in a table; exit code 1 if a guard is missing, cannot do its action, or redirects into another concept,
-    as the policy is written or in one of its profiles.
+    as the policy is written or in one of its profiles. Warns where no image would come out without a verifier of yours, because
+    by its own record a guard cannot tell whether an image shows the concept.
 
     Example:  `saferedir policy check shop.toml --model pictoworld`
     """
     quiet()
-    from saferedir.policy.checking import all_named_conflicts, checked_policies, forms_of
+    from saferedir.policy.checking import all_named_conflicts, all_weak_verdict_texts, checked_policies, forms_of
     from saferedir.policy.conflicts import anchor_conflicts, anchor_of
     from saferedir.policy.rules import Policy
     from saferedir.protect import prompt_decisions
@@ -48,9 +49,10 @@ def check(
         acting = {tuple((rule.concept, rule.action != "log") for rule in each.rules): each for each in checked.values()}
         measured = [c for each in acting.values() for c in anchor_conflicts(decide, each.guards, each.rules)]
         conflicts += [conflict for conflict in dict.fromkeys(measured) if conflict not in conflicts]
+    weak = all_weak_verdict_texts(checked)
     if as_json:
         rows = [conflict._asdict() for conflict in conflicts]
-        print_json({**policy.to_dict(), "fingerprint": policy.fingerprint, "conflicts": rows})
+        print_json({**policy.to_dict(), "fingerprint": policy.fingerprint, "conflicts": rows, "warnings": weak})
     else:
         table = new_table("", "concept", "category", "guard", "anchor", "action", *policy.profiles, "grades", "allowed")
         loaded = {
@@ -69,8 +71,8 @@ def check(
             )  # fmt: skip
         console.print(table)
         console.print(f"{policy.name}, version {policy.version}, {policy.fingerprint[:16]}", highlight=False)
-    for conflict in conflicts:
-        errors.print(conflict.sentence, soft_wrap=True, highlight=False, markup=False)
+    for text in (*(conflict.sentence for conflict in conflicts), *weak):
+        errors.print(text, soft_wrap=True, highlight=False, markup=False)
     if conflicts:
         raise typer.Exit(1)
 

@@ -164,6 +164,13 @@ class Guard(Generic[ConfigT]):
         """
         return None
 
+    def weak_verdicts(self) -> Mapping[str, float]:
+        """Concepts of which no run can tell whether its image still shows them, by the guard's own record -> the recall, 0 to 1.
+
+        Decisions on them are `unverified` whatever the number of steps: "block" blocks every image that nobody else checks.
+        """
+        return {}
+
     def refusal_text(self) -> str | None:
         """One sentence why this guard cannot be attached under its settings, and what to do; None where it can.
 

@@ -24,7 +24,13 @@ from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard, GuardConfig, Run, Step
 from saferedir.guards.gates import Gate
 from saferedir.guards.saferedir.anchors import Anchors, checked_anchors
-from saferedir.guards.saferedir.assessment import image_threshold, outside_calibration, weak_at, weak_rows_text
+from saferedir.guards.saferedir.assessment import (
+    image_threshold,
+    outside_calibration,
+    weak_at,
+    weak_rows_text,
+    weak_verdict,
+)
 from saferedir.guards.saferedir.card import many_card
 from saferedir.guards.saferedir.config import SafeRedirConfig
 from saferedir.guards.saferedir.fit import (
@@ -561,6 +567,9 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             return weak
         off = f"{', '.join(self.config.off)} switched off in {self._title}."
         return off if weak is None else f"{off} {weak[0].upper()}{weak[1:]}"
+
+    def weak_verdicts(self) -> dict[str, float]:
+        return {name: recall for alone in self._acting_alone for name, recall in weak_verdict(alone).items()}
 
     def card(self) -> str:
         return many_card(self.config)

@@ -11,6 +11,7 @@ from saferedir.guards.base import Guard
 from saferedir.policy.conflicts import Conflict, named_conflicts
 from saferedir.policy.loading import guards_of, require_verifiers
 from saferedir.policy.rules import ConceptRule, Policy
+from saferedir.policy.weak_verdicts import weak_verdict_texts
 
 
 class CheckedPolicy(NamedTuple):
@@ -58,3 +59,12 @@ def all_named_conflicts(checked: Sequence[CheckedPolicy]) -> list[Conflict]:
     """`named_conflicts` of all of them, each once."""
     conflicts = [conflict for each in checked for conflict in named_conflicts(each.guards, each.rules)]
     return list(dict.fromkeys(conflicts))
+
+
+def all_weak_verdict_texts(checked: Mapping[str, CheckedPolicy], verify: Any = None) -> list[str]:
+    """`weak_verdict_texts` of all of them, each once, those of a profile beginning with where it is written."""
+    texts: dict[str, str] = {}
+    for where, each in checked.items():
+        for text in weak_verdict_texts(each.guards, each.rules, verify):
+            texts.setdefault(text, f"{where}: {text}" if where else text)
+    return list(texts.values())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from saferedir.errors import SaferedirError
 from saferedir.policy.rules import Policy
 from saferedir.server.config import ModelSettings, Profile, Settings
 from saferedir.server.errors import ServerError
+
+logger = logging.getLogger("saferedir.server")
 
 
 def floor_of(model: ModelSettings, profile: Profile) -> tuple[str, str]:
@@ -74,6 +77,8 @@ def policy_facts(model: ModelSettings, action: str, retries: int, profile: str) 
 def check_policies(settings: Settings) -> None:
     """Load the guards of every policy file, and hold it against them in all forms that keys and requests may give it.
 
+    A form in which no image comes out, as a guard cannot tell and the model has no judge, is a warning in the log.
+
     Raises:
         ServerError: a guard is missing, knows no such concept, cannot do what a rule says, or redirects to another concept of
             the policy.
@@ -81,7 +86,12 @@ def check_policies(settings: Settings) -> None:
     for model in settings.models:
         if (rules := model.rules) is None:
             continue
-        from saferedir.policy.checking import all_named_conflicts, checked_policies, forms_of  # torch
+        from saferedir.policy.checking import (  # torch
+            all_named_conflicts,
+            all_weak_verdict_texts,
+            checked_policies,
+            forms_of,
+        )
 
         forms = forms_of(rules)
         if {rule.action for rule in rules.concepts} == {"off"}:  # a matter of those whose keys get it, below
@@ -97,3 +107,5 @@ def check_policies(settings: Settings) -> None:
             raise ServerError(f"model {model.name!r}: its policy {rules.name!r} cannot be served: {error}") from error
         for conflict in all_named_conflicts(list(checked.values())):
             raise ServerError(f"model {model.name!r}: its policy {rules.name!r} cannot be served: {conflict.sentence}")
+        for text in all_weak_verdict_texts(checked, model.verify or None):
+            logger.warning("model %r, policy %r: %s", model.name, rules.name, text)

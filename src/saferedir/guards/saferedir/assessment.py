@@ -159,6 +159,15 @@ def weak_at(config: SafeRedirConfig, steps: int) -> str | None:
     )
 
 
+def weak_verdict(config: SafeRedirConfig) -> dict[str, float]:
+    """Concept -> highest recall of the last image verdict, in runs of any length, where it is too low in all; {} otherwise."""
+    recalls = {int(count): rates["recall"]["rate"] for count, rates in config.calibration.get("by_steps", {}).items()}
+    longest = max(config.training.get("rollout_steps", 0), LEAST_STEPS)
+    if not all(weak_at(config, max(count, LEAST_STEPS)) for count in recalls or [longest]):
+        return {}
+    return {config.concept: max(recalls.values(), default=config.measured.get("image_recall", 0.0))}
+
+
 def guidance_scales(config: SafeRedirConfig) -> list[float]:
     """Scales that the thresholds were calibrated on and hold at; an older guard's is that of its training."""
     recorded = config.calibration.get("guidance_scales")

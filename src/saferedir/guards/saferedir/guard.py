@@ -354,6 +354,9 @@ class SafeRedir(Guard[SafeRedirConfig]):
     def warning_text(self) -> str | None:
         return assessment.warning_text(self.config)
 
+    def weak_verdicts(self) -> dict[str, float]:
+        return assessment.weak_verdict(self.config)
+
     def card(self) -> str:
         return model_card(self.config)
 
