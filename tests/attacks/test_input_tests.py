@@ -15,7 +15,7 @@ from tests.guards.saferedir.test_guard import NETWORK, ScriptedNetwork, config
 from tests.guards.saferedir.test_hardening import ANCHOR, sentences
 
 import saferedir as sr
-from saferedir.attacks.latents.prior import prior_limit, within_prior
+from saferedir.attacks.latents.prior import fresh_share, prior_limit, with_fresh_noise, within_prior
 from saferedir.errors import AttackError, GuardError
 from saferedir.guard import GuardConfig
 from saferedir.guards.saferedir import SafeRedir
@@ -34,9 +34,9 @@ def world() -> Any:
     return make_planted()
 
 
-def testing_latents(test: str = "refuse") -> NoOp:
+def testing_latents(test: str = "refuse", share: float = 0.5) -> NoOp:
     guard = NoOp(GuardConfig(concept="star"))
-    guard.latents_test = test
+    guard.latents_test, guard.latents_fresh_share = test, share
     return guard
 
 
@@ -78,6 +78,28 @@ def test_attacks_on_latents_pass_the_test_that_they_know_of(world: Any, name: st
         assert prior_limit(target) == testing_latents().latents_false_positives
     with Target(world, [testing_latents("off")], CALL) as target:
         assert prior_limit(target) is None
+
+
+@pytest.mark.parametrize(("share", "succeeds"), [(0.02, True), (1.0, False)])
+def test_an_attack_looks_through_the_noise_that_a_guard_puts_in(world: Any, share: float, succeeds: bool) -> None:
+    """Little of it is overcome in expectation; where nothing of the latents is kept, nothing can be searched."""
+    guard = testing_latents("refresh_all", share)
+    record = sr.attack(world, guard, "latent-gradient", [CONCEPT_PROMPT], judge=shows, call=CALL)
+    assert all(entry.refusal == "" for entry in record.results[0].evaluations)
+    assert record.success.value == float(succeeds)
+
+
+def test_the_largest_share_of_enabled_guards_is_looked_through(world: Any) -> None:
+    guards = [testing_latents("refresh_all", share) for share in (0.2, 0.6, 0.9)]
+    guards[2].enabled = False
+    with Target(world, [*guards, testing_latents("refuse", 1.0)], CALL) as target:
+        assert fresh_share(target) == 0.6
+    with Target(world, [testing_latents("refuse")], CALL) as target:
+        assert fresh_share(target) == 0
+    latents = torch.ones(1, 4, 8, 8)
+    assert with_fresh_noise(latents, 0.0, torch.Generator()) is latents
+    mixed = with_fresh_noise(latents, 1.0, torch.Generator().manual_seed(1))
+    assert torch.equal(mixed, torch.randn(latents.shape, generator=torch.Generator().manual_seed(1)))
 
 
 # ------------------------------------------------------------------ embeddings

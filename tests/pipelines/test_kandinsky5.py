@@ -19,6 +19,7 @@ import saferedir as sr
 from saferedir.guard import Guard, GuardConfig, Step
 from saferedir.pipelines import packing
 from saferedir.pipelines.fingerprint import vae_fingerprint
+from saferedir.pipelines.latent_refresh import digest_noise, replace_share
 from saferedir.pipelines.latents import decode_latents, encode_images, vae_of
 from saferedir.pipelines.text_lengths import cut_prompts
 from saferedir.target import Target
@@ -134,6 +135,9 @@ def test_latents_of_a_caller_are_tested_without_the_channels_of_a_mask(case: Any
         assert run(case, pipe, latents=torch.cat([noise, rest], dim=-1)).isfinite().all()
         with pytest.raises(sr.GuardError, match="do not look like noise"):
             run(case, pipe, latents=torch.cat([2 * noise, rest], dim=-1))
+    mixed = run(case, pipe, latents=torch.cat([replace_share(noise, digest_noise(noise), 0.5), rest], dim=-1))
+    with sr.attach(pipe, Checker("refresh_all")):
+        assert torch.equal(run(case, pipe, latents=torch.cat([noise, rest], dim=-1)), mixed)
 
 
 @pytest.mark.parametrize("case", [IMAGE, VIDEO], ids=lambda case: case.name)

@@ -8,10 +8,13 @@ import pytest
 import torch
 from tests.newer_pipelines import EVERY
 from tests.tiny_pipelines import PIPELINES, PipelineCase, run
+from torch import Tensor
 
 import saferedir as sr
 from saferedir.errors import GuardError, UnsupportedPipelineError
 from saferedir.guards.base import Guard, GuardConfig
+from saferedir.pipelines.latent_prior import prior_test
+from saferedir.pipelines.latent_refresh import digest_noise, replace_share
 
 #: pipelines of images, whose `latents` stand for something else
 REFUSED = {"sd3-img2img", "sdxl-img2img", "sdxl-refiner", "flux-img2img"}
@@ -23,9 +26,13 @@ class Checker(Guard[GuardConfig]):
 
     method = "checker"
 
-    def __init__(self, kind: str, rate: float = 1e-3) -> None:
+    def __init__(self, kind: str, rate: float = 1e-3, share: float = 0.5) -> None:
         super().__init__(GuardConfig(concept="star"))
-        self.latents_test, self.latents_false_positives = kind, rate
+        self.latents_test, self.latents_false_positives, self.latents_fresh_share = kind, rate, share
+
+
+def mixed_with_its_noise(latents: Tensor, share: float) -> Tensor:
+    return replace_share(latents, digest_noise(latents), share)
 
 
 def shape_of(case: PipelineCase, pipe: Any) -> tuple[int, ...]:
@@ -62,14 +69,25 @@ def test_noise_goes_through_and_the_rest_is_replaced(name: str) -> None:
         assert torch.equal(run(case, pipe, steps=2, latents=good), given)
         with pytest.raises(GuardError, match=r"latents given for image 0 do not look like noise \(mean square"):
             run(case, pipe, steps=2, latents=2 * good)
+    mixed = run(case, pipe, steps=2, latents=mixed_with_its_noise(good, 0.3))
+    with sr.attach(pipe, Checker("refresh_all", share=0.3)) as attached:
+        assert torch.equal(run(case, pipe, steps=2), drawn) and attached.decisions[0].message == ""
+        assert torch.equal(run(case, pipe, steps=2, latents=good), mixed) and not torch.equal(mixed, given)
+        assert (
+            attached.decisions[0].message
+            == "A share of 0.3 of the latents given was replaced by noise that they decide."
+        )
+        with pytest.raises(GuardError, match=r"latents given for image 0 do not look like noise \(mean square"):
+            run(case, pipe, steps=2, latents=2 * good)
     assert "prepare_latents" not in vars(pipe)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_where_latents_stand_for_something_else_attach_refuses(name: str) -> None:
     pipe = PIPELINES[name].build()
-    with pytest.raises(UnsupportedPipelineError, match="depends on its other arguments; set latents_test to 'off'"):
-        sr.attach(pipe, Checker("refuse"))
+    for kind in ("refuse", "refresh_all"):
+        with pytest.raises(UnsupportedPipelineError, match="depends on its other arguments; set latents_test to 'off'"):
+            sr.attach(pipe, Checker(kind))
     sr.attach(pipe, Checker("off")).detach()
 
 
@@ -82,7 +100,7 @@ def test_pipelines_without_latents_have_nothing_to_test() -> None:
 
 
 @pytest.mark.parametrize("name", ["sd-img2img"])
-@pytest.mark.parametrize("kind", ["refuse", "refresh"])
+@pytest.mark.parametrize("kind", ["refuse", "refresh", "refresh_all"])
 def test_an_image_handed_over_as_latents_is_refused(name: str, kind: str) -> None:
     """diffusers takes a tensor with the autoencoder's channels for latents, whose start an attack can choose value by value."""
     case = EVERY[name]
@@ -133,6 +151,46 @@ def test_a_row_never_depends_on_its_neighbours() -> None:
         out = run(case, pipe, ["a", "b"], latents=mixed)
     assert torch.equal(out[0], both[0]) and torch.equal(out[1], drawn[1])
     assert [bool(decision.message) for decision in attached.decisions] == [False, True]
+
+
+def test_refreshed_latents_give_the_same_image_again_in_a_batch_as_alone_whatever_the_generator() -> None:
+    case = PIPELINES["sd"]
+    pipe = case.build()
+    good = torch.randn(2, *shape_of(case, pipe)[1:], generator=torch.Generator().manual_seed(5))
+    both = run(case, pipe, ["a", "b"], latents=mixed_with_its_noise(good, 0.5))
+    with sr.attach(pipe, Checker("refresh_all")):
+        together = run(case, pipe, ["a", "b"], latents=good)
+        again = run(case, pipe, ["b", "b"], latents=good[[1, 1]])
+    assert torch.equal(together, both)
+    assert torch.equal(again[0], again[1]) and torch.allclose(again[0], together[1], atol=1e-5)
+
+
+def test_a_share_of_one_takes_the_latents_for_a_seed() -> None:
+    case = PIPELINES["sd"]
+    pipe = case.build()
+    good = torch.randn(shape_of(case, pipe), generator=torch.Generator().manual_seed(5))
+    expected = run(case, pipe, latents=digest_noise(good))
+    with sr.attach(pipe, Checker("refresh_all", share=1.0)):
+        assert torch.equal(run(case, pipe, latents=good), expected)
+
+
+def test_of_several_guards_the_largest_share_counts_and_rows_that_fail_another_are_replaced() -> None:
+    """A limit of .9 is failed by honest noise, too: that row is the pipeline's own noise, the other one is mixed."""
+    case = PIPELINES["sd"]
+    pipe = case.build()
+    good = torch.randn(12, *shape_of(case, pipe)[1:], generator=torch.Generator().manual_seed(5))
+    failed = prior_test(good).p_value < 0.9
+    assert bool(failed.any()) and not bool(failed.all())
+    rows = torch.stack([good[failed][0], good[~failed][0]])
+    drawn = run(case, pipe, ["a", "b"])
+    mixed = run(case, pipe, ["a", "b"], latents=mixed_with_its_noise(rows, 0.6))
+    with sr.attach(
+        pipe, [Checker("refresh", 0.9), Checker("refresh_all", share=0.2), Checker("refresh_all", share=0.6)]
+    ) as on:
+        out = run(case, pipe, ["a", "b"], latents=rows)
+    assert torch.equal(out[0], drawn[0]) and torch.equal(out[1], mixed[1])
+    messages = [decision.message for decision in on.decisions]
+    assert "were replaced by fresh noise" in messages[0] and "A share of 0.6" in messages[1]
 
 
 def test_a_disabled_guard_tests_nothing_and_one_that_refuses_wins() -> None:

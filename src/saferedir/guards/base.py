@@ -88,10 +88,12 @@ class Guard(Generic[ConfigT]):
 
     #: what becomes of `latents` that the caller gives and that do not look like noise of the pipeline's prior: "off" takes
     #: them as they are, "refuse" raises, "refresh" puts fresh noise of the run's generator in their place;
-    #: "refuse_all" raises whatever they look like
+    #: "refuse_all" raises whatever they look like; "refresh_all" raises as "refuse" does, and puts a share of noise in the others
     latents_test: str = "off"
     #: share of honest noise that may fail that test, in (0, 1)
     latents_false_positives: float = 1e-3
+    #: share of their energy that noise takes the place of under "refresh_all", in (0, 1]
+    latents_fresh_share: float = 0.5
 
     #: whether it tests `prompt_embeds` that the caller gives, and takes those of a text as they are
     tests_embeds: bool = False

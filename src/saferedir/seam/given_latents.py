@@ -17,6 +17,7 @@ from saferedir.errors import GuardError, UnsupportedPipelineError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.families import Family
 from saferedir.pipelines.latent_prior import PriorTest, prior_test
+from saferedir.pipelines.latent_refresh import digest_noise, replace_share
 from saferedir.pipelines.latents import channels_of, latent_shape
 from saferedir.seam.run_state import arguments_of_call
 
@@ -42,6 +43,14 @@ def check_latents_are_known(pipe: Any, guard: Guard[Any]) -> None:
     )
 
 
+#: values of `latents_test` that refuse latents which do not look like noise
+REFUSING = ("refuse", "refresh_all")
+
+
+_REPLACED = "The latents given did not look like noise ({}) and were replaced by fresh noise."
+_MIXED = "A share of {:g} of the latents given was replaced by noise that they decide."
+
+
 class GivenLatents:
     """Tests the latents of each call; what it replaced is said in `take_notes`, one text an image."""
 
@@ -58,6 +67,9 @@ class GivenLatents:
 
     def prepare_latents(self, pipe: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own answer, or one from fresh noise in rows that failed; GuardError where a guard refuses them.
+
+        Under "refresh_all" the rows that passed have a share of noise in them that their own values decide
+        (`latent_refresh.digest_noise`); the largest share, where several guards ask for one.
 
         An input image that is handed over as latents is refused by every test: it begins a run past the prior, or as
         `masked_image_latents` stands beside the latents in every step.
@@ -86,7 +98,7 @@ class GivenLatents:
         test = prior_test(self._spatial(pipe, given, bound.arguments))
         for guard in testing:
             failed = test.p_value < guard.latents_false_positives
-            if guard.latents_test == "refuse" and bool(failed.any()):
+            if guard.latents_test in REFUSING and bool(failed.any()):
                 row = int(failed.nonzero()[0])
                 raise GuardError(
                     f"the latents given for image {row} do not look like noise ({_words(test, row)}), so guard {guard.method!r} "
@@ -94,25 +106,38 @@ class GivenLatents:
                 )
         limit = max(guard.latents_false_positives for guard in testing)
         failed = test.p_value < limit
-        if not bool(failed.any()):
-            return original(*args, **kwargs)
+        share = max(
+            (guard.latents_fresh_share for guard in testing if guard.latents_test == "refresh_all"), default=0.0
+        )
         self._notes = tuple(
-            f"The latents given did not look like noise ({_words(test, row)}) and were replaced by fresh noise."
-            if is_bad
-            else ""
+            _REPLACED.format(_words(test, row)) if is_bad else _MIXED.format(share) if share else ""
             for row, is_bad in enumerate(failed.tolist())
         )
+        if not any(self._notes):
+            self._notes = ()
+        if share:
+            bound.arguments[LATENTS] = self._mixed(given, bound.arguments, share)
+        if not bool(failed.any()):
+            return original(*bound.args, **bound.kwargs)
         generators = _generators(bound.arguments.get("generator"))
         states = [generator.get_state() for generator in generators]
-        bound.arguments[LATENTS] = None
+        taken, bound.arguments[LATENTS] = bound.arguments[LATENTS], None
         fresh = original(*bound.args, **bound.kwargs)
         if bool(failed.all()):
             return fresh
-        for generator, state in zip(
-            generators, states, strict=True
-        ):  # the other rows are as they would be by themselves
+        # the other rows are as they would be by themselves
+        for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-        return _replaced(original(*args, **kwargs), fresh, failed)
+        bound.arguments[LATENTS] = taken
+        return _replaced(original(*bound.args, **bound.kwargs), fresh, failed)
+
+    def _mixed(self, latents: Tensor, arguments: Mapping[str, Any], share: float) -> Tensor:
+        """The caller's latents with a share of noise; a mask and an image beside them, channels last, stay as they are."""
+        packing, channels = self._family.packing, arguments.get("num_channels_latents")
+        if packing is None or packing.ndim == 3 or latents.ndim != packing.ndim or channels is None:
+            return replace_share(latents, digest_noise(latents), share)
+        noise, beside = latents[..., :channels], latents[..., channels:]
+        return torch.cat([replace_share(noise, digest_noise(noise), share), beside], dim=-1)
 
     def _spatial(self, pipe: Any, latents: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """(B, C, ..., h, w) of latents as the caller gives them."""

@@ -94,6 +94,8 @@ def test_everything_is_off_by_default_and_in_the_usual_guards() -> None:
         {"escalation": "x"},
         {"latents_test": "x"},
         {"latents_false_positives": 0},
+        {"latents_fresh_share": 0},
+        {"latents_fresh_share": 1.1},
         {"embeds_test": "refresh"},
         {"recheck": "same_step", "use_image": False},
         {"mode": "faithful", "recheck": "same_step"},
@@ -109,6 +111,15 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
         config(**changes)
     with pytest.raises(GuardConfigError, match="has no setting 'nothing'"):
         guard_of().with_settings(nothing=1)
+
+
+def test_the_share_of_fresh_noise_is_a_setting_that_older_guards_do_not_write_down() -> None:
+    guard = guard_of(latents_test="refresh_all", latents_fresh_share=1)
+    assert (guard.latents_test, guard.latents_fresh_share) == ("refresh_all", 1)
+    assert guard_of().latents_fresh_share == Guard.latents_fresh_share
+    assert (
+        "latents_fresh_share" not in guard_of().config.settings() and "latents_fresh_share" in guard.config.settings()
+    )
 
 
 # ------------------------------------------------------------------ same step

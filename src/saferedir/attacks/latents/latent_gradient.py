@@ -3,7 +3,8 @@
 Minimises ||x0_guarded(z_T) - x0||^2 + the gate term over z_T, through every step of the sampling, with z_T kept at the energy
 of the prior: what end-to-end optimisation of diffusion latents (DOODL, arXiv:2303.13703) does for other objectives.
 Deviations from it: plain back-propagation through a sampler of few steps in place of an invertible one; the reference is an
-image of the bare model; where a guard tests latents against the prior, every step ends where they pass (prior.py).
+image of the bare model; where a guard tests latents against the prior, every step ends where they pass (prior.py); where one
+replaces a share of them by noise, the loss is the mean over samples of it, and what is judged has the noise of its own values.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import torch
 
 from saferedir.attacks.base import Attack, AttackConfig, Candidate, Proposals
 from saferedir.attacks.gate_term import GateWeight, with_gates
-from saferedir.attacks.latents.prior import prior_limit, within_prior
+from saferedir.attacks.latents.prior import fresh_share, prior_limit, with_fresh_noise, within_prior
 from saferedir.attacks.latents.steps_back import steps_back
 from saferedir.attacks.references import gaussian, reference_latents
 from saferedir.prompts.sets import PromptItem
 from saferedir.target import Target
+
+#: of fresh noise, rows of one roll-out, where a guard replaces a share of given latents by it
+FRESH_SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,16 @@ class LatentGradient(Attack[LatentGradientConfig]):
             noise = noise / scale
             if config.is_on_prior:
                 noise = noise * (energy / noise.square().mean()).sqrt()
-        limit = prior_limit(target)
+        limit, share = prior_limit(target), fresh_share(target)
+        samples = FRESH_SAMPLES if share else 1
         noise = noise.detach() if limit is None else within_prior(noise.detach(), limit)
         noise = noise.clone().requires_grad_(True)
         optimiser = torch.optim.Adam([noise], lr=config.learning_rate)
         weight = GateWeight(config.gate_weight)
         for step in range(config.steps + 1):
             optimiser.zero_grad()
-            run = target.roll_out(scale * noise, prompt=[prompt], **changes)
+            given = with_fresh_noise(noise.expand(samples, *noise.shape[1:]), share, generator)
+            run = target.roll_out(scale * given, prompt=[prompt] * samples, **changes)
             loss = with_gates((run[-1].latents - clean).square().mean(), target, run, weight)
             is_last = step == config.steps
             sent = (scale * noise).detach().clone()

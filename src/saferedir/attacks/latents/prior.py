@@ -1,7 +1,9 @@
 """Latents that pass the test against the prior which guards may put on them: what an attacker sends who knows of the test.
 
 Moves latents as little as it can towards those with the statistics of noise (`pipelines.latent_prior`): energy, channel means
-and autocorrelation, each to where the test accepts it. Nothing of an image that lies elsewhere is lost.
+and autocorrelation, each to where the test accepts it. Nothing of an image that lies elsewhere is lost. Where a guard replaces
+a share of them by noise ("refresh_all"), an attack takes the expectation over that noise (`with_fresh_noise`): it is decided by
+the very values that are searched, so that it cannot be chosen, and tried out alone.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saferedir.pipelines.latent_prior import prior_test
+from saferedir.pipelines.latent_refresh import replace_share
 from saferedir.target import Target
 
 #: how far above the limit the p-value is brought
@@ -23,6 +26,21 @@ def prior_limit(target: Target) -> float | None:
     """Share of honest noise that the strictest test of the target's guards refuses; None where no guard tests latents."""
     limits = [guard.latents_false_positives for guard in target.guards if guard.enabled and guard.latents_test != "off"]
     return max(limits, default=None)
+
+
+def fresh_share(target: Target) -> float:
+    """Largest share of given latents that the target's guards replace by noise; 0 where none does."""
+    return max(
+        (guard.latents_fresh_share for guard in target.guards if guard.enabled and guard.latents_test == "refresh_all"),
+        default=0.0,
+    )
+
+
+def with_fresh_noise(latents: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """What a guard that replaces `share` makes of latents of unit scale, with noise of `generator`; differentiable."""
+    if not share:
+        return latents
+    return replace_share(latents, torch.randn(latents.shape, generator=generator), share)
 
 
 @torch.no_grad()

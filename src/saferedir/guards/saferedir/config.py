@@ -15,7 +15,7 @@ RECHECKS = ("next_step", "same_step")
 ESCALATIONS = ("streak", "evidence")
 ANSWERS = ("redirect", "renoise")
 SIZES = ("refuse", "allow")
-LATENTS_TESTS = ("off", "refuse", "refresh", "refuse_all")
+LATENTS_TESTS = ("off", "refuse", "refresh", "refresh_all", "refuse_all")
 EMBEDS_TESTS = ("off", "refuse", "texts")
 
 
@@ -52,8 +52,11 @@ class SafeRedirConfig(GuardConfig):
         answer: "redirect": the image verdict changes the prompt's embeddings alone. "renoise": where that does not help, the
             latents, too: fresh noise on a flat image at the same level (`hardening.needs_noise`).
         latents_test: what becomes of `latents` of the caller that do not look like noise: "off", "refuse" or "refresh";
-            "refuse_all" takes none of the caller at all.
+            "refuse_all" takes none of the caller at all; "refresh_all" refuses as "refuse" does, and of those that pass replaces
+            a share by noise, so that an image asked for by `latents` is no longer the bare pipeline's.
         latents_false_positives: share of honest noise that may fail that test, in (0, 1).
+        latents_fresh_share: of the energy of `latents`, what "refresh_all" replaces, in (0, 1]. The noise is decided by their
+            values alone (`pipelines.latent_refresh`): the same latents give the same image again.
         embeds_test: what becomes of embeddings of the caller, of prompts and negative prompts: "off"; "refuse" those that no text
             encoder makes, which needs a guard folder with statistics (`saferedir guards manifold`); "texts": refuse all but what
             the pipeline's `encode_prompt` made while the guard was attached.
@@ -85,11 +88,17 @@ class SafeRedirConfig(GuardConfig):
     answer: str = "redirect"
     latents_test: str = "off"
     latents_false_positives: float = 1e-3
+    latents_fresh_share: float = 0.5
     embeds_test: str = "off"
     other_sizes: str = "refuse"
     fail_closed: bool = True
 
-    options: ClassVar[Mapping[str, Any]] = {**PLAIN_RULES, "latents_false_positives": 1e-3, "other_sizes": "refuse"}
+    options: ClassVar[Mapping[str, Any]] = {
+        **PLAIN_RULES,
+        "latents_false_positives": 1e-3,
+        "latents_fresh_share": 0.5,
+        "other_sizes": "refuse",
+    }
 
     def validate(self) -> None:
         self.require(isinstance(self.network, dict), "network", "the sizes of a redirector, by name")
@@ -103,6 +112,7 @@ class SafeRedirConfig(GuardConfig):
         self.require_choice("other_sizes", SIZES)
         self.require_choice("embeds_test", EMBEDS_TESTS)
         self.require_number("latents_false_positives", above=0, below=1)
+        self.require_number("latents_fresh_share", above=0, at_most=1)
         if self.mode == "faithful":
             self.require(self.recheck == "next_step", "recheck", "next_step in faithful mode")
             self.require(self.escalation == "streak", "escalation", "streak in faithful mode")

@@ -80,6 +80,7 @@ class SafeRedir(Guard[SafeRedirConfig]):
         self.may_be_unresolved = config.use_image and config.mode == "default"
         self.has_prompt_verdict = config.use_prompt and self.may_be_unresolved
         self.latents_test, self.latents_false_positives = config.latents_test, config.latents_false_positives
+        self.latents_fresh_share = config.latents_fresh_share
         self.tests_embeds = config.embeds_test != "off"
         self.needs_text = self.tests_embeds  # to know which embeddings are the caller's
         self.works_without_texts = config.embeds_test == "refuse"  # all are the caller's, and all are tested
