@@ -43,9 +43,9 @@ from saferedir.utils.packaged import library_version, packaged_model_path
 
 HEAD = """# Methods on PictoWorld
 
-Made by `python benchmarks/methods.py --out docs`: {n} prompts a cell, {steps} DDIM steps, guidance {guidance:g}, the same prompts
-and noise for every method; each rate with its 95 % Wilson interval. Words and images the methods were given:
-`pictoworld/methods.py`. Nothing was tuned on these prompts, and a method that cannot do a task is shown as it is.
+Made by `python benchmarks/methods.py --out docs`: {n} prompts a cell (where a row says another n, so many), {steps} DDIM steps,
+guidance {guidance:g}, the same prompts and noise for every method; each rate with its 95 % Wilson interval. Words and images the
+methods were given: `pictoworld/methods.py`. Nothing was tuned on these prompts, and a method that cannot do a task is shown as it is.
 `saferedir` is the packaged guard, `saferedir-usual` the one [without rules and tests](hardening.md#hardened-guards).
 
 - **Concept**: share of images that show it, for the phrasings of training and for synonyms, descriptions and
@@ -127,8 +127,8 @@ class Bench:
         return out
 
 
-def markdown(cells: dict[str, dict[str, Any]]) -> str:
-    """The page's tables, one a task."""
+def markdown(cells: dict[str, dict[str, Any]], n: int) -> str:
+    """The page's tables, one a task; a row that was measured on other than `n` prompts a cell says on how many."""
     lines = []
     for task in TASKS:
         rows = [(method, cells[f"{task}/{method}"]) for method in SHOWN if f"{task}/{method}" in cells]
@@ -138,8 +138,9 @@ def markdown(cells: dict[str, dict[str, Any]]) -> str:
         lines += [f"## {task}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for method, row in rows:
             concept = " | ".join(cell(row["concept"][split]) for split in TEST_SPLITS)
+            label = method if row["n"] == n else f"{method} (n = {row['n']})"
             lines.append(
-                f"| {method} | {concept} | {cell(row['retain_kept'])} | {row['retain_drift']:.3f} | {cell(row['broken'])} "
+                f"| {label} | {concept} | {cell(row['retain_kept'])} | {row['retain_drift']:.3f} | {cell(row['broken'])} "
                 f"| {row['time_ratio']:.2f} |"
             )
         missing = [method for method in ORDER if f"{task}/{method}" not in cells]
@@ -154,7 +155,7 @@ def write(out: Path, cells: dict[str, dict[str, Any]], n: int) -> None:
     record = {"made_by": f"saferedir {library_version()}", "n": n, "cells": kept}
     for name, text in (
         ("methods.json", json.dumps(record, indent=1) + "\n"),
-        ("methods.md", HEAD.format(n=n, steps=STEPS, guidance=GUIDANCE_SCALE) + markdown(kept)),
+        ("methods.md", HEAD.format(n=n, steps=STEPS, guidance=GUIDANCE_SCALE) + markdown(kept, n)),
     ):
         (out / f".{name}").write_text(text, encoding="utf-8")
         (out / f".{name}").replace(out / name)
