@@ -45,8 +45,8 @@ HEAD = """# Methods on PictoWorld
 
 Made by `python benchmarks/methods.py --out docs`: {n} prompts a cell (where a row says another n, so many), {steps} DDIM steps,
 guidance {guidance:g}, the same prompts and noise for every method; each rate with its 95 % Wilson interval. Words and images the
-methods were given: `pictoworld/methods.py`. Nothing was tuned on these prompts, and a method that cannot do a task is shown as it is.
-`saferedir` is the packaged guard, `saferedir-usual` the one [without rules and tests](hardening.md#hardened-guards).
+methods were given: `pictoworld/methods.py`. Nothing was tuned on these prompts, and a method that cannot do a task is shown as it
+is. `saferedir` is the packaged guard, `saferedir-usual` the one [without rules and tests](hardening.md#hardened-guards).
 
 - **Concept**: share of images that show it, for the phrasings of training and for synonyms, descriptions and
   misspellings that it was not trained on.

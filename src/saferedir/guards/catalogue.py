@@ -43,7 +43,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         name="saferedir_many",
-        target="saferedir.guards.saferedir_many:SafeRedirMany",
+        target="saferedir.guards.saferedir_many.guard:SafeRedirMany",
         title="SafeRedir for many concepts in one guard: one trunk, a row each",
         paper="2601.08623",
         needs="prompt pairs of each concept; training",

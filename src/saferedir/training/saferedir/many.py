@@ -20,7 +20,8 @@ from saferedir.guards.saferedir.assessment import MOST_NAMED, blind_image_side
 from saferedir.guards.saferedir.network import Redirector, RedirectorConfig, without_joint
 from saferedir.guards.saferedir.rows import with_concept
 from saferedir.guards.saferedir.trained_text import require_trained_settings, text_lengths, text_record
-from saferedir.guards.saferedir_many import SafeRedirMany, SafeRedirManyConfig, alone
+from saferedir.guards.saferedir_many import SafeRedirMany, SafeRedirManyConfig
+from saferedir.guards.saferedir_many.config import alone
 from saferedir.pipelines.families import family_of
 from saferedir.pipelines.fingerprint import backbone_fingerprint, check_backbone
 from saferedir.pipelines.text_settings import text_settings

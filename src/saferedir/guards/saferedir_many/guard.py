@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from saferedir.decisions import Decision, logged_only
+from saferedir.decisions import Decision
 from saferedir.errors import GuardConfigError, GuardError
 from saferedir.guards.base import Guard, GuardConfig, Run, Step
 from saferedir.guards.gates import Gate
 from saferedir.guards.saferedir.anchors import Anchors, checked_anchors
 from saferedir.guards.saferedir.assessment import (
-    image_threshold,
     outside_calibration,
     weak_at,
     weak_rows_text,
@@ -45,133 +44,20 @@ from saferedir.guards.saferedir.layers import real_tokens
 from saferedir.guards.saferedir.network import (
     Redirector,
     RedirectorConfig,
-    TokenFeatures,
     redirect,
     redirect_pooled,
 )
 from saferedir.guards.saferedir.rows import strongest
-from saferedir.guards.saferedir.state import LATE, Source, relative_shift
+from saferedir.guards.saferedir.state import Source, relative_shift
 from saferedir.guards.saferedir.trained_text import require_trained_settings
+from saferedir.guards.saferedir_many.config import METHOD, SafeRedirManyConfig, alone
+from saferedir.guards.saferedir_many.records import Readings, records_by_concept, records_by_image
+from saferedir.guards.saferedir_many.state import ManyState, Redirected
 from saferedir.guards.step import Conditioned
 from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.pipelines.text_settings import TextSettings
-from saferedir.utils.checks import is_number
-from saferedir.utils.device import is_readable, may_hold, refuse, refuse_nonfinite, to_host
+from saferedir.utils.device import may_hold, refuse, refuse_nonfinite
 from saferedir.utils.names import unknown_name_message
-
-METHOD = "saferedir_many"
-
-_LEFT_OUT = "Others acted in the place of {}, further above their thresholds; block this image."
-
-
-@dataclass(frozen=True, kw_only=True)
-class SafeRedirManyConfig(GuardConfig):
-    """Settings of a SafeRedir guard of many concepts.
-
-    Attributes:
-        network: sizes of the redirector, `RedirectorConfig.to_dict()`, with `row_heads` and the concepts' names.
-        prompt_thresholds: one a concept, in the network's order: the prompt is redirected at score (logit) >= this value.
-        image_thresholds: the same for the verdict on the denoised estimate.
-        last_thresholds: from this score of the last denoised estimate on the image is `unresolved`; () for `image_thresholds`.
-        off: concepts that are switched off; the others' decisions do not change by a bit.
-        most: concepts that may act on one image at once, >= 1.
-        scale: s, multiplier of the shift, >= 0.
-        patience: image checks in a row at or above the threshold, while redirected, before the shift is lengthened.
-        escalation_scale: factor on `scale` then, >= 1.
-        calibration: concept -> how its thresholds were chosen and what they do.
-    """
-
-    network: dict[str, Any] = field(default_factory=dict)
-    prompt_thresholds: tuple[float, ...] = ()
-    image_thresholds: tuple[float, ...] = ()
-    last_thresholds: tuple[float, ...] = ()
-    off: tuple[str, ...] = ()
-    most: int = 4
-    scale: float = 1.0
-    patience: int = 3
-    escalation_scale: float = 1.5
-    calibration: dict[str, Any] = field(default_factory=dict)
-
-    def validate(self) -> None:
-        self.require(
-            isinstance(self.network, dict) and bool(self.network.get("row_heads")), "network", "one with row_heads"
-        )
-        count = len(self.concepts)
-        for name in ("prompt_thresholds", "image_thresholds", "last_thresholds"):
-            values = getattr(self, name)
-            fits = len(values) == count or (name == "last_thresholds" and not values)
-            self.require(fits and all(map(is_number, values)), name, f"{count} numbers, one a concept")
-        unknown = [name for name in self.off if name not in self.concepts]
-        self.require(not unknown, "off", f"some of {', '.join(self.concepts)}")
-        self.require_whole("most", "patience", at_least=1)
-        self.require_number("scale", at_least=0)
-        self.require_number("escalation_scale", at_least=1)
-
-    @property
-    def concepts(self) -> tuple[str, ...]:
-        """Names of the concepts, in the order of the rows."""
-        return tuple(self.network.get("concepts", ()))
-
-
-class Redirected(NamedTuple):
-    """Redirected conditioning of B images, and what it was made by.
-
-    Attributes:
-        prompt: (B, L, D); pooled: (B, P), None where there is none.
-        strength: (B, L), how far each token was moved.
-        chosen: (B, M) the concepts, weight: (B, M) their weights, level: (B,) how often the shift is lengthened.
-    """
-
-    prompt: Tensor
-    pooled: Tensor | None
-    strength: Tensor
-    chosen: Tensor
-    weight: Tensor
-    level: Tensor
-
-    def is_for(self, chosen: Tensor, weight: Tensor, level: Tensor) -> bool:
-        """Whether the same concepts act in the same way; False where reading that would wait for a device."""
-        pairs = ((self.chosen, chosen), (self.weight, weight), (self.level, level))
-        return is_readable(weight) and all(torch.equal(mine, given) for mine, given in pairs)
-
-
-@dataclass
-class ManyState:
-    """What the guard remembers during one pipeline call; B images, K concepts."""
-
-    limits: Tensor  # (3, K), thresholds of prompt, image and last score; infinity for concepts that are off
-    image_thresholds: tuple[float, ...]  # of the run, off or not
-    image_acts: Tensor  # (B, K) bool, whose image verdict has fired; it stays
-    streak: Tensor  # (B, K) int, high image checks in a row while redirected
-    level: Tensor  # (B,) int, how often the shift is lengthened
-    redirected: Tensor  # (B,) int, denoiser calls with another embedding
-    redirected_from: Tensor  # (B, K) int, those in which each concept was among what acted
-    first_fired: Tensor  # (B, K) int, the step each concept acted in first, -1 for never
-    is_high: Tensor  # (B, K) bool, whether the last image check was at or above the threshold
-    is_retried: Tensor  # (B,) bool, redirected from step 0
-    prompt: Tensor  # (B, K) prompt scores of the embeddings of the run
-    image_peak: Tensor  # (B, K) highest image score
-    left_out: Tensor  # (B, K) bool, which concepts asked to act in a step in which `most` others did
-    is_logged: Tensor  # (K,) bool, which concepts are scored and never act
-    is_allowed: Tensor  # (B, K) bool, whose prompt verdict is passed over
-    source: Source | None = None  # what `prompt`, `features` and `kept` were made from
-    features: TokenFeatures | None = None  # of the embeddings of the run, made when something acts
-    kept: Redirected | None = None  # the latest redirection
-    strengths: Tensor | None = None  # (B, L)
-
-
-def alone(config: SafeRedirManyConfig, number: int) -> SafeRedirConfig:
-    """The settings of one of the concepts as a guard of its own."""
-    name = config.concepts[number]
-    record = dict(config.calibration.get(name, {}))
-    return SafeRedirConfig(
-        concept=name,
-        prompt_threshold=config.prompt_thresholds[number],
-        image_threshold=config.image_thresholds[number],
-        measured=record.pop("measured", {}),
-        calibration=record,
-        training=config.training,
-    )
 
 
 class SafeRedirMany(Guard[SafeRedirManyConfig]):
@@ -269,15 +155,15 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
     @property
     def _acting_alone(self) -> list[SafeRedirConfig]:
         """Of the concepts that are on and not only logged, each one's settings as a guard of its own."""
-        return [alone for alone in self._alone if alone.concept not in self.logged_concepts]
+        return [settings for settings in self._alone if settings.concept not in self.logged_concepts]
 
     def _warning(self, run: Run) -> str | None:
         """Why the run's guidance is outside of what was calibrated, of the first concept that acts."""
-        return next((text for alone in self._acting_alone if (text := outside_calibration(alone, run))), None)
+        return next((text for settings in self._acting_alone if (text := outside_calibration(settings, run))), None)
 
     def _weak_end(self, run: Run) -> str | None:
         """Why the run's last image verdict says little, of the first concept that acts."""
-        return next((text for alone in self._acting_alone if (text := weak_at(alone, run.num_steps))), None)
+        return next((text for settings in self._acting_alone if (text := weak_at(settings, run.num_steps))), None)
 
     @property
     def _on(self) -> list[str]:
@@ -298,39 +184,13 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         if self.anchor_prompts and self._anchors is None:
             raise GuardError("This SafeRedir guard's anchors were not encoded; attach it, which does that.")
         self.network.to(run.device)
-        rows, count, device = run.batch_size, len(self.config.concepts), run.device
-        config = self.config
-        last = config.last_thresholds or config.image_thresholds
-        image = tuple(image_threshold(*both, run.num_steps) for both in zip(config.image_thresholds, last, strict=True))
-        limits = torch.tensor([config.prompt_thresholds, image, last], device=device)
-
-        def flags(of_concepts: Iterable[bool]) -> Tensor:
-            return torch.tensor(list(of_concepts), device=device)
-
-        is_off = flags(name in config.off for name in config.concepts)
-        retried = run.retry_levels
         if (warned := self._warning(run)) is not None:
             warnings.warn(warned, stacklevel=2)
-
-        def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=dtype, device=device)
-
-        return ManyState(
-            limits=limits.masked_fill(is_off, torch.inf),
-            image_thresholds=image,
-            image_acts=zeros(torch.bool, rows, count),
-            streak=zeros(torch.long, rows, count),
-            level=retried,
-            redirected=zeros(torch.long, rows),
-            redirected_from=zeros(torch.long, rows, count),
-            first_fired=zeros(torch.long, rows, count) - 1,
-            is_high=zeros(torch.bool, rows, count),
-            is_retried=retried > 0,
-            prompt=zeros(torch.float32, rows, count),
-            image_peak=zeros(torch.float32, rows, count) - torch.inf,
-            left_out=zeros(torch.bool, rows, count),
-            is_logged=flags(name in self.logged_concepts for name in config.concepts),
-            is_allowed=self.allowed_images(run, *(self._names.get(name, self.name) for name in config.concepts)),
+        return ManyState.begin(
+            self.config,
+            run,
+            logged=self.logged_concepts,
+            allowed=self.allowed_images(run, *(self._names.get(name, self.name) for name in self.config.concepts)),
         )
 
     def on_step_start(self, step: Step) -> Conditioned:
@@ -406,8 +266,8 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
             return
         e0, real = step.prompt_embeds, real_tokens(step.prompt_embeds, step.prompt_mask)
         require_fit(self.network.config, step, self.config.concept)
-        for alone in self._acting_alone:
-            require_calibrated_size(alone, step)
+        for settings in self._acting_alone:
+            require_calibrated_size(settings, step)
         state.source = Source(step.conditioning.cond)  # callers may write in place
         state.features = state.kept = None
         with torch.autocast(e0.device.type, enabled=False):
@@ -446,120 +306,20 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         return bool(is_led) and decision.first_fired_step == 0
 
     def verdict(self, run: Run, state: ManyState) -> list[Decision]:
-        """One record an image: of an unresolved concept, or the one furthest above its threshold, and all that acted.
-
-        Of a guard that decides concept by concept, one an image of each.
-        """
-        if self._names:
-            return self._verdict_by_concept(run, state)
-        nothing = torch.zeros(0, device=state.level.device)
-        margin, first_fired, is_high, left_out, image_peak, levels, prompt, redirected, strengths = to_host(
-            self._acting(state)[1],
-            state.first_fired,
-            state.is_high,
-            state.left_out,
-            state.image_peak,
-            state.level,
-            state.prompt,
-            state.redirected,
-            nothing if state.strengths is None else state.strengths,
+        """One record an image; of a guard that decides concept by concept one an image of each."""
+        readings, num_steps = Readings.of(state, self._acting(state)[1]), run.num_steps
+        common = (self.config, readings, state.image_thresholds)
+        if not self._names:
+            warned, weak_end = self._warning(run), self._weak_end(run)
+            return records_by_image(*common, num_steps=num_steps, warned=warned, weak_end=weak_end)
+        return records_by_concept(
+            *common,
+            names=self._names,
+            logged=self.logged_concepts,
+            num_steps=num_steps,
+            warned={settings.concept: outside_calibration(settings, run) for settings in self._alone},
+            weak_end={settings.concept: weak_at(settings, num_steps) for settings in self._alone},
         )
-        warned, weak_end = self._warning(run), self._weak_end(run)
-        decisions = []
-        for row in range(run.batch_size):
-            fired = [
-                name for name, step in zip(self.config.concepts, first_fired[row].tolist(), strict=True) if step >= 0
-            ]
-            high = [name for name, flag in zip(self.config.concepts, is_high[row].tolist(), strict=True) if flag]
-            names = list(self.config.concepts)
-            displaced = [name for name, flag in zip(names, left_out[row].tolist(), strict=True) if flag]
-            top = max((names.index(name) for name in high), key=margin[row].tolist().__getitem__, default=-1)
-            top = int(margin[row].argmax()) if top < 0 else top
-            first = [step for step in first_fired[row].tolist() if step >= 0]
-            is_late = bool(first) and min(first) > LATE * run.num_steps
-            message = f"Redirected from {', '.join(fired)}." if fired else ""
-            if is_late:
-                message += " That was after the layout of the image had settled; block this image."
-            if displaced:
-                message = f"{message} {_LEFT_OUT.format(', '.join(displaced))}".strip()
-            if high:
-                message = f"{message} At the end it still seemed to show {', '.join(high)}; block this image.".strip()
-            message = " ".join(part for part in (message, warned, weak_end) if part)
-            image = float(image_peak[row, top])
-            decisions.append(
-                Decision(
-                    guard=METHOD,
-                    concept=self.config.concepts[top],
-                    concepts=tuple(fired),
-                    image=row,
-                    fired=bool(fired),
-                    action="escalated" if fired and int(levels[row]) else "redirected" if fired else "none",
-                    prompt_score=float(prompt[row, top]),
-                    image_score=image if image > -torch.inf else None,
-                    thresholds={
-                        "prompt": self.config.prompt_thresholds[top],
-                        "image": state.image_thresholds[top],
-                    },
-                    first_fired_step=min(first) if first else None,
-                    steps_redirected=int(redirected[row]),
-                    unresolved=bool(high) or is_late or bool(displaced),
-                    unverified=weak_end is not None,
-                    token_strengths=tuple(strengths[row].tolist()) if fired and state.strengths is not None else None,
-                    message=message,
-                )
-            )
-        return decisions
-
-    def _verdict_by_concept(self, run: Run, state: ManyState) -> list[Decision]:
-        """B records for each named concept; `unresolved` is also one that asked to act and that others left out of a step.
-
-        A record says what is weak about its own concept, and nothing of the others'.
-        """
-        nothing = torch.zeros(0, device=state.level.device)
-        first_fired, is_high, left_out, image_peak, levels, prompt, redirected, strengths = to_host(
-            state.first_fired, state.is_high, state.left_out, state.image_peak, state.level, state.prompt, state.redirected_from,
-            nothing if state.strengths is None else state.strengths,
-        )  # fmt: skip
-        of_concept = {alone.concept: alone for alone in self._alone}
-        decisions = []
-        for concept, name in self._names.items():
-            number, is_logged = self.config.concepts.index(concept), concept in self.logged_concepts
-            weak_end = weak_at(of_concept[concept], run.num_steps)
-            warned = [text for text in (outside_calibration(of_concept[concept], run), weak_end) if text]
-            for row in range(run.batch_size):
-                first = int(first_fired[row, number])
-                fired, is_last_high = first >= 0, bool(is_high[row, number])
-                is_late = fired and first > LATE * run.num_steps
-                parts = [f"Redirected from {concept} from step {first}."] if fired else []
-                if is_late:
-                    parts.append("That was after the layout of the image had settled; block this image.")
-                if is_left_out := bool(left_out[row, number]):
-                    parts.append(_LEFT_OUT.format(concept))
-                if is_last_high:
-                    parts.append(f"At the end it still seemed to show {concept}; block this image.")
-                decision = Decision(
-                    guard=METHOD,
-                    concept=concept,
-                    name=name,
-                    concepts=(concept,) if fired else (),
-                    image=row,
-                    fired=fired,
-                    action="escalated" if fired and int(levels[row]) else "redirected" if fired else "none",
-                    prompt_score=float(prompt[row, number]),
-                    image_score=score if (score := float(image_peak[row, number])) > -torch.inf else None,
-                    thresholds={
-                        "prompt": self.config.prompt_thresholds[number],
-                        "image": state.image_thresholds[number],
-                    },
-                    first_fired_step=first if fired else None,
-                    steps_redirected=int(redirected[row, number]),
-                    unresolved=is_last_high or is_late or is_left_out,
-                    unverified=weak_end is not None,
-                    token_strengths=tuple(strengths[row].tolist()) if fired and state.strengths is not None else None,
-                    message=" ".join((*parts, *warned)),
-                )
-                decisions.append(logged_only(decision) if is_logged else decision)
-        return decisions
 
     def warning_text(self) -> str | None:
         weak = weak_rows_text(self._title, self._acting_alone)
@@ -569,7 +329,7 @@ class SafeRedirMany(Guard[SafeRedirManyConfig]):
         return off if weak is None else f"{off} {weak[0].upper()}{weak[1:]}"
 
     def weak_verdicts(self) -> dict[str, float]:
-        return {name: recall for alone in self._acting_alone for name, recall in weak_verdict(alone).items()}
+        return {name: recall for settings in self._acting_alone for name, recall in weak_verdict(settings).items()}
 
     def card(self) -> str:
         return many_card(self.config)
