@@ -8,6 +8,8 @@ share of the real denoiser's run in the same process ("seam_share").
     python benchmarks/seam.py --pairs 60                   # about three minutes
     python benchmarks/seam.py --against ../before          # the seam of another checkout beside this one's, run by run
 
+    python benchmarks/seam.py --calls                      # Python functions called for guards, in a step and in a run
+
 The second form keeps one process for each checkout and lets them take turns, in random order inside each pair: microseconds of
 the seam in one evaluation of one image, and their ratio.
 """
@@ -15,6 +17,7 @@ the seam in one evaluation of one image, and their ratio.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -23,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +128,59 @@ def seam_seconds(pipe: Any, guard: Guard[Any], runs: int, prompts: list[str], st
     """CPU seconds that the seam adds to one run."""
     real = pipe.unet.forward
 
-    def at_once(sample: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
-        return (sample * 0.1,)
-
-    pipe.unet.forward = at_once
+    pipe.unet.forward = without_denoiser
     try:
         rows = [(seconds(pipe, guard, prompts, steps)[0], seconds(pipe, None, prompts, steps)[0]) for _ in range(runs)]
     finally:
         pipe.unet.forward = real
     guarded, bare = (statistics.median(row[kind] for row in rows) for kind in (0, 1))
     return guarded - bare
+
+
+def without_denoiser(sample: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    """In the place of a denoiser's `forward`: answers at once."""
+    return (sample * 0.1,)
+
+
+def calls(pipe: Any, guard: Guard[Any] | None, steps: int) -> int:
+    """Python functions that are called in one run, the denoiser's aside; a run before it fills what is remembered."""
+    counted = 0
+
+    def note(frame: object, event: str, argument: object) -> None:
+        nonlocal counted
+        counted += event == "call"
+
+    def run() -> None:
+        generator = torch.Generator().manual_seed(0)
+        pipe(PROMPTS[0], generator=generator, num_inference_steps=steps, guidance_scale=4.0, output_type="latent")
+
+    real, pipe.unet.forward = pipe.unet.forward, without_denoiser
+    try:
+        with nullcontext() if guard is None else sr.attach(pipe, guard):
+            run()
+            is_collecting = gc.isenabled()
+            gc.disable()  # what a collection calls is nobody's step
+            sys.setprofile(note)
+            try:
+                run()
+            finally:
+                sys.setprofile(None)
+                if is_collecting:
+                    gc.enable()
+    finally:
+        pipe.unet.forward = real
+    return counted
+
+
+def count_calls(pipe: Any) -> list[dict[str, Any]]:
+    """Guard by guard the calls of a step, and what a run adds to them once."""
+    rows = []
+    bare = [calls(pipe, None, steps) for steps in (3, 4)]
+    for kind in GUARDS:
+        short, long = (calls(pipe, kind(GuardConfig(concept="nothing")), steps) for steps in (3, 4))
+        step = long - short - (bare[1] - bare[0])
+        rows.append({"guard": kind.method, "calls_a_step": step, "calls_a_run": short - bare[0] - 3 * step})
+    return rows
 
 
 def load() -> Any:
@@ -200,11 +247,15 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images at once")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--against", type=Path, help="another checkout, whose seam takes turns with this one's")
+    parser.add_argument("--calls", action="store_true", help="count Python calls in place of seconds")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         return serve(arguments.steps)
-    if arguments.against:
+    if arguments.calls:
+        rows = count_calls(load())
+        print(json.dumps(rows))
+    elif arguments.against:
         rows = against(arguments.against, arguments.pairs, arguments.steps)
     else:
         rows = compare_with_bare(arguments.pairs, arguments.steps, arguments.batches)

@@ -18,7 +18,7 @@ from saferedir.guard import Conditioning, Guard, GuardConfig, Step
 from saferedir.pipelines.families import FAMILIES
 from saferedir.pipelines.joined import Joined
 from saferedir.pipelines.listed import Layers, Lists
-from saferedir.utils.device import Pending, collecting, rehearsal
+from saferedir.utils.device import Collecting, Pending, rehearsal
 
 #: what a denoiser is given (some keyword arguments), and what guards are then
 Given = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
@@ -92,7 +92,7 @@ def sum_of(tensors: list[Tensor]) -> float:
 
 @contextmanager
 def on_a_device(pending: Pending) -> Iterator[None]:
-    with rehearsal(), collecting(pending):
+    with rehearsal(), Collecting(pending):
         yield
 
 

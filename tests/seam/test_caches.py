@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import saferedir as sr
 from saferedir.guard import Guard, GuardConfig, Step
+from saferedir.seam.caches import all_modules
 
 #: caches and pipelines that diffusers puts them on, one of each way of calling a denoiser
 PAIRS = (
@@ -200,3 +201,13 @@ def test_a_cache_enabled_by_a_callback_is_seen() -> None:
 
     with sr.attach(pipe, Watcher()), pytest.raises(sr.GuardError, match="TextKVCache"):
         run(case, pipe, "a star", steps=4, callback_on_step_end=enable)
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_every_module_is_looked_at_once(name: str) -> None:
+    """Also what is in two places, and where a module has none in the place of one."""
+    module: Any = PIPELINES[name].build()
+    module = getattr(module, "unet", None) or module.transformer
+    module.again, module.nothing = next(module.children()), None
+    module.register_module("nobody", None)
+    assert list(map(id, all_modules(module))) == list(map(id, module.modules()))

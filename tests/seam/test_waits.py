@@ -24,7 +24,7 @@ from saferedir.seam.run_state import has_callback
 from saferedir.target import Target
 from saferedir.target.partial import run_part
 from saferedir.utils import host_copies
-from saferedir.utils.device import Pending, collecting, rehearsal
+from saferedir.utils.device import Collecting, Pending, rehearsal
 from saferedir.utils.writes import writes_of
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def test_a_guarded_step_does_not_wait(name: str, tmp_path: Path) -> None:
 def test_embeddings_written_to_where_nothing_shows_it_are_refused() -> None:
     kept = PromptEmbeds(torch.zeros(1, 3, 4))
     source, pending = Source(kept), Pending()
-    with rehearsal(), collecting(pending):
+    with rehearsal(), Collecting(pending):
         assert source.is_unchanged(kept)
         pending.settle()
         kept.prompt.data.copy_(torch.ones(1, 3, 4))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -178,3 +180,37 @@ def test_reading_repacks_nothing(name: str) -> None:
     with sr.attach(pipe, Reader()), packings:
         run(case, pipe, ["a", "b"])
     assert not any(packings.counts[1:]), packings.counts
+
+
+def python_calls(steps: int, guard: Guard[Any] | None) -> int:
+    """Functions of Python that a run calls, without those of the denoiser."""
+    case, counted = PIPELINES["sd"], 0
+    pipe: Any = case.build()
+    pipe.unet.forward = lambda sample, *args, **kwargs: (sample * 0.1,)
+
+    def note(frame: object, event: str, argument: object) -> None:
+        nonlocal counted
+        counted += event == "call"
+
+    with nullcontext() if guard is None else sr.attach(pipe, guard):
+        run(case, pipe, steps=steps)  # fills what is remembered of classes
+        gc.disable()
+        sys.setprofile(note)
+        try:
+            run(case, pipe, steps=steps)
+        finally:
+            sys.setprofile(None)
+            gc.enable()
+    return counted
+
+
+def test_an_idle_guard_makes_few_calls_of_python() -> None:
+    """Between two calls of a real denoiser they run cold, so that their number is what a step of a small model pays."""
+
+    class Idle(Guard[GuardConfig]):
+        method = "idle"
+
+    guard = Idle(GuardConfig(concept="nothing"))
+    short, long = (python_calls(steps, guard) - python_calls(steps, None) for steps in (3, 4))
+    assert 0 < long - short <= 110
+    assert short - 3 * (long - short) <= 600

@@ -7,8 +7,8 @@ import torch
 
 from saferedir.errors import GuardError
 from saferedir.utils.device import (
+    Collecting,
     Pending,
-    collecting,
     is_readable,
     may_hold,
     refuse,
@@ -35,7 +35,7 @@ def test_outside_a_run_everything_is_read_at_once() -> None:
 
 
 def test_values_of_the_cpu_are_read_at_once_in_a_run() -> None:
-    with collecting(Pending()), pytest.raises(GuardError, match="bad"):
+    with Collecting(Pending()), pytest.raises(GuardError, match="bad"):
         refuse(torch.tensor(True), error)
 
 
@@ -45,7 +45,7 @@ def test_a_value_that_is_not_finite_is_refused_at_the_end(value: float, dtype: t
     pending = Pending()
     values = torch.zeros(2, 3, 4, dtype=dtype)
     values[1, 2, 3] = value
-    with rehearsal(), collecting(pending):
+    with rehearsal(), Collecting(pending):
         refuse_nonfinite(torch.full((4,), 6e4, dtype=dtype), error)  # their sum would overflow in float16
         refuse_nonfinite(values, error)
     with pytest.raises(GuardError, match="bad"):
@@ -54,7 +54,7 @@ def test_a_value_that_is_not_finite_is_refused_at_the_end(value: float, dtype: t
 
 def test_the_first_failed_check_raises_now_and_whenever_it_is_asked_again() -> None:
     pending = Pending()
-    with rehearsal(), collecting(pending):
+    with rehearsal(), Collecting(pending):
         refuse(torch.tensor([False, False]), lambda: error("first"))
         refuse(torch.tensor([False, True]), lambda: error("second"))
         refuse(torch.tensor([True]), lambda: error("third"))
@@ -64,19 +64,19 @@ def test_the_first_failed_check_raises_now_and_whenever_it_is_asked_again() -> N
 
 
 def test_reading_brings_the_checks_along() -> None:
-    with rehearsal(), collecting(Pending()):
+    with rehearsal(), Collecting(Pending()):
         refuse(torch.tensor([True]), error)
         with pytest.raises(GuardError, match="bad"):
             to_host(torch.ones(2))
 
 
 def test_an_eager_run_reads_at_once() -> None:
-    with rehearsal(), collecting(Pending(is_eager=True)):
+    with rehearsal(), Collecting(Pending(is_eager=True)):
         assert not may_hold(torch.tensor([False]))
         with pytest.raises(GuardError, match="bad"):
             refuse(torch.tensor([True]), error)
 
 
 def test_unknown_flags_may_hold() -> None:
-    with rehearsal(), collecting(Pending()):
+    with rehearsal(), Collecting(Pending()):
         assert may_hold(torch.tensor([False]))

@@ -39,14 +39,18 @@ class Layout(NamedTuple):
         """R, the pipeline's own rows of a call."""
         return self.batch_size * len(self.parts)
 
-    def split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(conditional, unconditional) rows (B, ...) of rows (R, ...); without guidance (`rows` itself, None)."""
-        if rows.shape[0] != self.num_rows:
+    def check(self, rows: Tensor) -> None:
+        """Raise GuardError unless there are R rows."""
+        if rows.shape[0] != self.batch_size * len(self.parts):
             raise GuardError(
                 f"the denoiser got {rows.shape[0]} rows where {self.num_rows} were expected (batch {self.batch_size}, guidance "
                 f"{'on' if self.has_both else 'off'}); this way of calling the pipeline is not supported. A callback that ends "
                 "guidance in the middle of a run must keep a row for every image (diffusers' cutoff callbacks keep one)."
             )
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(conditional, unconditional) rows (B, ...) of rows (R, ...); without guidance (`rows` itself, None)."""
+        self.check(rows)
         if len(self.parts) == 1:
             return rows, None
         return self._block(rows, "cond"), self._block(rows, "uncond") if self.has_both else None

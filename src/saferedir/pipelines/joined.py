@@ -101,6 +101,11 @@ class Joined:
         self._family, self._pipe, self._fact = family, pipe, family.second_prompt
         self._known: list[_Known] = []  # of the prompts, and of the negative ones
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to join, and nothing to check."""
+        return self._fact is None and not (self._family.mask_kwarg and self._family.first_token_is_read)
+
     def flat(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Keyword arguments with both sequences as one in the place of the prompt; `kwargs` themselves where there is one."""
         self._check_first_token(kwargs)

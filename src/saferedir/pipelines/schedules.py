@@ -27,6 +27,7 @@ Refused: inverse and discrete-token schedulers, CogVideoX DPM++ (another `step`)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +96,7 @@ class Coefficients(NamedTuple):
         """alpha and sigma in float32 as (B, 1, ...) on the device of `latents` (B, ...)."""
         shape = (latents.shape[0],) + (1,) * (latents.ndim - 1)
         if latents.device.type == "cpu":
-            alpha, sigma = (value.float().expand(shape) for value in self)
+            alpha, sigma = self.alpha.float().expand(shape), self.sigma.float().expand(shape)
         else:  # filled there: a copy from the host would wait
             alpha, sigma = (
                 torch.full((), number, dtype=torch.float32, device=latents.device).expand(shape)
@@ -127,7 +128,10 @@ def scheduler_kind(scheduler: Any) -> str:
 
 def _known_name(scheduler: Any) -> str | None:
     """The class name, of the scheduler's own or its first listed base, in SCHEDULER_KINDS."""
-    return next((base.__name__ for base in type(scheduler).__mro__ if base.__name__ in SCHEDULER_KINDS), None)
+    for base in type(scheduler).__mro__:
+        if base.__name__ in SCHEDULER_KINDS:
+            return base.__name__
+    return None
 
 
 def prediction_type(scheduler: Any) -> str:
@@ -252,19 +256,26 @@ def _current_sigma(scheduler: Any, timestep: Tensor | float) -> Tensor:
 
 
 def training_time(scheduler: Any, timestep: Tensor | float) -> float:
-    """`timestep` on the training scale 0..1000 shared by every family (flow models: 1000 sigma).
+    """`timestep` on the training scale 0..1000 shared by every family (flow models: 1000 sigma); see `training_times`."""
+    return training_times(scheduler, (float(timestep),))[0]
+
+
+def training_times(scheduler: Any, timesteps: Sequence[float]) -> tuple[float, ...]:
+    """Each timestep on the training scale 0..1000 shared by every family (flow models: 1000 sigma).
 
     Where timesteps are log(sigma)/4 (EDM, and Euler's "continuous" v), it is that of the flow with the same
     ratio of noise to data: 1000 sigma / (sigma + sigma_data).
     """
-    config = scheduler.config
-    if scheduler_kind(scheduler) == "trig":  # that of the flow with the same ratio of noise to data of deviation 1
-        return 1000.0 * math.sin(timestep) / (math.sin(timestep) + math.cos(timestep))
-    is_continuous_v = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
-    if is_continuous_v or scheduler_kind(scheduler) == "edm":
-        sigma = math.exp(4.0 * float(timestep))
-        return 1000.0 * sigma / (sigma + float(config.get("sigma_data", 1.0)))
-    return float(timestep) * 1000.0 / float(config.get("num_train_timesteps", 1000))
+    config, kind = scheduler.config, scheduler_kind(scheduler)
+    if kind == "trig":  # that of the flow with the same ratio of noise to data of deviation 1
+        return tuple([1000.0 * math.sin(t) / (math.sin(t) + math.cos(t)) for t in timesteps])
+    if kind == "edm" or (
+        config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    ):
+        data, sigmas = float(config.get("sigma_data", 1.0)), [math.exp(4.0 * t) for t in timesteps]
+        return tuple([1000.0 * sigma / (sigma + data) for sigma in sigmas])
+    scale = float(config.get("num_train_timesteps", 1000))
+    return tuple([t * 1000.0 / scale for t in timesteps])
 
 
 def to_x0(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -351,7 +362,8 @@ def evaluation_steps(scheduler: Any, timesteps: tuple[float, ...] | None = None)
     timesteps, name = timesteps or evaluation_timesteps(scheduler), _known_name(scheduler)
     if name in REPEATING_SCHEDULERS:
         return step_indices(timesteps)
-    return tuple(position // 2 if name in MIDPOINT_SCHEDULERS else position for position in range(len(timesteps)))
+    positions = range(len(timesteps))
+    return tuple([position // 2 for position in positions] if name in MIDPOINT_SCHEDULERS else positions)
 
 
 def step_indices(timesteps: tuple[float, ...]) -> tuple[int, ...]:

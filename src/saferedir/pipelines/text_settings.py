@@ -11,8 +11,9 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from saferedir.errors import GuardError
@@ -142,17 +143,30 @@ def named_arguments(pipe: Any, method: str = "__call__", *, is_first: bool = Fal
     parameters: dict[str, inspect.Parameter] = {}
     firsts: dict[str, inspect.Parameter] = {}
     is_open = True
-    owners = [vars(owner) for owner in type(pipe).__mro__]
-    for owner in (getattr(pipe, "__dict__", {}), *owners):
-        if method not in owner:
-            continue
-        entries = inspect.signature(owner[method]).parameters.values()
-        named = {entry.name: entry for entry in entries if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)}
+    replaced = getattr(pipe, "__dict__", {}).get(method)
+    signatures = [] if replaced is None else [_signature(replaced)]  # not remembered: it may hold the pipeline
+    for named, has_more in (*signatures, *_class_signatures(type(pipe), method)):
         if is_open:
             parameters = {**named, **parameters}
-            is_open = len(named) < len(entries)
+            is_open = has_more
         firsts |= named
     return {name: firsts[name] for name in parameters} if is_first else parameters
+
+
+def _class_signatures(kind: type[Any], method: str) -> list[tuple[dict[str, inspect.Parameter], bool]]:
+    """`_signature` of a method in every class that has it, the subclass's first."""
+    return [_class_signature(vars(owner)[method]) for owner in kind.__mro__ if method in vars(owner)]
+
+
+def _signature(function: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Arguments of a function by name, and whether it takes others, too."""
+    entries = inspect.signature(function).parameters.values()
+    named = {entry.name: entry for entry in entries if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)}
+    return named, len(named) < len(entries)
+
+
+#: of functions of classes, asked for at every run
+_class_signature = lru_cache(maxsize=256)(_signature)
 
 
 def plain(value: Any) -> Any:

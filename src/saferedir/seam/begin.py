@@ -24,7 +24,7 @@ from saferedir.pipelines.schedules import (
     prediction_type,
     read_schedule,
     scheduler_kind,
-    training_time,
+    training_times,
 )
 from saferedir.pipelines.text_encoders import make_text_encoders
 from saferedir.pipelines.text_settings import encoder_arguments
@@ -119,7 +119,7 @@ def times_of(scheduler: Any, family: Family, offset: int, timesteps: tuple[float
     """Time of each evaluation on the training scale."""
     if family.time_from_sigma and scheduler_kind(scheduler) == "flow":
         return tuple((1000.0 * on_host(scheduler.sigmas)[offset : offset + len(timesteps)].float()).tolist())
-    return tuple(training_time(scheduler, value) for value in timesteps)
+    return training_times(scheduler, timesteps)
 
 
 def is_guided(pipe: Any, family: Family, settings: Mapping[str, Any]) -> bool:

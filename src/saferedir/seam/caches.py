@@ -185,7 +185,7 @@ def held_by(module: nn.Module, name: str) -> Iterator[Held]:
     if (helper := deepcache_of(inner)) is not None:
         yield Held(DEEPCACHE, helper, None)
     visited: set[int] = set()
-    for part in inner.modules():
+    for part in all_modules(inner):
         registry = vars(part).get("_diffusers_hook")  # what a wrapper wraps is one of the modules, too
         if registry is None or id(registry) in visited:
             continue
@@ -203,11 +203,25 @@ def held_by(module: nn.Module, name: str) -> Iterator[Held]:
             yield Held(kind, hook, part)
 
 
+def all_modules(module: nn.Module) -> list[nn.Module]:
+    """What `module.modules()` gives, in the same order, without its generator in a generator for every level."""
+    answers: dict[int, nn.Module] = {}
+    waiting: list[nn.Module | None] = [module]
+    while waiting:
+        part = waiting.pop()
+        if part is not None and id(part) not in answers:
+            answers[id(part)] = part
+            waiting += reversed(part._modules.values())
+    return list(answers.values())
+
+
 def marks_of(module: nn.Module) -> tuple[object, ...]:
     """What changes when a cache is put on a module, or taken off; cheap to ask for."""
     inner = unwrapped(module)
-    marks = (bool(getattr(inner, mark, False)) for mark in MARKS)
-    return (id(getattr(inner, "_cache_config", None)), id(vars(inner).get("forward")), *marks)
+    values, kind = vars(inner), type(inner)  # a module is slow to say that it has no attribute
+    config = values.get("_cache_config", getattr(kind, "_cache_config", None))
+    marks = [bool(values.get(mark, getattr(kind, mark, False))) for mark in MARKS]
+    return (id(config), id(values.get("forward")), *marks)
 
 
 def deepcache_of(module: nn.Module) -> Any:

@@ -82,6 +82,8 @@ class Conditions:
 
     def edit(self, embeds: PromptEmbeds, asked: Asked, layout: Layout | None = None) -> Edit | None:
         """What to write into a call that is given `embeds`, in rows of `layout`; None where guards touched nothing of it."""
+        if asked.used is asked.given:
+            return None
         used_layout = layout or self._layout
         halves = zip(used_layout.halves(asked.used), used_layout.halves(asked.given), strict=True)
         if all(used.is_same(given) for used, given in halves):

@@ -56,6 +56,7 @@ class Hooks:
         self._pipe, self._family = pipe, family
         #: denoisers and their conditioned_modules by attribute, as the pipeline held them when the hooks were put on
         self.modules: dict[str, nn.Module] = {}
+        self._inner: dict[str, nn.Module] = {}  # the same without torch.compile's wrapper
         #: there only while a guard needs them
         self.texts: PromptTexts | None = None
         self.latents: GivenLatents | None = None
@@ -67,17 +68,14 @@ class Hooks:
         self._call: WrappedMethods | None = None
         self._handles: list[Any] = []
         self._prompts: tuple[Lists | Layers | Joined, ...] = ()
+        #: the scheduler whose methods are wrapped now
+        self.scheduler: Any = None
 
     @property
     def denoiser(self) -> nn.Module:
         """The denoiser that the hooks are on."""
         module: nn.Module = unwrapped(self.modules[self._family.denoiser])
         return module
-
-    @property
-    def scheduler(self) -> Any:
-        """The scheduler whose methods are wrapped now."""
-        return None if self._wrapped is None else self._wrapped.instance
 
     def put_on(self, moments: Moments) -> None:
         """Put on what every guard needs."""
@@ -88,6 +86,7 @@ class Hooks:
         lists = Lists(family)
         layers = Layers(family) if family.prompt_layers else Joined(family, self._pipe)
         self._prompts = lists, layers
+        is_flat = isinstance(layers, Joined) and layers.is_idle
 
         def listed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
             with moments.failing_closed():
@@ -101,6 +100,8 @@ class Hooks:
             if family.listed:
                 answer = moments.before_denoiser(module, listed(args, kwargs))
                 return None if answer is None else lists.lists(answer[1], args)
+            if is_flat:
+                return moments.before_denoiser(module, Call(family, args, kwargs))
             return layers.apart(moments.before_denoiser(module, flat(args, kwargs)))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -126,6 +127,7 @@ class Hooks:
         methods = {"progress_bar": moments.progress_bar, "maybe_free_model_hooks": moments.end_of_call}
         self._call = WrappedMethods(self._pipe, methods, moments)
         self.modules = self.held_now()
+        self._inner = {name: unwrapped(module) for name, module in self.modules.items()}
         for name, module in self.modules.items():
             if name in family.conditioned_modules:
                 self._handles.append(module.register_forward_pre_hook(hooks[2], with_kwargs=True))
@@ -148,7 +150,7 @@ class Hooks:
         """Take off what `put_on` put on; harmless where there is nothing."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self.modules, self._prompts = [], {}, ()
+        self._handles, self.modules, self._inner, self._prompts = [], {}, {}, ()
         self._unwrap_scheduler()
         if self._call is not None:
             self._call.release()
@@ -204,32 +206,33 @@ class Hooks:
         check_scheduler(self._pipe.scheduler)
         methods = {"step": moments.scheduler_step, "set_timesteps": moments.set_timesteps}
         self._wrapped = WrappedMethods(self._pipe.scheduler, methods, moments)
+        self.scheduler = self._pipe.scheduler
 
     def _unwrap_scheduler(self) -> None:
         if self._wrapped is not None:
             self._wrapped.release()
-        self._wrapped = None
+        self._wrapped = self.scheduler = None
 
     def check_module(self, module: nn.Module) -> None:
         """Raise unless `module` is ours, and the pipeline still holds all the modules that are."""
-        if all(unwrapped(module) is not unwrapped(hooked) for hooked in self.modules.values()):
+        module, is_ours, replaced = unwrapped(module), False, None
+        for name, hooked in self._inner.items():
+            is_ours = is_ours or hooked is module
+            if replaced is None and unwrapped(getattr(self._pipe, name, None)) is not hooked:
+                replaced = name
+        if not is_ours:
             raise GuardError(
                 f"this {type(module).__name__} is a copy of a guarded one, without guards of its own; attach guards to its "
                 "pipeline, or free it with saferedir.detach(pipe)."
             )
-        if (name := self._replaced) is not None:
-            raise GuardError(f"{name} of the guarded pipeline was replaced; detach and attach the guards again.")
-
-    @property
-    def _replaced(self) -> str | None:
-        """Name of a module that the pipeline no longer holds."""
-        held = ((name, unwrapped(getattr(self._pipe, name, None)), hooked) for name, hooked in self.modules.items())
-        return next((name for name, module, hooked in held if module is not unwrapped(hooked)), None)
+        if replaced is not None:
+            raise GuardError(f"{replaced} of the guarded pipeline was replaced; detach and attach the guards again.")
 
     @property
     def are_in_place(self) -> bool:
         """Whether there are hooks, and the pipeline still holds the modules they are on."""
-        return bool(self.modules) and self._replaced is None
+        held = [unwrapped(getattr(self._pipe, name, None)) is inner for name, inner in self._inner.items()]
+        return bool(held) and all(held)
 
 
 class Loop:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
 
 from saferedir.errors import GuardError
 from saferedir.pipelines.families import unwrapped
 from saferedir.seam.session import Session
-from saferedir.utils.device import Pending, collecting
+from saferedir.utils.device import Collecting, Pending
 
 #: arguments of pipelines that leave steps out
 _SHORTENING = ("strength", "denoising_start", "denoising_end")
@@ -77,6 +77,13 @@ class RunState:
         was_running, session.failed = not session.failed, True
         return was_running
 
+    def undisturbed(self) -> Session | None:
+        """The session in progress, if this thread may go on in it; else None, and `check_thread` or `active` raises."""
+        session = self.session
+        if session is None or session.finished or session.failed:
+            return None
+        return None if self._is_contested or threading.get_ident() != self._owner else session
+
     def active(self, denoiser: str) -> Session:
         """The session in progress; anything else raises. `denoiser`: its attribute, for the sentence."""
         session = self.session
@@ -118,16 +125,23 @@ class RunState:
         if self._is_contested:
             raise GuardError(f"another thread used this guarded pipeline during the run; {advice}")
 
-    @contextmanager
-    def failing_closed(self) -> Iterator[None]:
+    def failing_closed(self) -> FailingClosed:
         """Whatever is raised within fails the session."""
-        try:
-            with collecting(self.pending):
-                yield
-        except BaseException:
-            if self.session is not None:
-                self.session.failed = True
-            raise
+        return FailingClosed(self)
+
+
+class FailingClosed(Collecting):
+    """As `Collecting`, of a run's checks; whatever is raised within fails the session that the run has then."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: RunState) -> None:
+        self._state, self._pending = state, state.pending
+
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__()
+        if raised[0] is not None and self._state.session is not None:
+            self._state.session.failed = True
 
 
 def arguments_of_running_call(pipe: Any, name: str) -> Mapping[str, Any]:
@@ -145,14 +159,14 @@ def check_caller(pipe: Any, name: str) -> None:
 
 def _calling_frame(pipe: Any, name: str) -> FrameType:
     """A pipeline made by `from_pipe` runs the same denoiser with settings of its own, which the guarded one does not know."""
-    module = getattr(pipe, name)
+    module = unwrapped(getattr(pipe, name))
     frame: FrameType | None = sys._getframe(
         1
     )  # the own frame's variables would hold that frame, and with it all the others
     while frame is not None:
         owner = frame.f_locals.get("self")
         parts = getattr(owner, "__dict__", {})
-        if "scheduler" in parts and _is_same(parts.get(name), module) and _is_method(owner, frame.f_code):
+        if "scheduler" in parts and unwrapped(parts.get(name)) is module and _is_method(owner, frame.f_code):
             if owner is pipe:
                 return frame
             raise GuardError(
@@ -163,12 +177,6 @@ def _calling_frame(pipe: Any, name: str) -> FrameType:
     raise GuardError(
         f"the {name} of a guarded pipeline was called outside a call of that pipeline; call the pipeline, or detach the guards."
     )
-
-
-def _is_same(first: Any, second: Any) -> bool:
-    return first is second or unwrapped(first) is unwrapped(
-        second
-    )  # in this order: a module is slow to say that it has no attribute
 
 
 def check_scheduler_is_not_shared(pipe: Any) -> None:
@@ -247,8 +255,17 @@ def why_no_step(settings: Mapping[str, Any], has_timesteps: bool, is_interrupted
 
 def _is_method(owner: Any, code: CodeType) -> bool:
     """Whether `code` is that of a method of the owner's class."""
-    methods = (vars(base).get(code.co_name) for base in type(owner).__mro__)
-    return any(callable(method) and getattr(inspect.unwrap(method), "__code__", None) is code for method in methods)
+    for base in type(owner).__mro__:
+        method = base.__dict__.get(code.co_name)
+        if callable(method) and _code_of(method) is code:
+            return True
+    return False
+
+
+@lru_cache(maxsize=256)
+def _code_of(method: Callable[..., Any]) -> CodeType | None:
+    """That of a function of a class, below its decorators."""
+    return getattr(inspect.unwrap(method), "__code__", None)
 
 
 def check_all_is_read(kwargs: Mapping[str, Any]) -> None:

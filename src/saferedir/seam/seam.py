@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -199,7 +199,8 @@ class Seam:
         settings = arguments_of_call(self.pipe)
         if settings is None or self._is_partial:
             return
-        self._check_not_detached()
+        if self._state.was_detached:
+            self._refuse_detached()
         self._state.check_thread()
         if not had_step:
             self._state.forget()
@@ -232,7 +233,8 @@ class Seam:
 
     def _with_conditioning(self, module: nn.Module, call: Call, choose: Callable[..., Edit | None]) -> Any:
         """Enter or continue a run, and let `choose` say what conditioning this call is to have."""
-        self._check_not_detached()
+        if self._state.was_detached:
+            self._refuse_detached()
         self.hooks.check_module(module)
         self._state.check_thread()
         if self.pipe.scheduler is not self.hooks.scheduler:  # replaced since: its set_timesteps went unseen
@@ -291,7 +293,8 @@ class Seam:
         *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """The scheduler's own step, with prediction and latents as the guards edit them."""
-        self._check_not_detached()
+        if self._state.was_detached:
+            self._refuse_detached()
         if self._state.is_expected:
             check_scheduler_is_not_shared(self.pipe)
         session = self._active()
@@ -299,13 +302,13 @@ class Seam:
             if session.run.solver is not None:
                 session.run.solver.meet(session.evaluation, model_output.dtype, args, kwargs)
             count = self._rows_to_guard(session, sample)
-            given = self._unpacked(first_rows(model_output, count))
-            used = session.before_step(given, timestep, self._unpacked(first_rows(sample, count)))
+            given = self._unpacked(model_output, count)
+            used = session.before_step(given, timestep, self._unpacked(sample, count))
             pred = model_output if used is given else self._whole(self._packed(used), model_output)
             output = original(pred, timestep, sample, *args, **kwargs)
             self._active()
             stepped = output[0] if isinstance(output, tuple) else output.prev_sample
-            latents = self._unpacked(first_rows(stepped, count))
+            latents = self._unpacked(stepped, count)
             edited = session.after_step(latents)
             self._state.steps += 1
             if session.finished:
@@ -332,7 +335,10 @@ class Seam:
         """`rows`, and copies of them in place of the further rows that `like` has."""
         return rows if rows.shape[0] == like.shape[0] else torch.cat([rows, rows])
 
-    def _unpacked(self, values: Tensor) -> Tensor:
+    def _unpacked(self, values: Tensor, count: int | None = None) -> Tensor:
+        """As guards are given latents, the first `count` rows; `values` themselves where that is all of them as they are."""
+        if count is not None:
+            values = values[:count]
         packing = self.family.packing
         if packing is None or self._grid is None or values.ndim != packing.ndim:
             return values
@@ -416,17 +422,19 @@ class Seam:
 
     def _active(self) -> Session:
         """The run this thread is in; anything else raises."""
+        session = self._state.undisturbed()
+        if session is not None and self.pipe.scheduler is self.hooks.scheduler:
+            return session
         self._state.check_thread()
         if self.pipe.scheduler is not self.hooks.scheduler:
             raise GuardError("the pipeline's scheduler was replaced in the middle of a run; replace it between calls.")
         return self._state.active(self.family.denoiser)
 
-    def _check_not_detached(self) -> None:
-        if self._state.was_detached:
-            self._leave()
-            raise GuardError(
-                "the guards were detached in the middle of this run, so it cannot go on; call the pipeline again."
-            )
+    def _refuse_detached(self) -> NoReturn:
+        self._leave()
+        raise GuardError(
+            "the guards were detached in the middle of this run, so it cannot go on; call the pipeline again."
+        )
 
     def _record(self, session: Session) -> None:
         verdicts = dict(zip(map(id, session.guards), session.verdicts(), strict=True))
@@ -435,8 +443,3 @@ class Seam:
             if any(guard.enabled and id(guard) not in verdicts for guard in attached.guards):
                 continue  # attached in the middle of this run: it guards from the next one on
             attached.record([decision for guard in attached.guards for decision in verdicts.get(id(guard), [])])
-
-
-def first_rows(values: Tensor, count: int | None) -> Tensor:
-    """The first `count` rows of `values` (R, ...); `values` itself where that is None."""
-    return values if count is None else values[:count]

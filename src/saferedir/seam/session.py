@@ -55,6 +55,8 @@ from saferedir.utils.host_copies import on_host
 
 #: largest share that the unconditional rows may have in a guided prediction; at guidance scales >= 1 it is not above 0
 NEGATIVE_WEIGHT = 0.1
+#: of guards that are never asked
+_NO_STEPS = Steps(())
 
 
 class Session:
@@ -139,9 +141,9 @@ class Session:
         if self._calls:
             return self._before_unconditional(embeds)
         if self.is_idle:
-            self.layout.split(embeds.prompt)
+            self.layout.check(embeds.prompt)
             self._check_evaluation()
-            self._steps = Steps(())
+            self._steps = _NO_STEPS
             return None
         asked = self._conditions.before_prediction(embeds, partial(self._make_steps, latents, embeds.mask))
         self._steps = asked.steps
@@ -284,7 +286,9 @@ class Session:
                 "run? Change it between pipeline calls."
             )
 
-        value = torch.as_tensor(timestep).flatten()[0]
+        value = torch.as_tensor(timestep)
+        if value.ndim:
+            value = value.flatten()[0]
         if not is_readable(value):
             refuse(value != expected, lambda: error(float(value)))
         elif (given := float(value)) != expected:
@@ -292,12 +296,13 @@ class Session:
 
     def after_step(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to go on with; closes the evaluation and, after the last one, the run."""
-        steps = self._current()
-        edited = edited_latents(self._users, steps, latents)
-        self.has_edited |= edited is not latents
+        steps, edited = self._current(), latents
+        if not self.is_idle:
+            edited = edited_latents(self._users, steps, latents)
+            self.has_edited |= edited is not latents
+            self._x0_previous = steps.facts.get("x0")
+            self._extra.keep(edited)
         check_finite(edited, "the latents after a step")
-        self._x0_previous = steps.facts.get("x0")
-        self._extra.keep(edited)
         self._steps, self._frame, self._calls, self._skips, self._attentions = None, None, 0, 0, 0
         self._conditions.close()
         self.evaluation += 1

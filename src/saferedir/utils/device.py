@@ -1,7 +1,7 @@
 """Values on a device: read without waiting for each one, and refused over later where reading would wait.
 
 A value on the CPU is read at once. One on another device is read only when the work queued before it is done, so that a run
-which reads at every step stands still at every step. Inside `collecting` nothing is read: `refuse` and `refuse_nonfinite`
+which reads at every step stands still at every step. Inside `Collecting` nothing is read: `refuse` and `refuse_nonfinite`
 keep one number on the device for each check, and `Pending.settle` reads them all together, before an image leaves.
 """
 
@@ -69,14 +69,19 @@ _PENDING: ContextVar[Pending | None] = ContextVar("saferedir_pending", default=N
 _IS_REHEARSAL: ContextVar[bool] = ContextVar("saferedir_rehearsal", default=False)
 
 
-@contextmanager
-def collecting(pending: Pending) -> Iterator[None]:
+class Collecting:
     """Inside, checks of values that are not on the CPU are kept in `pending`."""
-    token = _PENDING.set(pending)
-    try:
-        yield
-    finally:
-        _PENDING.reset(token)
+
+    __slots__ = ("_pending", "_token")
+
+    def __init__(self, pending: Pending) -> None:
+        self._pending = pending
+
+    def __enter__(self) -> None:
+        self._token = _PENDING.set(self._pending)
+
+    def __exit__(self, *raised: object) -> None:
+        _PENDING.reset(self._token)
 
 
 @contextmanager

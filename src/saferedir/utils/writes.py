@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Generic, TypeVar
 
 import torch
@@ -21,7 +22,7 @@ def writes_of(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
 
 def are_objects(now: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> bool:
     """Whether both hold the very same objects."""
-    return len(now) == len(given) and all(mine is theirs for mine, theirs in zip(now, given, strict=True))
+    return len(now) == len(given) and all(map(is_, now, given))
 
 
 def have_values(now: Sequence[Tensor | None], kept: Sequence[Tensor | None]) -> bool:

@@ -67,7 +67,10 @@ TEXT_FAMILIES = {name: family for name, family in FAMILIES.items() if family.has
 
 def unwrapped(module: Any) -> Any:
     """The module under torch.compile's wrapper, if there is one."""
-    return getattr(module, "_orig_mod", module)
+    parts = getattr(
+        module, "_modules", None
+    )  # the wrapper has it among its parts: a module is slow to say that it has no attribute
+    return parts.get("_orig_mod", module) if isinstance(parts, dict) else getattr(module, "_orig_mod", module)
 
 
 def is_compiled(module: Any) -> bool:
