@@ -193,9 +193,7 @@ def guard_facts(guard: Guard[Any]) -> dict[str, Any]:
     """Method, name, concept and checksum of a guard's settings and tensors, of what it only logs, and of its anchors."""
     settings = json.dumps({**guard.config.settings(), **guard.set_by_policy()}, sort_keys=True, default=str)
     digest = hashlib.sha256(f"{guard.method} {settings}".encode())
-    for name, tensor in sorted(guard.tensors().items()):
-        values = tensor.detach().cpu().reshape(-1).view(torch.uint8)  # flat, since a scalar has no bytes of its own
-        digest.update(name.encode() + values.numpy().tobytes())
+    add_values(digest, guard.tensors(), "bytes")
     return {
         "method": guard.method,
         "name": guard.name,

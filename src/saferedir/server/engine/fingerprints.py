@@ -18,7 +18,7 @@ def digest_of(value: Any) -> str:
 
 def guard_fingerprint(guard: Guard[Any]) -> str:
     """SHA-256 of a guard's settings, weights and image verifier, of what it only logs, and of its anchors."""
-    import torch
+    from saferedir.utils.digests import add_values  # torch
 
     tensors = {f"guard.{name}": value for name, value in guard.tensors().items()}
     if guard.image_verifier is not None:
@@ -28,8 +28,5 @@ def guard_fingerprint(guard: Guard[Any]) -> str:
         verifier = None
     facts = [guard.method, guard.config.to_dict(), verifier, *guard.set_by_policy().values()]
     digest = hashlib.sha256(digest_of(facts).encode())
-    for name, value in sorted(tensors.items()):
-        flat = value.detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(flat.shape)}{flat.dtype}".encode())
-        digest.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
+    add_values(digest, tensors, "typed")
     return digest.hexdigest()
