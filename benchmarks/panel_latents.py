@@ -145,6 +145,7 @@ def latent_and_negative(
     has_negative=False leaves the negative prompts empty: what is left where negative embeddings are not taken.
     Where the guard replaces a share of given latents by noise, gradients are the mean over `samples` of it, each iterate is run
     once more with the noise that the guard would take for it, and so are `tries` copies of the best, each moved by a thousandth.
+    Where nothing of latents alone is left there is no gradient, and what it would cost goes into tries.
     """
     clean = bench.references[1]
     texts = [re.sub(r"(?i)\bstar(s|fish)?\b", "shape", text) for text in bench.references[0]]
@@ -166,7 +167,7 @@ def latent_and_negative(
 
         def run_of(taken: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """(N,) distance, what the gates are short of silence, and whether they are silent."""
-            given = {"negative_prompt_embeds": negatives.embeds(values)} if has_negative else {}
+            given: dict[str, Any] = {"negative_prompt_embeds": negatives.embeds(values)} if has_negative else {}
             run = target.roll_out(taken, prompt=texts, **given)
             far = (run[-1].x0 - clean).square().flatten(1).mean(dim=1)
             margins = torch.stack([step.gates["saferedir.image"].margin for step in run])
@@ -186,7 +187,8 @@ def latent_and_negative(
             far, _, silent = run_of(replace_share(tried, digest_noise(tried), share), values)
             keep_better([tried, values], far, silent)
 
-        for _ in range(count):
+        is_seed = share == 1 and not has_negative
+        for _ in range(0 if is_seed else count):
             optimiser.zero_grad()
             silent_in_all = torch.ones(len(clean), dtype=torch.bool)
             for _ in range(samples if share else 1):
@@ -204,7 +206,7 @@ def latent_and_negative(
                 latents.copy_(_on_prior(latents) if limit is None else within_prior(_on_prior(latents), limit))
         alone = int((least < 100).sum())
         best = [value.clone() for value in kept]
-        for _ in range(tries if share else 0):
+        for _ in range((tries + is_seed * count * (3 * samples + 1)) if share else 0):
             near = _on_prior(best[0] + 1e-3 * torch.randn(clean.shape, generator=generator))
             try_out(near if limit is None else within_prior(near, limit), best[1])
     print(

@@ -24,7 +24,8 @@ them whose image both judges find it in after the attack, neither broken nor blo
 - "img2img gradient" hands its start over as latents, which guards with a test of latents refuse by now; its rows keep the
   attack without that refusal ([what got through](hardening.md#what-got-through)).
 - **usual**, `pictoworld/{{concept}}-usual`, is the guard without rules and tests; **star**, **emblem** and **pointillism** are
-  the packaged ones.
+  the packaged ones; **+refresh.5** and **+refresh1** are these with `latents_test="refresh_all"` and that share, measured on
+  attacks that got past the packaged ones most often.
 - Guards without verdicts of their own meet fewer attacks (no misspelling below a threshold, no silenced verdict), so that
   their rows are of weaker attackers.
 
@@ -38,7 +39,8 @@ CHANNELS = ("text", "soft", "latent", "image")
 def kept_cells(work: Path, task: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Guard -> attack -> record, of the cells that were measured."""
     cells: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in sorted((work / task).glob("*/*.json")):
+    paths = (work / task).glob("*/*.json")
+    for path in sorted(paths, key=lambda path: (path.parent.name.removesuffix("-hardened"), path.name)):
         record = json.loads(path.read_text())
         if record["n"]:
             name = path.parent.name.removeprefix("pictoworld_").removesuffix("-hardened")

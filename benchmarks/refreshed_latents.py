@@ -18,6 +18,7 @@ from benchmarks.panel_bench import GUIDANCE
 from torch import Tensor
 
 import saferedir as sr
+from saferedir.guards.saferedir import SafeRedir
 from saferedir.metrics import Rate
 from saferedir.pictoworld.captions import Prompt
 from saferedir.pictoworld.evaluation import attributes_kept, cell, identical, load_judge, rate_of
@@ -71,7 +72,7 @@ def main() -> None:
     unguarded, unit = judge.judge(bare), distances(bare, apart).median()
     print("| share | same | again | asked for | kept | distance |\n|---|---|---|---|---|---|", flush=True)
     print(f"| bare | – | – | {cell(shown(unguarded, prompts).to_dict())} | – | 0 |", flush=True)
-    guard = sr.Guard.from_pretrained(f"pictoworld/{task.name}")
+    guard = SafeRedir.from_pretrained(f"pictoworld/{task.name}")
     for share in (0.0, *options.shares):
         changes = {"latents_test": "refresh_all", "latents_fresh_share": share} if share else {}
         with sr.attach(pipe, guard.with_settings(**changes)):

@@ -93,7 +93,7 @@ class Guard(Generic[ConfigT]):
     #: share of honest noise that may fail that test, in (0, 1)
     latents_false_positives: float = 1e-3
     #: share of their energy that noise takes the place of under "refresh_all", in (0, 1]
-    latents_fresh_share: float = 0.5
+    latents_fresh_share: float = 1.0
 
     #: whether it tests `prompt_embeds` that the caller gives, and takes those of a text as they are
     tests_embeds: bool = False

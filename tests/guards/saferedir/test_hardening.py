@@ -114,9 +114,9 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
 
 
 def test_the_share_of_fresh_noise_is_a_setting_that_older_guards_do_not_write_down() -> None:
-    guard = guard_of(latents_test="refresh_all", latents_fresh_share=1)
-    assert (guard.latents_test, guard.latents_fresh_share) == ("refresh_all", 1)
-    assert guard_of().latents_fresh_share == Guard.latents_fresh_share
+    guard = guard_of(latents_test="refresh_all", latents_fresh_share=0.5)
+    assert (guard.latents_test, guard.latents_fresh_share) == ("refresh_all", 0.5)
+    assert guard_of().latents_fresh_share == Guard.latents_fresh_share == 1
     assert (
         "latents_fresh_share" not in guard_of().config.settings() and "latents_fresh_share" in guard.config.settings()
     )

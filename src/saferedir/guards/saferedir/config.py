@@ -88,7 +88,7 @@ class SafeRedirConfig(GuardConfig):
     answer: str = "redirect"
     latents_test: str = "off"
     latents_false_positives: float = 1e-3
-    latents_fresh_share: float = 0.5
+    latents_fresh_share: float = 1.0
     embeds_test: str = "off"
     other_sizes: str = "refuse"
     fail_closed: bool = True
@@ -96,7 +96,7 @@ class SafeRedirConfig(GuardConfig):
     options: ClassVar[Mapping[str, Any]] = {
         **PLAIN_RULES,
         "latents_false_positives": 1e-3,
-        "latents_fresh_share": 0.5,
+        "latents_fresh_share": 1.0,
         "other_sizes": "refuse",
     }
 
