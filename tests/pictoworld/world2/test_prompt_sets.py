@@ -9,6 +9,7 @@ import torch
 
 from saferedir.bench.generation.worlds import check_recipe, world_concept, world_guards, world_prompts
 from saferedir.errors import BenchError
+from saferedir.guards.saferedir_many import SafeRedirMany
 from saferedir.judges.base import Scores
 from saferedir.judges.registry import load_judge
 from saferedir.judges.rules import without_veto
@@ -16,12 +17,12 @@ from saferedir.judges.world2 import LABELS, World2Judge, World2TemplateJudge, ta
 from saferedir.pictoworld.world2.captions import attributes_of, caption
 from saferedir.pictoworld.world2.judge import HEADS, head_values
 from saferedir.pictoworld.world2.judge import Judge as Network
-from saferedir.pictoworld.world2.methods import METHODS, anchor_and_concept, phrases
+from saferedir.pictoworld.world2.methods import METHODS, anchor_and_concept, make_guards, phrases
 from saferedir.pictoworld.world2.posters import NEAR_VARIANTS, POSTERS
 from saferedir.pictoworld.world2.prompt_sets import concept_prompts, expected_values, place_values
 from saferedir.pictoworld.world2.renderer import render_contents
 from saferedir.pictoworld.world2.scene import Scene, random_scene
-from saferedir.pictoworld.world2.tasks import TASKS, concept_contents, other_contents, task_names
+from saferedir.pictoworld.world2.tasks import CHARACTER_TASKS, TASKS, concept_contents, other_contents, task_names
 
 LIMITS = {"forget": 6, "rephrased": 3, "retain": 6, "neighbours": 4}
 SCENE_TASKS = [name for name, task in TASKS.items() if not task.poster]
@@ -113,6 +114,16 @@ def test_words_of_every_text_task() -> None:
         words, sentence = phrases(TASKS[name]), anchor_and_concept(TASKS[name])
         assert len(words) >= 2 and len(set(words)) == len(words)
         assert (sentence is None) == (TASKS[name].kind == "identities")
+
+
+def test_twenty_characters_are_rows_of_the_guard_of_forty() -> None:
+    task = TASKS["characters-20"]
+    guards = make_guards("saferedir", task, None)
+    assert guards is not None and isinstance(guards[0], SafeRedirMany)
+    config = guards[0].config
+    assert set(config.concepts) - set(config.off) == {values["character"].lower() for values in task.forget}
+    anchors = [CHARACTER_TASKS[values["character"]].anchor for values in task.forget]
+    assert all(anchor is not None and anchor not in task.forget for anchor in anchors)
 
 
 def test_worlds_are_told_apart() -> None:

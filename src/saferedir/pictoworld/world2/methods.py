@@ -2,7 +2,7 @@
 
 Methods that read words serve the text-conditional tasks; `safe-denoiser` and `spell` serve every task, `safe-denoiser-generated`
 those without text. Trained guards are
-packaged as "world2/<task>" and "world2/<task>-<method>".
+packaged as "world2/<task>" and "world2/<task>-<method>"; many characters' is "world2/characters", with the rows of the task on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from saferedir.guards.nag import NAG, NAGConfig
 from saferedir.guards.negation import NegationSet
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.guards.safe_denoiser import SafeDenoiser
+from saferedir.guards.saferedir_many import SafeRedirMany
 from saferedir.guards.safree import Safree, SafreeConfig
 from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.guards.spell import SPELL
@@ -38,6 +39,7 @@ from saferedir.utils.packaged import GUARD_CONFIG, list_packaged_guards
 Maker = Callable[[Task, Any], Guard[Any] | None]
 
 WORLD = "world2"
+ALL_CHARACTERS = f"{WORLD}/characters"
 #: images of a negation set, and as many benign ones
 REFERENCES = 400
 #: synonyms beside the plain words that a method which reads words is given
@@ -214,5 +216,18 @@ def _trained(name: str, task: Task, folder: Path | None) -> Guard[Any] | None:
     label = task.name + ("" if name == "saferedir" else f"-{name}")
     if folder is not None and (folder / label / GUARD_CONFIG).is_file():
         return Guard.from_pretrained(folder / label)
+    if name == "saferedir" and task.kind == "identities":
+        return _characters(task)
     packaged = f"{WORLD}/{label}"
     return Guard.from_pretrained(packaged) if packaged in list_packaged_guards() else None
+
+
+def _characters(task: Task) -> Guard[Any]:
+    """The packaged guard of all characters with those of the task on.
+
+    It has no anchor: a character's direction leads to the fourth member of another family, and keeps the rest of the prompt,
+    where an anchor of a policy would stand in the place of the whole.
+    """
+    guard = SafeRedirMany.from_pretrained(ALL_CHARACTERS)
+    wanted = {values["character"].lower() for values in task.forget}
+    return guard.without(*(name for name in guard.config.concepts if name not in wanted))
