@@ -21,7 +21,7 @@ import saferedir as sr
 from saferedir.guards.saferedir.network import PIECES
 from saferedir.pipelines.families import family_of, is_compiled
 from saferedir.seam.begin import _has_compiled_encoder
-from saferedir.seam.feature_hooks import _warn_once, forget_compiled
+from saferedir.seam.feature_hooks import _warn_once
 
 #: SAFREE that also damps the skip features of a UNet
 DAMPING = GuardCase("safree", by_config("safree", margin=-1.0, svf="off", negative=False, lra="paper"), kind="rows")
@@ -165,17 +165,58 @@ def test_the_encoder_of_a_pipeline_may_be_a_compiled_forward() -> None:
     assert _has_compiled_encoder(pipe, family_of(pipe))
 
 
-def test_forgetting_what_is_compiled_is_said_once() -> None:
-    module = torch.nn.Linear(2, 2)
+@pytest.mark.parametrize("guard", [METHODS["nag"], DAMPING], ids=["nag", "safree"])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_what_is_compiled_with_and_without_hooks_is_kept_side_by_side(
+    guard: GuardCase, is_whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    case, graphs = PIPELINES["sd"], CompileCounter()
+    pipe: Any = case.build()
+    classes = list(map(type, pipe.unet.modules()))
+    (pipe.unet.compile if is_whole else pipe.unet.compile_repeated_blocks)(backend=graphs, **OPTIONS)
+    bare, other = run(case, pipe, PROMPT), torch.compile(torch.sin, backend="eager")
+    monkeypatch.setattr(torch.compiler, "reset", lambda: pytest.fail("others' graphs were forgotten"))
+    wanted, made = guarded(case, guard)[0], graphs.frame_count
+    assert other(torch.zeros(1)) == 0
+
+    def guarded_run(prompt: Any = PROMPT) -> Tensor:
+        with sr.attach(pipe, guard.make(pipe, case)):
+            copied = copy.deepcopy(pipe)
+            images = run(case, pipe, prompt)
+        sr.detach(copied)
+        assert list(map(type, pipe.unet.modules())) == list(map(type, copied.unet.modules())) == classes
+        return images
+
+    same(guarded_run(), wanted, "compiled before the hooks came")
+    with_hooks = graphs.frame_count
+    assert with_hooks > made
+    for _ in range(2):
+        same(run(case, pipe, PROMPT), bare, "after detaching")
+        same(guarded_run(), wanted, "attached again")
+    assert graphs.frame_count == with_hooks
+    pair = [PROMPT, "the moon"]
+    run(case, pipe, pair)  # graphs without hooks, made when there were others with them
+    same(guarded_run(pair), guarded(case, guard, pair)[0], "another batch size")
+
+
+def test_where_no_class_is_looked_at_what_is_compiled_is_forgotten_and_that_is_said_once() -> None:
+    case = PIPELINES["sd"]
+    pipe: Any = case.build()
     _warn_once.cache_clear()
-    with warnings.catch_warnings(record=True) as caught:
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(guard_nn_modules=False), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        forget_compiled([module])
-        assert not caught
-        module.compile(backend="eager")
-        forget_compiled([module])
-        forget_compiled([module])
-    assert ["is forgotten" in str(each.message) for each in caught] == [True]
+        sr.attach(pipe, METHODS["nag"].make(pipe, case)).detach()
+        assert not [each for each in caught if "is forgotten" in str(each.message)]
+        pipe.unet.compile(backend="eager")
+        bare = run(case, pipe, PROMPT)
+        for _ in range(2):
+            with sr.attach(pipe, METHODS["nag"].make(pipe, case)):
+                same(run(case, pipe, PROMPT), guarded(case, METHODS["nag"])[0], "compiled against eager")
+        same(run(case, pipe, PROMPT), bare, "after detaching")
+    assert ["is forgotten" in str(each.message) for each in caught].count(True) == 1
+    torch.compiler.reset()
 
 
 def test_a_copy_of_a_compiled_network_is_one_of_its_own() -> None:

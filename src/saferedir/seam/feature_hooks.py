@@ -4,6 +4,7 @@ Each class holds the modules that it hooked: a deep copy of a denoiser brings th
 
 Under `torch.compile` the hooks are traced with the denoiser, and what they do is one operation, `saferedir::edited_features`,
 into which nothing looks: it asks the guards of the run, as the hooks of a denoiser that is not compiled do. No graph breaks.
+A graph that was made before the hooks came holds no longer while they are on, since the layers have another class then.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from saferedir.errors import GuardError
-from saferedir.pipelines.families import is_compiled
 
 MARK = "saferedir_seam"
 _HOOK_DICTS = (
@@ -37,6 +37,9 @@ _TO_PROMPT, _TAIL = 0, 1
 
 
 class _Edits(Protocol):
+    @property
+    def modules(self) -> Sequence[nn.Module]: ...
+
     def edited(self, values: Tensor, location: int) -> Tensor: ...
 
 
@@ -44,6 +47,9 @@ class _Edits(Protocol):
 _ACTIVE: dict[int, _Edits] = {}
 _NUMBERS: dict[type, WeakKeyDictionary[nn.Module, int]] = {}
 _next_number = count()
+#: class of a layer -> its class while hooks are on it (`_hooked_class`), and the inverse
+_WITH_HOOKS: dict[type[nn.Module], type[nn.Module]] = {}
+_WITHOUT_HOOKS: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def _number(kind: type, denoiser: nn.Module) -> int:
@@ -73,9 +79,10 @@ class SkipHooks:
 
     `edit` is given the skip features (R, C, h, w) of one layer and its stage, and answers those to use. The stage counts
     the halvings of the hidden width: 0 where it is widest (1280 channels in Stable Diffusion), 1 at the next width (640).
+    `is_compiled`: whether there may be graphs of the UNet already.
     """
 
-    def __init__(self, unet: Any, edit: Callable[[Tensor, int], Tensor]) -> None:
+    def __init__(self, unet: Any, edit: Callable[[Tensor, int], Tensor], *, is_compiled: bool = False) -> None:
         self.modules: tuple[nn.Module, ...] = tuple(unet.up_blocks)
         self._edit, self._number = edit, _number(SkipHooks, unet)
         widths = sorted(set(unet.config.block_out_channels), reverse=True)
@@ -94,7 +101,7 @@ class SkipHooks:
 
         setattr(before, MARK, self)
         self._handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in self.modules]
-        _ACTIVE[self._number] = self
+        _activate(self, is_compiled)
 
     def edited(self, values: Tensor, location: int) -> Tensor:
         """Skip features (R, C, h, w) to use; `location` is their stage."""
@@ -110,16 +117,19 @@ class AttentionHooks:
 
     `edit` is given features (R, N, D) of N image tokens, and answers those to use. A layer attends to the prompt where it is
     called with `encoder_hidden_states`, or where it reads one sequence with the prompt in front (FLUX's single blocks).
+    `is_compiled`: whether there may be graphs of a denoiser already.
     """
 
-    def __init__(self, denoisers: Sequence[nn.Module], edit: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, denoisers: Sequence[nn.Module], edit: Callable[[Tensor], Tensor], *, is_compiled: bool = False
+    ) -> None:
         self._edit, self._number = edit, _number(AttentionHooks, denoisers[0])
         self._handles: list[Any] = []
         self._count = 0  # image tokens N, as the layers before showed it
         self.modules: list[nn.Module] = []
         for name, module in _attention_modules(denoisers):
             self._hook(module, is_single=_SINGLE_STREAM in name)
-        _ACTIVE[self._number] = self
+        _activate(self, is_compiled)
 
     def _hook(self, module: nn.Module, *, is_single: bool) -> None:
         layer = _Layer()
@@ -191,22 +201,47 @@ def _edited(hooks: SkipHooks | AttentionHooks, values: Tensor, location: int) ->
     return hooks.edited(values, location)
 
 
+def _activate(hooks: SkipHooks | AttentionHooks, is_compiled: bool) -> None:
+    _ACTIVE[hooks._number] = hooks
+    if is_compiled and not _replace_graphs(hooks.modules):
+        torch.compiler.reset()
+        _warn_once()
+
+
 def _release(hooks: SkipHooks | AttentionHooks) -> None:
     for handle in hooks._handles:
         handle.remove()
+    for module in hooks.modules:
+        _restore_class(module)
     if _ACTIVE.get(hooks._number) is hooks:
         del _ACTIVE[hooks._number]
 
 
-def forget_compiled(held: Sequence[nn.Module]) -> None:
-    """Have compiled denoisers compiled anew: PyTorch does not look whether layers have hooks that they had not before.
+def _replace_graphs(modules: Sequence[nn.Module]) -> bool:
+    """Have the graphs that these layers are part of hold no longer until `_restore_class`; False where PyTorch does not look.
 
-    Args:
-        held: the denoisers that hooks are put on, as the pipeline holds them.
+    It looks at the class of every module that a graph has in it, and not at hooks. Graphs made before are in use again when the
+    class is restored, and those made meanwhile when hooks come back.
     """
-    if any(map(is_compiled, held)):
-        torch.compiler.reset()
-        _warn_once()
+    if not getattr(torch._dynamo.config, "guard_nn_modules", False):
+        return False
+    for module in dict.fromkeys(modules):
+        module.__class__ = _hooked_class(type(module))
+    return True
+
+
+def _hooked_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """A subclass that says of a layer that hooks are on it; the same each time, so that its graphs are known again."""
+    if kind not in _WITH_HOOKS:
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        hooked: type[nn.Module] = type(kind.__name__, (kind,), names)
+        _WITH_HOOKS[kind], _WITHOUT_HOOKS[hooked] = hooked, kind
+    return _WITH_HOOKS[kind]
+
+
+def _restore_class(module: nn.Module) -> None:
+    """The layer's class as it was; as it is where nobody replaced it, or somebody did so again."""
+    module.__class__ = _WITHOUT_HOOKS.get(type(module), type(module))
 
 
 @cache
@@ -242,7 +277,10 @@ def _output_projection(module: nn.Module) -> nn.Module | None:
 
 def remove_foreign_feature_hooks(denoiser: nn.Module) -> None:
     """Remove hooks that came along with a deep copy of a denoiser."""
+    hooked_now = {id(module) for hooks in _ACTIVE.values() for module in hooks.modules}
     for module in denoiser.modules():
+        if id(module) not in hooked_now:
+            _restore_class(module)
         remove_marked_hooks(
             module,
             lambda owner, each: (

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from saferedir.errors import GuardError
 from saferedir.guards.base import Guard
 from saferedir.pipelines.denoiser_call import Call
-from saferedir.pipelines.families import Family, unwrapped
+from saferedir.pipelines.families import Family, is_compiled, unwrapped
 from saferedir.pipelines.joined import Joined
 from saferedir.pipelines.listed import Layers, Lists, Rows
 from saferedir.pipelines.schedules import check_scheduler
-from saferedir.seam.feature_hooks import MARK, AttentionHooks, SkipHooks, forget_compiled
+from saferedir.seam.feature_hooks import MARK, AttentionHooks, SkipHooks
 from saferedir.seam.given_latents import PREPARE, GivenLatents
 from saferedir.seam.texts import PromptTexts
 
@@ -180,8 +180,8 @@ class Hooks:
                 self._skips.release()
             self._skips = None
         elif self._skips is None:
-            forget_compiled([self.held_now()[self._family.denoiser]])
-            self._skips = SkipHooks(self.denoiser, moments.skip_features)
+            held = self.held_now()[self._family.denoiser]
+            self._skips = SkipHooks(self.denoiser, moments.skip_features, is_compiled=is_compiled(held))
         if not any(guard.uses("on_attention") for guard in guards):
             if self._attention is not None:
                 self._attention.release()
@@ -197,8 +197,7 @@ class Hooks:
             if self._attention.are_on(denoisers):
                 return
             self._attention.release()
-        forget_compiled(held)
-        self._attention = AttentionHooks(denoisers, moments.attention)
+        self._attention = AttentionHooks(denoisers, moments.attention, is_compiled=any(map(is_compiled, held)))
 
     def wrap_scheduler(self, moments: Moments) -> None:
         """Wrap the methods of the scheduler that the pipeline has now, and let go of another one."""
