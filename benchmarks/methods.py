@@ -72,7 +72,7 @@ def digest_of(guards: Sequence[Guard[Any]], n: int) -> str:
     for place in (*(sorted(model.rglob("*.safetensors")) if model else ()), WEIGHTS):
         found.update(place.read_bytes())
     for guard in guards:
-        settings = {k: v for k, v in guard.config.to_dict().items() if k not in ("training", "measured", "backbone")}
+        settings = {k: v for k, v in guard.config.settings().items() if k not in ("training", "measured", "backbone")}
         found.update(json.dumps([guard.method, settings], sort_keys=True).encode())
         add_values(found, guard.tensors())
     return found.hexdigest()[:12]

@@ -262,7 +262,7 @@ def guards_digest(guards: Sequence[Guard[Any]]) -> str:
     """
     digest = hashlib.sha256()
     for guard in guards:
-        settings = {k: v for k, v in guard.config.to_dict().items() if k not in ("training", "measured", "backbone")}
+        settings = {k: v for k, v in guard.config.settings().items() if k not in ("training", "measured", "backbone")}
         digest.update(_json([guard.method, settings | guard.set_by_policy()]).encode())
         add_values(digest, guard.tensors())
     return digest.hexdigest()[:16]

@@ -26,7 +26,7 @@ def guard_fingerprint(guard: Guard[Any]) -> str:
         verifier: Any = vars(guard.image_verifier.config)
     else:
         verifier = None
-    facts = [guard.method, guard.config.to_dict(), verifier, *guard.set_by_policy().values()]
+    facts = [guard.method, guard.config.settings(), verifier, *guard.set_by_policy().values()]
     digest = hashlib.sha256(digest_of(facts).encode())
     add_values(digest, tensors, "typed")
     return digest.hexdigest()
