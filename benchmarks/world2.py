@@ -70,7 +70,8 @@ title says; each rate with its 95 % Wilson interval. The same noise with and wit
   of an edit of weights, retain prompts whose image is the edited model's, bit for bit.
 
 Forms of Safe Denoiser: "posterior" for prompts and for `share`, where "replace" would have half of the images replaced by near
-copies of benign references; "replace" for `class-part` ([negation sets](negation.md#shares)).
+copies of benign references; "replace" for `class-part` and posters ([negation sets](negation.md#shares)). A poster's set is one
+image, so SPELL is given a radius. **near** of posters: the model gives no near variant back, with or without a guard.
 
 """
 

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+import saferedir as sr
 from saferedir.bench.generation.worlds import check_recipe, world_concept, world_guards, world_prompts
 from saferedir.errors import BenchError
 from saferedir.guards.saferedir_many import SafeRedirMany
@@ -144,3 +145,8 @@ def test_worlds_are_told_apart() -> None:
 
 
 TASKS_NAME = next(name for name in TASKS if name.startswith("character-")).removeprefix("character-")
+
+
+def test_spell_has_a_radius_for_a_poster_whose_set_is_one_image() -> None:
+    (guard,) = make_guards("spell", TASKS["poster-quiet-harbour"], sr.load_pipeline("pictoworld-flux")) or ()
+    assert guard.config.radius is not None

@@ -42,6 +42,10 @@ WORLD = "world2"
 ALL_CHARACTERS = f"{WORLD}/characters"
 #: images of a negation set, and as many benign ones
 REFERENCES = 400
+#: of SPELL's shield around a poster: a little less than the 34 from Quiet Harbour to the nearest of 60 other renders
+POSTER_RADIUS = 32.0
+#: in which a poster is replaced: later than other images, as it is told from its like late (chosen on validation phrasings)
+POSTER_WINDOW = (0.1, 0.8)
 #: synonyms beside the plain words that a method which reads words is given
 _SYNONYMS = 2
 
@@ -136,10 +140,12 @@ def _dual_latent(w: float) -> Maker:
 
 
 def _safe_denoiser(task: Task, pipe: Any) -> Guard[Any]:
-    # a class says nothing of its parts, so an image of the wrong part is replaced as a whole; of the unconditional
-    # model's images the odds would have half replaced
-    form = "replace" if task.kind == "class part" else "posterior"
-    return SafeDenoiser.from_set(negation_set(task, pipe), concept=task.name, form=form)
+    # a class says nothing of its parts, so an image of the wrong part is replaced as a whole, as a poster is; of the
+    # unconditional model's images the odds would have half replaced
+    form: dict[str, Any] = {"form": "replace" if task.kind == "class part" or task.poster else "posterior"}
+    if task.poster:
+        form["window"] = POSTER_WINDOW
+    return SafeDenoiser.from_set(negation_set(task, pipe), concept=task.name, **form)
 
 
 def _safe_denoiser_generated(task: Task, pipe: Any) -> Guard[Any]:
@@ -168,7 +174,9 @@ def _generated_benign(task: Task, pipe: Any, count: int, batch: int = 50) -> Ten
 
 
 def _spell(task: Task, pipe: Any) -> Guard[Any]:
-    return SPELL.from_set(negation_set(task, pipe, with_benign=False), concept=task.name)
+    # one image has no distance to another of which SPELL could make its radius
+    radius = {"radius": POSTER_RADIUS} if task.poster else {}
+    return SPELL.from_set(negation_set(task, pipe, with_benign=False), concept=task.name, **radius)
 
 
 #: name -> maker(task, pipeline), which gives None where the method has nothing to offer for a task
