@@ -208,7 +208,7 @@ def methods_for(task: Task) -> list[str]:
 
 
 def text_table(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """A row a method."""
+    """A row a method, with its own number of prompts where they differ."""
     splits = list(next(iter(rows.values()))["concept"])
     measured = ("second judge", "broken", "other item", "background", "near", "identical", "kept", "as edited")
     columns = [name for name in measured if any(name in row for row in rows.values())]
@@ -219,7 +219,8 @@ def text_table(rows: dict[str, dict[str, Any]]) -> list[str]:
     for method, row in rows.items():
         cells = [cell(row["concept"][split]) for split in splits]
         cells += [cell(row[name]) if name in row and row[name]["n"] else "–" for name in columns]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+        label = method if len({row["n"] for row in rows.values()}) == 1 else f"{method} (n = {row['n']})"
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
 
