@@ -44,7 +44,7 @@ ALL_CHARACTERS = f"{WORLD}/characters"
 REFERENCES = 400
 #: of SPELL's shield around a poster: a little less than the 34 from Quiet Harbour to the nearest of 60 other renders
 POSTER_RADIUS = 32.0
-#: in which a poster is replaced: later than other images, as it is told from its like late (chosen on validation phrasings)
+#: noise fractions in which a poster is replaced: until later than other images (chosen on validation phrasings)
 POSTER_WINDOW = (0.1, 0.8)
 #: synonyms beside the plain words that a method which reads words is given
 _SYNONYMS = 2
