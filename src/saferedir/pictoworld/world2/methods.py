@@ -233,8 +233,8 @@ def _trained(name: str, task: Task, folder: Path | None) -> Guard[Any] | None:
 def _characters(task: Task) -> Guard[Any]:
     """The packaged guard of all characters with those of the task on.
 
-    It has no anchor: a character's direction leads to the fourth member of another family, and keeps the rest of the prompt,
-    where an anchor of a policy would stand in the place of the whole.
+    It has no anchor of a policy, which would stand in the place of the whole prompt: a character's direction leads to the
+    fourth member of another family.
     """
     guard = SafeRedirMany.from_pretrained(ALL_CHARACTERS)
     wanted = {values["character"].lower() for values in task.forget}
