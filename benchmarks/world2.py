@@ -5,7 +5,8 @@ Text tasks: 200 prompts a phrasing, as many retain prompts and neighbours; poste
 of the class-conditional and the unconditional model: 500 images. The same noise with and without a guard. Every (task, method)
 is kept in --work as soon as it is measured, so a killed run goes on; --models takes the folders of a training that is not
 packaged yet, --guards a folder of trained guards, and --validation measures the phrasings on which their settings are chosen.
-Models or guards that were trained anew need a --work of their own.
+Models or guards that were trained anew need a --work of their own. --only-page makes the page anew: a cell that --work lacks
+stays as the page has it.
 """
 
 from __future__ import annotations
@@ -287,6 +288,13 @@ def largest(work: Path, task: str, method: str) -> Path | None:
     return None if most is None else work / f"{start}{most}.json"
 
 
+def published(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The cells of the page that lies in `out`; none where there is no page."""
+    path = out / "world2.json"
+    cells: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return cells
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=200, help="prompts a cell")
@@ -305,7 +313,9 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder of a training, in place of the packaged models")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("runs/world2-results"))
-    parser.add_argument("--only-page", action="store_true", help="measure nothing; of each cell in --work the largest")
+    parser.add_argument(
+        "--only-page", action="store_true", help="measure nothing: of each cell the largest in --work, or the page's"
+    )
     arguments = parser.parse_args()
     is_part = arguments.validation or set(arguments.splits) != set(splits)
     if is_part and arguments.out == Path("docs"):
@@ -315,6 +325,7 @@ def main() -> None:
     run = Run(arguments.models, arguments.n, arguments.images, arguments.second, chosen, arguments.guards)
     is_whole = set(chosen) == set(splits)
     results: dict[str, dict[str, dict[str, Any]]] = {}
+    before = published(arguments.out) if arguments.only_page else {}
     with Progress() as progress:
         for name in arguments.tasks:
             task = TASKS[name]
@@ -331,6 +342,8 @@ def main() -> None:
                         temporary.write_text(json.dumps(row, indent=1), encoding="utf-8")
                 if path.exists():
                     results.setdefault(name, {})[method] = json.loads(path.read_text(encoding="utf-8"))
+                elif method in before.get(name, {}):
+                    results.setdefault(name, {})[method] = before[name][method]
                 progress.advance(bar)
     arguments.out.mkdir(parents=True, exist_ok=True)
     head = HEAD.format(options=" --only-page" if arguments.only_page else "")
