@@ -140,6 +140,19 @@ def test_latents_of_a_caller_are_tested_without_the_channels_of_a_mask(case: Any
         assert torch.equal(run(case, pipe, latents=torch.cat([noise, rest], dim=-1)), mixed)
 
 
+@pytest.mark.parametrize("kind", ["refuse", "refresh", "refresh_all"])
+def test_an_image_beside_the_noise_of_given_latents_is_refused(kind: str) -> None:
+    """Those channels stand beside the noise in every step: what they show would come in past every test of the noise."""
+    pipe = shared_pipeline(VIDEO.name)
+    noise, picture = torch.randn(1, 2, 8, 12, 4), torch.full((1, 2, 8, 12, 4), 2.5)
+    nothing, whole = torch.zeros(1, 2, 8, 12, 1), torch.ones(1, 2, 8, 12, 1)
+    with sr.attach(pipe, Checker(kind)):
+        for beside in ((picture, whole), (picture, nothing), (0 * picture, whole), (picture * torch.nan, nothing)):
+            with pytest.raises(sr.GuardError, match="an image or a mask beside their noise"):
+                run(VIDEO, pipe, latents=torch.cat([noise, *beside], dim=-1))
+        assert run(VIDEO, pipe, latents=torch.cat([noise, 0 * picture, nothing], dim=-1)).isfinite().all()
+
+
 @pytest.mark.parametrize("case", [IMAGE, VIDEO], ids=lambda case: case.name)
 def test_a_run_entered_in_its_middle_goes_on_as_the_whole_does(case: Any) -> None:
     pipe = shared_pipeline(case.name)

@@ -72,7 +72,7 @@ class GivenLatents:
         (`latent_refresh.digest_noise`); the largest share, where several guards ask for one.
 
         An input image that is handed over as latents is refused by every test: it begins a run past the prior, or as
-        `masked_image_latents` stands beside the latents in every step.
+        `masked_image_latents`, or in further channels of `latents`, stands beside the noise in every step.
         """
         self._notes = ()
         bound = inspect.signature(original).bind(*args, **kwargs)
@@ -94,6 +94,11 @@ class GivenLatents:
             raise GuardError(
                 f"latents are given, and guard {refusing[0].method!r} takes none (latents_test='refuse_all'); give a generator "
                 "in their place."
+            )
+        if bool(self._apart(given, bound.arguments)[1].any()):
+            raise GuardError(
+                f"the latents given have an image or a mask beside their noise, which guard {testing[0].method!r} cannot test "
+                f"(latents_test={testing[0].latents_test!r}); fill those channels with zeros."
             )
         test = prior_test(self._spatial(pipe, given, bound.arguments))
         for guard in testing:
@@ -132,12 +137,17 @@ class GivenLatents:
         return _replaced(original(*bound.args, **bound.kwargs), fresh, failed)
 
     def _mixed(self, latents: Tensor, arguments: Mapping[str, Any], share: float) -> Tensor:
-        """The caller's latents with a share of noise; a mask and an image beside them, channels last, stay as they are."""
+        """The caller's latents with a share of noise; the channels beside it stay as they are."""
+        noise, beside = self._apart(latents, arguments)
+        mixed = replace_share(noise, digest_noise(noise), share)
+        return torch.cat([mixed, beside], dim=-1) if beside.shape[-1] else mixed
+
+    def _apart(self, latents: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The noise of the caller's latents, and the channels of an image and a mask beside it: the last ones, or none."""
         packing, channels = self._family.packing, arguments.get("num_channels_latents")
         if packing is None or packing.ndim == 3 or latents.ndim != packing.ndim or channels is None:
-            return replace_share(latents, digest_noise(latents), share)
-        noise, beside = latents[..., :channels], latents[..., channels:]
-        return torch.cat([replace_share(noise, digest_noise(noise), share), beside], dim=-1)
+            channels = latents.shape[-1]
+        return latents[..., :channels], latents[..., channels:]
 
     def _spatial(self, pipe: Any, latents: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """(B, C, ..., h, w) of latents as the caller gives them."""
