@@ -30,7 +30,7 @@ def digest_noise(latents: Tensor) -> Tensor:
 
     The same values give the same noise, whatever the batch, the device or the dtype that holds them; another last bit gives
     noise that has nothing to do with it. The digest has no key: whoever knows this function can compute the noise, and try
-    many latents, but not choose it.
+    many latents. A generator on the CPU keeps 32 bits of its seed, so that 2^32 tries reach any noise that a seed gives.
     """
     rows = latents.detach().cpu().float().contiguous()
     return torch.stack([_noise(row) for row in rows])

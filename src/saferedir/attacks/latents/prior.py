@@ -3,7 +3,7 @@
 Moves latents as little as it can towards those with the statistics of noise (`pipelines.latent_prior`): energy, channel means
 and autocorrelation, each to where the test accepts it. Nothing of an image that lies elsewhere is lost. Where a guard replaces
 a share of them by noise ("refresh_all"), an attack takes the expectation over that noise (`with_fresh_noise`): it is decided by
-the very values that are searched, so that it cannot be chosen, and tried out alone.
+the very values that are searched, so that it can be tried out, and not optimised.
 """
 
 from __future__ import annotations
