@@ -42,6 +42,12 @@ def saferedir_many(
     rollout_batch: RolloutBatch = None,
     guidance: RolloutGuidance = None,
     call: CallArguments = None,
+    distinct: Annotated[
+        bool,
+        typer.Option(
+            "--distinct", help="The concepts exclude one another, as characters do: each learns from all others."
+        ),
+    ] = False,
     seed: Seed = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the guard at --out; write one with weak concepts.")
@@ -56,6 +62,9 @@ def saferedir_many(
     With --start the concepts that the guard has stay as they are, bit for bit; only the new ones are trained. A run that was
     killed goes on where it stopped when the same command is given again. No guard is written where the image side of a new
     concept cannot tell it from the rest on held-out images, unless --force is given.
+
+    Give --distinct where an image of one concept shows another only if its prompt asks for both, as of characters, artists or
+    logos: prompts and images of one are then benign for all others. Not for colours, of which any image has one unasked.
 
     Example:  `saferedir train saferedir-many --pairs star=star.jsonl --pairs ring=ring.jsonl --out runs/shapes`
 
@@ -88,7 +97,15 @@ def saferedir_many(
     on_stop(GOES_ON)
     with progress_bar() as bar:
         guard = train_saferedir_many(
-            pipe, rows, out, start=first, config=config, progress=bar, overwrite=force, keep_weak=force
+            pipe,
+            rows,
+            out,
+            start=first,
+            config=config,
+            progress=bar,
+            overwrite=force,
+            keep_weak=force,
+            distinct=distinct,
         )
     _show(guard, out, model)
 

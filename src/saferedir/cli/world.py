@@ -58,19 +58,28 @@ def pairs(
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON-lines file to write.")],
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of an unsafe and a safe prompt.")] = 1200,
     benign: Annotated[int, typer.Option(min=0, help="Benign prompts.")] = 800,
+    anchor_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK", help="Of PictoWorld 2: the task whose anchor is led to, in place of this task's own."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the prompts.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the pairs file at --out.")] = False,
 ) -> None:
     """Write training prompts for a guard: pairs that differ in the concept only, and benign prompts.
 
     All come from the guard-train split, so that no test phrasing is among them; half of the benign ones ask for what is most
-    like the concept. A poster of PictoWorld 2 has few names, so its pairs are those there are.
+    like the concept. A poster of PictoWorld 2 has few names, so its pairs are those there are. A character of PictoWorld 2 is
+    led to another one; with --anchor-of world2/characters-20 to a blue circle, as a guard of many characters needs it.
 
     Example:  `saferedir pictoworld pairs --task star --out star.jsonl`
+
+    Example:  `saferedir pictoworld pairs --task world2/character-lomka --anchor-of world2/characters-20 --out lomka.jsonl`
     """
     from saferedir.training.saferedir.dataset import Pair
 
-    chosen = _task(task)
+    chosen = _task(task, anchor_of)
     _refuse_foreign_pairs(out)
     refuse_finished(out, out.exists(), force)
     check_space(out, MEGABYTE)
@@ -114,12 +123,14 @@ class _TaskPrompts(NamedTuple):
     is_repeating: bool
 
 
-def _task(name: str) -> _TaskPrompts:
+def _task(name: str, anchor_of: str | None = None) -> _TaskPrompts:
     """The prompts of a task, "star" or "world2/star-2"; a ValueError names the known ones."""
     if name.startswith("world2/"):
         from saferedir.pictoworld.world2 import tasks as second
 
         task = second.task_named(name.removeprefix("world2/"))
+        if anchor_of is not None:
+            task = second.led_to(task, second.task_named(anchor_of.removeprefix("world2/")))
         return _TaskPrompts(
             task.name,
             lambda rng: _texts(*second.pair(task, "guard-train", rng)),
@@ -127,6 +138,8 @@ def _task(name: str) -> _TaskPrompts:
             None,
             bool(task.poster),
         )
+    if anchor_of is not None:
+        raise typer.BadParameter("only tasks of PictoWorld 2 take the anchor of another.", param_hint="--anchor-of")
     from saferedir.pictoworld import tasks as first
     from saferedir.pictoworld.captions import MAX_CHARACTERS
 

@@ -211,6 +211,41 @@ def test_shift_formula_and_per_sample_scale():
     torch.testing.assert_close(big, moved)
 
 
+def test_shifts_of_several_concepts_are_added_up_but_those_of_one_direction_count_once():
+    along, across = torch.eye(8)[0], torch.eye(8)[1]
+    e0 = randn(1, 6, 8)
+
+    def shift(*directions: torch.Tensor, strengths: tuple[float, ...] = (0.3, 0.3)) -> torch.Tensor:
+        """What is added to each token, in units of its length, (6, 8)."""
+        k = len(directions)
+        delta = torch.stack(directions).view(1, k, 1, 8).expand(1, k, 6, 8)
+        alpha = torch.tensor(strengths[:k]).view(1, k, 1, 1).expand(1, k, 6, 1)
+        parts = Redirection(delta, torch.ones(1, k, 6), alpha)
+        moved = redirect(e0, parts, torch.ones(1, k), exempt_bos=False)
+        return (moved - e0)[0] / e0[0].norm(dim=-1, keepdim=True)
+
+    def towards(vector: torch.Tensor) -> torch.Tensor:
+        return vector.expand(6, 8)
+
+    torch.testing.assert_close(shift(along, across), towards(0.3 * along + 0.3 * across))
+    torch.testing.assert_close(shift(along, along), towards(0.3 * along))
+    torch.testing.assert_close(shift(along, 5 * along, strengths=(0.6, 0.2)), towards(0.6 * along))
+    torch.testing.assert_close(shift(along, -along, strengths=(0.6, 0.2)), towards(0.4 * along))
+    between = (along + across) / 2**0.5  # as far along either as it goes alone
+    both = shift(along, between)
+    torch.testing.assert_close(both @ along, both @ between)
+    torch.testing.assert_close(both @ along, torch.full((6,), 0.3))
+
+
+def test_a_concept_that_acts_alone_moves_as_the_only_one_bit_for_bit():
+    parts, e0 = directions(k=3), randn(3, 6, 8)
+    active = torch.eye(3)
+    moved = redirect(e0, parts, active)
+    for row in range(3):
+        only = Redirection(*(value[row : row + 1, row : row + 1] for value in vars(parts).values()))
+        assert torch.equal(redirect(e0[row : row + 1], only, torch.ones(1, 1)), moved[row : row + 1])
+
+
 def test_p14_order_and_bound():
     parts, e0 = directions(k=3), randn(3, 6, 8)
     active, order = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.3], [0.0, 0.0, 1.0]]), [2, 0, 1]

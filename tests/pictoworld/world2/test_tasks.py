@@ -148,3 +148,15 @@ def test_a_class_part_is_the_twenty_per_cent_one() -> None:
     assert len(class_part(10).neighbours) == 3 and "character" in class_part(10).forget[0]
     with pytest.raises(ValueError, match="takes no text"):
         forget_prompts(TASKS["share"], "test-seen", 1)
+
+
+def test_a_task_can_lead_to_the_anchor_of_another() -> None:
+    circle = led_to(TASKS["character-lomka"], TASKS["characters-20"])
+    unsafe, safe = pair(circle, "guard-train", random.Random(0))
+    assert unsafe.scene.has({"character": "Lomka"}) and safe.scene.has({"shape": "circle", "colour": "blue"})
+    assert "blue" in safe.text and "Lomka" not in safe.text
+    for other, why in (("share", "no anchor|anchor of 'share'"), ("poster-quiet-harbour", "poster-quiet-harbour")):
+        with pytest.raises(ValueError, match=why):
+            led_to(TASKS["character-lomka"], TASKS[other])
+    with pytest.raises(ValueError, match="what 'shape' forgets"):
+        led_to(Task("shape", "object", ({"shape": "circle"},)), TASKS["characters-20"])

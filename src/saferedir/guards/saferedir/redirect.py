@@ -2,7 +2,7 @@
 
 Implements the shift of SafeRedir (arXiv:2601.08623) as `default` wants it, docs/methods/saferedir.md (3) to (5):
 normalised first, then masked and
-scaled, on the conditional embeddings only, summed over the active concepts and bounded per token.
+scaled, on the conditional embeddings only, joined over the active concepts and bounded per token.
 
 Shapes: e0 (B, L, D) original embeddings, active (B, K) weights in [0, 1], K concepts; see `Redirection`.
 """
@@ -43,12 +43,12 @@ def redirect(
     prompt_mask: Tensor | None = None,
     exempt_bos: bool = True,
 ) -> Tensor:
-    """e' = e0 + clip(s * sum_k active_k * m_k * alpha_k * |e0| * u_k), u = delta / max(|delta|, 1e-6).
+    """e' = e0 + clip(s * |e0| * join_k(active_k * m_k * alpha_k * u_k)), u = delta / max(|delta|, 1e-6).
 
     active may be bool, or soft and differentiable; scale is s, a number or (B,); the clip keeps a token's
-    shift within `max_shift` (rho) times |e0_i|. Left bit-identical: rows with no active concept, padding by
-    `prompt_mask`, tokens of mask 0, the first real token (BOS) if `exempt_bos`, and every sample that is not
-    `redirection.finite`.
+    shift within `max_shift` (rho) times |e0_i|; join is a sum in which shifts of one direction count once.
+    Left bit-identical: rows with no active concept, padding by `prompt_mask`, tokens of mask 0, the first real
+    token (BOS) if `exempt_bos`, and every sample that is not `redirection.finite`.
     """
     if active.shape != redirection.mask.shape[:2]:
         raise ValueError(
@@ -69,7 +69,7 @@ def redirect_pooled(
     scale: float | Tensor = 1.0,
     max_shift: float = 1.5,
 ) -> Tensor:
-    """Redirect the pooled embedding (B, P): p' = p + clip(sum_k active_k * s * alpha_k * |p| * u_k)."""
+    """Redirect the pooled embedding (B, P): p' = p + clip(s * |p| * join_k(active_k * alpha_k * u_k))."""
     delta, alpha = redirection.pooled_delta, redirection.pooled_alpha
     if delta is None or alpha is None:
         raise ValueError("This redirection has no pooled part: its redirector was built with pooled_dim=0.")
@@ -90,6 +90,21 @@ def _movable(e0: Tensor, prompt_mask: Tensor | None, exempt_bos: bool) -> Tensor
         return None
     real = torch.ones(e0.shape[:2], dtype=torch.bool, device=e0.device) if prompt_mask is None else prompt_mask.bool()
     return real & (real.cumsum(dim=1) > 1) if exempt_bos else real
+
+
+def _together(shifts: Tensor) -> Tensor:
+    """Shifts (B, K, L, D) of K concepts -> (B, L, D): a sum in which those of one direction come to the longest of them.
+
+    Each is divided by how many go its way: one for itself, and of each other the positive part of their product over the square
+    of the longer one. Siblings that lead to one anchor would otherwise lead far beyond it.
+    """
+    if shifts.shape[1] == 1:
+        return shifts[:, 0]
+    products = torch.einsum("bkld,bjld->blkj", shifts, shifts)
+    squares = products.diagonal(dim1=-2, dim2=-1)
+    longer = torch.maximum(squares[..., None], squares[..., None, :]).clamp(min=SMALLEST_DELTA**2)
+    alike = (products.clamp(min=0) / longer).sum(dim=-1) - squares / squares.clamp(min=SMALLEST_DELTA**2)
+    return (shifts / (1 + alike.clamp(min=0)).transpose(1, 2)[..., None]).sum(dim=1)
 
 
 def _moved(
@@ -114,7 +129,7 @@ def _moved(
 
     norms = torch.linalg.vector_norm(e, dim=-1, keepdim=True)
     norms = torch.where(torch.isfinite(norms), norms, 0.0)
-    shift = scale * norms * (gate * strength * direction).sum(dim=1)
+    shift = scale * norms * _together(gate * strength * direction)
     length, limit = torch.linalg.vector_norm(shift, dim=-1, keepdim=True), max_shift * norms
     too_long = length > limit
     shift = torch.where(too_long, shift * (limit / torch.where(too_long, length, 1.0)), shift)

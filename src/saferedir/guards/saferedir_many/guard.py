@@ -1,7 +1,7 @@
 """SafeRedir for many concepts in one guard: one trunk, a row each, one pass a step whatever their number.
 
 The method is SafeRedir's (arXiv:2601.08623), `guards/saferedir`, of which this is the case K > 1: every concept has its scores,
-thresholds and verdicts; the directions of those that act are added up and bounded per token, docs/methods/saferedir.md (4).
+thresholds and verdicts; the directions of those that act are joined and bounded per token, docs/methods/saferedir.md (4).
 
 Deviations from the guard of one concept: at most `most` concepts act on an image at once, those furthest above their
 thresholds; the prompt verdict stands for as long as the embeddings do; escalation ends with a longer shift, and the only anchors

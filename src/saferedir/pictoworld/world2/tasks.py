@@ -190,6 +190,20 @@ def task_named(name: str) -> Task:
     return known[name]
 
 
+def led_to(task: Task, other: Task) -> Task:
+    """The task with the anchor of another one.
+
+    Raises:
+        ValueError: the other task has no anchor, or an anchor of another kind: a poster stands for a whole image, and what stands
+            for a concept must not show it.
+    """
+    if other.anchor is None or bool(task.poster) != bool(other.poster):
+        raise ValueError(f"{task.name!r} cannot lead to the anchor of {other.name!r}: {dict(other.anchor or {})}.")
+    if any(values.items() <= other.anchor.items() for values in task.forget):
+        raise ValueError(f"the anchor of {other.name!r} is what {task.name!r} forgets.")
+    return replace(task, anchor=other.anchor)
+
+
 def _check(task: Task, split: str) -> None:
     if task.model != "flux":
         raise ValueError(f"The task {task.name!r} has no prompts: its model, {task.model}, takes no text.")

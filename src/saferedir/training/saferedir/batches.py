@@ -179,13 +179,21 @@ class ImageBatch(NamedTuple):
         return ImageBatch(self.frames.to(device), self.t.to(device), prompts, self.label.to(device))
 
 
-def image_batch(data: ImageData, count: int, generator: torch.Generator, final_share: float = 0.0) -> ImageBatch:
+def image_batch(
+    data: ImageData,
+    count: int,
+    generator: torch.Generator,
+    final_share: float = 0.0,
+    *,
+    among: Tensor | None = None,
+) -> ImageBatch:
     """Random frames of random steps, shifted by at most one latent cell and slightly disturbed.
 
     `final_share` of them are the last frames of their runs, at the times of others: what a run looks like that begins with a
-    finished image (inverted latents, image to image).
+    finished image (inverted latents, image to image). `among`: the rows (R,) to draw from; None for all.
     """
-    rows = torch.randint(len(data.frames), (count,), generator=generator)
+    rows = torch.randint(max(1, len(data.frames if among is None else among)), (count,), generator=generator)
+    rows = rows if among is None else among[rows]
     steps = torch.randint(len(data.t), (count,), generator=generator)
     shown = steps
     if final_share:

@@ -1,8 +1,10 @@
 """Trains a SafeRedir guard of many concepts, or adds concepts to one: a shared trunk, a row a concept.
 
 The terms of the loss are those of the guard of one concept (docs/methods/saferedir.md (9) to (14)), concept by concept. Benign
-roll-outs are made once for all concepts. Concepts that are added learn their rows on the frozen trunk, so that nothing that was
-there changes by a bit. Everything lands in `<out>.work/` until the guard is renamed to `out`; a run that was killed goes on.
+roll-outs are made once for all concepts; of concepts that exclude one another, those of one are benign for the others, too
+(distinct.py). A guard acts where any of its K rows does, so a row is allowed a K-th of its false positives. Concepts that are
+added learn their rows on the frozen trunk, so that nothing that was there changes by a bit. Everything lands in `<out>.work/`
+until the guard is renamed to `out`; a run that was killed goes on.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from saferedir.pipelines.text_settings import text_settings
 from saferedir.training.saferedir.batches import ImageBatch, ImageData, TextData, encode_text, image_batch, text_batch
 from saferedir.training.saferedir.calibration import calibrate
 from saferedir.training.saferedir.dataset import Pair, hash_pairs, read_pairs, require_call_arguments, split_pairs
+from saferedir.training.saferedir.distinct import Others, other_prompts, telling_words
 from saferedir.training.saferedir.leads import leads_into
 from saferedir.training.saferedir.losses import classification_term, redirection_terms, total
 from saferedir.training.saferedir.one_concept import OneConcept
@@ -56,6 +60,7 @@ class Side:
 
     text: TextData
     images: ImageData
+    prompts: Sequence[str]
     short: tuple[ImageData, ...] = ()
 
 
@@ -86,6 +91,7 @@ def train_saferedir_many(
     log: Callable[[dict[str, Any]], None] | None = None,
     overwrite: bool = False,
     keep_weak: bool = True,
+    distinct: bool = False,
 ) -> SafeRedirMany:
     """Train one guard for many concepts and save it in the folder `out`; resumes from `<out>.work` when that exists.
 
@@ -100,6 +106,8 @@ def train_saferedir_many(
         overwrite: whether a guard that stands at `out` may be replaced.
         keep_weak: whether a guard is written in which the image side of a concept trained here cannot tell it from the rest on
             held-out images.
+        distinct: whether the concepts exclude one another, as characters do: an image of one shows no other unless its prompt
+            asks for it. Then each learns from the prompts and images of all others that it is not one of them.
 
     Returns:
         The guard, with thresholds calibrated concept by concept.
@@ -128,8 +136,8 @@ def train_saferedir_many(
         work = folder.with_name(folder.name + ".work")
         if start is not None:
             _require_same_model(start, pipe, config)
-        claim(work, _plan(config, rows, start, pipe))
-        return _train(pipe, rows, folder, work, start, config, progress, log, keep_weak)
+        claim(work, {**_plan(config, rows, start, pipe), **({"distinct": True} if distinct else {})})
+        return _train(pipe, rows, folder, work, start, config, progress, log, keep_weak, distinct)
 
 
 def _require_same_model(start: SafeRedirMany, pipe: Any, config: TrainConfig) -> None:
@@ -162,6 +170,7 @@ def _train(
     progress: Progress,
     log: Callable[[dict[str, Any]], None] | None,
     keep_weak: bool,
+    distinct: bool,
 ) -> SafeRedirMany:
     lengths = text_lengths(pipe, config.call, config.text_lengths)
     split = {concept: split_pairs(of, config.held_out, config.seed) for concept, of in rows.items()}
@@ -170,26 +179,38 @@ def _train(
             raise GuardConfigError(f"{concept!r} has too few pairs; a side of the split needs at least {MIN_PAIRS}.")
     of_concepts: list[dict[str, Side]] = []
     benign: list[list[Benign]] = []
+    telling = {concept: telling_words(of) for concept, of in rows.items()} if distinct else {}
     for number in (0, 1):  # training, held out
         of_side = {concept: both[number] for concept, both in split.items()}
+        more = other_prompts(of_side, telling)
         with progress.task(("training", "held-out")[number] + " images", _count(of_side, config, number)) as advance:
             benign.append(_benign(pipe, of_side.values(), config, work, number, advance))
             of_concepts.append(
-                {concept: _side(pipe, of, lengths, config, work, number, advance) for concept, of in of_side.items()}
+                {
+                    concept: _side(pipe, of, more.get(concept, ()), lengths, config, work, number, advance)
+                    for concept, of in of_side.items()
+                }
             )
+    others = [_others(sides, telling) if distinct else None for sides in of_concepts]
     network = _network(pipe, of_concepts[0], start, config)
     shared = {concept: benign[0][0].of(both[0]) for concept, both in split.items()}
-    fit_rows(network, of_concepts[0], shared, config, work, progress, log, added=None if start is None else len(rows))
+    added = None if start is None else len(rows)
+    fit_rows(network, of_concepts[0], shared, config, work, progress, log, added=added, others=others[0])
     results = {}
+    count = len(network.config.concepts)
+    benign_share, unsafe_share = config.contamination
     for concept, side in of_concepts[1].items():
         images, *short = (
             joined(unsafe, safe.of(split[concept][1]))
             for unsafe, safe in zip((side.images, *side.short), benign[1], strict=True)
         )
+        if (held_out := others[1]) is not None:
+            images = joined(images, held_out.of(concept))
         view: Any = OneConcept(network, concept)
         results[concept] = calibrate(
-            view.eval(), side.text, images, config.false_positive_rate, contamination=config.contamination, short=short
-        )
+            view.eval(), side.text, images, config.false_positive_rate / count,
+            contamination=(benign_share / count, unsafe_share), short=short,
+        )  # fmt: skip
     network = without_joint(network)
     before = () if start is None else start.config.prompt_thresholds
     limits = torch.tensor([*before, *(result.thresholds["prompt"] for result in results.values())])
@@ -274,9 +295,10 @@ def _scales(config: TrainConfig, number: int) -> tuple[float, ...]:
 
 
 def _side(
-    pipe: Any, pairs: Sequence[Pair], lengths: Sequence[int], config: TrainConfig, work: Path, number: int,
-    advance: Callable[[int], None],
+    pipe: Any, pairs: Sequence[Pair], others: Sequence[str], lengths: Sequence[int], config: TrainConfig, work: Path,
+    number: int, advance: Callable[[int], None],
 ) -> Side:  # fmt: skip
+    """One side of a concept; `others` are more prompts that do not ask for it, for the prompt verdict alone."""
     count = config.held_out_rollouts if number else config.rollouts
     prompts = Prompts(rollout_prompts(pairs, count, config.seed).unsafe, [])
     some = Prompts(prompts.unsafe[: SHORT_IMAGES // 2], [])
@@ -284,7 +306,17 @@ def _side(
         _rolled(pipe, some, config, work, number, lambda _: None, steps) for steps in _short_steps(pipe, config, number)
     ]
     images = _rolled(pipe, prompts, config, work, number, advance)
-    return Side(encode_text(pipe, pairs, config.call, lengths), images, tuple(short))
+    text = encode_text(pipe, [*pairs, *(Pair(None, prompt) for prompt in others)], config.call, lengths)
+    return Side(text, images, _in_turns(prompts.unsafe, len(_scales(config, number))), tuple(short))
+
+
+def _others(sides: Mapping[str, Side], telling: Mapping[str, frozenset[str]]) -> Others:
+    """The images of all concepts, for each other's."""
+    first, *rest = (side.images for side in sides.values())
+    for images in rest:
+        first = joined(first, images)
+    shown = [concept for concept, side in sides.items() for _ in side.prompts]
+    return Others.of_images(first, shown, [prompt for side in sides.values() for prompt in side.prompts], telling)
 
 
 def joined(first: ImageData, second: ImageData) -> ImageData:
@@ -331,10 +363,11 @@ def fit_rows(
     log: Callable[[dict[str, Any]], None] | None,
     *,
     added: int | None = None,
+    others: Others | None = None,
 ) -> None:
     """Optimise the network on its concepts' data, `AT_ONCE` concepts a step, in turn.
 
-    `added`: only the rows of the last so many concepts learn; None: everything does.
+    `added`: only the rows of the last so many concepts learn; None: everything does. `others`: of half of the benign images.
     """
     device = next(network.parameters()).device
     trained = list(network.parameters() if added is None else network.heads.parameters())
@@ -370,6 +403,7 @@ def fit_rows(
                         config,
                         generator,
                         device,
+                        None if others is None else partial(others.batch, name),
                     )
                 )
             loss = torch.stack(losses).mean()
@@ -400,14 +434,17 @@ def fit_rows(
 
 def _loss(
     view: Any, side: Side, benign: ImageData, rows: int, visit: int, step: int, config: TrainConfig, generator: torch.Generator,
-    device: torch.device,
+    device: torch.device, of_others: Callable[[int, torch.Generator], ImageBatch] | None,
 ) -> torch.Tensor:  # fmt: skip
-    """The loss of one concept on `rows` prompts and images, half of each benign."""
+    """The loss of one concept on `rows` prompts and images, half of each benign; `of_others` gives half of the benign images."""
     words = text_batch(side.text.lengths[visit % len(side.text.lengths)], rows, generator).to(device)
-    halves = (image_batch(side.images, rows // 2, generator), image_batch(benign, rows - rows // 2, generator))
+    halves = [image_batch(side.images, rows // 2, generator)]
+    if of_others is not None:
+        halves.append(of_others(rows // 4, generator))
+    halves.append(image_batch(benign, rows - sum(len(half.label) for half in halves), generator))
     shown = ImageBatch(
         torch.cat([half.frames for half in halves]), torch.cat([half.t for half in halves]),
-        halves[0].prompts.cat(halves[1].prompts), torch.cat([half.label for half in halves]),
+        halves[0].prompts.cat(*(half.prompts for half in halves[1:])), torch.cat([half.label for half in halves]),
     ).to(device)  # fmt: skip
     terms = redirection_terms(view, *words, teacher_forcing=step < config.steps // 3)
     given, prompts = words.given, shown.prompts
