@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from tests.documentation.pages import ROOT, blocks
@@ -122,7 +123,8 @@ def test_input_images_of_several_clients_are_refused_one_by_one(service: Served)
     assert [outcome.blocked for outcome in outcomes] == [False, True, False, True]
     assert outcomes[1].blocked_by == outcomes[3].blocked_by and "star" in outcomes[1].blocked_by
     (alone,) = engine.run(key, [Row(key, "a blue circle", 2, 0.0, plain)])
-    assert alone.image.tobytes() == outcomes[2].image.tobytes()
+    beside_others, by_itself = (np.asarray(outcome.image).astype(int) for outcome in (outcomes[2], alone))
+    assert abs(beside_others - by_itself).max() <= 1  # some processors round otherwise at another batch size
 
 
 def _png() -> bytes:

@@ -183,8 +183,8 @@ def test_a_replica_killed_under_load_costs_no_delivered_image(tmp_path: Path, mo
         ray_models.RayModels(settings_of(tmp_path, **more), load_here) as models,
         served(tmp_path, models.load, lanes=3, **more) as service,
     ):
-        wait_for(lambda: httpx2.get(f"{service.url}/readyz").status_code == 200, 60)
-        wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2, 60)
+        wait_for(lambda: httpx2.get(f"{service.url}/readyz").status_code == 200, 300)
+        wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2, 300)
         assert service.generate("forbidden").json()["error"]["code"] == "moderation_blocked"
         failed = service.generate("raise").json()["error"]
         assert failed["code"] == "guard_failed" and "GuardError" in failed["message"]
@@ -197,7 +197,7 @@ def test_a_replica_killed_under_load_costs_no_delivered_image(tmp_path: Path, mo
         threads = [threading.Thread(target=ask, args=(client,)) for client in range(6)]
         for thread in threads:
             thread.start()
-        wait_for(lambda: len(answers) >= 6, 60)
+        wait_for(lambda: len(answers) >= 6, 300)
         os.kill(int(next(tmp_path.glob("*.pid")).stem), signal.SIGKILL)
         for thread in threads:
             thread.join()
@@ -205,4 +205,4 @@ def test_a_replica_killed_under_load_costs_no_delivered_image(tmp_path: Path, mo
         items = {item["id"]: item["sha256"] for answer in answers for item in answer.json()["data"]}
         records = {record["image_id"]: record for record in service.records() if record["action"] == "delivered"}
         assert items == {name: record["image_sha256"] for name, record in records.items()}
-        wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 3, 60)  # another one takes its place
+        wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 3, 300)  # another one takes its place
