@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.documentation.pages import ROOT, blocks
-from tests.server.served import Served, served
+from tests.server.served import Served, served, wait_for
 
 from saferedir import Decision
 from saferedir.pictoworld.renderer import render
@@ -113,7 +113,9 @@ def test_a_refusal_names_what_blocked_and_nothing_else(tmp_path: Path) -> None:
 
 def test_input_images_of_several_clients_are_refused_one_by_one(service: Served) -> None:
     """A flagged input takes no other row of the call along, and costs no call of the pipeline."""
-    engine: Any = service.service.host.workers["pictoworld"].model
+    worker = service.service.host.workers["pictoworld"]
+    wait_for(lambda: worker.model is not None, 120)
+    engine: Any = worker.model
     star = render([random_scene(random.Random(0), **dict(TASKS["star"].forget))])[0]
     flagged = Image.fromarray((star.permute(1, 2, 0) * 255).round().byte().numpy())
     plain = Image.new("RGB", (64, 64), "blue")
