@@ -144,6 +144,11 @@ def protect(
     else:
         acting = chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     verifier, of_guards = checked_policy(chosen, on_unsafe, verify, retries, on_block, image_verifiers)
+    if not rules:
+        names = [guard.name or guard.config.concept for guard in chosen]
+        alike = [ConceptRule(concept=name, guard=name, action=on_unsafe) for name in names]
+        for text in weak_verdict_texts(chosen, alike, verify, image_verifiers=image_verifiers):
+            warnings.warn(text, stacklevel=2)
     of_inputs = input_verifiers(distinct(acting), check_inputs, verifier)
     attached = attach(pipe, chosen, force=force)
     return GuardedPipeline(pipe, attached, on_unsafe, verifier, retries, on_block, of_guards, of_inputs, rules)

@@ -116,3 +116,17 @@ def test_the_command_line_and_protect_say_it_and_it_is_so(tmp_path: Path) -> Non
         warnings.simplefilter("always")
         sr.protect(pipe, policy=path, verify=lambda images: [False] * len(images)).detach()
     assert not [warning for warning in caught if "every image" in str(warning.message)]
+
+
+def test_protect_without_a_policy_says_it_too() -> None:
+    pipe = sr.load_pipeline("pictoworld")
+    guard = sr.Guard.from_pretrained("pictoworld/values")
+    with pytest.warns(
+        UserWarning, match=r'"block" every image is blocked.*show pictoworld/values \(\d+ of its concepts'
+    ):
+        sr.protect(pipe, guard, on_unsafe="block").detach()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sr.protect(pipe, guard).detach()
+        sr.protect(pipe, guard, on_unsafe="block", verify=lambda images: [False] * len(images)).detach()
+    assert not [warning for warning in caught if "every image" in str(warning.message)]
