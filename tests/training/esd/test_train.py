@@ -37,6 +37,7 @@ def denoiser_of(pipe: Any) -> Any:
         ("sd3", {}),
         ("sd3", {"variant": "u", "reference": "safe"}),
         ("flux", {}),
+        ("flux", {"targets": ("text_embedder.linear_1", "context_embedder")}),
     ],
 )
 def test_only_the_lora_moves_and_the_pipeline_comes_back(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
@@ -56,7 +57,10 @@ def test_only_the_lora_moves_and_the_pipeline_comes_back(name: str, changes: dic
     assert [json.loads(line) for line in (tmp_path / "guard" / "training.jsonl").read_text().splitlines()] == log
     loaded = sr.Guard.from_pretrained(tmp_path / "guard")
     assert all(torch.equal(loaded.tensors()[k], v) for k, v in guard.tensors().items())
-    assert {name.rpartition(".lora_")[0] for name in guard.lora} == set(adapted_layers(denoiser, config.variant))
+    assert {name.rpartition(".lora_")[0] for name in guard.lora} == set(
+        adapted_layers(denoiser, config.variant, config.targets)
+    )
+    assert not config.targets or loaded.config.targets == config.targets  # as they were asked for
     with sr.attach(pipe, loaded):
         assert not torch.equal(run(case, pipe), plain)
     assert torch.equal(run(case, pipe), plain) and not (tmp_path / "guard.work").exists()

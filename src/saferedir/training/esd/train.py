@@ -121,7 +121,7 @@ def _train(
             backbone=backbone,
             component=family.denoiser,
             rank=config.rank,
-            targets=_ends(targets),
+            targets=config.targets or _ends(targets),
             training={
                 **asdict(config),
                 **facts,
