@@ -13,6 +13,7 @@ from saferedir.guards.saferedir.network import (
     redirect,
     redirect_pooled,
 )
+from saferedir.guards.saferedir.redirect import _together
 
 TINY = RedirectorConfig(
     prompt_dim=20, latent_widths=(6, 8), latent_strides=(1, 2), hidden=14, width=16, heads=2, rank=10, t_dim=6
@@ -244,6 +245,26 @@ def test_a_concept_that_acts_alone_moves_as_the_only_one_bit_for_bit():
     for row in range(3):
         only = Redirection(*(value[row : row + 1, row : row + 1] for value in vars(parts).values()))
         assert torch.equal(redirect(e0[row : row + 1], only, torch.ones(1, 1)), moved[row : row + 1])
+
+
+@pytest.mark.parametrize("lengths", [(1, 0.5, 0.5), (1, 0.25, 0.25, 0.25), (1, *[0.2] * 19), (1, 0.5), (1, 1, 1)])
+def test_short_shifts_beside_a_long_one_do_not_shorten_it(lengths):
+    shifts = torch.tensor(lengths).view(1, -1, 1, 1) * torch.tensor([0.6, 0.8])
+    assert _together(shifts).norm() == pytest.approx(1)
+
+
+def test_shifts_are_joined_in_full_precision_under_autocast():
+    shifts = torch.zeros(1, 2, 2, 8)
+    shifts[0, 0, 0, 0] = 0.5
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert torch.equal(_together(shifts), shifts[:, 0])
+
+
+def test_joined_shifts_have_finite_gradients_at_zero_and_where_they_cancel():
+    shifts = torch.zeros(1, 3, 2, 4)
+    shifts[0, :, 1, 0] = torch.tensor([1.0, 1.0, -1.0])
+    _together(shifts.requires_grad_()).sum().backward()
+    assert shifts.grad.isfinite().all()
 
 
 def test_p14_order_and_bound():

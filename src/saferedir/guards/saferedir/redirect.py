@@ -96,15 +96,22 @@ def _together(shifts: Tensor) -> Tensor:
     """Shifts (B, K, L, D) of K concepts -> (B, L, D): a sum in which those of one direction come to the longest of them.
 
     Each is divided by how many go its way: one for itself, and of each other the positive part of their product over the square
-    of the longer one. Siblings that lead to one anchor would otherwise lead far beyond it.
+    of the longer one. Siblings that lead to one anchor would otherwise lead far beyond it. Short ones beside a long one must not
+    shorten it: the whole is lengthened, at most K times, to the longest of them or to their sum, if that is shorter.
     """
-    if shifts.shape[1] == 1:
+    count = shifts.shape[1]
+    if count == 1:
         return shifts[:, 0]
-    products = torch.einsum("bkld,bjld->blkj", shifts, shifts)
+    # no matrix product: torch.autocast would make it in half precision, where the bounds below are 0
+    products = torch.stack([(shifts * shifts[:, k, None]).sum(dim=-1) for k in range(count)], dim=-1).transpose(1, 2)
     squares = products.diagonal(dim1=-2, dim2=-1)
     longer = torch.maximum(squares[..., None], squares[..., None, :]).clamp(min=SMALLEST_DELTA**2)
     alike = (products.clamp(min=0) / longer).sum(dim=-1) - squares / squares.clamp(min=SMALLEST_DELTA**2)
-    return (shifts / (1 + alike.clamp(min=0)).transpose(1, 2)[..., None]).sum(dim=1)
+    joined = (shifts / (1 + alike.clamp(min=0)).transpose(1, 2)[..., None]).sum(dim=1)
+    longest = torch.linalg.vector_norm(shifts, dim=-1, keepdim=True).amax(dim=1)
+    least = torch.minimum(longest, torch.linalg.vector_norm(shifts.sum(dim=1), dim=-1, keepdim=True))
+    length = torch.linalg.vector_norm(joined, dim=-1, keepdim=True).clamp(min=SMALLEST_DELTA)
+    return joined * (least / length).clamp(1, count)
 
 
 def _moved(
