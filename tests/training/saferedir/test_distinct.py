@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tests.conftest import make_pipeline
 from tests.training.saferedir.test_many import QUICK, pairs
@@ -13,7 +14,7 @@ from saferedir.pipelines.conditioning import PromptEmbeds
 from saferedir.training.saferedir import many as many_module
 from saferedir.training.saferedir.batches import ImageData
 from saferedir.training.saferedir.dataset import Pair
-from saferedir.training.saferedir.distinct import MOST, Others, other_prompts, telling_words
+from saferedir.training.saferedir.distinct import MOST, Others, other_prompts, telling_words, words_of
 from saferedir.training.saferedir.many import train_saferedir_many
 
 FOX = [
@@ -89,3 +90,23 @@ def test_a_guard_is_calibrated_on_the_images_of_all_and_goes_on_after_a_kill(tmp
         assert records[1]["benign"] == records[0]["benign"] + held_out  # the other's images
         assert records[1]["measured"]["held_out_benign_prompts"] > records[0]["measured"]["held_out_benign_prompts"]
         assert records[1]["false_positive_rate"] == QUICK.false_positive_rate / 2  # of the two rows together
+
+
+@pytest.mark.parametrize(
+    ("asks", "safe", "both"),
+    [
+        (["狐在树旁", "一只狐"], ["猫在树旁", "一只猫"], "兔和狐"),
+        (["\U0001f98a at night"], ["\U0001f431 at night"], "\U0001f430\U0001f98a"),
+        (["여우가 있다"], ["고양이가 있다"], "토끼와 여우를"),
+    ],
+)
+def test_words_tell_in_scripts_without_spaces_and_in_emoji(asks, safe, both):
+    telling = telling_words([Pair(*texts) for texts in zip(asks, safe, strict=True)])
+    assert telling & words_of(both)
+
+
+def test_a_concept_that_no_word_tells_of_learns_from_no_others():
+    pairs = {"a": [Pair("a fox", "a fox")], "b": [Pair("a fox, a hare", "a fox, a cat")]}
+    telling = {concept: telling_words(of) for concept, of in pairs.items()}
+    assert not telling["a"]
+    assert other_prompts(pairs, telling)["a"] == []

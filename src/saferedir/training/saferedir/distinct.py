@@ -1,6 +1,7 @@
 """Concepts that exclude one another, as characters do: prompts and images of one are benign for all others.
 
-A prompt for one concept may ask for another, too ("a fox beside a hare"); it is left out for those whose words it holds.
+A prompt for one concept may ask for another, too ("a fox beside a hare"); it is left out for those whose words it holds,
+and so are all prompts where no word tells of a concept.
 Used by many.py.
 """
 
@@ -22,12 +23,19 @@ TIMES = 10
 #: images of others that a concept's thresholds are chosen on
 MOST = 1000
 
-_WORD = re.compile(r"\w+")
+#: scripts that write no space between words (Thai to Burmese, Khmer, Chinese, Japanese) or inflect within it (Korean)
+_UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[^\W{_UNSPACED}]+|[{_UNSPACED}]+|[^\x00-\x7f\s]")
+_RUN = re.compile(rf"[{_UNSPACED}]+")
 
 
 def words_of(text: str) -> set[str]:
-    """The words of a prompt, in lower case."""
-    return set(_WORD.findall(text.casefold()))
+    """The words of a prompt, in lower case; of scripts without spaces each character and each two in a row; emoji."""
+    words = set(_WORD.findall(text.casefold()))
+    runs = {word for word in words if _RUN.fullmatch(word)}
+    return (words - runs) | {
+        run[at : at + size] for run in runs for size in (1, 2) for at in range(len(run) + 1 - size)
+    }
 
 
 def telling_words(pairs: Sequence[Pair]) -> frozenset[str]:
@@ -44,7 +52,7 @@ def other_prompts(pairs: Mapping[str, Sequence[Pair]], telling: Mapping[str, fro
     chosen: dict[str, list[str]] = {}
     for concept, words in telling.items():
         turns = [
-            [text for text in texts if not words & words_of(text)]
+            [text for text in texts if words and not words & words_of(text)]
             for other, texts in asking.items()
             if other != concept
         ]
@@ -75,7 +83,7 @@ class Others:
             concept: [
                 row
                 for row, (other, text) in enumerate(zip(shown, texts, strict=True))
-                if other != concept and not words & text
+                if other != concept and words and not words & text
             ]
             for concept, words in telling.items()
         }
