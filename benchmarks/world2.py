@@ -320,6 +320,8 @@ def main() -> None:
     is_part = arguments.validation or set(arguments.splits) != set(splits)
     if is_part and arguments.out == Path("docs"):
         parser.error("the page in docs has every test phrasing; give an --out for --validation or --splits.")
+    if arguments.only_page:  # a page of some tasks would lose the others' cells
+        arguments.tasks, arguments.methods = task_names(), list(ORDER)
     arguments.work.mkdir(parents=True, exist_ok=True)
     chosen = [VALIDATION] if arguments.validation else arguments.splits
     run = Run(arguments.models, arguments.n, arguments.images, arguments.second, chosen, arguments.guards)
