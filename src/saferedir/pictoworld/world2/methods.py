@@ -1,8 +1,7 @@
 """Guards of every method for the tasks of PictoWorld 2, made without training: the same words and images for all.
 
 Methods that read words serve the text-conditional tasks; `safe-denoiser` and `spell` serve every task, `safe-denoiser-generated`
-those without text. Trained guards are
-packaged as "world2/<task>" and "world2/<task>-<method>"; many characters' is "world2/characters", with the rows of the task on.
+those without text. Trained guards are packaged as "world2/<task>" and "world2/<task>-<method>".
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from saferedir.guards.nag import NAG, NAGConfig
 from saferedir.guards.negation import NegationSet
 from saferedir.guards.negative_prompt import NegativePrompt, NegativePromptConfig
 from saferedir.guards.safe_denoiser import SafeDenoiser
-from saferedir.guards.saferedir_many import SafeRedirMany
 from saferedir.guards.safree import Safree, SafreeConfig
 from saferedir.guards.sld import SLD, SLDConfig
 from saferedir.guards.spell import SPELL
@@ -39,7 +37,6 @@ from saferedir.utils.packaged import GUARD_CONFIG, list_packaged_guards
 Maker = Callable[[Task, Any], Guard[Any] | None]
 
 WORLD = "world2"
-ALL_CHARACTERS = f"{WORLD}/characters"
 #: images of a negation set, and as many benign ones
 REFERENCES = 400
 #: of SPELL's shield around a poster: a little less than the 34 from Quiet Harbour to the nearest of 60 other renders
@@ -224,18 +221,5 @@ def _trained(name: str, task: Task, folder: Path | None) -> Guard[Any] | None:
     label = task.name + ("" if name == "saferedir" else f"-{name}")
     if folder is not None and (folder / label / GUARD_CONFIG).is_file():
         return Guard.from_pretrained(folder / label)
-    if name == "saferedir" and task.kind == "identities":
-        return _characters(task)
     packaged = f"{WORLD}/{label}"
     return Guard.from_pretrained(packaged) if packaged in list_packaged_guards() else None
-
-
-def _characters(task: Task) -> Guard[Any]:
-    """The packaged guard of all characters with those of the task on.
-
-    It has no anchor of a policy, which would stand in the place of the whole prompt: a character's direction leads to the
-    fourth member of another family.
-    """
-    guard = SafeRedirMany.from_pretrained(ALL_CHARACTERS)
-    wanted = {values["character"].lower() for values in task.forget}
-    return guard.without(*(name for name in guard.config.concepts if name not in wanted))
