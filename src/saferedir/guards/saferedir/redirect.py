@@ -111,7 +111,8 @@ def _together(shifts: Tensor) -> Tensor:
     longest = torch.linalg.vector_norm(shifts, dim=-1, keepdim=True).amax(dim=1)
     least = torch.minimum(longest, torch.linalg.vector_norm(shifts.sum(dim=1), dim=-1, keepdim=True))
     length = torch.linalg.vector_norm(joined, dim=-1, keepdim=True).clamp(min=SMALLEST_DELTA)
-    return joined * (least / length).clamp(1, count)
+    lengthened: Tensor = joined * (least / length).clamp(1, count)
+    return lengthened
 
 
 def _moved(

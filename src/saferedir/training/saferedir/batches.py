@@ -190,7 +190,7 @@ def image_batch(
     """Random frames of random steps, shifted by at most one latent cell and slightly disturbed.
 
     `final_share` of them are the last frames of their runs, at the times of others: what a run looks like that begins with a
-    finished image (inverted latents, image to image). `among`: the rows (R,) to draw from; None for all.
+    finished image (inverted latents, image to image). `among`: the rows (R,) to sample from; None for all.
     """
     rows = torch.randint(max(1, len(data.frames if among is None else among)), (count,), generator=generator)
     rows = rows if among is None else among[rows]
