@@ -48,6 +48,11 @@ class ImageData:
     t: Tensor
     scale: Tensor | None = None
 
+    def rows(self, rows: Tensor) -> ImageData:
+        """A copy with these images alone."""
+        scale = None if self.scale is None else self.scale[rows]
+        return ImageData(self.frames[rows], self.prompts.rows(rows), self.label[rows], self.t, scale)
+
 
 def encode_text(
     pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None = None, lengths: Sequence[int] = ()
@@ -130,14 +135,7 @@ def _encoded(pipe: Any, pairs: Sequence[Pair], call: Mapping[str, Any] | None) -
 
 def correctly_labelled(data: ImageData, is_shown: Tensor) -> ImageData:
     """The images whose label agrees with what they show, is_shown (N,) bool: a model generates concepts unasked, and fails to."""
-    kept = (data.label.bool() == is_shown).nonzero()[:, 0]
-    return ImageData(
-        data.frames[kept],
-        data.prompts.rows(kept),
-        data.label[kept],
-        data.t,
-        None if data.scale is None else data.scale[kept],
-    )
+    return data.rows((data.label.bool() == is_shown).nonzero()[:, 0])
 
 
 class TextBatch(NamedTuple):

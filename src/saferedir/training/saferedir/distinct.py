@@ -48,11 +48,14 @@ def telling_words(pairs: Sequence[Pair]) -> frozenset[str]:
 
 def other_prompts(pairs: Mapping[str, Sequence[Pair]], telling: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
     """Of each concept prompts for the others that hold none of its words: at most as many as ask for it, the others in turn."""
-    asking = {concept: [pair.unsafe for pair in of if pair.unsafe is not None] for concept, of in pairs.items()}
+    asking = {
+        concept: [(pair.unsafe, words_of(pair.unsafe)) for pair in of if pair.unsafe is not None]
+        for concept, of in pairs.items()
+    }
     chosen: dict[str, list[str]] = {}
     for concept, words in telling.items():
         turns = [
-            [text for text in texts if words and not words & words_of(text)]
+            [text for text, held in texts if words and not words & held]
             for other, texts in asking.items()
             if other != concept
         ]
@@ -97,7 +100,5 @@ class Others:
 
     def of(self, concept: str) -> ImageData:
         """At most `MOST` of the images of others, spread evenly over them."""
-        rows, images = self.rows[concept], self.images
-        rows = rows[:: max(1, -(-len(rows) // MOST))]
-        scale = None if images.scale is None else images.scale[rows]
-        return ImageData(images.frames[rows], images.prompts.rows(rows), images.label[rows], images.t, scale)
+        rows = self.rows[concept]
+        return self.images.rows(rows[:: max(1, -(-len(rows) // MOST))])

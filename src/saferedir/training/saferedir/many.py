@@ -74,10 +74,7 @@ class Benign:
     def of(self, pairs: Sequence[Pair]) -> ImageData:
         """Those that are benign by the pairs of one concept."""
         texts = {pair.safe for pair in pairs}
-        rows = torch.tensor([row for row, prompt in enumerate(self.prompts) if prompt in texts])
-        images = self.images
-        scale = None if images.scale is None else images.scale[rows]
-        return ImageData(images.frames[rows], images.prompts.rows(rows), images.label[rows], images.t, scale)
+        return self.images.rows(torch.tensor([row for row, prompt in enumerate(self.prompts) if prompt in texts]))
 
 
 def train_saferedir_many(
@@ -312,19 +309,18 @@ def _side(
 
 def _others(sides: Mapping[str, Side], telling: Mapping[str, frozenset[str]]) -> Others:
     """The images of all concepts, for each other's."""
-    first, *rest = (side.images for side in sides.values())
-    for images in rest:
-        first = joined(first, images)
+    images = joined(*(side.images for side in sides.values()))
     shown = [concept for concept, side in sides.items() for _ in side.prompts]
-    return Others.of_images(first, shown, [prompt for side in sides.values() for prompt in side.prompts], telling)
+    return Others.of_images(images, shown, [prompt for side in sides.values() for prompt in side.prompts], telling)
 
 
-def joined(first: ImageData, second: ImageData) -> ImageData:
-    """The images of both, of the same steps."""
-    scale = None if first.scale is None or second.scale is None else torch.cat([first.scale, second.scale])
+def joined(first: ImageData, *rest: ImageData) -> ImageData:
+    """The images of all, of the same steps."""
+    parts = (first, *rest)
+    scales = [part.scale for part in parts if part.scale is not None]
     return ImageData(
-        torch.cat([first.frames, second.frames]), first.prompts.cat(second.prompts),
-        torch.cat([first.label, second.label]), first.t, scale,
+        torch.cat([part.frames for part in parts]), first.prompts.cat(*(part.prompts for part in rest)),
+        torch.cat([part.label for part in parts]), first.t, torch.cat(scales) if len(scales) == len(parts) else None,
     )  # fmt: skip
 
 
