@@ -135,20 +135,17 @@ def protect(
         require_verifiers(chosen, rules, verify, image_verifiers=image_verifiers)
         for conflict in named_conflicts(chosen, rules):
             warnings.warn(conflict.sentence, stacklevel=2)
-        for text in weak_verdict_texts(chosen, rules, verify, image_verifiers=image_verifiers):
-            warnings.warn(text, stacklevel=2)
         acting = tuple(guard for guard, rule in zip(chosen, rules, strict=True) if rule.action != "log")
-        chosen = distinct(chosen)
+        of_rules, chosen = chosen, distinct(chosen)
     elif profile is not None or guards is None:
         raise GuardConfigError("give guards, or a policy (saferedir.Policy); a profile is one of a policy's.")
     else:
-        acting = chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
+        of_rules = acting = chosen = (guards,) if isinstance(guards, Guard) else tuple(guards)
     verifier, of_guards = checked_policy(chosen, on_unsafe, verify, retries, on_block, image_verifiers)
-    if not rules:
-        names = [guard.name or guard.config.concept for guard in chosen]
-        alike = [ConceptRule(concept=name, guard=name, action=on_unsafe) for name in names]
-        for text in weak_verdict_texts(chosen, alike, verify, image_verifiers=image_verifiers):
-            warnings.warn(text, stacklevel=2)
+    names = [guard.name or guard.config.concept for guard in of_rules]
+    asked = rules or [ConceptRule(concept=name, guard=name, action=on_unsafe) for name in names]
+    for text in weak_verdict_texts(of_rules, asked, verify, image_verifiers=image_verifiers):
+        warnings.warn(text, stacklevel=2)
     of_inputs = input_verifiers(distinct(acting), check_inputs, verifier)
     attached = attach(pipe, chosen, force=force)
     return GuardedPipeline(pipe, attached, on_unsafe, verifier, retries, on_block, of_guards, of_inputs, rules)
